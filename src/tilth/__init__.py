@@ -1,0 +1,102 @@
+"""Maps from satellite and aerial images with few labels, by transfer learning.
+
+Each verb of the command line is a function here: `tilth.prepare(...)`, `tilth.train(...)`. They load on first use, so
+that `import tilth` costs nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilth.config import (
+        ModelConfig,
+        PolygonConfig,
+        PredictConfig,
+        PrepareConfig,
+        Recipe,
+        TrainConfig,
+        Variant,
+        load_recipe,
+    )
+    from tilth.errors import InputError, OutputError, SettingError, TilthError, WeightsError
+    from tilth.geo.sources import DstlSource, MaskSource, VectorSource
+    from tilth.geo.tileset import TileSet
+    from tilth.verbs.audit import audit
+    from tilth.verbs.compare import compare
+    from tilth.verbs.demo import demo
+    from tilth.verbs.evaluate import evaluate
+    from tilth.verbs.model import model
+    from tilth.verbs.polygons import polygons
+    from tilth.verbs.predict import predict
+    from tilth.verbs.prepare import prepare
+    from tilth.verbs.report import report
+    from tilth.verbs.train import train
+
+__version__ = version("tilth")
+
+_HOMES = {
+    **dict.fromkeys(
+        ("ModelConfig", "PolygonConfig", "PredictConfig", "PrepareConfig", "Recipe", "TrainConfig", "Variant"),
+        "tilth.config",
+    ),
+    **dict.fromkeys(("InputError", "OutputError", "SettingError", "TilthError", "WeightsError"), "tilth.errors"),
+    **dict.fromkeys(("DstlSource", "MaskSource", "VectorSource"), "tilth.geo.sources"),
+    "TileSet": "tilth.geo.tileset",
+    "load_recipe": "tilth.config",
+    **{
+        verb: f"tilth.verbs.{verb}"
+        for verb in (
+            "audit",
+            "compare",
+            "demo",
+            "evaluate",
+            "model",
+            "polygons",
+            "predict",
+            "prepare",
+            "report",
+            "train",
+        )
+    },
+}
+
+__all__ = [
+    "DstlSource",
+    "InputError",
+    "MaskSource",
+    "ModelConfig",
+    "OutputError",
+    "PolygonConfig",
+    "PredictConfig",
+    "PrepareConfig",
+    "Recipe",
+    "SettingError",
+    "TileSet",
+    "TilthError",
+    "TrainConfig",
+    "Variant",
+    "VectorSource",
+    "WeightsError",
+    "audit",
+    "compare",
+    "demo",
+    "evaluate",
+    "load_recipe",
+    "model",
+    "polygons",
+    "predict",
+    "prepare",
+    "report",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tilth' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

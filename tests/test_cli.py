@@ -1,0 +1,83 @@
+"""The command line: quick to answer, one line for what a user can mend, an example for every verb."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tilth.cli import app
+from tilth.cli.data import parse_classes
+from tilth.errors import SettingError
+
+COMMANDS = [
+    ("prepare", "vector"), ("prepare", "masks"), ("prepare", "dstl"), ("audit",), ("model",), ("train",), ("compare",),
+    ("evaluate",), ("predict",), ("polygons",), ("report",), ("demo",),
+]  # fmt: skip
+
+
+def tilth(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tilth", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_door_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from tilth.cli import app; app(['--help'], result_action='return_value');"
+        "print({'torch', 'rasterio', 'numpy', 'pydantic', 'matplotlib', 'geopandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("set()")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_a_worked_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    app([*command, "--help"], result_action="return_value")
+    assert f"$ tilth {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_every_setting_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    from tilth.config import ModelConfig, PrepareConfig, TrainConfig
+
+    for command, configs in ((("prepare", "vector"), [PrepareConfig]), (("train",), [ModelConfig, TrainConfig])):
+        app([*command, "--help"], result_action="return_value")
+        text = capsys.readouterr().out
+        for config in configs:
+            for name in config.__pydantic_fields__:  # type: ignore[attr-defined]
+                assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("audit", "nowhere"), "tilth prepare"),
+        (("train", "nowhere", "--out", "run"), "is not a tile set"),
+        (("train", "nowhere", "--out", "run", "--epochs", "none"), "--epochs"),
+        (("train", "nowhere", "--out", "run", "--epochs", "0"), "train.epochs = 0"),
+        (("compare", "nowhere", "--out", "c", "--recipe", "missing.toml"), "missing.toml"),
+        (("evaluate", "nowhere"), "is not a finished run"),
+        (("report", "nowhere"), "nowhere"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = tilth(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("tilth: ") and done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_recipe_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[train]\nepoch = 3\n")
+    done = tilth("train", "nowhere", "--out", "run", "--recipe", "r.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "r.toml: train.epoch is not a setting" in done.stderr
+
+
+def test_parse_classes() -> None:
+    assert parse_classes("1=forest,2=other") == {1: "forest", 2: "other"}
+    for wrong in ("forest", "1=", "x=forest"):
+        with pytest.raises(SettingError):
+            parse_classes(wrong)
