@@ -2,7 +2,17 @@
 
 from pathlib import Path
 
+import geopandas
+import numpy as np
 import pytest
+from hypothesis import settings
+from shapely import box
+
+from helpers import TENTH_METRE, UTM12, write_raster
+
+# A busy machine is no failure.
+settings.register_profile("tilth", deadline=None)
+settings.load_profile("tilth")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -13,3 +23,30 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data beside the project are not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scene.tif (256 x 256, noise, brighter where a field is) and fields.gpkg (16 squares of 32 pixels)."""
+    folder = tmp_path_factory.mktemp("fields")
+    pixels = np.random.default_rng(0).integers(1, 90, (3, 256, 256), dtype=np.uint8)
+    corners = [(16 + 64 * row, 16 + 64 * col) for row in range(4) for col in range(4)]
+    for row, col in corners:
+        pixels[:, row : row + 32, col : col + 32] += 150
+    write_raster(folder / "scene.tif", pixels)
+    squares = [box(*(TENTH_METRE @ (col, row + 32)), *(TENTH_METRE @ (col + 32, row))) for row, col in corners]
+    geopandas.GeoDataFrame({"kind": "field"}, geometry=squares, crs=UTM12).to_file(folder / "fields.gpkg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiles(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tile set of that scene: 32-pixel tiles, blocks of 64 pixels."""
+    from tilth.config import PrepareConfig
+    from tilth.geo.sources import VectorSource
+    from tilth.verbs.prepare import prepare
+
+    out = tmp_path_factory.mktemp("tiles") / "tiles"
+    config = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=64, buffer_px=0, val=0.2, test=0.2)
+    prepare(VectorSource(images=(fields / "scene.tif",), labels=fields / "fields.gpkg"), out, config)
+    return out

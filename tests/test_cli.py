@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tilth.cli import app
+from tilth.cli import app, main
 from tilth.cli.data import parse_classes
 from tilth.errors import SettingError
 
@@ -16,9 +16,12 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def tilth(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tilth", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def refusal(*arguments: str) -> str:
+    """Return the message that ends `tilth ARGUMENTS`; Python prints it on stderr and exits with 1."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, str)
+    return ended.value.code
 
 
 def test_the_door_loads_nothing_heavy() -> None:
@@ -33,7 +36,7 @@ def test_the_door_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_shows_a_worked_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     app([*command, "--help"], result_action="return_value")
-    assert f"$ tilth {' '.join(command)}" in capsys.readouterr().out
+    assert f"Example: $ tilth {' '.join(command)}" in capsys.readouterr().out
 
 
 def test_every_setting_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +55,7 @@ def test_every_setting_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str])
     [
         (("audit", "nowhere"), "tilth prepare"),
         (("train", "nowhere", "--out", "run"), "is not a tile set"),
-        (("train", "nowhere", "--out", "run", "--epochs", "none"), "--epochs"),
+        (("train", "nowhere", "--out", "run", "--epochs", "x"), "--epochs"),
         (("train", "nowhere", "--out", "run", "--epochs", "0"), "train.epochs = 0"),
         (("compare", "nowhere", "--out", "c", "--recipe", "missing.toml"), "missing.toml"),
         (("evaluate", "nowhere"), "is not a finished run"),
@@ -60,20 +63,27 @@ def test_every_setting_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str])
         (("nonsense",), "nonsense"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    done = tilth(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("tilth: ") and done.stderr.count("\n") == 1
-    assert words in done.stderr
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refusal(*arguments)
+    assert message.startswith("tilth: ") and "\n" not in message
+    assert words in message
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_recipe_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[train]\nepoch = 3\n")
-    done = tilth("train", "nowhere", "--out", "run", "--recipe", "r.toml", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "r.toml: train.epoch is not a setting" in done.stderr
+    message = refusal("train", "nowhere", "--out", "run", "--recipe", str(tmp_path / "r.toml"))
+    assert "r.toml: train.epoch is not a setting" in message
+
+
+def test_the_program_exits_with_1_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tilth", "audit", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("tilth: nowhere is not a tile set") and done.stderr.count("\n") == 1
 
 
 def test_parse_classes() -> None:
@@ -81,3 +91,11 @@ def test_parse_classes() -> None:
     for wrong in ("forest", "1=", "x=forest"):
         with pytest.raises(SettingError):
             parse_classes(wrong)
+
+
+def test_the_page_of_commands_is_up_to_date() -> None:
+    root = Path(__file__).parents[1]
+    sys.path.insert(0, str(root / "scripts"))
+    from make_docs import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"

@@ -5,7 +5,6 @@ that `import tilth` costs nothing.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from tilth.verbs.prepare import prepare
     from tilth.verbs.report import report
     from tilth.verbs.train import train
-
-__version__ = version("tilth")
 
 _HOMES = {
     **dict.fromkeys(
@@ -93,6 +90,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tilth")
     if name not in _HOMES:
         raise AttributeError(f"module 'tilth' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -42,7 +42,7 @@ class PrepareConfig:
     """Share of the area that is kept for the final score."""
     block_px: Annotated[int, Field(ge=0)] = 0
     """Edge of a block in pixels, for split = block. 0: two tiles."""
-    buffer_px: Annotated[int, Field(ge=0)] = 0
+    buffer_px: Annotated[int, Field(ge=0)] = 32
     """Least distance in pixels between a training pixel and a validation or test pixel, for split = block."""
     min_valid: Share = 0.1
     """Least share of labelled, valid pixels in a tile; tiles with less are left out."""

@@ -1,44 +1,111 @@
 """The command line: thin functions that parse, call one verb and print what it returns.
 
-Nothing heavy is imported before a verb is chosen, so that `tilth --help` answers at once.
+Nothing heavy is imported before a verb is called, so that help answers at once.
 """
 
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
 from tilth.errors import TilthError
 
+
+def installed_version() -> str:
+    """Return the version of Tilth. Looking it up takes as long as all the rest of `tilth --help`."""
+    from importlib.metadata import version
+
+    return version("tilth")
+
+
 app = App(
     name="tilth",
     help="Maps from satellite and aerial images with few labels, by transfer learning.\n\n"
     "images + labels -> prepare -> train -> evaluate -> predict -> polygons",
-    version=version("tilth"),
+    help_format="plaintext",
+    version=installed_version,
 )
-
-prepare = App(name="prepare", help="Turn images and labels into a tile set.")
-prepare.command("tilth.cli.data:vector", name="vector", help="Images and polygons.")
-prepare.command("tilth.cli.data:masks", name="masks", help="Images and mask images, paired by name.")
-prepare.command("tilth.cli.data:dstl", name="dstl", help="The DSTL competition's folder.")
+prepare = App(name="prepare", help="Turn images and labels into a tile set.", sort_key=1)
 app.command(prepare)
 
-app.command("tilth.cli.data:audit", name="audit", help="Say whether the split of a tile set leaks.")
-app.command("tilth.cli.learning:model", name="model", help="Show a network's stages, size, cost and graph.")
-app.command("tilth.cli.learning:train", name="train", help="Train a network on a tile set.")
-app.command("tilth.cli.learning:compare", name="compare", help="Train several configurations on the same tiles.")
-app.command("tilth.cli.learning:evaluate", name="evaluate", help="Score a run on tiles it was not trained on.")
-app.command("tilth.cli.maps:predict", name="predict", help="Map whole rasters with a run.")
-app.command("tilth.cli.maps:polygons", name="polygons", help="Turn a class map into polygons.")
-app.command("tilth.cli.maps:report", name="report", help="Write one HTML page about a run or a comparison.")
-app.command("tilth.cli.maps:demo", name="demo", help="Do all of it on the scenes inside the package.")
+
+def add(parent: App, place: int, home: str, text: str, example: str) -> None:
+    """Add the command MODULE:FUNCTION in the `place`-th row of the help; it is imported when it is called."""
+    function = f"tilth.cli.{home}"
+    name = home.partition(":")[2]
+    parent.command(function, name=name, help=text, help_epilogue=f"Example: $ tilth {example}", sort_key=place)
 
 
-def main() -> None:
-    """Run the command line; what a user can mend ends in one line on stderr and exit code 1."""
+add(
+    prepare, 1, "data:vector",
+    "Make a tile set from images and polygons. Labels are reprojected to the images, never the images.",
+    "prepare vector scene.tif --labels crowns.gpkg --out tiles/",
+)  # fmt: skip
+add(
+    prepare, 2, "data:masks",
+    "Make a tile set from a folder of images and a folder of mask images, paired by name.",
+    "prepare masks images/ masks/ --classes 1=forest,2=other --out tiles/",
+)  # fmt: skip
+add(
+    prepare, 3, "data:dstl",
+    "Make a tile set from the DSTL competition's folder as Kaggle ships it.",
+    "prepare dstl dstl/ --classes 5 --out tiles/",
+)  # fmt: skip
+add(
+    app, 2, "data:audit",
+    "Say which share of the validation and test pixels also lies in a training tile.",
+    "audit tiles/",
+)  # fmt: skip
+add(
+    app, 3, "learning:model",
+    "Show a network's stages with their shapes, parameters, GFLOP and memory, and draw its graph.",
+    "model transfer --draw-to transfer.svg",
+)  # fmt: skip
+add(
+    app, 4, "learning:train",
+    "Train a network on a tile set and keep the epoch with the least validation loss.",
+    "train tiles/ --out runs/trees --epochs 20",
+)  # fmt: skip
+add(
+    app, 5, "learning:compare",
+    "Train every variant of a recipe with every seed on the same tiles, side by side. Goes on after a stop.",
+    "compare tiles/ --recipe recipes/demo.toml --out comparison/",
+)  # fmt: skip
+add(
+    app, 6, "learning:evaluate",
+    "Score a run on the tiles of one split, every pixel once.",
+    "evaluate runs/trees --split test",
+)  # fmt: skip
+add(
+    app, 7, "maps:predict",
+    "Map whole rasters of any size with a run. A killed prediction goes on where it stopped.",
+    "predict runs/trees region.tif --out trees.tif",
+)  # fmt: skip
+add(
+    app, 8, "maps:polygons",
+    "Turn a class map into polygons with their area.",
+    "polygons trees.tif --out trees.gpkg --min-area-m2 1",
+)  # fmt: skip
+add(
+    app, 9, "maps:report",
+    "Write one HTML page about a run or a comparison that opens anywhere and can be mailed.",
+    "report comparison/ --out report.html",
+)  # fmt: skip
+add(
+    app, 10, "maps:demo",
+    "Compare the article's three models on the scene inside the package, then map another place with the best.",
+    "demo --out demo-out",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line on `arguments` (default: the process's own).
+
+    What a user can mend ends in one line on stderr and exit code 1.
+    """
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
     except (TilthError, CycloptsError) as error:
-        sys.exit(f"tilth: {error}")
+        sys.exit(f"tilth: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)

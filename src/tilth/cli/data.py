@@ -1,4 +1,4 @@
-"""`tilth prepare` and `tilth audit`."""
+"""`tilth prepare` and `tilth audit`. Verbs are imported when they are called, so that --help answers at once."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +9,6 @@ from tilth.cli.flags import config_from, settings
 from tilth.cli.show import show
 from tilth.config import PrepareConfig, Recipe, load_recipe
 from tilth.errors import SettingError
-from tilth.geo.sources import DstlSource, MaskSource, VectorSource
-from tilth.verbs.audit import audit as audit_tiles
-from tilth.verbs.prepare import prepare
 
 
 @settings(prepare=PrepareConfig)
@@ -29,10 +26,6 @@ def vector(
 ) -> None:
     """Make a tile set from images and polygons. Labels are reprojected to the images, never the images.
 
-    Example:
-
-        $ tilth prepare vector scene.tif --labels crowns.gpkg --out tiles/
-
     Args:
         images: GeoTIFFs or anything else that GDAL reads.
         labels: Polygons: GeoPackage, GeoJSON or Shapefile.
@@ -42,6 +35,9 @@ def vector(
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
+    from tilth.geo.sources import VectorSource
+    from tilth.verbs.prepare import prepare
+
     source = VectorSource(images=images, labels=labels, class_field=class_field, aoi=aoi, groups=groups)
     show(prepare(source, out, _config(recipe, chosen)))
 
@@ -62,10 +58,6 @@ def masks(
 ) -> None:
     """Make a tile set from a folder of images and a folder of mask images, paired by name.
 
-    Example:
-
-        $ tilth prepare masks images/ masks/ --classes 1=forest,2=other --out tiles/
-
     Args:
         images: Folder of images: PNG, JPEG or TIFF.
         masks: Folder of masks, one band, one value a class.
@@ -76,6 +68,9 @@ def masks(
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
+    from tilth.geo.sources import MaskSource
+    from tilth.verbs.prepare import prepare
+
     table = parse_classes(classes)
     source = MaskSource(
         images=images, masks=masks, classes=table, ignore=ignore, skip_mismatched=skip_mismatched, groups=groups
@@ -95,15 +90,14 @@ def dstl(
 ) -> None:
     """Make a tile set from the DSTL competition's folder as Kaggle ships it.
 
-    Example:
-
-        $ tilth prepare dstl dstl/ --classes 5 --out tiles/
-
     Args:
         folder: Folder with train_wkt_v4.csv, grid_sizes.csv and three_band, zipped or not.
         out: Folder of the tile set.
         recipe: TOML file whose [prepare] table gives the settings.
     """
+    from tilth.geo.sources import DstlSource
+    from tilth.verbs.prepare import prepare
+
     numbers = tuple(_number(part, "--classes") for part in classes.split(","))
     show(prepare(DstlSource(folder=folder, classes=numbers), out, _config(recipe, chosen)))
 
@@ -111,14 +105,12 @@ def dstl(
 def audit(tiles: Path, /) -> None:
     """Say which share of the validation and test pixels also lies in a training tile.
 
-    Example:
-
-        $ tilth audit tiles/
-
     Args:
         tiles: Folder of a tile set.
     """
-    show(audit_tiles(tiles))
+    from tilth.verbs.audit import audit
+
+    show(audit(tiles))
 
 
 def parse_classes(text: str) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""`tilth predict`, `tilth polygons`, `tilth report` and `tilth demo`."""
+"""`tilth predict`, `tilth polygons`, `tilth report` and `tilth demo`. Verbs are imported when they are called."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +8,6 @@ from cyclopts import Parameter
 from tilth.cli.flags import config_from, settings
 from tilth.cli.show import show
 from tilth.config import PolygonConfig, PredictConfig
-from tilth.verbs.demo import demo as run_demo
-from tilth.verbs.polygons import polygons as polygonize
-from tilth.verbs.predict import predict as predict_rasters
-from tilth.verbs.report import report as write_report
 
 
 @settings(predict=PredictConfig)
@@ -20,55 +16,47 @@ def predict(
 ) -> None:
     """Map whole rasters of any size with a run. A killed prediction goes on where it stopped.
 
-    Example:
-
-        $ tilth predict runs/trees region.tif --out trees.tif
-
     Args:
         run: Folder of a run.
         rasters: Images with the bands that the run was trained on.
         out: Class map to write, a GeoTIFF; a folder for several rasters.
     """
-    show(predict_rasters(run, rasters, out, config_from(PredictConfig, PredictConfig(), chosen)))
+    from tilth.verbs.predict import predict
+
+    show(predict(run, rasters, out, config_from(PredictConfig, PredictConfig(), chosen)))
 
 
 @settings(polygons=PolygonConfig)
 def polygons(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
     """Turn a class map into polygons with their area.
 
-    Example:
-
-        $ tilth polygons trees.tif --out trees.gpkg --min-area-m2 1
-
     Args:
         map: Class map, a GeoTIFF from `tilth predict`.
         out: File to write: .gpkg or .geojson.
     """
-    show(polygonize(map, out, config_from(PolygonConfig, PolygonConfig(), chosen)))
+    from tilth.verbs.polygons import polygons
+
+    show(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen)))
 
 
 def report(folder: Path, /, *, out: Path | None = None) -> None:
     """Write one HTML page about a run or a comparison that opens anywhere and can be mailed.
 
-    Example:
-
-        $ tilth report comparison/ --out report.html
-
     Args:
         folder: Folder of a run or of a comparison.
         out: Page to write; default: report.html in the folder.
     """
-    show(write_report(folder, out))
+    from tilth.verbs.report import report
+
+    show(report(folder, out))
 
 
 def demo(*, out: Path = Path("demo-out")) -> None:
     """Compare the article's three models on the scene inside the package, then map another place with the best.
 
-    Example:
-
-        $ tilth demo --out demo-out
-
     Args:
         out: Folder for everything that the demo makes.
     """
-    show(run_demo(out))
+    from tilth.verbs.demo import demo
+
+    show(demo(out))

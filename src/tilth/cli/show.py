@@ -1,10 +1,11 @@
 """Printing what a verb returns."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 
 
+@runtime_checkable
 class Printable(Protocol):
     """Whatever a verb returns for people to read."""
 

@@ -73,14 +73,14 @@ class Grid:
 
     def crop(self, window: Window) -> "Grid":
         """Return the grid of the pixels of `window` alone."""
-        shifted = self.transform * Affine.translation(window.col, window.row)
+        shifted = self.transform @ Affine.translation(window.col, window.row)
         return Grid(window.height, window.width, shifted, self.crs)
 
     def footprint(self, window: Window | None = None) -> Polygon:
         """Return the outline of `window` (default: of the whole grid) in ground coordinates."""
         w = window or self.window
         corners = ((w.col, w.row), (w.stop_col, w.row), (w.stop_col, w.stop_row), (w.col, w.stop_row))
-        return Polygon([self.transform * corner for corner in corners])
+        return Polygon([self.transform @ corner for corner in corners])
 
     @property
     def resolution_m(self) -> float | None:
@@ -91,7 +91,7 @@ class Grid:
         if self.crs is None:
             return None
         col, row = self.width / 2, self.height / 2
-        centre, right, below = (self.transform * point for point in ((col, row), (col + 1, row), (col, row + 1)))
+        centre, right, below = (self.transform @ point for point in ((col, row), (col + 1, row), (col, row + 1)))
         if self.crs.is_geographic:
             geod = self.crs.get_geod() or Geod(ellps="WGS84")
             across, down = (geod.inv(*centre, *point)[2] for point in (right, below))

@@ -117,6 +117,20 @@ class TileSet:
         """Return the tiles of one split, in the index's order."""
         return tuple(tile for tile in self.tiles if tile.split == split)
 
+    def lines(self) -> list[str]:
+        """Return what the command line prints: tiles by split, bands, ground size of a pixel, classes, and notes."""
+        meta = self.meta
+        tiles = ", ".join(f"{len(self.split(split)):,} {split}" for split in SPLITS if self.split(split))
+        sizes = sorted(scene.resolution_m for scene in meta.scenes if scene.resolution_m is not None)
+        ground = f", {sizes[len(sizes) // 2]:.3g} m a pixel" if sizes else ", no place on the ground"
+        return [
+            f"scenes: {len(meta.scenes):,}, {len(meta.band_names)} bands of {meta.dtype}{ground}",
+            f"classes: {', '.join(meta.legend.names)}",
+            f"tiles of {meta.settings.tile_px} px: {tiles}",
+            *(f"{what}: {words}" for what, words in meta.source.items()),
+            f"tile set: {self.folder}",
+        ]
+
     @cached_property
     def scenes(self) -> dict[str, Scene]:
         """The scenes by name."""

@@ -1,0 +1,199 @@
+"""`tilth compare`: several configurations and seeds, trained on the same tiles, side by side."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from tilth.card import CARD
+from tilth.config import Recipe, Variant
+from tilth.errors import SettingError
+from tilth.figures import Sample, loss_figure, samples_figure, stretch_limits, stretched
+from tilth.files import replacing, write_json, write_text
+from tilth.geo.tileset import TileSet
+from tilth.learn.checkpoint import STATE
+from tilth.learn.history import read_history
+from tilth.learn.inference import Predictor
+from tilth.legend import IGNORE
+from tilth.table import table
+from tilth.verbs.evaluate import decided
+from tilth.verbs.train import train
+
+COMPARISON = "comparison.json"
+SAMPLE_TILES = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained run of a comparison."""
+
+    variant: str
+    seed: int
+    run: str
+    """Folder of the run inside the comparison."""
+    parameters: int
+    trainable: int
+    best_val_loss: float
+    best_epoch: int
+    iou: float
+    """On the validation tiles, at the epoch of least validation loss."""
+    gap: float
+    """Validation loss less training loss at that epoch: how much better the network knows what it has seen."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs on the same tiles."""
+
+    folder: Path
+    title: str
+    rows: tuple[Row, ...]
+
+    def lines(self) -> list[str]:
+        """Return what the command line prints: one row a variant, means over its seeds."""
+        header = ("variant", "parameters", "trained", "val loss", "epoch", "val IoU", "val - train", "seconds")
+        body = [_summary(name, rows) for name, rows in self.by_variant().items()]
+        return [*table([header, *body]), f"comparison: {self.folder}"]
+
+    def by_variant(self) -> dict[str, list[Row]]:
+        """Return the rows of each variant, in the recipe's order."""
+        names = dict.fromkeys(row.variant for row in self.rows)
+        return {name: [row for row in self.rows if row.variant == name] for name in names}
+
+    def best(self) -> Row:
+        """Return the run of the variant with the best mean validation IoU that has the least validation loss."""
+        rows = max(self.by_variant().values(), key=lambda rows: mean(row.iou for row in rows))
+        return min(rows, key=lambda row: row.best_val_loss)
+
+
+def compare(tiles: Path, recipe: Recipe, out: Path) -> Comparison:
+    """Train every variant of `recipe` with every seed on one tile set, and write the comparison to `out`.
+
+    Given again after a stop, it goes on: finished runs stay, an unfinished one is resumed.
+
+    Raises:
+        SettingError: when the recipe has no variants, or two share a name.
+        InputError, WeightsError, OutputError: as `train` does.
+    """
+    check_variants(recipe)
+    rows = [_row(tiles, recipe, variant, seed, out) for seed in recipe.seeds for variant in recipe.variants]
+    order = [variant.name for variant in recipe.variants]
+    result = Comparison(out, recipe.title, tuple(sorted(rows, key=lambda row: (order.index(row.variant), row.seed))))
+    _write(result, tiles)
+    return result
+
+
+def check_variants(recipe: Recipe) -> None:
+    """Raise SettingError when there is nothing to compare."""
+    names = [slug(variant.name) for variant in recipe.variants]
+    if not names:
+        raise SettingError("The recipe has no [[variants]]: name at least one configuration to train.")
+    if len(set(names)) < len(names):
+        raise SettingError(f"Two variants share a name among {', '.join(names)}: give each its own.")
+
+
+def slug(name: str) -> str:
+    """Return a name as a folder's name: lower case letters, digits and hyphens.
+
+    >>> slug("U-Net, EfficientNet-B0")
+    'u-net-efficientnet-b0'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _row(tiles: Path, recipe: Recipe, variant: Variant, seed: int, out: Path) -> Row:
+    place = f"{slug(variant.name)}/seed{seed}"
+    run = out / place
+    trained = train(tiles, run, recipe.variant(variant, seed), resume=(run / STATE).exists() or (run / CARD).exists())
+    best = trained.history.best
+    return Row(
+        variant=variant.name,
+        seed=seed,
+        run=place,
+        parameters=trained.parameters,
+        trainable=trained.trainable,
+        best_val_loss=best.val_loss,
+        best_epoch=best.epoch,
+        iou=best.val_iou,
+        gap=best.val_loss - best.train_loss,
+        seconds=sum(epoch.seconds for epoch in trained.history.epochs),
+    )
+
+
+def _write(result: Comparison, tiles: Path) -> None:
+    write_table(result)
+    histories = {
+        name: [read_history(result.folder / row.run) for row in rows] for name, rows in result.by_variant().items()
+    }
+    _write_bytes(result.folder / "losses.png", loss_figure(histories))
+    runs = {name: result.folder / rows[0].run for name, rows in result.by_variant().items()}
+    _write_bytes(result.folder / "samples.png", _samples(TileSet.open(tiles), runs))
+    content = {"title": result.title, "tiles": str(tiles.resolve()), "rows": [asdict(row) for row in result.rows]}
+    write_json(result.folder / COMPARISON, content)
+
+
+def write_table(result: Comparison) -> None:
+    """Write table.csv, one row a run, for spreadsheets."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(result.rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in result.rows)
+    write_text(result.folder / "table.csv", text.getvalue())
+
+
+def _samples(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
+    """Return the picture of some validation tiles: spread over the index, those with labels of class 1 first."""
+    samples = tile_set.samples("val", once=True)
+    mixed = [i for i, tile in enumerate(samples.tiles) if min(tile.shares[:2]) > 0]
+    chosen = spread(mixed or list(range(len(samples))))
+    images, labels = zip(*(samples[i] for i in chosen), strict=True)
+    maps = {}
+    for name, run in runs.items():
+        predictor = Predictor.load(run)
+        maps[name] = decided(predictor(np.stack(images)), predictor.card)
+    known = [label != IGNORE for label in labels]
+    limits = stretch_limits(images, known)
+    rows = [
+        Sample(stretched(image, valid, limits), label, {name: classes[i] for name, classes in maps.items()})
+        for i, (image, label, valid) in enumerate(zip(images, labels, known, strict=True))
+    ]
+    return samples_figure(rows, tile_set.meta.legend)
+
+
+def spread(indices: Sequence[int]) -> list[int]:
+    """Return up to four of `indices`, evenly spread.
+
+    >>> spread(list(range(10)))
+    [0, 3, 6, 9]
+    """
+    positions = np.linspace(0, len(indices) - 1, min(SAMPLE_TILES, len(indices)))
+    return [indices[round(position)] for position in positions]
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def _summary(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    def average(values: Iterator[float], digits: int) -> str:
+        figures = list(values)
+        around = f" ± {stdev(figures):.{digits}f}" if len(figures) > 1 else ""
+        return f"{mean(figures):.{digits}f}{around}"
+
+    return (
+        name,
+        f"{rows[0].parameters:,}",
+        f"{rows[0].trainable:,}",
+        average((row.best_val_loss for row in rows), 4),
+        ", ".join(str(row.best_epoch) for row in rows),
+        average((row.iou for row in rows), 3),
+        average((row.gap for row in rows), 3),
+        f"{mean(row.seconds for row in rows):.0f}",
+    )

@@ -1,0 +1,156 @@
+"""`tilth train`: a tile set and a recipe become a run, a folder with weights, card and history."""
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tilth.card import CARD, ModelCard
+from tilth.config import ModelConfig, Recipe, recipe_toml
+from tilth.errors import InputError, OutputError, SettingError
+from tilth.files import json_digest, write_json, write_text, writing
+from tilth.geo.tileset import TileSet, TileSetMeta
+from tilth.learn.checkpoint import STATE
+from tilth.learn.feed import Scaling, TrainingData
+from tilth.learn.history import History
+from tilth.learn.loop import fit
+from tilth.learn.networks import Network, build
+from tilth.verbs.audit import audit
+
+RECIPE = "recipe.toml"
+SOURCE = "tiles.json"
+DEFAULT_RECIPE = Recipe()
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished run."""
+
+    run: Path
+    card: ModelCard
+    history: History
+    parameters: int
+    trainable: int
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return what the command line prints."""
+        best = self.history.best
+        seconds = sum(epoch.seconds for epoch in self.history.epochs)
+        return [
+            *self.notes,
+            f"{self.parameters:,} parameters, {self.trainable:,} trained; encoder weights: {self.card.weights_from}",
+            f"{len(self.history.epochs)} epochs in {seconds:.0f} s; best: epoch {best.epoch}, "
+            f"val loss {best.val_loss:.4f}, IoU {best.val_iou:.3f}, F1 {best.val_f1:.3f}",
+            f"run: {self.run}",
+        ]
+
+
+def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool = False) -> Training:
+    """Train the network of `recipe` on a tile set and return the run written to `out`.
+
+    With `resume` a run that was stopped goes on where it was and ends with the same weights to the bit on the same
+    machine; where there is nothing to go on from, it begins.
+
+    Raises:
+        InputError: when `tiles` is no tile set, or has no training tile.
+        SettingError: for settings that cannot work, or that differ from those of the run to be resumed.
+        WeightsError: when the encoder's weights cannot be had.
+        OutputError: when `out` holds a run already and `resume` is not set, or cannot be written.
+    """
+    tile_set = TileSet.open(tiles)
+    going_on = _refuse_other_run(out, resume)
+    torch.manual_seed(recipe.train.seed)
+    network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
+    data = training_data(tile_set, recipe, scaling_of(tile_set.meta, network, recipe.train.normalise))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(out / RECIPE, recipe_toml(recipe))
+    write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
+    history = fit(network, data, recipe.train, out, resume=going_on)
+    found = audit(tiles)
+    card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history)
+    card.write(out)
+    return Training(out, card, history, *parameter_counts(network), notes=(found.verdict,) if found.leaks else ())
+
+
+def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:
+    """Return what `fit` needs of a tile set. Validation counts every pixel once.
+
+    Raises:
+        InputError: when a part that training needs has no tile.
+    """
+    for split in ("train", "val"):
+        if not tile_set.split(split):
+            raise InputError(
+                f"{tile_set.folder} has no {split} tiles. Prepare it again with other --val and --test shares."
+            )
+    fingerprint = json_digest([tile_set.meta.fingerprint, asdict(recipe.model)])
+    val = tile_set.samples("val", once=True)
+    return TrainingData(tile_set.samples("train"), val, tile_set.meta.legend, scaling, fingerprint)
+
+
+def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:
+    """Return the scaling that `normalise` ("auto", "weights" or "data") means for these images and this network.
+
+    Raises:
+        SettingError: for "weights" where the encoder has none, or the images' range is not known or not three bands.
+    """
+    pretrained = network.input_scaling
+    fits = pretrained is not None and meta.scale is not None and len(meta.band_names) == len(pretrained.mean)
+    if normalise == "weights" and not fits:
+        raise SettingError(
+            "normalise = 'weights' needs a pretrained encoder and three bands of known range; choose 'auto' or 'data'."
+        )
+    if normalise == "data" or not fits or pretrained is None or meta.scale is None:
+        return Scaling(meta.mean, meta.std)
+    scale = meta.scale
+    return Scaling(tuple(m * scale for m in pretrained.mean), tuple(s * scale for s in pretrained.std))
+
+
+def parameter_counts(network: torch.nn.Module) -> tuple[int, int]:
+    """Return the number of parameters, and of those that training changes."""
+    parameters = list(network.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a run's outcome."""
+    libraries = ("tilth", "torch", "timm", "numpy", "rasterio")
+    return {"python": platform.python_version()} | {name: version(name) for name in libraries}
+
+
+def _refuse_other_run(out: Path, resume: bool) -> bool:
+    exists = (out / STATE).exists() or (out / CARD).exists()
+    if exists and not resume:
+        raise OutputError(f"{out} holds a run already; nothing was changed. Give --resume to go on, or another --out.")
+    if out.is_dir() and not exists and not resume and any(out.iterdir()):
+        raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
+    return exists
+
+
+def _card(
+    name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling, history: History
+) -> ModelCard:
+    best = history.best
+    resolutions = sorted(scene.resolution_m for scene in meta.scenes if scene.resolution_m is not None)
+    return ModelCard(
+        name=name,
+        model=model,
+        weights_from=network.weights_from,
+        legend=meta.legend,
+        band_names=meta.band_names,
+        dtype=meta.dtype,
+        mean=scaling.mean,
+        std=scaling.std,
+        tile_px=meta.settings.tile_px,
+        resolution_m=resolutions[len(resolutions) // 2] if resolutions else None,
+        threshold=THRESHOLD,
+        epoch=best.epoch,
+        scores={"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1},
+        data_fingerprint=meta.fingerprint,
+        versions=versions(),
+    )
