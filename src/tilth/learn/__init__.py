@@ -1,0 +1,1 @@
+"""Learning: networks, losses, the loop, checkpoints. Opens no file of geodata."""

@@ -1,0 +1,128 @@
+"""What reading a training tile costs beside what the network spends on it: one scene, one process, one run.
+
+    python benchmarks/bench_tiles.py [--pixels 2048] [--batches 6]
+
+Makes a scene of noise (the worst for compression) as a tiled, compressed GeoTIFF with polygons, prepares it with
+224-pixel tiles at half overlap, then takes batches of 8 from the feed and trains on them: the EfficientNet-B0 U-Net
+from random weights, flips and turns, float32. Feed and network take turns, so that other load on the machine meets
+both. Prints milliseconds a tile for both and their ratio, and ends with 1 where the ratio is above the limit.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import geopandas
+import numpy as np
+import rasterio
+import torch
+from affine import Affine
+from shapely import Polygon, box
+
+from tilth.config import ModelConfig, PrepareConfig, TrainConfig
+from tilth.geo.sources import VectorSource
+from tilth.geo.tileset import TileSet
+from tilth.learn.device import find_device, layout
+from tilth.learn.feed import Feed, Scaling, TrainingData
+from tilth.learn.losses import segmentation_loss
+from tilth.learn.networks import build
+from tilth.learn.optim import adam
+from tilth.verbs.prepare import prepare
+
+LIMIT = 0.1
+CRS = "EPSG:32612"
+TRANSFORM = Affine(0.1, 0, 528000, 0, -0.1, 4979000)
+CONFIG = TrainConfig(batch_size=8, workers=0)
+
+Result = TypeVar("Result")
+
+
+def noise_scene(path: Path, size: int) -> Path:
+    """Write `size` x `size` pixels of three bands of noise as a tiled, deflated GeoTIFF and return its path."""
+    profile = {"driver": "GTiff", "count": 3, "height": size, "width": size, "dtype": "uint8", "compress": "deflate"}
+    profile |= {"crs": CRS, "transform": TRANSFORM, "tiled": True, "blockxsize": 256, "blockysize": 256}
+    pixels = np.random.default_rng(0).integers(1, 255, (3, size, size), dtype=np.uint8)
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(pixels)
+    return path
+
+
+def squares(path: Path, size: int) -> Path:
+    """Write a square of 40 pixels for every 100 x 100 pixels and return the layer's path."""
+    corners = [(row, col) for row in range(30, size - 50, 100) for col in range(30, size - 50, 100)]
+    layer = geopandas.GeoDataFrame(geometry=[square(row, col) for row, col in corners], crs=CRS)
+    layer.to_file(path)
+    return path
+
+
+def square(row: int, col: int) -> Polygon:
+    """Return the outline of 40 x 40 pixels on the ground."""
+    (left, top), (right, bottom) = TRANSFORM * (col, row), TRANSFORM * (col + 40, row + 40)
+    return box(left, bottom, right, top)
+
+
+def tile_set(folder: Path, size: int) -> TileSet:
+    """Return a tile set of a scene of noise."""
+    source = VectorSource((noise_scene(folder / "scene.tif", size),), squares(folder / "squares.gpkg", size))
+    return prepare(source, folder / "tiles", PrepareConfig(split="block"))
+
+
+def training_step(bands: int, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Return what takes one step on a batch: forward, loss, backward, Adam."""
+    network = build(ModelConfig(weights="none"), bands, 1).to(device, memory_format=layout(device)).train()
+    optimizer = adam(network, CONFIG.encoder_lr, CONFIG.decoder_lr)
+
+    def step(images: torch.Tensor, label: torch.Tensor) -> None:
+        loss = segmentation_loss(network(images), label, CONFIG.dice_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def timed(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the seconds that `work` took, and its result."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def milliseconds_a_tile(tiles: TileSet, batches: int) -> tuple[float, float]:
+    """Return what feed and network spend on one tile: medians over `batches`, after one that warms up both."""
+    device = torch.device(find_device("auto"))
+    data = TrainingData(
+        tiles.samples("train"), tiles.samples("val"), tiles.meta.legend, Scaling(tiles.meta.mean, tiles.meta.std)
+    )
+    stream, step = Feed(data, CONFIG, device).train(epoch=0), training_step(len(tiles.meta.band_names), device)
+    spent = []
+    for _ in range(batches + 1):
+        reading, (images, label) = timed(lambda: next(stream))
+        learning, _ = timed(lambda images=images, label=label: step(images, label))  # type: ignore[misc]
+        spent.append((1000 * reading / len(images), 1000 * learning / len(images)))
+    feed, network = np.median(spent[1:], axis=0)
+    return float(feed), float(network)
+
+
+def main() -> int:
+    """Print the figures and return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pixels", type=int, default=2048, help="edge of the scene in pixels (default 2048)")
+    parser.add_argument("--batches", type=int, default=6, help="batches that count (default 6)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        feed, network = milliseconds_a_tile(tile_set(Path(folder), arguments.pixels), arguments.batches)
+    ratio = feed / network
+    print(f"feed     {feed:8.2f} ms a tile (224 x 224 x 3, read, augmented, scaled; no workers)")
+    print(f"network  {network:8.2f} ms a tile (one training step, {torch.get_num_threads()} threads)")
+    print(f"ratio    {ratio:8.3f}    (limit {LIMIT})")
+    return int(ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""What outlives a killed run: weights as safetensors, and the state that a run goes on from.
+
+    model.safetensors   weights of the epoch of least validation loss
+    last.safetensors    weights of the last finished epoch
+    state.ckpt          all that decides how training goes on; written last, for what is not in it did not happen
+
+All three appear whole or not at all.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from numpy import ndarray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from tilth.config import TrainConfig
+from tilth.errors import InputError, SettingError
+from tilth.files import replacing
+from tilth.learn.feed import TrainingData
+from tilth.learn.history import Epoch, History
+
+STATE = "state.ckpt"
+LAST = "last.safetensors"
+
+FREE = ("epochs", "workers", "save_minutes", "tensorboard")
+"""Settings that may change when a run goes on: they do not touch what an epoch computes."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything whose state goes into a dictionary of tensors and plain values, and comes back from one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Set the state."""
+        ...
+
+
+@dataclass
+class Tally:
+    """Sums over the batches seen so far."""
+
+    confusion: Int64[ndarray, "k k"]
+    loss: float = 0.0
+    """Each batch's loss times its labelled pixels."""
+
+    @classmethod
+    def of(cls, k: int) -> "Tally":
+        """Return the sums over no batch, for `k` classes."""
+        return cls(np.zeros((k, k), np.int64))
+
+    def add(self, loss: float, confusion: Int64[ndarray, "k k"]) -> None:
+        """Count one more batch."""
+        self.confusion = self.confusion + confusion
+        self.loss += loss * int(confusion.sum())
+
+    @property
+    def mean_loss(self) -> float:
+        """The loss over all labelled pixels; NaN where there is none."""
+        pixels = int(self.confusion.sum())
+        return self.loss / pixels if pixels else float("nan")
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    tally: Tally
+    """Of the training tiles of the epoch under way."""
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Steps done of the epoch under way."""
+    seconds: float = 0.0
+    """Spent on the steps of the epoch under way."""
+    history: History = field(default_factory=History)
+
+
+def identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Return what must be equal for a run to go on: the settings that decide the outcome, and what tells the data."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    scaling = {name: list(values) for name, values in asdict(data.scaling).items()}
+    return {**settings, **scaling, "classes": list(data.legend.names), "fingerprint": data.fingerprint}
+
+
+def save_state(folder: Path, parts: Mapping[str, Stateful], position: Position, known_as: Mapping[str, Any]) -> None:
+    """Write state.ckpt: the state of `parts`, torch's random numbers, `position`, and the run's identity.
+
+    Raises:
+        OutputError: when the disk refuses; the state written before stays.
+    """
+    content = {
+        "identity": dict(known_as),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "random": _random_state(),
+        "position": _packed(position),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(folder / STATE) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def load_state(folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[str, Any]) -> Position:
+    """Set `parts` and torch's random numbers to what state.ckpt holds, and return the run's position.
+
+    Raises:
+        InputError: when there is no state, or the file is damaged.
+        SettingError: when the state is of another run: other settings, other data or another network.
+    """
+    path = folder / STATE
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        before, position = content["identity"], _unpacked(content["position"])
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no {STATE} to go on from. Train without --resume.") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not Tilth's. Remove {folder} and train again.") from error
+    _refuse_other(path, before, known_as)
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(content["parts"][name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise SettingError(f"{path} is of another network. Resume with the model that it began with.") from error
+    _set_random_state(content["random"])
+    return position
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Write a network's weights and batch-norm statistics as safetensors, under the names of its state_dict.
+
+    Raises:
+        OutputError: when the disk refuses.
+    """
+    content = save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Set `network`'s weights to those of a file that `save_weights` wrote.
+
+    Raises:
+        InputError: when the file is missing, truncated, or of another network.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Copy the run again, or train it again.") from error
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} is of another network than its card describes. Train the run again.") from error
+
+
+def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        changes = ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
+        raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
+
+
+def _packed(position: Position) -> dict[str, Any]:
+    # Plain values only: the file is read without pickle's powers.
+    return {
+        "confusion": position.tally.confusion.tolist(),
+        "loss": position.tally.loss,
+        "epoch": position.epoch,
+        "step": position.step,
+        "seconds": position.seconds,
+        "history": [asdict(epoch) for epoch in position.history.epochs],
+    }
+
+
+def _unpacked(content: Mapping[str, Any]) -> Position:
+    tally = Tally(np.array(content["confusion"], dtype=np.int64), content["loss"])
+    history = History(tuple(Epoch(**epoch) for epoch in content["history"]))
+    return Position(tally, content["epoch"], content["step"], content["seconds"], history)
+
+
+def _random_state() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own gap
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,170 @@
+"""The size analysis of a network: its parts with their shapes, parameters and arithmetic, and a tile's memory."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tilth.config import ModelConfig
+from tilth.learn.footprint import flop, kept_bytes, peak_bytes, weight_bytes
+from tilth.learn.networks import Network, build, padded_px
+from tilth.table import table
+
+MIB = 2**20
+GIGA = 1e9
+PER_TRAINABLE = 3 * 4
+"""Bytes that training adds to a trainable parameter: its gradient and Adam's two moments, in 32-bit numbers."""
+
+Kind = Literal["encoder", "bottleneck", "decoder", "head"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step of a network: what it puts out and what it costs for one tile."""
+
+    name: str
+    kind: Kind
+    channels: int
+    height: int
+    width: int
+    parameters: int
+    trainable: int
+    gflop: float
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What a network is made of and what it costs. GFLOP and memory are for one tile, in 32-bit numbers."""
+
+    title: str
+    bands: int
+    size: int
+    parts: tuple[Part, ...]
+    training_mib: float
+    """Maps kept for the backward pass."""
+    prediction_mib: float
+    """Most that maps take at once."""
+    weights_mib: float
+    notes: tuple[str, ...]
+    """What the user should know beside the figures, a sentence each."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def trainable(self) -> int:
+        """The number of parameters that training changes."""
+        return sum(part.trainable for part in self.parts)
+
+    @property
+    def gflop(self) -> float:
+        """10^9 floating-point operations for the prediction of one tile: two for every multiply-add."""
+        return sum(part.gflop for part in self.parts)
+
+    def lines(self) -> list[str]:
+        """Return the summary as plain text: a table of the parts, then the totals."""
+        header = ("part", "channels", "size", "parameters", "trainable", "GFLOP")
+        rows = [header, *(_row(part) for part in self.parts)]
+        all_mib = self.weights_mib + PER_TRAINABLE * self.trainable / MIB
+        return [
+            f"{self.title}, {self.bands} bands, tiles of {self.size} x {self.size} pixels",
+            "",
+            *table(rows),
+            "",
+            f"parameters {self.parameters:,}, trainable {self.trainable:,}",
+            f"arithmetic {self.gflop:.2f} GFLOP a tile to predict (two FLOP for every multiply-add of convolutions)",
+            f"memory     {self.training_mib:.1f} MiB a tile to train (maps kept for the backward pass)",
+            f"           {self.prediction_mib:.1f} MiB a tile to predict (most maps at once)",
+            f"           {self.weights_mib:.1f} MiB weights; {all_mib:.1f} MiB with gradients and Adam's two moments",
+            *self.notes,
+        ]
+
+
+def describe(config: ModelConfig, bands: int, outputs: int, size: int) -> ModelSummary:
+    """Return the size analysis of the network that `config` describes. No weights are looked up.
+
+    Costs a few forward passes of one tile on the CPU.
+
+    Raises:
+        SettingError: for an encoder that timm does not have or that cannot be an encoder.
+    """
+    network = build(config, bands, outputs, pretrained=False)
+    image = torch.zeros(1, bands, size, size)
+    return ModelSummary(
+        title=title_of(config),
+        bands=bands,
+        size=size,
+        parts=tuple(parts_of(network, image)),
+        # Two tiles, halved: some networks cannot train on a single one.
+        training_mib=kept_bytes(network, image.expand(2, -1, -1, -1).clone()) / 2 / MIB,
+        prediction_mib=peak_bytes(network, image) / MIB,
+        weights_mib=weight_bytes(network) / MIB,
+        notes=tuple(_notes(network, size)),
+    )
+
+
+def title_of(config: ModelConfig) -> str:
+    """Return what to call the network that `config` describes."""
+    return "U-Net" if config.architecture == "unet" else f"U-Net over {config.encoder}"
+
+
+def parts_of(network: Network, image: Tensor) -> Iterator[Part]:
+    """Yield the parts of a network in the order in which an image passes them."""
+    network = deepcopy(network).eval()
+    body = network.body
+    named: list[tuple[str, Kind, nn.Module]] = [
+        *((f"encoder {i}", "encoder", stage) for i, stage in enumerate(body.stages, 1)),
+        ("bottleneck", "bottleneck", body.bottleneck),
+        *((f"decoder {i}", "decoder", step) for i, step in enumerate(body.decoder, 1)),
+        ("head", "head", body.head),
+    ]
+    calls = _calls(network, [module for _, _, module in named], image)
+    for i, ((name, kind, module), (given, output)) in enumerate(zip(named, calls, strict=True)):
+        yield Part(
+            name=name,
+            kind=kind,
+            channels=output.shape[1],
+            height=output.shape[2],
+            width=output.shape[3],
+            parameters=sum(each.numel() for each in module.parameters()),
+            trainable=sum(each.numel() for each in module.parameters() if each.requires_grad),
+            gflop=flop(module, *given) / GIGA,
+            frozen=i < network.frozen,
+        )
+
+
+def _calls(network: Network, modules: list[nn.Module], image: Tensor) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+    calls: list[tuple[tuple[Tensor, ...], Tensor]] = []
+
+    def keep(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((given, output))
+
+    hooks = [module.register_forward_hook(keep) for module in modules]
+    try:
+        with torch.no_grad():
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _notes(network: Network, size: int) -> Iterator[str]:
+    if network.frozen:
+        words = {1: "Stage 1 is", 2: "Stages 1 and 2 are"}.get(network.frozen, f"Stages 1 to {network.frozen} are")
+        yield f"{words} frozen: no gradient, and batch norm keeps its statistics."
+    inside = padded_px(size, network.body.stride)
+    if inside != size:
+        yield f"Inside, the tile is continued to {inside} x {inside} pixels; the result is cropped back."
+
+
+def _row(part: Part) -> tuple[str, ...]:
+    name = f"{part.name} (frozen)" if part.frozen else part.name
+    size = f"{part.height} x {part.width}"
+    return name, f"{part.channels}", size, f"{part.parameters:,}", f"{part.trainable:,}", f"{part.gflop:.3f}"

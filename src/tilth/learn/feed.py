@@ -1,0 +1,191 @@
+"""Tiles on their way to the network: read ahead, augmented, scaled, in batches.
+
+What a batch holds depends on the seed, the epoch and the tiles' indices alone: not on the number of workers, not on
+what was read before. So a run can go on in the middle of an epoch.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from numpy import ndarray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from tilth.config import TrainConfig
+from tilth.errors import TilthError
+from tilth.learn.augment import Augment, augmented
+from tilth.learn.device import layout
+from tilth.legend import IGNORE, Legend
+
+Part = Literal["train", "val"]
+Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]
+Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"]]
+
+
+@runtime_checkable
+class Tiles(Protocol):
+    """Tiles by index: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
+
+    All of one shape. A pixel labelled 255 is neither trained nor scored; one that is 0 in every band besides has no
+    image at all. Must go through pickle when there are workers.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What the network sees of a pixel: (pixel - mean) / std, by band, in the images' own units."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: Float32[ndarray, "*n b h w"]) -> Float32[ndarray, "*n b h w"]:
+        """Return `image` as the network sees it. A pixel at the mean becomes 0."""
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        return (image - mean) / std
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything that training sees."""
+
+    train: Tiles
+    val: Tiles
+    """May be empty: then there is no validation loss, and the last epoch counts as the best."""
+    legend: Legend
+    scaling: Scaling
+    fingerprint: str = ""
+    """Of the tile set: a run goes on with the same data only."""
+
+
+class Key(NamedTuple):
+    """One tile in one epoch: all that decides what the feed makes of it."""
+
+    part: Part
+    epoch: int
+    tile: int
+
+
+def imaged(image: Float32[ndarray, "b h w"], label: UInt8[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
+    """Return which pixels of a sample have an image: all but those that are 0 in every band and labelled 255."""
+    seen: Bool[ndarray, "h w"] = (label != IGNORE) | image.any(axis=0)
+    return seen
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
+    """Return the indices 0 to `length` - 1 in the order in which an epoch takes them."""
+    return [int(index) for index in _generator(seed, epoch).permutation(length)]
+
+
+def batched(order: Sequence[int], size: int) -> list[list[int]]:
+    """Return `order` cut into batches of `size`. Nothing is left out: what remains is the last, smaller batch.
+
+    A single tile that remains joins the batch before it, for batch statistics of one small tile may not exist.
+
+    >>> batched(range(7), 3)
+    [[0, 1, 2], [3, 4, 5, 6]]
+    """
+    batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+def worker_count(workers: int, device: str) -> int:
+    """Return how many processes read tiles ahead; `workers` itself unless it is -1.
+
+    By default none on a CPU, where reading is a few hundredths of a training step and workers would take its cores,
+    seconds of start and memory each; else one less than there are cores, at most 8.
+    """
+    if workers >= 0:
+        return workers
+    return 0 if device == "cpu" else min(8, max(0, _cores() - 1))
+
+
+class Feed:
+    """Batches of both parts on `device`, from one set of worker processes that live as long as the feed."""
+
+    def __init__(self, data: TrainingData, config: TrainConfig, device: torch.device) -> None:
+        self._parts: dict[Part, int] = {"train": len(data.train), "val": len(data.val)}
+        self._seed, self._size, self._device = config.seed, config.batch_size, device
+        self._plan: list[list[Key]] = []
+        workers = worker_count(config.workers, device.type)
+        self._loader = DataLoader(
+            _Prepared(data.train, data.val, data.scaling, config.augment, config.seed),
+            # The loader takes the plan anew for each pass, so that its workers outlive a pass.
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+            # Forking a process that runs threads (GDAL's, OpenMP's) can hang; Windows and macOS do not fork at all.
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+            # Its own, for the loader draws a number at each pass: the network's random numbers must not depend on it.
+            generator=torch.Generator(),
+        )
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Return the epoch's batches in random order, augmented, without the first `start`, which are not read."""
+        order = epoch_order(self._parts["train"], self._seed, epoch)
+        return self._pass("train", epoch, batched(order, self._size)[start:])
+
+    def val(self) -> Iterator[Batch]:
+        """Return the validation tiles in their own order, as they are."""
+        return self._pass("val", 0, batched(range(self._parts["val"]), self._size))
+
+    def _pass(self, part: Part, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        self._plan[:] = [[Key(part, epoch, index) for index in batch] for batch in batches]
+        for batch in self._loader:
+            if isinstance(batch, TilthError):
+                raise batch
+            images, label = batch
+            images = images.to(self._device, non_blocking=True, memory_format=layout(self._device))
+            yield images, label.to(self._device, non_blocking=True)
+
+
+class _Prepared(Dataset[tuple[Tensor, Tensor]]):
+    """Tiles as the network takes them: augmented, scaled, 0 where there is no image."""
+
+    def __init__(self, train: Tiles, val: Tiles, scaling: Scaling, augment: Augment, seed: int) -> None:
+        self._parts: dict[Part, Tiles] = {"train": train, "val": val}
+        self._scaling, self._augment, self._seed = scaling, augment, seed
+
+    def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"]]:
+        image, label = self._parts[key.part][key.tile]
+        valid = imaged(image, label)
+        augment = self._augment if key.part == "train" else "none"
+        rng = _generator(self._seed, key.epoch, key.tile)
+        image, label, valid = augmented(image, label, valid, np.array(self._scaling.std), augment, rng)
+        scaled = np.where(valid, self._scaling(image), np.float32(0))
+        return torch.from_numpy(scaled), torch.from_numpy(np.array(label))
+
+    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, Tensor]] | TilthError:
+        # An error that leaves a worker by itself arrives with the worker's traceback in its message.
+        try:
+            return [self[key] for key in keys]
+        except TilthError as error:
+            return error
+
+
+def _collate(tiles: list[tuple[Tensor, Tensor]] | TilthError) -> list[Tensor] | TilthError:
+    if isinstance(tiles, TilthError):
+        return tiles
+    batch: list[Tensor] = default_collate(tiles)
+    return batch
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng([part % 2**64 for part in key])
+
+
+def _cores() -> int:
+    # Containers and batch systems often allow a process fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,23 @@
+"""Counts of right and wrong pixels. The scores that follow from them are in tilth.scores."""
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from tilth.legend import IGNORE
+
+
+def predicted(logits: Float[Tensor, "n o h w"]) -> Int64[Tensor, "n h w"]:
+    """Return the most probable class of each pixel; with one output, class 1 from a probability of 0.5 on."""
+    return (logits[:, 0] >= 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+
+def confusion(logits: Float[Tensor, "n o h w"], label: UInt8[Tensor, "n h w"], k: int) -> Int64[Tensor, "{k} {k}"]:
+    """Return how many pixels of each true class (row) were predicted as each class (column), of `k` classes.
+
+    Pixels labelled 255 are not counted. Add the matrices of all batches before taking scores.
+    """
+    pair = label.long() * k + predicted(logits)
+    # One bin more takes what is ignored; picking the valid pixels out costs ten times as much.
+    bins = pair.masked_fill(label == IGNORE, k * k)
+    return torch.bincount(bins.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tilth.config import ModelConfig
+from tilth.learn.describe import ModelSummary, describe
+from tilth.learn.footprint import kept_bytes
+from tilth.learn.networks import build
+
+UNET = ModelConfig(architecture="unet")
+B0 = ModelConfig()
+TINY = ModelConfig(encoder="test_efficientnet", frozen_stages=1)
+
+
+@pytest.fixture(scope="module")
+def transfer() -> ModelSummary:
+    return describe(B0, bands=3, outputs=1, size=224)
+
+
+def test_the_articles_two_sizes(transfer: ModelSummary) -> None:
+    unet = describe(UNET, bands=3, outputs=1, size=64)
+    assert (unet.parameters, unet.trainable) == (441_137, 441_137)
+    assert (transfer.parameters, transfer.trainable) == (728_949, 726_573)
+    assert "parameters 441,137, trainable 441,137" in unet.lines()
+    assert "parameters 728,949, trainable 726,573" in transfer.lines()
+
+
+def test_parts_in_the_order_of_the_image(transfer: ModelSummary) -> None:
+    kinds = [part.kind for part in transfer.parts]
+    assert kinds == ["encoder"] * 5 + ["bottleneck"] + ["decoder"] * 5 + ["head"]
+    shapes = [(part.channels, part.height, part.width) for part in transfer.parts]
+    assert shapes[:6] == [(32, 112, 112), (16, 112, 112), (24, 56, 56), (40, 28, 28), (80, 14, 14), (80, 14, 14)]
+    assert shapes[6:] == [(40, 28, 28), (24, 56, 56), (16, 112, 112), (32, 112, 112), (32, 224, 224), (1, 224, 224)]
+    assert [part.frozen for part in transfer.parts] == [True, True] + [False] * 10
+    assert [part.trainable for part in transfer.parts[:2]] == [0, 0]
+
+
+@pytest.mark.parametrize("config", [UNET, TINY], ids=["unet", "transfer"])
+def test_the_parts_make_the_whole(config: ModelConfig) -> None:
+    summary = describe(config, bands=4, outputs=3, size=64)
+    network = build(config, 4, 3, pretrained=False).eval()
+    assert summary.parameters == sum(each.numel() for each in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 4, 64, 64))
+    assert summary.gflop == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-12)
+
+
+def test_memory_is_a_tiles_share_and_grows_with_its_area() -> None:
+    small, large = (describe(UNET, 3, 1, size) for size in (64, 128))
+    network = build(UNET, 3, 1)
+    assert small.training_mib * 2**20 == pytest.approx(kept_bytes(network, torch.zeros(1, 3, 64, 64)), rel=0.01)
+    assert large.training_mib / small.training_mib == pytest.approx(4, rel=0.01)
+    assert large.prediction_mib / small.prediction_mib == pytest.approx(4, rel=0.01)
+    assert small.prediction_mib < small.training_mib
+    assert small.weights_mib == large.weights_mib == pytest.approx(441_137 * 4 / 2**20, rel=0.02)
+
+
+def test_freezing_saves_memory_in_training() -> None:
+    frozen, free = (
+        describe(ModelConfig(encoder="test_efficientnet", frozen_stages=n), 3, 1, 64).training_mib for n in (3, 0)
+    )
+    assert frozen < free
+
+
+def test_a_tile_that_is_continued_inside_says_so() -> None:
+    summary = describe(TINY, 3, 1, 50)
+    assert "Inside, the tile is continued to 64 x 64 pixels; the result is cropped back." in summary.lines()
+    assert not any("Inside" in line for line in describe(TINY, 3, 1, 64).lines())
+
+
+@pytest.mark.parametrize(
+    ("frozen", "words"), [(1, "Stage 1 is frozen"), (2, "Stages 1 and 2 are frozen"), (4, "Stages 1 to 4 are frozen")]
+)
+def test_frozen_stages_are_named(frozen: int, words: str) -> None:
+    lines = describe(ModelConfig(encoder="test_efficientnet", frozen_stages=frozen), 3, 1, 32).lines()
+    assert any(line.startswith(words) for line in lines)
+    assert sum("(frozen)" in line for line in lines) == frozen
+
+
+def test_random_numbers_decide_no_figure() -> None:
+    assert describe(TINY, 3, 1, 32) == describe(TINY, 3, 1, 32)
