@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tilth.learn.augment import JITTER, augmented, dihedral, inverse, jittered
+
+ELEMENTS = range(8)
+SQUARE = np.arange(25).reshape(5, 5)
+elements = st.integers(0, 7)
+
+
+def element_of(turned: np.ndarray) -> int:
+    """Return which symmetry made `turned` of SQUARE."""
+    (found,) = [e for e in ELEMENTS if np.array_equal(dihedral(SQUARE, e), turned)]
+    return found
+
+
+def test_the_eight_symmetries_differ_and_0_changes_nothing() -> None:
+    assert len({dihedral(SQUARE, e).tobytes() for e in ELEMENTS}) == 8
+    assert np.array_equal(dihedral(SQUARE, 0), SQUARE)
+
+
+@given(elements, elements)
+def test_two_symmetries_after_each_other_are_one(first: int, second: int) -> None:
+    assert element_of(dihedral(dihedral(SQUARE, first), second)) in ELEMENTS
+
+
+@given(elements)
+def test_the_inverse_undoes(element: int) -> None:
+    assert np.array_equal(dihedral(dihedral(SQUARE, element), inverse(element)), SQUARE)
+
+
+def test_quarter_turns_are_among_them() -> None:
+    turns = {element_of(np.rot90(SQUARE, quarter)) for quarter in range(4)}
+    assert len(turns) == 4
+
+
+def tile(bands: int = 3, shape: tuple[int, int] = (12, 12), seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Return an image whose first band is its label, and which has no image in a corner."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 5, shape, dtype=np.uint8)
+    image = rng.normal(100, 20, (bands, *shape)).astype(np.float32)
+    image[0] = label
+    valid = np.ones(shape, bool)
+    valid[:3, :4] = False
+    return image, label, valid
+
+
+@given(seed=st.integers(0, 1000), bands=st.sampled_from([1, 3, 8]))
+def test_image_and_label_turn_together_and_no_pixel_changes(seed: int, bands: int) -> None:
+    given_tile = tile(bands)
+    image, label, valid = augmented(*given_tile, np.ones(bands), "dihedral", np.random.default_rng(seed))
+    assert np.array_equal(image[0], label)
+    assert valid.sum() == given_tile[2].sum()
+    assert np.array_equal(np.sort(image, axis=None), np.sort(given_tile[0], axis=None))
+
+
+def test_every_symmetry_comes_up_as_often() -> None:
+    label = np.arange(25, dtype=np.uint8).reshape(5, 5)
+    rng = np.random.default_rng(0)
+    sample = label[None].astype(np.float32), label, np.ones((5, 5), bool)
+    drawn = [element_of(augmented(*sample, np.ones(1), "dihedral", rng)[1]) for _ in range(800)]
+    assert np.bincount(drawn, minlength=8).min() > 70
+
+
+def test_a_tile_that_is_not_square_keeps_its_shape() -> None:
+    for seed in range(20):
+        image, label, valid = augmented(*tile(shape=(8, 12)), np.ones(3), "colour", np.random.default_rng(seed))
+        assert image.shape[1:] == label.shape == valid.shape == (8, 12)
+
+
+def test_none_gives_the_tile_itself() -> None:
+    for before, after in zip(tile(), augmented(*tile(), np.ones(3), "none", np.random.default_rng(0)), strict=True):
+        assert np.array_equal(before, after)
+
+
+@given(change=st.tuples(*[st.floats(-JITTER, JITTER)] * 3), bands=st.sampled_from([1, 3, 5]))
+def test_colours_do_not_depend_on_the_unit(change: tuple[float, float, float], bands: int) -> None:
+    image, _, valid = tile(bands)
+    std = np.full(bands, 20.0)
+    in_other_units = jittered(image * 50 - 300, valid, std * 50, change)
+    np.testing.assert_allclose(in_other_units, jittered(image, valid, std, change) * 50 - 300, rtol=1e-4, atol=0.05)
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_no_change_changes_nothing(bands: int) -> None:
+    image, _, valid = tile(bands)
+    np.testing.assert_allclose(jittered(image, valid, np.ones(bands), (0, 0, 0)), image, atol=1e-4)
+
+
+def test_each_change_is_what_it_is_called() -> None:
+    image, _, valid = tile(3)
+    std = np.array([1.0, 20.0, 30.0])
+    brighter = jittered(image, valid, std, (0.1, 0, 0))
+    np.testing.assert_allclose(brighter - image, np.broadcast_to(0.1 * std[:, None, None], image.shape), atol=1e-3)
+    crisper = jittered(image, valid, std, (0, 0.2, 0))
+    np.testing.assert_allclose(crisper[:, valid].mean(axis=1), image[:, valid].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(crisper[:, valid].std(axis=1), 1.2 * image[:, valid].std(axis=1), rtol=1e-4)
+    greyer = jittered(image, valid, std, (0, 0, -0.2))
+    np.testing.assert_allclose(greyer.mean(axis=0), image.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(np.ptp(greyer, axis=0), 0.8 * np.ptp(image, axis=0), rtol=1e-3)
+    assert np.array_equal(jittered(image[:2], valid, std[:2], (0, 0, -0.2)), image[:2])
+
+
+def test_pixels_without_an_image_do_not_move_the_contrast() -> None:
+    image, _, valid = tile(3)
+    other = np.where(valid, image, np.float32(5000))
+    changed = [jittered(each, valid, np.ones(3), (0.1, 0.2, 0.1))[:, valid] for each in (image, other)]
+    assert np.array_equal(*changed)
+    nowhere = np.zeros_like(valid)
+    assert np.isfinite(jittered(image, nowhere, np.ones(3), (0.1, 0.2, 0.1))).all()

@@ -1,0 +1,147 @@
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tilth.config import TrainConfig
+from tilth.errors import InputError
+from tilth.learn import feed
+from tilth.learn.feed import Feed, Scaling, batched, epoch_order, imaged, worker_count
+from training import Tile, blocks, training_data
+
+CPU = torch.device("cpu")
+
+
+def make(**settings: Any) -> Feed:
+    return Feed(training_data(), TrainConfig(batch_size=4, workers=0, **settings), CPU)
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+@given(length=st.integers(1, 60), seed=st.integers(-5, 2**70), epoch=st.integers(0, 50))
+def test_an_epoch_takes_every_tile_once(length: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_order(length, seed, epoch)) == list(range(length))
+
+
+def test_the_order_depends_on_seed_and_epoch() -> None:
+    orders = {tuple(epoch_order(20, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+    assert epoch_order(20, 3, 2) == epoch_order(20, 3, 2)
+
+
+@given(length=st.integers(0, 60), size=st.integers(1, 12))
+def test_batches_hold_everything_in_order(length: int, size: int) -> None:
+    batches = batched(range(length), size)
+    assert list(chain.from_iterable(batches)) == list(range(length))
+    assert all(len(batch) == size for batch in batches[:-1])
+    if size > 1 and length > 1:
+        assert all(2 <= len(batch) <= size + 1 for batch in batches)
+
+
+def test_the_network_sees_the_mean_where_there_is_no_image() -> None:
+    for images, label in make(augment="colour").train(0):
+        blank = label == 255
+        assert blank.any()
+        assert not images.movedim(1, -1)[blank].any()
+        assert images.movedim(1, -1)[~blank].all()
+
+
+def test_pixels_that_are_only_not_labelled_keep_their_image() -> None:
+    image, label = blocks(1, 0)[0]
+    label[8:] = 255
+    assert np.array_equal(imaged(image, label)[8:], np.ones((8, 16), bool))
+    data = training_data(train=[(image, label)])
+    ((images, _),) = Feed(data, TrainConfig(workers=0, augment="none"), CPU).train(0)
+    torch.testing.assert_close(images[0, :, 8:], torch.from_numpy((image[:, 8:] - 130) / 30))
+
+
+def test_validation_tiles_come_as_they_are_every_time() -> None:
+    loaded = make(augment="colour")
+    first, second = list(loaded.val()), list(loaded.val())
+    assert same(first, second)
+    # Five tiles in batches of four: the fifth is not left alone.
+    assert [len(images) for images, _ in first] == [5]
+    for (image, label), images, labels in zip(blocks(5, 1), first[0][0], first[0][1], strict=True):
+        assert np.array_equal(labels, label)
+        np.testing.assert_allclose(images[:, 4:], (image[:, 4:] - 130) / 30, rtol=1e-5)
+
+
+def test_an_epoch_is_the_same_each_time_and_unlike_the_next() -> None:
+    loaded = make(augment="colour", seed=3)
+    first, other, again = list(loaded.train(0)), list(loaded.train(1)), list(loaded.train(0))
+    assert same(first, again)
+    assert same(first, list(make(augment="colour", seed=3).train(0)))
+    assert not same(first, other)
+    assert not same(first, list(make(augment="colour", seed=4).train(0)))
+
+
+def test_global_random_numbers_are_left_alone() -> None:
+    state = torch.get_rng_state()
+    list(make(augment="colour").train(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Counting(list[Tile]):
+    """Tiles that remember which of them were read."""
+
+    def __init__(self, tiles: list[Tile]) -> None:
+        super().__init__(tiles)
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_starting_in_the_middle_reads_only_the_rest() -> None:
+    tiles = Counting(blocks(18, 0))
+    loaded = Feed(training_data(train=tiles), TrainConfig(batch_size=4, workers=0), CPU)
+    whole = list(loaded.train(2))
+    tiles.read.clear()
+    rest = list(loaded.train(2, start=3))
+    assert same(rest, whole[3:])
+    assert tiles.read == epoch_order(18, 0, 2)[12:]
+
+
+class Broken(list[Tile]):
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        if index == 2:
+            raise InputError("scene.tif is truncated. Copy it again.")
+        return super().__getitem__(index)
+
+
+def test_workers_give_the_same_batches_and_pass_on_errors_in_one_line() -> None:
+    data = training_data(val=Broken(blocks(5, 1)))
+    config = TrainConfig(batch_size=4, augment="colour")
+    with_workers = Feed(data, TrainConfig(**{**config.__dict__, "workers": 2}), CPU)
+    alone = Feed(data, TrainConfig(**{**config.__dict__, "workers": 0}), CPU)
+    assert same(list(with_workers.train(0)), list(alone.train(0)))
+    for loaded in (with_workers, alone):
+        with pytest.raises(InputError, match=r"^scene.tif is truncated. Copy it again.$"):
+            list(loaded.val())
+    # The workers live on.
+    assert same(list(with_workers.train(1, start=2)), list(alone.train(1, start=2)))
+
+
+@pytest.mark.parametrize("scaling", [Scaling((1.0, 5.0), (2.0, 0.5))])
+def test_scaling_is_by_band_for_one_image_and_for_many(scaling: Scaling) -> None:
+    image = np.array([[[3.0]], [[4.0]]], np.float32)
+    np.testing.assert_array_equal(scaling(image), [[[1.0]], [[-2.0]]])
+    np.testing.assert_array_equal(scaling(np.stack([image, image])), np.stack([scaling(image)] * 2))
+
+
+def test_workers_are_for_gpus_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_cores", lambda: 16)
+    assert worker_count(-1, "cpu") == 0
+    assert worker_count(-1, "cuda") == 8
+    assert worker_count(3, "cpu") == 3
+    monkeypatch.setattr(feed, "_cores", lambda: 1)
+    assert worker_count(-1, "cuda") == 0

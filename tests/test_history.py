@@ -1,0 +1,75 @@
+import csv
+import math
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilth.errors import InputError, OutputError
+from tilth.learn.history import HISTORY, Epoch, History, read_history
+
+figures = st.floats(0, 10) | st.just(math.nan)
+epochs = st.builds(
+    Epoch, **{field.name: st.integers(1, 99) if field.name == "epoch" else figures for field in fields(Epoch)}
+)
+
+
+def row(epoch: int, val_loss: float) -> Epoch:
+    others = {field.name: 0.5 for field in fields(Epoch) if field.name not in ("epoch", "val_loss")}
+    return Epoch(epoch=epoch, val_loss=val_loss, **others)
+
+
+@settings(max_examples=25)
+@given(st.lists(epochs, max_size=3))
+def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Epoch]) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    History(tuple(rows)).write(folder)
+    assert repr(read_history(folder)) == repr(History(tuple(rows)))
+
+
+def test_a_spreadsheet_reads_it(tmp_path: Path) -> None:
+    History((row(1, 0.25), row(2, math.nan))).write(tmp_path)
+    with (tmp_path / HISTORY).open(newline="") as file:
+        header, first, second = csv.reader(file)
+    assert header[:3] == ["epoch", "train_loss", "train_iou"]
+    assert (first[0], first[header.index("val_loss")]) == ("1", "0.25")
+    assert second[header.index("val_loss")] == ""
+
+
+def test_the_best_epoch_has_the_least_validation_loss() -> None:
+    assert History((row(1, 0.5), row(2, 0.3), row(3, 0.3), row(4, math.nan))).best.epoch == 2
+    assert History((row(1, math.nan), row(2, math.nan))).best.epoch == 2
+
+
+def test_and_then_adds_an_epoch_to_a_new_history() -> None:
+    first = History((row(1, 0.5),))
+    assert first.and_then(row(2, 0.4)).epochs == (row(1, 0.5), row(2, 0.4))
+    assert first.epochs == (row(1, 0.5),)
+
+
+@pytest.mark.parametrize("text", ["", "epoch,colour\n1,2\n", "epoch,train_loss\n1\n", "\x00\n", "a\n1\n"])
+def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+    History((row(1, 0.5),)).write(tmp_path)
+    (tmp_path / HISTORY).write_text(text)
+    with pytest.raises(InputError, match=HISTORY):
+        read_history(tmp_path)
+
+
+def test_a_folder_without_history_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a run"):
+        read_history(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        History((replace(row(1, 0.5)),)).write(tmp_path / "file")
+
+
+def test_reading_it_needs_no_torch() -> None:
+    code = "import sys, tilth.learn.history, tilth.scores; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,261 @@
+import math
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tilth.card import WEIGHTS
+from tilth.config import TrainConfig
+from tilth.errors import InputError, SettingError
+from tilth.learn import events
+from tilth.learn.checkpoint import LAST, STATE
+from tilth.learn.history import HISTORY, History, read_history
+from tilth.learn.loop import fit
+from tilth.learn.losses import segmentation_loss
+from tilth.learn.metrics import confusion
+from tilth.learn.networks import Network
+from tilth.scores import scores
+from training import TinyNetwork, blocks, training_data
+
+CONFIG = TrainConfig(epochs=3, batch_size=4, decoder_lr=3e-3, encoder_lr=3e-3, workers=0, device="cpu")
+
+
+def weights(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History, Network]:
+    folder, network = tmp_path_factory.mktemp("run"), TinyNetwork()
+    return folder, fit(network, training_data(), replace(CONFIG, epochs=12), folder), network
+
+
+def test_it_learns_what_can_be_learnt(run: tuple[Path, History, Network]) -> None:
+    _, history, _ = run
+    assert history.epochs[-1].train_loss < 0.6 * history.epochs[0].train_loss
+    assert history.best.val_iou > 0.9
+
+
+def test_the_run_folder_holds_what_was_promised(run: tuple[Path, History, Network]) -> None:
+    folder, history, network = run
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS, LAST, STATE, HISTORY}
+    assert read_history(folder) == history
+    assert [row.epoch for row in history.epochs] == list(range(1, 13))
+    for name, value in network.state_dict().items():
+        assert torch.equal(load_file(folder / LAST)[name], value)
+
+
+def test_rates_fall_by_epoch(run: tuple[Path, History, Network]) -> None:
+    np.testing.assert_allclose([row.lr for row in run[1].epochs], [3e-3 * 0.85**epoch for epoch in range(12)])
+
+
+def validation(network: Network, path: Path) -> tuple[float, float]:
+    """Return loss and IoU of the weights in `path` on the validation tiles of `training_data`, in one batch."""
+    network = deepcopy(network)
+    network.load_state_dict(load_file(path))
+    images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*blocks(5, 1), strict=True))
+    valid = (labels != 255)[:, None]
+    with torch.no_grad():
+        logits = network.eval()((images - 130) / 30 * valid)
+    loss = segmentation_loss(logits, labels, CONFIG.dice_weight).item()
+    return loss, float(scores(confusion(logits, labels, 2).numpy()).iou[1])
+
+
+def test_the_history_tells_the_truth_about_both_weights(run: tuple[Path, History, Network]) -> None:
+    folder, history, network = run
+    for file, row in ((WEIGHTS, history.best), (LAST, history.epochs[-1])):
+        loss, iou = validation(network, folder / file)
+        assert row.val_loss == pytest.approx(loss, rel=1e-4)
+        assert row.val_iou == pytest.approx(iou, abs=1e-6)
+
+
+def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path: Path) -> None:
+    contrary = [(image, np.where(label == 255, label, 1 - label)) for image, label in blocks(5, 1)]
+    history = fit(TinyNetwork(), training_data(val=contrary), CONFIG, tmp_path)
+    assert history.best.epoch == 1
+    fit(TinyNetwork(), training_data(val=contrary), replace(CONFIG, epochs=1), tmp_path / "one")
+    assert weights(tmp_path / WEIGHTS) == weights(tmp_path / "one" / WEIGHTS)
+    assert weights(tmp_path / WEIGHTS) != weights(tmp_path / LAST)
+
+
+def test_the_seed_decides_and_the_global_one_does_not(tmp_path: Path) -> None:
+    network = TinyNetwork()
+    for name, seed, everywhere in (("a", 1, 5), ("b", 1, 6), ("c", 2, 5)):
+        torch.manual_seed(everywhere)
+        fit(deepcopy(network), training_data(), replace(CONFIG, seed=seed, epochs=1), tmp_path / name)
+    assert weights(tmp_path / "a" / LAST) == weights(tmp_path / "b" / LAST)
+    assert weights(tmp_path / "a" / LAST) != weights(tmp_path / "c" / LAST)
+
+
+def test_scores_are_of_all_pixels_at_once(tmp_path: Path) -> None:
+    # One tile all of class 1 and hit, one with class 1 nowhere: by tile the IoU would be the mean of 1 and 0.
+    tiles = blocks(2, 1)
+    image = tiles[0][0]
+    ones, zeros = np.ones((16, 16), np.uint8), np.zeros((16, 16), np.uint8)
+    network = TinyNetwork()
+    with torch.no_grad():
+        network.body.head.weight.zero_()
+        network.body.head.bias.fill_(50)
+    tiny = replace(CONFIG, epochs=1, decoder_lr=1e-12, encoder_lr=1e-12)
+    history = fit(network, training_data(val=[(image, ones), (image, zeros)]), tiny, tmp_path)
+    assert history.best.val_iou == 0.5
+    assert history.best.val_recall == 1
+    counted_twice = [(image, ones), (image, zeros), (image, zeros)]
+    history = fit(network, training_data(val=counted_twice), tiny, tmp_path / "b")
+    assert history.best.val_iou == pytest.approx(1 / 3)
+
+
+def test_losses_are_means_over_labelled_pixels(tmp_path: Path) -> None:
+    # A batch with fewer labelled pixels weighs less; without Dice that makes the batch size immaterial.
+    tiles = blocks(7, 1)
+    for _, label in tiles[:4]:
+        label[4:] = 255
+    config = replace(CONFIG, epochs=1, dice_weight=0.0, augment="none", decoder_lr=1e-12, encoder_lr=1e-12)
+    data = training_data(val=tiles)
+    histories = [
+        # Frozen, for the statistics of batch norm depend on the batch size.
+        fit(TinyNetwork(frozen=5), data, replace(config, batch_size=size), tmp_path / str(size))
+        for size in (2, 4, 7)
+    ]
+    losses = [history.best.val_loss for history in histories]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_frozen_stages_stand_still_with_their_statistics(tmp_path: Path, frozen: int) -> None:
+    network = TinyNetwork(frozen=frozen)
+    before = deepcopy(network.state_dict())
+    fit(network, training_data(), replace(CONFIG, epochs=1), tmp_path)
+    still = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+    assert still == {name for name in before if any(f"stages.{stage}." in name for stage in range(frozen))}
+
+
+def test_more_classes_of_which_one_is_never_seen(tmp_path: Path) -> None:
+    data = training_data(classes=3, train=blocks(18, 0, 2), val=blocks(5, 1, 2))
+    history = fit(TinyNetwork(outputs=3), data, replace(CONFIG, epochs=6), tmp_path)
+    assert history.best.val_iou > 0.4
+    assert all(math.isfinite(row.train_loss) for row in history.epochs)
+
+
+def test_half_precision_trains_too(tmp_path: Path) -> None:
+    history = fit(TinyNetwork(), training_data(), replace(CONFIG, precision="bf16-mixed"), tmp_path)
+    assert history.epochs[-1].train_loss < history.epochs[0].train_loss
+    assert all(value.dtype != torch.bfloat16 for value in load_file(tmp_path / LAST).values())
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path: Path) -> None:
+    history = fit(TinyNetwork(), training_data(val=[]), replace(CONFIG, epochs=2), tmp_path)
+    assert history.best.epoch == 2
+    assert math.isnan(history.best.val_loss)
+    assert weights(tmp_path / WEIGHTS) == weights(tmp_path / LAST)
+
+
+def test_without_a_training_tile_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no training tile"):
+        fit(TinyNetwork(), training_data(train=[]), CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(tmp_path: Path) -> None:
+    tiles = blocks(18, 0)
+    tiles[7][0][:] = np.inf
+    network = TinyNetwork()
+    with pytest.raises(InputError, match=r"became nan in step \d of epoch 1\."):
+        fit(network, training_data(train=tiles), CONFIG, tmp_path)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_training_says_nothing_on_a_pipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=1), tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("kill_and_resume.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 16
+    assert {signal for _, signal, *_ in lines} == {"9"}
+    # In the middle of an epoch, at its last step, between two epochs, and in the second one.
+    assert {("0", "2"), ("0", "5"), ("1", "0"), ("1", "4")} <= {(epoch, step) for *_, epoch, step in lines}
+    for name, *_ in lines:
+        for file in (WEIGHTS, LAST):
+            assert weights(tmp_path / name / file) == weights(tmp_path / "whole" / file), name
+    assert weights(tmp_path / "whole" / WEIGHTS) != weights(tmp_path / "whole" / LAST)
+
+
+def without_times(history: History) -> list[Any]:
+    return [replace(row, seconds=0, tiles_per_second=0) for row in history.epochs]
+
+
+def test_a_run_goes_on_with_more_epochs_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    short, long = tmp_path / "short", tmp_path / "long"
+    fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=1), short)
+    resumed = fit(TinyNetwork(seed=9), training_data(), CONFIG, short, resume=True)
+    whole = fit(TinyNetwork(), training_data(), CONFIG, long)
+    assert weights(short / LAST) == weights(long / LAST)
+    assert without_times(resumed) == without_times(whole)
+    assert read_history(short) == resumed
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    history = fit(TinyNetwork(), training_data(), CONFIG, tmp_path)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    assert fit(TinyNetwork(), training_data(), CONFIG, tmp_path, resume=True) == history
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "data", "network", "message"),
+    [
+        ({"batch_size": 5}, {}, {}, "batch_size was 4 and is 5"),
+        ({"seed": 1, "dice_weight": 0.5}, {}, {}, r"dice_weight was 0.25 and is 0.5, seed was 0 and is 1"),
+        ({}, {"fingerprint": "other"}, {}, "fingerprint was 'blocks' and is 'other'"),
+        ({}, {"classes": 3}, {"outputs": 3}, r"classes was \['class 0', 'class 1'\] and is"),
+        ({}, {}, {"bands": 4}, "is of another network"),
+        ({}, {}, {"frozen": 1}, "is of another network"),
+        ({"epochs": 2}, {}, {}, "has 3 epochs already"),
+    ],
+)
+def test_resuming_something_else_is_refused(
+    tmp_path: Path, changed: dict[str, Any], data: dict[str, Any], network: dict[str, Any], message: str
+) -> None:
+    fit(TinyNetwork(), training_data(), CONFIG, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SettingError, match=message):
+        fit(TinyNetwork(**network), training_data(**data), replace(CONFIG, **changed), tmp_path, resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_what_does_not_change_the_outcome_may_change(tmp_path: Path) -> None:
+    fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=1), tmp_path)
+    fit(TinyNetwork(), training_data(), replace(CONFIG, save_minutes=1.0, epochs=2), tmp_path, resume=True)
+
+
+def test_tensorboard_reads_every_epoch_once(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with_events = replace(CONFIG, tensorboard=True)
+    fit(TinyNetwork(), training_data(), replace(with_events, epochs=1), tmp_path)
+    history = fit(TinyNetwork(), training_data(), with_events, tmp_path, resume=True)
+    reader = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = {event.step: event.value for event in reader.Scalars("loss/val")}
+    assert written == {row.epoch: pytest.approx(row.val_loss, rel=1e-6) for row in history.epochs}
+
+
+def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(events, "import_module", missing)
+    with pytest.raises(SettingError, match=r"pip install tilth\[tensorboard\]"):
+        fit(TinyNetwork(), training_data(), replace(CONFIG, tensorboard=True), tmp_path)

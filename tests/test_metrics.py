@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import binary_confusion_matrix, multiclass_confusion_matrix
+
+from tilth.learn.metrics import confusion, predicted
+from tilth.legend import IGNORE
+
+
+def batch(k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and labels of `k` classes, a fifth of the labels ignored."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 1 if k == 2 else k, 8, 5, generator=rng)
+    label = torch.randint(0, k, (3, 8, 5), generator=rng, dtype=torch.uint8)
+    return logits, label.masked_fill(torch.rand(3, 8, 5, generator=rng) < 0.2, IGNORE)
+
+
+@given(k=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_counts_are_those_of_torchmetrics(k: int, seed: int) -> None:
+    logits, label = batch(k, seed)
+    if k == 2:
+        theirs = binary_confusion_matrix(logits[:, 0].sigmoid(), label.int(), ignore_index=IGNORE)
+    else:
+        theirs = multiclass_confusion_matrix(logits, label.long(), num_classes=k, ignore_index=IGNORE)
+    assert torch.equal(confusion(logits, label, k), theirs)
+
+
+@given(k=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_counts_of_the_parts_add_up(k: int, seed: int) -> None:
+    logits, label = batch(k, seed)
+    total = sum(confusion(logits[i : i + 1], label[i : i + 1], k) for i in range(3))
+    assert torch.equal(confusion(logits, label, k), total)
+    assert total.sum() == (label != IGNORE).sum()
+
+
+def test_rows_are_the_truth() -> None:
+    logits = torch.tensor([3.0, -3.0, 0.0, 3.0]).reshape(1, 1, 2, 2)
+    label = torch.tensor([0, 1, 1, IGNORE], dtype=torch.uint8).reshape(1, 2, 2)
+    np.testing.assert_array_equal(confusion(logits, label, 2), [[0, 1], [1, 1]])
+
+
+def test_a_probability_of_one_half_is_class_1() -> None:
+    assert predicted(torch.zeros(1, 1, 1, 1)).item() == 1
+
+
+def test_all_ignored_counts_nothing() -> None:
+    logits, label = batch(4, 0)
+    assert confusion(logits, torch.full_like(label, IGNORE), 4).sum() == 0
+
+
+def test_labels_of_another_shape_are_refused() -> None:
+    logits, label = batch(3, 0)
+    with pytest.raises(Exception, match="label"):
+        confusion(logits, label[:, :4], 3)

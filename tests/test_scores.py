@@ -1,0 +1,67 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy import ndarray
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
+
+from tilth.scores import HEADLINES, scores
+
+counts = st.integers(2, 5).flatmap(lambda k: arrays(np.int64, (k, k), elements=st.integers(0, 6)))
+
+
+def pixels(confusion: ndarray) -> tuple[ndarray, ndarray]:
+    """Return truth and prediction of as many pixels as the matrix counts."""
+    truth, predicted = np.indices(confusion.shape).reshape(2, -1).repeat(confusion.ravel(), axis=1)
+    return truth, predicted
+
+
+@given(counts)
+def test_scores_are_those_of_scikit_learn(confusion: ndarray) -> None:
+    truth, predicted = pixels(confusion)
+    if not len(truth):
+        return
+    found = scores(confusion)
+    present = [k for k in range(len(confusion)) if k in truth or k in predicted]
+    theirs = {"iou": jaccard_score, "f1": f1_score, "precision": precision_score, "recall": recall_score}
+    for name, score in theirs.items():
+        ours = getattr(found, name)
+        expected = score(truth, predicted, labels=present, average=None, zero_division=0)
+        np.testing.assert_allclose(ours[present], expected, atol=1e-12)
+        assert np.isnan(np.delete(ours, present)).all()
+        assert found.macro(name) == pytest.approx(expected.mean())
+    assert found.accuracy == pytest.approx(accuracy_score(truth, predicted))
+
+
+@given(counts)
+def test_f1_is_the_harmonic_mean_and_follows_from_iou(confusion: ndarray) -> None:
+    found = scores(confusion)
+    np.testing.assert_allclose(found.f1, 2 * found.iou / (1 + found.iou), atol=1e-12)
+    both = found.precision + found.recall
+    np.testing.assert_allclose(found.f1 * both, 2 * found.precision * found.recall, atol=1e-12)
+
+
+def test_headline_is_class_1_of_two_and_the_mean_of_more() -> None:
+    two = scores(np.array([[90, 10], [5, 15]]))
+    assert two.headline() == {"iou": 0.5, "f1": pytest.approx(2 / 3), "precision": 0.6, "recall": 0.75}
+    three = scores(np.array([[8, 0, 0], [0, 4, 4], [0, 0, 0]]))
+    # The third class is in the prediction alone: it counts, as 0.
+    assert three.headline()["iou"] == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_without_a_pixel_every_score_is_nan_and_nothing_warns() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = scores(np.zeros((3, 3), np.int64))
+    assert np.isnan(found.accuracy)
+    assert all(np.isnan(found.headline()[name]) for name in HEADLINES)
+
+
+def test_scores_of_the_sum_are_not_the_mean_of_scores() -> None:
+    full, empty = np.array([[0, 0], [0, 100]]), np.array([[99, 1], [0, 0]])
+    mean = np.mean([scores(tile).iou[1] for tile in (full, empty)])
+    assert scores(full + empty).iou[1] == pytest.approx(100 / 101)
+    assert mean == 0.5

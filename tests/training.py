@@ -1,0 +1,69 @@
+"""A network and tiles so small that training them takes a moment."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor, nn
+
+from tilth.learn.feed import Scaling, TrainingData
+from tilth.learn.networks import Network
+from tilth.legend import Legend
+
+Tile = tuple[ndarray, ndarray]
+
+
+class Body(nn.Module):
+    stride = 2
+
+    def __init__(self, bands: int, outputs: int) -> None:
+        super().__init__()
+        widths = [bands, 4, 4, 4, 4, 4]
+        self.stages = nn.ModuleList(self.stage(widths[i], widths[i + 1]) for i in range(5))
+        self.head = nn.Conv2d(4, outputs, 1)
+
+    def stage(self, narrow: int, wide: int) -> nn.Module:
+        # Dropout, so that a run that lost its place in the random numbers would be found out.
+        return nn.Sequential(nn.Conv2d(narrow, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ELU(), nn.Dropout2d(0.05))
+
+    def forward(self, image: Tensor) -> Tensor:
+        for stage in self.stages:
+            image = stage(image)
+        logits: Tensor = self.head(image)
+        return logits
+
+
+class TinyNetwork(Network):
+    """The contract of a network, over five stages of four channels."""
+
+    def __init__(self, bands: int = 3, outputs: int = 1, frozen: int = 0, trained: bool = True, seed: int = 0) -> None:
+        nn.Module.__init__(self)
+        torch.manual_seed(seed)
+        self.body: Any = Body(bands, outputs)
+        self.frozen, self.trained_stages = frozen, trained
+        for stage in self.stages[:frozen]:
+            stage.requires_grad_(requires_grad=False)
+
+
+def blocks(count: int, seed: int, classes: int = 2, size: int = 16) -> list[Tile]:
+    """Return tiles of 4-pixel blocks whose class is their brightness, with a corner that has no image."""
+    rng = np.random.default_rng(seed)
+    return [_tile(rng, classes, size) for _ in range(count)]
+
+
+def _tile(rng: np.random.Generator, classes: int, size: int) -> Tile:
+    label = rng.integers(0, classes, (size // 4, size // 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    image = (100 + 60 * label + rng.normal(0, 10, (3, size, size))).astype(np.float32)
+    image[:, :3, :3], label[:3, :3] = 0, 255
+    return image, label
+
+
+def training_data(classes: int = 2, **changes: Any) -> TrainingData:
+    """Return 18 and 5 tiles of `blocks` with a fitting scaling, and whatever `changes` says."""
+    names = tuple(f"class {i}" for i in range(classes))
+    data = TrainingData(
+        blocks(18, 0, classes), blocks(5, 1, classes), Legend(names), Scaling((130.0,) * 3, (30.0,) * 3)
+    )
+    return replace(data, **{"fingerprint": "blocks", **changes})
