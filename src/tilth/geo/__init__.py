@@ -1,0 +1,1 @@
+"""Geography: grids, rasters, vectors, splits, tiles. Imports no torch."""

@@ -1,0 +1,63 @@
+"""Polygons into pixels: a pixel is of the polygon that holds its centre; of several, of the last."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import shapely
+from affine import Affine
+from jaxtyping import Float64, UInt8
+from numpy import ndarray
+from rasterio.features import rasterize
+from shapely import STRtree
+
+from tilth.geo.grid import Window
+
+NUDGE = Affine.translation(1e-6 * 2**0.5, 1e-6 * 3**0.5)
+"""Moves polygons by a millionth of a pixel, so that no edge drawn through a pixel's centre is left to rounding."""
+
+
+@dataclass(frozen=True)
+class PixelShapes:
+    """Polygons of one scene in its pixel coordinates (x = column, y = row), with the class index of each."""
+
+    parts: ndarray
+    """(n,) shapely Polygons, holes included; the parts of a multipolygon one after the other."""
+    values: UInt8[ndarray, " n"]
+
+    @cached_property
+    def tree(self) -> STRtree:
+        """The index of the parts; its answers are positions in `parts`."""
+        return STRtree(self.parts)
+
+
+def in_pixels(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) -> PixelShapes:
+    """Return (n,) polygons or multipolygons in pixel coordinates, which `to_pixels` makes of theirs.
+
+    For shapes on the ground `to_pixels` is the inverse of the grid's transform. Doing this once for the whole scene,
+    and moving windows by whole pixels only, makes windows agree where they meet.
+    """
+    parts, owners = shapely.get_parts(shapes, return_index=True)
+    return PixelShapes(shapely.transform(parts, lambda xy: _mapped(xy, NUDGE @ to_pixels)), values[owners])
+
+
+def burned(shapes: PixelShapes, window: Window, fill: int) -> UInt8[ndarray, "h w"]:
+    """Return the class index of every pixel of `window`; `fill` where no polygon holds its centre.
+
+    Costs the vertices of the polygons that touch the window, whatever the scene holds besides.
+    """
+    box = shapely.box(window.col, window.row, window.stop_col, window.stop_row)
+    hits = np.sort(shapes.tree.query(box))
+    if not len(hits):
+        return np.full((window.height, window.width), fill, np.uint8)
+    to_window = Affine.translation(window.col, window.row)
+    pairs = zip(shapes.parts[hits], shapes.values[hits].tolist(), strict=True)
+    size = (window.height, window.width)
+    labels: ndarray[Any, Any] = rasterize(pairs, size, fill=fill, transform=to_window, dtype="uint8")
+    return labels
+
+
+def _mapped(xy: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:
+    a, b, c, d, e, f = transform[:6]
+    return np.column_stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f])

@@ -1,0 +1,295 @@
+"""Polygons and tile indices, read and written. The only file that opens vector layers."""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+import geopandas
+import numpy as np
+import pyogrio
+import shapely
+from numpy import ndarray
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
+from pyproj import CRS
+from pyproj.exceptions import CRSError, ProjError
+from shapely import STRtree
+from shapely.geometry.base import BaseGeometry
+
+from tilth.errors import InputError, OutputError
+from tilth.files import replacing_with_scratch
+from tilth.geo.grid import Window
+
+TILES_LAYER = "tiles"
+WGS84 = CRS.from_epsg(4326)
+LONGEST_EDGE_M = 500.0
+"""Longer edges get points in between before they are reprojected; a 500 m chord strays 5 mm from the earth's curve."""
+SHARE = "share_"
+_FAULTS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """Valid polygons of one layer, in file order, with the class of each."""
+
+    shapes: ndarray
+    """(n,) shapely Polygon or MultiPolygon."""
+    classes: tuple[str, ...]
+    """(n,) values of the class attribute; empty without one."""
+    crs: CRS | None
+    repaired: int
+    """Polygons that were invalid and are repaired."""
+    dropped: int
+    """Features left out: empty, of no area, or not polygons."""
+
+    @cached_property
+    def tree(self) -> STRtree:
+        """The index of the shapes; its answers are positions in `shapes`."""
+        return STRtree(self.shapes)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Least x, least y, greatest x, greatest y."""
+        left, bottom, right, top = shapely.total_bounds(self.shapes)
+        return float(left), float(bottom), float(right), float(top)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Some features to write: shapes with columns of the same length."""
+
+    shapes: Sequence[BaseGeometry]
+    columns: Mapping[str, Sequence[Any] | ndarray]
+    """Numbers as arrays, so that a batch without features still states their kind; text as lists."""
+
+
+def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = None) -> Polygons:
+    """Return the polygons of a vector file, repaired and brought to `crs` (None: left in the layer's own).
+
+    All polygons are held in memory: about 1 kB each plus 16 bytes a vertex.
+
+    Raises:
+        InputError: when the file is missing, unreadable or without polygons; has several layers of polygons, no CRS
+            to bring to `crs`, no such class field, or features without a class.
+    """
+    frame, own_crs = _read_layer(path, class_field)
+    shapes, repaired = valid_polygons(frame.geometry.to_numpy())
+    kept = np.array([not shape.is_empty for shape in shapes], bool)
+    if not kept.any():
+        raise InputError(f"{path} holds no polygons: {_census(frame)}. Give a layer with at least one polygon.")
+    classes = _classes(path, frame[kept][class_field], class_field) if class_field else ()
+    shapes = shapes[kept]
+    if crs is not None and own_crs is None:
+        raise InputError(
+            f"{path} has no CRS, but the image has one ({crs.name}). Assign the layer its CRS in your GIS."
+        )
+    if crs is not None and own_crs is not None and not crs.equals(own_crs, ignore_axis_order=True):
+        shapes = reprojected(shapes, own_crs, crs)
+    return Polygons(shapes, classes, crs or own_crs, repaired, int((~kept).sum()))
+
+
+def valid_polygons(shapes: ndarray) -> tuple[ndarray, int]:
+    """Return (n,) valid two-dimensional polygons, empty where there was no area, and how many had to be repaired.
+
+    Repair is shapely's make_valid, of which the polygonal parts are kept.
+    """
+    shapes = np.array(shapely.force_2d(shapes), object)
+    shapes[~np.isin(shapely.get_type_id(shapes), (3, 6, 7))] = shapely.Polygon()
+    invalid = ~shapely.is_valid(shapes)
+    mixed = invalid | (shapely.get_type_id(shapes) == 7)
+    shapes[mixed] = [_polygonal(shape) for shape in shapely.make_valid(shapes[mixed])]
+    return shapes, int((invalid & ~shapely.is_empty(shapes)).sum())
+
+
+def reprojected(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
+    """Return the shapes in the CRS `target`; long edges stay straight on the ground of `source`.
+
+    What cannot be expressed in `target` becomes an empty polygon.
+    """
+    unit_m = source.axis_info[0].unit_conversion_factor * (6371000 if source.is_geographic else 1)
+    dense = geopandas.GeoSeries(shapely.segmentize(shapes, LONGEST_EDGE_M / unit_m), crs=source)
+    there = np.array(dense.to_crs(target), object)
+    there[~np.isfinite(shapely.bounds(there)).all(axis=1)] = shapely.Polygon()
+    return there
+
+
+def write_tiles(
+    path: Path,
+    rows: Sequence[tuple[Any, ...]],
+    outlines: Sequence[BaseGeometry],
+    class_names: Sequence[str],
+    crs: CRS | None,
+) -> None:
+    """Write the index of a tile set as a GeoPackage: a row a tile, in order, with its outline in `crs`.
+
+    A row is (scene, Window, split, valid share, class shares), the order of Tile's fields.
+
+    Raises:
+        OutputError: when it cannot be written.
+    """
+    scenes, windows, splits, valid, shares = zip(*rows, strict=True)
+    columns: dict[str, Any] = {"scene": scenes, "split": splits}
+    columns |= {side: [getattr(window, side) for window in windows] for side in ("row", "col", "height", "width")}
+    columns["valid"] = np.array(valid, float)
+    table = np.array(shares, float).reshape(len(rows), -1)
+    columns |= {f"{SHARE}{i}_{name}": table[:, i] for i, name in enumerate(class_names) if i < table.shape[1]}
+    write_polygons(path, [Features(outlines, columns)], crs, TILES_LAYER)
+
+
+def read_tiles(path: Path) -> list[tuple[Any, ...]]:
+    """Return the rows of a tile index in file order: scene, Window, split, valid share, class shares.
+
+    Raises:
+        InputError: when the file is missing or no tile index.
+    """
+    try:
+        frame = pyogrio.read_dataframe(path, layer=TILES_LAYER, read_geometry=False)
+        windows = [Window(*map(int, row)) for row in frame[["row", "col", "height", "width"]].to_numpy()]
+        shares = frame[[name for name in frame.columns if name.startswith(SHARE)]].to_numpy(float).tolist()
+        columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
+    except (*_FAULTS, KeyError) as error:
+        raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
+    return list(zip(*columns, map(tuple, shares), strict=True))
+
+
+def write_polygons(path: Path, batches: Iterable[Features], crs: CRS | None, layer: str | None = None) -> int:
+    """Write features batch by batch and return their number; the file appears whole or not at all.
+
+    The format goes by the suffix: .gpkg, or .geojson (brought to WGS 84, as its standard asks). A batch without
+    features still states the columns. Memory: one batch.
+
+    Raises:
+        OutputError: when it cannot be written, or the suffix is another.
+    """
+    writers = {".gpkg": _write_geopackage, ".geojson": _write_geojson, ".json": _write_geojson}
+    if path.suffix.lower() not in writers:
+        raise OutputError(f"{path}: polygons are written as .gpkg or .geojson. Choose one of these suffixes.")
+    with replacing_with_scratch(path) as part:
+        try:
+            return writers[path.suffix.lower()](part, batches, crs, layer or path.stem)
+        except _FAULTS as error:
+            raise OutputError(f"{path} cannot be written: {error}. Free some space or choose another --out.") from error
+
+
+def _write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
+    written = 0
+    kind = {"driver": "GPKG", "layer": layer, "promote_to_multi": True, "geometry_type": "MultiPolygon"}
+    rest = iter(batches)
+    # Without any batch there is still a layer to open.
+    for number, batch in enumerate(chain([next(rest, Features([], {}))], rest)):
+        with warnings.catch_warnings():
+            # Images without CRS have tiles and maps without one.
+            warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)
+            pyogrio.write_dataframe(_frame(batch, crs), part, append=number > 0, **kind)
+        written += len(batch.shapes)
+    if pyogrio.read_info(part, layer=layer, force_feature_count=True)["features"] != written:
+        raise DataSourceError("not all features reached the disk")
+    return written
+
+
+def _write_geojson(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
+    written = 0
+    with part.open("w", encoding="utf-8") as file:
+        file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(layer)}, "features": [')
+        for batch in batches:
+            frame = _frame(batch, crs)
+            written += _write_json_features(file, _degrees(frame) if crs else frame, first=written == 0)
+        file.write("\n]}\n")
+    return written
+
+
+def _write_json_features(file: TextIO, frame: geopandas.GeoDataFrame, first: bool) -> int:
+    for number, feature in enumerate(frame.iterfeatures(na="null", drop_id=True)):
+        file.write("\n" if first and number == 0 else ",\n")
+        file.write(json.dumps(feature, ensure_ascii=False))
+    return len(frame)
+
+
+def _degrees(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Return the features in WGS 84, to nine decimals: a tenth of a millimetre."""
+    there = frame.to_crs(WGS84)
+    return there.set_geometry(shapely.transform(there.geometry.to_numpy(), lambda xy: xy.round(9)), crs=WGS84)
+
+
+def _frame(batch: Features, crs: CRS | None) -> geopandas.GeoDataFrame:
+    # A list without items would become a column of numbers.
+    columns = {name: values if len(values) else _no_values(values) for name, values in batch.columns.items()}
+    return geopandas.GeoDataFrame(columns, geometry=geopandas.GeoSeries(list(batch.shapes), crs=crs), crs=crs)
+
+
+def _no_values(values: Sequence[Any] | ndarray) -> ndarray:
+    return values if isinstance(values, ndarray) else np.array([], object)
+
+
+def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:
+    with _reading(path):
+        layer = _polygon_layer(path)
+        info = pyogrio.read_info(path, layer=layer)
+        if class_field is not None and class_field not in info["fields"]:
+            fields = ", ".join(info["fields"]) or "none at all"
+            raise InputError(f"{path} has no field {class_field!r}. It has: {fields}. Name one of them as class field.")
+        columns = [class_field] if class_field else []
+        frame = pyogrio.read_dataframe(path, layer=layer, columns=columns)
+    if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
+        raise InputError(f"{path} is empty: it holds no features. Give a layer with at least one polygon.")
+    return frame, _stated_crs(frame, info["driver"])
+
+
+def _polygon_layer(path: Path) -> str:
+    layers = pyogrio.list_layers(path)
+    spatial = [str(name) for name, kind in layers if kind is not None]
+    polygons = [str(name) for name, kind in layers if kind is not None and ("Polygon" in kind or kind == "Unknown")]
+    if len(polygons) > 1:
+        names = ", ".join(polygons)
+        raise InputError(
+            f"{path} has {len(polygons)} layers of polygons: {names}. Export the one you mean to its own file."
+        )
+    if not spatial:
+        raise InputError(f"{path} is empty: it has no layer with geometry. Give a layer with at least one polygon.")
+    return (polygons or spatial)[0]
+
+
+def _stated_crs(frame: geopandas.GeoDataFrame, driver: str) -> CRS | None:
+    """Return the layer's CRS. GeoJSON is always said to be WGS 84, which its coordinates may belie."""
+    left, bottom, right, top = frame.total_bounds
+    on_earth = left >= -360 and right <= 360 and bottom >= -90 and top <= 90
+    own = None if frame.crs is None else CRS.from_user_input(frame.crs)
+    return None if own == WGS84 and driver.startswith("GeoJSON") and not on_earth else own
+
+
+def _classes(path: Path, column: Any, class_field: str) -> tuple[str, ...]:
+    missing = int(column.isna().sum())
+    if missing:
+        raise InputError(
+            f"{path}: {missing} of {len(column)} polygons have no value in {class_field!r}. "
+            "Fill them in, or remove these polygons."
+        )
+    return tuple(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in column)
+
+
+def _polygonal(shape: BaseGeometry) -> BaseGeometry:
+    """Return the parts of a shape that have an area, as one polygon or multipolygon; empty when none has."""
+    if shapely.get_type_id(shape) in (3, 6):
+        return shape
+    parts = [part for part in shapely.get_parts(shape) if shapely.get_type_id(part) in (3, 6)]
+    return shapely.union_all(parts) if parts else shapely.Polygon()
+
+
+def _census(frame: geopandas.GeoDataFrame) -> str:
+    counts = frame.geom_type.fillna("no geometry").value_counts()
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Check the path.")
+        yield
+    except _FAULTS as error:
+        raise InputError(f"{path} cannot be read as a vector layer: {error}. Check or replace it.") from error

@@ -1,0 +1,234 @@
+"""`tilth prepare`: images and labels become a tile set."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from itertools import chain
+from operator import add
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+from tilth.config import PrepareConfig
+from tilth.errors import InputError
+from tilth.files import building, file_digest, json_digest, refuse_existing, write_json
+from tilth.geo.grid import Window, cells
+from tilth.geo.outlines import outlines
+from tilth.geo.raster import Image, close_labels, read_labels
+from tilth.geo.rasterout import BLOCK_PX, copy_tiled, create_labels
+from tilth.geo.scenes import Gathered, LabelledScene, Source
+from tilth.geo.splits import Place, plan
+from tilth.geo.statistics import Moments, band_moments
+from tilth.geo.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
+from tilth.geo.vector import write_tiles
+from tilth.legend import IGNORE, Legend
+from tilth.progress import Meter, meter, track
+
+CELL = (BLOCK_PX, 4096)
+"""Rows and columns burned at a time."""
+FULL_BRIGHTNESS = {"uint8": 255.0}
+
+
+@dataclass(frozen=True)
+class BurntScene:
+    """A scene whose labels are on disk, on the grid of an image that can be read by windows."""
+
+    scene: LabelledScene
+    image: Path
+    image_digest: str
+    mask: Path
+    labels_digest: str
+    """SHA-256 of the class indices, however the mask is compressed."""
+    class_pixels: Int64[ndarray, " k"]
+
+    @property
+    def place(self) -> Place:
+        """What the split must know of the scene."""
+        grid = self.scene.info.grid
+        return Place(self.scene.name, grid.height, grid.width, self.scene.group, self.count)
+
+    def count(self, window: Window) -> tuple[int, ...]:
+        """Return the number of labelled, valid pixels of `window` by class index."""
+        counts = np.zeros(IGNORE + 1, np.int64)
+        for cell in cells(window, *CELL):
+            counts += np.bincount(read_labels(self.mask, cell).ravel(), minlength=IGNORE + 1)
+        return tuple(counts[: len(self.class_pixels)].tolist())
+
+
+def prepare(source: Source, out: Path, config: PrepareConfig | None = None) -> TileSet:
+    """Make a tile set in the folder `out` and return it, opened.
+
+    Pixels stay in the images they are in; those that cannot be read by windows (PNG, JPEG, zipped, large strips) are
+    copied once, as tiled GeoTIFFs. Every image is read twice: for its valid pixels, and for the statistics of those
+    under training tiles, each once. Memory: a few blocks, and the polygons.
+
+    Raises:
+        InputError: when images or labels cannot be used, or a class or a split would be without pixels.
+        SettingError: when the split cannot be made with these settings.
+        OutputError: when `out` exists already or cannot be written; nothing is left behind then.
+    """
+    settings = config or PrepareConfig()
+    refuse_existing(out)
+    gathered = source.gather()
+    _check_tile_fits(gathered.scenes, settings.tile_px)
+    with building(out) as folder:
+        try:
+            burnt = _burn_all(gathered, folder)
+            tiles = _filled_tiles(burnt, settings)
+            _check_splits(tiles, settings)
+            _check_classes(gathered, burnt, tiles)
+            _write(folder, gathered, burnt, tiles, settings)
+        finally:
+            close_labels()
+    return TileSet.open(out)
+
+
+def _burn_all(gathered: Gathered, folder: Path) -> list[BurntScene]:
+    total = sum(scene.info.grid.height * scene.info.grid.width for scene in gathered.scenes)
+    with meter("Burning labels", total / 1e6, "Mpx") as bar:
+        return [_burn(scene, gathered.legend, folder, bar) for scene in gathered.scenes]
+
+
+def _burn(scene: LabelledScene, legend: Legend, folder: Path, bar: Meter) -> BurntScene:
+    image, mask = _readable_image(scene, folder), folder / MASKS / f"{scene.name}.tif"
+    label, digest, counts = scene.labeller(), hashlib.sha256(), np.zeros(IGNORE + 1, np.int64)
+    grid = scene.info.grid
+    with Image.open(image) as opened, create_labels(mask, grid, legend) as writer:
+        for cell in cells(grid.window, *CELL):
+            labels = label(cell)
+            labels[~opened.read(cell)[1]] = IGNORE
+            writer.write(labels[None], cell)
+            digest.update(labels.tobytes())
+            counts += np.bincount(labels.ravel(), minlength=IGNORE + 1)
+            bar.advance(cell.height * cell.width / 1e6)
+    return BurntScene(scene, image, _digest(image), mask, digest.hexdigest(), counts[: len(legend.names)])
+
+
+def _readable_image(scene: LabelledScene, folder: Path) -> Path:
+    if scene.info.windowed:
+        return scene.info.path.resolve()
+    copy_tiled(scene.info.path, folder / IMAGES / f"{scene.name}.tif")
+    return folder / IMAGES / f"{scene.name}.tif"
+
+
+def _digest(image: Path) -> str:
+    try:
+        return file_digest(image)
+    except OSError as error:
+        raise InputError(f"{image} cannot be read: {error.strerror}. Check the disk it is on.") from error
+
+
+def _filled_tiles(burnt: Sequence[BurntScene], settings: PrepareConfig) -> list[Tile]:
+    """Return the planned tiles that have enough labelled pixels, with the shares of the classes."""
+    planned = plan([scene.place for scene in burnt], settings)
+    scenes = {scene.scene.name: scene for scene in burnt}
+    tiles = []
+    for name, window, split in track(planned, len(planned), "Counting classes", "tiles"):
+        counts = scenes[name].count(window)
+        labelled = sum(counts)
+        valid = labelled / (window.height * window.width)
+        if labelled and valid >= settings.min_valid:
+            tiles.append(Tile(name, window, split, valid, tuple(count / labelled for count in counts)))
+    return tiles
+
+
+def _check_tile_fits(scenes: Sequence[LabelledScene], tile_px: int) -> None:
+    smallest = min(scenes, key=lambda scene: min(scene.info.grid.height, scene.info.grid.width)).info
+    limit = min(smallest.grid.height, smallest.grid.width)
+    if tile_px > limit:
+        raise InputError(
+            f"a tile of {tile_px} pixels is larger than {smallest.path}, which has {smallest.grid.width} x "
+            f"{smallest.grid.height}. Use --tile-px {limit}, the largest that works, or leave the image out."
+        )
+
+
+def _check_splits(tiles: Sequence[Tile], settings: PrepareConfig) -> None:
+    train = settings.split == "article" or settings.val + settings.test < 1
+    wanted: dict[Split, bool] = {"train": train, "val": settings.val > 0, "test": settings.test > 0}
+    if settings.split == "article":
+        wanted["test"] = False
+    there = {tile.split for tile in tiles}
+    missing = [split for split, needed in wanted.items() if needed and split not in there]
+    if missing:
+        raise InputError(
+            f"no {' and no '.join(missing)} tile has {settings.min_valid:.0%} of its pixels labelled and valid. "
+            "Lower --min-valid, choose another --seed or smaller tiles, or label more."
+        )
+
+
+def _check_classes(gathered: Gathered, burnt: Sequence[BurntScene], tiles: Sequence[Tile]) -> None:
+    """Raise InputError for a class that training would never see."""
+    train = [tile for tile in tiles if tile.split == "train"]
+    if not train:
+        return
+    names = gathered.legend.names
+    needed = range(1 if gathered.implied and not gathered.legend.binary else 0, len(names))
+    total = reduce(add, (scene.class_pixels for scene in burnt))
+    absent = [names[index] for index in needed if not total[index]]
+    if absent:
+        raise InputError(
+            f"no valid pixel of any image is of class {', '.join(absent)}. Check the labels, or leave it out."
+        )
+    unseen = [names[index] for index in needed if not any(tile.shares[index] for tile in train)]
+    if unseen:
+        raise InputError(
+            f"no training tile holds a pixel of class {', '.join(unseen)}, only the others do. "
+            "Choose another --seed, lower --val and --test, or use --split block."
+        )
+
+
+def _statistics(burnt: Sequence[BurntScene], tiles: Sequence[Tile]) -> Moments:
+    """Return the moments of the pixels under training tiles; under all tiles when none trains."""
+    used = [tile for tile in tiles if tile.split == "train"] or tiles
+    windows = {scene.scene.name: [tile.window for tile in used if tile.scene == scene.scene.name] for scene in burnt}
+    parts = (
+        band_moments(scene.image, scene.mask, windows[scene.scene.name])
+        for scene in track(burnt, len(burnt), "Statistics", "scenes")
+    )
+    bands = burnt[0].scene.info.bands
+    return reduce(add, chain.from_iterable(parts), Moments(0, np.zeros(bands), np.zeros(bands)))
+
+
+def _write(
+    folder: Path, gathered: Gathered, burnt: Sequence[BurntScene], tiles: Sequence[Tile], settings: PrepareConfig
+) -> None:
+    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
+    shapes, crs = outlines([row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in burnt})
+    write_tiles(folder / INDEX, rows, shapes, gathered.legend.names, crs)
+    moments, info = _statistics(burnt, tiles), burnt[0].scene.info
+    meta = TileSetMeta(
+        legend=gathered.legend,
+        band_names=_band_names(gathered.scenes),
+        dtype=info.dtype,
+        scale=gathered.scale or FULL_BRIGHTNESS.get(info.dtype),
+        mean=tuple(moments.mean.tolist()),
+        std=tuple(moments.std.tolist()),
+        scenes=tuple(_scene(scene, folder) for scene in burnt),
+        settings=settings,
+        source=gathered.notes,
+        fingerprint=_fingerprint(gathered.legend, burnt, tiles),
+    )
+    write_json(folder / META, asdict(meta))
+
+
+def _band_names(scenes: Sequence[LabelledScene]) -> tuple[str, ...]:
+    """Return the names that all scenes give their bands, and a number for bands that they call differently."""
+    by_band = zip(*(scene.info.band_names for scene in scenes), strict=True)
+    return tuple(names[0] if len(set(names)) == 1 else f"band {i}" for i, names in enumerate(by_band, start=1))
+
+
+def _scene(burnt: BurntScene, folder: Path) -> Scene:
+    inside = burnt.image.is_relative_to(folder)
+    path = burnt.image.relative_to(folder) if inside else burnt.image
+    grid, scene = burnt.scene.info.grid, burnt.scene
+    return Scene(
+        scene.name, path.as_posix(), burnt.image_digest, grid.height, grid.width, grid.resolution_m, scene.group
+    )
+
+
+def _fingerprint(legend: Legend, burnt: Sequence[BurntScene], tiles: Sequence[Tile]) -> str:
+    scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in burnt]
+    return json_digest({"legend": asdict(legend), "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]})

@@ -1,0 +1,246 @@
+"""Polygons come in repaired and in the image's CRS; indices and results go out whole."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import CRS, Geod
+from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
+
+from full_disk import files_no_larger_than
+from tilth.errors import InputError, OutputError
+from tilth.geo.grid import Window
+from tilth.geo.vector import (
+    Features,
+    read_polygons,
+    read_tiles,
+    reprojected,
+    valid_polygons,
+    write_polygons,
+    write_tiles,
+)
+
+UTM12, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(4326)
+BOWTIE = Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+SQUARE = box(500000, 4979000, 500100, 4979100)
+
+
+def write_layer(path: Path, shapes: list[Any], crs: Any = UTM12, **columns: Any) -> Path:
+    frame = geopandas.GeoDataFrame(columns, geometry=shapes, crs=crs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *args, **kwargs: None)
+        frame.to_file(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp"])
+def test_three_formats_in_another_crs(tmp_path: Path, suffix: str) -> None:
+    there = geopandas.GeoSeries([SQUARE], crs=UTM12).to_crs(4326)[0]
+    path = write_layer(tmp_path / f"a{suffix}", [there], WGS84, kind=["oak"])
+    found = read_polygons(path, UTM12, "kind")
+    assert found.classes == ("oak",)
+    assert found.shapes[0].hausdorff_distance(SQUARE) < 0.001
+    assert (found.repaired, found.dropped) == (0, 0)
+
+
+def test_invalid_polygons_are_repaired_and_counted(tmp_path: Path) -> None:
+    spike = Polygon([(0, 0), (1, 0), (1, 1), (1, 5), (1, 1), (0, 1)])
+    found = read_polygons(write_layer(tmp_path / "a.gpkg", [BOWTIE, spike, box(5, 5, 6, 6)]), UTM12)
+    assert (found.repaired, found.dropped) == (2, 0)
+    assert shapely.is_valid(found.shapes).all()
+    assert shapely.area(found.shapes).tolist() == [2, 1, 1]
+
+
+def test_what_has_no_area_is_left_out_and_counted(tmp_path: Path) -> None:
+    line = Polygon([(0, 0), (1, 1), (0, 0)])
+    found = read_polygons(write_layer(tmp_path / "a.gpkg", [Point(0, 0), line, None, box(0, 0, 1, 1)]), UTM12)
+    assert len(found.shapes) == 1
+    assert found.dropped == 3
+
+
+def test_a_class_of_a_feature_left_out_may_be_missing(tmp_path: Path) -> None:
+    path = write_layer(tmp_path / "a.gpkg", [Point(0, 0), box(0, 0, 1, 1)], kind=[None, "oak"])
+    assert read_polygons(path, UTM12, "kind").classes == ("oak",)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=9))
+@settings(deadline=None)
+def test_repair_gives_polygons_that_need_none(points: list[tuple[int, int]]) -> None:
+    drawn = Polygon(points)
+    repaired, _ = valid_polygons(np.array([drawn], object))
+    assert repaired[0].is_valid
+    assert repaired[0].geom_type in ("Polygon", "MultiPolygon")
+    assert repaired[0].difference(drawn.convex_hull.buffer(1e-9)).is_empty
+    again, count = valid_polygons(repaired)
+    assert count == 0
+    assert again[0].equals(repaired[0])
+    if drawn.is_valid:
+        assert drawn.equals(repaired[0])
+
+
+def test_only_polygonal_parts_of_collections_are_kept() -> None:
+    mixed = GeometryCollection([box(0, 0, 1, 1), LineString([(0, 0), (5, 5)]), MultiPolygon([box(2, 2, 3, 3)])])
+    (shape,), _ = valid_polygons(np.array([mixed], object))
+    assert shape.equals(MultiPolygon([box(0, 0, 1, 1), box(2, 2, 3, 3)]))
+
+
+def test_long_edges_stay_straight_where_they_were_drawn() -> None:
+    # A parallel of latitude is straight in degrees and bends by 200 m in UTM.
+    degrees = box(-111.6, 44.0, -110.4, 44.5)
+    (there,) = reprojected(np.array([degrees], object), WGS84, UTM12)
+    (back,) = geopandas.GeoSeries([there], crs=UTM12).to_crs(4326)
+    straight = geopandas.GeoSeries([degrees], crs=4326).to_crs(UTM12)[0]
+    middle = geopandas.GeoSeries([Point(-111, 44.0)], crs=4326).to_crs(UTM12)[0]
+    assert there.boundary.distance(middle) < 0.01
+    assert straight.boundary.distance(middle) > 100
+    assert back.hausdorff_distance(degrees) < 1e-7
+    area, _ = Geod(ellps="WGS84").geometry_area_perimeter(shapely.segmentize(degrees, 0.001))
+    scale = 0.9996**2
+    assert math.isclose(there.area, abs(area) * scale, rel_tol=1e-3)
+
+
+def test_what_lies_beyond_a_projection_vanishes() -> None:
+    far = np.array([box(-111, 44, -110, 45), box(60, 89, 70, 90.0)], object)
+    antipodal = CRS.from_proj4("+proj=gnom +lat_0=-90")
+    assert shapely.is_empty(reprojected(far, WGS84, antipodal)).tolist() == [True, True]
+
+
+def test_whole_numbers_as_classes_lose_their_point(tmp_path: Path) -> None:
+    path = write_layer(tmp_path / "a.gpkg", [box(0, 0, 1, 1)] * 2, code=[1.0, 2.0])
+    assert read_polygons(path, UTM12, "code").classes == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "message"),
+    [
+        (lambda path: None, None, "does not exist"),
+        (lambda path: path.write_text("no layer"), None, "cannot be read as a vector layer"),
+        (lambda path: write_layer(path, []), None, "is empty"),
+        (lambda path: write_layer(path, [Point(0, 0)] * 3), None, "no polygons: 3 Point"),
+        (lambda path: write_layer(path, [SQUARE], kind=["a"]), "species", "no field 'species'. It has: kind"),
+        (lambda path: write_layer(path, [SQUARE] * 3, kind=["a", None, None]), "kind", "2 of 3 polygons have no value"),
+        (
+            lambda path: write_layer(path, [SQUARE], None),
+            None,
+            "has no CRS, but the image has one .WGS 84 / UTM",
+        ),
+    ],
+)
+def test_bad_layers_are_one_line(
+    tmp_path: Path, make: Callable[[Path], object], field: str | None, message: str
+) -> None:
+    make(tmp_path / "labels.gpkg")
+    with pytest.raises(InputError, match=message) as caught:
+        read_polygons(tmp_path / "labels.gpkg", UTM12, field)
+    assert "labels.gpkg" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_layers_are_listed(tmp_path: Path) -> None:
+    frame = geopandas.GeoDataFrame(geometry=[SQUARE], crs=UTM12)
+    for layer in ("oaks", "pines"):
+        frame.to_file(tmp_path / "a.gpkg", layer=layer)
+    with pytest.raises(InputError, match="2 layers of polygons: oaks, pines"):
+        read_polygons(tmp_path / "a.gpkg", UTM12)
+
+
+def test_geojson_beyond_the_globe_has_no_crs(tmp_path: Path) -> None:
+    outline = {"type": "Polygon", "coordinates": [[[900, 10], [950, 10], [950, 60], [900, 10]]]}
+    feature = {"type": "Feature", "properties": {}, "geometry": outline}
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    assert read_polygons(tmp_path / "a.geojson").crs is None
+
+
+def test_a_tile_index_comes_back_in_order(tmp_path: Path) -> None:
+    rows = [
+        ("b", Window(5, 0, 32, 32), "val", 0.25, (0.125, 0.875)),
+        ("a", Window(0, 5, 32, 32), "train", 1.0, (1.0, 0.0)),
+    ]
+    write_tiles(tmp_path / "tiles.gpkg", rows, [SQUARE, SQUARE], ("rest", "Oak & elm"), UTM12)
+    assert read_tiles(tmp_path / "tiles.gpkg") == rows
+    frame = geopandas.read_file(tmp_path / "tiles.gpkg")
+    assert frame.crs == UTM12
+    assert frame["share_1_Oak & elm"].tolist() == [0.875, 0.0]
+
+
+def test_a_tile_index_without_crs(tmp_path: Path) -> None:
+    rows = [("a", Window(0, 5, 32, 32), "train", 1.0, (1.0, 0.0))]
+    write_tiles(tmp_path / "tiles.gpkg", rows, [SQUARE], ("rest", "oak"), None)
+    assert read_tiles(tmp_path / "tiles.gpkg") == rows
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.write_text("x"), lambda path: write_layer(path, [SQUARE])]
+)
+def test_what_is_no_tile_index_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "tiles.gpkg")
+    with pytest.raises(InputError, match=r"tiles\.gpkg is not a tile index"):
+        read_tiles(tmp_path / "tiles.gpkg")
+
+
+def batches() -> Iterator[Features]:
+    holed = box(0, 0, 9, 9).difference(box(1, 1, 2, 2))
+    yield Features([], {"class": [], "area_m2": np.array([], float), "count": np.array([], int)})
+    for start in (0, 1):
+        shapes = [shapely.affinity.translate(holed, 500000 + 10 * i, 4979000) for i in range(start, start + 3)]
+        yield Features(shapes, {"class": ["oak", "elm", None], "area_m2": np.full(3, 80.0), "count": np.arange(3)})
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_polygons_are_written_batch_by_batch(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"map{suffix}"
+    assert write_polygons(path, batches(), UTM12) == 6
+    frame = geopandas.read_file(path)
+    assert frame["class"].fillna("none").tolist() == ["oak", "elm", "none"] * 2
+    assert frame["count"].tolist() == [0, 1, 2] * 2
+    assert frame.crs == (WGS84 if suffix == ".geojson" else UTM12)
+    there = frame.to_crs(UTM12)
+    assert np.allclose(there.area, 80, rtol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_no_polygons_are_an_empty_layer(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"map{suffix}"
+    assert write_polygons(path, [], UTM12) == 0
+    assert pyogrio.read_info(path)["features"] == 0
+
+
+def test_another_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"\.gpkg or \.geojson"):
+        write_polygons(tmp_path / "map.kml", batches(), UTM12)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.99])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"map{suffix}"
+    many = [Features([SQUARE] * 300, {"class": ["oak"] * 300})] * 4
+    write_polygons(path, many, UTM12)
+    size = path.stat().st_size
+    path.unlink()
+    with files_no_larger_than(int(size * share)), pytest.raises(OutputError, match="cannot be written"):
+        write_polygons(path, many, UTM12)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_source_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    def broken() -> Iterator[Features]:
+        yield from batches()
+        raise InputError("the map is damaged")
+
+    path = tmp_path / "map.gpkg"
+    path.write_text("before")
+    with pytest.raises(InputError):
+        write_polygons(path, broken(), UTM12)
+    assert path.read_text() == "before"
+    assert [found.name for found in tmp_path.iterdir()] == ["map.gpkg"]
