@@ -27,7 +27,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with scene.tif (256 x 256, noise, brighter where a field is) and fields.gpkg (16 squares of 32 pixels)."""
+    """A folder with scene.tif (256 x 256, noise, brighter in fields) and fields.gpkg (16 squares of 32 pixels)."""
     folder = tmp_path_factory.mktemp("fields")
     pixels = np.random.default_rng(0).integers(1, 90, (3, 256, 256), dtype=np.uint8)
     corners = [(16 + 64 * row, 16 + 64 * col) for row in range(4) for col in range(4)]
@@ -35,7 +35,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels[:, row : row + 32, col : col + 32] += 150
     write_raster(folder / "scene.tif", pixels)
     squares = [box(*(TENTH_METRE @ (col, row + 32)), *(TENTH_METRE @ (col + 32, row))) for row, col in corners]
-    geopandas.GeoDataFrame({"kind": "field"}, geometry=squares, crs=UTM12).to_file(folder / "fields.gpkg")
+    geopandas.GeoDataFrame({"kind": ["field"] * 16}, geometry=squares, crs=UTM12).to_file(folder / "fields.gpkg")
     return folder
 
 

@@ -13,15 +13,16 @@ import numpy as np
 from tilth.card import CARD
 from tilth.config import Recipe, Variant
 from tilth.errors import SettingError
-from tilth.figures import Sample, loss_figure, samples_figure, stretch_limits, stretched
+from tilth.figures import Sample, loss_figure, samples_figure
+from tilth.figures.pictures import stretch_limits, stretched
 from tilth.files import replacing, write_json, write_text
 from tilth.geo.tileset import TileSet
 from tilth.learn.checkpoint import STATE
+from tilth.learn.feed import imaged
 from tilth.learn.history import read_history
 from tilth.learn.inference import Predictor
-from tilth.legend import IGNORE
 from tilth.table import table
-from tilth.verbs.evaluate import decided
+from tilth.verbs.evaluate import mapped
 from tilth.verbs.train import train
 
 COMPARISON = "comparison.json"
@@ -152,16 +153,13 @@ def _samples(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     samples = tile_set.samples("val", once=True)
     mixed = [i for i, tile in enumerate(samples.tiles) if min(tile.shares[:2]) > 0]
     chosen = spread(mixed or list(range(len(samples))))
-    images, labels = zip(*(samples[i] for i in chosen), strict=True)
-    maps = {}
-    for name, run in runs.items():
-        predictor = Predictor.load(run)
-        maps[name] = decided(predictor(np.stack(images)), predictor.card)
-    known = [label != IGNORE for label in labels]
-    limits = stretch_limits(images, known)
+    tiles = [samples[i] for i in chosen]
+    maps = {name: mapped(Predictor.load(run), tiles) for name, run in runs.items()}
+    seen = [imaged(*tile) for tile in tiles]
+    limits = stretch_limits([image for image, _ in tiles], seen)
     rows = [
         Sample(stretched(image, valid, limits), label, {name: classes[i] for name, classes in maps.items()})
-        for i, (image, label, valid) in enumerate(zip(images, labels, known, strict=True))
+        for i, ((image, label), valid) in enumerate(zip(tiles, seen, strict=True))
     ]
     return samples_figure(rows, tile_set.meta.legend)
 

