@@ -1,0 +1,64 @@
+"""What every colour stands for. All are told apart with the common forms of colour blindness.
+
+Source: Okabe & Ito (2008), "Color Universal Design".
+"""
+
+from dataclasses import dataclass
+
+RGB = tuple[int, int, int]
+
+FOUND = "#009E73"
+"""Bluish green: the label and the map agree on the class (true positive)."""
+INVENTED = "#D55E00"
+"""Vermilion: mapped as the class, but not labelled so (false positive)."""
+MISSED = "#0072B2"
+"""Blue: labelled as the class, but not mapped so (false negative)."""
+UNKNOWN = "#BDBAB2"
+"""Grey: no label, or no image."""
+
+SPLIT_COLOURS = {"train": "#56B4E9", "val": "#F0E442", "test": "#D55E00"}
+"""Sky blue, yellow and vermilion: light enough to shine through on an aerial image."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colours of a figure on one kind of paper."""
+
+    paper: str
+    ink: str
+    faint: str
+    """Axes, ticks and what stands back."""
+    rule: str
+    """Grid lines."""
+    lines: tuple[str, ...]
+    """One colour a network."""
+
+
+LIGHT = Look(
+    paper="#FFFFFF",
+    ink="#23221E",
+    faint="#6B675E",
+    rule="#E6E2D8",
+    lines=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B27700", "#56B4E9", "#000000"),
+)
+DARK = Look(
+    paper="#211F1B",
+    ink="#EDEAE2",
+    faint="#A9A498",
+    rule="#3A3731",
+    lines=("#4A9EDB", "#F28A3C", "#3ED6A8", "#E29CC3", "#E6B73B", "#A9DBF7", "#FFFFFF"),
+)
+
+
+def rgb(colour: str) -> RGB:
+    """Return #RRGGBB as three numbers from 0 to 255.
+
+    >>> rgb("#D55E00")
+    (213, 94, 0)
+    """
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def line_colour(look: Look, index: int) -> str:
+    """Return the colour of network `index` of a comparison; after the last colour it starts again."""
+    return look.lines[index % len(look.lines)]

@@ -1,0 +1,165 @@
+"""The page of a report, part by part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from tilth.errors import InputError, TilthError
+from tilth.geo.tileset import Split, TileSet
+from tilth.learn.inference import Predictor
+from tilth.verbs.audit import audit
+from tilth.verbs.evaluate import mapped
+from tilth.verbs.report_pictures import (
+    extremes,
+    mapped_samples,
+    ranked_tiles,
+    sample_indices,
+    shown_scenes,
+)
+from tilth.verbs.report_sources import Run, Subject, tile_set_of
+from tilth.verbs.report_tables import Bar, Network, Table, class_bars, networks, score_tables
+from tilth.verbs.report_text import (
+    GRAPHS_IN_WORDS,
+    data_in_words,
+    extremes_in_words,
+    facts,
+    headline,
+    kicker,
+    leaks,
+    plates_in_words,
+    remarks,
+    samples_in_words,
+    scores_title,
+    settings_in_words,
+)
+from tilth.verbs.report_view import (
+    Plate,
+    Shown,
+    curve_plates,
+    error_row,
+    error_swatches,
+    graphs,
+    sample_row,
+    scene_shown,
+    split_swatches,
+    swatches,
+)
+
+SAMPLE_TILES = 4
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The tables of one kind of scores."""
+
+    title: str
+    tables: list[Table]
+
+
+@dataclass
+class Page:
+    """What the template shows. An empty part is left out of the page."""
+
+    title: str
+    kicker: str
+    headline: str = ""
+    remarks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str, str]] = field(default_factory=list)
+    hero: list[Shown] = field(default_factory=list)
+    network: str = ""
+    """The network whose maps and scores are shown."""
+    networks: list[Network] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
+    plates: list[Plate] = field(default_factory=list)
+    samples: list[list[Shown]] = field(default_factory=list)
+    extremes: dict[str, list[list[Shown]]] = field(default_factory=dict)
+    bars: list[Bar] = field(default_factory=list)
+    scenes: list[Shown] = field(default_factory=list)
+    more_scenes: int = 0
+    graphs: list[Shown] = field(default_factory=list)
+    settings: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    """One explanation a part."""
+    legends: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """Names and colours, by part."""
+
+
+def page_of(subject: Subject) -> Page:
+    """Return what the page on a run or a comparison shows."""
+    page = Page(subject.title, kicker(subject), notes=list(subject.notes))
+    tiles = _tiles(subject, page)
+    found = audit(tiles.folder) if tiles else None
+    shares = leaks(found, tiles, subject.run) if tiles and found and subject.run else {}
+    page.headline = headline(subject, shares, len(tiles.split("val")) if tiles else None)
+    page.remarks = remarks(subject)
+    page.plates = curve_plates(subject)
+    page.words |= {"plates": plates_in_words(subject)}
+    if subject.kind == "comparison":
+        page.networks = networks(subject)
+    if subject.run:
+        _add_run(page, subject, subject.run)
+        _if_possible(page, "the network", lambda: page.graphs.extend(graphs(subject)))
+    if tiles and found:
+        page.bars = class_bars(found, tiles.meta.legend)
+        page.words["data"] = data_in_words(tiles, found)
+        _if_possible(page, "the scenes", lambda: _add_scenes(page, tiles))
+        _if_possible(page, "the maps", lambda: _add_pictures(page, subject, tiles))
+    return page
+
+
+def _if_possible(page: Page, what: str, add: Callable[[], None]) -> None:
+    """Add a part to the page; a note in its place where its files cannot be read."""
+    try:
+        add()
+    except TilthError as error:
+        page.notes.append(f"This page has no pictures of {what}: {error}")
+
+
+def _tiles(subject: Subject, page: Page) -> TileSet | None:
+    """Open the tile set; a note on the page where it is gone or has changed."""
+    if subject.run is None:
+        return None
+    try:
+        tiles = tile_set_of(subject.run)
+    except InputError as error:
+        page.notes.append(f"This page has no pictures of the data: {error}")
+        return None
+    if tiles.meta.fingerprint != subject.run.card.data_fingerprint:
+        page.notes.append(f"{tiles.folder} has changed since training: pictures and tile counts show it as it is now.")
+    return tiles
+
+
+def _add_run(page: Page, subject: Subject, run: Run) -> None:
+    page.network = subject.leader.name
+    page.facts = facts(subject, run)
+    page.scores = [Scored(scores_title(table), score_tables(table)) for table in run.scores]
+    page.settings = settings_in_words(run)
+    page.words["graphs"] = GRAPHS_IN_WORDS
+
+
+def _add_scenes(page: Page, tiles: TileSet) -> None:
+    scenes = shown_scenes(tiles)
+    page.scenes = [scene_shown(tiles, scene, len(scenes)) for scene in scenes]
+    page.more_scenes = len(tiles.meta.scenes) - len(scenes)
+    page.legends["splits"] = split_swatches()
+
+
+def _add_pictures(page: Page, subject: Subject, tiles: TileSet) -> None:
+    """Run the networks on tiles that did not train them, and show what they make of them."""
+    split: Split = "val" if tiles.split("val") else "test"
+    samples, legend = tiles.samples(split), tiles.meta.legend
+    maps = {v.name: partial(mapped, Predictor.load(v.best_run.folder)) for v in subject.variants if v.best_run}
+    if not len(samples):
+        return
+    shown = mapped_samples(samples, sample_indices(samples.tiles, SAMPLE_TILES), maps)
+    page.samples = [sample_row(sample, legend, place) for place, sample in shown]
+    ranked = ranked_tiles(samples, maps[page.network], legend)
+    for name, group in extremes(ranked).items():
+        shown = mapped_samples(samples, [tile.index for tile in group], {page.network: maps[page.network]})
+        page.extremes[name] = [error_row(sample, legend, page.network, place) for place, sample in shown]
+        if name == "Median":
+            page.hero = sample_row(shown[0][1], legend, shown[0][0])
+    page.legends |= {"classes": swatches(legend), "errors": error_swatches(legend)}
+    page.words["samples"] = samples_in_words(legend, split)
+    page.words["extremes"] = extremes_in_words(len(ranked), len(samples), page.network if page.networks else "", split)
