@@ -16,7 +16,7 @@ def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
     small = {"tile_px": 224, "overlap": 0.0, "block_px": 512, "buffer_px": 0}
     recipe = load_recipe(Path("demo")).changed(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
     result = demo(tmp_path / "out", recipe)
-    assert set(result.scores) == {variant.name for variant in recipe.variants}
+    assert set(result.ious) == {variant.name for variant in recipe.variants}
     assert "EfficientNet-Lite0" in result.weights_from or "lite0" in result.weights_from
     with rasterio.open(tmp_path / "out" / "map.tif") as made, rasterio.open(SCENE) as scene:
         assert (made.shape, made.transform, made.crs) == (scene.shape, scene.transform, scene.crs)

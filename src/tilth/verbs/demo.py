@@ -8,10 +8,10 @@ from typing import Any
 
 from tilth.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from tilth.errors import WeightsError
-from tilth.files import write_json
 from tilth.geo.sources import VectorSource
 from tilth.geo.tileset import META
 from tilth.learn.networks import build
+from tilth.scores import scores
 from tilth.table import table
 from tilth.verbs.compare import Comparison, compare
 from tilth.verbs.evaluate import evaluate
@@ -32,7 +32,7 @@ class Demo:
     folder: Path
     weights_from: str
     comparison: Comparison
-    scores: Mapping[str, Mapping[str, float]]
+    ious: Mapping[str, Mapping[str, float]]
     """IoU by variant, on "test" (blocks of the training scene that no training saw) and "elsewhere"."""
     best: str
     crowns: PolygonSummary
@@ -40,7 +40,7 @@ class Demo:
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
-        rows = [(name, f"{found['test']:.3f}", f"{found['elsewhere']:.3f}") for name, found in self.scores.items()]
+        rows = [(name, f"{found['test']:.3f}", f"{found['elsewhere']:.3f}") for name, found in self.ious.items()]
         places = {
             "report": "report.html",
             "map of the other place": "map.tif",
@@ -75,13 +75,13 @@ def demo(out: Path, recipe: Recipe | None = None) -> Demo:
     began = time.monotonic()
     chosen, weights_from = with_weights(recipe or load_recipe(Path("demo")))
     tiles = _prepared("training", chosen, out / "tiles")
-    elsewhere = _prepared("elsewhere", chosen.changed(prepare=EVERYTHING_TESTS), out / "tiles-elsewhere")
+    elsewhere = _prepared("elsewhere", chosen.changed(prepare=EVERYTHING_TESTS), out / "elsewhere")
     comparison = compare(tiles, chosen, out / "comparison")
-    scores = {row.variant: _scores(comparison.folder / row.run, elsewhere) for row in comparison.rows}
+    found = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
     best = comparison.best()
     crowns = _mapped(comparison.folder / best.run, out)
     report(comparison.folder, out / "report.html")
-    return Demo(out, weights_from, comparison, scores, best.variant, crowns, time.monotonic() - began)
+    return Demo(out, weights_from, comparison, found, best.variant, crowns, time.monotonic() - began)
 
 
 def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
@@ -100,11 +100,9 @@ def _prepared(scene: str, recipe: Recipe, folder: Path) -> Path:
     return folder
 
 
-def _scores(run: Path, elsewhere: Path) -> dict[str, float]:
-    tests = {"test": evaluate(run, "test"), "elsewhere": evaluate(run, "test", tiles=elsewhere)}
-    for name, result in tests.items():
-        write_json(run / f"scores-{name}.json", result.content(name))
-    return {name: float(result.content(name)["overall"]["iou"] or 0) for name, result in tests.items()}
+def _ious(run: Path, elsewhere: Path) -> dict[str, float]:
+    found = {"test": evaluate(run, "test"), "elsewhere": evaluate(run, "test", tiles=elsewhere)}
+    return {place: float(scores(result.confusion).headline()["iou"]) for place, result in found.items()}
 
 
 def _mapped(run: Path, out: Path) -> PolygonSummary:

@@ -84,14 +84,15 @@ class Evaluation:
 
 
 def evaluate(run: Path, split: Split = "test", tiles: Path | None = None, out: Path | None = None) -> Evaluation:
-    """Score a run on one split and write the scores as JSON to `out` (default: scores-SPLIT.json in the run).
+    """Score a run on one split and write the scores as JSON to `out`.
 
-    `tiles` is another tile set with the same classes and bands; by default the run's own. Takes about as long as
-    predicting the tiles.
+    `tiles` is another tile set with the same classes and bands; by default the run's own. `out` is by default
+    scores-SPLIT.json in the run, or scores-FOLDER-SPLIT.json for the tile set FOLDER; these are replaced. Takes about as
+    long as predicting the tiles.
 
     Raises:
         InputError: when the run or the tile set cannot be used, do not fit each other, or the split has no tile.
-        OutputError: when `out` exists, but for the default, which is replaced.
+        OutputError: when `out` exists or cannot be written.
     """
     if out is not None:
         refuse_existing(out)
@@ -103,7 +104,8 @@ def evaluate(run: Path, split: Split = "test", tiles: Path | None = None, out: P
     by_scene = confusions(predictor, tile_set.samples(split, once=True))
     names = predictor.card.legend.names
     result = Evaluation(run, split, tile_set.folder, names, len(tile_set.split(split)), by_scene)
-    path = out or run / f"scores-{split}.json"
+    other = "" if tiles is None else f"{tile_set.folder.resolve().name}-"
+    path = out or run / f"scores-{other}{split}.json"
     write_json(path, result.content(path.stem.removeprefix("scores-")))
     return result
 
