@@ -8,6 +8,7 @@ import pytest
 
 from tilth.cli import app, main
 from tilth.cli.data import parse_classes
+from tilth.config import Recipe
 from tilth.errors import SettingError
 
 COMMANDS = [
@@ -99,3 +100,20 @@ def test_the_page_of_commands_is_up_to_date() -> None:
     from make_docs import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_seeds_on_the_command_line_take_the_place_of_the_recipes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tilth.verbs import compare
+
+    asked: list[tuple[int, ...]] = []
+
+    def compared(tiles: Path, recipe: Recipe, out: Path) -> None:
+        asked.append(recipe.seeds)
+        raise SettingError("far enough")
+
+    monkeypatch.setattr(compare, "compare", compared)
+    refusal("compare", "tiles", "--recipe", "demo", "--out", str(tmp_path), "--seeds", "3", "4")
+    refusal("compare", "tiles", "--recipe", "demo", "--out", str(tmp_path))
+    assert asked == [(3, 4), (0,)]

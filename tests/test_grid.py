@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from affine import Affine
-from helpers import TENTH_METRE
 from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import CRS
 
+from helpers import TENTH_METRE
 from tilth.geo.grid import Grid, Window, starts, tiling
 
 small = st.integers(0, 12)

@@ -407,6 +407,7 @@ def test_what_was_done_before_a_failure_is_kept_and_gone_on_with(
     made = predict(run, (scene,), tmp_path / "map.tif").maps[0]
     assert made.computed_px == (150 - ledger["rows_done"]) * 100 < whole.computed_px
     assert made.pixels == whole.pixels
+    assert made.lines()[0].endswith("Mpx kept from before")
     assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole" / "map.tif").read_bytes()
     assert left_in(tmp_path) == {"map.tif", "whole"}
 

@@ -1,5 +1,6 @@
 """`tilth model`, `train`, `compare` and `evaluate`. Verbs are imported when they are called."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,7 +67,7 @@ def compare(
     from tilth.verbs.compare import compare
 
     base = recipe_from(recipe, chosen)
-    show(compare(tiles, base.changed(seeds=seeds) if seeds else base, out))
+    show(compare(tiles, replace(base, seeds=seeds or base.seeds), out))
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -149,7 +150,9 @@ def _legend(figure: Figure, histories: Mapping[str, Sequence[History]], look: Lo
 
 def _encoded(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format=form, dpi=2 * PIXELS_PER_INCH, facecolor=figure.get_facecolor(), metadata=METADATA[form]
-    )
+    # With a salt of their own the names inside an SVG are the same each time.
+    with rc_context({"svg.hashsalt": "tilth"}):
+        figure.savefig(
+            buffer, format=form, dpi=2 * PIXELS_PER_INCH, facecolor=figure.get_facecolor(), metadata=METADATA[form]
+        )
     return buffer.getvalue()

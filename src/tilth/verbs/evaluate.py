@@ -42,7 +42,8 @@ class Evaluation:
     @property
     def confusion(self) -> Confusion:
         """Pixel counts over all scenes."""
-        return np.sum(list(self.by_scene.values()), axis=0, dtype=np.int64)
+        total: Confusion = np.stack(list(self.by_scene.values())).sum(axis=0)
+        return total
 
     def content(self, name: str) -> dict[str, Any]:
         """Return what the scores file holds: JSON, null where a figure does not exist."""
@@ -87,8 +88,8 @@ def evaluate(run: Path, split: Split = "test", tiles: Path | None = None, out: P
     """Score a run on one split and write the scores as JSON to `out`.
 
     `tiles` is another tile set with the same classes and bands; by default the run's own. `out` is by default
-    scores-SPLIT.json in the run, or scores-FOLDER-SPLIT.json for the tile set FOLDER; these are replaced. Takes about as
-    long as predicting the tiles.
+    scores-SPLIT.json in the run, or scores-FOLDER-SPLIT.json for the tile set FOLDER; these are replaced. Takes about
+    as long as predicting the tiles.
 
     Raises:
         InputError: when the run or the tile set cannot be used, do not fit each other, or the split has no tile.
@@ -161,7 +162,9 @@ def decided(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt
 def counted(label: UInt8[ndarray, "h w"], predicted: UInt8[ndarray, "h w"], k: int) -> Confusion:
     """Return the confusion matrix of one tile, without its ignored pixels."""
     known = label != IGNORE
-    return np.bincount(label[known].astype(np.int64) * k + predicted[known], minlength=k * k).reshape(k, k)
+    pairs = label[known].astype(np.int64) * k + predicted[known]
+    counts: ndarray = np.bincount(pairs, minlength=k * k)
+    return counts.reshape(k, k)
 
 
 def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -1,6 +1,7 @@
 """What the page shows, ready for the template: words, numbers as text, pictures as data URIs."""
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import UInt8
@@ -173,7 +174,7 @@ def scene_shown(tiles: TileSet, scene: Scene, beside: int) -> Shown:
     )
 
 
-def _plate(histories: dict[str, list[History]], measure: str, name: str) -> Plate:
+def _plate(histories: Mapping[str, Sequence[History]], measure: str, name: str) -> Plate:
     def draw(look: Look, narrow: bool) -> str:
         return data_uri(curves_figure(histories, measure, look, narrow, "svg"), "image/svg+xml")
 
@@ -183,8 +184,9 @@ def _plate(histories: dict[str, list[History]], measure: str, name: str) -> Plat
         values = " and ".join(f"{part} {fixed(getattr(last, f'{part}_{measure}'))}" for part in ("train", "val"))
         ends.append(f"{network} ends at {values}")
     alt = f"{name} over the epochs, training and validation. {'; '.join(ends)}."
-    narrow = [draw(look, True) if len(histories) > 1 else "" for look in (LIGHT, DARK)]
-    return Plate(draw(LIGHT, False), draw(DARK, False), *narrow, alt)
+    several = len(histories) > 1
+    narrow, narrow_dark = (draw(look, True) if several else "" for look in (LIGHT, DARK))
+    return Plate(draw(LIGHT, False), draw(DARK, False), narrow, narrow_dark, alt)
 
 
 def _extent(classes: UInt8[ndarray, "h w"], legend: Legend) -> str:
