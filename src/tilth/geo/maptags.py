@@ -1,0 +1,37 @@
+"""What a class map says about itself in its file's metadata: its classes, and the card of the model that made it."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from pydantic import TypeAdapter, ValidationError
+
+from tilth.card import ModelCard
+from tilth.legend import Legend
+
+CARD_TAG = "TILTH_CARD"
+"""The model card as JSON."""
+ORIGIN_TAG = "TILTH_ORIGIN"
+"""SHA-256 of everything that decides what the map holds: model, rasters, settings."""
+CLASS_TAG = "CLASS_"
+"""Followed by a value of the map: the name of its class."""
+
+
+def map_tags(card: ModelCard, origin: str) -> dict[str, str]:
+    """Return the metadata of a map that `card`'s model makes."""
+    classes = {f"{CLASS_TAG}{value}": name for value, name in zip(card.legend.values, card.legend.names, strict=True)}
+    return {**classes, ORIGIN_TAG: origin, CARD_TAG: json.dumps(asdict(card), ensure_ascii=False)}
+
+
+def stated_legend(tags: Mapping[str, str]) -> Legend | None:
+    """Return the classes that a map's metadata states, by value where their order is not stated; None without any."""
+    try:
+        return TypeAdapter(ModelCard).validate_json(tags[CARD_TAG]).legend
+    except (KeyError, ValidationError):
+        found = ((re.fullmatch(rf"{CLASS_TAG}(\d+)", key), name) for key, name in tags.items())
+        classes = dict(sorted((int(match[1]), name) for match, name in found if match))
+        try:
+            return Legend(tuple(classes.values()), tuple(classes)) if classes else None
+        except ValidationError:
+            return None
