@@ -19,7 +19,7 @@ def predict(
     Args:
         run: Folder of a run.
         rasters: Images with the bands that the run was trained on.
-        out: Class map to write, a GeoTIFF; a folder for several rasters.
+        out: Class map to write, MAP.tif: rasters on one grid become one map. Else a folder, one map a raster.
     """
     from tilth.verbs.predict import predict
 

@@ -154,9 +154,9 @@ def mapped(predictor: Predictor, tiles: Sequence[Sample]) -> UInt8[ndarray, "n h
 
 def decided(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt8[ndarray, "n h w"]:
     """Return the class index of every pixel: at the card's threshold for two classes, else the most probable."""
-    if card.legend.binary:
-        return (probabilities[:, 1] >= card.threshold).astype(np.uint8)
-    return probabilities.argmax(axis=1).astype(np.uint8)
+    binary = card.legend.binary
+    classes: ndarray = probabilities[:, 1] >= card.threshold if binary else probabilities.argmax(axis=1)
+    return classes.astype(np.uint8)
 
 
 def counted(label: UInt8[ndarray, "h w"], predicted: UInt8[ndarray, "h w"], k: int) -> Confusion:
