@@ -31,11 +31,11 @@ from tilth.verbs.compare import compare
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.prepare import prepare
 from tilth.verbs.report import report
-from tilth.verbs.report_numbers import with_spread
-from tilth.verbs.report_pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
-from tilth.verbs.report_sources import Row, Run, ScoreTable, Subject, read_subject
-from tilth.verbs.report_sources import Variant as Compared
-from tilth.verbs.report_text import headline, remarks
+from tilth.verbs.report.numbers import with_spread
+from tilth.verbs.report.pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
+from tilth.verbs.report.sources import Row, Run, ScoreTable, Subject, read_subject
+from tilth.verbs.report.sources import Variant as Compared
+from tilth.verbs.report.text import headline, remarks
 from tilth.verbs.train import train
 
 QUICK = Recipe(title="Fields & <b>more</b>").changed(

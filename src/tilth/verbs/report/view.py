@@ -27,10 +27,10 @@ from tilth.geo.tileset import SPLITS, Scene, TileSet
 from tilth.learn.describe import describe
 from tilth.legend import Legend
 from tilth.verbs.model import svg_of
-from tilth.verbs.report_numbers import NBSP, fixed, metres, percent
-from tilth.verbs.report_pictures import scene_picture
-from tilth.verbs.report_sources import Subject
-from tilth.verbs.report_text import SPLIT_NAMES
+from tilth.verbs.report.numbers import NBSP, fixed, metres, percent
+from tilth.verbs.report.pictures import scene_picture
+from tilth.verbs.report.sources import Subject
+from tilth.verbs.report.text import SPLIT_NAMES
 
 SCENE_PX = ((1, 900), (2, 640), (6, 420), (12, 300))
 """Longest side of a scene's thumbnail, for up to so many scenes."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from tilth.figures.colours import DARK, LIGHT, line_colour
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
-from tilth.verbs.report_numbers import duration, fixed, percent, plural, with_spread
-from tilth.verbs.report_sources import Score, ScoreTable, Subject, Variant
-from tilth.verbs.report_text import SPLIT_NAMES
+from tilth.verbs.report.numbers import duration, fixed, percent, plural, with_spread
+from tilth.verbs.report.sources import Score, ScoreTable, Subject, Variant
+from tilth.verbs.report.text import SPLIT_NAMES
 
 
 @dataclass(frozen=True)

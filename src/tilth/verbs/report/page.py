@@ -9,16 +9,16 @@ from tilth.geo.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
 from tilth.verbs.audit import audit
 from tilth.verbs.evaluate import mapped
-from tilth.verbs.report_pictures import (
+from tilth.verbs.report.pictures import (
     extremes,
     mapped_samples,
     ranked_tiles,
     sample_indices,
     shown_scenes,
 )
-from tilth.verbs.report_sources import Run, Subject, tile_set_of
-from tilth.verbs.report_tables import Bar, Network, Table, class_bars, networks, score_tables
-from tilth.verbs.report_text import (
+from tilth.verbs.report.sources import Run, Subject, tile_set_of
+from tilth.verbs.report.tables import Bar, Network, Table, class_bars, networks, score_tables
+from tilth.verbs.report.text import (
     GRAPHS_IN_WORDS,
     data_in_words,
     extremes_in_words,
@@ -32,7 +32,7 @@ from tilth.verbs.report_text import (
     scores_title,
     settings_in_words,
 )
-from tilth.verbs.report_view import (
+from tilth.verbs.report.view import (
     Plate,
     Shown,
     curve_plates,

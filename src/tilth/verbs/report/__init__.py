@@ -8,9 +8,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tilth.errors import OutputError
 from tilth.files import write_text
-from tilth.verbs.report_page import Page, page_of
-from tilth.verbs.report_sources import read_subject
-from tilth.verbs.report_text import IOU_IN_WORDS
+from tilth.verbs.report.page import Page, page_of
+from tilth.verbs.report.sources import read_subject
+from tilth.verbs.report.text import IOU_IN_WORDS
 
 PAGE = "report.html"
 

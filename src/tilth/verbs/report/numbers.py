@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from tilth.verbs.report_sources import deviation, mean
+from tilth.verbs.report.sources import deviation, mean
 
 DASH = "–"
 NBSP = "\u00a0"

@@ -6,9 +6,9 @@ from pathlib import Path
 from tilth.geo.tileset import TileSet
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
-from tilth.verbs.report_numbers import DASH, duration, fixed, metres, percent, plural, with_spread
-from tilth.verbs.report_pictures import MOST_RANKED
-from tilth.verbs.report_sources import Run, ScoreTable, Subject, known, mean
+from tilth.verbs.report.numbers import DASH, duration, fixed, metres, percent, plural, with_spread
+from tilth.verbs.report.pictures import MOST_RANKED
+from tilth.verbs.report.sources import Run, ScoreTable, Subject, known, mean
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 IOU_IN_WORDS = (
