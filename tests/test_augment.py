@@ -75,38 +75,42 @@ def test_none_gives_the_tile_itself() -> None:
         assert np.array_equal(before, after)
 
 
-@given(change=st.tuples(*[st.floats(-JITTER, JITTER)] * 3), bands=st.sampled_from([1, 3, 5]))
-def test_colours_do_not_depend_on_the_unit(change: tuple[float, float, float], bands: int) -> None:
+@given(changes=st.tuples(*[st.floats(-JITTER, JITTER)] * 2), bands=st.sampled_from([1, 3, 5]), seed=st.integers(0, 99))
+def test_colours_do_not_depend_on_the_unit(changes: tuple[float, float], bands: int, seed: int) -> None:
     image, _, valid = tile(bands)
     std = np.full(bands, 20.0)
-    in_other_units = jittered(image * 50 - 300, valid, std * 50, change)
-    np.testing.assert_allclose(in_other_units, jittered(image, valid, std, change) * 50 - 300, rtol=1e-4, atol=0.05)
+    light = np.random.default_rng(seed).uniform(-JITTER, JITTER, bands)
+    in_other_units = jittered(image * 50 - 300, valid, std * 50, light, *changes)
+    as_before = jittered(image, valid, std, light, *changes) * 50 - 300
+    np.testing.assert_allclose(in_other_units, as_before, rtol=1e-4, atol=0.05)
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
 def test_no_change_changes_nothing(bands: int) -> None:
     image, _, valid = tile(bands)
-    np.testing.assert_allclose(jittered(image, valid, np.ones(bands), (0, 0, 0)), image, atol=1e-4)
+    np.testing.assert_allclose(jittered(image, valid, np.ones(bands), np.zeros(bands), 0.0, 0.0), image, atol=1e-4)
 
 
 def test_each_change_is_what_it_is_called() -> None:
     image, _, valid = tile(3)
     std = np.array([1.0, 20.0, 30.0])
-    brighter = jittered(image, valid, std, (0.1, 0, 0))
-    np.testing.assert_allclose(brighter - image, np.broadcast_to(0.1 * std[:, None, None], image.shape), atol=1e-3)
-    crisper = jittered(image, valid, std, (0, 0.2, 0))
+    same, light = np.zeros(3), np.array([0.1, 0.2, -0.3])
+    brighter = jittered(image, valid, std, light, 0.0, 0.0)
+    np.testing.assert_allclose(brighter - image, np.broadcast_to((light * std)[:, None, None], image.shape), atol=1e-3)
+    crisper = jittered(image, valid, std, same, 0.2, 0.0)
     np.testing.assert_allclose(crisper[:, valid].mean(axis=1), image[:, valid].mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(crisper[:, valid].std(axis=1), 1.2 * image[:, valid].std(axis=1), rtol=1e-4)
-    greyer = jittered(image, valid, std, (0, 0, -0.2))
+    greyer = jittered(image, valid, std, same, 0.0, -0.2)
     np.testing.assert_allclose(greyer.mean(axis=0), image.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.ptp(greyer, axis=0), 0.8 * np.ptp(image, axis=0), rtol=1e-3)
-    assert np.array_equal(jittered(image[:2], valid, std[:2], (0, 0, -0.2)), image[:2])
+    assert np.array_equal(jittered(image[:2], valid, std[:2], same[:2], 0.0, -0.2), image[:2])
 
 
 def test_pixels_without_an_image_do_not_move_the_contrast() -> None:
     image, _, valid = tile(3)
     other = np.where(valid, image, np.float32(5000))
-    changed = [jittered(each, valid, np.ones(3), (0.1, 0.2, 0.1))[:, valid] for each in (image, other)]
+    light = np.full(3, 0.1)
+    changed = [jittered(each, valid, np.ones(3), light, 0.2, 0.1)[:, valid] for each in (image, other)]
     assert np.array_equal(*changed)
     nowhere = np.zeros_like(valid)
-    assert np.isfinite(jittered(image, nowhere, np.ones(3), (0.1, 0.2, 0.1))).all()
+    assert np.isfinite(jittered(image, nowhere, np.ones(3), light, 0.2, 0.1)).all()

@@ -11,8 +11,9 @@ from numpy import ndarray
 
 Augment = Literal["none", "dihedral", "colour"]
 
-JITTER = 0.2
-"""Largest change: brightness by a fifth of a band's deviation, contrast and saturation by a fifth."""
+JITTER = 0.4
+"""Largest change: brightness by a fifth of a band's deviation, of all bands together and of each alone; contrast and
+saturation by a fifth."""
 
 
 def dihedral(pixels: Shaped[ndarray, "*n h w"], element: int) -> Shaped[ndarray, "*n i j"]:
@@ -38,17 +39,19 @@ def jittered(
     image: Float32[ndarray, "b h w"],
     valid: Bool[ndarray, "h w"],
     std: Float[ndarray, " b"],
-    change: tuple[float, float, float],
+    brightness: Float[ndarray, " b"],
+    contrast: float,
+    saturation: float,
 ) -> Float32[ndarray, "b h w"]:
     """Return `image`, in its own units, with another brightness, contrast and saturation.
 
-    `change` holds three numbers, 0 for no change: brightness adds that many of each band's deviations `std`; contrast
-    scales the distance to the tile's mean over `valid` pixels by 1 + change; saturation scales the distance to the
-    mean of the bands likewise, and only where there are three. Any number of bands, any unit, no clipping.
+    All three are 0 for no change. `brightness` adds that many of each band's deviations `std`: unlike numbers are another
+    light, haze or sensor. `contrast` scales the distance to the tile's mean over `valid` pixels by 1 + contrast;
+    `saturation` scales the distance to the mean of the bands likewise, and only where there are three. Any number of
+    bands, any unit, no clipping.
     """
-    brightness, contrast, saturation = change
     centre = image.mean(axis=(1, 2), keepdims=True, where=valid) if valid.any() else 0.0
-    result = centre + (1 + contrast) * (image - centre) + brightness * std[:, None, None]
+    result = centre + (1 + contrast) * (image - centre) + (brightness * std)[:, None, None]
     if len(image) == 3:
         grey = result.mean(axis=0, keepdims=True)
         result = grey + (1 + saturation) * (result - grey)
@@ -70,6 +73,7 @@ def augmented(
     if augment == "none":
         return image, label, valid
     if augment == "colour":
-        image = jittered(image, valid, std, tuple(rng.uniform(-JITTER, JITTER, 3)))
+        common, contrast, saturation, *by_band = rng.uniform(-JITTER, JITTER, 3 + len(image))
+        image = jittered(image, valid, std, common + np.array(by_band), contrast, saturation)
     element = int(rng.integers(8 if label.shape[0] == label.shape[1] else 4))
     return dihedral(image, element), dihedral(label, element), dihedral(valid, element)
