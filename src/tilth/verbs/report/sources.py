@@ -20,7 +20,7 @@ from tilth.verbs.compare import COMPARISON, Row
 from tilth.verbs.evaluate import tiles_of
 from tilth.verbs.train import RECIPE
 
-# Other authors' files may grow; a report shows what it knows.
+# Score files may hold more than a report shows.
 LENIENT = ConfigDict(extra="ignore")
 Content = TypeVar("Content")
 
