@@ -11,9 +11,9 @@ from numpy import ndarray
 
 Augment = Literal["none", "dihedral", "colour"]
 
-JITTER = 0.4
-"""Largest change: brightness by a fifth of a band's deviation, of all bands together and of each alone; contrast and
-saturation by a fifth."""
+JITTER = 0.3
+"""Largest change: brightness by this many deviations of a band, for all bands together and for each alone; contrast and
+saturation by this share."""
 
 
 def dihedral(pixels: Shaped[ndarray, "*n h w"], element: int) -> Shaped[ndarray, "*n i j"]:
