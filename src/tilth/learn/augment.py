@@ -46,9 +46,9 @@ def jittered(
     """Return `image`, in its own units, with another brightness, contrast and saturation.
 
     All three are 0 for no change. `brightness` adds that many of each band's deviations `std`: unlike numbers are
-    another light, haze or sensor. `contrast` scales the distance to the tile's mean over `valid` pixels by 1 + contrast;
-    `saturation` scales the distance to the mean of the bands likewise, and only where there are three. Any number of
-    bands, any unit, no clipping.
+    another light, haze or sensor. `contrast` scales the distance to the tile's mean over `valid` pixels by
+    1 + contrast; `saturation` scales the distance to the mean of the bands likewise, and only where there are three.
+    Any number of bands, any unit, no clipping.
     """
     centre = image.mean(axis=(1, 2), keepdims=True, where=valid) if valid.any() else 0.0
     result = centre + (1 + contrast) * (image - centre) + (brightness * std)[:, None, None]
