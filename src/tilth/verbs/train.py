@@ -127,7 +127,9 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     exists = (out / STATE).exists() or (out / CARD).exists()
     if exists and not resume:
         raise OutputError(f"{out} holds a run already; nothing was changed. Give --resume to go on, or another --out.")
-    if out.is_dir() and not exists and not resume and any(out.iterdir()):
+    # What stopped before its first state was written holds settings alone, and nothing is lost by beginning again.
+    begun = (out / SOURCE).exists()
+    if out.exists() and not exists and not begun and (out.is_file() or any(out.iterdir())):
         raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
     return exists
 

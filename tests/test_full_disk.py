@@ -1,0 +1,59 @@
+"""A full disk, in every verb: one line, and nothing half-written."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from full_disk import files_no_larger_than
+from test_compare import RECIPE
+from test_train import SMALL
+from tilth.errors import OutputError
+from tilth.learn.checkpoint import LAST
+from tilth.verbs.compare import compare
+from tilth.verbs.evaluate import evaluate
+from tilth.verbs.model import draw, model
+from tilth.verbs.polygons import polygons
+from tilth.verbs.predict import predict
+from tilth.verbs.report import report
+from tilth.verbs.train import train
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a limit on file size stands for a full disk")
+
+
+@pytest.fixture(scope="module")
+def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiles, tmp_path_factory.mktemp("runs") / "unet", SMALL.changed(train={"epochs": 1})).run
+
+
+def refused(verb: Callable[[], object]) -> None:
+    with pytest.raises(OutputError, match="cannot be written") as caught, files_no_larger_than(2000):
+        verb()
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluate_report_and_model(run: Path, tmp_path: Path) -> None:
+    refused(lambda: report(run, tmp_path / "report.html"))
+    refused(lambda: draw(model("unet", size=32), tmp_path / "unet.svg"))
+    with pytest.raises(OutputError, match="cannot be written"), files_no_larger_than(100):
+        evaluate(run, "test", out=tmp_path / "scores.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_predict_and_polygons(run: Path, fields: Path, tmp_path: Path) -> None:
+    predict(run, (fields / "scene.tif",), tmp_path / "map.tif")
+    refused(lambda: polygons(tmp_path / "map.tif", tmp_path / "map.gpkg"))
+    (tmp_path / "map.tif").unlink()
+    refused(lambda: predict(run, (fields / "scene.tif",), tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_train_and_compare_begin_again_when_there_is_room(tiles: Path, run: Path, tmp_path: Path) -> None:
+    settings = SMALL.changed(train={"epochs": 1})
+    refused(lambda: train(tiles, tmp_path / "run", settings))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.toml", "tiles.json"}
+    train(tiles, tmp_path / "run", settings)
+    assert (tmp_path / "run" / LAST).read_bytes() == (run / LAST).read_bytes()
+    refused(lambda: compare(tiles, RECIPE, tmp_path / "comparison"))
+    assert not (tmp_path / "comparison" / "comparison.json").exists()
