@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy import ndarray
 
 from helpers import textured, write_raster
 from mapping import COVERS, Contextual, make_run
+from processes import in_a_process
 
 # Stands in for the learning library, which takes long to load.
 sys.modules["tilth.learn.inference"] = types.ModuleType("tilth.learn.inference")
@@ -72,21 +72,6 @@ def killed_at_file(length: int, after: bool) -> Callable[[], None]:
         Path.replace = burning  # type: ignore[method-assign, assignment]
 
     return arm
-
-
-def in_a_process(work: Callable[[], None]) -> int:
-    """Return the signal that ended a process that does `work`; 0 when it came to its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def try_moment(folder: Path, name: str, arm: Callable[[], None]) -> str:

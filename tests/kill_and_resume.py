@@ -9,13 +9,13 @@ its name, the signal that ended the run, how many epochs were finished and how m
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from processes import in_a_process
 from tilth.config import TrainConfig
 from tilth.learn.checkpoint import STATE
 from tilth.learn.loop import fit
@@ -85,21 +85,6 @@ def train(folder: Path, resume: bool = False) -> None:
     # The global seed must not matter: a resumed process has another history than the one that was killed.
     torch.manual_seed(int(resume) + 5)
     fit(TinyNetwork(), data, CONFIG, folder, resume=resume)
-
-
-def in_a_process(work: Callable[[], None]) -> int:
-    """Return the signal that ended a process that does `work`; 0 when it came to its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def try_moment(folder: Path, arm: Callable[[], None]) -> str:
