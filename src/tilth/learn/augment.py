@@ -51,7 +51,7 @@ def jittered(
     Any number of bands, any unit, no clipping.
     """
     centre = image.mean(axis=(1, 2), keepdims=True, where=valid) if valid.any() else 0.0
-    result = centre + (1 + contrast) * (image - centre) + (brightness * std)[:, None, None]
+    result: ndarray = centre + (1 + contrast) * (image - centre) + (brightness * std)[:, None, None]
     if len(image) == 3:
         grey = result.mean(axis=0, keepdims=True)
         result = grey + (1 + saturation) * (result - grey)
