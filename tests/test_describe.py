@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tilth.config import ModelConfig
-from tilth.learn.describe import ModelSummary, describe
+from tilth.learn.describe import ModelSummary, describe, drawn
 from tilth.learn.footprint import kept_bytes
 from tilth.learn.networks import build
 
@@ -79,3 +79,10 @@ def test_frozen_stages_are_named(frozen: int, words: str) -> None:
 
 def test_random_numbers_decide_no_figure() -> None:
     assert describe(TINY, 3, 1, 32) == describe(TINY, 3, 1, 32)
+
+
+def test_the_graph_in_text_joins_each_stage_to_the_step_of_its_skip() -> None:
+    lines = drawn(describe(ModelConfig(encoder="efficientnet_b0"), 3, 1, 224).parts)
+    assert lines[0].startswith("encoder 1 32 x 112 x 112 -") and lines[0].endswith("> decoder 5 32 x 224 x 224")
+    assert lines[4].lstrip().startswith("encoder 5 80 x 14 x 14 -") and lines[4].endswith("> decoder 1 40 x 28 x 28")
+    assert lines[5].strip() == "bottleneck 80 x 14 x 14"

@@ -1,6 +1,6 @@
 """The size analysis of a network: its parts with their shapes, parameters and arithmetic, and a tile's memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
@@ -77,6 +77,8 @@ class ModelSummary:
             "",
             *table(rows),
             "",
+            *drawn(self.parts),
+            "",
             f"parameters {self.parameters:,}, trainable {self.trainable:,}",
             f"arithmetic {self.gflop:.2f} GFLOP a tile to predict (two FLOP for every multiply-add of convolutions)",
             f"memory     {self.training_mib:.1f} MiB a tile to train (maps kept for the backward pass)",
@@ -107,6 +109,23 @@ def describe(config: ModelConfig, bands: int, outputs: int, size: int) -> ModelS
         weights_mib=weight_bytes(network) / MIB,
         notes=tuple(_notes(network, size)),
     )
+
+
+def drawn(parts: Sequence[Part]) -> list[str]:
+    """Return the graph as text: down the left, up the right; a stage and the decoder step that joins its map in a line.
+
+    Sizes are channels x height x width of what each puts out.
+    """
+    down = [part for part in parts if part.kind == "encoder"]
+    up = [part for part in parts if part.kind == "decoder"][::-1]
+    left = [f"{'  ' * depth}{_named(part)} " for depth, part in enumerate(down)]
+    wide = max(map(len, left)) + len(left)
+    (bottom,) = (part for part in parts if part.kind == "bottleneck")
+    joined = zip(left, up, range(len(up), 0, -1), strict=True)
+    return [
+        *(f"{there:-<{wide + 2 * height}}> {_named(back)}" for there, back, height in joined),
+        f"{'  ' * len(down)}{_named(bottom)}",
+    ]
 
 
 def title_of(config: ModelConfig) -> str:
@@ -162,6 +181,10 @@ def _notes(network: Network, size: int) -> Iterator[str]:
     inside = padded_px(size, network.body.stride)
     if inside != size:
         yield f"Inside, the tile is continued to {inside} x {inside} pixels; the result is cropped back."
+
+
+def _named(part: Part) -> str:
+    return f"{part.name} {part.channels} x {part.height} x {part.width}"
 
 
 def _row(part: Part) -> tuple[str, ...]:
