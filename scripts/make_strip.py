@@ -37,9 +37,9 @@ def strip(demo: Path) -> Figure:
     for panel, layer in ((panels[1], SCENES / "elsewhere.gpkg"), (panels[3], demo / "map.gpkg")):
         crowns = geopandas.read_file(layer).clip(box(west, south, east, north))
         crowns.boundary.plot(ax=panel, color=PALETTE[5], linewidth=1.1)
-        panel.set(xlim=(west, east), ylim=(south, north))
+        panel.set(xlim=(west, east), ylim=(south, north), xlabel="", ylabel="")
     return figure
 
 
 if __name__ == "__main__":
-    strip(Path(sys.argv[1])).savefig(PICTURE, dpi=110)
+    strip(Path(sys.argv[1])).savefig(PICTURE, dpi=100)
