@@ -27,6 +27,8 @@ from tilth.verbs.train import train
 
 COMPARISON = "comparison.json"
 SAMPLE_TILES = 4
+LEAST_SHARE = 0.05
+"""Of each of the first two classes in a sample tile, where there are such tiles."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def write_table(result: Comparison) -> None:
 def _samples(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     """Return the picture of some validation tiles: spread over the index, those with labels of class 1 first."""
     samples = tile_set.samples("val", once=True)
-    mixed = [i for i, tile in enumerate(samples.tiles) if min(tile.shares[:2]) > 0]
+    mixed = [i for i, tile in enumerate(samples.tiles) if min(tile.shares[:2]) >= LEAST_SHARE]
     chosen = spread(mixed or list(range(len(samples))))
     tiles = [samples[i] for i in chosen]
     maps = {name: mapped(Predictor.load(run), tiles) for name, run in runs.items()}
