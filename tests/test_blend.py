@@ -258,8 +258,8 @@ def test_memory_hardly_grows_with_height() -> None:
         return size
 
     peak(100)
-    # A row of sums that stayed would take 1,200 bytes. What stays is the weights, some bytes a row; how far the reader is
-    # ahead when the peak comes moves it by a few thousand bytes in all.
+    # A row of sums that stayed would take 1,200 bytes. What stays is the weights, some bytes a row; how far ahead the
+    # reader is when the peak comes moves it by a few thousand bytes in all.
     assert peak(2000) - peak(200) < 1800 * 120
 
 
