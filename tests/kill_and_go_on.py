@@ -7,8 +7,6 @@ Prints one line a moment: its name, the signal that ended the first process, and
 """
 
 import json
-import os
-import signal
 import sys
 import types
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from numpy import ndarray
 
 from helpers import textured, write_raster
 from mapping import COVERS, Contextual, make_run
-from processes import in_a_process
+from processes import Fuse, in_a_process
 
 # Stands in for the learning library, which takes long to load.
 sys.modules["tilth.learn.inference"] = types.ModuleType("tilth.learn.inference")
@@ -28,18 +26,6 @@ from tilth.config import PredictConfig  # noqa: E402
 from tilth.verbs.predict import predict  # noqa: E402
 
 CONFIG = PredictConfig(batch_size=3, probabilities=True)
-
-
-class Fuse:
-    """Ends the process when it was lit `length` times."""
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-
-    def burn(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_while_predicting(length: int) -> Callable[[], None]:

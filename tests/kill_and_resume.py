@@ -7,7 +7,6 @@ its name, the signal that ended the run, how many epochs were finished and how m
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from processes import in_a_process
+from processes import Fuse, in_a_process
 from tilth.config import TrainConfig
 from tilth.learn.checkpoint import STATE
 from tilth.learn.loop import fit
@@ -31,18 +30,6 @@ CONFIG = TrainConfig(
     workers=0,
     device="cpu",
 )
-
-
-class Fuse:
-    """Ends the process when it was lit `length` times."""
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-
-    def burn(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Tiles(list[Tile]):

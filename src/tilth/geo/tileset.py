@@ -88,6 +88,12 @@ class TileSetMeta:
     fingerprint: str
     """SHA-256 over everything that decides what training sees: images, masks, tiles, splits, classes."""
 
+    @property
+    def resolution_m(self) -> float | None:
+        """Ground size of a pixel in metres, the median of the scenes that have one; None where none has."""
+        sizes = sorted(scene.resolution_m for scene in self.scenes if scene.resolution_m is not None)
+        return sizes[len(sizes) // 2] if sizes else None
+
 
 @dataclass(frozen=True)
 class TileSet:
@@ -121,8 +127,7 @@ class TileSet:
         """Return what the command line prints: tiles by split, bands, ground size of a pixel, classes, and notes."""
         meta = self.meta
         tiles = ", ".join(f"{len(self.split(split)):,} {split}" for split in SPLITS if self.split(split))
-        sizes = sorted(scene.resolution_m for scene in meta.scenes if scene.resolution_m is not None)
-        ground = f", {sizes[len(sizes) // 2]:.3g} m a pixel" if sizes else ", no place on the ground"
+        ground = f", {meta.resolution_m:.3g} m a pixel" if meta.resolution_m else ", no place on the ground"
         return [
             f"scenes: {len(meta.scenes):,}, {len(meta.band_names)} bands of {meta.dtype}{ground}",
             f"classes: {', '.join(meta.legend.names)}",

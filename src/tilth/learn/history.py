@@ -60,6 +60,11 @@ class History:
         scored = [epoch for epoch in self.epochs if not math.isnan(epoch.val_loss)]
         return min(scored, key=lambda epoch: epoch.val_loss) if scored else max(self.epochs, key=lambda e: e.epoch)
 
+    @property
+    def seconds(self) -> float:
+        """Time that the epochs took together."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
     def and_then(self, epoch: Epoch) -> "History":
         """Return the history with one more epoch."""
         return History((*self.epochs, epoch))

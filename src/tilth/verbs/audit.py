@@ -97,9 +97,13 @@ def audit(tiles: Path) -> Audit:
     Raises:
         InputError: when `tiles` is no tile set.
     """
-    tile_set = TileSet.open(tiles)
+    return audit_set(TileSet.open(tiles))
+
+
+def audit_set(tile_set: TileSet) -> Audit:
+    """Return the same of a tile set that is open."""
     places = [Place(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
-    return audit_tiles(tile_set.tiles, places, str(tiles), tile_set.meta.legend.names)
+    return audit_tiles(tile_set.tiles, places, str(tile_set.folder), tile_set.meta.legend.names)
 
 
 def audit_plan(planned: Sequence[Planned], places: Sequence[Place], title: str) -> Audit:

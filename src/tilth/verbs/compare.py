@@ -125,7 +125,7 @@ def _row(tiles: Path, recipe: Recipe, variant: Variant, seed: int, out: Path) ->
         best_epoch=best.epoch,
         iou=best.val_iou,
         gap=best.val_loss - best.train_loss,
-        seconds=sum(epoch.seconds for epoch in trained.history.epochs),
+        seconds=trained.history.seconds,
     )
 
 

@@ -17,7 +17,7 @@ from tilth.learn.feed import Scaling, TrainingData
 from tilth.learn.history import History
 from tilth.learn.loop import fit
 from tilth.learn.networks import Network, build
-from tilth.verbs.audit import audit
+from tilth.verbs.audit import audit_set
 
 RECIPE = "recipe.toml"
 SOURCE = "tiles.json"
@@ -39,11 +39,10 @@ class Training:
     def lines(self) -> list[str]:
         """Return what the command line prints."""
         best = self.history.best
-        seconds = sum(epoch.seconds for epoch in self.history.epochs)
         return [
             *self.notes,
             f"{self.parameters:,} parameters, {self.trainable:,} trained; encoder weights: {self.card.weights_from}",
-            f"{len(self.history.epochs)} epochs in {seconds:.0f} s; best: epoch {best.epoch}, "
+            f"{len(self.history.epochs)} epochs in {self.history.seconds:.0f} s; best: epoch {best.epoch}, "
             f"val loss {best.val_loss:.4f}, IoU {best.val_iou:.3f}, F1 {best.val_f1:.3f}",
             f"run: {self.run}",
         ]
@@ -71,7 +70,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     write_text(out / RECIPE, recipe_toml(recipe))
     write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
     history = fit(network, data, recipe.train, out, resume=going_on)
-    found = audit(tiles)
+    found = audit_set(tile_set)
     card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history)
     card.write(out)
     return Training(out, card, history, *parameter_counts(network), notes=(found.verdict,) if found.leaks else ())
@@ -138,7 +137,6 @@ def _card(
     name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling, history: History
 ) -> ModelCard:
     best = history.best
-    resolutions = sorted(scene.resolution_m for scene in meta.scenes if scene.resolution_m is not None)
     return ModelCard(
         name=name,
         model=model,
@@ -149,7 +147,7 @@ def _card(
         mean=scaling.mean,
         std=scaling.std,
         tile_px=meta.settings.tile_px,
-        resolution_m=resolutions[len(resolutions) // 2] if resolutions else None,
+        resolution_m=meta.resolution_m,
         threshold=THRESHOLD,
         epoch=best.epoch,
         scores={"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1},

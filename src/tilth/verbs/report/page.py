@@ -7,7 +7,7 @@ from functools import partial
 from tilth.errors import InputError, TilthError
 from tilth.geo.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
-from tilth.verbs.audit import audit
+from tilth.verbs.audit import audit_set
 from tilth.verbs.evaluate import mapped
 from tilth.verbs.report.pictures import (
     extremes,
@@ -89,7 +89,7 @@ def page_of(subject: Subject) -> Page:
     """Return what the page on a run or a comparison shows."""
     page = Page(subject.title, kicker(subject), notes=list(subject.notes))
     tiles = _tiles(subject, page)
-    found = audit(tiles.folder) if tiles else None
+    found = audit_set(tiles) if tiles else None
     shares = leaks(found, tiles, subject.run) if tiles and found and subject.run else {}
     page.headline = headline(subject, shares, len(tiles.split("val")) if tiles else None)
     page.remarks = remarks(subject)

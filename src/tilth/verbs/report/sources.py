@@ -78,7 +78,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Time that training took."""
-        return sum(epoch.seconds for epoch in self.history.epochs)
+        return self.history.seconds
 
     def score(self, name: str) -> ScoreTable | None:
         """Return the scores called `name`, or None."""
