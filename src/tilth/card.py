@@ -44,6 +44,8 @@ class ModelCard:
     """With two classes, a pixel is class 1 where its probability is at least this."""
     epoch: int
     """Epoch of the weights, counted from 1: the one with the least validation loss."""
+    temperature: float = 1.0
+    """What logits are divided by before they become probabilities; 1 until calibrated."""
     scores: dict[str, float] = field(default_factory=dict)
     """Validation scores of that epoch."""
     data_fingerprint: str = ""

@@ -110,24 +110,45 @@ class PredictConfig:
     """Share of a tile that its neighbour also predicts; the two are blended."""
     batch_size: Positive = 8
     """Tiles in one call of the network."""
-    probabilities: bool = False
-    """Also write the probability of every class, as uint8 (0 to 250 stand for 0 to 1), beside the map."""
+    tta: Literal[1, 2, 4, 8] = 1
+    """Flips and quarter turns of every tile that the network is shown; their mean counts. Takes as many times as long."""
+    probabilities: Literal["none", "uint8", "float16"] = "none"
+    """Also write the probability of every class beside the map: uint8 (0 to 250 stand for 0 to 1) or float16."""
+    uncertainty: bool = False
+    """Also write the uncertainty of every pixel beside the map: the entropy of its probabilities, from 0 to 1, or with
+    several runs the standard deviation of theirs."""
+    bands: tuple[Positive, ...] = ()
+    """Which bands of the rasters are the run's, in its order, counted from 1. Without: all, as they are."""
+    resample: bool = False
+    """Bring rasters to the ground resolution of training while they are read; the map has that resolution."""
+    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    """What runs the network. auto: on a CPU the fastest that is installed and agrees with torch; torch on a GPU."""
+    compile: bool = False
+    """Let torch compile the network first: a minute or two that large rasters earn back."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class PolygonConfig:
-    """How a class map becomes polygons."""
+    """How a class map becomes polygons. Lengths and areas are on the ground; in pixels for a map without CRS."""
 
     min_area_m2: Annotated[float, Field(ge=0)] = 0.0
     """Polygons smaller than this are left out."""
+    fill_holes_m2: Annotated[float, Field(ge=0)] = 0.0
+    """Holes smaller than this are filled; what fills them belongs to the polygon around it alone."""
     simplify_m: Annotated[float, Field(ge=0)] = 0.0
     """Largest distance in metres that simplifying may move an outline."""
+    smooth: Annotated[int, Field(ge=0, le=5)] = 0
+    """Rounds of cutting the corners of outlines, for shapes of nature."""
+    square: bool = False
+    """Give outlines right angles along their main direction, for buildings."""
     connectivity: Literal[4, 8] = 4
     """Pixels that touch at a corner only belong to one polygon (8) or to two (4)."""
     background: bool = False
     """Also write the polygons of class 0 of a map of two classes."""
+    uncertain_below: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """A pixel counts as uncertain where the probability of its class is below this."""
 
 
 @dataclass(frozen=True, config=STRICT)
