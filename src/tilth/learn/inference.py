@@ -1,18 +1,41 @@
-"""A trained network that maps pixels to probabilities of classes."""
+"""Trained networks that map pixels to probabilities of classes: one as it is, or several as a map needs them."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Shaped
 from numpy import ndarray
 from torch import Tensor
 
 from tilth.card import WEIGHTS, ModelCard, read_card
+from tilth.errors import InputError
 from tilth.learn.checkpoint import load_weights
 from tilth.learn.device import find_device, layout, repeatable
 from tilth.learn.feed import Scaling
 from tilth.learn.networks import Network, build
+from tilth.learn.probability import layers_of, mean_over, probabilities
+from tilth.learn.symmetry import Turn, turned, turned_back, turns
+
+ALIKE = ("classes", "number of bands", "number format")
+"""What all runs of an ensemble must have in common."""
+
+Runner: TypeAlias = Callable[[Float32[Tensor, "n b t t"]], Float32[Tensor, "n o t t"]]
+"""Scaled images on the mapper's device -> logits there."""
+
+
+def read_network(run: Path, card: ModelCard) -> Network:
+    """Return the best network of a run folder, on the CPU. No pretrained weights are looked up.
+
+    Raises:
+        InputError: when the weights are missing, truncated or of another network.
+    """
+    network = build(card.model, len(card.band_names), card.legend.outputs, pretrained=False)
+    load_weights(run / WEIGHTS, network)
+    return network
 
 
 class Predictor:
@@ -36,9 +59,7 @@ class Predictor:
             SettingError: for a device that this machine does not have.
         """
         card = read_card(run)
-        network = build(card.model, len(card.band_names), card.legend.outputs, pretrained=False)
-        load_weights(run / WEIGHTS, network)
-        return cls(card, network, device)
+        return cls(card, read_network(run, card), device)
 
     def __call__(
         self, batch: Float32[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"] | None = None
@@ -47,17 +68,144 @@ class Predictor:
 
         `batch` is in the images' own units, of any height and width. Pixels that are not `valid` have no image: the
         network is given the mean in their place, as in training. (Without `valid`, the caller fills them with it.)
+        The card's temperature divides the logits.
         """
+        return probabilities(self._logits(batch, valid) / self.card.temperature).numpy(force=True)
+
+    def logits(
+        self, batch: Float32[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"] | None = None
+    ) -> Float32[ndarray, "n o h w"]:
+        """Return what the network puts out, in float32, for the same images; the temperature has no part in it."""
+        return self._logits(batch, valid).numpy(force=True)
+
+    def _logits(
+        self, batch: Float32[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"] | None
+    ) -> Float32[Tensor, "n o h w"]:
         scaled = self._scaling(batch)
         images = torch.from_numpy(scaled if valid is None else np.where(valid[:, None], scaled, np.float32(0)))
         with torch.inference_mode(), repeatable(self.device):
-            logits = self._network(images.to(self.device, memory_format=layout(self.device)))
-            return probabilities(logits.float()).numpy(force=True)
+            logits: Tensor = self._network(images.to(self.device, memory_format=layout(self.device)))
+            return logits.float()
 
 
-def probabilities(logits: Float32[Tensor, "n o h w"]) -> Float32[Tensor, "n k h w"]:
-    """Return the probability of each class: softmax, or (1 - p, p) from the sigmoid p of a single output."""
-    if logits.shape[1] > 1:
-        return torch.softmax(logits, dim=1)
-    first = torch.sigmoid(logits)
-    return torch.cat([1 - first, first], dim=1)
+@dataclass(frozen=True)
+class Member:
+    """One network of an ensemble, with what is its own."""
+
+    scaling: Scaling
+    temperature: float
+    run: Runner
+
+
+class Options(TypedDict, total=False):
+    """How a mapper runs. The settings of the same names in `config.PredictConfig` explain them."""
+
+    device: str
+    backend: str
+    batch_size: int
+    tta: Literal[1, 2, 4, 8]
+    compile: bool
+    spread: bool
+    """Whether the last layer is the standard deviation over the runs."""
+
+
+class Mapper:
+    """What maps are made with: the mean over runs and over turns of each tile, computed by the backend that suits.
+
+    Equal tiles give equal layers, to the bit, wherever in a batch they are and whatever is beside them.
+
+    Attributes:
+        card: of the first run.
+        layers: how many layers the call returns.
+        backend: what runs the networks: torch, onnx or openvino.
+        notes: what the user should know, a line each.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        members: Sequence[Member],
+        *,
+        device: str = "cpu",
+        tta: Literal[1, 2, 4, 8] = 1,
+        spread: bool = False,
+    ) -> None:
+        self.card = card
+        self.layers = card.legend.outputs + spread
+        self.backend = "torch"
+        self.notes: tuple[str, ...] = ()
+        self._members, self._turns, self._spread = tuple(members), turns(tta), spread
+        self._device = torch.device(device)
+
+    @classmethod
+    def load(cls, runs: Sequence[Path], **options: Unpack[Options]) -> "Mapper":
+        """Read the run folders and make their networks ready.
+
+        Raises:
+            InputError: when one of `runs` is no finished run or differs from the first in classes, bands or number
+                format.
+            SettingError: for a device that this machine does not have, or a backend that is not installed.
+        """
+        cards = [read_card(run) for run in runs]
+        _check_alike(runs, cards)
+        device = find_device(options.get("device", "auto"))
+        members = []
+        for run, card in zip(runs, cards, strict=True):
+            network = read_network(run, card).to(device, memory_format=layout(torch.device(device))).eval()  # type: ignore[call-overload]
+            members.append(Member(Scaling(card.mean, card.std), card.temperature, network))
+        return cls(cards[0], members, device=device, tta=options.get("tta", 1), spread=options.get("spread", False))
+
+    def __call__(
+        self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]
+    ) -> Float32[ndarray, "n layers t t"]:
+        """Return the layers of square tiles, each from 0 to 1.
+
+        They are the probability of class 1 for two classes, else of each class; with `spread`, last, the standard
+        deviation of the probability over the runs, the largest of all classes. `pixels` are in the images' own units
+        and number format. The network is given the mean of each band where they are not `valid`.
+        """
+        with torch.inference_mode(), repeatable(self._device):
+            images = torch.from_numpy(pixels.astype(np.float32)).to(self._device)
+            seen = torch.from_numpy(valid[:, None]).to(self._device)
+            if not self._spread:
+                mean = mean_over(self._members, lambda member: self._layers(member, images, seen))
+                return mean.numpy(force=True)
+            each = [self._layers(member, images, seen) for member in self._members]
+            mean = mean_over(each, lambda layers: layers)
+            variance = mean_over(each, lambda layers: (layers - mean).square())
+            return torch.cat([mean, variance.sqrt().amax(1, keepdim=True)], dim=1).numpy(force=True)
+
+    def _layers(
+        self, member: Member, images: Float32[Tensor, "n b t t"], valid: Bool[Tensor, "n 1 t t"]
+    ) -> Float32[Tensor, "n o t t"]:
+        """Return what one run says, the mean over all turns."""
+        scaled = _scaled(images, valid, member.scaling)
+
+        def upright(turn: Turn) -> Tensor:
+            logits = member.run(turned(scaled, turn))
+            return turned_back(layers_of(logits.float() / member.temperature), turn)
+
+        return mean_over(self._turns, upright)
+
+
+def _scaled(
+    images: Float32[Tensor, "n b h w"], valid: Bool[Tensor, "n 1 h w"], scaling: Scaling
+) -> Float32[Tensor, "n b h w"]:
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (scaling.mean, scaling.std))
+    return torch.where(valid, (images - mean) / std, 0)
+
+
+def _check_alike(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
+    first = _alike(cards[0])
+    for run, card in zip(runs, cards, strict=True):
+        for name, value, other in zip(ALIKE, first, _alike(card), strict=True):
+            if value != other:
+                raise InputError(
+                    f"{run} cannot be averaged with {runs[0]}: {name} {other}, there {value}. "
+                    "Give runs that were trained on the same classes and kind of images."
+                )
+
+
+def _alike(card: ModelCard) -> tuple[str, str, str]:
+    names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
+    return ", ".join(names), str(len(card.band_names)), card.dtype

@@ -1,0 +1,1 @@
+"""What can run a trained network: torch itself, ONNX Runtime or OpenVINO."""
