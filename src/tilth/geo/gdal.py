@@ -9,11 +9,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rasterio._env import get_gdal_config, set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-# The default cache is a twentieth of the machine's memory in every worker process.
-os.environ.setdefault("GDAL_CACHEMAX", "128")
+CACHE_MB, MOST_CACHE_MB = 128, 320
+"""GDAL's cache of decoded blocks, one for all threads of a process; `widen_cache` may let it grow to the second."""
+_given = os.environ.get("GDAL_CACHEMAX", str(CACHE_MB))
+# The default cache is a twentieth of the machine's memory in every worker process. Read once, at the first block.
+os.environ.setdefault("GDAL_CACHEMAX", str(CACHE_MB))
 # A JPEG that ends early is otherwise filled up with grey.
 os.environ.setdefault("GDAL_ERROR_ON_LIBJPEG_WARNING", "TRUE")
 # GDAL's shortcut for whole PNGs returns noise without an error when the file ends early.
@@ -24,6 +28,17 @@ RASTER_FAULTS = (RasterioError, CPLE_BaseError)
 
 # Warnings are switched for the whole process, so only one thread at a time may do it.
 _warnings = threading.Lock()
+
+
+def widen_cache(size: int) -> None:
+    """Let GDAL keep `size` bytes of decoded blocks, at most MOST_CACHE_MB; never less than now.
+
+    Holds for the whole process, all its threads and files that are open already. A user's own GDAL_CACHEMAX stays.
+    """
+    if _given == str(CACHE_MB):
+        wanted = min(size, MOST_CACHE_MB * 2**20)
+        if wanted > get_gdal_config("GDAL_CACHEMAX"):
+            set_gdal_config("GDAL_CACHEMAX", wanted)
 
 
 @contextmanager

@@ -83,8 +83,8 @@ class Grid:
         return Polygon([self.transform @ corner for corner in corners])
 
     @property
-    def resolution_m(self) -> float | None:
-        """Metres on the ground from one pixel to the next at the grid's centre (geometric mean of both ways).
+    def pixel_m(self) -> tuple[float, float] | None:
+        """Metres on the ground from one column to the next and from one row to the next, at the grid's centre.
 
         None without a CRS. Geodesic where the CRS is geographic.
         """
@@ -98,7 +98,12 @@ class Grid:
         else:
             unit_m = self.crs.axis_info[0].unit_conversion_factor
             across, down = (math.dist(centre, point) * unit_m for point in (right, below))
-        return math.sqrt(across * down)
+        return across, down
+
+    @property
+    def resolution_m(self) -> float | None:
+        """The geometric mean of `pixel_m`; None without a CRS."""
+        return None if self.pixel_m is None else math.sqrt(math.prod(self.pixel_m))
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:
