@@ -3,6 +3,7 @@
     TILES/
       tiles.gpkg       one row a tile: scene, window, split, valid share, class shares, outline; opens in QGIS
       masks/NAME.tif   class index of every pixel of a scene; 255 where it is neither trained nor scored
+      structure.npy    what scenes look like, where several have no place on the ground; for `tilth audit`
       images/NAME.tif  only for images that cannot be read by window as they are (PNG, JPEG, zipped, large strips)
       tileset.json     everything else: classes, bands, statistics, scenes, settings, fingerprint
 

@@ -9,7 +9,7 @@ from operator import add
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int8, Int64
 from numpy import ndarray
 
 from tilth.config import PrepareConfig
@@ -22,6 +22,7 @@ from tilth.geo.rasterout import BLOCK_PX, copy_tiled, create_labels
 from tilth.geo.scenes import Gathered, LabelledScene, Source
 from tilth.geo.splits import Place, plan
 from tilth.geo.statistics import Moments, band_moments
+from tilth.geo.structure import STRUCTURE, Looks, write_structures
 from tilth.geo.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
 from tilth.geo.vector import write_tiles
 from tilth.legend import IGNORE, Legend
@@ -43,6 +44,8 @@ class BurntScene:
     labels_digest: str
     """SHA-256 of the class indices, however the mask is compressed."""
     class_pixels: Int64[ndarray, " k"]
+    structures: Int8[ndarray, "2 2 64 64"] | None = None
+    """What the scene looks like, where that is needed to know it again; see `tilth.geo.structure`."""
 
     @property
     def place(self) -> Place:
@@ -88,23 +91,30 @@ def prepare(source: Source, out: Path, config: PrepareConfig | None = None) -> T
 
 def _burn_all(gathered: Gathered, folder: Path) -> list[BurntScene]:
     total = sum(scene.info.grid.height * scene.info.grid.width for scene in gathered.scenes)
+    # Scenes without a place on the ground are known again by what they look like.
+    looked = len(gathered.scenes) > 1 and any(scene.info.grid.crs is None for scene in gathered.scenes)
     with meter("Burning labels", total / 1e6, "Mpx") as bar:
-        return [_burn(scene, gathered.legend, folder, bar) for scene in gathered.scenes]
+        return [_burn(scene, gathered.legend, folder, bar, looked) for scene in gathered.scenes]
 
 
-def _burn(scene: LabelledScene, legend: Legend, folder: Path, bar: Meter) -> BurntScene:
+def _burn(scene: LabelledScene, legend: Legend, folder: Path, bar: Meter, looked: bool) -> BurntScene:
     image, mask = _readable_image(scene, folder), folder / MASKS / f"{scene.name}.tif"
     label, digest, counts = scene.labeller(), hashlib.sha256(), np.zeros(IGNORE + 1, np.int64)
     grid = scene.info.grid
+    looks = Looks(scene.info.bands, len(legend.names), grid.height, grid.width) if looked else None
     with Image.open(image) as opened, create_labels(mask, grid, legend) as writer:
         for cell in cells(grid.window, *CELL):
             labels = label(cell)
-            labels[~opened.read(cell)[1]] = IGNORE
+            pixels, valid = opened.read(cell)
+            labels[~valid] = IGNORE
+            if looks:
+                looks.add(pixels, valid, labels, cell)
             writer.write(labels[None], cell)
             digest.update(labels.tobytes())
             counts += np.bincount(labels.ravel(), minlength=IGNORE + 1)
             bar.advance(cell.height * cell.width / 1e6)
-    return BurntScene(scene, image, _digest(image), mask, digest.hexdigest(), counts[: len(legend.names)])
+    known, seen = counts[: len(legend.names)], looks.structures() if looks else None
+    return BurntScene(scene, image, _digest(image), mask, digest.hexdigest(), known, seen)
 
 
 def _readable_image(scene: LabelledScene, folder: Path) -> Path:
@@ -198,6 +208,8 @@ def _write(
     rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
     shapes, crs = outlines([row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in burnt})
     write_tiles(folder / INDEX, rows, shapes, gathered.legend.names, crs)
+    if structures := [scene.structures for scene in burnt if scene.structures is not None]:
+        write_structures(folder / STRUCTURE, np.stack(structures))
     moments, info = _statistics(burnt, tiles), burnt[0].scene.info
     meta = TileSetMeta(
         legend=gathered.legend,

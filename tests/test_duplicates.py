@@ -1,0 +1,197 @@
+"""The same ground under another name is found from edges alone, and nothing else is taken for it."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from numpy import ndarray
+
+from tilth.errors import InputError
+from tilth.geo import dstl
+from tilth.geo.burn import burned
+from tilth.geo.duplicates import Match, match, matches
+from tilth.geo.grid import Grid, Window
+from tilth.geo.raster import Image
+from tilth.geo.structure import Looks, Thumbnail, image_structure, label_structure, read_structures, write_structures
+from tilth.legend import IGNORE
+
+NOTHING = np.zeros((0, 2, 64, 64), np.int8)
+
+
+def seen(pixels: ndarray, valid: ndarray | None = None) -> ndarray:
+    """The structure of an image that is given at once."""
+    known = np.ones(pixels.shape[1:], bool) if valid is None else valid
+    thumbnail = Thumbnail(len(pixels), *known.shape)
+    thumbnail.add(np.where(known, pixels, 0), known, Window(0, 0, *known.shape))
+    return image_structure(thumbnail)
+
+
+def labelled(labels: ndarray, classes: int) -> ndarray:
+    looks = Looks(1, classes, *labels.shape)
+    looks.add(np.zeros((1, *labels.shape), np.uint8), labels != IGNORE, labels, Window(0, 0, *labels.shape))
+    return looks.structures()[1]
+
+
+def country(seed: int, side: int = 400) -> ndarray:
+    """A landscape of patches, float (3, side, side): where smooth noise crosses levels there are edges."""
+    rng = np.random.default_rng(seed)
+    smooth = scipy.ndimage.gaussian_filter(rng.normal(size=(side, side)), 8, mode="wrap")
+    return np.stack([np.digitize(smooth, np.quantile(smooth, [0.2, 0.5, 0.7])) * gain for gain in (10.0, 30.0, 20.0)])
+
+
+def all_pairs(looks: Sequence[ndarray]) -> list[Match]:
+    found = [match(looks[i], looks[j], (i, j)) for i, j in combinations(range(len(looks)), 2)]
+    return [one for one in found if one]
+
+
+def dstl_looks(folder: Path) -> tuple[list[str], dict[str, list[ndarray]]]:
+    labels, extents = dstl.read_labels(folder, tuple(dstl.NAMES)), dstl.read_extents(folder)
+    names = sorted(labels.shapes)
+    looks: dict[str, list[ndarray]] = {"images": [], "labels": []}
+    for name in names:
+        with Image.open(folder / "sixteen_band" / f"{name}_A.tif") as image:
+            looks["images"].append(seen(*image.read(image.info.grid.window)))
+            grid = Grid(512, 512, image.info.grid.transform, None)
+        burnt = burned(labels.in_pixels(name, extents[name], grid), grid.window, fill=0)
+        looks["labels"].append(labelled(burnt, len(dstl.NAMES) + 1))
+    return names, looks
+
+
+def test_dstls_two_pairs_and_no_other_are_the_same_ground_by_image_and_by_labels(shared: Path) -> None:
+    names, looks = dstl_looks(shared / "data" / "dstl")
+    for kind, least in (("images", 0.65), ("labels", 0.75)):
+        pairs = all_pairs(looks[kind])
+        assert len(pairs) == 300
+        same = [pair for pair in pairs if pair.same_ground]
+        assert {(names[pair.left], names[pair.right]) for pair in same} == set(dstl.SAME_GROUND)
+        assert all(pair.similarity > least and pair.shift == (0, 0) for pair in same)
+        # The margin that the page on audit states: the best of 298 other pairs stays below a quarter of these.
+        assert max(pair.similarity for pair in pairs if not pair.same_ground) < least / 4
+        stacked = np.stack(looks[kind])
+        assert [(pair.left, pair.right) for pair in matches(stacked, stacked) if pair.left < pair.right] == [
+            (pair.left, pair.right) for pair in same
+        ]
+
+
+def test_no_two_of_the_amazon_scenes_are_the_same_ground(shared: Path) -> None:
+    looks = []
+    for path in sorted((shared / "data" / "amazon" / "images").iterdir()):
+        with Image.open(path) as image:
+            looks.append(seen(*image.read(image.info.grid.window)))
+    assert len(looks) == 30
+    assert not any(pair.same_ground for pair in all_pairs(looks))
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (0, 37), (55, -40), (-60, 3)])
+def test_a_shifted_window_of_another_date_is_found_with_its_shift(shift: tuple[int, int]) -> None:
+    wide, rng = country(0, 520), np.random.default_rng(1)
+    first = wide[:, 100:420, 100:420]
+    later = wide[:, 100 + shift[0] : 420 + shift[0], 100 + shift[1] : 420 + shift[1]]
+    # Another light, another order of brightness, noise.
+    later = (90 - later) ** 1.3 * np.array([0.5, 1.0, 2.0])[:, None, None]
+    found = match(seen(first), seen(later + rng.normal(0, 10, later.shape)))
+    assert found is not None
+    assert found.same_ground
+    np.testing.assert_allclose(np.array(found.shift) * 320, shift, atol=320 / 64)
+
+
+def test_the_shift_says_where_the_right_scene_lies_on_the_left() -> None:
+    wide = country(3)
+    found = match(seen(wide[:, :320, :320]), seen(wide[:, 40:360, 20:340]))
+    assert found is not None
+    assert found.shift == (0.125, 0.0625)
+
+
+def test_scenes_of_other_sizes_show_the_same_ground() -> None:
+    fine = country(4)
+    found = match(seen(fine), seen(scipy.ndimage.zoom(fine, (1, 0.37, 0.41), order=1)))
+    assert found is not None
+    assert found.same_ground
+
+
+def test_unrelated_landscapes_are_never_the_same_ground() -> None:
+    looks = np.stack([seen(country(seed, 200)) for seed in range(40)])
+    assert matches(looks, looks) == [one for one in matches(looks, looks) if one.left == one.right]
+    assert len(matches(looks, looks)) == 40
+    assert matches(looks, NOTHING) == []
+
+
+def test_two_lonely_houses_are_no_evidence() -> None:
+    one, other = np.zeros((256, 256), np.uint8), np.zeros((256, 256), np.uint8)
+    one[40:60, 50:80] = 1
+    other[100:120, 98:128] = 1
+    found = match(labelled(one, 2), labelled(other, 2))
+    assert found is not None
+    assert found.similarity > 0.9
+    assert found.needed > 1
+    assert not found.same_ground
+
+
+def test_rows_that_fit_many_times_are_no_evidence() -> None:
+    rows = np.indices((256, 256)).sum(axis=0) // 16 % 2 * np.ones((1, 256, 256))
+    rng = np.random.default_rng(0)
+    one, other = (seen(np.roll(rows, 3, axis=2) + rng.normal(0, 0.1, rows.shape)) for _ in range(2))
+    found = match(one, other)
+    assert found is None or not found.same_ground
+
+
+def test_without_any_edge_there_is_nothing_to_compare() -> None:
+    flat = seen(np.ones((3, 100, 100)))
+    assert match(flat, flat) is None
+    assert match(seen(np.random.default_rng(0).normal(size=(1, 30, 30))), flat) is None
+    assert matches(flat[None], flat[None]) == []
+
+
+def test_the_frame_of_missing_pixels_is_no_structure() -> None:
+    frame = np.zeros((256, 256), bool)
+    frame[40:200, 30:220] = True
+    one, other = (seen(country(seed, 256), frame) for seed in (5, 6))
+    found = match(one, other)
+    assert found is not None
+    assert not found.same_ground
+    assert not one[:, :10].any()
+    again = match(one, seen(country(5, 256) * 2 + 1, frame))
+    assert again is not None
+    assert again.same_ground
+
+
+def test_a_scene_gathered_by_windows_is_the_scene_at_once() -> None:
+    pixels, labels = country(7, 150), (country(8, 150)[0] > 15).astype(np.uint8)
+    labels[:20] = IGNORE
+    valid = np.ones((150, 150), bool)
+    valid[:, 130:] = False
+    whole, parts = Looks(3, 2, 150, 150), Looks(3, 2, 150, 150)
+    whole.add(pixels * valid, valid, labels, Window(0, 0, 150, 150))
+    for window in (Window(0, 0, 7, 150), Window(7, 0, 143, 1), Window(7, 1, 143, 149)):
+        inside = window.slices
+        parts.add((pixels * valid)[:, *inside], valid[inside], labels[inside], window)
+    np.testing.assert_array_equal(whole.structures(), parts.structures())
+
+
+def test_means_are_those_of_the_valid_pixels() -> None:
+    pixels, valid = np.arange(128 * 128.0).reshape(1, 128, 128), np.ones((128, 128), bool)
+    valid[0, 0] = valid[0:2, 2:4] = False
+    thumbnail = Thumbnail(1, 128, 128)
+    thumbnail.add(pixels * valid, valid, Window(0, 0, 128, 128))
+    means, known = thumbnail.means()
+    assert means[0, 0, 0] == pytest.approx((1 + 128 + 129) / 3)
+    assert known[0, 0]
+    assert not known[0, 1]
+    assert known.sum() == 64 * 64 - 1
+    assert label_structure(thumbnail).dtype == np.int8
+
+
+def test_structures_come_back_from_their_file(tmp_path: Path) -> None:
+    looks = np.random.default_rng(0).integers(-127, 128, (3, 2, 2, 64, 64), dtype=np.int8)
+    write_structures(tmp_path / "structure.npy", looks)
+    np.testing.assert_array_equal(read_structures(tmp_path / "structure.npy"), looks)
+    assert read_structures(tmp_path / "none.npy") is None
+    np.save(tmp_path / "other.npy", np.zeros(3))
+    with pytest.raises(InputError, match="holds no structures"):
+        read_structures(tmp_path / "other.npy")
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "structure.npy").read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_structures(tmp_path / "torn.npy")
