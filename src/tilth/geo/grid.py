@@ -90,15 +90,13 @@ class Grid:
         """
         if self.crs is None:
             return None
+        if not self.crs.is_geographic:
+            unit_m, to = self.crs.axis_info[0].unit_conversion_factor, self.transform
+            return math.hypot(to.a, to.d) * unit_m, math.hypot(to.b, to.e) * unit_m
+        geod = self.crs.get_geod() or Geod(ellps="WGS84")
         col, row = self.width / 2, self.height / 2
         centre, right, below = (self.transform @ point for point in ((col, row), (col + 1, row), (col, row + 1)))
-        if self.crs.is_geographic:
-            geod = self.crs.get_geod() or Geod(ellps="WGS84")
-            across, down = (geod.inv(*centre, *point)[2] for point in (right, below))
-        else:
-            unit_m = self.crs.axis_info[0].unit_conversion_factor
-            across, down = (math.dist(centre, point) * unit_m for point in (right, below))
-        return across, down
+        return geod.inv(*centre, *right)[2], geod.inv(*centre, *below)[2]
 
     @property
     def resolution_m(self) -> float | None:

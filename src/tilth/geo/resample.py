@@ -189,7 +189,7 @@ def _summed(
 
 def _sums(
     pixels: Float[ndarray, "b h w"], axis: int, axis_taps: Taps, weights: Float64[ndarray, "n k ..."]
-) -> Float[ndarray, "b m n"]:
+) -> Float[ndarray, "b r c"]:
     at = axis_taps.first - axis_taps.span.start
     weights = weights.astype(pixels.dtype)
     total: ndarray[Any, Any] = np.take(pixels, at, axis) * weights[:, 0]
