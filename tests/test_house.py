@@ -27,7 +27,7 @@ NEVER = {
 }
 OPENERS = {
     "rasterio": {"geo/raster.py", "geo/rasterout.py"},
-    "pyogrio": {"geo/vector.py"},
+    "pyogrio": {"geo/vector.py", "geo/vectorindex.py"},
     "geopandas": {"geo/vector.py"},
 }
 

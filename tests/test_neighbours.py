@@ -1,0 +1,103 @@
+"""Distances on the ground in any CRS, and ground that two scenes share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy import ndarray
+from pyproj import CRS, Geod
+
+from tilth.errors import InputError
+from tilth.geo.grid import Window
+from tilth.geo.neighbours import Places, nearest_distances, nearest_in_scene, on_mercator, shared_ground
+from tilth.geo.vector import reprojected, write_tiles
+from tilth.geo.vectorindex import read_outlines
+
+UTM21S = CRS.from_epsg(32721)
+boxes = st.builds(
+    lambda x, y, w, h: shapely.box(x, y, x + w, y + h),
+    st.integers(0, 20), st.integers(0, 20), st.integers(1, 6), st.integers(1, 6),
+)  # fmt: skip
+
+
+def places(shapes: list[shapely.Polygon], scenes: list[int]) -> Places:
+    return Places(np.array(shapes, object), np.array(scenes, int))
+
+
+@given(st.lists(boxes, min_size=1, max_size=8), st.lists(boxes, min_size=1, max_size=8))
+def test_the_nearest_of_all_is_the_least_of_all_distances(
+    some: list[shapely.Polygon], others: list[shapely.Polygon]
+) -> None:
+    plain = shapely.distance(np.array(some)[:, None], np.array(others)[None]).min(axis=1)
+    np.testing.assert_allclose(nearest_distances(np.array(some), np.array(others)), plain)
+
+
+@given(st.lists(boxes, min_size=1, max_size=6), st.lists(boxes, max_size=6))
+def test_the_shared_ground_is_that_of_the_union(some: list[shapely.Polygon], others: list[shapely.Polygon]) -> None:
+    share, pairs = shared_ground(places(some, [0] * len(some)), places(others, [1] * len(others)))
+    union = shapely.union_all(np.array(others, object))
+    np.testing.assert_allclose(share, [shape.intersection(union).area / shape.area for shape in some], atol=1e-9)
+    assert pairs.tolist() == ([[0, 1]] if share.any() else [])
+
+
+def test_tiles_of_one_scene_do_not_count_as_ground_seen_twice() -> None:
+    one = places([shapely.box(0, 0, 10, 10)], [4])
+    assert shared_ground(one, one)[0].tolist() == [0]
+    beside = places([shapely.box(10, 0, 20, 10), shapely.box(9.95, 0, 20, 10)], [5, 6])
+    assert shared_ground(one, beside)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("degrees", [CRS.from_epsg(4326), CRS.from_epsg(4674)])
+def test_metres_are_metres_whether_in_utm_or_in_degrees(degrees: CRS) -> None:
+    # 640 m tiles near 9.6 S, 57.5 W; the held-out one 250 m east of the training one.
+    corner = np.array([[500_000 + 890 * i, 8_940_000] for i in range(2)])
+    squares = np.array([shapely.box(x, y, x + 640, y + 640) for x, y in corner], object)
+    for shapes, crs in ((squares, UTM21S), (reprojected(squares, UTM21S, degrees), degrees)):
+        moved, scale = on_mercator(shapes, crs)
+        found = nearest_distances(moved[:1], moved[1:], scale[:1])
+        # UTM's own scale is 0.9996 there.
+        assert found[0] == pytest.approx(250 / 0.9996, rel=2e-3)
+
+
+@pytest.mark.parametrize("latitude", [-67.0, -15.0, 0.0, 48.0])
+def test_a_distance_is_the_geodesic_one_at_any_latitude(latitude: float) -> None:
+    here = shapely.box(10, latitude, 10.001, latitude + 0.001)
+    for there in (
+        shapely.box(10.003, latitude, 10.004, latitude + 0.001),
+        shapely.box(10, latitude + 0.003, 10.001, latitude + 0.004),
+    ):
+        moved, scale = on_mercator(np.array([here, there]), CRS.from_epsg(4326))
+        east = there.bounds[0] > 10.001
+        path = (10.001, latitude, 10.003, latitude) if east else (10, latitude + 0.001, 10, latitude + 0.003)
+        plain = Geod(ellps="WGS84").inv(*path)[2]
+        assert nearest_distances(moved[:1], moved[1:], scale[:1])[0] == pytest.approx(plain, rel=1e-3)
+
+
+def test_in_pixels_only_windows_of_one_scene_are_near() -> None:
+    mine = [("a", Window(0, 0, 10, 10)), ("b", Window(0, 0, 10, 10)), ("c", Window(5, 5, 2, 2))]
+    theirs = [("a", Window(14, 13, 10, 10)), ("a", Window(0, 90, 10, 10)), ("c", Window(0, 0, 20, 20))]
+    assert nearest_in_scene(mine, theirs).tolist() == [5.0, np.inf, 0.0]
+
+
+def test_outlines_come_back_from_the_index(tmp_path: Path) -> None:
+    shapes = [shapely.box(0, 0, 2, 2), shapely.box(2, 0, 4, 2)]
+    rows = [("a", Window(0, 2 * i, 2, 2), "train", 1.0, (1.0,)) for i in range(2)]
+    for crs in (UTM21S, None):
+        write_tiles(tmp_path / "tiles.gpkg", rows, shapes, ("tree",), crs)
+        found, its = read_outlines(tmp_path / "tiles.gpkg")
+        assert its == crs
+        assert all(a.equals(b) for a, b in zip(found, shapes, strict=True))
+    with pytest.raises(InputError, match="is not a tile index"):
+        read_outlines(tmp_path / "missing.gpkg")
+
+
+def test_nothing_is_near_nothing() -> None:
+    none: ndarray = np.zeros(0, object)
+    one = np.array([shapely.box(0, 0, 1, 1)])
+    assert nearest_distances(one, none).tolist() == [np.inf]
+    assert nearest_distances(none, one).tolist() == []
+    share, pairs = shared_ground(Places(one, np.array([0])), Places(none, np.zeros(0, int)))
+    assert (share.tolist(), len(pairs)) == ([0.0], 0)
