@@ -6,9 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
-from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    jaccard_score,
+    precision_score,
+    recall_score,
+)
 
-from tilth.scores import HEADLINES, scores
+from tilth.scores import HEADLINES, class_scores, kappa, overall_scores, scores
 
 counts = st.integers(2, 5).flatmap(lambda k: arrays(np.int64, (k, k), elements=st.integers(0, 6)))
 
@@ -65,3 +72,44 @@ def test_scores_of_the_sum_are_not_the_mean_of_scores() -> None:
     mean = np.mean([scores(tile).iou[1] for tile in (full, empty)])
     assert scores(full + empty).iou[1] == pytest.approx(100 / 101)
     assert mean == 0.5
+
+
+@given(counts)
+def test_kappa_and_weighted_means_are_those_of_scikit_learn(confusion: ndarray) -> None:
+    truth, predicted = pixels(confusion)
+    if len({*truth, *predicted}) < 2:
+        assert np.isnan(kappa(confusion))
+        return
+    found = overall_scores(confusion)
+    assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, predicted), abs=1e-12)
+    theirs = {"iou": jaccard_score, "f1": f1_score, "precision": precision_score, "recall": recall_score}
+    for name, score in theirs.items():
+        expected = score(truth, predicted, average="weighted", zero_division=0)
+        assert found[f"weighted_{name}"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_of_the_map_alone_counts_in_means_as_for_torchmetrics() -> None:
+    import torch
+    from torchmetrics.functional import jaccard_index
+
+    # Class 2 is invented, class 3 is nowhere.
+    confusion = np.array([[8, 0, 2, 0], [0, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    truth, predicted = map(torch.from_numpy, pixels(confusion))
+    theirs = jaccard_index(predicted, truth, task="multiclass", num_classes=3, average="macro")
+    assert overall_scores(confusion)["macro_iou"] == pytest.approx(float(theirs))
+    assert scores(confusion).macro("iou") == pytest.approx((0.8 + 1 + 0) / 3)
+
+
+def test_cohens_own_example() -> None:
+    # Cohen (1960), table 1: two raters of 200 cases, 3 categories, kappa 0.492.
+    confusion = np.array([[88, 14, 18], [10, 40, 10], [2, 6, 12]])
+    assert kappa(confusion) == pytest.approx(0.492, abs=5e-4)
+
+
+@given(st.lists(arrays(np.int64, (3, 3), elements=st.integers(0, 6)), min_size=1, max_size=4))
+def test_many_matrices_at_once_give_what_one_at_a_time_does(matrices: list[ndarray]) -> None:
+    for function in (overall_scores, class_scores):
+        at_once = function(np.stack(matrices))
+        for i, matrix in enumerate(matrices):
+            for name, values in function(matrix).items():
+                np.testing.assert_array_equal(at_once[name][i], values)

@@ -1,6 +1,20 @@
-"""Accuracy figures of a class map, all derived from one confusion matrix."""
+"""Accuracy figures of a class map, all derived from one confusion matrix: rows are the truth, columns the prediction.
+
+Every function takes one matrix (k, k) or many at once (..., k, k); the bootstrap of `tilth.intervals` hands in
+thousands. Sum the matrices of all tiles first: the mean of scores by tile is another figure, and a wrong one.
+
+A class that is neither in the truth nor in the prediction has no score (NaN) and is left out of means: nothing was
+asked and nothing was claimed. A class that is in one of the two only scores 0 throughout, and counts: the map missed it
+or made it up, and a mean that left it out would reward that. Sources of the formulas:
+
+* IoU: Jaccard (1912), New Phytologist 11, p. 40; F1: Dice (1945), Ecology 26, p. 298.
+* precision and recall are user's and producer's accuracy: Congalton (1991), Remote Sens. Environ. 37, p. 36.
+* kappa: Cohen (1960), Educ. Psychol. Meas. 20, eq. 1.
+* mean and frequency-weighted IoU: Long, Shelhamer & Darrell (2015), CVPR, section 5.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -29,9 +43,7 @@ class Scores:
 
     def macro(self, score: str) -> float:
         """Return the mean of a score ("iou", "f1", "precision", "recall") over the classes that are not NaN."""
-        values: Float64[ndarray, " k"] = getattr(self, score)
-        present = values[~np.isnan(values)]
-        return float(present.mean()) if present.size else float("nan")
+        return float(present_mean(getattr(self, score)))
 
     def headline(self) -> dict[str, float]:
         """Return iou, f1, precision and recall of class 1 where there are two classes, else their macro means."""
@@ -40,22 +52,82 @@ class Scores:
 
 
 def scores(confusion: Int64[ndarray, "k k"]) -> Scores:
-    """Return the scores of a confusion matrix of pixel counts: rows are the truth, columns the prediction.
+    """Return the scores of one confusion matrix of pixel counts."""
+    return Scores(**class_scores(confusion), accuracy=float(accuracy(confusion)))
 
-    Sum the matrices of all tiles first: the mean of scores by tile is another figure, and a wrong one.
-    """
-    hits = confusion.diagonal().astype(np.float64)
-    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+
+def class_scores(confusion: ndarray) -> dict[str, Float64[ndarray, "*n k"]]:
+    """Return iou, f1, precision and recall by class of matrices (..., k, k)."""
+    hits, truth, predicted = _margins(confusion)
     absent = truth + predicted == 0
-    return Scores(
-        iou=_share(hits, truth + predicted - hits, absent),
-        f1=_share(2 * hits, truth + predicted, absent),
-        precision=_share(hits, predicted, absent),
-        recall=_share(hits, truth, absent),
-        accuracy=float(hits.sum() / confusion.sum()) if confusion.any() else float("nan"),
-    )
+    return {
+        "iou": _share(hits, truth + predicted - hits, absent),
+        "f1": _share(2 * hits, truth + predicted, absent),
+        "precision": _share(hits, predicted, absent),
+        "recall": _share(hits, truth, absent),
+    }
 
 
-def _share(part: ndarray, whole: ndarray, absent: ndarray) -> Float64[ndarray, " k"]:
-    # Where the whole is 0 so is the part.
-    return np.where(absent, np.nan, part / np.maximum(whole, 1))
+def overall_scores(confusion: ndarray) -> dict[str, Float64[ndarray, "*n"]]:
+    """Return the figures of the whole map, of matrices (..., k, k).
+
+    accuracy, kappa; iou, f1, precision and recall of class 1 where there are two classes, else their means over the
+    classes; and these means as macro_iou, ... and weighted by the classes' share of the truth as weighted_iou, ...
+    """
+    by_class = class_scores(confusion)
+    truth = _margins(confusion)[1]
+    macro = {name: present_mean(values) for name, values in by_class.items()}
+    binary = confusion.shape[-1] == 2
+    return {
+        "accuracy": accuracy(confusion),
+        "kappa": kappa(confusion),
+        **({name: values[..., 1] for name, values in by_class.items()} if binary else macro),
+        **{f"macro_{name}": values for name, values in macro.items()},
+        **{f"weighted_{name}": _weighted_mean(values, truth) for name, values in by_class.items()},
+    }
+
+
+def accuracy(confusion: ndarray) -> Float64[ndarray, "*n"]:
+    """Return the share of all pixels that are right, of matrices (..., k, k); NaN without any pixel."""
+    hits, truth, _ = _margins(confusion)
+    total = truth.sum(axis=-1)
+    return _share(hits.sum(axis=-1), total, total == 0)
+
+
+def kappa(confusion: ndarray) -> Float64[ndarray, "*n"]:
+    """Return Cohen's kappa of matrices (..., k, k): (right - right by chance) / (1 - right by chance).
+
+    By chance means: with the same shares of classes in truth and map, and no relation between them. NaN where there is
+    no pixel, or where chance alone is always right because truth and map are one and the same class.
+    """
+    hits, truth, predicted = _margins(confusion)
+    total = truth.sum(axis=-1)
+    # Both sides of the fraction times the square of the total: nothing is divided before the end.
+    chance = (truth * predicted).sum(axis=-1)
+    return _share(total * hits.sum(axis=-1) - chance, total * total - chance, total * total == chance)
+
+
+def present_mean(values: Float64[ndarray, "*n k"]) -> Float64[ndarray, "*n"]:
+    """Return the mean over the last axis without what is NaN; NaN where everything is."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=-1)
+    return _share(np.where(there, values, 0).sum(axis=-1), count, count == 0)
+
+
+def _weighted_mean(values: Float64[ndarray, "*n k"], weights: Float64[ndarray, "*n k"]) -> Float64[ndarray, "*n"]:
+    # A class without a score has no weight either.
+    total = weights.sum(axis=-1)
+    return _share((np.where(weights > 0, values, 0) * weights).sum(axis=-1), total, total == 0)
+
+
+def _margins(
+    confusion: ndarray,
+) -> tuple[Float64[ndarray, "*n k"], Float64[ndarray, "*n k"], Float64[ndarray, "*n k"]]:
+    counts = confusion.astype(np.float64)
+    return counts.diagonal(axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+
+
+def _share(part: Any, whole: Any, absent: Any) -> Float64[ndarray, "*n"]:
+    # Sums of a single matrix are numpy's scalars. Where the whole is 0 so is the part.
+    share: Float64[ndarray, "*n"] = np.asarray(np.where(absent, np.nan, part / np.where(whole == 0, 1, whole)))
+    return share
