@@ -1,0 +1,189 @@
+"""How far ground resembles itself: the empirical variogram of images and labels, and its range.
+
+The variogram at a distance is half the mean squared difference of two pixels that far apart (Matheron 1963,
+"Principles of geostatistics", Economic Geology 58, eq. 14; the estimator as in Cressie 1993, "Statistics for Spatial
+Data", eq. 2.4.2). It grows with distance until, at the range, two pixels know nothing of each other any more. Of
+class indicators, summed over the classes, it is the chance that two pixels differ in class.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any, Literal
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Bool, Float, Float64
+from numpy import ndarray
+from scipy.optimize import least_squares
+
+BINS_AN_OCTAVE = 4
+LEAST_PAIRS = 100
+"""Lags with fewer pairs of pixels are left out."""
+LEAST_LAGS = 6
+"""Fewer lags tell no range."""
+RESOLVED = 0.95
+"""A range beyond this share of the longest lag is not reached within the windows."""
+
+
+@dataclass(frozen=True)
+class Lags:
+    """Sums over pairs of pixels, by the class of their distance. Windows add up."""
+
+    edges: Float64[ndarray, " e"]
+    """Bounds of the distance classes, in pixels."""
+    pairs: Float64[ndarray, " b"]
+    halves: Float64[ndarray, " b"]
+    """Half the squared differences, summed."""
+    distances: Float64[ndarray, " b"]
+    """The distances, summed."""
+
+    def __add__(self, other: "Lags") -> "Lags":
+        return Lags(self.edges, self.pairs + other.pairs, self.halves + other.halves, self.distances + other.distances)
+
+
+@dataclass(frozen=True)
+class Variogram:
+    """The variogram at some lags, and the model that fits it best."""
+
+    lag: Float64[ndarray, " l"]
+    """Mean distance of the pairs of each class, ascending."""
+    gamma: Float64[ndarray, " l"]
+    """Half the mean squared difference at that distance."""
+    pairs: Float64[ndarray, " l"]
+    model: Literal["exponential", "spherical"] | None
+    """None where there are too few lags, or nothing varies."""
+    nugget: float = 0.0
+    """What the model starts with at distance 0: noise, and structure smaller than a pixel."""
+    sill: float = 0.0
+    """What the model tends to: the variance between pixels that know nothing of each other."""
+    range: float = 0.0
+    """Where the model reaches the sill; of the exponential model, which never does, 95 % of the way from the nugget."""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the range lies within the lags; else pixels still resemble each other at the longest."""
+        return self.model is not None and self.range <= RESOLVED * float(self.lag[-1])
+
+    def at(self, lag: Float[ndarray, " n"]) -> Float64[ndarray, " n"]:
+        """Return the model at other distances."""
+        assert self.model is not None
+        grown: Float64[ndarray, " n"] = self.nugget + (self.sill - self.nugget) * GROWTH[self.model](lag / self.range)
+        return grown
+
+    def scaled(self, factor: float) -> "Variogram":
+        """Return the same with distances in another unit: metres, with `factor` metres a pixel."""
+        return Variogram(
+            self.lag * factor, self.gamma, self.pairs, self.model, self.nugget, self.sill, self.range * factor
+        )
+
+
+def lag_edges(longest: float) -> Float64[ndarray, " _"]:
+    """Return the bounds of distance classes up to `longest` pixels: four an octave, from one pixel on.
+
+    >>> lag_edges(2.1).round(2).tolist()
+    [0.92, 1.09, 1.3, 1.54, 1.83, 2.18]
+    """
+    steps = int(np.ceil(BINS_AN_OCTAVE * np.log2(max(longest, 1.0)) + 0.5))
+    return np.asarray(2 ** ((np.arange(steps + 1) - 0.5) / BINS_AN_OCTAVE))
+
+
+def window_lags(
+    fields: Iterable[Float[ndarray, "h w"]], known: Bool[ndarray, "h w"], edges: Float64[ndarray, " e"], step: int = 1
+) -> Lags:
+    """Return the sums over all pairs of known pixels of one window that are at most half its side apart.
+
+    Every pair of every direction counts, by Fourier transforms (Marcotte 1996, "Fast variogram computation with FFT",
+    Computers & Geosciences 22(10), eq. 7). Differences of several fields (one a class) add up. `step` is the distance
+    in pixels from one row or column of the window to the next. 512 x 512 pixels take 0.3 s a field; 40 MB.
+    """
+    shape = tuple(scipy.fft.next_fast_len(side + side // 2, real=True) for side in known.shape)
+    mask = scipy.fft.rfft2(known, s=shape)
+    halves = np.zeros((shape[0], shape[1]))
+    for field in fields:
+        # About its mean a field is small, and the difference of its sums exact.
+        centred = np.where(known, field - field[known].mean() if known.any() else 0.0, 0.0)
+        spectrum = scipy.fft.rfft2(centred, s=shape)
+        square = scipy.fft.rfft2(centred**2, s=shape)
+        halves += scipy.fft.irfft2(square * mask.conj() - spectrum * spectrum.conj(), s=shape)
+    pairs = scipy.fft.irfft2(mask * mask.conj(), s=shape).round()
+    down, right = (np.minimum(np.arange(n), n - np.arange(n)) for n in shape)
+    distance = np.hypot(*np.meshgrid(down, right, indexing="ij")) * step
+    near = (down <= known.shape[0] // 2)[:, None] & (right <= known.shape[1] // 2)[None]
+    near &= distance <= min(known.shape) // 2 * step
+    return _binned(edges, distance[near], pairs[near], halves[near])
+
+
+def pooled(lags: Sequence[Lags]) -> Variogram:
+    """Return the variogram over all windows, with its model.
+
+    Only pairs within a window count, so that differences between scenes do not. `lags` share their edges.
+    """
+    total = reduce(add, lags)
+    there = (total.pairs >= LEAST_PAIRS) & (total.halves >= 0)
+    pairs = total.pairs[there]
+    return fitted(total.distances[there] / pairs, total.halves[there] / pairs, pairs)
+
+
+def fitted(lag: Float64[ndarray, " l"], gamma: Float64[ndarray, " l"], pairs: Float64[ndarray, " l"]) -> Variogram:
+    """Return the variogram with the model, exponential or spherical, that fits it with the least error.
+
+    Least squares over lags that are spaced by their logarithm, so that near and far weigh alike, with a soft L1 loss,
+    so that one odd lag does not decide (Cressie 1985, "Fitting variogram models by weighted least squares", weighs by
+    pairs instead; there the longest lags, which rest on the fewest independent places, would decide).
+    """
+    top = float(gamma.max(initial=0.0))
+    if len(lag) < LEAST_LAGS or top <= 0:
+        return Variogram(lag, gamma, pairs, None)
+    tried = [
+        (result.cost, kind, result.x)
+        for kind, growth in GROWTH.items()
+        for start in (0.1, 0.5)
+        for result in [_fit(growth, lag, gamma / top, start)]
+    ]
+    _, kind, (nugget, rise, log_range) = min(tried, key=lambda one: one[0])
+    return Variogram(lag, gamma, pairs, kind, top * nugget, top * (nugget + rise), float(np.exp(log_range)))
+
+
+def _exponential(share: Float[ndarray, " n"]) -> Float64[ndarray, " n"]:
+    return np.asarray(1 - np.exp(-3 * share), float)
+
+
+def _spherical(share: Float[ndarray, " n"]) -> Float64[ndarray, " n"]:
+    inside = np.minimum(share, 1)
+    return np.asarray(1.5 * inside - 0.5 * inside**3, float)
+
+
+GROWTH: dict[Literal["exponential", "spherical"], Callable[[ndarray], ndarray]] = {
+    "exponential": _exponential,
+    "spherical": _spherical,
+}
+"""The models by the share of the range, from 0 to 1 (Cressie 1993, eqs. 2.3.8 and 2.3.9 with a practical range)."""
+
+
+def _fit(
+    growth: Callable[[ndarray], ndarray], lag: Float64[ndarray, " l"], gamma: Float64[ndarray, " l"], start: float
+) -> Any:
+    def residuals(chosen: ndarray) -> ndarray:
+        return np.asarray(chosen[0] + chosen[1] * growth(lag / np.exp(chosen[2])) - gamma)
+
+    longest = float(lag[-1])
+    bounds = ([0, 1e-6, np.log(lag[0] / 2)], [1.5, 3, np.log(2 * longest)])
+    return least_squares(residuals, [0.1, 0.9, np.log(longest * start)], bounds=bounds, loss="soft_l1", f_scale=0.05)
+
+
+def _binned(
+    edges: Float64[ndarray, " e"],
+    distance: Float64[ndarray, " n"],
+    pairs: Float64[ndarray, " n"],
+    halves: Float64[ndarray, " n"],
+) -> Lags:
+    place = np.searchsorted(edges, distance, side="right") - 1
+    inside = (place >= 0) & (place < len(edges) - 1)
+    # Every pair comes twice, there and back.
+    sums = (
+        np.bincount(place[inside], weights=weights[inside] / 2, minlength=len(edges) - 1)
+        for weights in (pairs, halves, pairs * distance)
+    )
+    return Lags(edges, *sums)
