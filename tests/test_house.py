@@ -10,12 +10,33 @@ from pathlib import Path
 import pytest
 
 import tilth
-from tilth.config import ModelConfig, PolygonConfig, PredictConfig, PrepareConfig, TrainConfig, load_recipe
+from tilth.config import (
+    ModelConfig,
+    PolygonConfig,
+    PredictConfig,
+    PrepareConfig,
+    SampleConfig,
+    TrainConfig,
+    load_recipe,
+)
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tilth"
 MODULES = sorted(SOURCE.rglob("*.py"))
-VERBS = ("prepare", "audit", "model", "train", "compare", "evaluate", "predict", "polygons", "report", "demo")
+VERBS = (
+    "prepare",
+    "audit",
+    "model",
+    "train",
+    "compare",
+    "evaluate",
+    "predict",
+    "polygons",
+    "sample",
+    "area",
+    "report",
+    "demo",
+)
 
 # Rooms by floor; a module may import from its own room and from the floors below, never from a neighbour.
 FLOORS = {"geo": 1, "learn": 1, "figures": 1, "verbs": 2, "cli": 3}
@@ -27,8 +48,8 @@ NEVER = {
 }
 OPENERS = {
     "rasterio": {"geo/raster.py", "geo/rasterout.py"},
-    "pyogrio": {"geo/vector.py", "geo/vectorindex.py"},
-    "geopandas": {"geo/vector.py"},
+    "pyogrio": {"geo/vector.py", "geo/vectorpoints.py", "geo/vectorindex.py"},
+    "geopandas": {"geo/vector.py", "geo/vectorpoints.py"},
 }
 
 
@@ -129,7 +150,9 @@ def test_every_verb_has_a_page(verb: str) -> None:
     assert f"The result of `tilth {verb}` is" in page
 
 
-@pytest.mark.parametrize("config", [PrepareConfig, ModelConfig, TrainConfig, PredictConfig, PolygonConfig])
+@pytest.mark.parametrize(
+    "config", [PrepareConfig, ModelConfig, TrainConfig, PredictConfig, PolygonConfig, SampleConfig]
+)
 def test_every_setting_is_explained(config: type) -> None:
     for name, info in config.__pydantic_fields__.items():  # type: ignore[attr-defined]
         assert info.description, name

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         PredictConfig,
         PrepareConfig,
         Recipe,
+        SampleConfig,
         TrainConfig,
         Variant,
         load_recipe,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tilth.errors import InputError, OutputError, SettingError, TilthError, WeightsError
     from tilth.geo.sources import DstlSource, MaskSource, VectorSource
     from tilth.geo.tileset import TileSet
+    from tilth.verbs.area import area
     from tilth.verbs.audit import audit
     from tilth.verbs.compare import compare
     from tilth.verbs.demo import demo
@@ -30,11 +32,21 @@ if TYPE_CHECKING:
     from tilth.verbs.predict import predict
     from tilth.verbs.prepare import prepare
     from tilth.verbs.report import report
+    from tilth.verbs.sample import sample
     from tilth.verbs.train import train
 
 _HOMES = {
     **dict.fromkeys(
-        ("ModelConfig", "PolygonConfig", "PredictConfig", "PrepareConfig", "Recipe", "TrainConfig", "Variant"),
+        (
+            "ModelConfig",
+            "PolygonConfig",
+            "PredictConfig",
+            "PrepareConfig",
+            "Recipe",
+            "SampleConfig",
+            "TrainConfig",
+            "Variant",
+        ),
         "tilth.config",
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "TilthError", "WeightsError"), "tilth.errors"),
@@ -44,6 +56,7 @@ _HOMES = {
     **{
         verb: f"tilth.verbs.{verb}"
         for verb in (
+            "area",
             "audit",
             "compare",
             "demo",
@@ -53,6 +66,7 @@ _HOMES = {
             "predict",
             "prepare",
             "report",
+            "sample",
             "train",
         )
     },
@@ -68,6 +82,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "Recipe",
+    "SampleConfig",
     "SettingError",
     "TileSet",
     "TilthError",
@@ -75,6 +90,7 @@ __all__ = [
     "Variant",
     "VectorSource",
     "WeightsError",
+    "area",
     "audit",
     "compare",
     "demo",
@@ -85,6 +101,7 @@ __all__ = [
     "predict",
     "prepare",
     "report",
+    "sample",
     "train",
 ]
 

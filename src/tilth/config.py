@@ -152,6 +152,22 @@ class PolygonConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SampleConfig:
+    """How many points of a map are drawn to be labelled, and how they are shared among its classes."""
+
+    points: Annotated[int, Field(ge=0)] = 0
+    """Number of points. 0: as many as standard_error asks for."""
+    standard_error: Annotated[float, Field(gt=0, lt=0.5)] = 0.015
+    """Standard error that overall accuracy shall have; its 95 % interval is twice that to either side."""
+    expected_accuracy: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of every class that is expected to be mapped right. Only the number of points depends on it."""
+    least: Annotated[int, Field(ge=2)] = 50
+    """Least number of points of a class, however rare it is."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Variant:
     """One configuration of a comparison: a name, and what it changes in the recipe's [model] and [train]."""
 

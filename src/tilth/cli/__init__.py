@@ -87,12 +87,22 @@ add(
     "polygons trees.tif --out trees.gpkg --min-area-m2 1",
 )  # fmt: skip
 add(
-    app, 9, "maps:report",
+    app, 9, "area:sample",
+    "Draw a random sample of a map's pixels by class, to be labelled in a GIS.",
+    "sample trees.tif --out points.gpkg",
+)  # fmt: skip
+add(
+    app, 10, "area:area",
+    "Estimate the area of each class with its 95 % interval from a labelled sample.",
+    "area trees.tif points.gpkg --out area.json",
+)  # fmt: skip
+add(
+    app, 11, "maps:report",
     "Write one HTML page about a run or a comparison that opens anywhere and can be mailed.",
     "report comparison/ --out report.html",
 )  # fmt: skip
 add(
-    app, 10, "maps:demo",
+    app, 12, "maps:demo",
     "Compare the article's three models on the scene inside the package, then map another place with the best.",
     "demo --out demo-out",
 )  # fmt: skip

@@ -28,14 +28,14 @@ def pixel_areas(grid: Grid, window: Window) -> Float64[ndarray, "h w"]:
         )
     rows, cols = window.row + np.arange(window.height), window.col + np.arange(window.width)
     if grid.crs.is_geographic and grid.transform.d == 0:
-        return np.broadcast_to(_on_ellipsoid(grid, rows[:, None], cols[None, :1]), shape)
+        return np.broadcast_to(areas_on_ellipsoid(grid, rows[:, None], cols[None, :1]), shape)
     return _interpolated(grid, rows, cols)
 
 
 def _interpolated(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "h w"]:
     """Return the area of each pixel, linearly between the points of a lattice."""
     lattice = [np.arange(axis[0], axis[-1] + LATTICE_PX + 1, LATTICE_PX) for axis in (rows, cols)]
-    known = _on_ellipsoid(grid, lattice[0][:, None], lattice[1][None, :])
+    known = areas_on_ellipsoid(grid, lattice[0][:, None], lattice[1][None, :])
     part = [(axis - axis[0]) / LATTICE_PX for axis in (rows, cols)]
     (top, left), (row, col) = ([p.astype(np.intp) for p in part], [p % 1 for p in part])
     between = known[top] * (1 - row[:, None]) + known[top + 1] * row[:, None]
@@ -43,15 +43,15 @@ def _interpolated(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, 
     return areas
 
 
-def _on_ellipsoid(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "h w"]:
-    """Return the area of the pixels of these rows (h, 1) and columns (1, w)."""
+def areas_on_ellipsoid(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "..."]:
+    """Return the area in m2 of the pixels of these rows and columns, arrays that fit each other's shape."""
     across = _geocentric(grid, rows + 0.5, cols + 1) - _geocentric(grid, rows + 0.5, cols)
     down = _geocentric(grid, rows + 1, cols + 0.5) - _geocentric(grid, rows, cols + 0.5)
-    areas: Float64[ndarray, "h w"] = np.linalg.norm(np.cross(across, down), axis=-1)
+    areas: ndarray = np.linalg.norm(np.cross(across, down), axis=-1)
     return areas
 
 
-def _geocentric(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "h w 3"]:
+def _geocentric(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "... 3"]:
     """Return places in metres from the centre of the earth, where neither poles nor the date line are special.
 
     Snyder (1987), "Map projections: a working manual", USGS Professional Paper 1395, eq. 4-20 for the radius.

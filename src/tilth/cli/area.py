@@ -1,0 +1,34 @@
+"""`tilth sample` and `tilth area`. Verbs are imported when they are called."""
+
+from pathlib import Path
+from typing import Any
+
+from tilth.cli.flags import config_from, settings
+from tilth.cli.show import show
+from tilth.config import SampleConfig
+
+
+@settings(sample=SampleConfig)
+def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
+    """Draw a random sample of a map's pixels by class, to be labelled in a GIS.
+
+    Args:
+        map: Class map, a GeoTIFF from `tilth predict`.
+        out: GeoPackage to write, .gpkg.
+    """
+    from tilth.verbs.sample import sample
+
+    show(sample(map, out, config_from(SampleConfig, SampleConfig(), chosen)))
+
+
+def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noqa: A002
+    """Estimate the area of each class with its 95 % interval, and the map's accuracies, from a labelled sample.
+
+    Args:
+        map: Class map that the sample was drawn from.
+        points: GeoPackage from `tilth sample` with the field `reference` filled in.
+        out: JSON file to write all figures to.
+    """
+    from tilth.verbs.area import area
+
+    show(area(map, points, out))
