@@ -20,21 +20,21 @@ from processes import Fuse, in_a_process
 
 # Stands in for the learning library, which takes long to load.
 sys.modules["tilth.learn.inference"] = types.ModuleType("tilth.learn.inference")
-sys.modules["tilth.learn.inference"].Predictor = Contextual  # type: ignore[attr-defined]
+sys.modules["tilth.learn.inference"].Mapper = Contextual  # type: ignore[attr-defined]
 
 from tilth.config import PredictConfig  # noqa: E402
 from tilth.verbs.predict import predict  # noqa: E402
 
-CONFIG = PredictConfig(batch_size=3, probabilities=True)
+CONFIG = PredictConfig(batch_size=3, probabilities="uint8", uncertainty=True)
 
 
 def killed_while_predicting(length: int) -> Callable[[], None]:
     def arm() -> None:
         fuse, call = Fuse(length), Contextual.__call__
 
-        def burning(self: Contextual, batch: ndarray) -> ndarray:
+        def burning(self: Contextual, pixels: ndarray, valid: ndarray) -> ndarray:
             fuse.burn()
-            return call(self, batch)
+            return call(self, pixels, valid)
 
         Contextual.__call__ = burning  # type: ignore[method-assign]
 

@@ -1,5 +1,6 @@
-"""Runs for tests of prediction, with networks that need no learning library."""
+"""Runs for tests of prediction, with mappers that need no learning library."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,36 @@ COVERS = Legend(("water", "grass", "crops", "trees"), (10, 20, 30, 7))
 
 
 class Pointwise:
-    """A network that looks at one pixel of the first band at a time: p = value / 255, or classes by quarters of 255."""
+    """Looks at one pixel of the first band at a time: p = value / 255, or classes by quarters of 255.
 
-    def __init__(self, card: ModelCard) -> None:
-        self.card = card
+    With several runs, each sees the values divided by its number, counted from 1.
+    """
+
+    backend = "none"
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, card: ModelCard, runs: int = 1, spread: bool = False, batch_size: int = 8) -> None:
+        self.card, self.runs, self.spread, self.batch_size = card, runs, spread, batch_size
+        self.layers = card.legend.outputs + spread
 
     @classmethod
-    def load(cls, run: Path, device: str = "auto") -> "Pointwise":
-        return cls(read_card(run))
+    def load(cls, runs: Sequence[Path], *, spread: bool = False, batch_size: int = 8, **options: object) -> "Pointwise":
+        assert set(options) == {"device", "backend", "tta", "compile"}
+        return cls(read_card(runs[0]), len(runs), spread, batch_size)
 
-    def __call__(self, batch: ndarray) -> ndarray:
-        assert batch.dtype == np.float32
-        first = batch[:, 0] / np.float32(255)
+    def __call__(self, pixels: ndarray, valid: ndarray) -> ndarray:
+        assert pixels.dtype == self.card.dtype
+        assert len(pixels) == len(valid) == self.batch_size
+        mean = np.array(self.card.mean, np.float32)[:, None, None]
+        seen = np.where(valid[:, None], pixels.astype(np.float32), mean)
+        each = np.stack([self.one(seen / np.float32(run + 1)) for run in range(self.runs)])
+        layers = each.mean(axis=0)[:, 1:] if self.card.legend.binary else each.mean(axis=0)
+        spread = [each.std(axis=0).max(axis=1, keepdims=True)] if self.spread else []
+        return np.concatenate([layers, *spread], axis=1).astype(np.float32)
+
+    def one(self, seen: ndarray) -> ndarray:
+        """Return the probability of every class by one run."""
+        first = seen[:, 0] / np.float32(255)
         if self.card.legend.binary:
             return np.stack([1 - first, first], axis=1)
         quarters = np.minimum((first * 4).astype(int), 3)
@@ -34,13 +53,13 @@ class Pointwise:
 
 
 class Contextual(Pointwise):
-    """A network that looks at the whole tile and at the place in it, as networks do."""
+    """Looks at the whole tile and at the place in it, as networks do."""
 
-    def __call__(self, batch: ndarray) -> ndarray:
-        assert np.isfinite(batch).all()
-        mean = batch.mean(axis=(1, 2, 3))[:, None, None]
-        place = np.add(*np.indices(batch.shape[2:]))
-        p = (0.5 + 0.4 * np.sin(batch[:, 0] / 40 + mean + 0.2 * place)).astype(np.float32)
+    def one(self, seen: ndarray) -> ndarray:
+        assert np.isfinite(seen).all()
+        mean = seen.mean(axis=(1, 2, 3))[:, None, None]
+        place = np.add(*np.indices(seen.shape[2:]))
+        p = (0.5 + 0.4 * np.sin(seen[:, 0] / 40 + mean + 0.2 * place)).astype(np.float32)
         rest = (1 - p) / (len(self.card.legend.names) - 1)
         return np.stack([rest] * (len(self.card.legend.names) - 1) + [p], axis=1)
 

@@ -1,9 +1,7 @@
-"""The sums of overlapping tiles: what any raster, tile size and overlap must keep."""
+"""The sums of overlapping tiles: what any raster, tile size, overlap, panel and restart must keep."""
 
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,64 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from tilth.errors import InputError
-from tilth.geo.ahead import ahead
-from tilth.geo.blend import LEVELS, WHOLE, Strip, TileGrid, blend, reflected, shares
-from tilth.geo.grid import Window
-
-SEVERAL = settings(deadline=None, max_examples=50)
-GRIDS = st.builds(
-    TileGrid,
-    height=st.integers(1, 70),
-    width=st.integers(1, 70),
-    tile_px=st.sampled_from([16, 17, 24, 32]),
-    overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 0.75]),
+from blending import (
+    GRIDS,
+    PANELS,
+    Kept,
+    Scene,
+    blended,
+    constant,
+    contextual,
+    entangled,
+    noise,
+    pointwise,
+    whole,
 )
+from tilth.errors import InputError
+from tilth.geo.blend import LEVELS, WHOLE, Plan, blend, shares
+from tilth.geo.grid import Window
+from tilth.geo.tiles import Lanes, TileGrid
+
+SEVERAL = settings(deadline=None, max_examples=30)
 
 
-def reader(pixels: ndarray, valid: ndarray | None = None) -> Callable[[Window], tuple[ndarray, ndarray]]:
-    """Return a reader of an array that refuses windows beyond it."""
-    known = np.ones(pixels.shape[1:], bool) if valid is None else valid
-    whole = Window(0, 0, *pixels.shape[1:])
-
-    def read(window: Window) -> tuple[ndarray, ndarray]:
-        assert window.overlap(whole) == window
-        return pixels[:, *window.slices], known[window.slices]
-
-    return read
-
-
-def pointwise(batch: ndarray) -> ndarray:
-    """A model that looks at one pixel at a time."""
-    return np.concatenate([1 / (1 + np.exp(-batch[:, :1])), 0.5 + 0.5 * np.sin(batch[:, 1:2])], axis=1)
-
-
-def contextual(batch: ndarray) -> ndarray:
-    """A model that looks at the whole tile and at the place within it, as networks do."""
-    rows, cols = np.indices(batch.shape[2:])
-    mean = batch.mean(axis=(1, 2, 3), keepdims=True)
-    return (0.5 + 0.4 * np.sin(batch[:, :1] + mean + 0.1 * rows * cols)).astype(np.float32)
-
-
-def constant(value: float) -> Callable[[ndarray], ndarray]:
-    return lambda batch: np.full((len(batch), 1, *batch.shape[2:]), value, np.float32)
-
-
-def noise(*shape: int, seed: int = 0) -> ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def whole(strips: list[Strip]) -> tuple[ndarray, ndarray]:
-    """Return the sums and the validity of all strips."""
-    return np.concatenate([s.sums for s in strips], axis=1), np.concatenate([s.valid for s in strips])
-
-
-@SEVERAL
-@given(st.integers(-300, 300), st.integers(1, 200), st.integers(1, 60))
-def test_reflected_is_numpys_reflection(start: int, size: int, length: int) -> None:
-    before, after = max(0, -start), max(0, start + size - length)
-    expected = np.pad(np.arange(length), (before, after), mode="reflect")[start + before :][:size]
-    assert reflected(start, size, length).tolist() == expected.tolist()
+def patches(tiles: TileGrid, seed: int, share: float) -> ndarray:
+    """Return whether pixels are valid, in squares of 12 so that some tiles hold none."""
+    coarse = np.random.default_rng(seed).random((tiles.height // 12 + 1, tiles.width // 12 + 1)) < share
+    fine: ndarray = np.kron(coarse, np.ones((12, 12), bool))[: tiles.height, : tiles.width]
+    return fine
 
 
 @SEVERAL
@@ -90,104 +56,138 @@ def test_shares_fall_from_the_centre_to_the_edge() -> None:
 
 
 @SEVERAL
-@given(GRIDS)
-def test_tiles_cover_the_raster_and_its_margin_at_the_stride(tiles: TileGrid) -> None:
-    for begins, length in ((tiles.tops, tiles.height), (tiles.lefts, tiles.width)):
-        assert begins[0] == -tiles.margin
-        assert begins[-1] + tiles.tile_px == max(length + tiles.margin, tiles.tile_px - tiles.margin)
-        assert all(after - before <= tiles.stride for before, after in pairwise(begins))
-        assert all(after - before == tiles.stride for before, after in pairwise(begins[:-1]))
-
-
-@SEVERAL
-@given(GRIDS)
-def test_strips_are_the_raster_once(tiles: TileGrid) -> None:
-    strips = [tiles.strip(index) for index in range(len(tiles.tops))]
-    assert [row for strip in strips for row in range(strip.row, strip.stop_row)] == list(range(tiles.height))
-    for row in range(tiles.height):
-        strip = strips[tiles.strip_from(row)]
-        assert strip.row <= row < strip.stop_row
-    assert tiles.strip_from(tiles.height) == len(strips)
-
-
-@SEVERAL
-@given(GRIDS)
-def test_no_later_tile_touches_a_strip(tiles: TileGrid) -> None:
-    for index in range(len(tiles.tops)):
-        strip = tiles.strip(index)
-        assert not strip.height or all(top >= strip.stop_row for top in tiles.tops[index + 1 :])
-        touching = [i for i, top in enumerate(tiles.tops[: index + 1]) if top + tiles.tile_px > strip.row]
-        assert tiles.first_tile_row(index) <= min(touching)
-
-
-@SEVERAL
-@given(GRIDS, st.floats(0, 1, width=32))
-def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float) -> None:
-    strips = list(blend(tiles, reader(noise(1, tiles.height, tiles.width)), constant(value), 1))
-    sums, valid = whole(strips)
-    assert sums.shape == (1, tiles.height, tiles.width)
-    assert valid.all()
+@given(GRIDS, st.floats(0, 1, width=32), PANELS)
+def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float, panel_px: int) -> None:
+    strips = blended(tiles, Scene(noise(1, tiles.height, tiles.width)), constant(value), panel_px=panel_px)
+    sums, mapped = whole(tiles, strips)
+    assert mapped.all()
     assert (sums == round(value * np.float32(LEVELS)) * WHOLE**2).all()
-    assert all(abs(strip.probabilities - value).max() <= 0.5 / LEVELS + 1e-7 for strip in strips)
-    assert all(strip.at_least(value).all() for strip in strips)
+    filled = [strip for strip in strips if strip.sums.size]
+    assert all(abs(strip.layers - value).max() <= 0.5 / LEVELS + 1e-7 for strip in filled)
+    assert all(strip.at_least(value).all() for strip in filled)
 
 
 @SEVERAL
 @given(GRIDS, st.integers(1, 9))
 def test_a_pointwise_model_by_tiles_equals_the_whole_image(tiles: TileGrid, batch_size: int) -> None:
     image = noise(2, tiles.height, tiles.width)
-    expected = pointwise(image[None])[0]
-    row = 0
-    for strip in blend(tiles, reader(image), pointwise, 2, batch_size):
-        assert strip.window == Window(row, 0, strip.window.height, tiles.width)
-        row = strip.window.stop_row
-        np.testing.assert_allclose(strip.probabilities, expected[:, *strip.window.slices], atol=1 / LEVELS)
-    assert row == tiles.height
+    sums, _ = whole(tiles, blended(tiles, Scene(image), pointwise, layers=2, batch_size=batch_size))
+    expected = pointwise(image[None], np.ones(1))[0]
+    np.testing.assert_allclose(sums / (LEVELS * WHOLE**2), expected, atol=1 / LEVELS)
 
 
 @SEVERAL
-@given(GRIDS, st.integers(1, 9), st.data())
-def test_bits_depend_neither_on_batches_nor_on_restarts(tiles: TileGrid, batch_size: int, data: st.DataObject) -> None:
-    image = noise(1, tiles.height, tiles.width)
-    strips = list(blend(tiles, reader(image), contextual, 1, batch_size=1))
-    sums, _ = whole(strips)
-    np.testing.assert_array_equal(whole(list(blend(tiles, reader(image), contextual, 1, batch_size)))[0], sums)
-    done = data.draw(st.sampled_from([strip.window.row for strip in strips]))
-    rest = list(blend(tiles, reader(image), contextual, 1, batch_size, first=tiles.strip_from(done)))
-    assert rest[0].window.row == done
-    np.testing.assert_array_equal(whole(rest)[0], sums[:, done:])
+@given(GRIDS, st.integers(1, 9), st.integers(1, 9), PANELS, st.integers(0, 2**31))
+def test_bits_depend_neither_on_batches_nor_chunks_nor_panels(
+    tiles: TileGrid, batch_size: int, chunk_tiles: int, panel_px: int, seed: int
+) -> None:
+    scene = Scene(noise(1, tiles.height, tiles.width), patches(tiles, seed, 0.5))
+    expected = whole(tiles, blended(tiles, scene, contextual, batch_size=1, chunk_tiles=1))
+    cut = {"batch_size": batch_size, "chunk_tiles": chunk_tiles}
+    found = whole(tiles, blended(tiles, scene, contextual, panel_px=panel_px, **cut))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], scene.valid)
 
 
-def test_nothing_is_left_when_all_strips_are_done() -> None:
+@SEVERAL
+@given(GRIDS, st.integers(1, 9), PANELS, st.integers(0, 2**31), st.data())
+def test_bits_do_not_depend_on_restarts_even_if_tiles_of_a_batch_did(
+    tiles: TileGrid, batch_size: int, panel_px: int, seed: int, data: st.DataObject
+) -> None:
+    scene = Scene(noise(1, tiles.height, tiles.width), patches(tiles, seed, 0.7))
+    cut = {"batch_size": batch_size, "panel_px": panel_px}
+    strips = blended(tiles, scene, entangled, **cut)
+    done = data.draw(st.integers(0, len(strips)))
+    again = blended(tiles, scene, entangled, strips=strips[:done], **cut)
+    for one, other in zip(again, strips, strict=True):
+        assert (one.lane, one.window, one.tiles, one.data) == (other.lane, other.window, other.tiles, other.data)
+        np.testing.assert_array_equal(one.sums, other.sums)
+        np.testing.assert_array_equal(one.mapped, other.mapped)
+        assert (one.spill is None) == (other.spill is None)
+        np.testing.assert_array_equal(one.spill, other.spill)
+
+
+@SEVERAL
+@given(GRIDS, st.integers(1, 9), PANELS)
+def test_batches_are_always_full(tiles: TileGrid, batch_size: int, panel_px: int) -> None:
+    sizes: list[int] = []
+
+    def counting(pixels: ndarray, valid: ndarray) -> ndarray:
+        assert len(pixels) == len(valid)
+        sizes.append(len(pixels))
+        return constant(0.5)(pixels, valid)
+
+    scene = Scene(noise(1, tiles.height, tiles.width))
+    strips = blended(tiles, scene, counting, panel_px=panel_px, batch_size=batch_size)
+    total = len(tiles.tops) * len(tiles.lefts)
+    assert sum(strip.tiles for strip in strips) == total
+    assert sizes == [batch_size] * -(-total // batch_size)
+
+
+def test_nothing_is_computed_when_all_strips_are_done() -> None:
     tiles = TileGrid(40, 40, 16, 0.5)
-    assert list(blend(tiles, reader(noise(1, 40, 40)), constant(0.5), 1, first=tiles.strip_from(40))) == []
+    strips = blended(tiles, Scene(noise(1, 40, 40)), constant(0.5))
+    scene = Scene(noise(1, 40, 40))
+    assert blended(tiles, scene, constant(0.5), strips=strips) == strips
+    assert not scene.reads
 
 
 @SEVERAL
-@given(GRIDS, st.integers(0, 2**31), st.sampled_from([0.02, 0.5, 0.98]))
-def test_valid_pixels_stay_valid_and_only_they_decide(tiles: TileGrid, seed: int, share: float) -> None:
-    valid = np.random.default_rng(seed).random((tiles.height, tiles.width)) < share
-    image = np.where(valid, noise(1, tiles.height, tiles.width), np.float32(7))
-    sums, known = whole(list(blend(tiles, reader(image, valid), constant(1.0), 1)))
-    np.testing.assert_array_equal(known, valid)
-    assert (sums[:, valid] == LEVELS * WHOLE**2).all()
+@given(GRIDS, st.integers(0, 2**31), st.sampled_from([0.02, 0.5, 0.98]), PANELS)
+def test_weights_are_whole_wherever_a_pixel_is_mapped(tiles: TileGrid, seed: int, share: float, panel_px: int) -> None:
+    rng = np.random.default_rng(seed)
+    valid, area = rng.random((2, tiles.height, tiles.width)) < share
+    scene = Scene(noise(1, tiles.height, tiles.width), valid, area)
+    sums, mapped = whole(tiles, blended(tiles, scene, constant(1.0), panel_px=panel_px))
+    np.testing.assert_array_equal(mapped, valid & area)
+    assert (sums[:, mapped] == LEVELS * WHOLE**2).all()
 
 
-def test_tiles_without_a_valid_pixel_are_not_predicted() -> None:
-    tiles = TileGrid(160, 160, 16, 0.5)
-    valid = np.zeros((160, 160), bool)
-    valid[70:80, 20:30] = True
+@SEVERAL
+@given(GRIDS, st.integers(0, 2**31), PANELS)
+def test_an_area_of_interest_changes_no_pixel_inside_it(tiles: TileGrid, seed: int, panel_px: int) -> None:
+    image, valid, area = (
+        noise(1, tiles.height, tiles.width),
+        patches(tiles, seed, 0.7),
+        patches(tiles, seed + 1, 0.3),
+    )
+    everything, _ = whole(tiles, blended(tiles, Scene(image, valid), contextual))
+    scene = Scene(image, valid, area)
+    part, mapped = whole(tiles, blended(tiles, scene, contextual, panel_px=panel_px))
+    np.testing.assert_array_equal(part, np.where(scene.mapped, everything, 0))
+    np.testing.assert_array_equal(mapped, scene.mapped)
+
+
+def touched(tiles: TileGrid, mapped: ndarray) -> int:
+    """Return how many tiles hold a mapped pixel."""
+    size = tiles.tile_px
+    return sum(
+        bool(mapped[max(0, top) : top + size, max(0, left) : left + size].any())
+        for top in tiles.tops
+        for left in tiles.lefts
+    )
+
+
+@pytest.mark.parametrize("by_area", [False, True])
+@pytest.mark.parametrize("panel_px", [40, 10**9])
+def test_tiles_without_a_mapped_pixel_cost_no_call_and_no_read(by_area: bool, panel_px: int) -> None:
+    tiles = TileGrid(400, 600, 16, 0.5)
+    some = np.zeros((400, 600), bool)
+    some[70:80, 220:230] = True
+    scene = Scene(noise(1, 400, 600), *((None, some) if by_area else (some,)))
     seen: list[int] = []
 
-    def counting(batch: ndarray) -> ndarray:
-        seen.append(len(batch))
-        return constant(0.5)(batch)
+    def counting(pixels: ndarray, valid: ndarray) -> ndarray:
+        seen.append(len(pixels))
+        return constant(0.5)(pixels, valid)
 
-    list(blend(tiles, reader(noise(1, 160, 160), valid), counting, 1))
-    touched = sum(
-        valid[max(0, top) : top + 16, max(0, left) : left + 16].any() for top in tiles.tops for left in tiles.lefts
-    )
-    assert sum(seen) == touched < 20
+    strips = blended(tiles, scene, counting, panel_px=panel_px, batch_size=1, chunk_tiles=2)
+    assert sum(seen) == sum(strip.tiles for strip in strips) == touched(tiles, some) < 20
+    reach = Window(70, 220, 10, 10).grown(2 * 16)
+    assert all(window.overlap(reach) for window in scene.reads)
+    assert 0 < len(scene.reads) < 20
+    # One question for each empty lane, and some to find the chunks of the others.
+    assert scene.asked < len(Lanes(tiles, panel_px)) + 60
 
 
 def test_tiles_at_the_border_see_the_mirrored_raster() -> None:
@@ -196,14 +196,27 @@ def test_tiles_at_the_border_see_the_mirrored_raster() -> None:
     mirrored = np.pad(image, ((0, 0), (tiles.margin,) * 2, (tiles.margin,) * 2), mode="reflect")
     seen: list[ndarray] = []
 
-    def watching(batch: ndarray) -> ndarray:
-        seen.extend(batch)
-        return constant(0.5)(batch)
+    def watching(pixels: ndarray, valid: ndarray) -> ndarray:
+        seen.extend(pixels)
+        return constant(0.5)(pixels, valid)
 
-    list(blend(tiles, reader(image), watching, 1))
+    blended(tiles, Scene(image), watching, batch_size=1)
     corners = [(top + tiles.margin, left + tiles.margin) for top in tiles.tops for left in tiles.lefts]
     for tile, (row, col) in zip(seen, corners, strict=True):
         np.testing.assert_array_equal(tile, mirrored[:, row : row + 16, col : col + 16])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_the_model_is_shown_what_the_file_holds(dtype: str) -> None:
+    image = np.random.default_rng(0).integers(0, 100, (2, 20, 20)).astype(dtype)
+    valid = image[0] > 30
+
+    def watching(pixels: ndarray, known: ndarray) -> ndarray:
+        assert pixels.dtype == dtype
+        np.testing.assert_array_equal(known, pixels[:, 0] > 30)
+        return constant(0.5)(pixels, known)
+
+    blended(TileGrid(20, 20, 16, 0.5), Scene(image, valid), watching)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
@@ -212,69 +225,92 @@ def test_neighbouring_tiles_meet_without_a_step(overlap: float) -> None:
     tiles = TileGrid(1, 200, 32, overlap)
     calls: list[int] = []
 
-    def quarrelling(batch: ndarray) -> ndarray:
+    def quarrelling(pixels: ndarray, valid: ndarray) -> ndarray:
         calls.append(len(calls) % 2)
-        return constant(calls[-1])(batch)
+        return constant(calls[-1])(pixels, valid)
 
-    (strip,) = blend(tiles, reader(noise(1, 1, 200)), quarrelling, 1, batch_size=1)
-    step = np.abs(np.diff(strip.probabilities[0, 0])).max()
+    sums, _ = whole(tiles, blended(tiles, Scene(noise(1, 1, 200)), quarrelling, batch_size=1))
+    step = np.abs(np.diff(sums[0, 0] / (LEVELS * WHOLE**2))).max()
     assert step == 1 if overlap == 0 else step < 0.25
 
 
 def test_a_network_that_puts_out_nan_is_refused() -> None:
-    tiles = TileGrid(20, 20, 16, 0.5)
     with pytest.raises(InputError, match="NaN"):
-        list(blend(tiles, reader(noise(1, 20, 20)), constant(float("nan")), 1))
+        blended(TileGrid(20, 20, 16, 0.5), Scene(noise(1, 20, 20)), constant(float("nan")))
 
 
-def test_ahead_keeps_order_and_raises_where_the_item_would_be() -> None:
-    def failing() -> Iterator[int]:
-        yield from range(3)
-        raise InputError("the fourth")
+class Forgetful(Kept):
+    """A store that keeps of each strip what a restart needs, and not the pixels."""
 
-    assert list(ahead(iter(range(50)))) == list(range(50))
-    found = []
-    with pytest.raises(InputError, match="the fourth"):
-        found.extend(ahead(failing()))
-    items = ahead(failing())
-    assert [next(items), next(items), next(items)] == [0, 1, 2]
-    with pytest.raises(InputError):
-        next(items)
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    @property
+    def tiles(self) -> list[int]:
+        return self.counts
+
+    def add(self, strip: object) -> None:
+        self.counts.append(strip.tiles)  # type: ignore[attr-defined]
 
 
-def test_memory_hardly_grows_with_height() -> None:
-    def peak(height: int) -> int:
-        row = noise(1, 1, 300)
+class Endless(Scene):
+    """One row of pixels that stands for any number of rows and columns."""
 
-        def read(window: Window) -> tuple[ndarray, ndarray]:
-            shape = (window.height, window.width)
-            return np.broadcast_to(row[:, :, window.slices[1]], (1, *shape)), np.ones(shape, bool)
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(noise(1, 1, 1))
+        self.shape = height, width
 
-        tracemalloc.start()
-        for _ in blend(TileGrid(height, 300, 16, 0.5), read, constant(0.5), 1):
-            pass
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size
+    def empty(self, window: Window) -> bool:
+        return False
 
-    peak(100)
-    # A row of sums that stayed would take 1,200 bytes. What stays is the weights, some bytes a row; how far ahead the
+    def read(self, window: Window) -> tuple[ndarray, ndarray]:
+        return np.zeros((1, window.height, window.width), np.uint8), np.ones((window.height, window.width), bool)
+
+
+def peak(height: int, width: int, panel_px: int) -> int:
+    """Return the memory that blending such a raster takes, in bytes."""
+    store = Forgetful()
+    if panel_px < width:
+        store.spill = lambda lane: None  # type: ignore[method-assign, assignment]
+    plan = Plan(Lanes(TileGrid(height, width, 16, 0.5), panel_px), layers=1)
+    tracemalloc.start()
+    blend(plan, Endless(height, width), constant(0.5), store)
+    size = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return size
+
+
+def test_memory_hardly_grows_with_height_or_width() -> None:
+    peak(50, 150, 10**9)
+    # A row of sums that stayed would take 600 bytes. What stays is the weights, some bytes a row; how far ahead the
     # reader is when the peak comes moves it by a few thousand bytes in all.
-    assert peak(2000) - peak(200) < 1800 * 120
+    assert peak(500, 150, 10**9) - peak(100, 150, 10**9) < 400 * 160
+    # A column of sums that stayed would take 64 bytes, and one of the strips 40.
+    assert peak(40, 1600, 200) - peak(40, 400, 200) < 1200 * 40
 
 
-def test_giving_up_stops_reading() -> None:
-    reads: list[Window] = []
-    image = noise(1, 200, 200)
+def test_an_error_of_reading_keeps_what_was_computed_and_stops() -> None:
+    class Cut(Scene):
+        def read(self, window: Window) -> tuple[ndarray, ndarray]:
+            if window.row > 90:
+                raise InputError("the file ends here")
+            return super().read(window)
 
-    def read(window: Window) -> tuple[ndarray, ndarray]:
-        reads.append(window)
-        return reader(image)(window)
+    tiles, store = TileGrid(200, 200, 16, 0.5), Kept()
+    with pytest.raises(InputError, match="ends here"):
+        blend(Plan(Lanes(tiles, 10**9), 1), Cut(noise(1, 200, 200)), constant(0.5), store)
+    assert 8 <= len(store.strips) <= 13
+    assert all(strip.mapped.all() for strip in store.strips)
+    assert not any(t.name.startswith(("ahead", "behind")) for t in threading.enumerate())
 
-    strips = blend(TileGrid(200, 200, 16, 0.5), read, constant(0.5), 1)
-    next(strips)
-    strips.close()
-    seen = len(reads)
-    assert seen < 20
-    assert not any(t.name.startswith("ahead") for t in threading.enumerate())
-    assert len(reads) == seen
+
+def test_an_error_of_storing_stops_reading() -> None:
+    class Full(Kept):
+        def add(self, strip: object) -> None:
+            raise InputError("no room")
+
+    scene = Scene(noise(1, 400, 200))
+    with pytest.raises(InputError, match="no room"):
+        blend(Plan(Lanes(TileGrid(400, 200, 16, 0.5), 10**9), 1), scene, constant(0.5), Full())
+    assert len(scene.reads) < 60

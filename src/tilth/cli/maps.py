@@ -12,18 +12,30 @@ from tilth.config import PolygonConfig, PredictConfig
 
 @settings(predict=PredictConfig)
 def predict(
-    run: Path, rasters: Annotated[tuple[Path, ...], Parameter(negative=())], /, *, out: Path, **chosen: Any
+    run: Path,
+    rasters: Annotated[tuple[Path, ...], Parameter(negative=())],
+    /,
+    *,
+    out: Path,
+    ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
+    aoi: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    **chosen: Any,
 ) -> None:
     """Map whole rasters of any size with a run. A killed prediction goes on where it stopped.
 
     Args:
         run: Folder of a run.
-        rasters: Images with the bands that the run was trained on.
+        rasters: Images with the bands that the run was trained on; .vrt too.
         out: Class map to write, MAP.tif: rasters on one grid become one map. Else a folder, one map a raster.
+        ensemble: Folders of more runs; the mean of all counts.
+        aoi: Vector file: only what its polygons cover is mapped.
+        dry_run: Say how many tiles and bytes it is and about how long it takes, and write nothing.
     """
     from tilth.verbs.predict import predict
 
-    show(predict(run, rasters, out, config_from(PredictConfig, PredictConfig(), chosen)))
+    config = config_from(PredictConfig, PredictConfig(), chosen)
+    show(predict((run, *ensemble), rasters, out, config, aoi, dry_run))
 
 
 @settings(polygons=PolygonConfig)

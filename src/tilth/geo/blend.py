@@ -1,143 +1,121 @@
-"""A raster of any size predicted by overlapping tiles: where they lie, what each counts, and sums without rounding.
+"""Overlapping tiles blended into one map of probabilities: what each tile counts, and sums without rounding.
 
-Tiles lie on a grid that is anchored to the raster's upper left corner and reaches half an overlap beyond its borders,
-where the raster is reflected: a pixel at the border has as much context as any other. A tile counts most at its centre
-and least at its edge: a Hann window (Pielawski and Wählby 2020, doi:10.1371/journal.pone.0229839), divided by the sum
-of all windows at the pixel.
+A tile counts most at its centre and least at its edge: a Hann window (Pielawski and Wählby 2020,
+doi:10.1371/journal.pone.0229839), divided by the sum of all windows at the pixel.
 
 Probabilities and weights are whole numbers here: a probability has LEVELS steps, the weights of a pixel add up to
-WHOLE in each direction, and a sum fits 32 bits. So weights sum to one exactly, and the order of tiles cannot matter.
+WHOLE in each direction, and a sum fits 32 bits. So weights sum to one exactly, and neither the order of tiles nor the
+width of the panels they are added in can matter.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Shaped, UInt32
+from jaxtyping import Bool, Float32, Shaped, UInt32
 from numpy import ndarray
 
 from tilth.errors import InputError
-from tilth.geo.ahead import ahead
-from tilth.geo.grid import Window, starts
+from tilth.geo.ahead import ahead, behind
+from tilth.geo.batches import CHUNK_TILES, Batch, Source, Tile, batches, tiles_of
+from tilth.geo.grid import Window
+from tilth.geo.tiles import Lanes
 
 LEVELS = 2**18 - 1
 """What stands for probability 1."""
 WHOLE = 2**7
 """What the weights of a pixel's tiles add up to, in each direction: LEVELS * WHOLE * WHOLE fits 32 bits."""
+NOT_NUMBERS = "The network puts out NaN: its weights are not numbers. Train the run again."
 
-Read: TypeAlias = Callable[[Window], tuple[Float32[ndarray, "b h w"], Bool[ndarray, "h w"]]]
-"""A window inside the raster -> its pixels, those that are not valid filled in, and which are valid."""
-Model: TypeAlias = Callable[[Float32[ndarray, "n b t t"]], Float32[ndarray, "n k t t"]]
-"""A batch of tiles -> k probabilities of every pixel."""
-
-
-@dataclass(frozen=True)
-class TileGrid:
-    """Where square tiles of `tile_px` lie on a raster of `height` x `width` pixels."""
-
-    height: int
-    width: int
-    tile_px: int
-    overlap: float
-    """Share of a tile that its neighbour also holds."""
-
-    @property
-    def stride(self) -> int:
-        """Pixels from one tile to the next."""
-        return max(1, round(self.tile_px * (1 - self.overlap)))
-
-    @property
-    def margin(self) -> int:
-        """How far the tiles reach beyond the raster's borders, in pixels."""
-        return (self.tile_px - self.stride) // 2
-
-    @cached_property
-    def tops(self) -> tuple[int, ...]:
-        """The first row of each row of tiles. The last row lies flush with the reflected margin."""
-        return self._begins(self.height)
-
-    @cached_property
-    def lefts(self) -> tuple[int, ...]:
-        """The first column of each column of tiles."""
-        return self._begins(self.width)
-
-    def strip(self, index: int) -> Window:
-        """Return the rows of the raster that are complete after tile row `index` and were not before it.
-
-        The strips of all tile rows are the raster. A strip may have no rows.
-        """
-        first = max(0, self.tops[index]) if index else 0
-        stop = min(self.height, max(0, self.tops[index + 1])) if index + 1 < len(self.tops) else self.height
-        return Window(first, 0, stop - first, self.width)
-
-    def strip_from(self, row: int) -> int:
-        """Return the index of the strip that holds `row`; the number of strips when `row` is the raster's height."""
-        return next((i for i in range(len(self.tops)) if self.strip(i).stop_row > row), len(self.tops))
-
-    def first_tile_row(self, strip: int) -> int:
-        """Return the index of the first tile row that reaches into a strip."""
-        return next(i for i, top in enumerate(self.tops) if top + self.tile_px > max(0, self.tops[strip]))
-
-    def _begins(self, length: int) -> tuple[int, ...]:
-        return tuple(begin - self.margin for begin in starts(length + 2 * self.margin, self.tile_px, self.stride))
+Model: TypeAlias = Callable[[Shaped[ndarray, "n b t t"], Bool[ndarray, "n t t"]], Float32[ndarray, "n layers t t"]]
+"""A full batch of tiles as files hold them, and which pixels are valid -> layers from 0 to 1."""
+Output: TypeAlias = tuple[Batch, Float32[ndarray, "n layers t t"]]
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Finished rows of a raster, as wide as the raster."""
+    """Finished pixels: those that one lane completes."""
 
+    lane: int
     window: Window
-    sums: UInt32[ndarray, "k h w"]
-    """Probabilities in steps of 1 / (LEVELS * WHOLE * WHOLE)."""
-    valid: Bool[ndarray, "h w"]
+    """The pixels that the map has now."""
+    tiles: int
+    """Tiles of the lane that the model was shown."""
+    data: Window
+    """The columns of `window` from the first to the last mapped pixel; no columns when there is none."""
+    sums: UInt32[ndarray, "layers h w"]
+    """Of `data`: layers in steps of 1 / (LEVELS * WHOLE * WHOLE)."""
+    mapped: Bool[ndarray, "h w"]
+    """Of `data`: whether the map has a value. False where the raster is not valid or the pixel is not wanted."""
+    spill: UInt32[ndarray, "layers h s"] | None
+    """What the lane's tiles add to the first columns of tiles of the next panel; None for nothing."""
 
     @property
-    def probabilities(self) -> Float32[ndarray, "k h w"]:
-        """The probabilities, 0 to 1."""
+    def layers(self) -> Float32[ndarray, "layers h w"]:
+        """The layers of `data`, 0 to 1."""
         return self.sums.astype(np.float32) / np.float32(LEVELS * WHOLE**2)
 
-    def at_least(self, probability: float) -> Bool[ndarray, "k h w"]:
-        """Return where the probabilities are at least `probability`, rounded as they are."""
+    def at_least(self, probability: float) -> Bool[ndarray, "layers h w"]:
+        """Return where the layers are at least `probability`, rounded as they are."""
         enough: ndarray = self.sums >= round(probability * LEVELS) * WHOLE**2
         return enough
 
 
-def blend(
-    tiles: TileGrid, read: Read, model: Model, channels: int, batch_size: int = 8, first: int = 0
-) -> Generator[Strip, None, None]:
-    """Yield the raster's strips from top to bottom, from strip `first` on, with `channels` probabilities a pixel.
+@runtime_checkable
+class Store(Protocol):
+    """Where finished strips go. It may have been filled by a job before this one."""
 
-    Reads ahead in one thread; `model` and `read` run at the same time. A batch holds tiles of one tile row, so its
-    content, and with it the result to the bit, does not depend on `first`. A tile without a valid pixel is not
-    predicted. Sums are 0 in pixels that no tile with a valid pixel reaches.
+    @property
+    def tiles(self) -> Sequence[int]:
+        """How many tiles each finished lane had, from lane 0 on."""
 
-    Memory: about 4 * channels * tile_px bytes for each column of the raster, and three batches of tiles.
+    def add(self, strip: Strip) -> None:
+        """Keep the strip of the next lane."""
+
+    def spill(self, lane: int) -> UInt32[ndarray, "layers h s"] | None:
+        """Return the spill of a finished lane's strip."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides how the work is cut. None of it decides the map, but that models round by the size of a batch."""
+
+    lanes: Lanes
+    layers: int
+    batch_size: int = 8
+    chunk_tiles: int = field(default=CHUNK_TILES)
+    """Neighbouring tiles that are read at once."""
+
+
+def blend(plan: Plan, source: Source, model: Model, store: Store) -> None:
+    """Give `store` the strips of all lanes that it does not hold, in order.
+
+    Reads in one thread and blends and stores in another, while `model` computes in this one. Batches are full across
+    lanes. A tile has the same place in the same batch however often the job was stopped: the batch that was cut is
+    computed again, with tiles of finished lanes whose result is not needed any more.
+
+    Memory: for each column of a panel 4 bytes a layer and row of a tile; three batches; and a strip or two.
 
     Raises:
         InputError: when the model puts out something that is not a number.
     """
-    begin = tiles.first_tile_row(first) if first < len(tiles.tops) else len(tiles.tops)
-    sums = _Sums(tiles, channels)
-    with closing(ahead(_chunks(tiles, read, batch_size, begin))) as chunks:
-        for index, row in groupby(chunks, key=lambda chunk: chunk.index):
-            valid = np.zeros((tiles.tile_px, tiles.width), bool)
-            waiting: list[_Tile] = []
-            for chunk in row:
-                valid[:, chunk.columns] = chunk.valid
-                waiting += chunk.tiles
-                if len(waiting) >= batch_size:
-                    sums.add(index, waiting[:batch_size], model)
-                    waiting = waiting[batch_size:]
-            if waiting:
-                sums.add(index, waiting, model)
-            done, strip = sums.take(index), tiles.strip(index)
-            if index >= first and strip.height:
-                top = strip.row - tiles.tops[index]
-                yield Strip(strip, done[:, top : top + strip.height], valid[top : top + strip.height])
+    done = len(store.tiles)
+    if done == len(plan.lanes):
+        return
+    needed = plan.lanes.first_reaching(done)
+    first, skipped = _begin_of_batch(store.tiles, needed, plan.batch_size)
+    tiles = islice(tiles_of(plan.lanes, source, first, plan.chunk_tiles), skipped, None)
+
+    def keep(outputs: Iterator[Output]) -> None:
+        for strip in _strips(plan, outputs, store, needed):
+            store.add(strip)
+
+    with closing(ahead(batches(tiles, plan.batch_size))) as coming, behind(keep) as put:
+        for batch in coming:
+            put((batch, model(batch.pixels, batch.valid)))
 
 
 def shares(begins: Sequence[int], size: int) -> UInt32[ndarray, "tiles size"]:
@@ -159,97 +137,123 @@ def shares(begins: Sequence[int], size: int) -> UInt32[ndarray, "tiles size"]:
     return result
 
 
-def reflected(start: int, size: int, length: int) -> Int[ndarray, " size"]:
-    """Return the indices in range(`length`) that stand for `start` to `start` + `size` - 1, mirrored at both ends.
+def _begin_of_batch(counts: Sequence[int], lane: int, size: int) -> tuple[int, int]:
+    """Return where the batch begins that the first tile of `lane` belongs to: a lane, and how many of its tiles before.
 
-    The pixels at the ends are the mirrors and are not repeated, as in numpy's pad mode "reflect".
-
-    >>> reflected(-2, 6, 3).tolist()
-    [2, 1, 0, 1, 2, 1]
+    `counts` are the tiles of the finished lanes.
     """
-    period = max(1, 2 * (length - 1))
-    place = np.arange(start, start + size) % period
-    return np.minimum(place, period - place) if length > 1 else np.zeros(size, int)
+    extra, first = sum(counts[:lane]) % size, lane
+    while extra > 0:
+        first -= 1
+        extra -= counts[first]
+    return first, -extra
 
 
-@dataclass(frozen=True)
-class _Tile:
-    column: int
-    """Which of the grid's columns of tiles."""
-    pixels: Float32[ndarray, "b t t"]
+def _strips(plan: Plan, outputs: Iterable[Output], store: Store, first: int) -> Iterator[Strip]:
+    """Yield the strips of the lanes that `store` does not hold. Tiles of lanes before `first` are left out."""
+    lane, done = first, len(store.tiles)
+    sums = _Sums(plan, lane)
+    for tile, levels in _levels(outputs):
+        while lane < tile.lane:
+            strip = sums.finish(store.spill)
+            if lane >= done:
+                yield strip
+            lane += 1
+        if tile.lane >= first:
+            sums.add(tile, levels)
+    for rest in range(lane, len(plan.lanes)):
+        strip = sums.finish(store.spill)
+        if rest >= done:
+            yield strip
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some neighbouring tiles of one tile row, read at once."""
-
-    index: int
-    """Which of the grid's rows of tiles."""
-    columns: slice
-    """Columns of the raster that the chunk holds."""
-    valid: Bool[ndarray, "t w"]
-    tiles: list[_Tile]
-    """Those with a valid pixel."""
-
-
-def _chunks(tiles: TileGrid, read: Read, count: int, begin: int) -> Iterator[_Chunk]:
-    size, lefts = tiles.tile_px, tiles.lefts
-    for index in range(begin, len(tiles.tops)):
-        for at in range(0, len(lefts), count):
-            some = lefts[at : at + count]
-            window = Window(tiles.tops[index], some[0], size, some[-1] - some[0] + size)
-            pixels, valid = _read_reflected(tiles, read, window)
-            parts = [
-                (column, slice(left - window.col, left - window.col + size)) for column, left in enumerate(some, at)
-            ]
-            found = [_Tile(column, pixels[:, :, part]) for column, part in parts if valid[:, part].any()]
-            columns = slice(max(0, window.col), min(tiles.width, window.stop_col))
-            known = valid[:, columns.start - window.col : columns.stop - window.col]
-            yield _Chunk(index, columns, known, found)
-
-
-def _read_reflected(
-    tiles: TileGrid, read: Read, window: Window
-) -> tuple[Float32[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-    rows = reflected(window.row, window.height, tiles.height)
-    cols = reflected(window.col, window.width, tiles.width)
-    inner = Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
-    pixels, valid = read(inner)
-    if inner == window:
-        return pixels, valid
-    rows, cols = rows[:, None] - inner.row, cols - inner.col
-    return pixels[:, rows, cols], valid[rows, cols]
+def _levels(outputs: Iterable[Output]) -> Iterator[tuple[Tile, UInt32[ndarray, "layers t t"]]]:
+    for batch, layers in outputs:
+        if np.isnan(layers).any():
+            raise InputError(NOT_NUMBERS)
+        levels = np.rint(layers[: len(batch.tiles)].clip(0, 1) * np.float32(LEVELS)).astype(np.uint32)
+        yield from zip(batch.tiles, levels, strict=True)
 
 
 class _Sums:
-    """Weighted sums over the rows that the current tile row touches, in the frame of all tiles' columns."""
+    """Weighted sums over the rows that the current lane touches, in the frame of its panel's columns of tiles."""
 
-    def __init__(self, tiles: TileGrid, channels: int) -> None:
-        self._tiles = tiles
-        self._rows, self._cols = shares(tiles.tops, tiles.tile_px), shares(tiles.lefts, tiles.tile_px)
-        self._sums = np.zeros((channels, tiles.tile_px, tiles.lefts[-1] - tiles.lefts[0] + tiles.tile_px), np.uint32)
+    def __init__(self, plan: Plan, lane: int) -> None:
+        self._lanes, self._tiles, self._layers = plan.lanes, plan.lanes.tiles, plan.layers
+        size = self._tiles.tile_px
+        self._row_shares, self._col_shares = shares(self._tiles.tops, size), shares(self._tiles.lefts, size)
+        self._lane, self._count = lane, 0
+        self._begin_panel()
+
+    def add(self, tile: Tile, levels: UInt32[ndarray, "layers t t"]) -> None:
+        """Add a tile of the current lane."""
+        _, row = self._lanes.place(tile.lane)
+        left, size = self._tiles.lefts[tile.column] - self._left, self._tiles.tile_px
+        weights = np.outer(self._row_shares[row], self._col_shares[tile.column])
+        self._sums[:, :, left : left + size] += levels * weights
+        self._mapped[:, left : left + size] |= tile.mapped
+        self._reach, self._count = size, self._count + 1
+
+    def finish(self, spill_of: Callable[[int], ndarray | None]) -> Strip:
+        """Return the current lane's strip and move on to the next lane."""
+        strip = self._strip(spill_of)
+        last = self._lanes.ends_panel(self._lane)
+        if not last and self._reach:
+            _, row = self._lanes.place(self._lane)
+            self._move(self._tiles.tops[row + 1] - self._tiles.tops[row])
+        self._lane, self._count = self._lane + 1, 0
+        if last and self._lane < len(self._lanes):
+            self._begin_panel()
+        return strip
+
+    def _begin_panel(self) -> None:
+        columns, _ = self._lanes.place(self._lane)
+        self._left = self._tiles.lefts[columns.start]
+        width = self._tiles.lefts[columns.stop - 1] - self._left + self._tiles.tile_px
+        self._sums = np.zeros((self._layers, self._tiles.tile_px, width), np.uint32)
+        self._mapped = np.zeros((self._tiles.tile_px, width), bool)
         self._reach = 0
         """Rows from here on are 0."""
 
-    def add(self, index: int, batch: Sequence[_Tile], model: Model) -> None:
-        """Add what the model makes of some tiles of tile row `index`."""
-        probabilities = model(np.stack([tile.pixels for tile in batch]))
-        if np.isnan(probabilities).any():
-            raise InputError("The network puts out NaN: its weights are not numbers. Train the run again.")
-        levels = np.rint(probabilities.clip(0, 1) * np.float32(LEVELS)).astype(np.uint32)
-        for tile, level in zip(batch, levels, strict=True):
-            left = self._tiles.lefts[tile.column] - self._tiles.lefts[0]
-            weights = np.outer(self._rows[index], self._cols[tile.column])
-            self._sums[:, :, left : left + self._tiles.tile_px] += level * weights
-        self._reach = self._tiles.tile_px
+    def _strip(self, spill_of: Callable[[int], ndarray | None]) -> Strip:
+        window = self._lanes.strip(self._lane)
+        columns, row = self._lanes.place(self._lane)
+        before = self._lanes.before(self._lane)
+        spilled = spill_of(before) if before is not None else None
+        if not self._reach and spilled is None:
+            return _empty_strip(self._lane, window, self._layers)
+        top = window.row - self._tiles.tops[row]
+        sums, mapped = self._sums[:, top : top + window.height], self._mapped[top : top + window.height]
+        if spilled is not None:
+            sums[:, :, : spilled.shape[2]] += spilled
+        left = window.col - self._left
+        kept = slice(left, left + window.width)
+        extent = _extent(mapped[:, kept])
+        data = Window(window.row, window.col + extent.start, window.height, extent.stop - extent.start)
+        inside = slice(left + extent.start, left + extent.stop)
+        done = sums[:, :, inside].copy(), mapped[:, inside].copy()
+        return Strip(self._lane, window, self._count, data, *done, self._spill(sums, columns.stop))
 
-    def take(self, index: int) -> Shaped[ndarray, "k rows w"]:
-        """Return the rows that no later tile row touches, within the raster's columns, and move on to the next row."""
-        tops, size = self._tiles.tops, self._tiles.tile_px
-        step = tops[index + 1] - tops[index] if index + 1 < len(tops) else size
-        done: ndarray = self._sums[:, :step, -self._tiles.lefts[0] :][:, :, : self._tiles.width].copy()
-        if self._reach:
-            self._sums[:, : size - step] = self._sums[:, step:]
-            self._sums[:, size - step :] = 0
-            self._reach = max(0, self._reach - step)
-        return done
+    def _spill(self, sums: UInt32[ndarray, "layers h w"], column: int) -> UInt32[ndarray, "layers h s"] | None:
+        if column == len(self._tiles.lefts):
+            return None
+        beyond = sums[:, :, self._tiles.lefts[column] - self._left :]
+        return beyond.copy() if beyond.any() else None
+
+    def _move(self, step: int) -> None:
+        for frame in (self._sums, self._mapped):
+            frame[..., : -step or None, :] = frame[..., step:, :]
+            frame[..., self._tiles.tile_px - step :, :] = 0
+        self._reach = max(0, self._reach - step)
+
+
+def _extent(mapped: Bool[ndarray, "h w"]) -> slice:
+    """Return the columns from the first to the last with a mapped pixel."""
+    found = np.flatnonzero(mapped.any(axis=0))
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
+
+
+def _empty_strip(lane: int, window: Window, layers: int) -> Strip:
+    data = Window(window.row, window.col, window.height, 0)
+    shape = (window.height, 0)
+    return Strip(lane, window, 0, data, np.zeros((layers, *shape), np.uint32), np.zeros(shape, bool), None)

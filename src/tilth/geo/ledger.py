@@ -1,17 +1,21 @@
 """Finished strips of a map, kept in a folder until the map is whole, so that a killed job can go on.
 
     .MAP.part/
-      ledger.json           what is being made, from what, and how many rows are done
-      rows-00000112.npz     the arrays of the strip that begins at that row
+      ledger.json         what is being made, and from what
+      strips.tsv          a line for each finished strip: where it is, how many tiles it took, which columns hold data
+      strip-00000012.npz  the arrays of the strip in line 12, counted from 0; none for a strip without data
 
-A strip counts when the ledger says so. The ledger is replaced after the strip has reached the disk.
+A strip counts when its line is there, which is written after its arrays have reached the disk. Strips come in a fixed
+order, so the lines also say where to go on.
 """
 
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,91 +26,173 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.files import replacing, write_json, writing
+from tilth.geo.grid import Window
 
-LEDGER = "ledger.json"
+LEDGER, STRIPS = "ledger.json", "strips.tsv"
 MOST_SHOWN = 3
 """Differences that one message lists."""
 ABOUT = "A map in the making. The same command goes on with it; remove this folder to begin anew."
+COLUMNS = ("row", "col", "height", "width", "tiles", "data_col", "data_width", "bytes")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished strip: a line of strips.tsv."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+    tiles: int
+    """Tiles that the model was shown for it."""
+    data_col: int
+    data_width: int
+    """Columns of the raster that hold data; the rest of the strip is nodata."""
+    bytes: int
+    """Size of its file; 0 without one."""
+
+    @property
+    def data(self) -> Window:
+        """The pixels that hold data."""
+        return Window(self.row, self.data_col, self.height, self.data_width)
 
 
 class Ledger:
-    """The strips of one map that are finished, from the top down."""
+    """The strips of one map that are finished, in their order."""
 
-    def __init__(self, folder: Path, origin: Mapping[str, Any], rows: int) -> None:
+    def __init__(self, folder: Path, origin: Mapping[str, Any]) -> None:
         """Open the ledger in `folder`, or begin one. `origin` is everything that decides what the map holds, as JSON.
 
         Raises:
             InputError: when the folder belongs to another origin, naming what differs, or cannot be understood.
             OutputError: when the folder cannot be written.
         """
-        self.folder, self.rows = folder, rows
+        self.folder = folder
         self._origin = json.loads(json.dumps(origin))
-        kept = _kept(folder)
-        if kept is not None:
-            _check_same(folder, kept["origin"], self._origin)
-        self.rows_done: int = kept["rows_done"] if kept else 0
+        self.entries: list[Entry] = finished(folder, self._origin)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if kept is None:
+        # A line that a kill cut short would spoil the next one.
+        _rewrite(folder, self.entries)
+        if not (folder / LEDGER).exists():
             self._save()
+        self._columns: dict[int, list[int]] = {}
+        for index in range(len(self.entries)):
+            self._index(index)
 
-    def add(self, stop_row: int, arrays: Mapping[str, ndarray]) -> None:
-        """Keep the strip that ends before `stop_row` and begins where the last one ended.
+    def add(self, strip: Window, tiles: int, data: Window, arrays: Mapping[str, ndarray]) -> None:
+        """Keep the next strip; `arrays` are its own and may be none. The last axis but one of those read back is rows.
 
         Raises:
             OutputError: when the disk is full.
         """
-        with replacing(self._strip(self.rows_done)) as part, part.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        path, size = self._strip(len(self.entries)), 0
+        if arrays:
+            with replacing(path) as part, part.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            size = path.stat().st_size
+        entry = Entry(strip.row, strip.col, strip.height, strip.width, tiles, data.col, data.width, size)
+        with writing(self.folder / STRIPS), (self.folder / STRIPS).open("a", encoding="ascii") as file:
+            file.write(_line(astuple(entry)))
             file.flush()
-            os.fsync(file.fileno())
-        self.rows_done = stop_row
-        self._save()
+            if arrays:
+                os.fsync(file.fileno())
+        self.entries.append(entry)
+        self._index(len(self.entries) - 1)
+
+    def array(self, index: int, name: str) -> Shaped[ndarray, "..."] | None:
+        """Return one array of a strip; None when the strip has none of this name.
+
+        Raises:
+            InputError: when the strip cannot be read.
+        """
+        path, size = self._strip(index), self.entries[index].bytes
+        if not size:
+            return None
+        try:
+            if path.stat().st_size != size:
+                raise ValueError(f"it has {path.stat().st_size} bytes, not {size}")
+            with np.load(path, allow_pickle=False) as arrays:
+                found: ndarray | None = arrays[name] if name in arrays.files else None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            raise InputError(f"{path} cannot be read: {error}. {_remedy(self.folder)}") from error
+        return found
+
+    @property
+    def panels(self) -> list[tuple[int, int]]:
+        """The first column and the width of each column of strips, from left to right."""
+        return [(entry.col, entry.width) for entry in (self.entries[some[0]] for some in self._columns.values())]
+
+    def occupied(self, window: Window) -> Window | None:
+        """Return the rows of `window` and those of its columns between which strips hold data; None without any."""
+        parts = [part for index in self._touching(window) if (part := window.overlap(self.entries[index].data))]
+        if not parts:
+            return None
+        left, right = min(part.col for part in parts), max(part.stop_col for part in parts)
+        return Window(window.row, left, window.height, right - left)
+
+    def read(self, name: str, window: Window, blank: Shaped[ndarray, "..."]) -> Shaped[ndarray, "..."]:
+        """Return the array `name` of all strips in `window`; `blank`, an array of its shape, where they hold nothing.
+
+        Memory: the window and one strip.
+
+        Raises:
+            InputError: when a strip cannot be read.
+        """
+        result = blank.copy()
+        for index in self._touching(window):
+            data = self.entries[index].data
+            part = window.overlap(data)
+            found = self.array(index, name) if part is not None else None
+            if part is not None and found is not None:
+                result[..., *part.within(window).slices] = found[..., *part.within(data).slices]
+        return result
 
     def finish(self) -> None:
         """Note that all is computed: from now on, files at their final places are this map's."""
         self._save(complete=True)
 
-    def bands(self, name: str, rows: int) -> Iterator[tuple[int, Shaped[ndarray, "..."]]]:
-        """Yield the array `name` of all strips from the top down, `rows` rows at a time, each after its first row.
-
-        Memory: `rows` rows and one strip.
-
-        Raises:
-            InputError: when a strip cannot be read.
-        """
-        row, held = 0, []
-        for strip in self._strips(name):
-            held.append(strip)
-            while sum(part.shape[-2] for part in held) >= rows:
-                joined = np.concatenate(held, axis=-2)
-                yield row, joined[..., :rows, :]
-                row, held = row + rows, [joined[..., rows:, :]]
-        if sum(part.shape[-2] for part in held):
-            yield row, np.concatenate(held, axis=-2)
-
-    def _strips(self, name: str) -> Iterator[ndarray]:
-        row = 0
-        while row < self.rows_done:
-            try:
-                with np.load(self._strip(row), allow_pickle=False) as arrays:
-                    strip = arrays[name]
-            except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-                raise InputError(f"{self._strip(row)} cannot be read: {error}. {_remedy(self.folder)}") from error
-            yield strip
-            row += strip.shape[-2]
-
     def remove(self) -> None:
         """Remove the folder with all strips."""
-        with writing(self.folder):
-            shutil.rmtree(self.folder)
+        remove_ledger(self.folder)
 
-    def _strip(self, row: int) -> Path:
-        return self.folder / f"rows-{row:08d}.npz"
+    def _touching(self, window: Window) -> list[int]:
+        """Return the strips that share pixels with `window`, without looking at all."""
+        found = []
+        for indexes in self._columns.values():
+            entry = self.entries[indexes[0]]
+            if entry.col < window.stop_col and entry.col + entry.width > window.col:
+                first = max(0, bisect_right(indexes, window.row, key=lambda i: self.entries[i].row) - 1)
+                last = bisect_right(indexes, window.stop_row - 1, key=lambda i: self.entries[i].row)
+                found += indexes[first:last]
+        return found
+
+    def _index(self, index: int) -> None:
+        # Strips come column of strips by column, each from the top down. Those without pixels are never asked for.
+        entry = self.entries[index]
+        if entry.height and entry.width:
+            self._columns.setdefault(entry.col, []).append(index)
+
+    def _strip(self, index: int) -> Path:
+        return self.folder / f"strip-{index:08d}.npz"
 
     def _save(self, complete: bool = False) -> None:
-        done = {"rows": self.rows, "rows_done": self.rows_done, "complete": complete}
-        write_json(self.folder / LEDGER, {"about": ABOUT, **done, "origin": self._origin})
+        write_json(self.folder / LEDGER, {"about": ABOUT, "complete": complete, "origin": self._origin})
+
+
+def finished(folder: Path, origin: Mapping[str, Any]) -> list[Entry]:
+    """Return the finished strips of the ledger in `folder`, none where there is no ledger. Changes nothing.
+
+    Raises:
+        InputError: when the folder belongs to another origin, naming what differs, or cannot be understood.
+    """
+    kept = _kept(folder)
+    if kept is None:
+        return []
+    _check_same(folder, kept["origin"], json.loads(json.dumps(origin)))
+    return _entries(folder)
 
 
 def is_complete(folder: Path) -> bool:
@@ -117,6 +203,18 @@ def is_complete(folder: Path) -> bool:
     """
     kept = _kept(folder)
     return kept is not None and bool(kept["complete"])
+
+
+def remove_ledger(folder: Path) -> None:
+    """Remove a ledger's folder, or what a kill left of it. The ledger itself goes last.
+
+    Raises:
+        OutputError: when the operating system refuses.
+    """
+    with writing(folder):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == LEDGER):
+            path.unlink()
+        shutil.rmtree(folder)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -140,11 +238,30 @@ def _kept(folder: Path) -> dict[str, Any] | None:
     path = folder / LEDGER
     try:
         kept: dict[str, Any] = json.loads(path.read_bytes())
-        return {name: kept[name] for name in ("origin", "rows_done", "complete")}
+        return {name: kept[name] for name in ("origin", "complete")}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be understood: {error!r}. {_remedy(folder)}") from error
+
+
+def _entries(folder: Path) -> list[Entry]:
+    path = folder / STRIPS
+    try:
+        lines = path.read_text(encoding="ascii").splitlines(keepends=True)[1:]
+        # A kill may cut the last line short.
+        return [Entry(*map(int, line.split("\t"))) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be understood: {error!r}. {_remedy(folder)}") from error
+
+
+def _rewrite(folder: Path, entries: Sequence[Entry]) -> None:
+    with replacing(folder / STRIPS) as part, part.open("w", encoding="ascii") as file:
+        file.writelines(_line(cells) for cells in (COLUMNS, *map(astuple, entries)))
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "\t".join(map(str, cells)) + "\n"
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ CARD_TAG = "TILTH_CARD"
 """The model card as JSON."""
 ORIGIN_TAG = "TILTH_ORIGIN"
 """SHA-256 of everything that decides what the map holds: model, rasters, settings."""
+SCALE_TAG = "TILTH_SCALE"
+"""What the numbers in a file of probabilities or of uncertainty mean, in words."""
 CLASS_TAG = "CLASS_"
 """Followed by a value of the map: the name of its class."""
 

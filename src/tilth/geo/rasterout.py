@@ -15,14 +15,14 @@ import rasterio.shutil
 from jaxtyping import Shaped
 from numpy import ndarray
 from rasterio.enums import ColorInterp
-from rasterio.io import DatasetReader, DatasetWriter
-from rasterio.windows import Window as RasterioWindow
+from rasterio.io import DatasetWriter
 
-from tilth.errors import InputError, OutputError
+from tilth.errors import OutputError
 from tilth.files import replacing_with_scratch
 from tilth.geo.gdal import RASTER_FAULTS, quietly, reason
 from tilth.geo.grid import Grid, Window
-from tilth.geo.raster import Image, open_raster
+from tilth.geo.raster import Image
+from tilth.geo.written import Blocks, check_written, refused
 from tilth.legend import IGNORE, Legend
 
 BLOCK_PX = 512
@@ -31,6 +31,7 @@ IMAGE_BLOCK_PX = 256
 """Edge of a block of a copied image: small, for training reads windows at any place."""
 TILED: dict[str, Any] = {"tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
 MOST_READ_PX = 2**22
+HALF = "float16"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class MapLayout:
 
     bands: int = 1
     dtype: str = "uint8"
+    """As numpy names it."""
     nodata: float | None = None
     colours: Mapping[int, str] = field(default_factory=dict)
     """#RRGGBB by value, for a map of classes."""
@@ -52,18 +54,22 @@ class MapLayout:
 class MapWriter:
     """A raster file that is being written; windows in any order, each pixel once."""
 
-    def __init__(self, path: Path, raster: DatasetWriter) -> None:
+    def __init__(self, path: Path, raster: DatasetWriter, blocks: Blocks | None) -> None:
         self._path = path
         self._raster = raster
+        self.blocks = blocks
+        """Which blocks hold something, for a sparse file."""
 
     def write(self, pixels: Shaped[ndarray, "b h w"], window: Window) -> None:
-        """Write the pixels of `window`, which lies inside the grid.
+        """Write the pixels of `window`, which lies inside the grid; half floats are given as float32.
 
         Raises:
             OutputError: when the disk is full.
         """
         with _refusals(self._path):
             self._raster.write(pixels, window=window.to_rasterio())
+        if self.blocks:
+            self.blocks.mark(pixels, window)
 
 
 @contextmanager
@@ -71,18 +77,18 @@ def create_map(path: Path, grid: Grid, layout: MapLayout) -> Iterator[MapWriter]
     """Give a writer; when the block ends, a Cloud-Optimised GeoTIFF with overviews is at `path`, whole or not at all.
 
     Needs about twice the map's compressed size on disk while it works, and little memory. Pixels that are never
-    written are nodata (0 without).
+    written are nodata (0 without); blocks of nothing else are left out of the file.
 
     Raises:
         OutputError: when it cannot be written (disk full, no permission).
     """
     with replacing_with_scratch(path) as part, _refusals(path):
         plain = part.with_name(f"{part.name}.plain")
-        with _writer(path, plain, grid, layout, zlevel=1) as writer:
+        with _writer(path, plain, grid, layout, sparse=True) as writer:
             yield writer
-        _check_readable(plain, path)
+        check_written(plain, path, writer.blocks)
         rasterio.shutil.copy(plain, part, driver="COG", **_cog_options(layout))
-        _check_readable(part, path)
+        check_written(part, path, writer.blocks)
 
 
 @contextmanager
@@ -98,9 +104,9 @@ def create_labels(path: Path, grid: Grid, legend: Legend) -> Iterator[MapWriter]
     tags = {f"CLASS_{index}": name for index, name in enumerate(legend.names)}
     layout = MapLayout(nodata=IGNORE, colours=colours, tags=tags, band_names=("class",))
     with replacing_with_scratch(path) as part, _refusals(path):
-        with _writer(path, part, grid, layout, zlevel=6) as writer:
+        with _writer(path, part, grid, layout) as writer:
             yield writer
-        _check_readable(part, path)
+        check_written(part, path)
 
 
 def copy_tiled(source: Path, path: Path) -> None:
@@ -119,7 +125,7 @@ def copy_tiled(source: Path, path: Path) -> None:
         try:
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 rasterio.shutil.copy(source, part, strict=False, **options)
-            _check_readable(part, path)
+            check_written(part, path)
         except (*RASTER_FAULTS, OutputError):
             read_all(source)  # names the window when the source is at fault
             raise
@@ -138,38 +144,24 @@ def read_all(path: Path) -> None:
             image.read(Window(row, 0, min(rows, grid.height - row), grid.width))
 
 
-def _check_readable(part: Path, path: Path) -> None:
-    """Decode a file that was just written, overviews too; raise OutputError, naming `path`, when a write had failed."""
-    try:
-        with open_raster(part) as raster:
-            missing = _missing_blocks(raster)
-            levels = len(raster.overviews(1))
-            _decode_blocks(raster)
-        for level in range(levels):
-            with open_raster(part, overview_level=level) as raster:
-                _decode_blocks(raster)
-    except (*RASTER_FAULTS, InputError) as error:
-        raise OutputError(_refused(path, reason(error))) from error
-    if missing:
-        raise OutputError(_refused(path, f"{missing} blocks did not reach the disk"))
-
-
 @contextmanager
-def _writer(path: Path, part: Path, grid: Grid, layout: MapLayout, zlevel: int) -> Iterator[MapWriter]:
+def _writer(path: Path, part: Path, grid: Grid, layout: MapLayout, sparse: bool = False) -> Iterator[MapWriter]:
     profile = {
         "driver": "GTiff",
         "height": grid.height,
         "width": grid.width,
         "count": layout.bands,
-        "dtype": layout.dtype,
+        **_format(layout),
     }
     place = {"transform": grid.transform, "crs": grid.crs.to_wkt() if grid.crs else None, "nodata": layout.nodata}
-    blocks = {"blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "band", "zlevel": zlevel}
+    blocks = {"blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "band"}
+    # What is sparse here is written once more, so it is packed fast.
+    packing = {"sparse_ok": True, "zlevel": 1} if sparse else {"zlevel": 6}
     with quietly():
-        raster = rasterio.open(part, "w", **profile, **place, **TILED, **blocks)
+        raster = rasterio.open(part, "w", **profile, **place, **TILED, **blocks, **packing)
     with raster:
         _describe(raster, layout)
-        yield MapWriter(path, raster)
+        yield MapWriter(path, raster, Blocks(grid, layout.bands, BLOCK_PX, layout.nodata) if sparse else None)
 
 
 def _describe(raster: DatasetWriter, layout: MapLayout) -> None:
@@ -185,13 +177,21 @@ def _describe(raster: DatasetWriter, layout: MapLayout) -> None:
 
 def _cog_options(layout: MapLayout) -> dict[str, Any]:
     predictor = {"u": "STANDARD", "i": "STANDARD", "f": "FLOATING_POINT"}[np.dtype(layout.dtype).kind]
+    half = {"NBITS": 16} if layout.dtype == HALF else {}
     return {
+        **half,
         "COMPRESS": "DEFLATE",
         "PREDICTOR": "NO" if layout.colours else predictor,
         "BLOCKSIZE": BLOCK_PX,
         "OVERVIEW_RESAMPLING": layout.overviews.upper(),
         "BIGTIFF": "IF_SAFER",
+        "SPARSE_OK": True,
     }
+
+
+def _format(layout: MapLayout) -> dict[str, Any]:
+    """Return how the driver is told the number format; half floats are float32 of which 16 bits are kept."""
+    return {"dtype": "float32", "nbits": 16} if layout.dtype == HALF else {"dtype": layout.dtype}
 
 
 def _packing(dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -205,28 +205,10 @@ def _rgba(colour: str) -> tuple[int, int, int, int]:
     return red, green, blue, 255
 
 
-def _missing_blocks(raster: DatasetReader) -> int:
-    blocks = [(index, row, col) for index in raster.indexes for (row, col), _ in raster.block_windows(index)]
-    return sum(
-        raster.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index) is None for index, row, col in blocks
-    )
-
-
-def _decode_blocks(raster: DatasetReader) -> None:
-    rows, width = raster.block_shapes[0][0], raster.width
-    for row in range(0, raster.height, rows):
-        for col in range(0, width, 4 * BLOCK_PX):
-            raster.read(window=RasterioWindow(col, row, min(4 * BLOCK_PX, width - col), min(rows, raster.height - row)))
-
-
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
     """Turn GDAL's failures to write `path` into one line."""
     try:
         yield
     except RASTER_FAULTS as error:
-        raise OutputError(_refused(path, reason(error))) from error
-
-
-def _refused(path: Path, why: str) -> str:
-    return f"{path} cannot be written: {why}. Free some space or choose another --out."
+        raise OutputError(refused(path, reason(error))) from error

@@ -1,0 +1,176 @@
+"""Which rasters become which map, whether they fit the run, and how the work on a map is cut."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+from numpy import ndarray
+
+from tilth.card import ModelCard
+from tilth.config import PredictConfig
+from tilth.errors import InputError, OutputError
+from tilth.geo.area import Area
+from tilth.geo.blend import Plan
+from tilth.geo.grid import Grid, Window
+from tilth.geo.mosaic import Mosaic
+from tilth.geo.raster import Image, ImageInfo
+from tilth.geo.tiles import Lanes, TileGrid, panel_width
+
+RESOLUTION_OFF = 1.5
+"""From this ratio on, a raster's pixels are said to be larger or smaller than those of training."""
+MAP_SUFFIXES = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one map is made from, and where it goes. It is what tiles are read from."""
+
+    path: Path
+    rasters: tuple[Path, ...]
+    mosaic: Mosaic
+    aoi: Path | None
+    area: Area | None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the map."""
+        return self.mosaic.grid
+
+    def empty(self, window: Window) -> bool:
+        """Return True only where it is known without reading that no pixel of a window is valid and wanted."""
+        return (self.area is not None and not self.area.touches(window)) or self.mosaic.empty(window)
+
+    def read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
+        """Return the pixels of a window in their own number format, and which are valid."""
+        return self.mosaic.read(window)
+
+    def wanted(self, window: Window) -> Bool[ndarray, "h w"] | None:
+        """Return which pixels of a window lie in the area of interest; None without one."""
+        return self.area.mask(window) if self.area else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One map to make, and all that decides what it holds."""
+
+    job: Job
+    card: ModelCard
+    settings: PredictConfig
+    origin: dict[str, Any]
+    """Everything that decides what the map holds, as JSON."""
+    layers: int
+    """Layers that the model gives a pixel."""
+
+    @property
+    def folder(self) -> Path:
+        """Where finished strips lie until the map is whole."""
+        return self.job.path.with_name(f".{self.job.path.stem}.part")
+
+    @property
+    def probabilities(self) -> Path | None:
+        """Where they go, when they are asked for."""
+        return self._beside("probabilities") if self.settings.probabilities != "none" else None
+
+    @property
+    def uncertainty(self) -> Path | None:
+        """Where it goes, when it is asked for."""
+        return self._beside("uncertainty") if self.settings.uncertainty else None
+
+    @property
+    def spread(self) -> bool:
+        """Whether the last layer is the standard deviation over runs."""
+        return self.layers > self.card.legend.outputs
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How the work is cut."""
+        mosaic, settings = self.job.mosaic, self.settings
+        tiles = TileGrid(mosaic.grid.height, mosaic.grid.width, self.card.tile_px, settings.overlap)
+        width = panel_width(tiles, self.layers, mosaic.bands * np.dtype(mosaic.dtype).itemsize)
+        return Plan(Lanes(tiles, width), self.layers, settings.batch_size)
+
+    def _beside(self, what: str) -> Path:
+        return self.job.path.with_name(f"{self.job.path.stem}.{what}.tif")
+
+
+def planned(
+    card: ModelCard, rasters: Sequence[Path], out: Path, settings: PredictConfig, aoi: Path | None
+) -> list[Job]:
+    """Return the maps to make from `rasters`, which fit the run of `card`.
+
+    Raises:
+        InputError: for a raster that cannot be used or does not fit the run or the others.
+        OutputError: when `out` is neither a .tif nor a folder.
+    """
+    jobs = []
+    for infos, path in _pairs(rasters, out):
+        for info in infos:
+            _check_fits(info, card, settings)
+        mosaic = Mosaic(infos, settings.bands, _resolution(card) if settings.resample else None)
+        area = Area.read(aoi, mosaic.grid) if aoi else None
+        jobs.append(Job(path, tuple(info.path for info in infos), mosaic, aoi, area))
+    return jobs
+
+
+def notes(task: Task) -> list[str]:
+    """Return what the user should know about a map, a line each."""
+    here, there = task.job.grid.resolution_m, task.card.resolution_m
+    if not here or not there or max(here / there, there / here) <= RESOLUTION_OFF:
+        return []
+    return [
+        f"a pixel of {task.job.mosaic.name} is {here:.3g} m on the ground, the run was trained at {there:.3g} m. "
+        "Give --resample for a better map."
+    ]
+
+
+def _pairs(rasters: Sequence[Path], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
+    """Return which rasters become which map."""
+    infos = tuple(_info(path) for path in rasters)
+    if not infos:
+        raise InputError("No raster was given. Name one or more.")
+    if out.suffix.lower() in MAP_SUFFIXES:
+        return [(infos, out)]
+    if out.suffix and not out.is_dir():
+        raise OutputError(f"{out}: maps are written as .tif. Choose this suffix, or a folder for one map a raster.")
+    twice = [name for name, count in Counter(info.path.stem for info in infos).items() if count > 1]
+    if twice:
+        raise InputError(f"Several rasters are called {twice[0]}, and so would their maps be. Map them one by one.")
+    return [((info,), out / f"{info.path.stem}.tif") for info in infos]
+
+
+def _info(path: Path) -> ImageInfo:
+    with Image.open(path) as image:
+        return image.info
+
+
+def _check_fits(info: ImageInfo, card: ModelCard, settings: PredictConfig) -> None:
+    names = ", ".join(card.band_names)
+    if settings.bands and len(settings.bands) != len(card.band_names):
+        raise InputError(
+            f"--bands names {len(settings.bands)} bands; the run was trained on {len(card.band_names)} ({names}). "
+            "Name one for each, in this order."
+        )
+    if not settings.bands and info.bands != len(card.band_names):
+        raise InputError(
+            f"{info.path} has {info.bands} bands; the run was trained on {len(card.band_names)} ({names}). "
+            "Give a raster with these bands in this order, or say which they are with --bands."
+        )
+    if info.dtype != card.dtype:
+        raise InputError(
+            f"{info.path} holds {info.dtype}; the run was trained on {card.dtype}. "
+            "Give a raster in the units of training; a conversion must scale the values as it was done for training."
+        )
+
+
+def _resolution(card: ModelCard) -> float:
+    if card.resolution_m is None:
+        raise InputError(
+            "--resample needs the ground resolution of training, and this run was trained on images without a CRS. "
+            "Resample the rasters yourself, or map them as they are."
+        )
+    return card.resolution_m

@@ -1,0 +1,114 @@
+"""Scenes, models and stores in memory for tests of blending."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy import ndarray
+
+from tilth.geo.blend import Model, Plan, Strip, blend
+from tilth.geo.grid import Window
+from tilth.geo.tiles import Lanes, TileGrid
+
+GRIDS = st.builds(
+    TileGrid,
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    tile_px=st.sampled_from([16, 17, 24, 32]),
+    overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 0.75]),
+)
+PANELS = st.sampled_from([1, 16, 40, 10**9])
+
+
+class Scene:
+    """A source over arrays that refuses windows beyond them and counts what it is asked."""
+
+    def __init__(self, pixels: ndarray, valid: ndarray | None = None, area: ndarray | None = None) -> None:
+        self.pixels, self.area = pixels, area
+        self.valid = np.ones(pixels.shape[1:], bool) if valid is None else valid
+        self.reads: list[Window] = []
+        self.asked = 0
+
+    @property
+    def mapped(self) -> ndarray:
+        return self.valid if self.area is None else self.valid & self.area
+
+    def empty(self, window: Window) -> bool:
+        self.asked += 1
+        area = self.wanted(window)
+        return not self._of(self.valid, window).any() or (area is not None and not area.any())
+
+    def read(self, window: Window) -> tuple[ndarray, ndarray]:
+        self.reads.append(window)
+        return self._of(self.pixels, window), self._of(self.valid, window)
+
+    def wanted(self, window: Window) -> ndarray | None:
+        return None if self.area is None else self._of(self.area, window)
+
+    def _of(self, array: ndarray, window: Window) -> ndarray:
+        assert window.overlap(Window(0, 0, *self.valid.shape)) == window
+        return array[..., *window.slices]
+
+
+class Kept:
+    """A store in memory that can stand for what an earlier job left."""
+
+    def __init__(self, strips: Sequence[Strip] = ()) -> None:
+        self.strips = list(strips)
+
+    @property
+    def tiles(self) -> list[int]:
+        return [strip.tiles for strip in self.strips]
+
+    def add(self, strip: Strip) -> None:
+        assert strip.lane == len(self.strips)
+        self.strips.append(strip)
+
+    def spill(self, lane: int) -> ndarray | None:
+        return self.strips[lane].spill
+
+
+def blended(
+    tiles: TileGrid, scene: Scene, model: Model, *, panel_px: int = 10**9, strips: Sequence[Strip] = (), **cut: int
+) -> list[Strip]:
+    """Return the strips of all lanes, the first of which are given."""
+    store = Kept(strips)
+    blend(Plan(Lanes(tiles, panel_px), **{"layers": 1, **cut}), scene, model, store)
+    return store.strips
+
+
+def whole(tiles: TileGrid, strips: Sequence[Strip]) -> tuple[ndarray, ndarray]:
+    """Return the sums of all strips, 0 outside their data, and which pixels are mapped."""
+    sums = np.zeros((strips[0].sums.shape[0], tiles.height, tiles.width), np.uint32)
+    mapped = np.zeros((tiles.height, tiles.width), bool)
+    for strip in strips:
+        sums[:, *strip.data.slices] = strip.sums
+        mapped[strip.data.slices] = strip.mapped
+    return np.where(mapped, sums, 0), mapped
+
+
+def pointwise(pixels: ndarray, _: ndarray) -> ndarray:
+    """A model that looks at one pixel at a time."""
+    return np.concatenate([1 / (1 + np.exp(-pixels[:, :1])), 0.5 + 0.5 * np.sin(pixels[:, 1:2])], axis=1)
+
+
+def contextual(pixels: ndarray, valid: ndarray) -> ndarray:
+    """A model that looks at the whole tile and at the place within it, as networks do."""
+    seen = np.where(valid[:, None], pixels, np.float32(0))
+    rows, cols = np.indices(pixels.shape[2:])
+    mean = seen.mean(axis=(1, 2, 3), keepdims=True)
+    return (0.5 + 0.4 * np.sin(seen[:, :1] + mean + 0.1 * rows * cols)).astype(np.float32)
+
+
+def entangled(pixels: ndarray, valid: ndarray) -> ndarray:
+    """A model whose tiles change what their neighbours in the batch get, by their places, as no network may do."""
+    beside = np.arange(1, len(pixels) + 1) @ pixels.mean(axis=(1, 2, 3))
+    return (0.5 + 0.4 * np.sin(pixels[:, :1] + np.float32(beside))).astype(np.float32)
+
+
+def constant(value: float) -> Callable[[ndarray, ndarray], ndarray]:
+    return lambda pixels, _: np.full((len(pixels), 1, *pixels.shape[2:]), value, np.float32)
+
+
+def noise(*shape: int, seed: int = 0) -> ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
