@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import shapely
-from jaxtyping import Int64
-from numpy import ndarray
 from shapely import STRtree
 
 from tilth.geo.grid import Window
@@ -18,8 +16,8 @@ class Places:
         edges = np.array([(w.col, w.row, w.stop_col, w.stop_row) for w in windows], float).reshape(-1, 4)
         self._tree = STRtree(shapely.box(*edges.T))
 
-    def near(self, window: Window) -> Int64[ndarray, " n"]:
+    def near(self, window: Window) -> list[int]:
         """Return the positions of all windows that share a pixel with `window`, ascending."""
         # Boxes that only touch are found too; half a pixel less leaves them out.
         box = shapely.box(window.col + 0.5, window.row + 0.5, window.stop_col - 0.5, window.stop_row - 0.5)
-        return np.sort(self._tree.query(box))
+        return sorted(self._tree.query(box).tolist())

@@ -72,7 +72,7 @@ class VrtGaps:
 
     def empty(self, raster: DatasetReader, window: Window) -> bool:
         """Return whether `window` lies between the sources."""
-        return not len(self._filled.near(window))
+        return not self._filled.near(window)
 
 
 Gaps: TypeAlias = TiffGaps | VrtGaps
