@@ -53,7 +53,7 @@ add(
 )  # fmt: skip
 add(
     app, 2, "data:audit",
-    "Say which share of the validation and test pixels also lies in a training tile.",
+    "Say what training has seen of the validation and test ground, and how near to it it came.",
     "audit tiles/",
 )  # fmt: skip
 add(

@@ -102,15 +102,16 @@ def dstl(
     show(prepare(DstlSource(folder=folder, classes=numbers), out, _config(recipe, chosen)))
 
 
-def audit(tiles: Path, /) -> None:
-    """Say which share of the validation and test pixels also lies in a training tile.
+def audit(tiles: Path, /, *, figure: Path | None = None) -> None:
+    """Say what training has seen of the validation and test ground, and how near to it it came.
 
     Args:
         tiles: Folder of a tile set.
+        figure: PNG file: how far the ground resembles itself, over the distances of held-out tiles from training.
     """
     from tilth.verbs.audit import audit
 
-    show(audit(tiles))
+    show(audit(tiles, figure))
 
 
 def parse_classes(text: str) -> dict[int, str]:

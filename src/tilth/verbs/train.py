@@ -69,8 +69,9 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / RECIPE, recipe_toml(recipe))
     write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
-    history = fit(network, data, recipe.train, out, resume=going_on)
+    # Before the hours of training: what it cannot read, it says now.
     found = audit_set(tile_set)
+    history = fit(network, data, recipe.train, out, resume=going_on)
     card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history)
     card.write(out)
     return Training(out, card, history, *parameter_counts(network), notes=(found.verdict,) if found.leaks else ())
