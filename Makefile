@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check lint bench docs clean
+.PHONY: demo test check lint bench bench-predict bench-memory docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
@@ -21,6 +21,12 @@ lint: $(READY)
 
 bench: $(READY)  ## speed and memory, ours beside the limit, in one run
 	$(BIN)/python benchmarks/bench_tiles.py
+
+bench-predict: $(READY)  ## maps by Tilth, a plain loop and other packages: speed, memory, seams; BENCH=--write: docs/speed.md
+	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+bench-memory: $(READY)  ## the most memory of maps and polygons of very large rasters
+	$(BIN)/python benchmarks/bench_memory.py $(BENCH)
 
 docs: $(READY)  ## docs pages from the commands' own help and real output
 	$(BIN)/python scripts/make_docs.py

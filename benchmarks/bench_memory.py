@@ -1,0 +1,128 @@
+"""The most memory that a map and its polygons take, on a very large sparse raster and on a large dense one.
+
+    python benchmarks/bench_memory.py [--sparse-pixels 100000] [--dense-pixels 20000] [--write]
+
+The sparse raster is nodata but for five real scenes, in its corners and centre, and takes a few megabytes; the dense
+one is a real scene, mirrored. The default network predicts with the default settings, the dense one with tiles side by
+side, for time's sake. `tilth.predict` and `tilth.polygons` run in a process each; what counts is the most resident
+memory (VmHWM). --write puts the table into docs/speed.md. Ends with 1 where a process took 1.5 GB or more.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import machine
+import page
+from measured import NotRunnableError, in_process, peak_mb
+from models import trained_run
+from rasters import dense, sparse
+
+LIMIT_MB = 1500
+PACKAGES = ("torch", "onnxruntime", "openvino", "rasterio")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process: which verb, from what, to what."""
+
+    verb: str
+    source: Path
+    out: Path
+    overlap: float
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of its process, but for the run."""
+        return [
+            "--verb",
+            self.verb,
+            "--source",
+            str(self.source),
+            "--out",
+            str(self.out),
+            "--overlap",
+            str(self.overlap),
+        ]
+
+
+def rows(name: str, raster: Path, run: Path, overlap: float) -> list[tuple[list[str], float]]:
+    """Return the table's lines for one raster, each with the memory in MB."""
+    with TemporaryDirectory(prefix="tilth-bench-", dir=raster.parent) as folder:
+        made, outlines = Path(folder) / "map.tif", Path(folder) / "map.gpkg"
+        steps = [Step("predict", raster, made, overlap), Step("polygons", made, outlines, overlap)]
+        return [row(name, step, run) for step in steps]
+
+
+def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
+    """Return one line of the table, and the memory in MB."""
+    found = in_process("bench_memory.py", "--run", str(run), *step.arguments)
+    line = [f"{name}, {step.verb}", f"{found['peak_mb']:,.0f}", f"{found['seconds']:,.0f}", _size(step.out)]
+    print(f"  {': '.join(line[:2])} MB, {line[2]} s, {line[3]} MB written", flush=True)
+    return line, float(found["peak_mb"])
+
+
+def work(verb: str, run: Path, source: Path, out: Path, overlap: float) -> None:
+    """Make a map or its polygons in this process, and print what it took as JSON."""
+    from tilth import PolygonConfig, PredictConfig, polygons, predict
+
+    start = time.perf_counter()
+    if verb == "predict":
+        predict(run, (source,), out, PredictConfig(overlap=overlap))
+    else:
+        polygons(source, out, PolygonConfig())
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}))
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's settings."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sparse-pixels", type=int, default=100_000, help="edge of the sparse raster; 0: leave it out")
+    parser.add_argument("--dense-pixels", type=int, default=20_000, help="edge of the dense raster; 0: leave it out")
+    parser.add_argument(
+        "--dense-overlap", type=float, default=0.0, help="overlap of the dense raster's tiles (default 0)"
+    )
+    parser.add_argument("--epochs", type=int, default=6, help="training of the run (default 6)")
+    parser.add_argument("--run", type=Path, help="a finished run to predict with, in place of training one")
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where run and rasters are kept")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/speed.md")
+    for name, kind in {"verb": str, "source": Path, "out": Path, "overlap": float}.items():
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one step, in its own process
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print the table and return the exit status."""
+    given = arguments()
+    if given.verb:
+        work(given.verb, given.run, given.source, given.out, given.overlap)
+        return 0
+    given.folder.mkdir(parents=True, exist_ok=True)
+    run = given.run or trained_run(given.folder, given.epochs)
+    found: list[tuple[list[str], float]] = []
+    if size := given.sparse_pixels:
+        found += rows(f"sparse, {size:,} x {size:,}", sparse(given.folder / f"sparse-{size}.tif", size), run, 0.5)
+    if size := given.dense_pixels:
+        raster = dense(given.folder / f"dense-{size}.tif", size)
+        found += rows(f"dense, {size:,} x {size:,}", raster, run, given.dense_overlap)
+    table = page.table(["", "memory, MB", "seconds", "written, MB"], [line for line, _ in found])
+    text = f"{machine.described(PACKAGES)}\n\n{table}"
+    print(text)
+    if given.write:
+        page.write("memory", text)
+    return int(any(peak >= LIMIT_MB for _, peak in found))
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:,.1f}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NotRunnableError as error:
+        sys.exit(f"A step failed: {error}")

@@ -1,0 +1,60 @@
+"""What a piece of work takes, in a process of its own: seconds and the most memory."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+class NotRunnableError(Exception):
+    """A contestant that did not run; the message is the last line that it said."""
+
+
+def in_process(script: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
+    """Return the last line that a script of this folder printed, as JSON.
+
+    Raises:
+        NotRunnableError: when it ended with an error.
+    """
+    done = subprocess.run(
+        [python, str(HERE / script), *arguments], capture_output=True, text=True, check=False, env=_environment()
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise NotRunnableError(said[-1])
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def importable(module: str, python: str = sys.executable) -> bool:
+    """Whether another interpreter, or this one, can import a module."""
+    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False, env=_environment())
+    return done.returncode == 0
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory of this process so far, or of a child of it, in MB (10^6 bytes)."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RUSAGE_UNIT
+    return max(_own_peak(), children) / 1e6
+
+
+_RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def _own_peak() -> float:
+    # ru_maxrss begins with what the parent had; VmHWM is of this program alone.
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RUSAGE_UNIT
+    return next(1024 * float(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def _environment() -> dict[str, str]:
+    quiet = {"PYTHONWARNINGS": "ignore", "GEOAI_DISABLE_PROGRESS": "1"}
+    return {**os.environ, **quiet}
