@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -49,6 +49,17 @@ def layout(device: torch.device) -> torch.memory_format:
     Channels last: on CPUs a step takes a fifth less and a prediction half. Apple's GPUs keep torch's own order.
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a network predicts: on an NVIDIA GPU in bfloat16 where it has it, else in float16.
+
+    Elsewhere in float32. Bfloat16 keeps float32's range and 8 bits; float16 keeps 11 bits up to 65,504.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast("cuda", dtype=torch.bfloat16 if bf16 else torch.float16)
 
 
 @contextmanager

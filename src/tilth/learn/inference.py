@@ -1,6 +1,6 @@
 """Trained networks that map pixels to probabilities of classes: one as it is, or several as a map needs them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, Unpack
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tilth.card import WEIGHTS, ModelCard, read_card
 from tilth.errors import InputError
+from tilth.learn.backends.choice import Runner, Trained, choose, device_for
 from tilth.learn.checkpoint import load_weights
 from tilth.learn.device import find_device, layout, repeatable
 from tilth.learn.feed import Scaling
@@ -23,8 +24,9 @@ from tilth.learn.symmetry import Turn, turned, turned_back, turns
 ALIKE = ("classes", "number of bands", "number format")
 """What all runs of an ensemble must have in common."""
 
-Runner: TypeAlias = Callable[[Float32[Tensor, "n b t t"]], Float32[Tensor, "n o t t"]]
-"""Scaled images on the mapper's device -> logits there."""
+Tta: TypeAlias = Literal[1, 2, 4, 8]
+Batch: TypeAlias = tuple[Shaped[ndarray, "n b t t"], Bool[ndarray, "n t t"]]
+"""Tiles as they are, and which of their pixels are valid."""
 
 
 def read_network(run: Path, card: ModelCard) -> Network:
@@ -98,21 +100,23 @@ class Member:
 
 
 class Options(TypedDict, total=False):
-    """How a mapper runs. The settings of the same names in `config.PredictConfig` explain them."""
+    """How a mapper runs. The settings of the same names in `config.PredictConfig` explain most of them."""
 
     device: str
     backend: str
     batch_size: int
-    tta: Literal[1, 2, 4, 8]
+    tta: Tta
     compile: bool
     spread: bool
     """Whether the last layer is the standard deviation over the runs."""
+    sample: Batch
+    """The batch that backends are compared on, best the map's first; without it, noise like the training's images."""
 
 
 class Mapper:
     """What maps are made with: the mean over runs and over turns of each tile, computed by the backend that suits.
 
-    Equal tiles give equal layers, to the bit, wherever in a batch they are and whatever is beside them.
+    On a CPU equal tiles give equal layers, to the bit, wherever in a batch they are and whatever is beside them.
 
     Attributes:
         card: of the first run.
@@ -121,25 +125,22 @@ class Mapper:
         notes: what the user should know, a line each.
     """
 
+    backend = "torch"
+    notes: tuple[str, ...] = ()
+
     def __init__(
-        self,
-        card: ModelCard,
-        members: Sequence[Member],
-        *,
-        device: str = "cpu",
-        tta: Literal[1, 2, 4, 8] = 1,
-        spread: bool = False,
+        self, card: ModelCard, members: Sequence[Member], *, device: str = "cpu", tta: Tta = 1, spread: bool = False
     ) -> None:
         self.card = card
         self.layers = card.legend.outputs + spread
-        self.backend = "torch"
-        self.notes: tuple[str, ...] = ()
         self._members, self._turns, self._spread = tuple(members), turns(tta), spread
         self._device = torch.device(device)
 
     @classmethod
     def load(cls, runs: Sequence[Path], **options: Unpack[Options]) -> "Mapper":
-        """Read the run folders and make their networks ready.
+        """Read the run folders and make their networks ready for tiles of the first run's size.
+
+        Takes seconds for each run and backend whose graph the run folder does not hold yet.
 
         Raises:
             InputError: when one of `runs` is no finished run or differs from the first in classes, bands or number
@@ -148,12 +149,20 @@ class Mapper:
         """
         cards = [read_card(run) for run in runs]
         _check_alike(runs, cards)
-        device = find_device(options.get("device", "auto"))
-        members = []
-        for run, card in zip(runs, cards, strict=True):
-            network = read_network(run, card).to(device, memory_format=layout(torch.device(device))).eval()  # type: ignore[call-overload]
-            members.append(Member(Scaling(card.mean, card.std), card.temperature, network))
-        return cls(cards[0], members, device=device, tta=options.get("tta", 1), spread=options.get("spread", False))
+        backend = options.get("backend", "auto")
+        device = device_for(backend, options.get("device", "auto"))
+        sample = _tensors(*(options.get("sample") or _noise(cards[0], options.get("batch_size", 8))))
+        trained = [
+            Trained(run, card, read_network(run, card), _scaled(*sample, _scaling(card)))
+            for run, card in zip(runs, cards, strict=True)
+        ]
+        choice = choose(trained, torch.device(device), backend, options.get("compile", False))
+        members = [
+            Member(_scaling(card), card.temperature, runner) for card, runner in zip(cards, choice.runners, strict=True)
+        ]
+        mapper = cls(cards[0], members, device=device, tta=options.get("tta", 1), spread=options.get("spread", False))
+        mapper.backend, mapper.notes = choice.backend, choice.notes
+        return mapper
 
     def __call__(
         self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]
@@ -165,8 +174,7 @@ class Mapper:
         and number format. The network is given the mean of each band where they are not `valid`.
         """
         with torch.inference_mode(), repeatable(self._device):
-            images = torch.from_numpy(pixels.astype(np.float32)).to(self._device)
-            seen = torch.from_numpy(valid[:, None]).to(self._device)
+            images, seen = (_moved(tensor, self._device) for tensor in _tensors(pixels, valid))
             if not self._spread:
                 mean = mean_over(self._members, lambda member: self._layers(member, images, seen))
                 return mean.numpy(force=True)
@@ -186,6 +194,31 @@ class Mapper:
             return turned_back(layers_of(logits.float() / member.temperature), turn)
 
         return mean_over(self._turns, upright)
+
+
+def _noise(card: ModelCard, count: int) -> Batch:
+    """Return tiles with the mean and standard deviation of training: patches of 8 x 8 pixels and as much fine noise."""
+    rng, size = np.random.default_rng(0), card.tile_px
+    shape, patches = (count, len(card.band_names), size, size), -(-size // 8)
+    coarse = rng.standard_normal((*shape[:2], patches, patches), np.float32).repeat(8, 2).repeat(8, 3)
+    noise = (coarse[..., :size, :size] + rng.standard_normal(shape, np.float32)) / np.float32(np.sqrt(2))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (card.mean, card.std))
+    return noise * std + mean, np.ones((count, size, size), bool)
+
+
+def _tensors(
+    pixels: Shaped[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"]
+) -> tuple[Float32[Tensor, "n b h w"], Bool[Tensor, "n 1 h w"]]:
+    return torch.from_numpy(pixels.astype(np.float32, order="C")), torch.from_numpy(np.array(valid[:, None]))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`. A GPU fetches it from pinned memory by itself while the CPU goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _scaling(card: ModelCard) -> Scaling:
+    return Scaling(card.mean, card.std)
 
 
 def _scaled(

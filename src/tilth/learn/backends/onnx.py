@@ -1,0 +1,42 @@
+"""ONNX Runtime runs the network, from a graph that torch exports."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from tilth.learn.backends.alone import TileByTile
+
+NEEDS = ("onnxruntime", "onnx", "onnxscript")
+GRAPH = "graph.onnx"
+
+
+def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) -> None:
+    """Write graph.onnx: the network for single images of the shape of `image`, from scaled pixels to logits."""
+    torch.onnx.export(
+        network,
+        (image,),
+        folder / GRAPH,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def runner(folder: Path, workers: int) -> TileByTile:
+    """Return what computes `workers` tiles at a time from graph.onnx, each on one core."""
+    import onnxruntime  # noqa: PLC0415  (an extra)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    # Read whole: the folder may vanish.
+    session = onnxruntime.InferenceSession((folder / GRAPH).read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def one(image: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+    return TileByTile(one, workers)
