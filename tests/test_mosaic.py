@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from helpers import TENTH_METRE, UTM12, textured, write_raster
+from helpers import TENTH_METRE, textured, write_raster
 from tilth.errors import InputError
 from tilth.geo import mosaic as module
-from tilth.geo.gdal import MOST_CACHE_MB
 from tilth.geo.grid import Window
 from tilth.geo.mosaic import Mosaic
 from tilth.geo.places import Places
@@ -194,18 +193,3 @@ def test_a_vrt_is_read_like_the_file_it_stands_for(tmp_path: Path, whole: Path) 
         mosaic.close()
     assert np.array_equal(found[0][0], found[1][0])
     assert np.array_equal(found[0][1], found[1][1])
-
-
-def test_gdal_keeps_two_rows_of_blocks_of_a_wide_mosaic_and_no_more_than_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[int] = []
-    monkeypatch.setattr(module, "widen_cache", kept.append)
-    first = info(write_raster(tmp_path / "a.tif", textured(3, 20, 20), crs=UTM12))
-    far = replace(first, grid=first.grid.crop(Window(0, 99_980, 20, 20)))
-    for sheets in ([first], [first, far]):
-        mosaic = Mosaic(sheets)
-        mosaic.read(Window(0, 0, 5, 5))
-        mosaic.close()
-    assert kept == [(64 + 256) * 20 * 4, (64 + 256) * 100_000 * 4]
-    assert MOST_CACHE_MB * 2**20 >= 2 * 512 * 100_000 * 3

@@ -9,15 +9,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rasterio._env import get_gdal_config, set_gdal_config
+from rasterio._env import set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-CACHE_MB, MOST_CACHE_MB = 128, 320
-"""GDAL's cache of decoded blocks, one for all threads of a process; `widen_cache` may let it grow to the second."""
-_given = os.environ.get("GDAL_CACHEMAX", str(CACHE_MB))
-# The default cache is a twentieth of the machine's memory in every worker process. Read once, at the first block.
-os.environ.setdefault("GDAL_CACHEMAX", str(CACHE_MB))
+CACHE_MB = 128
+"""GDAL's cache of decoded blocks, one for all threads of a process.
+
+Two rows of blocks under a panel of `tilth.geo.tiles` fit, so that no block is decoded again for the next row of tiles.
+GDAL's own default is a twentieth of the machine's memory, in every worker process.
+"""
+
+if "GDAL_CACHEMAX" not in os.environ:
+    # The variable is for processes that are started from here, and read there at the first block; here that may be
+    # past, for others use GDAL too. rasterio.Env would not do: its options hold in one thread.
+    os.environ["GDAL_CACHEMAX"] = str(CACHE_MB)
+    set_gdal_config("GDAL_CACHEMAX", CACHE_MB * 2**20)
 # A JPEG that ends early is otherwise filled up with grey.
 os.environ.setdefault("GDAL_ERROR_ON_LIBJPEG_WARNING", "TRUE")
 # GDAL's shortcut for whole PNGs returns noise without an error when the file ends early.
@@ -28,17 +35,6 @@ RASTER_FAULTS = (RasterioError, CPLE_BaseError)
 
 # Warnings are switched for the whole process, so only one thread at a time may do it.
 _warnings = threading.Lock()
-
-
-def widen_cache(size: int) -> None:
-    """Let GDAL keep `size` bytes of decoded blocks, at most MOST_CACHE_MB; never less than now.
-
-    Holds for the whole process, all its threads and files that are open already. A user's own GDAL_CACHEMAX stays.
-    """
-    if _given == str(CACHE_MB):
-        wanted = min(size, MOST_CACHE_MB * 2**20)
-        if wanted > get_gdal_config("GDAL_CACHEMAX"):
-            set_gdal_config("GDAL_CACHEMAX", wanted)
 
 
 @contextmanager

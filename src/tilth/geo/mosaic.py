@@ -7,7 +7,6 @@ from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
 from tilth.errors import InputError
-from tilth.geo.gdal import widen_cache
 from tilth.geo.grid import Grid, Window
 from tilth.geo.places import Places
 from tilth.geo.raster import Image, ImageInfo
@@ -17,8 +16,6 @@ MOST_OPEN = 64
 """Files kept open at a time: a row of sheets beside each other, so that none is opened and decoded again and again."""
 OFF_PX = 0.01
 """How far, in pixels, a raster's corners may lie from the first one's grid."""
-ROWS_READ = 256
-"""Rows of a mosaic that users read at a time, about; each is read twice or more, for tiles overlap."""
 
 
 class Mosaic:
@@ -114,16 +111,8 @@ class Mosaic:
             if len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
             image = Image.open(self._infos[number].path)
-            widen_cache(self._row_bytes(image))
         self._open[number] = image  # the last one used is the last to go
         return image
-
-    def _row_bytes(self, image: Image) -> int:
-        """Return how much is decoded for all columns of the mosaic when ROWS_READ rows are read anywhere."""
-        high = image.info.block_rows
-        rows = high + max(high, round(ROWS_READ * (self._scaling.rows if self._scaling else 1)))
-        width = max(place.stop_col for place in self.places)
-        return rows * width * (image.info.bands + 1) * np.dtype(self.dtype).itemsize
 
 
 def _check_bands(info: ImageInfo, bands: Sequence[int]) -> None:

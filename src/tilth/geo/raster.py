@@ -51,8 +51,6 @@ class ImageInfo:
     """Whether a small window can be read without decoding much else."""
     palette: bool
     """Whether the values are indices into a colour table."""
-    block_rows: int
-    """Rows that are decoded together."""
     tags: dict[str, str]
     """The file's own metadata."""
 
@@ -260,7 +258,6 @@ def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
         band_names=tuple(_band_name(raster, i) for i in indexes),
         windowed=_windowed(raster),
         palette=raster.colorinterp[0] == ColorInterp.palette,
-        block_rows=raster.block_shapes[0][0],
         tags=raster.tags(),
     )
 
