@@ -62,7 +62,8 @@ def average_precision(counts: ndarray) -> Float64[ndarray, "*n"]:
 def best_threshold(counts: Int64[ndarray, "2 1001"]) -> float:
     """Return the threshold of the best F1, which is that of the best IoU, for IoU = F1 / (2 - F1).
 
-    Of equals it is the one in the middle. Thresholds run from 0.001 to 1. 0.5 where no pixel is of the class, for then none is better than another.
+    Of equals it is the one in the middle. Thresholds run from 0.001 to 1. 0.5 where no pixel is of the class, for then
+    none is better than another.
     """
     wrong, right = (_from_here_on(counts[row]) for row in (0, 1))
     if not right[0]:
@@ -155,7 +156,8 @@ def best_temperature(logits: Float32[ndarray, "n o"], label: UInt8[ndarray, " n"
 def _expected(logits: Float64[ndarray, "n o"], cold: float) -> Float64[ndarray, " n"]:
     """Return the mean logit of each pixel under its own probabilities at the temperature 1 / cold."""
     if logits.shape[1] == 1:
-        return logits[:, 0] / (1 + np.exp(np.clip(-cold * logits[:, 0], None, 700)))
+        own: Float64[ndarray, " n"] = logits[:, 0] / (1 + np.exp(np.clip(-cold * logits[:, 0], None, 700)))
+        return own
     weights = np.exp(cold * (logits - logits.max(axis=1, keepdims=True)))
     mean: Float64[ndarray, " n"] = (weights * logits).sum(axis=1) / weights.sum(axis=1)
     return mean

@@ -46,6 +46,8 @@ class ModelCard:
     """Epoch of the weights, counted from 1: the one with the least validation loss."""
     temperature: float = 1.0
     """What logits are divided by before they become probabilities; 1 until calibrated."""
+    calibrated: str = ""
+    """What threshold and temperature were chosen on, in words; empty until `tilth calibrate` chose them."""
     scores: dict[str, float] = field(default_factory=dict)
     """Validation scores of that epoch."""
     data_fingerprint: str = ""

@@ -168,6 +168,16 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EvaluateConfig:
+    """What is scored beside pixels."""
+
+    boundary_m: Annotated[float, Field(ge=0)] = 0.0
+    """Also score boundaries: right within so many metres. 0: do not."""
+    objects: str = ""
+    """Also score the objects of this class, connected pixels matched at IoU over 0.5: crowns, buildings."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Variant:
     """One configuration of a comparison: a name, and what it changes in the recipe's [model] and [train]."""
 

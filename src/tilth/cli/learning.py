@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from tilth.cli.flags import recipe_from, settings
+from tilth.cli.flags import config_from, recipe_from, settings
 from tilth.cli.show import show
-from tilth.config import ModelConfig, TrainConfig
+from tilth.config import EvaluateConfig, ModelConfig, TrainConfig
 
 
 def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, draw_to: Path | None = None) -> None:
@@ -70,17 +70,27 @@ def compare(
     show(compare(tiles, replace(base, seeds=seeds or base.seeds), out))
 
 
+@settings(evaluate=EvaluateConfig)
 def evaluate(
-    run: Path, /, *, split: Literal["train", "val", "test"] = "test", tiles: Path | None = None, out: Path | None = None
+    run: Path,
+    /,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    tiles: Path | None = None,
+    against: Path | None = None,
+    out: Path | None = None,
+    **chosen: Any,
 ) -> None:
-    """Score a run on the tiles of one split, every pixel once.
+    """Score a run on the tiles of one split, every pixel once, with 95 % intervals.
 
     Args:
         run: Folder of a run.
         split: train, val or test.
         tiles: Another tile set with the same classes than the run's own.
+        against: Folder of another run: how much better the first one is, with an interval.
         out: JSON file of the scores; default: scores-SPLIT.json in the run.
     """
     from tilth.verbs.evaluate import evaluate
 
-    show(evaluate(run, split=split, tiles=tiles, out=out))
+    config = config_from(EvaluateConfig, EvaluateConfig(), chosen)
+    show(evaluate(run, split, tiles, out, against, config))

@@ -58,6 +58,20 @@ def plan(places: Sequence[Place], config: PrepareConfig) -> list[Planned]:
     return _planned_by_group(places, config, shares)
 
 
+def split_by_block(places: Sequence[Place], config: PrepareConfig) -> bool:
+    """Return whether `plan` cuts scenes in blocks."""
+    return _by_block(places, config, _shares(config))
+
+
+def block_parts(places: Sequence[Place], config: PrepareConfig) -> list[Part]:
+    """Return the blocks that `plan` moves whole where it cuts scenes in blocks; scenes of one group cut alike.
+
+    Raises:
+        SettingError: when a block would not hold a tile.
+    """
+    return list(_block_parts(places, _block_px(places, config), _least_px(config)))
+
+
 def training_stride(config: PrepareConfig) -> int:
     """Return the pixels from one training tile to the next."""
     return max(round(config.tile_px * (1 - config.overlap)), 1)
@@ -174,8 +188,7 @@ def _planned_by_group(places: Sequence[Place], config: PrepareConfig, shares: Ma
 
 
 def _planned_by_block(places: Sequence[Place], config: PrepareConfig, shares: Mapping[Split, float]) -> list[Planned]:
-    block_px = _block_px(places, config)
-    parts = list(_block_parts(places, block_px, _least_px(config)))
+    parts = block_parts(places, config)
     splits = assign(parts, shares, config.seed, "block")
     split_of: dict[str, dict[Window, Split]] = {place.name: {} for place in places}
     for part, split in zip(parts, splits, strict=True):
@@ -189,7 +202,7 @@ def _planned_by_block(places: Sequence[Place], config: PrepareConfig, shares: Ma
     if shares["train"] > 0 and not counts["train"]:
         raise SettingError(
             f"no training tile of {config.tile_px} pixels is left between the held-out blocks: lower --buffer-px "
-            f"({config.buffer_px}), raise --block-px ({block_px}), or lower --val and --test."
+            f"({config.buffer_px}), raise --block-px ({_block_px(places, config)}), or lower --val and --test."
         )
     return planned
 

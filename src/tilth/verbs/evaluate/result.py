@@ -1,0 +1,287 @@
+"""What an evaluation found: the scores file, and the lines that the command line prints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
+
+from tilth.calibration import THRESHOLDS, calibration_error, precision_recall, reliability_rows
+from tilth.card import ModelCard
+from tilth.geo.tileset import Split
+from tilth.intervals import DRAWS, LEVEL, caveat
+from tilth.scores import HEADLINES, scores
+from tilth.table import table
+from tilth.verbs.evaluate.counting import Confusion, Counts
+from tilth.verbs.evaluate.figures import Figure, Figures, key, measures
+
+CURVE_STEP = 10
+"""The curve in the file has every tenth of the thousand thresholds; average precision is of all."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one run on one split. Confusion matrices have the truth in rows, the map in columns."""
+
+    run: Path
+    split: Split
+    tiles: Path
+    card: ModelCard
+    tiles_scored: int
+    counts: Counts
+    settings: Mapping[str, Any]
+    """Tolerance of boundaries and class of objects, where they were asked for."""
+    rival: "Evaluation | None" = None
+    """Another run on the same tiles."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes by index."""
+        return self.card.legend.names
+
+    @property
+    def confusion(self) -> Confusion:
+        """Pixel counts over all scenes."""
+        return self.counts.total
+
+    @property
+    def by_scene(self) -> dict[str, Confusion]:
+        """Pixel counts by scene."""
+        return self.counts.units.by_scene(self.counts.confusion)
+
+    @cached_property
+    def figures(self) -> dict[str, Figures]:
+        """All figures with their intervals, by what they are taken of."""
+        return {name: measure.figures() for name, measure in measures(self.counts).items()}
+
+    @cached_property
+    def differences(self) -> dict[str, Figures]:
+        """The same of this run less the rival's; empty without a rival."""
+        if self.rival is None:
+            return {}
+        theirs = measures(self.rival.counts)
+        return {name: measure.less(theirs[name]) for name, measure in measures(self.counts).items()}
+
+    @property
+    def reliability(self) -> Float64[ndarray, "15 3"]:
+        """Counts of the reliability diagram over all cells."""
+        total: Float64[ndarray, "15 3"] = self.counts.reliability.sum(axis=0)
+        return total
+
+    def content(self, name: str) -> dict[str, Any]:
+        """Return what the scores file holds: JSON, null where a figure does not exist."""
+        overall = _overall(self.figures)
+        ece = {"ece": _number(float(calibration_error(self.reliability)))}
+        return {
+            "name": name,
+            "split": self.split,
+            "tiles": str(self.tiles),
+            "tiles_scored": self.tiles_scored,
+            "classes": list(self.classes),
+            "interval": self._interval(),
+            "decision": {key: getattr(self.card, key) for key in ("threshold", "temperature", "calibrated")},
+            "confusion": self.confusion.tolist(),
+            "overall": _values(overall) | ece,
+            "overall_intervals": _ends(overall),
+            "per_class": _class_rows(self.figures["classes"], self.classes, HEADLINES, self.confusion.sum(axis=1)),
+            "per_scene": [
+                {"scene": scene} | _headline(counts) | {"pixels": int(counts.sum())}
+                for scene, counts in self.by_scene.items()
+            ],
+            "per_unit": [
+                {"unit": cell.unit, "scene": cell.scene, **asdict(cell.window), "confusion": counts.tolist()}
+                for cell, counts in zip(self.counts.units.cells, self.counts.confusion, strict=True)
+            ],
+            "reliability": reliability_rows(self.reliability),
+            **self._curve(),
+            **self._shapes(),
+            **self._against(),
+            "notes": list(self.notes),
+        }
+
+    def _interval(self) -> dict[str, Any]:
+        units = self.counts.units
+        return {
+            "level": LEVEL,
+            "units": len(units.names),
+            "unit": units.kind,
+            "words": units.words,
+            "warning": " ".join(filter(None, (caveat(len(units.names)), units.caveat))),
+            "method": f"bootstrap of units, {DRAWS:,} draws, expanded percentiles (Hesterberg 2015)",
+        }
+
+    def _curve(self) -> dict[str, Any]:
+        if not len(self.counts.probability):
+            return {}
+        precision, recall = precision_recall(self.counts.probability.sum(axis=0))
+        columns = {"threshold": THRESHOLDS, "precision": precision, "recall": recall}
+        return {
+            "precision_recall": {
+                name: [_number(value) for value in column[::CURVE_STEP].tolist()] for name, column in columns.items()
+            }
+        }
+
+    def _shapes(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "boundary" in self.figures:
+            figures = self.figures["boundary"]
+            found["boundary"] = {
+                "tolerance_m": self.settings["boundary_m"],
+                "per_class": _class_rows(figures, self.classes, ("f1", "precision", "recall")),
+                "macro_f1": figures["macro_f1"].plain,
+                "macro_f1_interval": figures["macro_f1"].ends,
+            }
+        if "objects" in self.figures and self.counts.shapes is not None:
+            figures = self.figures["objects"]
+            matched, mapped, labelled = self.counts.shapes.objects.sum(axis=0).tolist()
+            numbers = {"matched": matched, "mapped": mapped, "labelled": labelled}
+            scored = _values(figures) | {"intervals": _ends(figures)}
+            found["objects"] = {"class": self.settings["objects"], "iou": 0.5} | numbers | scored
+        return found
+
+    def _against(self) -> dict[str, Any]:
+        if self.rival is None:
+            return {}
+        overall = _overall(self.differences)
+        return {
+            "against": {
+                "run": str(self.rival.run),
+                "overall": _values(overall),
+                "overall_intervals": _ends(overall),
+                "per_class": _class_rows(self.differences["classes"], self.classes, HEADLINES),
+            }
+        }
+
+    def lines(self) -> list[str]:
+        """Return what the command line prints: by class with intervals, by scene where there are several, the rest."""
+        content = self.content(self.split)
+        overall = _overall(self.figures)
+        several = [_scene_row(row) for row in content["per_scene"]] if len(content["per_scene"]) > 1 else []
+        return [
+            f"{self.run} on {self.tiles_scored} {self.split} tiles of {self.tiles}: "
+            f"accuracy {_text(overall['accuracy'])}, kappa {_text(overall['kappa'])}",
+            *table([CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), *_mean_line(content, overall)]),
+            *(table([("scene", "IoU", "F1", "precision", "recall", "pixels"), *several]) if several else []),
+            *self._probability_lines(content),
+            *_shape_lines(content),
+            *_against_lines(content),
+            *(f"Note: {note}" for note in self.notes),
+            f"In brackets: 95 % interval over {content['interval']['words']}. {content['interval']['warning']}".strip(),
+        ]
+
+    def _probability_lines(self, content: Mapping[str, Any]) -> list[str]:
+        overall = _overall(self.figures)
+        ap = f"average precision {_text(overall['average_precision'])}; " if overall.get("average_precision") else ""
+        ece = _figure(content["overall"]["ece"])
+        return [f"probabilities: {ap}calibration error {ece}, Brier score {_text(overall['brier'])}"]
+
+
+CLASS_HEADER = ("class", "IoU", "", "F1", "", "precision", "recall", "pixels")
+
+
+def _overall(figures: Mapping[str, Figures]) -> Figures:
+    parts = [figures[name] for name in ("overall", "probability", "brier") if name in figures]
+    return {name: figure for part in parts for name, figure in part.items()}
+
+
+def _class_rows(
+    figures: Figures, classes: Sequence[str], names: Sequence[str], pixels: ndarray | None = None
+) -> list[dict[str, Any]]:
+    rows = []
+    for index, label in enumerate(classes):
+        mine = {name: figures[key(index, name)] for name in names}
+        counted = {} if pixels is None else {"pixels": int(pixels[index])}
+        rows.append({"class": label} | _values(mine) | counted | {"intervals": _ends(mine)})
+    return rows
+
+
+def _headline(confusion: Confusion) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in scores(confusion).headline().items()}
+
+
+def _values(figures: Figures) -> dict[str, Any]:
+    return {name: figure.plain for name, figure in figures.items()}
+
+
+def _ends(figures: Figures) -> dict[str, list[float] | None]:
+    return {name: figure.ends for name, figure in figures.items()}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _class_line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    ends = row["intervals"]
+    intervals = (_figure(row["iou"]), _between(ends["iou"]), _figure(row["f1"]), _between(ends["f1"]))
+    return (row["class"], *intervals, _figure(row["precision"]), _figure(row["recall"]), f"{row['pixels']:,}")
+
+
+def _mean_line(content: Mapping[str, Any], overall: Figures) -> list[tuple[str, ...]]:
+    means = [overall[f"macro_{name}"] for name in HEADLINES]
+    values = [_figure(mean.plain) for mean in means]
+    pixels = sum(row["pixels"] for row in content["per_class"])
+    intervals = (values[0], _between(means[0].ends), values[1], _between(means[1].ends))
+    return [("mean", *intervals, values[2], values[3], f"{pixels:,}")]
+
+
+def _scene_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (row["scene"], *(_figure(row[score]) for score in HEADLINES), f"{row['pixels']:,}")
+
+
+def _shape_lines(content: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if boundary := content.get("boundary"):
+        rows = [
+            (row["class"], _figure(row["f1"]), _between(row["intervals"]["f1"]), *(_figure(row[n]) for n in WAYS))
+            for row in boundary["per_class"]
+        ]
+        lines += table([(f"boundaries within {boundary['tolerance_m']:g} m", "F1", "", *WAYS), *rows])
+    if objects := content.get("objects"):
+        f1 = Figure(*(_or_nan(value) for value in (objects["f1"], *(objects["intervals"]["f1"] or (None, None)))))
+        lines.append(
+            f"objects of {objects['class']}: F1 {_text(f1)}; {objects['matched']:,} matched at IoU over 0.5, of "
+            f"{objects['mapped']:,} mapped (precision {_figure(objects['precision'])}) and {objects['labelled']:,} "
+            f"labelled (recall {_figure(objects['recall'])})"
+        )
+    return lines
+
+
+WAYS = ("precision", "recall")
+
+
+def _against_lines(content: Mapping[str, Any]) -> list[str]:
+    if "against" not in content:
+        return []
+    against = content["against"]
+    rows = [
+        (name, _signed(against["overall"][score]), _between(against["overall_intervals"][score], "+.3f"))
+        for name, score in (("accuracy", "accuracy"), ("IoU", "iou"), ("F1", "f1"))
+    ]
+    return table([(f"better than {against['run']} by", "", ""), *rows])
+
+
+def _text(figure: Figure) -> str:
+    around = f" {_between(figure.ends)}" if figure.ends else ""
+    return f"{_figure(figure.plain)}{around}"
+
+
+def _between(ends: Sequence[float] | None, form: str = ".3f") -> str:
+    return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
