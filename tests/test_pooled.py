@@ -1,0 +1,72 @@
+"""Features of cells: means of what the encoder's stages put out where the network itself runs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tilth.config import ModelConfig
+from tilth.learn.networks import Network, build
+from tilth.learn.pooled import as_rows, cell_features, known_cells
+
+MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def network(request: pytest.FixtureRequest) -> Network:
+    torch.manual_seed(0)
+    return build(MODELS[request.param], 3, 1).eval()
+
+
+def image(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def stage_maps(network: Network, images: Tensor) -> list[Tensor]:
+    """What the stages put out while the network itself runs."""
+    maps: list[Tensor] = []
+    hooks = [stage.register_forward_hook(lambda _m, _i, out: maps.append(out)) for stage in network.stages]
+    with torch.inference_mode():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
+def test_features_are_means_over_cells_of_what_the_stages_put_out(network: Network) -> None:
+    images = image(64, 96)
+    found = cell_features(network, images, 32)
+    maps = stage_maps(network, images)
+    assert found.shape == (2, sum(one.shape[1] for one in maps), 2, 3)
+    for row, col in ((0, 0), (1, 2)):
+        expected = []
+        for one in maps:
+            px = 32 * one.shape[3] // 96
+            expected.append(one[:, :, row * px : (row + 1) * px, col * px : (col + 1) * px].mean(dim=(2, 3)))
+        assert torch.allclose(found[:, :, row, col], torch.cat(expected, dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "rows", "cols"), [(32, 32, 1, 1), (33, 70, 2, 3), (10, 64, 1, 2)])
+def test_every_pixel_is_in_a_cell(network: Network, height: int, width: int, rows: int, cols: int) -> None:
+    assert cell_features(network, image(height, width), 32).shape[2:] == (rows, cols)
+    assert known_cells(np.ones((2, height, width), bool), 32).shape == (2, rows, cols)
+
+
+def test_cells_must_fit_the_stride(network: Network) -> None:
+    with pytest.raises(ValueError, match="no multiple of the network's stride"):
+        cell_features(network, image(64, 64), 24)
+
+
+def test_cells_that_are_half_valid_have_features() -> None:
+    valid = np.zeros((1, 64, 80), bool)
+    valid[0, :16, :32] = True
+    valid[0, :15, 32:64] = True
+    valid[0, 32:, 64:] = True
+    # The last column of cells lies half outside of the image.
+    assert known_cells(valid, 32).tolist() == [[[True, False, False], [False, False, True]]]
+
+
+def test_rows_are_the_known_cells_in_order() -> None:
+    features = torch.arange(12.0).reshape(1, 2, 2, 3)
+    known = np.array([[[True, False, True], [False, True, False]]])
+    assert as_rows(features, known).tolist() == [[0, 6], [2, 8], [4, 10]]
