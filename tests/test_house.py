@@ -11,6 +11,7 @@ import pytest
 
 import tilth
 from tilth.config import (
+    EvaluateConfig,
     ModelConfig,
     PolygonConfig,
     PredictConfig,
@@ -29,6 +30,7 @@ VERBS = (
     "model",
     "train",
     "compare",
+    "calibrate",
     "evaluate",
     "predict",
     "polygons",
@@ -151,7 +153,9 @@ def test_every_verb_has_a_page(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [PrepareConfig, ModelConfig, TrainConfig, PredictConfig, PolygonConfig, SampleConfig]
+    "config",
+    [PrepareConfig, ModelConfig, TrainConfig, PredictConfig, EvaluateConfig, PolygonConfig, SampleConfig],
+
 )
 def test_every_setting_is_explained(config: type) -> None:
     for name, info in config.__pydantic_fields__.items():  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilth.config import (
+        EvaluateConfig,
         ModelConfig,
         PolygonConfig,
         PredictConfig,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tilth.geo.tileset import TileSet
     from tilth.verbs.area import area
     from tilth.verbs.audit import audit
+    from tilth.verbs.calibrate import calibrate
     from tilth.verbs.compare import compare
     from tilth.verbs.demo import demo
     from tilth.verbs.evaluate import evaluate
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     **dict.fromkeys(
         (
+            "EvaluateConfig",
             "ModelConfig",
             "PolygonConfig",
             "PredictConfig",
@@ -58,6 +61,7 @@ _HOMES = {
         for verb in (
             "area",
             "audit",
+            "calibrate",
             "compare",
             "demo",
             "evaluate",
@@ -74,6 +78,7 @@ _HOMES = {
 
 __all__ = [
     "DstlSource",
+    "EvaluateConfig",
     "InputError",
     "MaskSource",
     "ModelConfig",
@@ -92,6 +97,7 @@ __all__ = [
     "WeightsError",
     "area",
     "audit",
+    "calibrate",
     "compare",
     "demo",
     "evaluate",

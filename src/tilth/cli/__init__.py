@@ -72,8 +72,13 @@ add(
     "compare tiles/ --recipe recipes/demo.toml --out comparison/",
 )  # fmt: skip
 add(
+    app, 6, "learning:calibrate",
+    "Choose a run's threshold and temperature on its validation tiles and write them into its card.",
+    "calibrate runs/trees",
+)  # fmt: skip
+add(
     app, 6, "learning:evaluate",
-    "Score a run on the tiles of one split, every pixel once.",
+    "Score a run on the tiles of one split, every pixel once, with 95 % intervals.",
     "evaluate runs/trees --split test",
 )  # fmt: skip
 add(

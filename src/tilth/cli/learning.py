@@ -1,4 +1,4 @@
-"""`tilth model`, `train`, `compare` and `evaluate`. Verbs are imported when they are called."""
+"""`tilth model`, `train`, `compare`, `calibrate` and `evaluate`. Verbs are imported when they are called."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +68,20 @@ def compare(
 
     base = recipe_from(recipe, chosen)
     show(compare(tiles, replace(base, seeds=seeds or base.seeds), out))
+
+
+def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
+    """Choose a run's threshold and temperature on its validation tiles and write them into its card.
+
+    Maps and scores that are made afterwards use them. The test tiles are not looked at.
+
+    Args:
+        run: Folder of a run.
+        tiles: Where its tile set lies now, if it was moved.
+    """
+    from tilth.verbs.calibrate import calibrate
+
+    show(calibrate(run, tiles))
 
 
 @settings(evaluate=EvaluateConfig)

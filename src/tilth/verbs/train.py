@@ -1,13 +1,13 @@
 """`tilth train`: a tile set and a recipe become a run, a folder with weights, card and history."""
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from tilth.card import CARD, ModelCard
+from tilth.card import CARD, ModelCard, read_card
 from tilth.config import ModelConfig, Recipe, recipe_toml
 from tilth.errors import InputError, OutputError, SettingError
 from tilth.files import json_digest, write_json, write_text, writing
@@ -65,14 +65,14 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     data = training_data(tile_set, recipe, scaling_of(tile_set.meta, network, recipe.train.normalise))
+    # Before the hours of training, and before anything is written: what it cannot read, it says now.
+    found = audit_set(tile_set)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / RECIPE, recipe_toml(recipe))
     write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
-    # Before the hours of training: what it cannot read, it says now.
-    found = audit_set(tile_set)
     history = fit(network, data, recipe.train, out, resume=going_on)
-    card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history)
+    card = _calibrated_as_before(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
     card.write(out)
     return Training(out, card, history, *parameter_counts(network), notes=(found.verdict,) if found.leaks else ())
 
@@ -132,6 +132,17 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     if out.exists() and not exists and not begun and (out.is_file() or any(out.iterdir())):
         raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
     return exists
+
+
+def _calibrated_as_before(out: Path, card: ModelCard) -> ModelCard:
+    """Return the card with the calibration of the one that is there, when that is of the same weights."""
+    try:
+        before = read_card(out)
+    except InputError:
+        return card
+    if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
+        return card
+    return replace(card, threshold=before.threshold, temperature=before.temperature, calibrated=before.calibrated)
 
 
 def _card(
