@@ -36,6 +36,10 @@ def spherical(distance: ndarray, reach: float) -> ndarray:
     return 1 - 1.5 * share + 0.5 * share**3
 
 
+def gaussian(distance: ndarray, reach: float) -> ndarray:
+    return np.exp(-3 * (distance / reach) ** 2)
+
+
 def random_field(side: int, reach: float, seed: int, covariance: Callable[[ndarray, float], ndarray]) -> ndarray:
     """A Gaussian field with that covariance on a torus, of which a quarter is used (circulant embedding)."""
     rng, whole = np.random.default_rng(seed), 2 * side
@@ -73,7 +77,7 @@ def test_windows_add_up_and_an_empty_one_adds_nothing() -> None:
     np.testing.assert_allclose(both.gamma, (one + two).halves[there] / (one + two).pairs[there], atol=1e-9)
 
 
-@pytest.mark.parametrize("covariance", [exponential, spherical])
+@pytest.mark.parametrize("covariance", [exponential, spherical, gaussian])
 @pytest.mark.parametrize("reach", [12.0, 50.0])
 def test_the_range_of_a_simulated_field_is_found(covariance: Callable[[ndarray, float], ndarray], reach: float) -> None:
     known, edges = np.ones((256, 256), bool), lag_edges(128)

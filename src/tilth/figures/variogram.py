@@ -76,8 +76,8 @@ def _furnish(axes: Axes, title: str, look: Look) -> None:
 def _draw_curve(axes: Axes, curve: Curve, colour: str, unit: str, top: float) -> None:
     sill = curve.sill or float(curve.gamma.max(initial=0.0)) or 1.0
     axes.plot(curve.lag, curve.gamma / sill, "o", color=colour, markersize=3.5, alpha=0.75, markeredgewidth=0)
-    if curve.model is not None:
-        axes.plot(curve.model[0], curve.model[1] / sill, color=colour, linewidth=2.2, label=curve.name)
+    model = curve.model if curve.model is not None else np.zeros((2, 0))
+    axes.plot(model[0], model[1] / sill, color=colour, linewidth=2.2, label=curve.name)
     if curve.range is not None:
         axes.plot([curve.range, curve.range], [0, top], color=colour, linewidth=1.2, linestyle=(0, (4, 1.6)))
         digits = 1 if curve.range < 100 and unit == "m" else 0

@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Float64
 from numpy import ndarray
 from scipy.optimize import least_squares
 
+Model = Literal["exponential", "spherical", "gaussian"]
+
 BINS_AN_OCTAVE = 4
 LEAST_PAIRS = 100
 """Lags with fewer pairs of pixels are left out."""
@@ -52,14 +54,15 @@ class Variogram:
     gamma: Float64[ndarray, " l"]
     """Half the mean squared difference at that distance."""
     pairs: Float64[ndarray, " l"]
-    model: Literal["exponential", "spherical"] | None
+    model: Model | None
     """None where there are too few lags, or nothing varies."""
     nugget: float = 0.0
     """What the model starts with at distance 0: noise, and structure smaller than a pixel."""
     sill: float = 0.0
     """What the model tends to: the variance between pixels that know nothing of each other."""
     range: float = 0.0
-    """Where the model reaches the sill; of the exponential model, which never does, 95 % of the way from the nugget."""
+    """Where the model reaches the sill; of the exponential and the Gaussian model, which never do,
+    95 % of the way from the nugget."""
 
     @property
     def resolved(self) -> bool:
@@ -127,7 +130,7 @@ def pooled(lags: Sequence[Lags]) -> Variogram:
 
 
 def fitted(lag: Float64[ndarray, " l"], gamma: Float64[ndarray, " l"], pairs: Float64[ndarray, " l"]) -> Variogram:
-    """Return the variogram with the model, exponential or spherical, that fits it with the least error.
+    """Return the variogram with the model, exponential, spherical or Gaussian, of the least error.
 
     Least squares over lags that are spaced by their logarithm, so that near and far weigh alike, with a soft L1 loss,
     so that one odd lag does not decide (Cressie 1985, "Fitting variogram models by weighted least squares", weighs by
@@ -155,11 +158,16 @@ def _spherical(share: Float[ndarray, " n"]) -> Float64[ndarray, " n"]:
     return np.asarray(1.5 * inside - 0.5 * inside**3, float)
 
 
-GROWTH: dict[Literal["exponential", "spherical"], Callable[[ndarray], ndarray]] = {
+def _gaussian(share: Float[ndarray, " n"]) -> Float64[ndarray, " n"]:
+    return np.asarray(1 - np.exp(-3 * share**2), float)
+
+
+GROWTH: dict[Model, Callable[[ndarray], ndarray]] = {
     "exponential": _exponential,
     "spherical": _spherical,
+    "gaussian": _gaussian,
 }
-"""The models by the share of the range, from 0 to 1 (Cressie 1993, eqs. 2.3.8 and 2.3.9 with a practical range)."""
+"""The models by the share of the range, from 0 to 1 (Cressie 1993, sec. 2.3.1, with practical ranges)."""
 
 
 def _fit(
