@@ -3,7 +3,7 @@
     python kill_and_go_on.py FOLDER
 
 Every prediction is a process of its own, forked. FOLDER/whole is not interrupted; FOLDER/<moment> is, three times over.
-Prints one line a moment: its name, the signal that ended the first process, and the rows that it had done.
+Prints one line a moment: its name, the signal that ended the first process, and the strips that it had finished.
 """
 
 import json
@@ -11,8 +11,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-
-from numpy import ndarray
+from typing import Any
 
 from helpers import textured, write_raster
 from mapping import COVERS, Contextual, make_run
@@ -22,58 +21,68 @@ from processes import Fuse, in_a_process
 sys.modules["tilth.learn.inference"] = types.ModuleType("tilth.learn.inference")
 sys.modules["tilth.learn.inference"].Mapper = Contextual  # type: ignore[attr-defined]
 
+import tilth.verbs.predict.plan  # noqa: E402
 from tilth.config import PredictConfig  # noqa: E402
 from tilth.verbs.predict import predict  # noqa: E402
 
-CONFIG = PredictConfig(batch_size=3, probabilities="uint8", uncertainty=True)
+CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True)
+# Two panels of four or five columns of tiles.
+tilth.verbs.predict.plan.panel_width = lambda *_: 80
 
 
-def killed_while_predicting(length: int) -> Callable[[], None]:
-    def arm() -> None:
-        fuse, call = Fuse(length), Contextual.__call__
-
-        def burning(self: Contextual, pixels: ndarray, valid: ndarray) -> ndarray:
-            fuse.burn()
-            return call(self, pixels, valid)
-
-        Contextual.__call__ = burning  # type: ignore[method-assign]
-
-    return arm
-
-
-def killed_at_file(length: int, after: bool) -> Callable[[], None]:
-    """Return what arms a fuse on the moment before or after a finished file takes its place."""
+def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:
+    """Return what arms a fuse on the moments before or after a method is called."""
 
     def arm() -> None:
-        fuse, replace = Fuse(length), Path.replace
+        fuse, method = Fuse(length), getattr(owner, name)
 
-        def burning(self: Path, target: Path) -> Path:
+        def burning(*args: Any, **options: Any) -> Any:
             if not after:
                 fuse.burn()
-            result = replace(self, target)
+            result = method(*args, **options)
             if after:
                 fuse.burn()
             return result
 
-        Path.replace = burning  # type: ignore[method-assign, assignment]
+        setattr(owner, name, burning)
 
     return arm
 
 
+def calls(folder: Path, owner: type, name: str) -> int:
+    """Return how often a prediction that is not interrupted calls a method."""
+
+    def counted() -> None:
+        found, method = [0], getattr(owner, name)
+
+        def counting(*args: Any, **options: Any) -> Any:
+            found[0] += 1
+            return method(*args, **options)
+
+        setattr(owner, name, counting)
+        mapped(folder, f"counted-{name}")
+        (folder / f"counted-{name}" / "count.json").write_text(json.dumps(found[0]))
+
+    assert in_a_process(counted) == 0
+    number: int = json.loads((folder / f"counted-{name}" / "count.json").read_text())
+    return number
+
+
 def try_moment(folder: Path, name: str, arm: Callable[[], None]) -> str:
     """Kill a prediction twice at the same moment, let it come to its end, and say what the first kill left."""
-    parts = folder / name / ".map.part"
+    strips = folder / name / ".map.part" / "strips.tsv"
 
     def doomed() -> None:
         arm()
         mapped(folder, name)
 
     ended_by = in_a_process(doomed)
-    rows = json.loads((parts / "ledger.json").read_text(encoding="utf-8"))["rows_done"]
-    in_a_process(doomed)
-    if parts.exists():
+    finished = len(strips.read_text(encoding="ascii").splitlines()) - 1 if strips.exists() else 0
+    if strips.parent.exists():
+        in_a_process(doomed)
+    if strips.parent.exists():
         assert in_a_process(lambda: mapped(folder, name)) == 0
-    return f"{name} {ended_by} {rows}"
+    return f"{name} {ended_by} {finished}"
 
 
 def mapped(folder: Path, name: str) -> None:
@@ -81,16 +90,20 @@ def mapped(folder: Path, name: str) -> None:
 
 
 def main(folder: Path) -> None:
-    pixels = textured(3, 150, 130)
-    pixels[:, 40:75] = 0
+    pixels = textured(3, 110, 130)
+    pixels[:, 30:65] = 0
     write_raster(folder / "scene.tif", pixels, nodata=0)
     make_run(folder / "run", COVERS)
     assert in_a_process(lambda: mapped(folder, "whole")) == 0
-    # Nine tiles a row are three calls. Files: the ledger; a strip and the ledger for each of ten rows of tiles; then
-    # the ledger, the probabilities and the map.
-    moments = {f"call-{n}": killed_while_predicting(n) for n in (1, 5, 12)}
-    moments |= {f"before-file-{n}": killed_at_file(n, after=False) for n in (2, 3, 9, 22, 23, 24)}
-    moments |= {f"after-file-{n}": killed_at_file(n, after=True) for n in (1, 2, 8, 22, 23, 24)}
+    batches, files = calls(folder, Contextual, "__call__"), calls(folder, Path, "replace")
+    removed = calls(folder, Path, "unlink")
+    moments = {f"batch-{n}": killed_at(Contextual, "__call__", n) for n in (1, batches // 2, batches)}
+    # The last four files are the complete ledger, the probabilities, the uncertainty and the map.
+    ends = (files - 3, files - 2, files - 1, files)
+    moments |= {f"before-file-{n}": killed_at(Path, "replace", n) for n in (2, 3, files // 2, *ends)}
+    moments |= {f"after-file-{n}": killed_at(Path, "replace", n, after=True) for n in (1, 2, files // 3, *ends)}
+    # The last files to go are strips and, at the very end, the ledger.
+    moments |= {f"removed-{n}": killed_at(Path, "unlink", n) for n in (removed - 5, removed)}
     for name, arm in moments.items():
         sys.stdout.write(try_moment(folder, name, arm) + "\n")
 

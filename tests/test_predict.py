@@ -205,7 +205,7 @@ def test_a_real_network_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     network = build(ModelConfig(architecture="unet"), 3, 1)
     save_weights(run / "model.safetensors", network)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 50, 60))
-    prediction = predict(run, (scene,), tmp_path / "map.tif", PredictConfig(device="cpu", probabilities="uint8"))
+    prediction = predict(run, (scene,), tmp_path / "map.tif", PredictConfig(device="cpu", backend="torch", probabilities="uint8"))
     values, probabilities = read(tmp_path / "map.tif")[0], read(tmp_path / "map.probabilities.tif")
     assert set(np.unique(values)) <= {1, 2}
     clear = np.abs(probabilities[1].astype(int) - 125) > 1
@@ -477,10 +477,11 @@ def test_a_prediction_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Pa
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     moments = [line.split() for line in done.stdout.splitlines()]
-    assert len(moments) == 15
+    assert len(moments) == 19
     assert {signal for _, signal, _ in moments} == {"9"}
-    assert len({rows for *_, rows in moments}) >= 4
+    assert len({strips for *_, strips in moments}) >= 5
+    files = {"map.tif", "map.probabilities.tif", "map.uncertainty.tif"}
     for name, *_ in moments:
-        for file in ("map.tif", "map.probabilities.tif"):
+        assert left_in(tmp_path / name) == files
+        for file in files:
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), (name, file)
-        assert left_in(tmp_path / name) == {"map.tif", "map.probabilities.tif"}

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy import ndarray
 from PIL import Image as Picture
 from pyproj import CRS
@@ -17,6 +19,7 @@ from tilth.errors import InputError, OutputError
 from tilth.geo.grid import Grid, Window, cells
 from tilth.geo.raster import Image, read_labels
 from tilth.geo.rasterout import MapLayout, copy_tiled, create_labels, create_map
+from tilth.geo.written import Blocks
 from tilth.legend import IGNORE, Legend
 
 GRID = Grid(700, 900, TENTH_METRE, CRS.from_user_input(UTM12))
@@ -73,6 +76,83 @@ def test_bands_stay_bands(tmp_path: Path, bands: int, dtype: str) -> None:
         assert image.info.bands == bands
     assert np.array_equal(found, pixels)
     assert valid.all()
+
+
+def halves(bands: int, height: int, width: int) -> ndarray:
+    values: ndarray = np.random.default_rng(0).random((bands, height, width)).astype(np.float16).astype(np.float32)
+    values[:, 20:60] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(("height", "width", "levels"), [(110, 130, []), (700, 520, [2]), (100, 1030, [2, 4])])
+def test_half_floats_are_a_cloud_optimised_file_of_their_own_kind(
+    tmp_path: Path, height: int, width: int, levels: list[int]
+) -> None:
+    pixels = halves(3, height, width)
+    layout = MapLayout(3, "float16", float("nan"), overviews="average", band_names=("a", "b", "c"))
+    for name in ("one", "other"):
+        write_map(tmp_path / f"{name}.tif", pixels, layout)
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
+    with rasterio.open(tmp_path / "one.tif") as raster:
+        np.testing.assert_array_equal(raster.read(), pixels)
+        assert raster.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "16"
+        assert raster.overviews(1) == levels
+        assert np.isnan(raster.nodata)
+        assert raster.descriptions == ("a", "b", "c")
+        assert raster.profile["interleave"] == "band"
+        # What makes it cloud-optimised: all directories come first, then overviews, the smallest first, then the map.
+        data = [int(raster.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))]
+        data += [int(raster.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1, ovr=i)) for i in range(len(levels))]
+        directories = [int(raster.get_tag_item("IFD_OFFSET", "TIFF", bidx=1))]
+        directories += [int(raster.get_tag_item("IFD_OFFSET", "TIFF", bidx=1, ovr=i)) for i in range(len(levels))]
+    assert directories == sorted(directories)
+    assert data == sorted(data, reverse=True)
+    assert max(directories) < min(data)
+
+
+def test_blocks_of_nodata_are_not_in_the_file(tmp_path: Path) -> None:
+    grid = Grid(3000, 4000, GRID.transform, GRID.crs)
+    for dtype, nodata in (("uint8", 255), ("float16", float("nan"))):
+        path = tmp_path / f"{dtype}.tif"
+        with create_map(path, grid, MapLayout(2, dtype, nodata, overviews="average")) as writer:
+            window = Window(1030, 2060, 300, 400)
+            pixels = np.full((2, 300, 400), 7, np.uint8 if dtype == "uint8" else np.float32)
+            writer.write(pixels, window)
+        with rasterio.open(path) as raster:
+            there = [raster.get_tag_item(f"BLOCK_OFFSET_{c}_{r}", "TIFF", bidx=1) for r in range(6) for c in range(8)]
+        # GDAL copies a row of blocks whole, and knows blocks of nodata by their bytes, of NaN not.
+        assert sum(offset is not None for offset in there) == (1 if dtype == "uint8" else 8)
+        with Image.open(path) as image:
+            found, valid = image.read(grid.window)
+        assert valid.sum() == 300 * 400
+        assert (found[:, *window.slices] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_a_block_that_did_not_reach_the_disk_is_noticed(tmp_path: Path, dtype: str) -> None:
+    grid, layout = Grid(1200, 1200, GRID.transform, GRID.crs), MapLayout(1, dtype, 255)
+    with (
+        pytest.raises(OutputError, match="1 blocks did not reach the disk"),
+        create_map(tmp_path / "map.tif", grid, layout) as writer,
+    ):
+        writer.write(np.full((1, 600, 300), 7, np.float32 if dtype == "float16" else np.uint8), Window(0, 0, 600, 300))
+        # As if one more had been written.
+        assert writer.blocks
+        writer.blocks.filled[0, 2, 2] = True
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(0, 2**31), st.sampled_from([255.0, float("nan"), None]))
+def test_blocks_that_hold_something_are_known(seed: int, nodata: float | None) -> None:
+    rng = np.random.default_rng(seed)
+    blank = 0 if nodata is None else nodata
+    pixels = np.where(rng.random((2, 40, 50)) < 0.01, 3.0, blank)
+    blocks = Blocks(Grid(40, 50, GRID.transform, GRID.crs), 2, 16, nodata)
+    for window in cells(Window(0, 0, 40, 50), *rng.integers(1, 40, 2).tolist()):
+        blocks.mark(pixels[:, *window.slices], window)
+    for band, row, col in np.ndindex(*blocks.filled.shape):
+        held = pixels[band, 16 * row : 16 * row + 16, 16 * col : 16 * col + 16] == 3
+        assert blocks.filled[band, row, col] == held.any()
 
 
 def test_what_is_never_written_is_nodata(tmp_path: Path) -> None:

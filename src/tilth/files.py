@@ -48,7 +48,7 @@ def replacing_with_scratch(path: Path) -> Iterator[Path]:
     For drivers that leave files of their own beside the one they write.
     """
     with writing(path):
-        folder = path.with_name(f".{path.name}.part")
+        folder = _scratch(path)
         try:
             _remove(folder)
             folder.mkdir(parents=True)
@@ -56,6 +56,12 @@ def replacing_with_scratch(path: Path) -> Iterator[Path]:
             (folder / path.name).replace(path)
         finally:
             _remove(folder)
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove what a kill left beside `path` while `replacing_with_scratch` was at work."""
+    with writing(path):
+        _remove(_scratch(path))
 
 
 @contextmanager
@@ -105,6 +111,10 @@ def file_digest(path: Path) -> str:
 def json_digest(content: Any) -> str:
     """Return the SHA-256 of `content` as canonical JSON: equal content, equal digest."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _remove(path: Path) -> None:

@@ -39,16 +39,24 @@ def predict(
 
 
 @settings(polygons=PolygonConfig)
-def polygons(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
-    """Turn a class map into polygons with their area.
+def polygons(
+    map: Path,  # noqa: A002 (the word on the command line)
+    /,
+    *,
+    out: Path,
+    dstl_grid: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Turn a class map into polygons with their area. A killed job goes on where it stopped.
 
     Args:
         map: Class map, a GeoTIFF from `tilth predict`.
-        out: File to write: .gpkg or .geojson.
+        out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for DSTL's submission.
+        dstl_grid: DSTL's grid_sizes.csv, for .csv; the map must be called as its image.
     """
     from tilth.verbs.polygons import polygons
 
-    show(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen)))
+    show(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
 
 
 def report(folder: Path, /, *, out: Path | None = None) -> None:

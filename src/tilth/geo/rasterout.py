@@ -14,7 +14,7 @@ import rasterio
 import rasterio.shutil
 from jaxtyping import Shaped
 from numpy import ndarray
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetWriter
 
 from tilth.errors import OutputError
@@ -87,7 +87,7 @@ def create_map(path: Path, grid: Grid, layout: MapLayout) -> Iterator[MapWriter]
         with _writer(path, plain, grid, layout, sparse=True) as writer:
             yield writer
         check_written(plain, path, writer.blocks)
-        rasterio.shutil.copy(plain, part, driver="COG", **_cog_options(layout))
+        (_copy_half if layout.dtype == HALF else _copy_cog)(plain, part, layout)
         check_written(part, path, writer.blocks)
 
 
@@ -175,11 +175,9 @@ def _describe(raster: DatasetWriter, layout: MapLayout) -> None:
         raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (layout.bands - 1)
 
 
-def _cog_options(layout: MapLayout) -> dict[str, Any]:
+def _copy_cog(plain: Path, part: Path, layout: MapLayout) -> None:
     predictor = {"u": "STANDARD", "i": "STANDARD", "f": "FLOATING_POINT"}[np.dtype(layout.dtype).kind]
-    half = {"NBITS": 16} if layout.dtype == HALF else {}
-    return {
-        **half,
+    options = {
         "COMPRESS": "DEFLATE",
         "PREDICTOR": "NO" if layout.colours else predictor,
         "BLOCKSIZE": BLOCK_PX,
@@ -187,6 +185,28 @@ def _cog_options(layout: MapLayout) -> dict[str, Any]:
         "BIGTIFF": "IF_SAFER",
         "SPARSE_OK": True,
     }
+    rasterio.shutil.copy(plain, part, driver="COG", **options)
+
+
+def _copy_half(plain: Path, part: Path, layout: MapLayout) -> None:
+    """Make a Cloud-Optimised GeoTIFF of half floats, each band by itself.
+
+    The COG driver puts the bands into one block and leaves chance bytes beyond the raster's edge in it (GDAL 3.10), so
+    that no two files are the same.
+    """
+    blocks = {"blockxsize": BLOCK_PX, "blockysize": BLOCK_PX, "interleave": "band", "nbits": 16, "sparse_ok": True}
+    with rasterio.Env(
+        COMPRESS_OVERVIEW="DEFLATE",
+        INTERLEAVE_OVERVIEW="BAND",
+        BIGTIFF_OVERVIEW="IF_SAFER",
+        GDAL_TIFF_OVR_BLOCKSIZE=BLOCK_PX,
+        SPARSE_OK_OVERVIEW=True,
+    ):
+        with quietly(), rasterio.open(plain, "r+") as raster:
+            factors = [2**i for i in range(1, 32) if max(raster.shape) > BLOCK_PX * 2 ** (i - 1)]
+            if factors:
+                raster.build_overviews(factors, Resampling[layout.overviews])
+        rasterio.shutil.copy(plain, part, driver="GTiff", copy_src_overviews=True, predictor=3, **TILED, **blocks)
 
 
 def _format(layout: MapLayout) -> dict[str, Any]:

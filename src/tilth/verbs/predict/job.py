@@ -10,7 +10,7 @@ from jaxtyping import UInt32
 from numpy import ndarray
 
 from tilth.errors import InputError, TilthError
-from tilth.files import json_digest, refuse_existing
+from tilth.files import json_digest, refuse_existing, remove_scratch
 from tilth.geo.blend import Model, Strip, blend
 from tilth.geo.classmap import (
     CLASSES,
@@ -53,6 +53,7 @@ def made_before(task: Task, alone: bool) -> MadeMap | None:
     path = task.job.path
     same = path.exists() and _origin_of(task) == json_digest(task.origin)
     if same and task.folder.exists():
+        remove_scratch(path)
         remove_ledger(task.folder)
         return _finished(task)
     if same and not alone:
