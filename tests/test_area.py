@@ -11,6 +11,7 @@ import rasterio
 from affine import Affine
 from numpy import ndarray
 
+from full_disk import files_no_larger_than
 from helpers import UTM12, write_raster
 from tilth.cli import main
 from tilth.config import SampleConfig
@@ -258,6 +259,9 @@ def test_files_that_are_no_sample_are_one_line(sampled: tuple[Path, Path, ndarra
     }.items():
         with pytest.raises(InputError, match=seen):
             area(path, tmp_path / name)
+    with pytest.raises(OutputError, match="cannot be written"), files_no_larger_than(100):
+        area(path, points, tmp_path / "full.json")
+    assert not (tmp_path / "full.json").exists()
     (tmp_path / "area.json").write_text("mine")
     with pytest.raises(OutputError, match="exists already"):
         area(path, points, tmp_path / "area.json")

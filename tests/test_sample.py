@@ -11,6 +11,7 @@ from affine import Affine
 from numpy import ndarray
 from rasterio.shutil import copy
 
+from full_disk import files_no_larger_than
 from helpers import UTM12, write_raster
 from mapping import COVERS
 from tilth.config import SampleConfig
@@ -228,3 +229,10 @@ def test_what_cannot_be_sampled_is_one_line(cover_map: Path, tmp_path: Path) -> 
         sample(cover_map, tmp_path / "mine.gpkg")
     assert {path.suffix for path in tmp_path.iterdir()} == {".tif", ".gpkg"}
     assert not (tmp_path / "points.gpkg").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(cover_map: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written") as caught, files_no_larger_than(2000):
+        sample(cover_map, tmp_path / "points.gpkg", SampleConfig(points=60))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
