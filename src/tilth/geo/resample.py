@@ -113,8 +113,11 @@ class Scaling:
         exact = np.result_type(pixels.dtype, np.float32)
         there = valid[None].astype(exact)
         whole = np.outer(rows.ground.sum(1), cols.ground.sum(1))
-        known = _summed(there, rows, cols, "ground")[0] >= HALF * whole
-        weight = np.where(known, _summed(there, rows, cols, "values")[0], 1)
+        share = _summed(there, rows, cols, "ground")[0]
+        known = share >= HALF * whole
+        # For means by area the two are the same sums.
+        finer = min(self.rows, self.cols) < 1
+        weight = np.where(known, _summed(there, rows, cols, "values")[0] if finer else share, 1)
         means = np.where(known, _summed(pixels.astype(exact), rows, cols, "values") / weight, 0)
         return _as(means, pixels.dtype), known
 
