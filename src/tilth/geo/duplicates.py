@@ -2,7 +2,7 @@
 
 Two structures are laid over each other at every shift at which half of the scene still overlaps, and correlated over
 the cells that overlap (normalised cross-correlation by FFT, Padfield 2012, "Masked object registration in the Fourier
-domain", IEEE Trans. Image Process. 21(5), eq. 8). Scenes of the same ground at the same extent reach 0.6 to 1;
+domain", IEEE Trans. Image Process. 21(5)). Scenes of the same ground at the same extent reach 0.6 to 1;
 what is needed of a pair follows from how much structure the two have, see `Match.needed`.
 """
 

@@ -2,7 +2,7 @@
 
 Two images of the same ground differ in colour, haze and season; the lines between field and wood stay where they are.
 So every cell holds the direction of the edges in it, not their sign: twice the angle of the gradient, weighted by its
-strength (the structure tensor, Bigun & Granlund 1987, "Optimal orientation detection of linear symmetry", ICCV, eq. 6;
+strength (the structure tensor, Bigun & Granlund 1987, "Optimal orientation detection of linear symmetry", ICCV;
 summed over bands as Di Zenzo 1986 does). Label masks are treated as images of one band a class.
 """
 

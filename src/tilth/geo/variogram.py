@@ -1,7 +1,7 @@
 """How far ground resembles itself: the empirical variogram of images and labels, and its range.
 
 The variogram at a distance is half the mean squared difference of two pixels that far apart (Matheron 1963,
-"Principles of geostatistics", Economic Geology 58, eq. 14; the estimator as in Cressie 1993, "Statistics for Spatial
+"Principles of geostatistics", Economic Geology 58; the estimator as in Cressie 1993, "Statistics for Spatial
 Data", eq. 2.4.2). It grows with distance until, at the range, two pixels know nothing of each other any more. Of
 class indicators, summed over the classes, it is the chance that two pixels differ in class.
 """
@@ -98,7 +98,7 @@ def window_lags(
     """Return the sums over all pairs of known pixels of one window that are at most half its side apart.
 
     Every pair of every direction counts, by Fourier transforms (Marcotte 1996, "Fast variogram computation with FFT",
-    Computers & Geosciences 22(10), eq. 7). Differences of several fields (one a class) add up. `step` is the distance
+    Computers & Geosciences 22(10)). Differences of several fields (one a class) add up. `step` is the distance
     in pixels from one row or column of the window to the next. 512 x 512 pixels take 0.3 s a field; 40 MB.
     """
     shape = tuple(scipy.fft.next_fast_len(side + side // 2, real=True) for side in known.shape)

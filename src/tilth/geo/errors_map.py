@@ -1,0 +1,109 @@
+"""Where a map is wrong: an error raster of a scene, and the tiles in which the most is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int, Int64, UInt8, UInt16
+from numpy import ndarray
+
+from tilth.geo.grid import Window
+from tilth.legend import IGNORE
+
+RIGHT, MISSED, FALSE = 0, 1, 2
+"""Values of an error raster of two classes."""
+MOST_IN_BYTES = 15
+"""Classes of which every pair has a value of eight bits."""
+LEAST_LABELLED = 0.1
+"""Share of a tile that must be labelled for the tile to be ranked."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Tiles in which the most is wrong, the worst first."""
+
+    tiles: Int[ndarray, " n"]
+    """Positions among the tiles that were given."""
+    wrong: Float64[ndarray, " n"]
+    """Share of the labelled pixels that are mapped as another class."""
+    iou: Float64[ndarray, " n"]
+    """Of class 1 of two, else the mean over the classes that are labelled or mapped in the tile; NaN where two classes
+    leave nothing of class 1."""
+
+
+def error_raster(
+    truth: UInt8[ndarray, "h w"], predicted: UInt8[ndarray, "h w"], classes: int
+) -> UInt8[ndarray, "h w"] | UInt16[ndarray, "h w"]:
+    """Return what is wrong at every pixel: 0 right, 255 not labelled or not mapped.
+
+    Of two classes: 1 where class 1 is missed, 2 where it is mapped falsely. Of more: 1 + label * classes + map, see
+    `error_names`, in 16 bits beyond 15 classes, where 65535 stands for not labelled.
+    """
+    dtype, unknown = (np.uint8, IGNORE) if classes <= MOST_IN_BYTES else (np.uint16, 65535)
+    wrong = truth != predicted
+    if classes == 2:
+        values = np.where(wrong, np.where(truth == 1, MISSED, FALSE), RIGHT)
+    else:
+        values = np.where(wrong, 1 + truth.astype(np.int32) * classes + predicted, RIGHT)
+    values = np.where((truth == IGNORE) | (predicted == IGNORE), unknown, values)
+    found: UInt8[ndarray, "h w"] | UInt16[ndarray, "h w"] = values.astype(dtype)
+    return found
+
+
+def error_names(names: Sequence[str]) -> dict[int, str]:
+    """Return what the values of an error raster mean, in ascending order.
+
+    >>> error_names(("other", "tree"))
+    {0: 'right', 1: 'tree missed', 2: 'tree mapped falsely'}
+    >>> error_names(("a", "b", "c"))[3]
+    'a mapped as c'
+    """
+    if len(names) == 2:
+        return {RIGHT: "right", MISSED: f"{names[1]} missed", FALSE: f"{names[1]} mapped falsely"}
+    count = len(names)
+    wrong = {
+        1 + i * count + j: f"{label} mapped as {mapped}"
+        for i, label in enumerate(names)
+        for j, mapped in enumerate(names)
+        if i != j
+    }
+    return {RIGHT: "right"} | wrong
+
+
+def tile_counts(
+    truth: UInt8[ndarray, "h w"], predicted: UInt8[ndarray, "h w"], windows: Sequence[Window], classes: int
+) -> Int64[ndarray, "n {classes} {classes}"]:
+    """Return the confusion matrix of every window of a scene: pixels by label (rows) and map (columns).
+
+    Pixels that are 255 in either, and those outside the scene, are not counted.
+    """
+    counts = np.zeros((len(windows), classes, classes), np.int64)
+    for index, window in enumerate(windows):
+        label, mapped = truth[window.slices], predicted[window.slices]
+        known = (label != IGNORE) & (mapped != IGNORE)
+        pairs = label[known].astype(np.int64) * classes + mapped[known]
+        counts[index] = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return counts
+
+
+def worst_tiles(counts: Int64[ndarray, "n k k"], tile_px: int, most: int = 20, least: float = LEAST_LABELLED) -> Ranked:
+    """Return at most `most` tiles, ranked by the share of their labelled pixels that is wrong, then by its number.
+
+    Tiles with a smaller share of labelled pixels than `least` are left out, and those where nothing is wrong.
+    """
+    total = counts.sum(axis=(1, 2))
+    wrong = total - np.trace(counts, axis1=1, axis2=2)
+    share = wrong / np.maximum(total, 1)
+    order = np.lexsort((-wrong, -share))
+    order = order[(total[order] >= max(least * tile_px**2, 1)) & (wrong[order] > 0)][:most]
+    return Ranked(order, share[order], _iou(counts[order]))
+
+
+def _iou(counts: Int64[ndarray, "n k k"]) -> Float64[ndarray, " n"]:
+    both = np.diagonal(counts, axis1=1, axis2=2)
+    either = counts.sum(axis=1) + counts.sum(axis=2) - both
+    iou = np.where(either > 0, both / np.maximum(either, 1), np.nan)
+    if counts.shape[1] == 2:
+        return np.asarray(iou[:, 1], float)
+    present = either > 0
+    return np.asarray(np.where(present, iou, 0).sum(axis=1) / np.maximum(present.sum(axis=1), 1), float)

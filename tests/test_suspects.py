@@ -1,0 +1,155 @@
+"""Planted mistakes of a labeller are found, drawn lines and doubts are not; errors by pixel and by tile."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy import ndarray
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from tilth.geo.errors_map import FALSE, MISSED, error_names, error_raster, tile_counts, worst_tiles
+from tilth.geo.grid import Window
+from tilth.geo.suspects import confident_from, of_two, self_confidence, suspects
+from tilth.legend import IGNORE
+
+EVEN = np.array([0.5, 0.5])
+LABELS = arrays(np.uint8, (9, 8), elements=st.sampled_from([0, 1, 2, IGNORE]))
+MAPS = arrays(np.uint8, (9, 8), elements=st.sampled_from([0, 1, 2]))
+
+
+def forest(side: int = 60) -> tuple[ndarray, ndarray]:
+    """A label whose left half is class 1, and a model that is right and sure of it."""
+    truth = np.zeros((side, side), np.uint8)
+    truth[:, : side // 2] = 1
+    return truth, np.where(truth == 1, 0.9, 0.1).astype(np.float32)
+
+
+def test_planted_mistakes_are_found_with_their_place_and_area() -> None:
+    truth, probability = forest()
+    truth[5:15, 10:20] = 0
+    truth[30:36, 40:50] = 1
+    found = suspects(truth, of_two(probability), EVEN)
+    assert found.pixels.tolist() == [100, 60]
+    assert (found.labelled.tolist(), found.predicted.tolist()) == ([0, 1], [1, 0])
+    assert found.confidence == pytest.approx([0.9, 0.9])
+    assert found.doubt == pytest.approx([0.1, 0.1])
+    assert found.shapes[0].equals(shapely.box(10, 5, 20, 15))
+    assert found.shapes[1].equals(shapely.box(40, 30, 50, 36))
+
+
+def test_outlines_lie_where_the_transform_leads() -> None:
+    truth, probability = forest()
+    truth[5:15, 10:20] = 0
+    found = suspects(truth, of_two(probability), EVEN, transform=Affine(2, 0, 1000, 0, -2, 500))
+    assert found.shapes[0].equals(shapely.box(1020, 470, 1040, 490))
+
+
+def test_what_is_thin_small_unlabelled_or_unsure_is_no_suspect() -> None:
+    truth, probability = forest()
+    truth[:, 28:30] = 0  # A line along the edge, two pixels wide.
+    truth[50:54, 5:9] = 0  # Sixteen pixels.
+    truth[10:20, 45:55] = IGNORE
+    probability[10:20, 45:55] = 0.99
+    probability[30:40, 45:55] = 0.6  # The model leans to class 1, but is less sure of it than usual.
+    thresholds = confident_from(self_confidence(truth, of_two(probability)))
+    assert 0.85 < thresholds[1] < 0.92
+    assert len(suspects(truth, of_two(probability), thresholds)) == 0
+    assert suspects(truth, of_two(probability), thresholds, min_px=16).pixels.tolist() == [16]
+    assert suspects(truth, of_two(probability), EVEN).pixels.tolist() == [100]
+
+
+def test_the_larger_and_surer_mistake_comes_first() -> None:
+    truth, probability = forest(100)
+    for row, size, sure in ((5, 10, 0.95), (30, 12, 0.6), (60, 9, 0.99)):
+        truth[row : row + size, 10 : 10 + size] = 0
+        probability[row : row + size, 10 : 10 + size] = sure
+    assert suspects(truth, of_two(probability), EVEN).pixels.tolist() == [100, 81, 144]
+
+
+def test_places_of_several_classes_are_kept_apart() -> None:
+    truth = np.zeros((20, 40), np.uint8)
+    seen = np.zeros((3, 20, 40), np.float32)
+    seen[0] = 0.8
+    seen[1, 5:12, 5:20], seen[0, 5:12, 5:20] = 0.9, 0.1
+    seen[2, 5:12, 20:30], seen[0, 5:12, 20:30] = 0.7, 0.2
+    found = suspects(truth, seen, np.full(3, 0.5))
+    assert found.predicted.tolist() == [1, 2]
+    assert found.pixels.tolist() == [105, 70]
+    assert found.doubt == pytest.approx([0.1, 0.2])
+
+
+def test_a_place_with_a_hole_is_one_polygon_with_a_hole() -> None:
+    truth, probability = forest()
+    truth[5:25, 5:25] = 0
+    truth[10:15, 10:15] = 1
+    found = suspects(truth, of_two(probability), EVEN)
+    assert found.pixels.tolist() == [375]
+    assert found.shapes[0].area == 375
+    assert len(found.shapes[0].interiors) == 1
+
+
+def test_confidence_adds_up_over_scenes_and_a_class_without_pixels_is_never_seen() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.choice(np.array([0, 1, IGNORE], np.uint8), (2, 12, 10))
+    seen = rng.dirichlet([1, 1, 1], (2, 12, 10)).astype(np.float32).transpose(0, 3, 1, 2)
+    both = self_confidence(truth[0], seen[0]) + self_confidence(truth[1], seen[1])
+    plain = [seen[:, k][truth == k].mean() for k in range(2)]
+    np.testing.assert_allclose(both[:2, 0] / both[:2, 1], plain, rtol=1e-6)
+    assert confident_from(both)[2] == 1
+    assert (confident_from(both)[:2] >= 0.5).all()
+
+
+@given(LABELS, MAPS)
+def test_errors_of_two_classes_are_missed_false_or_right(label: ndarray, mapped: ndarray) -> None:
+    truth, predicted = (np.where(one == 2, 0, one).astype(np.uint8) for one in (label, mapped))
+    found = error_raster(truth, predicted, 2)
+    assert found.dtype == np.uint8
+    assert ((found == MISSED) == ((truth == 1) & (predicted == 0))).all()
+    assert ((found == FALSE) == ((truth == 0) & (predicted == 1))).all()
+    assert ((found == IGNORE) == (truth == IGNORE)).all()
+    assert ((found == 0) == (truth == predicted)).all()
+
+
+@pytest.mark.parametrize("classes", [3, 15, 16, 40])
+def test_every_pair_of_classes_has_a_value_of_its_own_with_a_name(classes: int) -> None:
+    truth, predicted = (np.array(side, np.uint8)[None] for side in zip(*product(range(classes), repeat=2), strict=True))
+    found = error_raster(truth, predicted, classes)
+    names = error_names([f"c{i}" for i in range(classes)])
+    for label, mapped, value in zip(truth[0], predicted[0], found[0], strict=True):
+        assert names[int(value)] == ("right" if label == mapped else f"c{label} mapped as c{mapped}")
+    unknown = error_raster(np.full((1, 1), IGNORE, np.uint8), np.zeros((1, 1), np.uint8), classes)[0, 0]
+    assert int(unknown) not in names
+
+
+@given(LABELS, MAPS)
+def test_tile_counts_are_confusion_matrices(label: ndarray, mapped: ndarray) -> None:
+    windows = [Window(0, 0, 5, 8), Window(4, 3, 9, 9)]
+    for window, counts in zip(windows, tile_counts(label, mapped, windows, 3), strict=True):
+        known = label[window.slices] != IGNORE
+        pair = label[window.slices][known], mapped[window.slices][known]
+        plain = confusion_matrix(*pair, labels=[0, 1, 2]) if known.any() else np.zeros((3, 3))
+        assert (counts == plain).all()
+        ranked = worst_tiles(counts[None], 1)
+        if len(ranked.tiles):
+            present = sorted(set(pair[0].tolist()) | set(pair[1].tolist()))
+            assert ranked.iou[0] == pytest.approx(jaccard_score(*pair, labels=present, average="macro"))
+            assert ranked.wrong[0] == pytest.approx((pair[0] != pair[1]).mean())
+
+
+def test_the_worst_tiles_have_the_largest_share_wrong_and_enough_labels() -> None:
+    counts = np.array(
+        [[[50, 50], [0, 0]], [[10, 0], [0, 90]], [[0, 5], [0, 0]], [[90, 10], [0, 0]], [[10, 20], [30, 40]]]
+    )
+    ranked = worst_tiles(counts, 10)
+    assert ranked.tiles.tolist() == [0, 4, 3]
+    assert ranked.wrong.tolist() == [0.5, 0.5, 0.1]
+    assert ranked.iou == pytest.approx([0, 40 / 90, 0])
+    assert worst_tiles(counts, 10, least=0).tiles.tolist()[0] == 2
+    assert worst_tiles(counts, 10, most=1).tiles.tolist() == [0]
+    nothing = worst_tiles(np.array([[[60, 40], [0, 0]], [[90, 0], [0, 0]]]), 10)
+    assert nothing.tiles.tolist() == [0]
