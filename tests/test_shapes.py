@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,8 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from tilth.geo.grid import Window
-from tilth.geo.shapes import Region, labelled, regions, simplified
+from tilth.geo.regions import Source, regions
+from tilth.geo.shapes import Region, labelled
 
 SEVERAL = settings(deadline=None, max_examples=60)
 BLOCKS = st.sampled_from([1, 2, 3, 5, 8, 64])
@@ -42,7 +42,7 @@ def reader(values: ndarray, kept: ndarray) -> Callable[[Window], tuple[ndarray, 
 
 
 def by_blocks(values: ndarray, kept: ndarray, connectivity: int = 4, block_px: int = 1024) -> list[Region]:
-    return list(regions(*values.shape, reader(values, kept), connectivity, block_px))
+    return list(regions(Source(*values.shape, reader(values, kept)), connectivity, block_px))
 
 
 def blobs(size: int, classes: int = 3, smooth: float = 4) -> ndarray:
@@ -130,31 +130,10 @@ def test_memory_does_not_grow_with_height() -> None:
             return values, (values == 1) & (rows % 50 != 0)[:, None]
 
         tracemalloc.start()
-        assert sum(1 for _ in regions(height, 128, read, block_px=64)) > height / 20
+        assert sum(1 for _ in regions(Source(height, 128, read), block_px=64)) > height / 20
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
 
     peak(256)
     assert peak(4096) < 2 * peak(512)
-
-
-@pytest.mark.parametrize("distance", [0.5, 1.0, 2.0, 5.0])
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_simplifying_keeps_neighbours_together_and_outlines_near(distance: float, connectivity: int) -> None:
-    values = blobs(120)
-    before = np.array([r.shape for r in by_blocks(values, np.ones_like(values, bool), connectivity)], object)
-    after = simplified(before, distance)
-    assert shapely.coverage_is_valid(after)
-    assert shapely.is_valid(after).all()
-    assert (shapely.area(after) > 0).all()
-    vertices = [shapely.get_num_coordinates(shapes).sum() for shapes in (before, after)]
-    assert vertices[1] < vertices[0] * (1.1 if distance < 1 else 0.7)
-    moved = shapely.hausdorff_distance(shapely.boundary(before), shapely.boundary(after))
-    assert moved.max() <= distance
-    apart = abs(shapely.area(after).sum() - shapely.area(shapely.union_all(after)))
-    assert apart < 1e-6
-
-
-def test_simplifying_nothing_is_nothing() -> None:
-    assert len(simplified(np.array([], object), 1.0)) == 0

@@ -1,14 +1,13 @@
-"""Polygons come in repaired and in the image's CRS; indices and results go out whole."""
+"""Polygons come in repaired and in the image's CRS."""
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
-import pyogrio
 import pytest
 import shapely
 from hypothesis import given, settings
@@ -16,18 +15,8 @@ from hypothesis import strategies as st
 from pyproj import CRS, Geod
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
-from full_disk import files_no_larger_than
-from tilth.errors import InputError, OutputError
-from tilth.geo.grid import Window
-from tilth.geo.vector import (
-    Features,
-    read_polygons,
-    read_tiles,
-    reprojected,
-    valid_polygons,
-    write_polygons,
-    write_tiles,
-)
+from tilth.errors import InputError
+from tilth.geo.vector import read_polygons, reprojected, valid_polygons
 
 UTM12, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(4326)
 BOWTIE = Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
@@ -158,89 +147,3 @@ def test_geojson_beyond_the_globe_has_no_crs(tmp_path: Path) -> None:
     feature = {"type": "Feature", "properties": {}, "geometry": outline}
     (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     assert read_polygons(tmp_path / "a.geojson").crs is None
-
-
-def test_a_tile_index_comes_back_in_order(tmp_path: Path) -> None:
-    rows = [
-        ("b", Window(5, 0, 32, 32), "val", 0.25, (0.125, 0.875)),
-        ("a", Window(0, 5, 32, 32), "train", 1.0, (1.0, 0.0)),
-    ]
-    write_tiles(tmp_path / "tiles.gpkg", rows, [SQUARE, SQUARE], ("rest", "Oak & elm"), UTM12)
-    assert read_tiles(tmp_path / "tiles.gpkg") == rows
-    frame = geopandas.read_file(tmp_path / "tiles.gpkg")
-    assert frame.crs == UTM12
-    assert frame["share_1_Oak & elm"].tolist() == [0.875, 0.0]
-
-
-def test_a_tile_index_without_crs(tmp_path: Path) -> None:
-    rows = [("a", Window(0, 5, 32, 32), "train", 1.0, (1.0, 0.0))]
-    write_tiles(tmp_path / "tiles.gpkg", rows, [SQUARE], ("rest", "oak"), None)
-    assert read_tiles(tmp_path / "tiles.gpkg") == rows
-
-
-@pytest.mark.parametrize(
-    "make", [lambda path: None, lambda path: path.write_text("x"), lambda path: write_layer(path, [SQUARE])]
-)
-def test_what_is_no_tile_index_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    make(tmp_path / "tiles.gpkg")
-    with pytest.raises(InputError, match=r"tiles\.gpkg is not a tile index"):
-        read_tiles(tmp_path / "tiles.gpkg")
-
-
-def batches() -> Iterator[Features]:
-    holed = box(0, 0, 9, 9).difference(box(1, 1, 2, 2))
-    yield Features([], {"class": [], "area_m2": np.array([], float), "count": np.array([], int)})
-    for start in (0, 1):
-        shapes = [shapely.affinity.translate(holed, 500000 + 10 * i, 4979000) for i in range(start, start + 3)]
-        yield Features(shapes, {"class": ["oak", "elm", None], "area_m2": np.full(3, 80.0), "count": np.arange(3)})
-
-
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
-def test_polygons_are_written_batch_by_batch(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"map{suffix}"
-    assert write_polygons(path, batches(), UTM12) == 6
-    frame = geopandas.read_file(path)
-    assert frame["class"].fillna("none").tolist() == ["oak", "elm", "none"] * 2
-    assert frame["count"].tolist() == [0, 1, 2] * 2
-    assert frame.crs == (WGS84 if suffix == ".geojson" else UTM12)
-    there = frame.to_crs(UTM12)
-    assert np.allclose(there.area, 80, rtol=1e-5)
-    assert [path.name for path in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
-def test_no_polygons_are_an_empty_layer(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"map{suffix}"
-    assert write_polygons(path, [], UTM12) == 0
-    assert pyogrio.read_info(path)["features"] == 0
-
-
-def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"\.gpkg or \.geojson"):
-        write_polygons(tmp_path / "map.kml", batches(), UTM12)
-
-
-@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
-@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.99])
-def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, share: float) -> None:
-    path = tmp_path / f"map{suffix}"
-    many = [Features([SQUARE] * 300, {"class": ["oak"] * 300})] * 4
-    write_polygons(path, many, UTM12)
-    size = path.stat().st_size
-    path.unlink()
-    with files_no_larger_than(int(size * share)), pytest.raises(OutputError, match="cannot be written"):
-        write_polygons(path, many, UTM12)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failing_source_leaves_the_file_that_was_there(tmp_path: Path) -> None:
-    def broken() -> Iterator[Features]:
-        yield from batches()
-        raise InputError("the map is damaged")
-
-    path = tmp_path / "map.gpkg"
-    path.write_text("before")
-    with pytest.raises(InputError):
-        write_polygons(path, broken(), UTM12)
-    assert path.read_text() == "before"
-    assert [found.name for found in tmp_path.iterdir()] == ["map.gpkg"]

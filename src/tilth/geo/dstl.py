@@ -122,13 +122,13 @@ def read_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
     )
 
 
-def read_extents(folder: Path) -> dict[str, tuple[float, float]]:
-    """Return (Xmax, Ymin) by scene.
+def read_extents(place: Path) -> dict[str, tuple[float, float]]:
+    """Return (Xmax, Ymin) by scene from grid_sizes.csv, zipped or not, or from the folder that holds it.
 
     Raises:
         InputError: when the file is missing or is not DSTL's table.
     """
-    path = _find(folder, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
+    path = place if place.is_file() else _find(place, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
     with _reading(path):
         # The column of names has none of its own.
         return {

@@ -60,15 +60,21 @@ def areas_and_perimeters(shapes: ndarray, grid: Grid) -> tuple[Float64[ndarray, 
 
 def longest_side_m(grid: Grid) -> float:
     """Return the length of a pixel's longer side at the grid's centre, in metres; 1 without a CRS."""
+    return max(pixel_sides_m(grid, grid.width / 2, grid.height / 2))
+
+
+def pixel_sides_m(grid: Grid, col: float, row: float) -> tuple[float, float]:
+    """Return the length of a pixel along a row and along a column at a place in pixels, in metres; 1 without a CRS."""
     chosen = method(grid)
     if chosen == "pixels":
-        return 1.0
-    col, row = grid.width / 2, grid.height / 2
+        return 1.0, 1.0
     centre, *ends = np.array([grid.transform @ place for place in ((col, row), (col + 1, row), (col, row + 1))])
     if chosen == "planar":
-        return max(math.dist(centre, end) for end in ends) * _unit_m(grid)
-    start, *stops = _degrees(np.array([centre, *ends]), grid)
-    return float(max(_geod(grid).inv(*start, *stop)[2] for stop in stops))
+        across, down = (math.dist(centre, end) * _unit_m(grid) for end in ends)
+    else:
+        start, *stops = _degrees(np.array([centre, *ends]), grid)
+        across, down = (float(_geod(grid).inv(*start, *stop)[2]) for stop in stops)
+    return across, down
 
 
 def _distortion(grid: Grid) -> float:

@@ -1,14 +1,11 @@
-"""Polygons and tile indices, read and written. The only file that opens vector layers."""
+"""Polygons and tile indices, read. With `tilth.geo.vectorout`, which writes them, the only file that opens layers."""
 
-import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -21,8 +18,7 @@ from pyproj.exceptions import CRSError, ProjError
 from shapely import STRtree
 from shapely.geometry.base import BaseGeometry
 
-from tilth.errors import InputError, OutputError
-from tilth.files import replacing_with_scratch
+from tilth.errors import InputError
 from tilth.geo.grid import Window
 
 TILES_LAYER = "tiles"
@@ -30,7 +26,8 @@ WGS84 = CRS.from_epsg(4326)
 LONGEST_EDGE_M = 500.0
 """Longer edges get points in between before they are reprojected; a 500 m chord strays 5 mm from the earth's curve."""
 SHARE = "share_"
-_FAULTS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
+FAULTS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
+"""What reading and writing layers raises."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,6 @@ class Polygons:
         """Least x, least y, greatest x, greatest y."""
         left, bottom, right, top = shapely.total_bounds(self.shapes)
         return float(left), float(bottom), float(right), float(top)
-
-
-@dataclass(frozen=True)
-class Features:
-    """Some features to write: shapes with columns of the same length."""
-
-    shapes: Sequence[BaseGeometry]
-    columns: Mapping[str, Sequence[Any] | ndarray]
-    """Numbers as arrays, so that a batch without features still states their kind; text as lists."""
 
 
 def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = None) -> Polygons:
@@ -118,29 +106,6 @@ def reprojected(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
     return there
 
 
-def write_tiles(
-    path: Path,
-    rows: Sequence[tuple[Any, ...]],
-    outlines: Sequence[BaseGeometry],
-    class_names: Sequence[str],
-    crs: CRS | None,
-) -> None:
-    """Write the index of a tile set as a GeoPackage: a row a tile, in order, with its outline in `crs`.
-
-    A row is (scene, Window, split, valid share, class shares), the order of Tile's fields.
-
-    Raises:
-        OutputError: when it cannot be written.
-    """
-    scenes, windows, splits, valid, shares = zip(*rows, strict=True)
-    columns: dict[str, Any] = {"scene": scenes, "split": splits}
-    columns |= {side: [getattr(window, side) for window in windows] for side in ("row", "col", "height", "width")}
-    columns["valid"] = np.array(valid, float)
-    table = np.array(shares, float).reshape(len(rows), -1)
-    columns |= {f"{SHARE}{i}_{name}": table[:, i] for i, name in enumerate(class_names) if i < table.shape[1]}
-    write_polygons(path, [Features(outlines, columns)], crs, TILES_LAYER)
-
-
 def read_tiles(path: Path) -> list[tuple[Any, ...]]:
     """Return the rows of a tile index in file order: scene, Window, split, valid share, class shares.
 
@@ -152,78 +117,9 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
         windows = [Window(*map(int, row)) for row in frame[["row", "col", "height", "width"]].to_numpy()]
         shares = frame[[name for name in frame.columns if name.startswith(SHARE)]].to_numpy(float).tolist()
         columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
-    except (*_FAULTS, KeyError) as error:
+    except (*FAULTS, KeyError) as error:
         raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
     return list(zip(*columns, map(tuple, shares), strict=True))
-
-
-def write_polygons(path: Path, batches: Iterable[Features], crs: CRS | None, layer: str | None = None) -> int:
-    """Write features batch by batch and return their number; the file appears whole or not at all.
-
-    The format goes by the suffix: .gpkg, or .geojson (brought to WGS 84, as its standard asks). A batch without
-    features still states the columns. Memory: one batch.
-
-    Raises:
-        OutputError: when it cannot be written, or the suffix is another.
-    """
-    writers = {".gpkg": _write_geopackage, ".geojson": _write_geojson, ".json": _write_geojson}
-    if path.suffix.lower() not in writers:
-        raise OutputError(f"{path}: polygons are written as .gpkg or .geojson. Choose one of these suffixes.")
-    with replacing_with_scratch(path) as part:
-        try:
-            return writers[path.suffix.lower()](part, batches, crs, layer or path.stem)
-        except _FAULTS as error:
-            raise OutputError(f"{path} cannot be written: {error}. Free some space or choose another --out.") from error
-
-
-def _write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
-    written = 0
-    kind = {"driver": "GPKG", "layer": layer, "promote_to_multi": True, "geometry_type": "MultiPolygon"}
-    rest = iter(batches)
-    # Without any batch there is still a layer to open.
-    for number, batch in enumerate(chain([next(rest, Features([], {}))], rest)):
-        with warnings.catch_warnings():
-            # Images without CRS have tiles and maps without one.
-            warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)
-            pyogrio.write_dataframe(_frame(batch, crs), part, append=number > 0, **kind)
-        written += len(batch.shapes)
-    if pyogrio.read_info(part, layer=layer, force_feature_count=True)["features"] != written:
-        raise DataSourceError("not all features reached the disk")
-    return written
-
-
-def _write_geojson(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
-    written = 0
-    with part.open("w", encoding="utf-8") as file:
-        file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(layer)}, "features": [')
-        for batch in batches:
-            frame = _frame(batch, crs)
-            written += _write_json_features(file, _degrees(frame) if crs else frame, first=written == 0)
-        file.write("\n]}\n")
-    return written
-
-
-def _write_json_features(file: TextIO, frame: geopandas.GeoDataFrame, first: bool) -> int:
-    for number, feature in enumerate(frame.iterfeatures(na="null", drop_id=True)):
-        file.write("\n" if first and number == 0 else ",\n")
-        file.write(json.dumps(feature, ensure_ascii=False))
-    return len(frame)
-
-
-def _degrees(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """Return the features in WGS 84, to nine decimals: a tenth of a millimetre."""
-    there = frame.to_crs(WGS84)
-    return there.set_geometry(shapely.transform(there.geometry.to_numpy(), lambda xy: xy.round(9)), crs=WGS84)
-
-
-def _frame(batch: Features, crs: CRS | None) -> geopandas.GeoDataFrame:
-    # A list without items would become a column of numbers.
-    columns = {name: values if len(values) else _no_values(values) for name, values in batch.columns.items()}
-    return geopandas.GeoDataFrame(columns, geometry=geopandas.GeoSeries(list(batch.shapes), crs=crs), crs=crs)
-
-
-def _no_values(values: Sequence[Any] | ndarray) -> ndarray:
-    return values if isinstance(values, ndarray) else np.array([], object)
 
 
 def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:
@@ -291,5 +187,5 @@ def _reading(path: Path) -> Iterator[None]:
         if not path.exists():
             raise InputError(f"{path} does not exist. Check the path.")
         yield
-    except _FAULTS as error:
+    except FAULTS as error:
         raise InputError(f"{path} cannot be read as a vector layer: {error}. Check or replace it.") from error

@@ -24,7 +24,7 @@ from tilth.geo.splits import Place, plan
 from tilth.geo.statistics import Moments, band_moments
 from tilth.geo.structure import STRUCTURE, Looks, write_structures
 from tilth.geo.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
-from tilth.geo.vector import write_tiles
+from tilth.geo.vectorout import write_tiles
 from tilth.legend import IGNORE, Legend
 from tilth.progress import Meter, meter, track
 

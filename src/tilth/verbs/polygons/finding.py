@@ -1,0 +1,57 @@
+"""What polygons are found in: a class map, its classes and their probabilities."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64, Integer
+from numpy import ndarray
+
+from tilth.config import PolygonConfig
+from tilth.geo.grid import Window
+from tilth.geo.raster import Image
+from tilth.geo.regions import Source
+from tilth.geo.zonal import Probabilities
+from tilth.legend import Legend
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A class map and what is known of it."""
+
+    image: Image
+    legend: Legend | None
+    settings: PolygonConfig
+    probabilities: Probabilities | None
+
+    @property
+    def background(self) -> int | None:
+        """The value that is left out, if any."""
+        if self.settings.background or (self.legend and not self.legend.binary):
+            return None
+        return self.legend.values[0] if self.legend else 0
+
+    def name(self, value: int) -> str:
+        """Return the name of a class."""
+        names = dict(zip(self.legend.values, self.legend.names, strict=True)) if self.legend else {}
+        return names.get(value, str(value))
+
+
+def class_map(finding: Finding, seen: Callable[[Window], None]) -> Source:
+    """Return a class map as a source of regions; every window that is done with is `seen`."""
+    image, background = finding.image, finding.background
+
+    def read(window: Window) -> tuple[Integer[ndarray, "h w"], Bool[ndarray, "h w"]]:
+        pixels, valid = image.read(window)
+        return pixels[0], valid if background is None else valid & (pixels[0] != background)
+
+    def empty(window: Window) -> bool:
+        seen(window)
+        return image.empty(window)
+
+    def sums(window: Window, labels: Int32[ndarray, "h w"], owners: Int64[ndarray, " n"]) -> Int64[ndarray, "n k"]:
+        if finding.probabilities:
+            return finding.probabilities.sums(window, labels, owners)
+        return np.zeros((len(owners), 3), np.int64)
+
+    return Source(image.info.grid.height, image.info.grid.width, read, empty, sums)
