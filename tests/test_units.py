@@ -16,7 +16,11 @@ SIZE = 128
 
 
 def tile_set(
-    scenes: dict[str, str], config: PrepareConfig, tiles: list[Tile], sizes: dict[str, int] | None = None
+    scenes: dict[str, str],
+    config: PrepareConfig,
+    tiles: list[Tile],
+    sizes: dict[str, int] | None = None,
+    resolution_m: float | None = 1.0,
 ) -> TileSet:
     """Return a tile set of scenes (name -> group) without files."""
     meta = TileSetMeta(
@@ -27,7 +31,7 @@ def tile_set(
         mean=(0.0,),
         std=(1.0,),
         scenes=tuple(
-            Scene(name, f"{name}.tif", "", (sizes or {}).get(name, SIZE), SIZE, 1.0, group)
+            Scene(name, f"{name}.tif", "", (sizes or {}).get(name, SIZE), SIZE, resolution_m, group)
             for name, group in scenes.items()
         ),
         settings=config,

@@ -79,9 +79,9 @@ def measures(counts: Counts) -> dict[str, Measure]:
     }
     if len(counts.probability):
         found["probability"] = Measure(units.summed(counts.probability), _average_precision)
-    if counts.shapes is not None and len(counts.shapes.boundary):
+    if counts.shapes is not None and counts.shapes.boundary is not None:
         found["boundary"] = Measure(units.summed(counts.shapes.boundary), _boundary)
-    if counts.shapes is not None and len(counts.shapes.objects):
+    if counts.shapes is not None and counts.shapes.objects is not None:
         found["objects"] = Measure(units.summed(counts.shapes.objects), _objects)
     return found
 

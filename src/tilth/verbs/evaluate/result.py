@@ -136,7 +136,7 @@ class Evaluation:
                 "macro_f1": figures["macro_f1"].plain,
                 "macro_f1_interval": figures["macro_f1"].ends,
             }
-        if "objects" in self.figures and self.counts.shapes is not None:
+        if self.counts.shapes is not None and self.counts.shapes.objects is not None:
             figures = self.figures["objects"]
             matched, mapped, labelled = self.counts.shapes.objects.sum(axis=0).tolist()
             numbers = {"matched": matched, "mapped": mapped, "labelled": labelled}

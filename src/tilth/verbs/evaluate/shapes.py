@@ -26,11 +26,11 @@ CANVAS_PX = 4096
 
 @dataclass(frozen=True)
 class ShapeCounts:
-    """Counts by cell; without cells where they were not asked for."""
+    """Counts by cell; None where they were not asked for."""
 
-    boundary: Int64[ndarray, "c k 4"]
+    boundary: Int64[ndarray, "c k 4"] | None
     """By class: mapped boundary pixels matched, all of them, labelled ones matched, all of them."""
-    objects: Int64[ndarray, "c 3"]
+    objects: Int64[ndarray, "c 3"] | None
     """Objects matched, mapped, labelled."""
 
 
@@ -66,8 +66,8 @@ class ShapeCounter:
         self._wanted, self._units = wanted, units
         self._pixel_m = _pixel_sizes(tile_set, tiles) if wanted.tolerance_m else {}
         n = len(units.cells)
-        self._boundary = np.zeros((n if wanted.tolerance_m else 0, wanted.classes, 4), np.int64)
-        self._objects = np.zeros((n if wanted.object_class is not None else 0, 3), np.int64)
+        self._boundary = np.zeros((n, wanted.classes, 4), np.int64) if wanted.tolerance_m else None
+        self._objects = np.zeros((n, 3), np.int64) if wanted.object_class is not None else None
         self._canvases: dict[tuple[int, Window], _Canvas] = {}
         self._frames = _frames(units, tiles) if wanted.something else {}
         self._due = Counter(
@@ -101,10 +101,10 @@ class ShapeCounter:
 
     def _count(self, cell: int, canvas: _Canvas) -> None:
         wanted = self._wanted
-        if wanted.tolerance_m:
+        if self._boundary is not None:
             tolerance_px = wanted.tolerance_m / self._pixel_m[self._units.cells[cell].scene]
             self._boundary[cell] += boundary_counts(canvas.truth, canvas.found, wanted.classes, tolerance_px)
-        if wanted.object_class is not None:
+        if self._objects is not None and wanted.object_class is not None:
             self._objects[cell] += object_counts(canvas.truth, canvas.found, wanted.object_class)
 
 
