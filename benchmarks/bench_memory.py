@@ -66,15 +66,15 @@ def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
     return line, float(found["peak_mb"])
 
 
-def work(verb: str, run: Path, source: Path, out: Path, overlap: float) -> None:
-    """Make a map or its polygons in this process, and print what it took as JSON."""
+def work(given: argparse.Namespace) -> None:
+    """Make a map or its polygons in this process, or nothing at all, and print what it took as JSON."""
     from tilth import PolygonConfig, PredictConfig, polygons, predict
 
     start = time.perf_counter()
-    if verb == "predict":
-        predict(run, (source,), out, PredictConfig(overlap=overlap))
-    else:
-        polygons(source, out, PolygonConfig())
+    if given.verb == "predict":
+        predict(given.run, (given.source,), given.out, PredictConfig(overlap=given.overlap))
+    elif given.verb == "polygons":
+        polygons(given.source, given.out, PolygonConfig())
     print(json.dumps({"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}))
 
 
@@ -99,11 +99,12 @@ def main() -> int:
     """Print the table and return the exit status."""
     given = arguments()
     if given.verb:
-        work(given.verb, given.run, given.source, given.out, given.overlap)
+        work(given)
         return 0
     given.folder.mkdir(parents=True, exist_ok=True)
     run = given.run or trained_run(given.folder, given.epochs)
-    found: list[tuple[list[str], float]] = []
+    idle = float(in_process("bench_memory.py", "--verb", "nothing")["peak_mb"])
+    found: list[tuple[list[str], float]] = [(["libraries, nothing done", f"{idle:,.0f}", "", ""], idle)]
     if size := given.sparse_pixels:
         found += rows(f"sparse, {size:,} x {size:,}", sparse(given.folder / f"sparse-{size}.tif", size), run, 0.5)
     if size := given.dense_pixels:
