@@ -29,7 +29,7 @@ class Pointwise:
 
     @classmethod
     def load(cls, runs: Sequence[Path], *, spread: bool = False, batch_size: int = 8, **options: object) -> "Pointwise":
-        assert set(options) == {"device", "backend", "tta", "compile"}
+        assert options.keys() - {"sample"} == {"device", "backend", "tta", "compile"}
         return cls(read_card(runs[0]), len(runs), spread, batch_size)
 
     def __call__(self, pixels: ndarray, valid: ndarray) -> ndarray:

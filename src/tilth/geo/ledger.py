@@ -205,6 +205,16 @@ def is_complete(folder: Path) -> bool:
     return kept is not None and bool(kept["complete"])
 
 
+def origin_of(folder: Path) -> dict[str, Any] | None:
+    """Return what the map in `folder` is made from; None where there is no ledger.
+
+    Raises:
+        InputError: when there is a ledger that cannot be understood.
+    """
+    kept = _kept(folder)
+    return dict(kept["origin"]) if kept is not None else None
+
+
 def remove_ledger(folder: Path) -> None:
     """Remove a ledger's folder, or what a kill left of it. The ledger itself goes last.
 

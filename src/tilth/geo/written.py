@@ -82,8 +82,7 @@ def _there(raster: DatasetReader) -> Bool[ndarray, "bands rows cols"]:
 
 
 def _decode(raster: DatasetReader, there: Bool[ndarray, "bands rows cols"]) -> None:
-    some: ndarray = there.any(axis=0)
-    for window in _windows(raster, some):
+    for window in _windows(raster, np.logical_or.reduce(there)):
         raster.read(window=window)
 
 

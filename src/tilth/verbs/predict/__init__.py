@@ -1,14 +1,16 @@
 """`tilth predict`: maps from runs and rasters of any size, in constant memory; a killed job goes on where it was."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tilth.card import read_card
 from tilth.config import PredictConfig
 from tilth.learn.inference import Mapper
 from tilth.verbs.predict.forecast import forecast
 from tilth.verbs.predict.job import made_before, make
-from tilth.verbs.predict.origin import origin
+from tilth.verbs.predict.origin import backend_for, origin
 from tilth.verbs.predict.plan import Task, notes, planned
 from tilth.verbs.predict.result import Prediction
 
@@ -47,20 +49,28 @@ def predict(
     """
     settings = config or PredictConfig()
     runs = (run,) if isinstance(run, Path) else tuple(run)
-    jobs = planned(read_card(runs[0]), rasters, out, settings, aoi)
-    mapper = Mapper.load(
-        runs,
-        device=settings.device,
-        backend=settings.backend,
-        batch_size=settings.batch_size,
-        tta=settings.tta,
-        compile=settings.compile,
-        spread=settings.uncertainty and len(runs) > 1,
-    )
-    tasks = [Task(job, mapper.card, settings, origin(runs, job, settings, mapper), mapper.layers) for job in jobs]
+    card = read_card(runs[0])
+    tasks = [Task(job, runs, card, settings) for job in planned(card, rasters, out, settings, aoi)]
+    mapper = Mapper.load(runs, **_options(tasks))
+    tasks = [replace(task, origin=origin(task, mapper.backend)) for task in tasks]
     said = (*mapper.notes, *(note for task in tasks for note in notes(task)))
     if dry_run:
         return Prediction(out, (), said, tuple(forecast(task, mapper) for task in tasks))
     before = [made_before(task, alone=task.job.path == out) for task in tasks]
     maps = tuple(done or make(task, mapper) for task, done in zip(tasks, before, strict=True))
     return Prediction(out, maps, said)
+
+
+def _options(tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return how what computes all maps is loaded. Backends are compared on the first map's first tiles."""
+    first, settings = tasks[0], tasks[0].settings
+    batch = first.first_batch()
+    return {
+        "device": settings.device,
+        "backend": backend_for(tasks),
+        "batch_size": settings.batch_size,
+        "tta": settings.tta,
+        "compile": settings.compile,
+        "spread": first.spread,
+        **({"sample": (batch.pixels, batch.valid)} if batch else {}),
+    }

@@ -3,7 +3,7 @@
 import time
 from contextlib import closing
 
-from tilth.geo.batches import batches, occupied, tiles_of
+from tilth.geo.batches import occupied
 from tilth.geo.blend import Model
 from tilth.geo.grid import cells
 from tilth.geo.ledger import finished
@@ -56,7 +56,7 @@ def _tiles_of_lane(task: Task, lane: int) -> int:
 
 
 def _batch_seconds(task: Task, model: Model) -> float | None:
-    batch = next(batches(tiles_of(task.plan.lanes, task.job), task.settings.batch_size), None)
+    batch = task.first_batch()
     if batch is None:
         return None
     model(batch.pixels, batch.valid)

@@ -26,10 +26,9 @@ from tilth.geo.classmap import (
     write_uncertainty,
 )
 from tilth.geo.ledger import Ledger, differences, is_complete, remove_ledger
-from tilth.geo.maptags import ORIGIN_TAG, map_tags
-from tilth.geo.raster import Image
+from tilth.geo.maptags import BACKEND_TAG, ORIGIN_TAG, map_tags
 from tilth.progress import Meter, meter
-from tilth.verbs.predict.origin import raster_states
+from tilth.verbs.predict.origin import map_tags_of, raster_states
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.result import MadeMap
 
@@ -51,7 +50,7 @@ def made_before(task: Task, alone: bool) -> MadeMap | None:
         OutputError: when other files are where the map's shall be.
     """
     path = task.job.path
-    same = path.exists() and _origin_of(task) == json_digest(task.origin)
+    same = path.exists() and map_tags_of(path).get(ORIGIN_TAG) == json_digest(task.origin)
     if same and task.folder.exists():
         remove_scratch(path)
         remove_ledger(task.folder)
@@ -73,7 +72,7 @@ def make(task: Task, model: Model) -> MadeMap:
         OutputError: as `predict`.
     """
     ledger = Ledger(task.folder, task.origin)
-    legend, grid, tags = task.card.legend, task.job.grid, map_tags(task.card, json_digest(task.origin))
+    legend, grid, tags = task.card.legend, task.job.grid, _tags(task)
     before, started = _pixels(ledger), time.perf_counter()
     with _keeping(task, ledger):
         _compute(task, ledger, model)
@@ -137,6 +136,10 @@ def _arrays(task: Task, strip: Strip) -> dict[str, ndarray]:
     return arrays
 
 
+def _tags(task: Task) -> dict[str, str]:
+    return map_tags(task.card, json_digest(task.origin)) | {BACKEND_TAG: str(task.origin["backend"])}
+
+
 def _shares(task: Task) -> Shares:
     return Shares("float16" if task.settings.probabilities == "float16" else "uint8")
 
@@ -149,14 +152,6 @@ def _pixels(ledger: Ledger) -> int:
 def _finished(task: Task, **done: Any) -> MadeMap:
     shape = task.job.grid.height, task.job.grid.width
     return MadeMap(task.job.path, task.probabilities, task.uncertainty, shape, **{"pixels": {}, **done})
-
-
-def _origin_of(task: Task) -> str | None:
-    try:
-        with Image.open(task.job.path) as image:
-            return image.info.tags.get(ORIGIN_TAG)
-    except InputError:
-        return None
 
 
 def _check_any(task: Task, ledger: Ledger) -> None:

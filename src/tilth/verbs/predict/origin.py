@@ -5,38 +5,60 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from tilth.card import CARD, WEIGHTS
-from tilth.config import PredictConfig
+from tilth.errors import InputError
 from tilth.files import file_digest, json_digest
-from tilth.geo.raster import open_raster
-from tilth.verbs.predict.plan import Job
+from tilth.geo.ledger import origin_of
+from tilth.geo.maptags import BACKEND_TAG
+from tilth.geo.raster import Image, open_raster
+from tilth.verbs.predict.plan import Task
 
 STATISTICS = ".aux.xml"
 """Written by programs that only looked at a raster."""
 
 
-@runtime_checkable
-class Runs(Protocol):
-    """What computes."""
-
-    backend: str
-
-
-def origin(runs: Sequence[Path], job: Job, settings: PredictConfig, mapper: Runs) -> dict[str, Any]:
+def origin(task: Task, backend: str) -> dict[str, Any]:
     """Return what decides a map: runs, rasters, area, settings, and what computes it. Reads each run's weights once."""
+    job, settings = task.job, task.settings
     return {
         "runs": [
             {"path": str(run.resolve()), "weights": file_digest(run / WEIGHTS), "card": file_digest(run / CARD)}
-            for run in runs
+            for run in task.runs
         ],
         "settings": asdict(settings) | {"bands": list(settings.bands)},
-        "backend": mapper.backend,
+        "backend": backend,
         "versions": {name: version(name) for name in ("tilth", "torch")},
         "area": {"path": str(job.aoi.resolve()), "digest": file_digest(job.aoi)} if job.aoi else None,
         "rasters": raster_states(job.rasters),
     }
+
+
+def backend_for(tasks: Sequence[Task]) -> str:
+    """Return the backend to ask for: that of the settings; for "auto" the one that an earlier job found.
+
+    What is fastest differs from day to day, and a map that was begun with one is not gone on with another.
+    """
+    asked = tasks[0].settings.backend
+    if asked != "auto":
+        return asked
+    found = (_backend_before(task) for task in tasks)
+    return next((backend for backend in found if backend), asked)
+
+
+def map_tags_of(path: Path) -> dict[str, str]:
+    """Return the metadata of a map; none where there is no raster."""
+    try:
+        with Image.open(path) as image:
+            return image.info.tags
+    except InputError:
+        return {}
+
+
+def _backend_before(task: Task) -> str | None:
+    begun = origin_of(task.folder)
+    return begun.get("backend") if begun else map_tags_of(task.job.path).get(BACKEND_TAG)
 
 
 def raster_states(rasters: Sequence[Path]) -> list[dict[str, Any]]:

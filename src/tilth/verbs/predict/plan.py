@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tilth.card import ModelCard
 from tilth.config import PredictConfig
 from tilth.errors import InputError, OutputError
 from tilth.geo.area import Area
+from tilth.geo.batches import Batch, batches, tiles_of
 from tilth.geo.blend import Plan
 from tilth.geo.grid import Grid, Window
 from tilth.geo.mosaic import Mosaic
@@ -59,12 +61,12 @@ class Task:
     """One map to make, and all that decides what it holds."""
 
     job: Job
+    runs: tuple[Path, ...]
     card: ModelCard
+    """Of the first run."""
     settings: PredictConfig
-    origin: dict[str, Any]
-    """Everything that decides what the map holds, as JSON."""
-    layers: int
-    """Layers that the model gives a pixel."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Everything that decides what the map holds, as JSON; known when it is known what computes it."""
 
     @property
     def folder(self) -> Path:
@@ -83,8 +85,13 @@ class Task:
 
     @property
     def spread(self) -> bool:
-        """Whether the last layer is the standard deviation over runs."""
-        return self.layers > self.card.legend.outputs
+        """Whether the model's last layer is the standard deviation over runs."""
+        return self.settings.uncertainty and len(self.runs) > 1
+
+    @property
+    def layers(self) -> int:
+        """Layers that the model gives a pixel."""
+        return self.card.legend.outputs + self.spread
 
     @cached_property
     def plan(self) -> Plan:
@@ -93,6 +100,11 @@ class Task:
         tiles = TileGrid(mosaic.grid.height, mosaic.grid.width, self.card.tile_px, settings.overlap)
         width = panel_width(tiles, self.layers, mosaic.bands * np.dtype(mosaic.dtype).itemsize)
         return Plan(Lanes(tiles, width), self.layers, settings.batch_size)
+
+    def first_batch(self) -> Batch | None:
+        """Return the first tiles that are computed; None when no pixel is valid. Reads until the batch is full."""
+        with closing(self.job.mosaic):
+            return next(batches(tiles_of(self.plan.lanes, self.job), self.settings.batch_size), None)
 
     def _beside(self, what: str) -> Path:
         return self.job.path.with_name(f"{self.job.path.stem}.{what}.tif")
