@@ -98,6 +98,7 @@ def test_dstls_pairs_are_named_when_nobody_grouped_them(shared: Path, tmp_path: 
     assert found.verdict.startswith("Leak: ")
     assert "6140_1_2 with 6110_1_2" in found.verdict
     assert "--groups" in found.verdict
+    assert tiles.meta.source["the same ground"].startswith("6110_1_2 and 6140_1_2, 6110_3_1 and 6140_3_1. Name them")
 
 
 def test_the_amazon_scenes_leak_nothing_and_their_distances_are_geodesic(shared: Path, tmp_path: Path) -> None:
@@ -142,6 +143,7 @@ def test_the_same_scenes_in_one_group_do_not_leak(tmp_path: Path) -> None:
         found = audit_set(prepare(source, tmp_path / split, replace(SMALL, split=split)))
         assert not found.leaks
         assert found.twins == ()
+        assert "the same ground" not in TileSet.open(tmp_path / split).meta.source
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,7 @@ def test_overlapping_scenes_are_known_by_where_they_lie_in_any_crs(tmp_path: Pat
     split = next(tile.split for tile in tiles.tiles if tile.scene == found.twins[0].held)
     part = sum(tile.scene == found.twins[0].held for tile in tiles.tiles) / len(tiles.split(split))
     assert {held.split: held.seen_elsewhere for held in found.held}[split] == pytest.approx(part / 2, rel=1e-3)
+    assert tiles.meta.source["the same ground"].startswith("s0 and s7. ")
     clear = next(held for held in found.held if held.split != split)
     assert clear.seen_elsewhere == 0
 

@@ -19,7 +19,8 @@ from tilth.geo.grid import Window, cells
 from tilth.geo.outlines import outlines
 from tilth.geo.raster import Image, close_labels, read_labels
 from tilth.geo.rasterout import BLOCK_PX, copy_tiled, create_labels
-from tilth.geo.scenes import Gathered, LabelledScene, Source
+from tilth.geo.sameground import same_ground
+from tilth.geo.scenes import Gathered, LabelledScene, Source, listed
 from tilth.geo.splits import Place, plan
 from tilth.geo.statistics import Moments, band_moments
 from tilth.geo.structure import STRUCTURE, Looks, write_structures
@@ -208,8 +209,10 @@ def _write(
     rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
     shapes, crs = outlines([row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in burnt})
     write_tiles(folder / INDEX, rows, shapes, gathered.legend.names, crs)
-    if structures := [scene.structures for scene in burnt if scene.structures is not None]:
-        write_structures(folder / STRUCTURE, np.stack(structures))
+    structures = [scene.structures for scene in burnt if scene.structures is not None]
+    looks = np.stack(structures) if structures else None
+    if looks is not None:
+        write_structures(folder / STRUCTURE, looks)
     moments, info = _statistics(burnt, tiles), burnt[0].scene.info
     meta = TileSetMeta(
         legend=gathered.legend,
@@ -220,10 +223,16 @@ def _write(
         std=tuple(moments.std.tolist()),
         scenes=tuple(_scene(scene, folder) for scene in burnt),
         settings=settings,
-        source=gathered.notes,
+        source=gathered.notes | _twins(same_ground(gathered.scenes, looks)),
         fingerprint=_fingerprint(gathered.legend, burnt, tiles),
     )
     write_json(folder / META, asdict(meta))
+
+
+def _twins(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return a note on scenes of the same ground, of which the split knows nothing; none where there are none."""
+    named = listed(f"{one} and {other}" for one, other in pairs)
+    return {"the same ground": f"{named}. Name them in --groups, or scores may flatter"} if pairs else {}
 
 
 def _band_names(scenes: Sequence[LabelledScene]) -> tuple[str, ...]:
