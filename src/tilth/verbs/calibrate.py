@@ -78,7 +78,7 @@ class Calibration:
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
-        rows = [("", "before", "after")]
+        rows: list[tuple[str, ...]] = [("", "before", "after")]
         rows += [(name, *(f"{getattr(q, field):.3f}" for q in (self.before, self.after))) for name, field in ROWS]
         if self.before.f1 is not None and self.after.f1 is not None:
             rows.append(("F1", f"{self.before.f1:.3f}", f"{self.after.f1:.3f}"))
