@@ -1,8 +1,10 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from tilth.errors import SettingError
-from tilth.learn.device import find_device, find_precision, layout, repeatable
+from tilth.learn.device import autocast, find_device, find_precision, layout, repeatable
 
 
 def seeing(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
@@ -37,6 +39,17 @@ def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         find_precision("16-mixed", "cpu")
 
 
+def test_networks_predict_in_what_the_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype: nullcontext((device, dtype)))
+    for there, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=there: there)
+        with autocast(torch.device("cuda")) as chosen:
+            assert chosen == ("cuda", expected)
+    for device in ("cpu", "mps"):
+        with autocast(torch.device(device)) as chosen:
+            assert chosen is None
+
+
 def test_layout_keeps_apples_own() -> None:
     assert layout(torch.device("cpu")) is layout(torch.device("cuda")) is torch.channels_last
     assert layout(torch.device("mps")) is torch.contiguous_format
@@ -46,4 +59,6 @@ def test_repeatable_is_undone_afterwards() -> None:
     for device, inside in (("cpu", False), ("cuda", True)):
         with repeatable(torch.device(device)):
             assert torch.are_deterministic_algorithms_enabled() is inside
+            assert torch.utils.deterministic.fill_uninitialized_memory is not inside
         assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory

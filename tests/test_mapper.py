@@ -13,6 +13,7 @@ from torch import Tensor
 from tilth.card import WEIGHTS, ModelCard
 from tilth.config import ModelConfig
 from tilth.errors import InputError
+from tilth.learn.backends.workers import Workers
 from tilth.learn.checkpoint import save_weights
 from tilth.learn.feed import Scaling
 from tilth.learn.inference import Mapper, Member, Predictor
@@ -34,6 +35,7 @@ CARD = ModelCard(
     epoch=1,
 )
 THREE = replace(CARD, legend=Legend(("rest", "crown", "road")))
+CPU = Workers(torch.device("cpu"), 4)
 ALL = np.ones((4, 32, 32), bool)
 
 
@@ -93,8 +95,8 @@ def test_the_order_of_two_runs_does_not_matter_and_a_run_agrees_with_itself(tmp_
 @pytest.mark.parametrize("tta", [1, 2, 4, 8])
 def test_a_network_that_looks_at_each_pixel_alone_gives_the_same_with_turns(tta: Literal[1, 2, 4, 8]) -> None:
     """It commutes with all turns; that the answer is equal to the bit says that all are turned back right."""
-    once = Mapper(CARD, [member(lambda images: images[:, :1])])(tiles(), ALL)
-    assert np.array_equal(Mapper(CARD, [member(lambda images: images[:, :1])], tta=tta)(tiles(), ALL), once)
+    once = Mapper(CARD, [member(lambda images: images[:, :1])], CPU)(tiles(), ALL)
+    assert np.array_equal(Mapper(CARD, [member(lambda images: images[:, :1])], CPU, tta=tta)(tiles(), ALL), once)
 
 
 @pytest.mark.parametrize("tta", [2, 4, 8])
@@ -116,7 +118,7 @@ def test_all_turns_are_averaged() -> None:
         logits[:, :, 0] = 100
         return logits
 
-    found = Mapper(CARD, [member(marks)], tta=8)(tiles(), ALL)[0, 0]
+    found = Mapper(CARD, [member(marks)], CPU, tta=8)(tiles(), ALL)[0, 0]
     assert (found[0, 5], found[5, 0], found[-1, 5], found[5, -1], found[0, 0], found[9, 9]) == (*[0.25] * 4, 0.5, 0)
 
 
@@ -131,16 +133,17 @@ def test_the_network_is_given_the_mean_where_there_is_no_image() -> None:
     valid[:, :7] = False
     wild = tiles().astype(np.float32)
     wild[:, :, :7] = np.nan
-    found = Mapper(CARD, [member(watching)])(wild, valid)
-    assert (seen[0][:, :, :7] == 0).all()
+    found = Mapper(CARD, [member(watching)], Workers(torch.device("cpu"), 1))(wild, valid)
+    images = torch.cat(seen)
+    assert (images[:, :, :7] == 0).all()
     assert (found[:, :, :7] == 0.5).all()
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (CARD.mean, CARD.std))
-    assert np.array_equal(seen[0][:, :, 7:].numpy(), ((tiles() - mean) / std)[:, :, 7:])
+    assert np.array_equal(images[:, :, 7:].numpy(), ((tiles() - mean) / std)[:, :, 7:])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
 def test_every_number_format_and_layout_of_pixels_will_do(dtype: str) -> None:
-    mapper = Mapper(CARD, [member(lambda images: images[:, :1])])
+    mapper = Mapper(CARD, [member(lambda images: images[:, :1])], CPU)
     expected = mapper(tiles(), ALL)
     pixels = np.asfortranarray(tiles().astype(dtype))
     pixels.flags.writeable = False

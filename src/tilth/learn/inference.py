@@ -14,6 +14,7 @@ from torch import Tensor
 from tilth.card import WEIGHTS, ModelCard, read_card
 from tilth.errors import InputError
 from tilth.learn.backends.choice import Runner, Trained, choose, device_for
+from tilth.learn.backends.workers import Workers
 from tilth.learn.checkpoint import load_weights
 from tilth.learn.device import find_device, layout, repeatable
 from tilth.learn.feed import Scaling
@@ -129,12 +130,18 @@ class Mapper:
     notes: tuple[str, ...] = ()
 
     def __init__(
-        self, card: ModelCard, members: Sequence[Member], *, device: str = "cpu", tta: Tta = 1, spread: bool = False
+        self,
+        card: ModelCard,
+        members: Sequence[Member],
+        workers: Workers,
+        *,
+        tta: Tta = 1,
+        spread: bool = False,
     ) -> None:
         self.card = card
         self.layers = card.legend.outputs + spread
         self._members, self._turns, self._spread = tuple(members), turns(tta), spread
-        self._device = torch.device(device)
+        self._workers = workers
 
     @classmethod
     def load(cls, runs: Sequence[Path], **options: Unpack[Options]) -> "Mapper":
@@ -151,16 +158,17 @@ class Mapper:
         _check_alike(runs, cards)
         backend = options.get("backend", "auto")
         device = device_for(backend, options.get("device", "auto"))
+        workers = Workers(torch.device(device), options.get("batch_size", 8))
         sample = _tensors(*(options.get("sample") or _noise(cards[0], options.get("batch_size", 8))))
         trained = [
             Trained(run, card, read_network(run, card), _scaled(*sample, _scaling(card)))
             for run, card in zip(runs, cards, strict=True)
         ]
-        choice = choose(trained, torch.device(device), backend, options.get("compile", False))
+        choice = choose(trained, workers, backend, options.get("compile", False))
         members = [
             Member(_scaling(card), card.temperature, runner) for card, runner in zip(cards, choice.runners, strict=True)
         ]
-        mapper = cls(cards[0], members, device=device, tta=options.get("tta", 1), spread=options.get("spread", False))
+        mapper = cls(cards[0], members, workers, tta=options.get("tta", 1), spread=options.get("spread", False))
         mapper.backend, mapper.notes = choice.backend, choice.notes
         return mapper
 
@@ -173,15 +181,18 @@ class Mapper:
         deviation of the probability over the runs, the largest of all classes. `pixels` are in the images' own units
         and number format. The network is given the mean of each band where they are not `valid`.
         """
-        with torch.inference_mode(), repeatable(self._device):
-            images, seen = (_moved(tensor, self._device) for tensor in _tensors(pixels, valid))
+        return self._workers.each(self._mapped, *_tensors(pixels, valid)).numpy()
+
+    def _mapped(
+        self, images: Float32[Tensor, "n b t t"], valid: Bool[Tensor, "n 1 t t"]
+    ) -> Float32[Tensor, "n layers t t"]:
+        with torch.inference_mode():
             if not self._spread:
-                mean = mean_over(self._members, lambda member: self._layers(member, images, seen))
-                return mean.numpy(force=True)
-            each = [self._layers(member, images, seen) for member in self._members]
+                return mean_over(self._members, lambda member: self._layers(member, images, valid))
+            each = [self._layers(member, images, valid) for member in self._members]
             mean = mean_over(each, lambda layers: layers)
             variance = mean_over(each, lambda layers: (layers - mean).square())
-            return torch.cat([mean, variance.sqrt().amax(1, keepdim=True)], dim=1).numpy(force=True)
+            return torch.cat([mean, variance.sqrt().amax(1, keepdim=True)], dim=1)
 
     def _layers(
         self, member: Member, images: Float32[Tensor, "n b t t"], valid: Bool[Tensor, "n 1 t t"]
@@ -191,7 +202,7 @@ class Mapper:
 
         def upright(turn: Turn) -> Tensor:
             logits = member.run(turned(scaled, turn))
-            return turned_back(layers_of(logits.float() / member.temperature), turn)
+            return turned_back(layers_of(logits / member.temperature), turn)
 
         return mean_over(self._turns, upright)
 
@@ -210,11 +221,6 @@ def _tensors(
     pixels: Shaped[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"]
 ) -> tuple[Float32[Tensor, "n b h w"], Bool[Tensor, "n 1 h w"]]:
     return torch.from_numpy(pixels.astype(np.float32, order="C")), torch.from_numpy(np.array(valid[:, None]))
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`. A GPU fetches it from pinned memory by itself while the CPU goes on."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _scaling(card: ModelCard) -> Scaling:

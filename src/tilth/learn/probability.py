@@ -19,14 +19,8 @@ def probabilities(logits: Float32[Tensor, "n o h w"]) -> Float32[Tensor, "n k h 
 
 
 def layers_of(logits: Float32[Tensor, "n o h w"]) -> Float32[Tensor, "n o h w"]:
-    """Return the layers of a map: the probability of class 1 from a single output, else that of each class.
-
-    Every tile by itself: torch computes the last few of a range of numbers with another exponential than the rest,
-    and which they are would depend on the tiles beside it.
-    """
-    return torch.cat(
-        [torch.sigmoid(one) if one.shape[1] == 1 else torch.softmax(one, dim=1) for one in logits.split(1)]
-    )
+    """Return the layers of a map: the probability of class 1 from a single output, else that of each class."""
+    return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
 
 
 def mean_over(items: Sequence[Item], term: Callable[[Item], Float[Tensor, "*size"]]) -> Float[Tensor, "*size"]:

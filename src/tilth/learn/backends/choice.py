@@ -18,9 +18,9 @@ from tilth.card import WEIGHTS, ModelCard
 from tilth.errors import SettingError
 from tilth.files import file_digest
 from tilth.learn.backends import onnx, openvino
-from tilth.learn.backends.alone import workers_for
 from tilth.learn.backends.eager import Eager, in_short
 from tilth.learn.backends.graphs import exported
+from tilth.learn.backends.workers import Workers
 from tilth.learn.device import find_device
 from tilth.learn.networks import Network
 from tilth.learn.probability import probabilities
@@ -28,8 +28,8 @@ from tilth.learn.probability import probabilities
 TOLERANCE = 1e-3
 """Largest difference from torch's probabilities at which another backend is used."""
 
-Runner: TypeAlias = Callable[[Float32[Tensor, "n b t t"]], Float32[Tensor, "n o t t"]]
-"""Scaled images on the device -> logits there."""
+Runner: TypeAlias = Callable[[Tensor], Tensor]
+"""Scaled images (n, b, t, t) on the device -> logits (n, o, t, t) there, in float32. On a CPU n is 1."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Backend:
     export: Callable[[torch.nn.Module, Tensor, Path], None]
     """Write the graph for single images of the shape given into a folder."""
     runner: Callable[[Path, int], Runner]
-    """Run the graph in a folder, so many tiles at a time."""
+    """Run the graph in a folder, for so many threads."""
 
 
 OTHERS: Mapping[str, _Backend] = {
@@ -96,43 +96,48 @@ def device_for(backend: str, device: str) -> str:
     return "cpu"
 
 
-def choose(networks: Sequence[Trained], device: torch.device, backend: str, compiled: bool) -> Choice:
-    """Return what runs `networks` on `device`; `backend` itself where it agrees with torch on their samples.
+def choose(networks: Sequence[Trained], workers: Workers, backend: str, compiled: bool) -> Choice:
+    """Return what runs `networks` for `workers`; `backend` itself where it agrees with torch on their samples.
 
     With "auto" on a CPU, the fastest on the first network's sample of all that are installed and agree; on a GPU
     torch. Takes seconds for each network and backend when their graphs must be exported first.
     """
-    eager = tuple(Eager(each.network, device, workers_for(len(each.sample))) for each in networks)
+    device = workers.device
+    eager = tuple(Eager(each.network, device) for each in networks)
     if compiled and backend not in OTHERS:
         for runner, each in zip(eager, networks, strict=True):
-            runner.compile(each.sample.to(device))
+            runner.compile(each.sample, workers)
     on_torch = Choice("torch", eager, tuple(dict.fromkeys(runner.note for runner in eager if runner.note)))
     if device.type != "cpu" or backend == "torch":
         return on_torch
-    return _of_several(networks, on_torch) if backend == "auto" else _instead(backend, networks, on_torch)
+    if backend == "auto":
+        return _fastest(networks, on_torch, workers)
+    return _instead(backend, networks, on_torch, workers)
 
 
-def _of_several(networks: Sequence[Trained], on_torch: Choice) -> Choice:
+def _fastest(networks: Sequence[Trained], on_torch: Choice, workers: Workers) -> Choice:
     """Return the fastest backend, tried on the first network alone."""
-    tried = [_instead(name, networks[:1], on_torch) for name in OTHERS if _installed(name)]
-    best = min([on_torch, *tried], key=lambda choice: _seconds(choice.runners[0], networks[0].sample))
+    tried = [_instead(name, networks[:1], on_torch, workers) for name in OTHERS if _installed(name)]
+    fit = [on_torch, *(choice for choice in tried if choice.backend != "torch")]
     notes = tuple(note for choice in tried for note in choice.notes)
-    if best.backend == "torch":
-        return replace(on_torch, notes=on_torch.notes + notes)
-    return _instead(best.backend, networks, on_torch) if len(networks) > 1 else replace(best, notes=notes)
+    times = [_seconds(choice.runners[0], networks[0].sample, workers) for choice in fit] if len(fit) > 1 else [0.0]
+    best = fit[times.index(min(times))]
+    if best.backend != "torch" and len(networks) > 1:
+        best = _instead(best.backend, networks, on_torch, workers)
+    return replace(best, notes=tuple(dict.fromkeys(best.notes + notes)))
 
 
-def _instead(name: str, networks: Sequence[Trained], on_torch: Choice) -> Choice:
+def _instead(name: str, networks: Sequence[Trained], on_torch: Choice, workers: Workers) -> Choice:
     """Return backend `name`; with a note, torch, where it cannot run one of the networks or disagrees."""
     try:
         pairs = zip(networks, on_torch.runners, strict=False)
-        return Choice(name, tuple(_agreeing(name, network, eager) for network, eager in pairs), ())
+        return Choice(name, tuple(_agreeing(name, network, eager, workers) for network, eager in pairs), ())
     except UnfitError as error:
         note = f"{OTHERS[name].title} is not used: {error}."
         return replace(on_torch, notes=(*on_torch.notes, note))
 
 
-def _agreeing(name: str, trained: Trained, eager: Runner) -> Runner:
+def _agreeing(name: str, trained: Trained, eager: Runner, workers: Workers) -> Runner:
     """Return the runner of backend `name`, compared with torch's.
 
     Raises:
@@ -142,10 +147,12 @@ def _agreeing(name: str, trained: Trained, eager: Runner) -> Runner:
     try:
         export = partial(_export, backend, trained.network, torch.zeros(1, *shape))
         with exported(trained.folder, name, _key(trained, shape, backend.needs), export) as folder:
-            runner = backend.runner(folder, workers_for(len(trained.sample)))
-        off = _difference(runner, eager, trained)
+            runner = backend.runner(folder, workers.count)
+        logits = [workers.each(run, trained.sample) for run in (eager, runner)]
     except Exception as error:  # whatever an exporter or a runtime may raise
         raise UnfitError(f"it cannot run this network ({in_short(error)})") from error
+    ours, theirs = (probabilities(each / trained.card.temperature) for each in logits)
+    off = float((ours - theirs).abs().max())
     if not off <= TOLERANCE:
         raise UnfitError(f"its probabilities differ from torch's by up to {off:.2g}, and {TOLERANCE:g} is allowed")
     return runner
@@ -175,17 +182,12 @@ def _version(library: str) -> str:
         return ""
 
 
-def _difference(runner: Runner, eager: Runner, trained: Trained) -> float:
-    ours, theirs = (probabilities(run(trained.sample) / trained.card.temperature) for run in (eager, runner))
-    return float((ours - theirs).abs().max())
-
-
-def _seconds(runner: Runner, images: Tensor) -> float:
+def _seconds(runner: Runner, images: Tensor, workers: Workers) -> float:
     """Return the shorter time of two for one batch. It has run before."""
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        runner(images)
+        workers.each(runner, images)
         times.append(time.perf_counter() - started)
     return min(times)
 

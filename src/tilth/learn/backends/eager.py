@@ -7,28 +7,29 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from tilth.learn.backends.alone import TileByTile
+from tilth.learn.backends.workers import Workers
 from tilth.learn.device import autocast, layout
 
 
 class Eager:
-    """A network on a device, as it is or compiled: tile by tile on a CPU, whole batches on a GPU.
+    """A network on a device, as it is or compiled.
 
     Attributes:
         note: why it is not compiled though that was asked for; empty otherwise.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, workers: int) -> None:
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._device, self.note = device, ""
         self._network: Any = network.to(device, memory_format=layout(device)).eval()  # type: ignore[call-overload]
-        self._by_tile = TileByTile(self._forward, workers)
 
     def __call__(self, images: Float32[Tensor, "n b t t"]) -> Float32[Tensor, "n o t t"]:
         """Return the logits of scaled images on the device."""
-        return self._by_tile(images) if self._device.type == "cpu" else self._forward(images)
+        with torch.inference_mode(), autocast(self._device):
+            logits: Tensor = self._network(images.contiguous(memory_format=layout(self._device)))
+            return logits.float()
 
-    def compile(self, images: Float32[Tensor, "n b t t"]) -> None:
-        """Compile the network for batches of the shape of `images`; where torch cannot, leave it and say so in `note`.
+    def compile(self, images: Float32[Tensor, "n b t t"], workers: Workers) -> None:
+        """Compile the network for batches like `images`; where torch cannot, leave it as it is and say so in `note`.
 
         Takes a minute or two.
         """
@@ -37,15 +38,10 @@ class Eager:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self(images)
+                workers.each(self, images)
         except Exception as error:  # whatever a compiler, its toolchain or its driver may raise
             self._network = plain
             self.note = f"torch cannot compile the network here ({in_short(error)}); it runs as it is"
-
-    def _forward(self, images: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(self._device):
-            logits: Tensor = self._network(images.contiguous(memory_format=layout(self._device)))
-            return logits.float()
 
 
 def in_short(error: Exception) -> str:

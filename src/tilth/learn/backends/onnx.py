@@ -1,12 +1,11 @@
 """ONNX Runtime runs the network, from a graph that torch exports."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
-
-from tilth.learn.backends.alone import TileByTile
 
 NEEDS = ("onnxruntime", "onnx", "onnxscript")
 GRAPH = "graph.onnx"
@@ -26,8 +25,8 @@ def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) 
     )
 
 
-def runner(folder: Path, workers: int) -> TileByTile:
-    """Return what computes `workers` tiles at a time from graph.onnx, each on one core."""
+def runner(folder: Path, _workers: int) -> Callable[[Tensor], Tensor]:
+    """Return what computes the logits of one tile from graph.onnx, on the calling thread; many may call at once."""
     import onnxruntime  # noqa: PLC0415  (an extra)
 
     options = onnxruntime.SessionOptions()
@@ -39,4 +38,4 @@ def runner(folder: Path, workers: int) -> TileByTile:
     def one(image: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
-    return TileByTile(one, workers)
+    return one
