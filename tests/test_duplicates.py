@@ -10,9 +10,9 @@ import scipy.ndimage
 from numpy import ndarray
 
 from tilth.errors import InputError
-from tilth.geo import dstl
+from tilth.geo import dstl, duplicates
 from tilth.geo.burn import burned
-from tilth.geo.duplicates import Match, match, matches
+from tilth.geo.duplicates import Match, match, matches, matches_among
 from tilth.geo.grid import Grid, Window
 from tilth.geo.raster import Image
 from tilth.geo.structure import Looks, Thumbnail, image_structure, label_structure, read_structures, write_structures
@@ -70,10 +70,7 @@ def test_dstls_two_pairs_and_no_other_are_the_same_ground_by_image_and_by_labels
         assert all(pair.similarity > least and pair.shift == (0, 0) for pair in same)
         # The margin that the page on audit states: the best of 298 other pairs stays below a quarter of these.
         assert max(pair.similarity for pair in pairs if not pair.same_ground) < least / 4
-        stacked = np.stack(looks[kind])
-        assert [(pair.left, pair.right) for pair in matches(stacked, stacked) if pair.left < pair.right] == [
-            (pair.left, pair.right) for pair in same
-        ]
+        assert matches_among(np.stack(looks[kind])) == same
 
 
 def test_no_two_of_the_amazon_scenes_are_the_same_ground(shared: Path) -> None:
@@ -114,9 +111,18 @@ def test_scenes_of_other_sizes_show_the_same_ground() -> None:
 
 def test_unrelated_landscapes_are_never_the_same_ground() -> None:
     looks = np.stack([seen(country(seed, 200)) for seed in range(40)])
-    assert matches(looks, looks) == [one for one in matches(looks, looks) if one.left == one.right]
-    assert len(matches(looks, looks)) == 40
-    assert matches(looks, NOTHING) == []
+    assert [(one.left, one.right) for one in matches(looks, looks)] == [(i, i) for i in range(40)]
+    assert matches_among(looks) == []
+    assert [(one.left, one.right) for one in matches_among(looks[[3, 5, 3, 7, 5]])] == [(0, 2), (1, 4)]
+    assert matches(looks, NOTHING) == matches(NOTHING, looks) == matches_among(NOTHING) == []
+
+
+def test_many_scenes_are_compared_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = np.stack([seen(country(seed % 11, 200)) for seed in range(15)])
+    found = matches_among(looks)
+    assert [(one.left, one.right) for one in found] == [(i, i + 11) for i in range(4)]
+    monkeypatch.setattr(duplicates, "AT_ONCE", 4)
+    assert sorted(matches_among(looks), key=lambda one: one.left) == found
 
 
 def test_two_lonely_houses_are_no_evidence() -> None:
