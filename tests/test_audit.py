@@ -19,7 +19,7 @@ from tilth.geo.grid import Window
 from tilth.geo.sources import MaskSource, VectorSource
 from tilth.geo.splits import Place, Planned, article_tiles, plan
 from tilth.geo.tileset import INDEX, META, Scene, Tile, TileSetMeta
-from tilth.geo.vector import write_tiles
+from tilth.geo.vectorout import write_tiles
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit, audit, audit_plan, audit_tiles
 from tilth.verbs.prepare import prepare

@@ -62,14 +62,14 @@ def dstl_looks(folder: Path) -> tuple[list[str], dict[str, list[ndarray]]]:
 
 def test_dstls_two_pairs_and_no_other_are_the_same_ground_by_image_and_by_labels(shared: Path) -> None:
     names, looks = dstl_looks(shared / "data" / "dstl")
-    for kind, least in (("images", 0.65), ("labels", 0.75)):
+    for kind, least, most in (("images", 0.67, 0.09), ("labels", 0.76, 0.17)):
         pairs = all_pairs(looks[kind])
         assert len(pairs) == 300
         same = [pair for pair in pairs if pair.same_ground]
         assert {(names[pair.left], names[pair.right]) for pair in same} == set(dstl.SAME_GROUND)
-        assert all(pair.similarity > least and pair.shift == (0, 0) for pair in same)
-        # The margin that the page on audit states: the best of 298 other pairs stays below a quarter of these.
-        assert max(pair.similarity for pair in pairs if not pair.same_ground) < least / 4
+        assert all(pair.similarity > least - 0.005 and pair.shift == (0, 0) for pair in same)
+        # The margin that the page on audit states.
+        assert max(pair.similarity for pair in pairs if not pair.same_ground) < most + 0.005
         assert matches_among(np.stack(looks[kind])) == same
 
 
@@ -79,7 +79,7 @@ def test_no_two_of_the_amazon_scenes_are_the_same_ground(shared: Path) -> None:
         with Image.open(path) as image:
             looks.append(seen(*image.read(image.info.grid.window)))
     assert len(looks) == 30
-    assert not any(pair.same_ground for pair in all_pairs(looks))
+    assert not any(pair.same_ground or pair.similarity > 0.165 for pair in all_pairs(looks))
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (0, 37), (55, -40), (-60, 3)])

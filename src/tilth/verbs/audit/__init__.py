@@ -88,7 +88,8 @@ def draw(found: Audit) -> bytes:
 
 def _with_looks(found: Audit, tile_set: TileSet) -> Audit:
     scenes = tile_set.meta.scenes
-    looks = read_structures(tile_set.folder / STRUCTURE)
+    # Beside the masks, which the folds of a cross-validation have in common.
+    looks = read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE)
     if looks is None and len(scenes) > 1:
         note = "scenes of the same ground under two names were not looked for: prepare the tile set again to know them"
         found = replace(found, notes=(*found.notes, note))
