@@ -85,7 +85,7 @@ def test_each_tree_is_a_polygon_with_its_figures(grove: Path, tmp_path: Path) ->
 def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tilth.verbs.predict import predict
 
-    monkeypatch.setattr("tilth.verbs.predict.Predictor", Pointwise)
+    monkeypatch.setattr("tilth.verbs.predict.Mapper", Pointwise)
     pixels = np.full((3, 40, 50), 10, np.uint8)
     pixels[:, 5:15, 10:30] = 200
     pixels[:, 20:, 40:] = 0

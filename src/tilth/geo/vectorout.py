@@ -93,7 +93,7 @@ def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, l
     rest = iter(batches)
     # Without any batch there is still a layer to open.
     for number, batch in enumerate(chain([next(rest, Features([], {}))], rest)):
-        with _without_crs():
+        with _quietly():
             pyogrio.write_dataframe(_frame(batch, crs), part, append=number > 0, **kind)
         written += len(batch.shapes)
     _check_count(part, layer, written)
@@ -122,7 +122,7 @@ def write_flatgeobuf(part: Path, batches: Iterable[Features], crs: CRS | None, l
     """
     counted = Counted(batches)
     kind = {"driver": "FlatGeobuf", "layer": layer, "geometry_type": "MultiPolygon", "geometry_name": "geometry"}
-    with _without_crs():
+    with _quietly():
         pyogrio.write_arrow(record_batches(counted), part, crs=crs and crs.to_wkt(), **kind)
     _check_count(part, layer, counted.seen)
     return counted.seen
@@ -142,19 +142,19 @@ class Counted:
 
 
 def _check_count(part: Path, layer: str, written: int) -> None:
-    with warnings.catch_warnings():
-        # What GDAL says of a file that ends early is said in the error.
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with _quietly():
         found = pyogrio.read_info(part, layer=layer, force_feature_count=True)["features"]
     if found != written:
         raise DataSourceError("not all features reached the disk")
 
 
 @contextmanager
-def _without_crs() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         # Images without CRS have tiles and maps without one.
         warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)
+        # What GDAL says of a file that ends early, on a full disk, the error says too.
+        warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
 
