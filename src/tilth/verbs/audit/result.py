@@ -6,8 +6,17 @@ from typing import Literal
 
 from tilth.geo.likeness import Likeness
 from tilth.geo.tileset import Split
-from tilth.verbs.audit import words
 from tilth.verbs.audit.found import Held, Reach, Twin
+from tilth.verbs.audit.words import (
+    balance_lines,
+    distance_lines,
+    leak,
+    likeness_lines,
+    listed,
+    nearness,
+    overlap_lines,
+    twin_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -57,23 +66,23 @@ class Audit:
         if not self.held or "train" not in self.tiles:
             return "Nothing can leak: no tiles train and are held out at the same time."
         if self.leaks:
-            return words.leak(self.held, self.divided_groups, self.twins)
+            return leak(self.held, self.divided_groups, self.twins)
         names = " or ".join(held.split for held in self.held)
         clean = f"No leak: no {names} pixel lies in a training tile."
-        return f"{clean} {words.nearness(self.held, self.reach, self.unit, self.pixel)}".rstrip()
+        return f"{clean} {nearness(self.held, self.reach, self.unit, self.pixel)}".rstrip()
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
-        groups = [f"Groups on both sides of the split: {words.listed(self.divided_groups)}", ""]
+        groups = [f"Groups on both sides of the split: {listed(self.divided_groups)}", ""]
         return [
             self.title,
             "",
-            *words.overlap_lines(self.tiles, self.held),
+            *overlap_lines(self.tiles, self.held),
             "",
-            *words.balance_lines(self.balance, self.classes),
-            *words.distance_lines(self.held, self.reach, self.unit),
-            *words.likeness_lines(self.likeness, self.pixel, self.unit),
-            *words.twin_lines(self.twins),
+            *balance_lines(self.balance, self.classes),
+            *distance_lines(self.held, self.reach, self.unit),
+            *likeness_lines(self.likeness, self.pixel, self.unit),
+            *twin_lines(self.twins),
             *(groups if self.divided_groups else []),
             *(f"Note: {note}" for note in self.notes),
             self.verdict,
