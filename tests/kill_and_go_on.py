@@ -13,19 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from helpers import textured, write_raster
-from mapping import COVERS, Contextual, make_run
+from mapping import COVERS, Contextual, Means, make_run
 from processes import Fuse, in_a_process
 
 # Stands in for the learning library, which takes long to load.
 sys.modules["tilth.learn.inference"] = types.ModuleType("tilth.learn.inference")
 sys.modules["tilth.learn.inference"].Mapper = Contextual  # type: ignore[attr-defined]
+sys.modules["tilth.learn.known"] = types.ModuleType("tilth.learn.known")
+sys.modules["tilth.learn.known"].Encoder = Means  # type: ignore[attr-defined]
+sys.modules["tilth.learn.known"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
 
 import tilth.verbs.predict.plan  # noqa: E402
+from tilth.applicability import KNOWN, fit  # noqa: E402
 from tilth.config import PredictConfig  # noqa: E402
 from tilth.verbs.predict import predict  # noqa: E402
 
-CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True)
+CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
 # Two panels of four or five columns of tiles.
 tilth.verbs.predict.plan.panel_width = lambda *_: 80
 
@@ -94,12 +100,13 @@ def main(folder: Path) -> None:
     pixels[:, 30:65] = 0
     write_raster(folder / "scene.tif", pixels, nodata=0)
     make_run(folder / "run", COVERS)
+    fit(np.random.default_rng(0).normal(128, 30, (40, 3))).write(folder / "run" / KNOWN)
     assert in_a_process(lambda: mapped(folder, "whole")) == 0
     batches, files = calls(folder, Contextual, "__call__"), calls(folder, Path, "replace")
     removed = calls(folder, Path, "unlink")
     moments = {f"batch-{n}": killed_at(Contextual, "__call__", n) for n in (1, batches // 2, batches)}
-    # The last four files are the complete ledger, the probabilities, the uncertainty and the map.
-    ends = (files - 3, files - 2, files - 1, files)
+    # The last are the complete ledger, the probabilities, the uncertainty, the area of applicability and the map.
+    ends = range(files - 4, files + 1)
     moments |= {f"before-file-{n}": killed_at(Path, "replace", n) for n in (2, 3, files // 2, *ends)}
     moments |= {f"after-file-{n}": killed_at(Path, "replace", n, after=True) for n in (1, 2, files // 3, *ends)}
     # The last files to go are strips and, at the very end, the ledger.

@@ -64,6 +64,18 @@ class Contextual(Pointwise):
         return np.stack([rest] * (len(self.card.legend.names) - 1) + [p], axis=1)
 
 
+class Means:
+    """Stands in for an encoder: the features of a cell are the means of its bands."""
+
+    cell_px, frame_px = 16, 32
+
+    def __call__(self, pixels: ndarray, valid: ndarray) -> tuple[ndarray, ndarray]:
+        n, bands, size, _ = pixels.shape
+        features = pixels.reshape(n, bands, size // 16, 16, size // 16, 16).mean(axis=(3, 5), dtype=np.float32)
+        known = valid.reshape(n, size // 16, 16, size // 16, 16).mean(axis=(2, 4)) >= 0.5
+        return features.transpose(0, 2, 3, 1)[known], known
+
+
 def make_run(folder: Path, legend: Legend = TREES, **changes: object) -> Path:
     """Write a run folder with a card, and weights that are none."""
     folder.mkdir(parents=True)

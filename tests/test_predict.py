@@ -477,10 +477,10 @@ def test_a_prediction_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Pa
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     moments = [line.split() for line in done.stdout.splitlines()]
-    assert len(moments) == 19
+    assert len(moments) == 21
     assert {signal for _, signal, _ in moments} == {"9"}
     assert len({strips for *_, strips in moments}) >= 5
-    files = {"map.tif", "map.probabilities.tif", "map.uncertainty.tif"}
+    files = {"map.tif", "map.probabilities.tif", "map.uncertainty.tif", "map.applicability.tif"}
     for name, *_ in moments:
         assert left_in(tmp_path / name) == files
         for file in files:

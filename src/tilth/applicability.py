@@ -19,6 +19,8 @@ from scipy.spatial.distance import cdist
 from tilth.errors import InputError
 from tilth.files import replacing
 
+KNOWN = "known.safetensors"
+"""Name of what a run knows, in its folder."""
 MOST_POINTS = 2000
 """Training points that are kept; of more, a random choice with a fixed seed."""
 ROWS = 256

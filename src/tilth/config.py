@@ -117,6 +117,8 @@ class PredictConfig:
     uncertainty: bool = False
     """Also write the uncertainty of every pixel beside the map: the entropy of its probabilities, from 0 to 1, or with
     several runs the standard deviation of theirs."""
+    applicability: bool = False
+    """Also write beside the map where the rasters look like what the run was trained on, and where they do not."""
     bands: tuple[Positive, ...] = ()
     """Which bands of the rasters are the run's, in its order, counted from 1. Without: all, as they are."""
     resample: bool = False
@@ -175,6 +177,16 @@ class EvaluateConfig:
     """Also score boundaries: right within so many metres. 0: do not."""
     objects: str = ""
     """Also score the objects of this class, connected pixels matched at IoU over 0.5: crowns, buildings."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReviewConfig:
+    """What is listed of a run's mistakes."""
+
+    worst: Positive = 50
+    """Most tiles in the layer of the worst."""
+    suspect_px: Positive = 25
+    """Least pixels of a place whose label is suspected."""
 
 
 @dataclass(frozen=True, config=STRICT)

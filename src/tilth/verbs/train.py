@@ -7,14 +7,17 @@ from pathlib import Path
 
 import torch
 
+from tilth.applicability import KNOWN
 from tilth.card import CARD, ModelCard, read_card
 from tilth.config import ModelConfig, Recipe, recipe_toml
 from tilth.errors import InputError, OutputError, SettingError
 from tilth.files import json_digest, write_json, write_text, writing
+from tilth.geo.apart import sampled_apart
 from tilth.geo.tileset import TileSet, TileSetMeta
 from tilth.learn.checkpoint import STATE
 from tilth.learn.feed import Scaling, TrainingData
 from tilth.learn.history import History
+from tilth.learn.known import MOST_CELLS, known_ground, load_encoder
 from tilth.learn.loop import fit
 from tilth.learn.networks import Network, build
 from tilth.verbs.audit import audit_set
@@ -73,8 +76,11 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
     history = fit(network, data, recipe.train, out, resume=going_on)
     card = _calibrated_as_before(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
+    known = _write_known(out, card, tile_set, recipe.train.device)
+    # The card comes last: a run that has one is finished.
     card.write(out)
-    return Training(out, card, history, *parameter_counts(network), notes=(found.verdict,) if found.leaks else ())
+    leaks = (found.verdict,) if found.leaks else ()
+    return Training(out, card, history, *parameter_counts(network), notes=leaks + known)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:
@@ -132,6 +138,20 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     if out.exists() and not exists and not begun and (out.is_file() or any(out.iterdir())):
         raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
     return exists
+
+
+def _write_known(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:
+    """Write what the best network knows of its training ground, and return a note where nothing can be said of it."""
+    encoder = load_encoder(out, card, device)
+    chosen, units = sampled_apart(tile_set, "train", -(-MOST_CELLS // encoder.cells))
+    known = known_ground(encoder, tile_set.samples("train"), chosen, units)
+    if known is None:
+        return (
+            "the training tiles lie in one unit of the split or are all alike, so predict cannot say where the run "
+            "applies (--applicability). Train on more scenes or blocks.",
+        )
+    known.write(out / KNOWN)
+    return ()
 
 
 def _calibrated_as_before(out: Path, card: ModelCard) -> ModelCard:

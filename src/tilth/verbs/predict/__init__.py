@@ -8,6 +8,7 @@ from typing import Any
 from tilth.card import read_card
 from tilth.config import PredictConfig
 from tilth.learn.inference import Mapper
+from tilth.verbs.predict.applicability import check_known
 from tilth.verbs.predict.forecast import forecast
 from tilth.verbs.predict.job import made_before, make
 from tilth.verbs.predict.origin import backend_for, origin
@@ -29,8 +30,9 @@ def predict(
 
     Several runs are averaged. With `out` a .tif, all rasters become one map; they must lie on one grid, and where they
     overlap the first valid pixel counts. Otherwise `out` is a folder with one map a raster, under the raster's name.
-    Beside MAP.tif come MAP.probabilities.tif and MAP.uncertainty.tif, when asked for, and, until all is written, the
-    folder .MAP.part with what is finished: after a kill the same call goes on from there and ends with the same bytes.
+    Beside MAP.tif come MAP.probabilities.tif, MAP.uncertainty.tif and MAP.applicability.tif (of the first run), when
+    asked for, and, until all is written, the folder .MAP.part with what is finished: after a kill the same call goes on
+    from there and ends with the same bytes.
     `aoi` is a vector file: only what its polygons cover is mapped, and only blocks that they touch are read. With
     `dry_run` nothing is written: the result says how much there is to do, and how long it will take.
 
@@ -51,6 +53,8 @@ def predict(
     runs = (run,) if isinstance(run, Path) else tuple(run)
     card = read_card(runs[0])
     tasks = [Task(job, runs, card, settings) for job in planned(card, rasters, out, settings, aoi)]
+    if settings.applicability:
+        check_known(runs[0])
     mapper = Mapper.load(runs, **_options(tasks))
     tasks = [replace(task, origin=origin(task, mapper.backend)) for task in tasks]
     said = (*mapper.notes, *(note for task in tasks for note in notes(task)))
@@ -58,7 +62,7 @@ def predict(
         return Prediction(out, (), said, tuple(forecast(task, mapper) for task in tasks))
     before = [made_before(task, alone=task.job.path == out) for task in tasks]
     maps = tuple(done or make(task, mapper) for task, done in zip(tasks, before, strict=True))
-    return Prediction(out, maps, said)
+    return Prediction(out, maps, (*said, *(note for made in maps for note in made.notes)))
 
 
 def _options(tasks: Sequence[Task]) -> dict[str, Any]:

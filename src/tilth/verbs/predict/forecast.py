@@ -8,6 +8,7 @@ from tilth.geo.blend import Model
 from tilth.geo.grid import cells
 from tilth.geo.ledger import finished
 from tilth.geo.rasterout import BLOCK_PX
+from tilth.verbs.predict.applicability import seconds_of
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.result import Forecast
 
@@ -33,6 +34,7 @@ def forecast(task: Task, model: Model) -> Forecast:
         batch_s = _batch_seconds(task, model)
         blocks = _blocks(task)
     seconds = -(-left // task.settings.batch_size) * (batch_s or 0.0)
+    seconds += seconds_of(task) if task.applicability else 0.0
     grid = task.job.grid
     data_px = min(blocks * BLOCK_PX**2, grid.height * grid.width)
     return Forecast(

@@ -28,6 +28,7 @@ from tilth.geo.classmap import (
 from tilth.geo.ledger import Ledger, differences, is_complete, remove_ledger
 from tilth.geo.maptags import BACKEND_TAG, ORIGIN_TAG, map_tags
 from tilth.progress import Meter, meter
+from tilth.verbs.predict.applicability import write_applicability
 from tilth.verbs.predict.origin import map_tags_of, raster_states
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.result import MadeMap
@@ -58,7 +59,7 @@ def made_before(task: Task, alone: bool) -> MadeMap | None:
     if same and not alone:
         return _finished(task)
     if not is_complete(task.folder):
-        for there in (path, task.probabilities, task.uncertainty):
+        for there in (path, task.probabilities, task.uncertainty, task.applicability):
             if there:
                 refuse_existing(there)
     return None
@@ -85,10 +86,11 @@ def make(task: Task, model: Model) -> MadeMap:
         if task.uncertainty:
             what = SPREAD_IN_WORDS if task.spread else ENTROPY_IN_WORDS
             write_uncertainty(task.uncertainty, grid, ledger, _shares(task).dtype, tags, what)
+        outside = _write_applicability(task, ledger, tags)
         # The map comes last: when it is there, all is.
         pixels = write_class_map(task.job.path, grid, ledger, legend, tags)
     ledger.remove()
-    done = {"pixels": pixels, "computed_px": grid.height * grid.width - before, "seconds": seconds}
+    done = {"pixels": pixels, "computed_px": grid.height * grid.width - before, "seconds": seconds, "outside": outside}
     return _finished(task, **done)
 
 
@@ -140,6 +142,13 @@ def _tags(task: Task) -> dict[str, str]:
     return map_tags(task.card, json_digest(task.origin)) | {BACKEND_TAG: str(task.origin["backend"])}
 
 
+def _write_applicability(task: Task, ledger: Ledger, tags: dict[str, str]) -> float | None:
+    """Write the area of applicability when it is asked for, and return the share of the map outside of it."""
+    if not task.applicability:
+        return None
+    return write_applicability(task.applicability, task, tags, lambda: _check_unchanged(task, ledger)).share
+
+
 def _shares(task: Task) -> Shares:
     return Shares("float16" if task.settings.probabilities == "float16" else "uint8")
 
@@ -151,7 +160,8 @@ def _pixels(ledger: Ledger) -> int:
 
 def _finished(task: Task, **done: Any) -> MadeMap:
     shape = task.job.grid.height, task.job.grid.width
-    return MadeMap(task.job.path, task.probabilities, task.uncertainty, shape, **{"pixels": {}, **done})
+    beside: dict[str, Any] = {"applicability": task.applicability, "pixels": {}}
+    return MadeMap(task.job.path, task.probabilities, task.uncertainty, shape, **{**beside, **done})
 
 
 def _check_any(task: Task, ledger: Ledger) -> None:

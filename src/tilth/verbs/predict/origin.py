@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tilth.applicability import KNOWN
 from tilth.card import CARD, WEIGHTS
 from tilth.errors import InputError
 from tilth.files import file_digest, json_digest
@@ -27,6 +28,7 @@ def origin(task: Task, backend: str) -> dict[str, Any]:
             {"path": str(run.resolve()), "weights": file_digest(run / WEIGHTS), "card": file_digest(run / CARD)}
             for run in task.runs
         ],
+        "known": file_digest(task.runs[0] / KNOWN) if settings.applicability else None,
         "settings": asdict(settings) | {"bands": list(settings.bands)},
         "backend": backend,
         "versions": {name: version(name) for name in ("tilth", "torch")},

@@ -84,6 +84,11 @@ class Task:
         return self._beside("uncertainty") if self.settings.uncertainty else None
 
     @property
+    def applicability(self) -> Path | None:
+        """Where it goes, when it is asked for."""
+        return self._beside("applicability") if self.settings.applicability else None
+
+    @property
     def spread(self) -> bool:
         """Whether the model's last layer is the standard deviation over runs."""
         return self.settings.uncertainty and len(self.runs) > 1

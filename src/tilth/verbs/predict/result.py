@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+MOST_OUTSIDE = 0.1
+"""From this share of a map outside the area of applicability on, it is said to be doubtful."""
+
 
 @dataclass(frozen=True)
 class MadeMap:
@@ -19,6 +22,9 @@ class MadeMap:
     """Pixels of the raster that this job went through; the rest a job before it that was killed."""
     seconds: float = 0.0
     """Time that this job took to compute them."""
+    applicability: Path | None = None
+    outside: float | None = None
+    """Share of the mapped area outside the area of applicability; None where that was not asked, or found before."""
 
     def lines(self) -> list[str]:
         """Return size, speed and the shares of the classes as text."""
@@ -32,7 +38,22 @@ class MadeMap:
         shares = [f"  {name:{wide}} {count / total:7.1%}" for name, count in self.pixels.items()]
         also = [f"{self.probabilities}: the probability of every class"] if self.probabilities else []
         also += [f"{self.uncertainty}: the uncertainty of every pixel"] if self.uncertainty else []
+        if self.outside is not None:
+            also += [
+                f"{self.applicability}: {self.outside:.1%} of the mapped area lies outside the area of applicability"
+            ]
         return [f"{size}{speed}", *shares, *also]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the map, a line each."""
+        if self.outside is None or self.outside <= MOST_OUTSIDE:
+            return ()
+        return (
+            f"{self.outside:.1%} of {self.path} looks unlike all that the run was trained on; its scores do not hold "
+            f"there. {self.applicability} shows where (above 1). Label some of it and train again with it; "
+            "`tilth sample` draws places to look at.",
+        )
 
 
 @dataclass(frozen=True)
