@@ -49,6 +49,15 @@ def percent(share: float | None) -> str:
     return text.replace(" ", NBSP)
 
 
+def percent_range(ends: tuple[float, float] | None) -> str:
+    """Return an interval of shares as percentages, for small print; nothing where there is none.
+
+    >>> percent_range((0.69, 0.82)).replace(NBSP, " ")
+    '69 % to 82 %'
+    """
+    return "" if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"
+
+
 def duration(seconds: float) -> str:
     """Return a time in its two largest units.
 

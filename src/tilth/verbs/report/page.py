@@ -1,14 +1,17 @@
 """The page of a report, part by part."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tilth.errors import InputError, TilthError
+from tilth.geo.likeness import likeness
 from tilth.geo.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
-from tilth.verbs.audit import audit_set
+from tilth.verbs.audit import Audit, audit_set
 from tilth.verbs.evaluate import mapped
+from tilth.verbs.report.fairness import Fairness, fairness, unlike_in_words
+from tilth.verbs.report.head import Fact, facts, headline, headline_score, lead, leaks, outdated, remarks
 from tilth.verbs.report.pictures import (
     extremes,
     mapped_samples,
@@ -17,18 +20,23 @@ from tilth.verbs.report.pictures import (
     shown_scenes,
 )
 from tilth.verbs.report.sources import Run, Subject, tile_set_of
-from tilth.verbs.report.tables import Bar, Network, Table, class_bars, networks, score_tables
+from tilth.verbs.report.sureness import (
+    curve_in_words,
+    decision_in_words,
+    elsewhere_in_words,
+    sureness_in_words,
+    sureness_plates,
+)
+from tilth.verbs.report.tables import Bar, Network, Table, area_table, class_bars, networks, score_tables
 from tilth.verbs.report.text import (
     GRAPHS_IN_WORDS,
+    INTERVALS_IN_WORDS,
     data_in_words,
     extremes_in_words,
-    facts,
-    headline,
     kicker,
-    leaks,
     plates_in_words,
-    remarks,
     samples_in_words,
+    scores_in_words,
     scores_title,
     settings_in_words,
 )
@@ -53,6 +61,7 @@ class Scored:
     """The tables of one kind of scores."""
 
     title: str
+    words: str
     tables: list[Table]
 
 
@@ -63,14 +72,22 @@ class Page:
     title: str
     kicker: str
     headline: str = ""
+    lead: str = ""
+    """How far the best network is ahead."""
     remarks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    facts: list[tuple[str, str, str]] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
     hero: list[Shown] = field(default_factory=list)
     network: str = ""
     """The network whose maps and scores are shown."""
     networks: list[Network] = field(default_factory=list)
     scores: list[Scored] = field(default_factory=list)
+    sureness: list[str] = field(default_factory=list)
+    """How right the probabilities are."""
+    sureness_plates: list[Plate] = field(default_factory=list)
+    areas: list[tuple[str, Table]] = field(default_factory=list)
+    """What labelled samples say of the map's areas, each in a sentence and a table."""
+    fairness: Fairness | None = None
     plates: list[Plate] = field(default_factory=list)
     samples: list[list[Shown]] = field(default_factory=list)
     extremes: dict[str, list[list[Shown]]] = field(default_factory=dict)
@@ -87,12 +104,12 @@ class Page:
 
 def page_of(subject: Subject) -> Page:
     """Return what the page on a run or a comparison shows."""
-    page = Page(subject.title, kicker(subject), notes=list(subject.notes))
+    page = Page(subject.title, kicker(subject), notes=[*subject.notes, *outdated(subject)])
     tiles = _tiles(subject, page)
     found = audit_set(tiles) if tiles else None
     shares = leaks(found, tiles, subject.run) if tiles and found and subject.run else {}
     page.headline = headline(subject, shares, len(tiles.split("val")) if tiles else None)
-    page.remarks = remarks(subject)
+    page.lead, page.remarks = lead(subject), remarks(subject)
     page.plates = curve_plates(subject)
     page.words |= {"plates": plates_in_words(subject)}
     if subject.kind == "comparison":
@@ -101,8 +118,9 @@ def page_of(subject: Subject) -> Page:
         _add_run(page, subject, subject.run)
         _if_possible(page, "the network", lambda: page.graphs.extend(graphs(subject)))
     if tiles and found:
+        _add_audit(page, tiles, found)
         page.bars = class_bars(found, tiles.meta.legend)
-        page.words["data"] = data_in_words(tiles, found)
+        page.words["data"] = f"{data_in_words(tiles)} {unlike_in_words(found)}".rstrip()
         _if_possible(page, "the scenes", lambda: _add_scenes(page, tiles))
         _if_possible(page, "the maps", lambda: _add_pictures(page, subject, tiles))
     return page
@@ -133,9 +151,29 @@ def _tiles(subject: Subject, page: Page) -> TileSet | None:
 def _add_run(page: Page, subject: Subject, run: Run) -> None:
     page.network = subject.leader.name
     page.facts = facts(subject, run)
-    page.scores = [Scored(scores_title(table), score_tables(table)) for table in run.scores]
+    page.scores = [Scored(scores_title(table), scores_in_words(table), score_tables(table)) for table in run.scores]
+    if any(table.interval for table in run.scores):
+        page.words["scores"] = INTERVALS_IN_WORDS
+    page.areas = [(found.headline, area_table(found)) for found in run.areas]
+    table = run.score(headline_score(subject))
+    if table is not None:
+        page.sureness = sureness_in_words(table)
+        page.sureness_plates = sureness_plates(table)
+        words = [*elsewhere_in_words(run, table), decision_in_words(run, table), curve_in_words(table)]
+        page.words["sureness"] = " ".join(filter(None, words))
     page.settings = settings_in_words(run)
     page.words["graphs"] = GRAPHS_IN_WORDS
+
+
+def _add_audit(page: Page, tiles: TileSet, found: Audit) -> None:
+    """Say whether the test was fair; how far the ground resembles itself is left out where no image can be read."""
+    page.fairness = fairness(found)
+
+    def add() -> None:
+        page.fairness = fairness(replace(found, likeness=likeness(tiles)))
+
+    if found.held and "train" in found.tiles:
+        _if_possible(page, "how far the ground resembles itself", add)
 
 
 def _add_scenes(page: Page, tiles: TileSet) -> None:

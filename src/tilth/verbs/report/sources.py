@@ -6,9 +6,8 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
 from tilth.card import CARD, ModelCard, read_card
@@ -18,45 +17,8 @@ from tilth.learn.describe import title_of
 from tilth.learn.history import HISTORY, Epoch, History, read_history
 from tilth.verbs.compare import COMPARISON, Row
 from tilth.verbs.evaluate import tiles_of
+from tilth.verbs.report.scorefile import LENIENT, AreaFile, ScoreTable, read_json
 from tilth.verbs.train import RECIPE
-
-# Score files may hold more than a report shows.
-LENIENT = ConfigDict(extra="ignore")
-Content = TypeVar("Content")
-
-
-@record(frozen=True, config=LENIENT)
-class Score:
-    """How well one class is mapped, or one scene; None where a figure does not exist."""
-
-    iou: float | None
-    f1: float | None
-    precision: float | None
-    recall: float | None
-    pixels: int
-    name: str = Field(validation_alias=AliasChoices("class", "scene"))
-
-
-@record(frozen=True, config=LENIENT)
-class ScoreTable:
-    """What scores-NAME.json holds: the scores of one run on one split of one tile set."""
-
-    name: str
-    split: str
-    tiles: str
-    classes: tuple[str, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """Pixel counts: rows are the label, columns the map."""
-    overall: dict[str, float | None]
-    per_class: tuple[Score, ...]
-    per_scene: tuple[Score, ...]
-    tiles_scored: int
-
-    @property
-    def iou(self) -> float:
-        """IoU of class 1 of two, else the mean over the classes; NaN where it does not exist."""
-        value = self.overall.get("iou")
-        return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -68,6 +30,8 @@ class Run:
     history: History
     scores: tuple[ScoreTable, ...]
     recipe: dict[str, Any]
+    areas: tuple[AreaFile, ...] = ()
+    """What a labelled sample says of this run's maps, of every area*.json in the folder."""
 
     @property
     def best(self) -> Epoch:
@@ -153,7 +117,7 @@ def read_subject(folder: Path) -> Subject:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder: card, history, recipe and every scores-*.json, the test's first.
+    """Read a run folder: card, history, recipe, every scores-*.json, the test's first, and every area*.json.
 
     Raises:
         InputError: when one of them is damaged, or card or history are missing.
@@ -164,7 +128,8 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder / HISTORY} holds no epoch. Train the run again.")
     tables = [read_json(path, ScoreTable) for path in sorted(folder.glob("scores-*.json"))]
     tables.sort(key=lambda table: table.name != "test")
-    return Run(folder, card, history, tuple(tables), _read_recipe(folder / RECIPE))
+    areas = tuple(read_json(path, AreaFile) for path in sorted(folder.glob("area*.json")))
+    return Run(folder, card, history, tuple(tables), _read_recipe(folder / RECIPE), areas)
 
 
 def tile_set_of(run: Run) -> TileSet:
@@ -174,22 +139,6 @@ def tile_set_of(run: Run) -> TileSet:
         InputError: when the run does not say where it lies, or it is not there.
     """
     return TileSet.open(tiles_of(run.folder))
-
-
-def read_json(path: Path, kind: type[Content]) -> Content:
-    """Return what a JSON file holds as `kind`.
-
-    Raises:
-        InputError: naming the file and what is wrong in it.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Check the folder.") from error
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the file"
-        raise InputError(f"{path}: {where}: {fault['msg']}. Write it again with the command that made it.") from error
 
 
 def known(values: Sequence[float | None]) -> list[float]:

@@ -1,14 +1,28 @@
 """The tables and bars of a report, ready for the template: everything as text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tilth.figures.colours import DARK, LIGHT, line_colour
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
-from tilth.verbs.report.numbers import duration, fixed, percent, plural, with_spread
-from tilth.verbs.report.sources import Score, ScoreTable, Subject, Variant
+from tilth.verbs.report.certainty import between, ends_of, iou_of, lead_of, signed
+from tilth.verbs.report.numbers import NBSP, duration, fixed, percent, percent_range, plural, with_spread
+from tilth.verbs.report.scorefile import AreaFile, Edges, EdgeScore, Objects, Score, ScoreTable
+from tilth.verbs.report.scorefile import Estimate as Measured
+from tilth.verbs.report.sources import Subject, Variant
 from tilth.verbs.report.text import SPLIT_NAMES
+
+HECTARE, LEAST_IN_HECTARES = 10_000.0, 10_000.0
+"""Square metres; areas from so many on are written in hectares."""
+
+
+class Cell(NamedTuple):
+    """A cell of a table: its text, and small print under it."""
+
+    text: str
+    small: str = ""
 
 
 @dataclass(frozen=True)
@@ -17,7 +31,7 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,11 @@ def networks(subject: Subject) -> list[Network]:
             line_colour(LIGHT, index),
             line_colour(DARK, index),
             variant is leader,
-            _cells(variant, extra),
+            (
+                *_cells(variant, extra),
+                *_leads(subject, variant, extra),
+                ("time", duration(variant.mean("seconds")), ""),
+            ),
             tuple(variant.values("val")),
         )
         for index, variant in enumerate(subject.variants)
@@ -62,21 +80,45 @@ def networks(subject: Subject) -> list[Network]:
 
 
 def score_tables(table: ScoreTable) -> list[Table]:
-    """Return the tables of one kind of scores: by class, what was taken for what, and by scene."""
+    """Return the tables of one kind of scores: by class, over all, what was taken for what, edges, objects, scenes."""
     total = max(sum(map(sum, table.confusion)), 1)
+    by_class = _scores("By class", "class", table.per_class)
+    confusion = tuple(
+        (Cell(name), *(Cell(percent(pixels / total)) for pixels in row))
+        for name, row in zip(table.classes, table.confusion, strict=True)
+    )
     tables = [
-        _scores("By class", "class", table.per_class),
-        Table(
-            "Labelled as (rows), mapped as (columns)",
-            ("", *table.classes),
-            tuple(
-                (name, *(percent(pixels / total) for pixels in row))
-                for name, row in zip(table.classes, table.confusion, strict=True)
-            ),
-        ),
+        Table(by_class.caption, by_class.columns, (*by_class.rows, *_means(table))),
+        _over_all(table),
+        Table("Labelled as (rows), mapped as (columns)", ("", *table.classes), confusion),
+        *([_edges(table.boundary)] if table.boundary else []),
+        *([_objects(table.objects)] if table.objects else []),
         _scores("By scene", "scene", table.per_scene if len(table.per_scene) > 1 else ()),
     ]
     return [made for made in tables if made.rows]
+
+
+def area_table(found: AreaFile) -> Table:
+    """Return what the map shows of each class, and what a labelled sample of its pixels says there is."""
+    total = sum(one.mapped_area for one in found.classes)
+    unit, scale = ("ha", HECTARE) if found.unit == "m2" and total >= LEAST_IN_HECTARES else (found.unit, 1.0)
+    unit = unit.replace("m2", "m²")
+
+    def area(value: float) -> str:
+        return f"{value / scale:,.1f}"
+
+    rows = tuple(
+        (
+            Cell(one.name),
+            Cell(area(one.mapped_area)),
+            Cell("–" if one.area.estimate is None else area(one.area.estimate), _around(one.area, area)),
+            Cell(percent(one.producers_accuracy.estimate), _around(one.producers_accuracy, percent)),
+            Cell(percent(one.users_accuracy.estimate), _around(one.users_accuracy, percent)),
+        )
+        for one in found.classes
+    )
+    caption = f"{plural(found.labelled, 'labelled point')} of {found.map}"
+    return Table(caption, ("class", f"mapped, {unit}", f"there is, {unit}", "found", "right"), rows)
 
 
 def class_bars(found: Audit, legend: Legend) -> list[Bar]:
@@ -103,13 +145,85 @@ def _cells(variant: Variant, extra: Sequence[str]) -> tuple[tuple[str, str, str]
         ("best validation loss", with_spread([row.best_val_loss for row in rows], 3), f"epoch {epochs}"),
         ("gap to training loss", with_spread([row.gap for row in rows], 3), ""),
         ("validation IoU", with_spread(variant.values("val")), ""),
-        *((f"{name} IoU", with_spread(variant.values(name)), "") for name in extra),
-        ("time", duration(variant.mean("seconds")), ""),
+        *(
+            (f"{name} IoU", with_spread(variant.values(name)), between(ends_of(iou_of(variant, name))))
+            for name in extra
+        ),
     )
+
+
+def _leads(subject: Subject, variant: Variant, extra: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return how far a network is behind the leader on the test tiles, where that is on file for any."""
+    others = [other for other in subject.variants if other is not subject.leader]
+    if "test" not in extra or not any(lead_of(other, subject.leader, "test") for other in others):
+        return []
+    found = None if variant is subject.leader else lead_of(variant, subject.leader, "test")
+    text = "–" if found is None else ("+" if found.value >= 0.005 else "") + signed(found.value)
+    return [("test IoU, less the best’s", text, between(ends_of(found)))]
 
 
 def _scores(caption: str, kind: str, scores: Sequence[Score]) -> Table:
-    rows = tuple(
-        (s.name, fixed(s.iou), fixed(s.f1), percent(s.recall), percent(s.precision), f"{s.pixels:,}") for s in scores
-    )
+    rows = tuple((Cell(one.name), *_four(one), Cell(f"{one.pixels:,}")) for one in scores)
     return Table(caption, (kind, "IoU", "F1", "found", "right", "labelled pixels"), rows)
+
+
+def _four(one: Score | EdgeScore) -> tuple[Cell, ...]:
+    ends = one.intervals
+    shares = (
+        Cell(fixed(one.f1), between(ends.get("f1"))),
+        Cell(percent(one.recall), percent_range(ends.get("recall"))),
+        Cell(percent(one.precision), percent_range(ends.get("precision"))),
+    )
+    return shares if isinstance(one, EdgeScore) else (Cell(fixed(one.iou), between(ends.get("iou"))), *shares)
+
+
+def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
+    """Return the rows under the classes: their mean, and their mean by area. None where they are not on file."""
+    values, ends = table.overall, table.overall_intervals
+    return [
+        (
+            Cell(name),
+            *(Cell(fixed(values.get(f"{kind}_{s}")), between(ends.get(f"{kind}_{s}"))) for s in ("iou", "f1")),
+            *(
+                Cell(percent(values.get(f"{kind}_{s}")), percent_range(ends.get(f"{kind}_{s}")))
+                for s in ("recall", "precision")
+            ),
+            Cell(""),
+        )
+        for kind, name in (("macro", "mean of the classes"), ("weighted", "mean by labelled area"))
+        if f"{kind}_iou" in values
+    ]
+
+
+def _over_all(table: ScoreTable) -> Table:
+    values, ends = table.overall, table.overall_intervals
+    accuracy = (
+        Cell("pixels that are right"),
+        Cell(percent(values.get("accuracy")), percent_range(ends.get("accuracy"))),
+    )
+    kappa = (Cell("kappa"), Cell(fixed(values.get("kappa")), between(ends.get("kappa"))))
+    return Table("All classes together", ("", "value"), (accuracy, kappa) if "kappa" in values else ())
+
+
+def _edges(edges: Edges) -> Table:
+    caption = f"Edges, right within {edges.tolerance_m:g}{NBSP}m"
+    rows = tuple((Cell(one.name), *_four(one)) for one in edges.per_class)
+    return Table(caption, ("class", "F1", "found", "right"), rows)
+
+
+def _objects(found: Objects) -> Table:
+    counts = (Cell(f"{count:,}") for count in (found.labelled, found.mapped, found.matched))
+    ends = found.intervals
+    row = (
+        Cell(found.name),
+        *counts,
+        Cell(fixed(found.f1), between(ends.get("f1"))),
+        Cell(percent(found.recall), percent_range(ends.get("recall"))),
+        Cell(percent(found.precision), percent_range(ends.get("precision"))),
+    )
+    columns = ("class", "labelled", "mapped", "matched", "F1", "found", "right")
+    return Table("Objects, matched where they share more than half", columns, (row,))
+
+
+def _around(one: Measured, write: Callable[[float], str]) -> str:
+    return "" if one.low is None or one.high is None else f"{write(one.low)} to {write(one.high)}"

@@ -1,0 +1,147 @@
+"""How sure a figure on the page is: its interval over the ground that was scored, and that of a difference."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy import ndarray
+
+from tilth.intervals import ENOUGH_UNITS, Statistic, intervals
+from tilth.scores import overall_scores, present_mean
+from tilth.verbs.report.numbers import fixed, plural
+from tilth.verbs.report.scorefile import Ends, IntervalNote, ScoreTable
+from tilth.verbs.report.sources import Variant
+
+LEVEL_TEXT = "with 95 % confidence".replace(" %", "\u00a0%")
+LEAST_LEAD = 0.005
+"""Differences below this are written as 0.00."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the ends of its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
+
+
+def tables_of(variant: Variant, measure: str) -> list[ScoreTable]:
+    """Return the scores called `measure` of those runs of a network that have them."""
+    return [table for run in variant.runs if (table := run.score(measure))]
+
+
+def iou_of(variant: Variant, measure: str) -> Estimate | None:
+    """Return the IoU of a network, mean over its seeds, with the interval over the ground they were scored on.
+
+    None where a seed has no counts by unit, or the seeds were not scored on the same ground.
+    """
+    counts = _stacked(tables_of(variant, measure))
+    return None if counts is None or len(variant.runs) != counts.shape[1] else _estimate(counts, mean_iou)
+
+
+def lead_of(first: Variant, second: Variant, measure: str) -> Estimate | None:
+    """Return by how much the IoU of one network is better than that of another, means over the seeds.
+
+    The interval is paired: both are scored on the same ground in every draw. It says nothing of other seeds. None where
+    they were not scored on the same ground, or that is not on file.
+    """
+    tables = tables_of(first, measure), tables_of(second, measure)
+    counts = _stacked([*tables[0], *tables[1]])
+    if counts is None or not all(tables):
+        return None
+    seeds = len(tables[0])
+
+    def lead(sums: Int64[ndarray, "n s k k"] | Float64[ndarray, "n s k k"]) -> Float64[ndarray, " n"]:
+        return mean_iou(sums[:, :seeds]) - mean_iou(sums[:, seeds:])
+
+    return _estimate(counts, lead)
+
+
+def mean_iou(sums: ndarray) -> Float64[ndarray, " n"]:
+    """Return the mean over seeds of the IoU of class 1 of two, else of the mean over classes, of sums (n, s, k, k)."""
+    return present_mean(overall_scores(sums)["iou"])
+
+
+def between(ends: Ends, digits: int = 2) -> str:
+    """Return an interval for small print; nothing where there is none.
+
+    >>> between((0.491, 0.618))
+    '0.49 to 0.62'
+    """
+    return "" if ends is None else f"{signed(ends[0], digits)} to {signed(ends[1], digits)}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a number with a true minus sign, and none before a zero.
+
+    >>> signed(-0.071), signed(-0.001)
+    ('−0.07', '0.00')
+    """
+    text = fixed(abs(value), digits)
+    return f"−{text}" if value < 0 and float(text) else text
+
+
+def ends_of(estimate: Estimate | None) -> Ends:
+    """Return the ends of an interval, or None."""
+    return (estimate.low, estimate.high) if estimate is not None and estimate.bounded else None
+
+
+def lead_in_words(name: str, rival: str, lead: Estimate) -> str:
+    """Return how far one network is ahead of another or behind it, and how sure that is."""
+    if abs(lead.value) < LEAST_LEAD:
+        about = f" (95\u00a0% interval of the difference {between(ends_of(lead))})" if lead.bounded else ""
+        return f"“{name}” and “{rival}” are level{about}"
+    way = "ahead of" if lead.value > 0 else "behind"
+    sentence = f"“{name}” is {way} “{rival}” by {fixed(abs(lead.value))}"
+    if not lead.bounded:
+        return sentence
+    least = min(abs(lead.low), abs(lead.high))
+    if lead.low <= 0 <= lead.high:
+        return f"{sentence}, which can be chance: the 95\u00a0% interval is {between(ends_of(lead))}"
+    return f"{sentence}, and {LEVEL_TEXT} by {'more than 0' if least < LEAST_LEAD else f'at least {fixed(least)}'}"
+
+
+def few_units(interval: IntervalNote | None, scenes: int) -> list[str]:
+    """Return in plain sentences what an interval over so few units, or of so few places, cannot say."""
+    if interval is None:
+        return []
+    units = plural(interval.units, interval.unit)
+    if interval.units < 2:
+        return [f"Only {units} was scored, so nothing says how far off this figure may be on other ground."]
+    found = []
+    if interval.units < ENOUGH_UNITS:
+        found.append(
+            f"Only {units} were scored: that is too few for a trustworthy interval, and the true figure may well lie "
+            "outside it."
+        )
+    if interval.unit == "block":
+        lie = "They all lie in one scene" if scenes == 1 else f"They lie in {plural(scenes, 'scene')}"
+        found.append(f"{lie}: other places may differ by more.")
+    return found
+
+
+def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s k k"] | None:
+    """Return the counts by unit of several scores side by side; None where they are not of the same ground."""
+    counted = [table.by_unit for table in tables]
+    ground = {(table.tiles, table.classes, tuple(counts)) for table, counts in zip(tables, counted, strict=True)}
+    if len(ground) != 1 or not counted[0]:
+        return None
+    return np.stack([np.stack(list(counts.values())) for counts in counted], axis=1)
+
+
+def _estimate(counts: Int64[ndarray, "u s k k"], figure: Statistic) -> Estimate:
+    flat, shape = counts.reshape(len(counts), -1), counts.shape[1:]
+
+    def figures(sums: Float64[ndarray, "n c"]) -> Float64[ndarray, "n f"]:
+        return figure(sums.reshape(-1, *shape))[:, None]
+
+    low, high = intervals(flat, figures)[0].tolist()
+    return Estimate(float(figures(flat.sum(axis=0, dtype=np.float64)[None])[0, 0]), low, high)

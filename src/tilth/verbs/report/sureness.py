@@ -1,0 +1,157 @@
+"""How far the map's probabilities can be believed: words and figures."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
+
+from tilth.figures.calibration import Chosen, precision_recall_figure, reliability_figure
+from tilth.figures.colours import DARK, LIGHT, Look
+from tilth.verbs.report.certainty import between
+from tilth.verbs.report.numbers import NBSP, fixed, percent
+from tilth.verbs.report.scorefile import Column, ReliabilityBin, ScoreTable
+from tilth.verbs.report.sources import Run
+from tilth.verbs.report.text import capital
+from tilth.verbs.report.view import Plate, data_uri
+
+TOLD = 0.8
+"""The probability whose truth is told in words, or that nearest to it."""
+LEAST_OF_ALL = 0.002
+"""A bin with a smaller share of the pixels is not told of."""
+
+
+def sureness_in_words(table: ScoreTable) -> list[str]:
+    """Return how right the probabilities are, a sentence each; nothing for scores without them."""
+    told = told_bin(table.reliability)
+    if told is None:
+        return []
+    says, ece, brier = _says(table), table.overall.get("ece"), table.overall.get("brier")
+    found = [f"When the map says {percent(told.confidence)}{says}, it is right in {percent(told.right)}."]
+    if ece is not None and brier is not None:
+        points = percent(ece).removesuffix(f"{NBSP}%")
+        found.append(
+            f"On average what it says is {points} points off (calibration error {fixed(ece, 3)}); the Brier score is "
+            f"{fixed(brier, 3)}, where 0 is perfect and saying the same everywhere would give {fixed(guess(table), 3)}."
+        )
+    return found
+
+
+def elsewhere_in_words(run: Run, table: ScoreTable) -> list[str]:
+    """Return the same in short for the run's other scores."""
+    found = []
+    for other in run.scores:
+        told, ece = told_bin(other.reliability), other.overall.get("ece")
+        if other is not table and other.name not in ("val", "train") and told and ece is not None:
+            found.append(
+                f"On “{other.name}”: when it says {percent(told.confidence)}{_says(other)}, it is right in "
+                f"{percent(told.right)} (calibration error {fixed(ece, 3)})."
+            )
+    return found
+
+
+def decision_in_words(run: Run, table: ScoreTable) -> str:
+    """Return where threshold and temperature come from, and what would fit them."""
+    made = table.decision
+    if made is None:
+        return ""
+    if made.calibrated:
+        cut = f"The threshold {made.threshold:.2f} and the" if len(table.classes) == 2 else "The"
+        verb = "were" if len(table.classes) == 2 else "was"
+        return (
+            f"{cut} temperature {made.temperature:.2f}, which makes the network more sure or less, {verb} chosen on "
+            f"{made.calibrated}."
+        )
+    cut = f", and the threshold {made.threshold:.2f} is not chosen" if len(table.classes) == 2 else ""
+    return (
+        f"The probabilities are as training left them{cut}: `tilth calibrate {run.folder}` fits them to the validation "
+        "tiles."
+    )
+
+
+def curve_in_words(table: ScoreTable) -> str:
+    """Return how to read the figures."""
+    dots = (
+        "each dot is the pixels of which the map says about the same, a larger dot more of them; below the dashed line "
+        "the map is too sure."
+    )
+    if table.precision_recall is None:
+        return capital(dots)
+    average = table.overall.get("average_precision")
+    interval = between(table.overall_intervals.get("average_precision"))
+    sure = f", 95{NBSP}% interval {interval}" if interval else ""
+    share = percent(_shares(table)[1])
+    return (
+        f"The first figure: {dots} The second: a lower threshold finds more and is right less often. Average precision, the mean height of "
+        f"the curve, is {fixed(average)}{sure}; guessing would give {share}."
+    )
+
+
+def sureness_plates(table: ScoreTable) -> list[Plate]:
+    """Return the reliability diagram, and with two classes precision over recall."""
+    if told_bin(table.reliability) is None:
+        return []
+    plates = [_reliability(table)]
+    curve, own = table.precision_recall, table.per_class[-1]
+    if curve is not None and own.precision is not None and own.recall is not None:
+        chosen = Chosen(table.decision.threshold if table.decision else 0.5, own.precision, own.recall)
+        plates.append(_precision_recall(table, chosen, (_array(curve.precision), _array(curve.recall))))
+    return plates
+
+
+def told_bin(reliability: Sequence[ReliabilityBin]) -> ReliabilityBin | None:
+    """Return the bin with a fair share of the pixels whose confidence is nearest to 80 %; None without any."""
+    total = sum(one.pixels for one in reliability)
+    fair = [one for one in reliability if one.confidence is not None and one.pixels >= LEAST_OF_ALL * total]
+    return min(fair, key=lambda one: abs((one.confidence or 0) - TOLD), default=None)
+
+
+def guess(table: ScoreTable) -> float:
+    """Return the Brier score of a map that gives every pixel each class's share of the labels; NaN without labels."""
+    shares = _shares(table)
+    return float(shares[1] * (1 - shares[1]) if len(shares) == 2 else 1 - np.square(shares).sum())
+
+
+def _says(table: ScoreTable) -> str:
+    return f" {table.classes[1]}" if len(table.classes) == 2 else ""
+
+
+def _shares(table: ScoreTable) -> Float64[ndarray, " k"]:
+    labelled = np.array(table.confusion, np.float64).sum(axis=1)
+    shares: Float64[ndarray, " k"] = labelled / labelled.sum() if labelled.any() else np.full(len(labelled), math.nan)
+    return shares
+
+
+def _reliability(table: ScoreTable) -> Plate:
+    columns = [[getattr(one, name) for one in table.reliability] for name in ("confidence", "right", "pixels")]
+    confidence, right, pixels = (_array(tuple(column)) for column in columns)
+    axes = (f"the map says{_says(table)}", f"share that is{_says(table) or ' right'}")
+
+    def draw(look: Look) -> str:
+        return data_uri(reliability_figure(confidence, right, pixels, axes, look), "image/svg+xml")
+
+    points = [(one.confidence, one.right) for one in table.reliability if one.pixels]
+    alt = f"{axes[1]} over what {axes[0]}: " + ", ".join(
+        f"{percent(right)} at {percent(says)}" for says, right in points
+    )
+    return Plate(draw(LIGHT), draw(DARK), "", "", alt)
+
+
+def _precision_recall(table: ScoreTable, chosen: Chosen, curve: tuple[Float64[ndarray, " t"], ...]) -> Plate:
+    precision, recall = curve
+    name = table.classes[-1]
+    axes = (f"found, of the labelled {name} (recall)", f"right, of the mapped {name} (precision)")
+
+    def draw(look: Look) -> str:
+        return data_uri(precision_recall_figure(precision, recall, chosen, axes, look), "image/svg+xml")
+
+    alt = (
+        f"Precision over recall of {name} at every threshold; at the chosen one, {chosen.threshold:.2f}, "
+        f"{percent(chosen.recall)} is found and {percent(chosen.precision)} is right"
+    )
+    return Plate(draw(LIGHT), draw(DARK), "", "", alt)
+
+
+def _array(column: Column) -> Float64[ndarray, " n"]:
+    return np.array([math.nan if value is None else value for value in column], np.float64)
