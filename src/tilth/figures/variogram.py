@@ -85,7 +85,8 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, unit: str, top: float) ->
         right = curve.range > 0.7 * float(curve.lag[-1])
         axes.text(
             curve.range, top, text.strip() + " " if right else text,
-            color=colour, fontsize=9.5, va="center", ha="right" if right else "left",
+            color=colour, fontsize=9.5, va="center", ha="right" if right else "left", zorder=5,
+            bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 1},
         )  # fmt: skip
 
 
