@@ -32,6 +32,7 @@ VERBS = (
     "compare",
     "calibrate",
     "evaluate",
+    "review",
     "predict",
     "polygons",
     "sample",

@@ -1,5 +1,7 @@
 """What polygons know of their pixels, and every step between a map and its polygons."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import geopandas
@@ -175,3 +177,16 @@ def test_a_submission_is_valid_after_rounding(tmp_path: Path) -> None:
     left, bottom, right, top = shapely.total_bounds(shapes)
     assert -1e-9 <= left < right <= X_MAX * 91 / 90 + 1e-9
     assert Y_MIN * 91 / 90 - 1e-9 <= bottom < top <= 1e-9
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_the_page_shows_what_its_commands_print(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, root / "scripts" / "make_example_map.py", tmp_path / "example.tif"], check=True)
+    page = (root / "docs" / "polygons.md").read_text(encoding="utf-8")
+    config = PolygonConfig(fill_holes_m2=20, min_area_m2=20, simplify_m=0.5, smooth=2)
+    for name, settings in (("plain.gpkg", PolygonConfig()), ("example.gpkg", config)):
+        lines = polygons(tmp_path / "example.tif", tmp_path / name, settings).lines()
+        assert "\n".join(f"    {line}" for line in lines).replace(f"{tmp_path}/", "") in page

@@ -1,5 +1,6 @@
 """`tilth demo`: the whole job on two real scenes inside the package, from images and crowns to a map and a report."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,5 +109,7 @@ def _ious(run: Path, elsewhere: Path) -> dict[str, float]:
 def _mapped(run: Path, out: Path) -> PolygonSummary:
     for name in ("map.tif", "map.gpkg", "report.html"):
         (out / name).unlink(missing_ok=True)
+    # What a killed demo left is of the map before.
+    shutil.rmtree(out / ".map.gpkg.part", ignore_errors=True)
     predict(run, (SCENES / "elsewhere.tif",), out / "map.tif", PredictConfig())
     return polygons(out / "map.tif", out / "map.gpkg", PolygonConfig(min_area_m2=1.0))
