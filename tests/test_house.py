@@ -51,8 +51,8 @@ NEVER = {
 }
 OPENERS = {
     "rasterio": {"geo/raster.py", "geo/rasterout.py"},
-    "pyogrio": {"geo/vector.py", "geo/vectorpoints.py", "geo/vectorindex.py"},
-    "geopandas": {"geo/vector.py", "geo/vectorpoints.py"},
+    "pyogrio": {"geo/vector.py", "geo/vectorout.py", "geo/vectorpoints.py", "geo/vectorindex.py"},
+    "geopandas": {"geo/vector.py", "geo/vectorout.py", "geo/vectorpoints.py"},
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         PredictConfig,
         PrepareConfig,
         Recipe,
+        ReviewConfig,
         SampleConfig,
         TrainConfig,
         Variant,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tilth.verbs.predict import predict
     from tilth.verbs.prepare import prepare
     from tilth.verbs.report import report
+    from tilth.verbs.review import review
     from tilth.verbs.sample import sample
     from tilth.verbs.train import train
 
@@ -46,6 +48,7 @@ _HOMES = {
             "PredictConfig",
             "PrepareConfig",
             "Recipe",
+            "ReviewConfig",
             "SampleConfig",
             "TrainConfig",
             "Variant",
@@ -70,6 +73,7 @@ _HOMES = {
             "predict",
             "prepare",
             "report",
+            "review",
             "sample",
             "train",
         )
@@ -87,6 +91,7 @@ __all__ = [
     "PredictConfig",
     "PrepareConfig",
     "Recipe",
+    "ReviewConfig",
     "SampleConfig",
     "SettingError",
     "TileSet",
@@ -107,6 +112,7 @@ __all__ = [
     "predict",
     "prepare",
     "report",
+    "review",
     "sample",
     "train",
 ]

@@ -77,37 +77,42 @@ add(
     "calibrate runs/trees",
 )  # fmt: skip
 add(
-    app, 6, "learning:evaluate",
+    app, 7, "learning:evaluate",
     "Score a run on the tiles of one split, every pixel once, with 95 % intervals.",
     "evaluate runs/trees --split test",
 )  # fmt: skip
 add(
-    app, 7, "maps:predict",
+    app, 8, "area:review",
+    "Write where a run is wrong, and where labels probably are, as layers to look at in a GIS.",
+    "review runs/trees --out review/",
+)  # fmt: skip
+add(
+    app, 9, "maps:predict",
     "Map whole rasters of any size with a run. A killed prediction goes on where it stopped.",
     "predict runs/trees region.tif --out trees.tif",
 )  # fmt: skip
 add(
-    app, 8, "maps:polygons",
+    app, 10, "maps:polygons",
     "Turn a class map into polygons with their area.",
     "polygons trees.tif --out trees.gpkg --min-area-m2 1",
 )  # fmt: skip
 add(
-    app, 9, "area:sample",
+    app, 11, "area:sample",
     "Draw a random sample of a map's pixels by class, to be labelled in a GIS.",
     "sample trees.tif --out points.gpkg",
 )  # fmt: skip
 add(
-    app, 10, "area:area",
+    app, 12, "area:area",
     "Estimate the area of each class with its 95 % interval from a labelled sample.",
     "area trees.tif points.gpkg --out area.json",
 )  # fmt: skip
 add(
-    app, 11, "maps:report",
+    app, 13, "maps:report",
     "Write one HTML page about a run or a comparison that opens anywhere and can be mailed.",
     "report comparison/ --out report.html",
 )  # fmt: skip
 add(
-    app, 12, "maps:demo",
+    app, 14, "maps:demo",
     "Compare the article's three models on the scene inside the package, then map another place with the best.",
     "demo --out demo-out",
 )  # fmt: skip

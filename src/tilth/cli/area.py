@@ -1,11 +1,13 @@
-"""`tilth sample` and `tilth area`. Verbs are imported when they are called."""
+"""`tilth review`, `tilth sample` and `tilth area`. Verbs are imported when they are called."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from tilth.cli.flags import config_from, settings
 from tilth.cli.show import show
-from tilth.config import SampleConfig
+from tilth.config import ReviewConfig, SampleConfig
 
 
 @settings(sample=SampleConfig)
@@ -32,3 +34,19 @@ def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noq
     from tilth.verbs.area import area
 
     show(area(map, points, out))
+
+
+@settings(review=ReviewConfig)
+def review(
+    runs: Annotated[tuple[Path, ...], Parameter(negative=())], /, *, out: Path, tiles: Path | None = None, **chosen: Any
+) -> None:
+    """Write where runs are wrong on ground that they did not train on, and where labels are probably wrong.
+
+    Args:
+        runs: Folder of a run, or of one run a fold.
+        out: Folder to write: errors/SCENE.tif, worst.gpkg, suspects.gpkg.
+        tiles: Another tile set with the same classes, of ground that the run did not train on.
+    """
+    from tilth.verbs.review import review
+
+    show(review(runs, out, tiles, config_from(ReviewConfig, ReviewConfig(), chosen)))

@@ -1,0 +1,122 @@
+"""The worst tiles and the labels that are probably wrong, from canvases."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from jaxtyping import Float64, Int64
+from numpy import ndarray
+
+from tilth.config import ReviewConfig
+from tilth.geo.errors_map import tile_counts, worst_tiles
+from tilth.geo.grid import Window
+from tilth.geo.suspects import confident_from, self_confidence, suspects
+from tilth.legend import IGNORE
+from tilth.verbs.review.canvases import Canvas, Look
+
+
+@dataclass(frozen=True)
+class WrongTile:
+    """A tile in which much is wrong."""
+
+    scene: str
+    window: Window
+    wrong: float
+    """Share of its labelled pixels that are mapped as another class."""
+    iou: float
+    labelled_px: int
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A place where the label is probably wrong."""
+
+    scene: str
+    shape: shapely.Polygon
+    """In pixels of the scene, (column, row)."""
+    labelled: str
+    seen: str
+    """The class that the model sees."""
+    confidence: float
+    """Mean probability that the model gives to what it sees."""
+    doubt: float
+    """Mean probability that it leaves to the label."""
+    pixels: int
+
+    @property
+    def gravity(self) -> float:
+        """Pixels times the distance between the two probabilities."""
+        return self.pixels * (self.confidence - self.doubt)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a review found."""
+
+    worst: tuple[WrongTile, ...]
+    """The worst first."""
+    suspects: tuple[Suspect, ...]
+    """The gravest first."""
+    wrong: float
+    """Share of the labelled pixels that are mapped as another class."""
+
+
+def found_in(looks: Sequence[Look], kept: Sequence[Sequence[Canvas]], config: ReviewConfig) -> Found:
+    """Return the worst tiles and the suspected labels, each look judged by its own model's confidence."""
+    counts: list[Int64[ndarray, "n k k"]] = []
+    doubted: list[Suspect] = []
+    wrong = labelled = 0
+    for look, canvases in zip(looks, kept, strict=True):
+        counted, ground, thresholds = _first_look(look, canvases)
+        counts.append(counted)
+        wrong, labelled = wrong + int(ground.sum() - np.trace(ground)), labelled + int(ground.sum())
+        doubted += [place for canvas in canvases for place in _suspects(canvas, look, thresholds, config.suspect_px)]
+    every = np.concatenate(counts)
+    tiles = [tile for look in looks for tile in look.tiles]
+    ranked = worst_tiles(every, tiles[0].window.height, config.worst)
+    worst = tuple(
+        WrongTile(tiles[i].scene, tiles[i].window, wrong, iou, int(every[i].sum()))
+        for i, wrong, iou in zip(ranked.tiles.tolist(), ranked.wrong.tolist(), ranked.iou.tolist(), strict=True)
+    )
+    doubted.sort(key=lambda place: -place.gravity)
+    return Found(worst, tuple(doubted), wrong / max(1, labelled))
+
+
+def _first_look(
+    look: Look, canvases: Sequence[Canvas]
+) -> tuple[Int64[ndarray, "n k k"], Int64[ndarray, "k k"], Float64[ndarray, " k"]]:
+    """Return the confusion matrix of every tile, that of the ground, which tiles may share, and by class the
+    probability from which on the model is confident.
+    """
+    k = len(look.names)
+    counts, sums, ground = np.zeros((len(look.tiles), k, k), np.int64), np.zeros((k, 2)), np.zeros((k, k), np.int64)
+    for canvas in canvases:
+        truth, predicted, probabilities = canvas.read()
+        sums += self_confidence(truth, probabilities)
+        ground += tile_counts(truth, predicted, [Window(0, 0, *truth.shape)], k)[0]
+        parts = [
+            (index, shared.within(canvas.window))
+            for index, tile in enumerate(look.tiles)
+            if tile.scene == canvas.scene and (shared := tile.window.overlap(canvas.window))
+        ]
+        found = tile_counts(truth, predicted, [window for _, window in parts], k)
+        counts[[index for index, _ in parts]] += found
+    return counts, ground, confident_from(sums)
+
+
+def _suspects(canvas: Canvas, look: Look, thresholds: Float64[ndarray, " k"], least_px: int) -> Iterator[Suspect]:
+    truth, predicted, probabilities = canvas.read()
+    truth[predicted == IGNORE] = IGNORE
+    found = suspects(truth, probabilities, thresholds, least_px)
+    offset = np.array([canvas.window.col, canvas.window.row])
+    for i in range(len(found)):
+        yield Suspect(
+            canvas.scene,
+            shapely.transform(found.shapes[i], lambda points: points + offset),
+            look.names[found.labelled[i]],
+            look.names[found.predicted[i]],
+            float(found.confidence[i]),
+            float(found.doubt[i]),
+            int(found.pixels[i]),
+        )
