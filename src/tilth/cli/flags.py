@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -53,5 +53,7 @@ def _fields(config: Any) -> list[tuple[str, Any]]:
 
 def _flag(name: str, info: Any, table: str) -> inspect.Parameter:
     help_text = f"{' '.join(info.description.split())} [default: {info.default}]"
-    annotation = Annotated[info.annotation | None, Parameter(help=help_text, group=Group(f"Settings: {table}"))]
+    several = True if get_origin(info.annotation) is tuple else None
+    parameter = Parameter(help=help_text, group=Group(f"Settings: {table}"), consume_multiple=several)
+    annotation = Annotated[info.annotation | None, parameter]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
