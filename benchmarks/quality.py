@@ -13,10 +13,11 @@ from measured import in_process
 from race import Entry
 from rasters import dense
 from seams import Seam, Tiling, seam
+from tiling import load_network
 
 WHOLE = Entry("whole image at once", "whole")
 SHIFTS = 4
-"""How often the same ground is mapped, with the tiles shifted against it."""
+"""How often the same ground is mapped, at most, with the tiles shifted against it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def qualities(entries: Sequence[Entry], job: Job, size: int, tile: int) -> dict[
 
     Rasters are kept in the folder of `job.raster`.
     """
-    shifts = [round(tile * (1 - job.overlap)) * i // SHIFTS for i in range(SHIFTS)]
+    shifts = shifts_of(round(tile * (1 - job.overlap)), load_network(job.run)[1].body.stride)
     folder = job.raster.parent
     jobs = [replace(job, raster=dense(folder / f"shifted-{size}-{shift}.tif", size, shift)) for shift in shifts]
     whole, found = probabilities(WHOLE, jobs[0]), {}
@@ -44,6 +45,16 @@ def qualities(entries: Sequence[Entry], job: Job, size: int, tile: int) -> dict[
         found[entry.name] = quality(maps, shifts, whole, tiling(entry.name, tile, job.overlap), tile)
         print(f"  {entry.title}: {found[entry.name].seam}", flush=True)
     return found
+
+
+def shifts_of(stride: int, grid: int) -> list[int]:
+    """Return how far the tiles are shifted, in pixels: multiples of the network's `grid` within one `stride`.
+
+    A network with pooling and upsampling leaves a faint grid of its own, in the prediction of a whole image too: its
+    steps are larger between its cells. The shifts leave that grid where it is, so that borders are compared with lines
+    at the same place in it.
+    """
+    return sorted({round(stride * i / SHIFTS / grid) * grid % stride for i in range(SHIFTS)})
 
 
 def quality(maps: Sequence[ndarray], shifts: Sequence[int], whole: ndarray, tiling: Tiling, margin: int) -> Quality:

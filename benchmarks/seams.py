@@ -9,8 +9,8 @@ same ground is mapped several times, with the tiles shifted against it, and each
 
     seam = sum of steps at lines that are borders / sum of steps at the same lines in the maps where they are none
 
-A map without any trace of tiles has 1. The standard error is a jackknife over blocks of one period of lines, rows and
-columns together.
+A map without any trace of tiles has 1. Shifts should be multiples of the network's own stride (quality.shifts_of). The
+standard error is a jackknife over blocks of one period of lines, rows and columns together.
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ from numpy import ndarray
 
 import page
 from helpers import textured, write_raster
+from quality import shifts_of
 from race import Entry, Outcome, Results, tiles_in
 from rasters import dense, mirrored, sparse
 from seams import Tiling, mean_steps, seam
@@ -79,6 +80,13 @@ def test_the_standard_error_says_how_far_the_ratio_scatters() -> None:
     scatter = float(np.std([one.ratio for one in found]))
     assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=0.35)
     assert np.mean([one.ratio for one in found]) == pytest.approx(1, abs=3 * scatter / 60**0.5)
+
+
+@pytest.mark.parametrize(
+    ("stride", "shifts"), [(112, [0, 32, 64, 80]), (80, [0, 16, 32, 64]), (32, [0, 16]), (16, [0])]
+)
+def test_shifts_keep_the_networks_own_grid_where_it_is(stride: int, shifts: list[int]) -> None:
+    assert shifts_of(stride, 16) == shifts
 
 
 def test_too_small_maps_and_one_alone_are_refused() -> None:
