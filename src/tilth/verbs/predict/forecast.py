@@ -30,10 +30,10 @@ def forecast(task: Task, model: Model) -> Forecast:
     lanes, tiles = task.plan.lanes, task.plan.lanes.tiles
     done = [entry.tiles for entry in finished(task.folder, task.origin)]
     with closing(task.job.mosaic):
-        left = sum(_tiles_of_lane(task, lane) for lane in range(len(done), len(lanes)))
+        left = [_tiles_of_lane(task, lane) for lane in range(len(done), len(lanes))]
         batch_s = _batch_seconds(task, model)
         blocks = _blocks(task)
-    seconds = -(-left // task.settings.batch_size) * (batch_s or 0.0)
+    seconds = -(-sum(left) // task.settings.batch_size) * (batch_s or 0.0)
     seconds += seconds_of(task) if task.applicability else 0.0
     grid = task.job.grid
     data_px = min(blocks * BLOCK_PX**2, grid.height * grid.width)
@@ -42,13 +42,13 @@ def forecast(task: Task, model: Model) -> Forecast:
         shape=(grid.height, grid.width),
         blocks=blocks,
         all_blocks=-(-grid.height // BLOCK_PX) * -(-grid.width // BLOCK_PX),
-        tiles=left,
+        tiles=sum(left),
         all_tiles=len(tiles.tops) * len(tiles.lefts),
         done_tiles=sum(done),
         batch_s=batch_s,
         seconds=seconds,
         map_bytes=round(data_px * _bytes_a_pixel(task) * OVERVIEWS * OTHER_FILES),
-        ledger_bytes=data_px * _bytes_a_pixel(task) + _spill_bytes(task),
+        ledger_bytes=data_px * _bytes_a_pixel(task) + _spill_bytes(task, sum(map(bool, done + left))),
     )
 
 
@@ -78,8 +78,7 @@ def _bytes_a_pixel(task: Task) -> int:
     return 1 + share * shares
 
 
-def _spill_bytes(task: Task) -> int:
-    """Return what panels hand on to those beside them."""
-    lanes = task.plan.lanes
-    columns = (len(lanes.panels) - 1) * (lanes.tiles.tile_px - lanes.tiles.stride)
-    return 4 * task.layers * columns * lanes.tiles.height
+def _spill_bytes(task: Task, lanes: int) -> int:
+    """Return what so many lanes hand on to the next panel, at most."""
+    tiles = task.plan.lanes.tiles
+    return 4 * task.layers * lanes * tiles.stride * (tiles.tile_px - tiles.stride) * (len(task.plan.lanes.panels) > 1)
