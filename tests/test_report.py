@@ -31,11 +31,13 @@ from tilth.verbs.compare import compare
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.prepare import prepare
 from tilth.verbs.report import report
+from tilth.verbs.report.certainty import between, ends_of, iou_of
+from tilth.verbs.report.head import headline, lead, remarks
 from tilth.verbs.report.numbers import with_spread
 from tilth.verbs.report.pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
-from tilth.verbs.report.sources import Row, Run, ScoreTable, Subject, read_subject
+from tilth.verbs.report.scorefile import ScoreTable
+from tilth.verbs.report.sources import Row, Run, Subject, read_subject
 from tilth.verbs.report.sources import Variant as Compared
-from tilth.verbs.report.text import headline, remarks
 from tilth.verbs.train import train
 
 QUICK = Recipe(title="Fields & <b>more</b>").changed(
@@ -128,7 +130,9 @@ def test_the_page_holds_all_it_needs(page: str) -> None:
 
 def test_every_part_is_there_and_named_in_the_contents(page: str) -> None:
     found = Page(page)
-    parts = ["networks", "scores", "training", "samples", "extremes", "data", "network", "settings"]
+    parts = [
+        "networks", "scores", "sureness", "fairness", "training", "samples", "extremes", "data", "network", "settings",
+    ]  # fmt: skip
     assert found.ids == parts
     assert [attrs["href"] for attrs in found.all("a")] == [f"#{part}" for part in parts]
 
@@ -142,10 +146,11 @@ def test_every_picture_decodes_has_an_alternative_text_and_its_own_size(page: st
         height, width = imread(io.BytesIO(content), format="jpg").shape[:2]
         assert (picture["width"], picture["height"]) == (str(width), str(height))
     hero, samples, pairs, scenes, curves, graphs = 3, 4 * (2 + len(VARIANTS)), 6 * 2, 1, 2, 1
+    sureness, variograms = 2, 1
     assert len(photographs) == hero + samples + pairs + scenes
-    assert len(pictures) == len(photographs) + curves + graphs
+    assert len(pictures) == len(photographs) + curves + graphs + sureness + variograms
     sources = Page(page).all("source")
-    assert len(sources) == curves * len(("narrow and dark", "dark", "narrow"))
+    assert len(sources) == curves * len(("narrow and dark", "dark", "narrow")) + sureness
     for source in sources:
         assert b"<svg" in base64.b64decode(source["srcset"].partition(",")[2])
 
@@ -165,7 +170,10 @@ def test_the_comparison_table_says_what_comparison_json_says(page: str, comparis
         assert shown[2] == f"{with_spread([row['best_val_loss'] for row in mine], 3)} epoch {epochs}"
         assert shown[3] == with_spread([row["gap"] for row in mine], 3)
         assert shown[4] == with_spread([row["iou"] for row in mine])
-        assert shown[5] == with_spread(scores)
+        variant_read = next(v for v in read_subject(comparison).variants if v.name == variant.name)
+        sure = iou_of(variant_read, "test")
+        assert sure is not None
+        assert shown[5] == f"{with_spread(scores)} {between(ends_of(sure))}".strip()
 
 
 def test_the_spread_is_the_standard_deviation_over_the_seeds() -> None:
@@ -212,10 +220,16 @@ def test_class_shares_are_whole(page: str) -> None:
 def test_a_run_has_a_page_too(run: Path) -> None:
     assert report(run).path == run / "report.html"
     found = Page((run / "report.html").read_text(encoding="utf-8"))
-    assert found.ids == ["scores", "training", "samples", "extremes", "data", "network", "settings"]
-    iou = json.loads((run / "scores-test.json").read_text())["overall"]["iou"]
-    assert f"Fields is mapped with IoU {iou:.2f} on" in found.words
-    assert "that training never saw" in found.words
+    assert found.ids == [
+        "scores", "sureness", "fairness", "training", "samples", "extremes", "data", "network", "settings",
+    ]  # fmt: skip
+    scores = json.loads((run / "scores-test.json").read_text())
+    low, high = scores["overall_intervals"]["iou"]
+    sure = f"IoU {scores['overall']['iou']:.2f}, 95 % interval {low:.2f} to {high:.2f}, on"
+    assert f"Fields is mapped with {sure} {scores['interval']['units']} blocks that the model never saw." in found.words
+    assert "lie in one scene: other places may differ by more." in found.words
+    assert "When the map says" in found.words
+    assert "No leak: no val or test pixel lies in a training tile." in found.words
     (run / "scores-test.json").unlink()
     report(run)
     words = Page((run / "report.html").read_text(encoding="utf-8")).words
@@ -248,7 +262,7 @@ def test_a_page_without_its_tile_set_says_so(run: Path, tmp_path: Path) -> None:
     assert "is not a tile set" in result.notes[0]
     assert result.lines()[0] == f"Note: {result.notes[0]}"
     found = Page(result.path.read_text(encoding="utf-8"))
-    assert found.ids == ["scores", "training", "network", "settings"]
+    assert found.ids == ["scores", "sureness", "training", "network", "settings"]
     assert result.notes[0] in found.words
 
 
@@ -257,7 +271,8 @@ def test_a_page_without_weights_has_no_maps(run: Path) -> None:
     result = report(run)
     assert len(result.notes) == 1
     assert WEIGHTS in result.notes[0]
-    assert Page(result.path.read_text(encoding="utf-8")).ids == ["scores", "training", "data", "network", "settings"]
+    parts = ["scores", "sureness", "fairness", "training", "data", "network", "settings"]
+    assert Page(result.path.read_text(encoding="utf-8")).ids == parts
 
 
 def test_a_page_says_when_the_tile_set_is_another(run: Path) -> None:
@@ -271,7 +286,30 @@ def test_scores_of_another_place_are_not_said_to_be_unseen(run: Path, tmp_path: 
     write_json(run / "scores-test.json", scores | {"tiles": str(tmp_path / "another place")})
     words = Page(report(run).path.read_text(encoding="utf-8")).words
     assert "never saw" not in words
+    assert "blocks of the test part." in words
     assert "tiles of another place" in words
+
+
+def test_old_scores_make_a_page_that_says_how_to_renew_them(run: Path) -> None:
+    scores = json.loads((run / "scores-test.json").read_text())
+    old = ("name", "split", "tiles", "tiles_scored", "classes", "confusion", "per_class", "per_scene", "notes")
+    new = {key: scores[key] for key in old} | {"overall": {key: scores["overall"][key] for key in ("iou", "f1")}}
+    write_json(run / "scores-test.json", new)
+    (note,) = report(run).notes
+    assert f"tilth evaluate {run} --split test" in note
+    found = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert "sureness" not in found.ids
+    assert "test tiles that the model never saw" in found.words
+
+
+def test_areas_of_a_labelled_sample_are_on_the_page(run: Path) -> None:
+    estimate = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    row = {"class": "fields", "mapped_area": 2.0, "area": estimate, "users_accuracy": estimate}
+    area = {"map": "map.tif", "headline": "fields covers 0.5 m2.", "unit": "m2", "labelled": 50}
+    write_json(run / "area.json", area | {"classes": [row | {"producers_accuracy": estimate}]})
+    found = Page(report(run).path.read_text(encoding="utf-8"))
+    assert "area" in found.ids
+    assert "fields covers 0.5 m2." in found.words
 
 
 def test_a_comparison_without_some_of_its_runs_says_so(comparison: Path, tmp_path: Path) -> None:
@@ -337,9 +375,9 @@ def test_the_headline_says_what_how_well_and_who_is_ahead() -> None:
     networks = (compared("plain", [0.5], [0.52]), compared("pretrained", [0.6], [0.61]))
     subject = Subject("comparison", Path(), "t", networks)
     assert headline(subject, {"test": 0.0}, 20) == (
-        "Tree is mapped with IoU 0.61 on 23 test tiles that training never saw; "
-        "“pretrained” is ahead of “plain” by 0.09."
+        "Tree is mapped with IoU 0.61 on 23 test tiles that the model never saw."
     )
+    assert lead(subject) == "“pretrained” is ahead of “plain” by 0.09."
     assert (
         remarks(subject)[0]
         == "Of the area labelled tree, 70\u00a0% was found; of the area mapped as tree, 80\u00a0% is labelled so."
@@ -352,18 +390,16 @@ def test_the_headline_does_not_hide_a_leak_or_a_loss() -> None:
     subject = Subject("comparison", Path(), "t", networks)
     assert subject.leader.name == "pretrained", "the test has no say in the choice"
     text = headline(subject, {"test": 0.94}, 20)
-    assert text.startswith("Tree is mapped with IoU 0.61 on 23 test tiles, 94\u00a0% of whose pixels training saw;")
-    assert text.endswith("“pretrained” is behind “plain” by 0.03.")
+    assert text == "Tree is mapped with IoU 0.61 on 23 test tiles, 94\u00a0% of whose pixels training saw."
+    assert lead(subject) == "“pretrained” is behind “plain” by 0.03."
     assert "never saw" not in headline(subject, {}, 20), "nothing is claimed that is not known"
 
 
 def test_the_headline_falls_back_on_validation_and_means_over_seeds() -> None:
     networks = (compared("a", [0.5, 0.7], [0.4, 0.5]), compared("b", [0.56, 0.635]))
     subject = Subject("comparison", Path(), "t", networks)
-    assert (
-        headline(subject, {"val": 0.0}, 1)
-        == "Tree is mapped with IoU 0.60 on 1 validation tile; “a” and “b” are level."
-    )
+    assert headline(subject, {"val": 0.0}, 1) == "Tree is mapped with IoU 0.60 on 1 validation tile."
+    assert lead(subject) == "“a” and “b” are level."
     single = Subject("run", Path(), "t", (Compared("map", (), (made_run("r", 0.5, ()),)),))
     assert headline(single, {}, None) == "Tree is mapped with IoU 0.50 on validation tiles."
 

@@ -59,15 +59,17 @@ def lead_of(first: Variant, second: Variant, measure: str) -> Estimate | None:
         return None
     seeds = len(tables[0])
 
-    def lead(sums: Int64[ndarray, "n s k k"] | Float64[ndarray, "n s k k"]) -> Float64[ndarray, " n"]:
-        return mean_iou(sums[:, :seeds]) - mean_iou(sums[:, seeds:])
+    def lead(sums: ndarray) -> Float64[ndarray, " n"]:
+        difference: Float64[ndarray, " n"] = mean_iou(sums[:, :seeds]) - mean_iou(sums[:, seeds:])
+        return difference
 
     return _estimate(counts, lead)
 
 
 def mean_iou(sums: ndarray) -> Float64[ndarray, " n"]:
     """Return the mean over seeds of the IoU of class 1 of two, else of the mean over classes, of sums (n, s, k, k)."""
-    return present_mean(overall_scores(sums)["iou"])
+    mean: Float64[ndarray, " n"] = present_mean(overall_scores(sums)["iou"])
+    return mean
 
 
 def between(ends: Ends, digits: int = 2) -> str:
@@ -123,8 +125,8 @@ def few_units(interval: IntervalNote | None, scenes: int) -> list[str]:
             "outside it."
         )
     if interval.unit == "block":
-        lie = "They all lie in one scene" if scenes == 1 else f"They lie in {plural(scenes, 'scene')}"
-        found.append(f"{lie}: other places may differ by more.")
+        where = "one scene" if scenes == 1 else plural(scenes, "scene")
+        found.append(f"All {units} lie in {where}: other places may differ by more.")
     return found
 
 

@@ -136,7 +136,8 @@ def outdated(subject: Subject) -> list[str]:
         return []
     run, table = old[0]
     elsewhere = "" if table.name == table.split else f" --tiles {table.tiles}"
-    files = f"{run.folder / f'scores-{table.name}.json'}" + (f" and {len(old) - 1} more" if len(old) > 1 else "")
+    own = "" if subject.kind == "run" else f" of {run.folder.relative_to(subject.folder)}"
+    files = f"scores-{table.name}.json{own}" + (f" and {len(old) - 1} more" if len(old) > 1 else "")
     command = f"tilth evaluate {run.folder} --split {table.split}{elsewhere}"
     return [f"Scores of an earlier version, without intervals and calibration: {files}. To add them: {command}"]
 

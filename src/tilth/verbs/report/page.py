@@ -159,8 +159,8 @@ def _add_run(page: Page, subject: Subject, run: Run) -> None:
     if table is not None:
         page.sureness = sureness_in_words(table)
         page.sureness_plates = sureness_plates(table)
-        words = [*elsewhere_in_words(run, table), decision_in_words(run, table), curve_in_words(table)]
-        page.words["sureness"] = " ".join(filter(None, words))
+        page.words["sureness"] = " ".join([*elsewhere_in_words(run, table), decision_in_words(run, table)]).strip()
+        page.words["curves"] = curve_in_words(table)
     page.settings = settings_in_words(run)
     page.words["graphs"] = GRAPHS_IN_WORDS
 

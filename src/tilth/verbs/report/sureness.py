@@ -35,7 +35,7 @@ def sureness_in_words(table: ScoreTable) -> list[str]:
             f"On average what it says is {points} points off (calibration error {fixed(ece, 3)}); the Brier score is "
             f"{fixed(brier, 3)}, where 0 is perfect and saying the same everywhere would give {fixed(guess(table), 3)}."
         )
-    return found
+    return [*found, *_bias(table)]
 
 
 def elsewhere_in_words(run: Run, table: ScoreTable) -> list[str]:
@@ -45,9 +45,10 @@ def elsewhere_in_words(run: Run, table: ScoreTable) -> list[str]:
         told, ece = told_bin(other.reliability), other.overall.get("ece")
         if other is not table and other.name not in ("val", "train") and told and ece is not None:
             found.append(
-                f"On “{other.name}”: when it says {percent(told.confidence)}{_says(other)}, it is right in "
+                f"On “{other.name}”, when it says {percent(told.confidence)}{_says(other)}, it is right in "
                 f"{percent(told.right)} (calibration error {fixed(ece, 3)})."
             )
+            found += _bias(other)
     return found
 
 
@@ -59,9 +60,10 @@ def decision_in_words(run: Run, table: ScoreTable) -> str:
     if made.calibrated:
         cut = f"The threshold {made.threshold:.2f} and the" if len(table.classes) == 2 else "The"
         verb = "were" if len(table.classes) == 2 else "was"
+        way = "less" if made.temperature > 1 else "more"
         return (
-            f"{cut} temperature {made.temperature:.2f}, which makes the network more sure or less, {verb} chosen on "
-            f"{made.calibrated}."
+            f"{cut} temperature {made.temperature:.2f}, which makes the network {way} sure than training did, {verb} "
+            f"chosen on {made.calibrated}."
         )
     cut = f", and the threshold {made.threshold:.2f} is not chosen" if len(table.classes) == 2 else ""
     return (
@@ -83,8 +85,8 @@ def curve_in_words(table: ScoreTable) -> str:
     sure = f", 95{NBSP}% interval {interval}" if interval else ""
     share = percent(_shares(table)[1])
     return (
-        f"The first figure: {dots} The second: a lower threshold finds more and is right less often. Average precision, the mean height of "
-        f"the curve, is {fixed(average)}{sure}; guessing would give {share}."
+        f"The first figure: {dots} The second: a lower threshold finds more and is right less often. Average "
+        f"precision, the mean height of the curve, is {fixed(average)}{sure}; guessing would give {share}."
     )
 
 
@@ -113,6 +115,18 @@ def guess(table: ScoreTable) -> float:
     return float(shares[1] * (1 - shares[1]) if len(shares) == 2 else 1 - np.square(shares).sum())
 
 
+def _bias(table: ScoreTable) -> list[str]:
+    """Return what the map says on average beside what is right: with two classes, whether it says too much of one."""
+    pixels = sum(one.pixels for one in table.reliability)
+    says, right = (
+        sum(one.pixels * (getattr(one, name) or 0.0) for one in table.reliability) / max(pixels, 1)
+        for name in ("confidence", "right")
+    )
+    if len(table.classes) == 2:
+        return [f"Over all pixels it says {percent(says)} {table.classes[1]}, and {percent(right)} are."]
+    return [f"Over all pixels it is {percent(says)} sure, and right in {percent(right)}."]
+
+
 def _says(table: ScoreTable) -> str:
     return f" {table.classes[1]}" if len(table.classes) == 2 else ""
 
@@ -132,9 +146,8 @@ def _reliability(table: ScoreTable) -> Plate:
         return data_uri(reliability_figure(confidence, right, pixels, axes, look), "image/svg+xml")
 
     points = [(one.confidence, one.right) for one in table.reliability if one.pixels]
-    alt = f"{axes[1]} over what {axes[0]}: " + ", ".join(
-        f"{percent(right)} at {percent(says)}" for says, right in points
-    )
+    told = ", ".join(f"{percent(right)} at {percent(says)}" for says, right in points)
+    alt = f"{axes[1]} over what {axes[0]}: {told}"
     return Plate(draw(LIGHT), draw(DARK), "", "", alt)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tilth.geo.tileset import TileSet
+from tilth.intervals import ENOUGH_UNITS
 from tilth.legend import Legend
 from tilth.verbs.report.certainty import few_units
 from tilth.verbs.report.numbers import DASH, metres, percent, plural
@@ -75,8 +76,10 @@ def scores_title(table: ScoreTable) -> str:
 
 def scores_in_words(table: ScoreTable) -> str:
     """Return what the figures of one kind of scores are over, and what kappa and objects say."""
-    found = [f"Over {table.interval.words}."] if table.interval else []
-    found += few_units(table.interval, table.scenes)
+    over = table.interval
+    more = ": other places may differ by more" if over and over.unit == "block" else ""
+    found = [f"Over {over.words}{more}."] if over else []
+    found += few_units(over, table.scenes)[:1] if over and over.units < ENOUGH_UNITS else []
     if "kappa" in table.overall:
         found.append("Kappa is how far the map is better than chance: 1 is perfect, 0 no better.")
     objects = table.objects
