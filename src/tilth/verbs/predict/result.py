@@ -50,8 +50,8 @@ class MadeMap:
         if self.outside is None or self.outside <= MOST_OUTSIDE:
             return ()
         return (
-            f"{self.outside:.1%} of {self.path} looks unlike all that the run was trained on; its scores do not hold "
-            f"there. {self.applicability} shows where (above 1). Label some of it and train again with it; "
+            f"{self.outside:.1%} of {self.path} looks unlike all that the run was trained on; its scores say nothing "
+            f"about that. {self.applicability} shows where (above 1). Label some of it and train again; "
             "`tilth sample` draws places to look at.",
         )
 
