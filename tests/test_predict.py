@@ -205,7 +205,9 @@ def test_a_real_network_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     network = build(ModelConfig(architecture="unet"), 3, 1)
     save_weights(run / "model.safetensors", network)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 50, 60))
-    prediction = predict(run, (scene,), tmp_path / "map.tif", PredictConfig(device="cpu", backend="torch", probabilities="uint8"))
+    prediction = predict(
+        run, (scene,), tmp_path / "map.tif", PredictConfig(device="cpu", backend="torch", probabilities="uint8")
+    )
     values, probabilities = read(tmp_path / "map.tif")[0], read(tmp_path / "map.probabilities.tif")
     assert set(np.unique(values)) <= {1, 2}
     clear = np.abs(probabilities[1].astype(int) - 125) > 1
