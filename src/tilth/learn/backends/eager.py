@@ -1,12 +1,12 @@
 """PyTorch runs the network."""
 
-import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from tilth.learn.backends.graphs import quiet
 from tilth.learn.backends.workers import Workers
 from tilth.learn.device import autocast, layout
 
@@ -36,8 +36,7 @@ class Eager:
         plain = self._network
         self._network = torch.compile(plain, dynamic=False)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 workers.each(self, images)
         except Exception as error:  # whatever a compiler, its toolchain or its driver may raise
             self._network = plain

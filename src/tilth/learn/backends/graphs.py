@@ -31,7 +31,7 @@ def exported(run: Path, backend: str, key: Mapping[str, Any], export: Callable[[
     with _scratch(place.parent) as scratch:
         content = Path(scratch) / "graph"
         content.mkdir()
-        with _quiet():
+        with quiet():
             export(content)
         write_json(content / DIGESTS, {file.name: file_digest(file) for file in sorted(content.iterdir())})
         yield _kept(content, place)
@@ -66,8 +66,8 @@ def _kept(content: Path, place: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings and log lines, which are for their authors, from the user."""
+def quiet() -> Iterator[None]:
+    """Keep the warnings and log lines of exporters and compilers, which are for their authors, from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
