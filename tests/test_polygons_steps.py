@@ -24,6 +24,7 @@ from tilth.errors import InputError, SettingError
 from tilth.geo import dstl
 from tilth.geo.burn import burned
 from tilth.geo.grid import Grid
+from tilth.geo.raster import Image
 from tilth.legend import Legend
 from tilth.verbs.polygons import polygons
 
@@ -177,6 +178,29 @@ def test_a_submission_is_valid_after_rounding(tmp_path: Path) -> None:
     left, bottom, right, top = shapely.total_bounds(shapes)
     assert -1e-9 <= left < right <= X_MAX * 91 / 90 + 1e-9
     assert Y_MIN * 91 / 90 - 1e-9 <= bottom < top <= 1e-9
+
+
+# -------------------------------------------------------------------------------------------------------------- size
+
+
+def test_of_a_country_mostly_without_data_only_what_is_there_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100,000 x 100,000 pixels, of which two places hold any; one lies across blocks."""
+    kind = {"driver": "GTiff", "height": 100_000, "width": 100_000, "count": 1, "dtype": "uint8", "nodata": 255}
+    layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "sparse_ok": True, "compress": "deflate"}
+    path = tmp_path / "country.tif"
+    with rasterio.open(path, "w", transform=METRE, crs=UTM12, **kind, **layout) as raster:
+        raster.write(np.ones((1, 600, 600), np.uint8), window=rasterio.windows.Window(50_900, 61_300, 600, 600))
+        raster.write(np.full((1, 10, 10), 2, np.uint8), window=rasterio.windows.Window(99_990, 99_990, 10, 10))
+    read, windows = Image.read, []
+    monkeypatch.setattr(Image, "read", lambda self, window, *rest: windows.append(window) or read(self, window, *rest))
+    summary = polygons(path, tmp_path / "country.gpkg")
+    assert {name: (total.polygons, total.area) for name, total in summary.classes.items()} == {
+        "1": (1, 360_000.0),
+        "2": (1, 100.0),
+    }
+    assert len(windows) == 5
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

@@ -116,13 +116,19 @@ class Arrays:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = np.load(path, allow_pickle=False)
+        self._opened = path.open("rb")
+        try:
+            self._file = np.load(self._opened, allow_pickle=False)
+        except BaseException:
+            self._opened.close()
+            raise
 
     def __enter__(self) -> "Arrays":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        self._opened.close()
 
     @property
     def names(self) -> list[str]:

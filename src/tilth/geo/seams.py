@@ -122,6 +122,9 @@ class Seams:
 
     def close_row(self, last: bool) -> Finished:
         """End a row of blocks: return the regions that do not reach its last row, or all of them after the last."""
+        if not self._open:
+            self._left = None
+            return Finished([], NO_CORNERS)
         self._join(self._above.meets(self._top, self.connectivity))
         numbers, places = np.unique(self._bottom.labels, return_inverse=True)
         roots = np.array([self._root(int(number)) if number else 0 for number in numbers], np.int64)
@@ -137,13 +140,14 @@ class Seams:
     def state(self) -> dict[str, ndarray]:
         """Return what is open between two rows of blocks, as arrays."""
         regions = list(self._open.values())
+        above = self._above if regions else _Border.nothing(0)
         content, ends = packed([part for region in regions for part in region.parts])
         turns, turn_ends = strung([region.turns for region in regions])
         nodes, node_ends = strung([region.nodes for region in regions])
         return {
             "next": np.array(self._next),
-            "above_labels": self._above.labels,
-            "above_values": self._above.values,
+            "above_labels": above.labels,
+            "above_values": above.values,
             "roots": np.array(list(self._open), np.int64),
             "values": np.array([region.value for region in regions], np.int64),
             "sums": np.array([region.sums for region in regions] or np.empty((0, 0)), np.int64),
@@ -159,7 +163,8 @@ class Seams:
     def take_up(self, state: Mapping[str, ndarray]) -> None:
         """Go on from a `state`."""
         self._next = int(state["next"])
-        self._above = _Border(state["above_labels"], state["above_values"])
+        if len(state["above_labels"]):
+            self._above = _Border(state["above_labels"], state["above_values"])
         shapes = unpacked(state["wkb"], state["wkb_ends"])
         groups = np.split(shapes, state["part_ends"][:-1])
         turns, nodes = (unstrung(state[f"{side}s"], state[f"{side}_ends"]) for side in ("turn", "node"))

@@ -117,7 +117,10 @@ def _find(finding: Finding, settings: PolygonConfig, ledger: PolygonLedger, name
         bar.advance(ledger.rows_done * mpx)
         source = class_map(finding, lambda window: bar.advance(window.height * window.width / 1e6))
         for row in source.rows(start_row=ledger.rows_done):
-            ledger.add(row.stop_row, outlines.of_row(source, seams, row), seams.state())
+            ended, open_below = outlines.of_row(source, seams, row), seams.state()
+            # Rows without anything are done again sooner than noted.
+            if len(ended["value"]) or ended["left_out"] or len(open_below["roots"]) or row.stop_row == grid.height:
+                ledger.add(row.stop_row, ended, open_below)
     ledger.finish()
 
 
