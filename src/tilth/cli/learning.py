@@ -52,6 +52,7 @@ def compare(
     recipe: Path,
     out: Path,
     seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
+    folds: int = 0,
     **chosen: Any,
 ) -> None:
     """Train every variant of a recipe with every seed on the same tiles, and set them side by side.
@@ -63,11 +64,12 @@ def compare(
         recipe: TOML file with [[variants]].
         out: Folder of the comparison.
         seeds: Seeds to train every variant with, in place of the recipe's.
+        folds: Share the ground out in so many folds and train each variant once a fold, on the rest; 0: do not.
     """
     from tilth.verbs.compare import compare
 
     base = recipe_from(recipe, chosen)
-    show(compare(tiles, replace(base, seeds=seeds or base.seeds), out))
+    show(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
 
 
 def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:

@@ -61,6 +61,23 @@ def assign(parts: Sequence[Part], shares: Mapping[Split, float], seed: int, unit
     return tuple(used[index] for index in chosen[group_of].tolist())
 
 
+def assign_folds(parts: Sequence[Part], folds: int, seed: int) -> tuple[int, ...]:
+    """Return the fold of every part, 0 to `folds` - 1: groups whole, and the folds alike as `assign` makes splits.
+
+    Raises:
+        SettingError: when there are fewer groups with labelled pixels than folds.
+    """
+    names, group_of = np.unique([part.group for part in parts], return_inverse=True)
+    content = _content(parts, group_of, len(names))
+    labelled = int((content[:, 0] > 0).sum())
+    if labelled < folds:
+        raise SettingError(
+            f"--folds {folds}: there are {labelled} pieces of labelled ground to share out. Ask for fewer."
+        )
+    chosen = _bettered(content, np.full(folds, 1 / folds), np.random.default_rng(seed))
+    return tuple(chosen[group_of].tolist())
+
+
 def _check_enough(labelled: int, used: Sequence[Split], unit: Unit) -> None:
     if labelled < len(used):
         noun = f"{labelled} labelled {unit}" + ("" if labelled == 1 else "s")

@@ -88,6 +88,8 @@ class TileSetMeta:
     """Where labels and images came from, and what was repaired, in words."""
     fingerprint: str
     """SHA-256 over everything that decides what training sees: images, masks, tiles, splits, classes."""
+    masks: str = MASKS
+    """Folder of the masks: relative to the tile set where it lies inside, else absolute."""
 
     @property
     def resolution_m(self) -> float | None:
@@ -148,7 +150,7 @@ class TileSet:
 
     def mask_path(self, scene: str) -> Path:
         """Return where the label mask of a scene lies."""
-        return self.folder / MASKS / f"{scene}.tif"
+        return self.folder / self.meta.masks / f"{scene}.tif"
 
     def samples(self, split: Split, once: bool = False) -> "Samples":
         """Return the tiles of one split as arrays, read when they are asked for.

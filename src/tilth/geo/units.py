@@ -92,6 +92,19 @@ def units_of(tile_set: TileSet, split: Split) -> Units:
     return Units(kind, len({tile.scene for tile in tiles}), tuple(cells), cell_of)
 
 
+def ground_names(tile_set: TileSet, units: Units) -> list[str]:
+    """Return the ground of every cell where several splits are taken together, as the folds of a cross-validation are.
+
+    What is too few scenes in one fold may be enough in all.
+    """
+    places = [Place(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
+    group_of = {place.name: place.group for place in places}
+    few = len(set(group_of.values())) < ENOUGH_GROUPS
+    if few or split_by_block(places, tile_set.meta.settings):
+        return [cell.unit for cell in units.cells]
+    return [group_of[cell.scene] for cell in units.cells]
+
+
 def _parts(tile_set: TileSet, named: set[str]) -> tuple[Kind, list[Part]]:
     """Return what the ground of the scenes `named` is cut into."""
     places = [Place(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 import numpy as np
 
 from tilth.card import CARD
-from tilth.config import Recipe, Variant
+from tilth.config import Recipe
 from tilth.errors import SettingError
 from tilth.figures import Sample, loss_figure, samples_figure
 from tilth.figures.pictures import stretch_limits, stretched
@@ -22,10 +22,14 @@ from tilth.learn.feed import imaged
 from tilth.learn.history import read_history
 from tilth.learn.inference import Predictor
 from tilth.table import table
+from tilth.verbs.crossed import Crossed, cross
 from tilth.verbs.evaluate import mapped
+from tilth.verbs.folds import fold_sets
 from tilth.verbs.train import train
 
 COMPARISON = "comparison.json"
+CROSSED = "folds.json"
+FOLDS = "folds"
 SAMPLE_TILES = 4
 LEAST_SHARE = 0.05
 """Of each of the first two classes in a sample tile, where there are such tiles."""
@@ -48,6 +52,8 @@ class Row:
     gap: float
     """Validation loss less training loss at that epoch: how much better the network knows what it has seen."""
     seconds: float
+    fold: int = 0
+    """Fold that was its test, counted from 1; 0 where all train on the same tiles."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,15 @@ class Comparison:
     folder: Path
     title: str
     rows: tuple[Row, ...]
+    crossed: Crossed | None = None
+    """Scores over all folds, where there are any."""
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: one row a variant, means over its seeds."""
+        """Return what the command line prints: one row a variant, means over its seeds; the scores over all folds."""
         header = ("variant", "parameters", "trained", "val loss", "epoch", "val IoU", "val - train", "seconds")
         body = [_summary(name, rows) for name, rows in self.by_variant().items()]
-        return [*table([header, *body]), f"comparison: {self.folder}"]
+        crossed = self.crossed.lines() if self.crossed else []
+        return [*table([header, *body]), *crossed, f"comparison: {self.folder}"]
 
     def by_variant(self) -> dict[str, list[Row]]:
         """Return the rows of each variant, in the recipe's order."""
@@ -75,20 +84,28 @@ class Comparison:
         return min(rows, key=lambda row: row.best_val_loss)
 
 
-def compare(tiles: Path, recipe: Recipe, out: Path) -> Comparison:
+def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Comparison:
     """Train every variant of `recipe` with every seed on one tile set, and write the comparison to `out`.
+
+    With `folds`, the ground of the tile set is shared out in so many folds; every variant and seed is trained once for
+    each fold, on the rest, and scored on it, so that all ground is the test once. folds.json then holds the scores by
+    fold, over all of them, and the paired differences of the variants, with intervals.
 
     Given again after a stop, it goes on: finished runs stay, an unfinished one is resumed.
 
     Raises:
-        SettingError: when the recipe has no variants, or two share a name.
+        SettingError: when the recipe has no variants, two share a name, or the ground is too little for the folds.
         InputError, WeightsError, OutputError: as `train` does.
     """
     check_variants(recipe)
-    rows = [_row(tiles, recipe, variant, seed, out) for seed in recipe.seeds for variant in recipe.variants]
+    sets = dict(enumerate(fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
+    jobs = [(fold, seed, variant) for fold in sets for seed in recipe.seeds for variant in recipe.variants]
+    rows = [_row(sets[fold], recipe.variant(variant, seed), variant.name, out, fold) for fold, seed, variant in jobs]
     order = [variant.name for variant in recipe.variants]
-    result = Comparison(out, recipe.title, tuple(sorted(rows, key=lambda row: (order.index(row.variant), row.seed))))
-    _write(result, tiles)
+    rows.sort(key=lambda row: (order.index(row.variant), row.fold, row.seed))
+    crossed = cross([(row.variant, row.fold, row.seed, out / row.run) for row in rows]) if folds else None
+    result = Comparison(out, recipe.title, tuple(rows), crossed)
+    _write(result, sets[min(sets)])
     return result
 
 
@@ -110,13 +127,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _row(tiles: Path, recipe: Recipe, variant: Variant, seed: int, out: Path) -> Row:
-    place = f"{slug(variant.name)}/seed{seed}"
+def _row(tiles: Path, recipe: Recipe, variant: str, out: Path, fold: int) -> Row:
+    seed = recipe.train.seed
+    place = "/".join([slug(variant), *([f"fold{fold}"] if fold else []), f"seed{seed}"])
     run = out / place
-    trained = train(tiles, run, recipe.variant(variant, seed), resume=(run / STATE).exists() or (run / CARD).exists())
+    trained = train(tiles, run, recipe, resume=(run / STATE).exists() or (run / CARD).exists())
     best = trained.history.best
     return Row(
-        variant=variant.name,
+        variant=variant,
         seed=seed,
         run=place,
         parameters=trained.parameters,
@@ -126,6 +144,7 @@ def _row(tiles: Path, recipe: Recipe, variant: Variant, seed: int, out: Path) ->
         iou=best.val_iou,
         gap=best.val_loss - best.train_loss,
         seconds=trained.history.seconds,
+        fold=fold,
     )
 
 
@@ -138,6 +157,8 @@ def _write(result: Comparison, tiles: Path) -> None:
     runs = {name: result.folder / rows[0].run for name, rows in result.by_variant().items()}
     _write_bytes(result.folder / "samples.png", _samples(TileSet.open(tiles), runs))
     content = {"title": result.title, "tiles": str(tiles.resolve()), "rows": [asdict(row) for row in result.rows]}
+    if result.crossed:
+        write_json(result.folder / CROSSED, result.crossed.content())
     write_json(result.folder / COMPARISON, content)
 
 

@@ -1,0 +1,116 @@
+"""A tile set for every fold of a cross-validation: an index of its own over the images and masks that are there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import reduce
+from itertools import chain
+from operator import add
+from pathlib import Path
+
+import numpy as np
+
+from tilth.errors import InputError
+from tilth.files import building, json_digest, write_json
+from tilth.geo.folds import fold_plans
+from tilth.geo.grid import Window, cells
+from tilth.geo.outlines import outlines
+from tilth.geo.raster import Image, close_labels, read_labels
+from tilth.geo.splits import Place, Planned
+from tilth.geo.statistics import Moments, band_moments
+from tilth.geo.tileset import INDEX, META, SPLITS, Tile, TileSet
+from tilth.geo.vectorout import write_tiles
+from tilth.legend import IGNORE
+from tilth.progress import track
+
+CELL = (512, 4096)
+
+
+def fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
+    """Return the tile sets of all folds, folders fold1, fold2, ... of `out`; those that are there already stay.
+
+    Each holds an index and statistics of its own training part, and refers to images and masks where they are. Reads
+    the masks once a fold, and the training part's pixels.
+
+    Raises:
+        InputError: when `tiles` is no tile set, or a part of a fold has no labelled tile.
+        SettingError: when its ground cannot be shared out in so many folds.
+    """
+    whole = TileSet.open(tiles)
+    found = [out / f"fold{number}" for number in range(1, folds + 1)]
+    if all((folder / META).is_file() for folder in found):
+        return found
+    try:
+        places = [
+            Place(scene.name, scene.height, scene.width, scene.group, _counter(whole, scene.name))
+            for scene in whole.meta.scenes
+        ]
+        plans = fold_plans(places, whole.meta.settings, folds)
+        for folder, planned in track(zip(found, plans, strict=True), folds, "folds", "folds"):
+            if not (folder / META).is_file():
+                _write(whole, planned, folder)
+    finally:
+        close_labels()
+    return found
+
+
+def _counter(whole: TileSet, scene: str) -> Callable[[Window], tuple[int, ...]]:
+    mask, classes = whole.mask_path(scene), len(whole.meta.legend.names)
+
+    def count(window: Window) -> tuple[int, ...]:
+        counts = np.zeros(IGNORE + 1, np.int64)
+        for cell in cells(window, *CELL):
+            counts += np.bincount(read_labels(mask, cell).ravel(), minlength=IGNORE + 1)
+        return tuple(counts[:classes].tolist())
+
+    return count
+
+
+def _write(whole: TileSet, planned: Sequence[Planned], folder: Path) -> None:
+    meta = whole.meta
+    tiles = _labelled(whole, planned)
+    missing = [split for split in SPLITS if not any(tile.split == split for tile in tiles)]
+    if missing:
+        raise InputError(f"{folder.name} has no labelled {' and no '.join(missing)} tile. Ask for fewer --folds.")
+    moments = _statistics(whole, tiles)
+    own = replace(
+        meta,
+        mean=tuple(moments.mean.tolist()),
+        std=tuple(moments.std.tolist()),
+        scenes=tuple(replace(s, image=str(whole.image_path(s.name).resolve())) for s in meta.scenes),
+        masks=str((whole.folder / meta.masks).resolve()),
+        fingerprint=json_digest({"of": meta.fingerprint, "tiles": [asdict(tile) for tile in tiles]}),
+    )
+    grids = {}
+    for scene in meta.scenes:
+        with Image.open(whole.image_path(scene.name)) as image:
+            grids[scene.name] = image.info.grid
+    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
+    shapes, crs = outlines([row[:2] for row in rows], grids)
+    with building(folder) as part:
+        write_tiles(part / INDEX, rows, shapes, meta.legend.names, crs)
+        write_json(part / META, asdict(own))
+
+
+def _labelled(whole: TileSet, planned: Sequence[Planned]) -> list[Tile]:
+    counters = {scene.name: _counter(whole, scene.name) for scene in whole.meta.scenes}
+    tiles = []
+    for name, window, split in planned:
+        counts = counters[name](window)
+        labelled = sum(counts)
+        valid = labelled / (window.height * window.width)
+        if labelled and valid >= whole.meta.settings.min_valid:
+            tiles.append(Tile(name, window, split, valid, tuple(count / labelled for count in counts)))
+    return tiles
+
+
+def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
+    bands = len(whole.meta.band_names)
+    parts = (
+        band_moments(
+            whole.image_path(scene.name),
+            whole.mask_path(scene.name),
+            [tile.window for tile in tiles if tile.scene == scene.name and tile.split == "train"],
+        )
+        for scene in whole.meta.scenes
+    )
+    return reduce(add, chain.from_iterable(parts), Moments(0, np.zeros(bands), np.zeros(bands)))
