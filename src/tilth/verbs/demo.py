@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tilth.applicability import KNOWN
 from tilth.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from tilth.errors import WeightsError
 from tilth.geo.sources import VectorSource
 from tilth.geo.tileset import META
 from tilth.learn.networks import build
-from tilth.scores import scores
 from tilth.table import table
 from tilth.verbs.compare import Comparison, compare
 from tilth.verbs.evaluate import evaluate
+from tilth.verbs.evaluate.figures import Figure
 from tilth.verbs.polygons import PolygonSummary, polygons
 from tilth.verbs.predict import predict
 from tilth.verbs.prepare import prepare
@@ -33,15 +34,20 @@ class Demo:
     folder: Path
     weights_from: str
     comparison: Comparison
-    ious: Mapping[str, Mapping[str, float]]
+    ious: Mapping[str, Mapping[str, Figure]]
     """IoU by variant, on "test" (blocks of the training scene that no training saw) and "elsewhere"."""
     best: str
+    outside: float | None
+    """Share of the other place that looks unlike all that the best network was trained on."""
     crowns: PolygonSummary
     seconds: float
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
-        rows = [(name, f"{found['test']:.3f}", f"{found['elsewhere']:.3f}") for name, found in self.ious.items()]
+        rows = [
+            (name, *(_with_ends(found[where]) for where in ("test", "elsewhere"))) for name, found in self.ious.items()
+        ]
+        outside = [] if self.outside is None else [f"{self.outside:.0%} of it looks unlike all that this network saw."]
         places = {
             "report": "report.html",
             "map of the other place": "map.tif",
@@ -52,9 +58,10 @@ class Demo:
             f"Encoder weights: {self.weights_from}",
             *self.comparison.lines()[:-1],
             "",
-            *table([("IoU of tree crowns", "held-out blocks", "another place"), *rows]),
+            *table([("IoU of tree crowns, 95 % interval", "held-out blocks", "another place"), *rows]),
             "",
             f"The other place was mapped with: {self.best}",
+            *outside,
             *self.crowns.lines(),
             "",
             *(f"{what + ':':<24}{self.folder / where}" for what, where in places.items()),
@@ -80,9 +87,9 @@ def demo(out: Path, recipe: Recipe | None = None) -> Demo:
     comparison = compare(tiles, chosen, out / "comparison")
     found = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
     best = comparison.best()
-    crowns = _mapped(comparison.folder / best.run, out)
+    outside, crowns = _mapped(comparison.folder / best.run, out)
     report(comparison.folder, out / "report.html")
-    return Demo(out, weights_from, comparison, found, best.variant, crowns, time.monotonic() - began)
+    return Demo(out, weights_from, comparison, found, best.variant, outside, crowns, time.monotonic() - began)
 
 
 def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
@@ -101,15 +108,21 @@ def _prepared(scene: str, recipe: Recipe, folder: Path) -> Path:
     return folder
 
 
-def _ious(run: Path, elsewhere: Path) -> dict[str, float]:
+def _ious(run: Path, elsewhere: Path) -> dict[str, Figure]:
     found = {"test": evaluate(run, "test"), "elsewhere": evaluate(run, "test", tiles=elsewhere)}
-    return {place: float(scores(result.confusion).headline()["iou"]) for place, result in found.items()}
+    return {place: result.headline["iou"] for place, result in found.items()}
 
 
-def _mapped(run: Path, out: Path) -> PolygonSummary:
-    for name in ("map.tif", "map.gpkg", "report.html"):
+def _with_ends(figure: Figure) -> str:
+    return f"{figure.value:.3f} ({figure.low:.2f} to {figure.high:.2f})"
+
+
+def _mapped(run: Path, out: Path) -> tuple[float | None, PolygonSummary]:
+    for name in ("map.tif", "map.probabilities.tif", "map.applicability.tif", "map.gpkg", "report.html"):
         (out / name).unlink(missing_ok=True)
     # What a killed demo left is of the map before.
     shutil.rmtree(out / ".map.gpkg.part", ignore_errors=True)
-    predict(run, (SCENES / "elsewhere.tif",), out / "map.tif", PredictConfig())
-    return polygons(out / "map.tif", out / "map.gpkg", PolygonConfig(min_area_m2=1.0))
+    settings = PredictConfig(probabilities="uint8", applicability=(run / KNOWN).exists())
+    prediction = predict(run, (SCENES / "elsewhere.tif",), out / "map.tif", settings)
+    crowns = polygons(out / "map.tif", out / "map.gpkg", PolygonConfig(min_area_m2=1.0))
+    return prediction.maps[0].outside, crowns

@@ -59,6 +59,11 @@ class Evaluation:
         """All figures with their intervals, by what they are taken of."""
         return {name: measure.figures() for name, measure in measures(self.counts).items()}
 
+    @property
+    def headline(self) -> Figures:
+        """The figures of class 1 of two, else the means over the classes, by the names of the scores."""
+        return _overall(self.figures)
+
     @cached_property
     def differences(self) -> dict[str, Figures]:
         """The same of this run less the rival's; empty without a rival."""
@@ -75,7 +80,7 @@ class Evaluation:
 
     def content(self, name: str) -> dict[str, Any]:
         """Return what the scores file holds: JSON, null where a figure does not exist."""
-        overall = _overall(self.figures)
+        overall = self.headline
         ece = {"ece": _number(float(calibration_error(self.reliability)))}
         return {
             "name": name,
