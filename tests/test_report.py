@@ -200,7 +200,8 @@ def test_the_score_tables_say_what_the_scores_file_says(page: str, comparison: P
             f"{100 * share:.1f}",
         )
     first = next(row for row in Page(page).rows if row[0] == "fields")
-    assert first[1] == f"{content['per_class'][1]['iou']:.2f}"
+    low, high = content["per_class"][1]["intervals"]["iou"]
+    assert first[1] == f"{content['per_class'][1]['iou']:.2f} {low:.2f} to {high:.2f}"
     assert first[5] == f"{content['per_class'][1]['pixels']:,}"
 
 

@@ -22,9 +22,9 @@ from tilth.learn.history import Epoch, History
 from tilth.legend import Legend
 from tilth.scores import overall_scores
 from tilth.verbs.report.certainty import Estimate, few_units, iou_of, lead_in_words, lead_of, signed
-from tilth.verbs.report.head import headline, lead, outdated, remarks
+from tilth.verbs.report.head import facts, headline, lead, outdated, remarks
 from tilth.verbs.report.numbers import NBSP
-from tilth.verbs.report.scorefile import AreaFile, IntervalNote, ReliabilityBin, ScoreTable, read_json
+from tilth.verbs.report.scorefile import AreaFile, FoldsFile, IntervalNote, ReliabilityBin, ScoreTable, read_json
 from tilth.verbs.report.sources import Row, Run, Subject, Variant
 from tilth.verbs.report.sureness import decision_in_words, guess, sureness_in_words, sureness_plates, told_bin
 from tilth.verbs.report.tables import area_table, networks, score_tables
@@ -319,3 +319,33 @@ def test_areas_are_in_hectares_with_their_intervals(tmp_path: Path) -> None:
     path.write_text(json.dumps(content | {"classes": [{}]}))
     with pytest.raises(InputError, match=r"area\.json: classes\.0"):
         read_json(path, AreaFile)
+
+
+def test_over_folds_all_ground_is_the_test_once() -> None:
+    ends = {"iou": [0.5, 0.62]}
+    content = {
+        "interval": {"level": 0.95, "units": 24},
+        "variants": [
+            {"variant": name, "overall": {"iou": iou, "recall": 0.8, "precision": 0.7}, "overall_intervals": ends}
+            for name, iou in (("a", 0.43), ("b", 0.56))
+        ],
+        "differences": [
+            {"first": "a", "second": "b", "overall": {"iou": -0.13}, "overall_intervals": {"iou": [-0.2, -0.07]}}
+        ],
+        "folds": [],
+    }
+    networks_of_folds = [
+        network(name, [scores_file(counts_of(12, i), tiles=f"/place/fold{i}") for i in seeds])
+        for name, seeds in (("b", (1, 2)), ("a", (1, 2)))
+    ]
+    subject = replace(compared(*networks_of_folds), folds=FoldsFile(**content))
+    assert headline(subject, {"test": 0.0}, None) == (
+        f"Tree is mapped with IoU 0.56, 95{NBSP}% interval 0.50 to 0.62, on 24 pieces of ground, "
+        "each mapped by a model that never saw it."
+    )
+    assert lead(subject) == f"“b” is ahead of “a” by 0.13, and with 95{NBSP}% confidence by at least 0.07."
+    run = subject.run
+    assert run is not None
+    assert [fact.value for fact in facts(subject, run)[1:3]] == [f"80{NBSP}%", f"70{NBSP}%"]
+    few = FoldsFile(**content | {"interval": {"units": 4}})
+    assert remarks(replace(subject, folds=few))[0].startswith("Only 4 units were scored")

@@ -11,8 +11,8 @@ from numpy import ndarray
 from tilth.intervals import ENOUGH_UNITS, Statistic, intervals
 from tilth.scores import overall_scores, present_mean
 from tilth.verbs.report.numbers import fixed, plural
-from tilth.verbs.report.scorefile import Ends, IntervalNote, ScoreTable
-from tilth.verbs.report.sources import Variant
+from tilth.verbs.report.scorefile import Across, Ends, IntervalNote, ScoreTable
+from tilth.verbs.report.sources import Subject, Variant, mean
 
 LEVEL_TEXT = "with 95 % confidence".replace(" %", "\u00a0%")
 LEAST_LEAD = 0.005
@@ -64,6 +64,25 @@ def lead_of(first: Variant, second: Variant, measure: str) -> Estimate | None:
         return difference
 
     return _estimate(counts, lead)
+
+
+def figure_of(subject: Subject, variant: Variant, measure: str) -> Estimate:
+    """Return the IoU of a network, with its interval where that is on file: over all folds, or mean over seeds."""
+    across = [one for one in subject.folds.variants if one.variant == variant.name] if subject.folds else []
+    if across and measure == "test":
+        return _across(across[0], 1)
+    return iou_of(variant, measure) or Estimate(mean(variant.values(measure)))
+
+
+def difference_of(subject: Subject, first: Variant, second: Variant, measure: str) -> Estimate | None:
+    """Return by how much the IoU of one network is better than that of another, with the paired interval; or None."""
+    if subject.folds is None or measure != "test":
+        return lead_of(first, second, measure)
+    for one in subject.folds.differences:
+        for sign, names in ((1, (one.first, one.second)), (-1, (one.second, one.first))):
+            if names == (first.name, second.name):
+                return _across(one, sign)
+    return None
 
 
 def mean_iou(sums: ndarray) -> Float64[ndarray, " n"]:
@@ -128,6 +147,13 @@ def few_units(interval: IntervalNote | None, scenes: int) -> list[str]:
         where = "one scene" if scenes == 1 else plural(scenes, "scene")
         found.append(f"All {units} lie in {where}: other places may differ by more.")
     return found
+
+
+def _across(found: Across, sign: int) -> Estimate:
+    """Return the IoU, or a difference of it turned round where `sign` is -1."""
+    value, ends = found.overall.get("iou"), found.overall_intervals.get("iou")
+    low, high = sorted(sign * end for end in ends) if ends else (math.nan, math.nan)
+    return Estimate(math.nan if value is None else sign * value, low, high)
 
 
 def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s k k"] | None:

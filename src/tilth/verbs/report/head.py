@@ -9,9 +9,9 @@ from tilth.geo.tileset import TileSet
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
 from tilth.verbs.report import certainty
-from tilth.verbs.report.certainty import Estimate, between, ends_of, few_units, iou_of, lead_of
+from tilth.verbs.report.certainty import Estimate, between, difference_of, ends_of, few_units, figure_of
 from tilth.verbs.report.numbers import NBSP, duration, fixed, percent, percent_range, plural, with_spread
-from tilth.verbs.report.scorefile import ScoreTable
+from tilth.verbs.report.scorefile import Ends, FoldsFile, IntervalNote, ScoreTable
 from tilth.verbs.report.sources import Run, Subject, Variant, known, mean
 from tilth.verbs.report.text import SPLIT_NAMES, capital
 
@@ -44,6 +44,8 @@ def headline(subject: Subject, leaks: Mapping[str, float], val_tiles: int | None
     verb = "is mapped with IoU" if legend.binary else "are mapped with a mean IoU of"
     interval = f", 95{NBSP}% interval {between(ends_of(figure))}," if figure.bounded else ""
     where = ground_in_words(measure, run.score(measure), val_tiles, leaks.get(measure))
+    if subject.folds and measure == "test":
+        where = folds_in_words(subject.folds, leaks.get("test"))
     return f"{capital(target(legend))} {verb} {fixed(figure.value)}{interval} on {where}."
 
 
@@ -55,7 +57,7 @@ def headline_score(subject: Subject) -> str:
 def headline_figure(subject: Subject) -> Estimate:
     """Return the leader's IoU, mean over seeds, with its interval where that is on file."""
     measure = headline_score(subject)
-    return iou_of(subject.leader, measure) or Estimate(mean(subject.leader.values(measure)))
+    return figure_of(subject, subject.leader, measure)
 
 
 def ground_in_words(split: str, table: ScoreTable | None, count: int | None, leak: float | None) -> str:
@@ -78,6 +80,14 @@ def ground_in_words(split: str, table: ScoreTable | None, count: int | None, lea
     return f"{ground}, {percent(leak)} of whose pixels training saw"
 
 
+def folds_in_words(folds: FoldsFile, leak: float | None) -> str:
+    """Return how many pieces of ground were scored over all folds, and whether their models saw them."""
+    ground = plural(folds.interval.units, "piece") + " of ground"
+    if leak:
+        return f"{ground} in turn, {percent(leak)} of whose pixels training saw"
+    return f"{ground}, each mapped by a model that never saw it" if leak is not None else f"{ground} in turn"
+
+
 def rival_of(subject: Subject, measure: str) -> Variant | None:
     """Return the best of the networks that do not lead; None for a single network."""
     others = [variant for variant in subject.variants if variant is not subject.leader and variant.values(measure)]
@@ -92,8 +102,8 @@ def lead(subject: Subject) -> str:
     measure, leader = headline_score(subject), subject.leader
     rival = rival_of(subject, measure)
     if rival and leader.values(measure):
-        plain = Estimate(mean(leader.values(measure)) - mean(rival.values(measure)))
-        found = lead_of(leader, rival, measure) or plain
+        plain = figure_of(subject, leader, measure).value - figure_of(subject, rival, measure).value
+        found = difference_of(subject, leader, rival, measure) or Estimate(plain)
         return f"{certainty.lead_in_words(leader.name, rival.name, found)}."
     table = subject.run.score(measure) if subject.run else None
     if table is None or table.against is None or table.against.overall.get("iou") is None:
@@ -110,10 +120,11 @@ def remarks(subject: Subject) -> list[str]:
         return []
     measure = headline_score(subject)
     table = run.score(measure)
-    found = few_units(table.interval, table.scenes) if table and headline_figure(subject).bounded else []
-    if table and table.interval and table.interval.units < 2:
-        found = few_units(table.interval, table.scenes)
-    found += [_in_plain_words(table, run.card.legend)] if table and known([table.iou]) else []
+    found = few_units(table.interval, table.scenes) if table and not subject.folds else []
+    if subject.folds:
+        found = few_units(IntervalNote(subject.folds.interval.units, "unit", ""), 1)
+    elif table and known([table.iou]):
+        found.append(_in_plain_words(table, run.card.legend))
     if measure == "val":
         found.append("The epoch was chosen on these tiles, so expect a little less elsewhere.")
     found += [elsewhere_in_words(other) for other in run.scores if other.name not in (measure, "val", "train")]
@@ -144,14 +155,9 @@ def outdated(subject: Subject) -> list[str]:
 
 def facts(subject: Subject, run: Run) -> list[Fact]:
     """Return the figures at the page's head."""
-    measure = headline_score(subject)
-    table, best = run.score(measure), run.best
-    found, right = (
-        (table.overall.get("recall"), table.overall.get("precision"))
-        if table
-        else (best.val_recall, best.val_precision)
-    )
-    ends = table.overall_intervals if table else {}
+    measure, best = headline_score(subject), run.best
+    overall, ends = overall_of(subject, run) or ({"recall": best.val_recall, "precision": best.val_precision}, {})
+    found, right = overall.get("recall"), overall.get("precision")
     mean_over = "" if run.card.legend.binary else ", mean over the classes"
     epochs = f"{plural(len(run.history.epochs), 'epoch')}; number {best.epoch} was best"
     return [
@@ -175,6 +181,17 @@ def facts(subject: Subject, run: Run) -> list[Fact]:
         ),
         Fact("Trained", duration(run.seconds), epochs),
     ]
+
+
+def overall_of(subject: Subject, run: Run) -> tuple[dict[str, float | None], dict[str, Ends]] | None:
+    """Return figures and intervals that stand for the headline: over all folds, or of the run's scores; or None."""
+    measure = headline_score(subject)
+    if subject.folds and measure == "test":
+        for one in subject.folds.variants:
+            if one.variant == subject.leader.name:
+                return one.overall, one.overall_intervals
+    table = run.score(measure)
+    return (table.overall, table.overall_intervals) if table else None
 
 
 def leaks(found: Audit, tiles: TileSet, run: Run) -> dict[str, float]:
@@ -206,6 +223,8 @@ def _in_plain_words(table: ScoreTable, legend: Legend) -> str:
 def _seeds_in_words(subject: Subject) -> list[str]:
     if subject.kind == "run":
         return []
+    if subject.folds:
+        return ["Each network was trained once for each fold, on all other ground; ± is the deviation of the folds."]
     seeds = min(len(variant.rows) for variant in subject.variants)
     if seeds > 1:
         return [f"Each network was trained {seeds} times from different random starts; ± is their standard deviation."]

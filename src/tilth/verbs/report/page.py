@@ -152,8 +152,9 @@ def _add_run(page: Page, subject: Subject, run: Run) -> None:
     page.network = subject.leader.name
     page.facts = facts(subject, run)
     page.scores = [Scored(scores_title(table), scores_in_words(table), score_tables(table)) for table in run.scores]
-    if any(table.interval for table in run.scores):
-        page.words["scores"] = INTERVALS_IN_WORDS
+    told = [INTERVALS_IN_WORDS] if any(table.interval for table in run.scores) else []
+    told += ["These are of one fold: of the run whose maps are shown."] if subject.folds else []
+    page.words["scores"] = " ".join(told)
     page.areas = [(found.headline, area_table(found)) for found in run.areas]
     table = run.score(headline_score(subject))
     if table is not None:

@@ -169,6 +169,33 @@ class ScoreTable:
 
 
 @record(frozen=True, config=LENIENT)
+class Across:
+    """The figures of one network over all folds, or how far the first of two is better than the second."""
+
+    overall: dict[str, float | None]
+    overall_intervals: dict[str, Ends]
+    variant: str = ""
+    first: str = ""
+    second: str = ""
+
+
+@record(frozen=True, config=LENIENT)
+class FoldUnits:
+    """How many pieces of ground were scored over all folds."""
+
+    units: int
+
+
+@record(frozen=True, config=LENIENT)
+class FoldsFile:
+    """What `tilth compare --folds` writes beside the comparison."""
+
+    interval: FoldUnits
+    variants: tuple[Across, ...]
+    differences: tuple[Across, ...] = ()
+
+
+@record(frozen=True, config=LENIENT)
 class Estimate:
     """An estimate with its 95 % interval; None where it does not exist."""
 

@@ -17,8 +17,10 @@ from tilth.learn.describe import title_of
 from tilth.learn.history import HISTORY, Epoch, History, read_history
 from tilth.verbs.compare import COMPARISON, Row
 from tilth.verbs.evaluate import tiles_of
-from tilth.verbs.report.scorefile import LENIENT, AreaFile, ScoreTable, read_json
+from tilth.verbs.report.scorefile import LENIENT, AreaFile, FoldsFile, ScoreTable, read_json
 from tilth.verbs.train import RECIPE
+
+FOLDS = "folds.json"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Subject:
     title: str
     variants: tuple[Variant, ...]
     notes: tuple[str, ...] = ()
+    folds: FoldsFile | None = None
+    """Scores over all folds, where the comparison has any."""
 
     @property
     def leader(self) -> Variant:
@@ -168,7 +172,8 @@ def _read_comparison(folder: Path) -> Subject:
     )
     gone = [row.run for row in content.rows if row.run not in runs]
     notes = (f"These runs are no longer in the comparison's folder: {', '.join(gone)}.",) if gone else ()
-    return Subject("comparison", folder, content.title or "Comparison", variants, notes)
+    folds = read_json(folder / FOLDS, FoldsFile) if (folder / FOLDS).is_file() else None
+    return Subject("comparison", folder, content.title or "Comparison", variants, notes, folds)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

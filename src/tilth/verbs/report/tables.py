@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tilth.figures.colours import DARK, LIGHT, line_colour
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
-from tilth.verbs.report.certainty import between, ends_of, iou_of, lead_of, signed
+from tilth.verbs.report.certainty import between, difference_of, ends_of, figure_of, signed
 from tilth.verbs.report.numbers import NBSP, duration, fixed, percent, percent_range, plural, with_spread
 from tilth.verbs.report.scorefile import AreaFile, Edges, EdgeScore, Objects, Score, ScoreTable
 from tilth.verbs.report.scorefile import Estimate as Measured
@@ -69,7 +69,7 @@ def networks(subject: Subject) -> list[Network]:
             line_colour(DARK, index),
             variant is leader,
             (
-                *_cells(variant, extra),
+                *_cells(subject, variant, extra),
                 *_leads(subject, variant, extra),
                 ("time", duration(variant.mean("seconds")), ""),
             ),
@@ -137,7 +137,7 @@ def class_bars(found: Audit, legend: Legend) -> list[Bar]:
     ]
 
 
-def _cells(variant: Variant, extra: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+def _cells(subject: Subject, variant: Variant, extra: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     rows = variant.rows
     epochs = ", ".join(str(row.best_epoch) for row in rows)
     return (
@@ -146,7 +146,7 @@ def _cells(variant: Variant, extra: Sequence[str]) -> tuple[tuple[str, str, str]
         ("gap to training loss", with_spread([row.gap for row in rows], 3), ""),
         ("validation IoU", with_spread(variant.values("val")), ""),
         *(
-            (f"{name} IoU", with_spread(variant.values(name)), between(ends_of(iou_of(variant, name))))
+            (f"{name} IoU", with_spread(variant.values(name)), between(ends_of(figure_of(subject, variant, name))))
             for name in extra
         ),
     )
@@ -155,9 +155,9 @@ def _cells(variant: Variant, extra: Sequence[str]) -> tuple[tuple[str, str, str]
 def _leads(subject: Subject, variant: Variant, extra: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return how far a network is behind the leader on the test tiles, where that is on file for any."""
     others = [other for other in subject.variants if other is not subject.leader]
-    if "test" not in extra or not any(lead_of(other, subject.leader, "test") for other in others):
+    if "test" not in extra or not any(difference_of(subject, other, subject.leader, "test") for other in others):
         return []
-    found = None if variant is subject.leader else lead_of(variant, subject.leader, "test")
+    found = None if variant is subject.leader else difference_of(subject, variant, subject.leader, "test")
     text = "–" if found is None else ("+" if found.value >= 0.005 else "") + signed(found.value)
     return [("test IoU, less the best’s", text, between(ends_of(found)))]
 
