@@ -109,7 +109,7 @@ def test_seeds_on_the_command_line_take_the_place_of_the_recipes(
 
     asked: list[tuple[int, ...]] = []
 
-    def compared(tiles: Path, recipe: Recipe, out: Path) -> None:
+    def compared(tiles: Path, recipe: Recipe, out: Path, folds: int) -> None:
         asked.append(recipe.seeds)
         raise SettingError("far enough")
 
