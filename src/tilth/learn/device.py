@@ -3,10 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch.utils import deterministic
 
 from tilth.errors import SettingError
 
@@ -70,13 +69,13 @@ def repeatable(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic
     fills = deterministic.fill_uninitialized_memory
     # cuBLAS reads this when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = (
-        False  # it costs a pass over every map, and nothing here reads such memory
-    )
+    # Filling costs a pass over every map, and nothing here reads such memory.
+    deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
