@@ -201,7 +201,7 @@ def test_the_score_tables_say_what_the_scores_file_says(page: str, comparison: P
         )
     first = next(row for row in Page(page).rows if row[0] == "fields")
     low, high = content["per_class"][1]["intervals"]["iou"]
-    assert first[1] == f"{content['per_class'][1]['iou']:.2f} {low:.2f} to {high:.2f}"
+    assert first[1] == f"{content['per_class'][1]['iou']:.2f} {low:.2f}\u00a0to {high:.2f}"
     assert first[5] == f"{content['per_class'][1]['pixels']:,}"
 
 

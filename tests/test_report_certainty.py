@@ -252,7 +252,7 @@ def test_where_the_threshold_comes_from() -> None:
     assert decision_in_words(run, table) == ""
     made = {"threshold": 0.397, "temperature": 1.177, "calibrated": ""}
     plain = scores_file(counts_of(12, 1), decision=made)
-    assert "`tilth calibrate c/a/0`" in decision_in_words(run, plain)
+    assert decision_in_words(run, plain).endswith("To fit them to the validation tiles: tilth calibrate c/a/0")
     chosen = decision_in_words(
         run, scores_file(counts_of(12, 1), decision=made | {"calibrated": "46 validation tiles"})
     )

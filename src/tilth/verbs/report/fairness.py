@@ -8,7 +8,7 @@ import numpy as np
 from tilth.geo.variogram import Variogram
 from tilth.verbs.audit import Audit, Held, draw
 from tilth.verbs.audit.words import length, unlike
-from tilth.verbs.report.numbers import DASH, percent
+from tilth.verbs.report.numbers import DASH, NBSP, percent
 from tilth.verbs.report.tables import Cell, Table
 from tilth.verbs.report.text import SPLIT_NAMES
 from tilth.verbs.report.view import Shown, data_uri
@@ -35,7 +35,9 @@ def fairness(found: Audit) -> Fairness:
             f"tile. {' '.join(reach_in_words(found))}",
         )
     words = [*reach_in_words(found), *(f"{note[:1].upper()}{note[1:]}." for note in found.notes)]
-    return Fairness(found.verdict, found.leaks, words, _table(found) if found.held else None, figure)
+    # Of a number and its sign neither stands alone at the end of a line.
+    verdict = found.verdict.replace(" %", f"{NBSP}%")
+    return Fairness(verdict, found.leaks, words, _table(found) if found.held else None, figure)
 
 
 def reach_in_words(found: Audit) -> list[str]:

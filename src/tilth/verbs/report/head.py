@@ -8,8 +8,7 @@ from pathlib import Path
 from tilth.geo.tileset import TileSet
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
-from tilth.verbs.report import certainty
-from tilth.verbs.report.certainty import Estimate, between, difference_of, ends_of, few_units, figure_of
+from tilth.verbs.report.certainty import Estimate, between, difference_of, ends_of, few_units, figure_of, lead_in_words
 from tilth.verbs.report.numbers import NBSP, duration, fixed, percent, percent_range, plural, with_spread
 from tilth.verbs.report.scorefile import Ends, FoldsFile, IntervalNote, ScoreTable
 from tilth.verbs.report.sources import Run, Subject, Variant, known, mean
@@ -104,13 +103,13 @@ def lead(subject: Subject) -> str:
     if rival and leader.values(measure):
         plain = figure_of(subject, leader, measure).value - figure_of(subject, rival, measure).value
         found = difference_of(subject, leader, rival, measure) or Estimate(plain)
-        return f"{certainty.lead_in_words(leader.name, rival.name, found)}."
+        return f"{lead_in_words(leader.name, rival.name, found)}."
     table = subject.run.score(measure) if subject.run else None
     if table is None or table.against is None or table.against.overall.get("iou") is None:
         return ""
     low, high = table.against.overall_intervals.get("iou") or (math.nan, math.nan)
     other = Estimate(table.against.overall["iou"] or 0.0, low, high)
-    return f"{certainty.lead_in_words(subject.title, Path(table.against.run).name, other)}."
+    return f"{lead_in_words(subject.title, Path(table.against.run).name, other)}."
 
 
 def remarks(subject: Subject) -> list[str]:

@@ -67,8 +67,8 @@ def decision_in_words(run: Run, table: ScoreTable) -> str:
         )
     cut = f", and the threshold {made.threshold:.2f} is not chosen" if len(table.classes) == 2 else ""
     return (
-        f"The probabilities are as training left them{cut}: `tilth calibrate {run.folder}` fits them to the validation "
-        "tiles."
+        f"The probabilities are as training left them{cut}. To fit them to the validation tiles: "
+        f"tilth calibrate {run.folder}"
     )
 
 
