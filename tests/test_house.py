@@ -37,6 +37,7 @@ VERBS = (
     "polygons",
     "sample",
     "area",
+    "jaccard",
     "report",
     "demo",
 )

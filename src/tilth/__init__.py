@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tilth.verbs.compare import compare
     from tilth.verbs.demo import demo
     from tilth.verbs.evaluate import evaluate
+    from tilth.verbs.jaccard import jaccard
     from tilth.verbs.model import model
     from tilth.verbs.polygons import polygons
     from tilth.verbs.predict import predict
@@ -68,6 +69,7 @@ _HOMES = {
             "compare",
             "demo",
             "evaluate",
+            "jaccard",
             "model",
             "polygons",
             "predict",
@@ -106,6 +108,7 @@ __all__ = [
     "compare",
     "demo",
     "evaluate",
+    "jaccard",
     "load_recipe",
     "model",
     "polygons",

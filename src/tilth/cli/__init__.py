@@ -107,12 +107,17 @@ add(
     "area trees.tif points.gpkg --out area.json",
 )  # fmt: skip
 add(
-    app, 13, "maps:report",
+    app, 13, "area:jaccard",
+    "Score polygons by the DSTL competition's rule: the Jaccard index by class, and the mean.",
+    "jaccard 6100_1_3.csv --labels dstl/",
+)  # fmt: skip
+add(
+    app, 14, "maps:report",
     "Write one HTML page about a run or a comparison that opens anywhere and can be mailed.",
     "report comparison/ --out report.html",
 )  # fmt: skip
 add(
-    app, 14, "maps:demo",
+    app, 15, "maps:demo",
     "Compare the article's three models on the scene inside the package, then map another place with the best.",
     "demo --out demo-out",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`tilth review`, `tilth sample` and `tilth area`. Verbs are imported when they are called."""
+"""`tilth review`, `tilth sample`, `tilth area` and `tilth jaccard`. Verbs are imported when they are called."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,3 +50,18 @@ def review(
     from tilth.verbs.review import review
 
     show(review(runs, out, tiles, config_from(ReviewConfig, ReviewConfig(), chosen)))
+
+
+def jaccard(
+    submissions: Annotated[tuple[Path, ...], Parameter(negative=())], /, *, labels: Path, out: Path | None = None
+) -> None:
+    """Score DSTL submissions by the competition's rule: the Jaccard index of polygons, by class and in the mean.
+
+    Args:
+        submissions: Tables from `tilth polygons MAP.tif --out IMAGE.csv --dstl-grid grid_sizes.csv`.
+        labels: Kaggle's folder, or train_wkt_v4.csv itself.
+        out: JSON file to write all figures to.
+    """
+    from tilth.verbs.jaccard import jaccard
+
+    show(jaccard(submissions, labels, out))

@@ -104,15 +104,7 @@ def read_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
     Raises:
         InputError: when the file is missing or is not DSTL's table.
     """
-    path = _find(folder, "train_wkt*.csv*", "train_wkt_v4.csv, zipped or not")
-    found: dict[str, dict[int, ndarray]] = {}
-    repaired = 0
-    with _reading(path):
-        for row in _rows(path, ("ImageId", "ClassType", "MultipolygonWKT")):
-            by_class = found.setdefault(row["ImageId"], {})
-            if int(row["ClassType"]) in classes:
-                by_class[int(row["ClassType"])], mended = _polygons(path, row)
-                repaired += mended
+    found, repaired = read_wkt(labels_table(folder), classes)
     parts = {scene: [by_class.get(number, NOTHING) for number in classes] for scene, by_class in found.items()}
     values = {scene: [np.full(len(part), i, np.uint8) for i, part in enumerate(of, 1)] for scene, of in parts.items()}
     return DstlLabels(
@@ -122,13 +114,41 @@ def read_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
     )
 
 
+def labels_table(place: Path) -> Path:
+    """Return the table of labels in Kaggle's folder; `place` itself when it is a file.
+
+    Raises:
+        InputError: when there is none.
+    """
+    return _find(place, "train_wkt*.csv*", "train_wkt_v4.csv, zipped or not")
+
+
+def read_wkt(path: Path, classes: Sequence[int]) -> tuple[dict[str, dict[int, ndarray]], int]:
+    """Return the polygons of a table of WKT, labels or a submission, by scene and class, and how many were repaired.
+
+    Scenes without a polygon of these classes are there too.
+
+    Raises:
+        InputError: when the file is missing or is no such table.
+    """
+    found: dict[str, dict[int, ndarray]] = {}
+    repaired = 0
+    with _reading(path):
+        for row in _rows(path, ("ImageId", "ClassType", "MultipolygonWKT")):
+            by_class = found.setdefault(row["ImageId"], {})
+            if int(row["ClassType"]) in classes:
+                by_class[int(row["ClassType"])], mended = _polygons(path, row)
+                repaired += mended
+    return found, repaired
+
+
 def read_extents(place: Path) -> dict[str, tuple[float, float]]:
     """Return (Xmax, Ymin) by scene from grid_sizes.csv, zipped or not, or from the folder that holds it.
 
     Raises:
         InputError: when the file is missing or is not DSTL's table.
     """
-    path = place if place.is_file() else _find(place, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
+    path = _find(place, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
     with _reading(path):
         # The column of names has none of its own.
         return {
@@ -180,6 +200,8 @@ def _members(archive: Path, scenes: Sequence[str]) -> dict[str, Path]:
 
 
 def _find(folder: Path, pattern: str, what: str) -> Path:
+    if folder.is_file():
+        return folder
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not found:
         raise InputError(f"{folder} holds no {what}. Give the folder with Kaggle's files.")

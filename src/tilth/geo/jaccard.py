@@ -15,7 +15,7 @@ from numpy import ndarray
 from tilth.errors import InputError
 from tilth.scores import present_mean
 
-Layers = Mapping[int, Sequence[shapely.Geometry]]
+Layers = Mapping[int, Sequence[shapely.Geometry] | ndarray]
 """Valid polygons of one scene by class."""
 
 
@@ -60,7 +60,9 @@ def dstl_score(
     return float(present_mean(by_class)), tuple(by_class.tolist())
 
 
-def _areas(predicted: Sequence[shapely.Geometry], true: Sequence[shapely.Geometry]) -> tuple[float, float, float]:
+def _areas(
+    predicted: Sequence[shapely.Geometry] | ndarray, true: Sequence[shapely.Geometry] | ndarray
+) -> tuple[float, float, float]:
     found, wanted = (shapely.union_all(np.array(list(shapes), object)) for shapes in (predicted, true))
     both = shapely.area(shapely.intersection(found, wanted))
     return both, max(shapely.area(found) - both, 0.0), max(shapely.area(wanted) - both, 0.0)
