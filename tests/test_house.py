@@ -157,7 +157,6 @@ def test_every_verb_has_a_page(verb: str) -> None:
 @pytest.mark.parametrize(
     "config",
     [PrepareConfig, ModelConfig, TrainConfig, PredictConfig, EvaluateConfig, PolygonConfig, SampleConfig],
-
 )
 def test_every_setting_is_explained(config: type) -> None:
     for name, info in config.__pydantic_fields__.items():  # type: ignore[attr-defined]

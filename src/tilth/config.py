@@ -111,7 +111,7 @@ class PredictConfig:
     batch_size: Positive = 8
     """Tiles in one call of the network."""
     tta: Literal[1, 2, 4, 8] = 1
-    """Flips and quarter turns of each tile that the network is shown; their mean counts. Takes as many times as long."""
+    """Flips and quarter turns of each tile that the network is shown; their mean counts. So many times as slow."""
     probabilities: Literal["none", "uint8", "float16"] = "none"
     """Also write the probability of every class beside the map: uint8 (0 to 250 stand for 0 to 1) or float16."""
     uncertainty: bool = False

@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from tilth.geo.grid import Window, starts
 
-PANEL_BYTES = 2**26
+PANEL_BYTES = 2**25
 """What the sums of a panel and the image blocks under it may take in memory, together."""
 ROWS_READ = 512
 """Rows of image blocks that a row of tiles is read from, as most files are cut."""
