@@ -24,8 +24,8 @@ from affine import Affine
 from shapely import Polygon, box
 
 from tilth.config import ModelConfig, PrepareConfig, TrainConfig
-from tilth.geo.sources import VectorSource
-from tilth.geo.tileset import TileSet
+from tilth.geo.tilesets.sources import VectorSource
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.device import find_device, layout
 from tilth.learn.feed import Feed, Scaling, TrainingData
 from tilth.learn.losses import segmentation_loss

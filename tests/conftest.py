@@ -43,7 +43,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiles(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tile set of that scene: 32-pixel tiles, blocks of 64 pixels."""
     from tilth.config import PrepareConfig
-    from tilth.geo.sources import VectorSource
+    from tilth.geo.tilesets.sources import VectorSource
     from tilth.verbs.prepare import prepare
 
     out = tmp_path_factory.mktemp("tiles") / "tiles"

@@ -19,7 +19,7 @@ from scipy import ndimage
 from helpers import write_raster
 from processes import Fuse, in_a_process
 from tilth.config import PolygonConfig
-from tilth.geo.raster import Image
+from tilth.geo.rasters.raster import Image
 from tilth.verbs.polygons import polygons
 
 HEIGHT, WIDTH = 2600, 40

@@ -17,8 +17,8 @@ from tilth.cli import main
 from tilth.config import SampleConfig
 from tilth.errors import InputError, OutputError
 from tilth.estimation import Tally, estimates
-from tilth.geo.raster import Image
-from tilth.geo.strata import places_of
+from tilth.geo.accuracy.strata import places_of
+from tilth.geo.rasters.raster import Image
 from tilth.legend import Legend
 from tilth.verbs.area import area
 from tilth.verbs.sample import sample

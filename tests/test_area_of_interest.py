@@ -15,11 +15,11 @@ from shapely import Point, Polygon, box
 
 from helpers import TENTH_METRE, UTM12
 from tilth.errors import InputError
-from tilth.geo import area as module
-from tilth.geo.area import Area
-from tilth.geo.burn import burned, in_pixels
 from tilth.geo.grid import Grid, Window
-from tilth.geo.vector import valid_polygons
+from tilth.geo.rasters import area as module
+from tilth.geo.rasters.area import Area
+from tilth.geo.rasters.burn import burned, in_pixels
+from tilth.geo.vectors.vector import valid_polygons
 
 SIZE = 300
 PLACES = {

@@ -16,10 +16,10 @@ from tilth.config import PrepareConfig
 from tilth.errors import InputError
 from tilth.files import write_text
 from tilth.geo.grid import Window
-from tilth.geo.sources import MaskSource, VectorSource
-from tilth.geo.splits import Place, Planned, article_tiles, plan
-from tilth.geo.tileset import INDEX, META, Scene, Tile, TileSetMeta
-from tilth.geo.vectorout import write_tiles
+from tilth.geo.splitting.splits import Place, Planned, article_tiles, plan
+from tilth.geo.tilesets.sources import MaskSource, VectorSource
+from tilth.geo.tilesets.tileset import INDEX, META, Scene, Tile, TileSetMeta
+from tilth.geo.vectors.vectorout import write_tiles
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit, audit, audit_plan, audit_tiles
 from tilth.verbs.prepare import prepare

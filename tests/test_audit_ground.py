@@ -18,13 +18,13 @@ from tilth.config import ModelConfig, PrepareConfig, Recipe, TrainConfig
 from tilth.errors import InputError
 from tilth.figures.variogram import Curve, variogram_figure
 from tilth.geo.coverage import Overlap
-from tilth.geo.dstl import SAME_GROUND
 from tilth.geo.grid import Window
-from tilth.geo.likeness import Likeness, likeness, sampled_windows
-from tilth.geo.scenes import Gathered, Source
-from tilth.geo.sources import DstlSource, MaskSource
-from tilth.geo.tileset import TileSet
-from tilth.geo.variogram import Variogram, fitted
+from tilth.geo.splitting.likeness import Likeness, likeness, sampled_windows
+from tilth.geo.splitting.variogram import Variogram, fitted
+from tilth.geo.tilesets.dstl import SAME_GROUND
+from tilth.geo.tilesets.scenes import Gathered, Source
+from tilth.geo.tilesets.sources import DstlSource, MaskSource
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.verbs.audit import Audit, Held, audit, audit_set
 from tilth.verbs.audit.words import nearness, unlike
 from tilth.verbs.prepare import prepare

@@ -20,11 +20,11 @@ from rasterio.errors import NotGeoreferencedWarning
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from mapping import Pointwise, make_run
 from tilth.errors import InputError
-from tilth.geo.burn import burned, in_pixels
 from tilth.geo.grid import Window
-from tilth.geo.mosaic import Mosaic
-from tilth.geo.raster import Image
-from tilth.geo.vector import read_polygons
+from tilth.geo.rasters.burn import burned, in_pixels
+from tilth.geo.rasters.mosaic import Mosaic
+from tilth.geo.rasters.raster import Image
+from tilth.geo.vectors.vector import read_polygons
 from tilth.verbs.polygons import polygons
 from tilth.verbs.predict import predict
 

@@ -14,7 +14,7 @@ from race import Entry, Outcome, Results, tiles_in
 from rasters import dense, mirrored, sparse
 from seams import Tiling, mean_steps, seam
 from tiling import cropped_map, plain_loop, tile_places
-from tilth.geo.tiles import TileGrid
+from tilth.geo.mapping.tiles import TileGrid
 
 
 def pointwise(tiles: ndarray) -> ndarray:

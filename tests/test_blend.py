@@ -23,9 +23,9 @@ from blending import (
     whole,
 )
 from tilth.errors import InputError
-from tilth.geo.blend import LEVELS, WHOLE, Plan, blend, shares
 from tilth.geo.grid import Window
-from tilth.geo.tiles import Lanes, TileGrid
+from tilth.geo.mapping.blend import LEVELS, WHOLE, Plan, blend, shares
+from tilth.geo.mapping.tiles import Lanes, TileGrid
 
 SEVERAL = settings(deadline=None, max_examples=30)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
-from tilth.geo.boundary import boundary_counts, margin_px
+from tilth.geo.accuracy.boundary import boundary_counts, margin_px
 from tilth.geo.grid import Window, cells
 
 MAPS = arrays(np.uint8, (9, 11), elements=st.sampled_from([0, 1, 2, 255]))

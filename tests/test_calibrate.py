@@ -12,8 +12,8 @@ from tilth.card import read_card
 from tilth.config import PrepareConfig
 from tilth.errors import InputError
 from tilth.files import write_json
-from tilth.geo.sources import VectorSource
-from tilth.geo.tileset import META, TileSet
+from tilth.geo.tilesets.sources import VectorSource
+from tilth.geo.tilesets.tileset import META, TileSet
 from tilth.learn.inference import Predictor
 from tilth.verbs.calibrate import calibrate
 from tilth.verbs.evaluate import evaluate

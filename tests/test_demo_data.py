@@ -9,8 +9,8 @@ from numpy import ndarray
 
 import tilth
 from tilth.geo.grid import Grid, Window
-from tilth.geo.raster import Image
-from tilth.geo.vector import read_polygons
+from tilth.geo.rasters.raster import Image
+from tilth.geo.vectors.vector import read_polygons
 
 DATA = Path(tilth.__file__).parent / "data" / "yellowstone"
 SCENES = {"training": (2472, 2299, 574), "elsewhere": (1035, 1249, 279)}

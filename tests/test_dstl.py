@@ -15,10 +15,10 @@ from shapely import MultiPolygon, Polygon, box
 
 from helpers import textured, write_raster
 from tilth.errors import InputError, SettingError
-from tilth.geo import dstl
-from tilth.geo.burn import burned
 from tilth.geo.grid import Grid, cells
-from tilth.geo.sources import DstlSource
+from tilth.geo.rasters.burn import burned
+from tilth.geo.tilesets import dstl
+from tilth.geo.tilesets.sources import DstlSource
 from tilth.legend import Legend
 
 SCENE, OTHER = "6010_1_2", "6140_1_2"

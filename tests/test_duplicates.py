@@ -10,12 +10,20 @@ import scipy.ndimage
 from numpy import ndarray
 
 from tilth.errors import InputError
-from tilth.geo import dstl, duplicates
-from tilth.geo.burn import burned
-from tilth.geo.duplicates import Match, match, matches, matches_among
 from tilth.geo.grid import Grid, Window
-from tilth.geo.raster import Image
-from tilth.geo.structure import Looks, Thumbnail, image_structure, label_structure, read_structures, write_structures
+from tilth.geo.rasters.burn import burned
+from tilth.geo.rasters.raster import Image
+from tilth.geo.splitting import duplicates
+from tilth.geo.splitting.duplicates import Match, match, matches, matches_among
+from tilth.geo.tilesets import dstl
+from tilth.geo.tilesets.structure import (
+    Looks,
+    Thumbnail,
+    image_structure,
+    label_structure,
+    read_structures,
+    write_structures,
+)
 from tilth.legend import IGNORE
 
 NOTHING = np.zeros((0, 2, 64, 64), np.int8)

@@ -14,11 +14,11 @@ from test_train import SMALL
 from test_units import grid_of, tile_set
 from tilth.config import EvaluateConfig, PrepareConfig
 from tilth.errors import InputError, OutputError, SettingError
-from tilth.geo.boundary import boundary_counts
+from tilth.geo.accuracy.boundary import boundary_counts
+from tilth.geo.accuracy.objects import object_counts
 from tilth.geo.grid import Window
-from tilth.geo.objects import object_counts
-from tilth.geo.tileset import Tile, TileSet
-from tilth.geo.units import units_of
+from tilth.geo.splitting.units import units_of
+from tilth.geo.tilesets.tileset import Tile, TileSet
 from tilth.legend import IGNORE
 from tilth.verbs.evaluate import counted, evaluate
 from tilth.verbs.evaluate.shapes import ShapeCounter, Wanted

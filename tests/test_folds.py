@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tilth.config import PrepareConfig, parse_recipe
 from tilth.errors import SettingError
-from tilth.geo.folds import fold_plans
-from tilth.geo.splits import Place
-from tilth.geo.tileset import TileSet
+from tilth.geo.splitting.folds import fold_plans
+from tilth.geo.splitting.splits import Place
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.checkpoint import LAST
 from tilth.verbs.compare import compare
 from tilth.verbs.folds import fold_sets

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from test_shapes import CONNECTIVITY, by_blocks, class_maps
-from tilth.geo.holes import filled, first_pixels, swallowed
-from tilth.geo.shapes import as_array
+from tilth.geo.polygons.holes import filled, first_pixels, swallowed
+from tilth.geo.polygons.shapes import as_array
 
 
 def without_holes(values: ndarray, kept: ndarray, area: float, connectivity: int) -> tuple[ndarray, ndarray]:

@@ -44,6 +44,8 @@ VERBS = (
 
 # Rooms by floor; a module may import from its own room and from the floors below, never from a neighbour.
 FLOORS = {"geo": 1, "learn": 1, "figures": 1, "verbs": 2, "cli": 3}
+# Rooms of geo, in the order in which they may import each other; modules beside them come first.
+GEO = ("", "vectors", "rasters", "mapping", "tilesets", "splitting", "polygons", "accuracy")
 NEVER = {
     "geo": {"torch", "timm", "lightning_fabric", "torchmetrics", "torchvision", "matplotlib"},
     "learn": {"rasterio", "geopandas", "pyogrio", "shapely", "pyproj", "matplotlib"},
@@ -51,9 +53,14 @@ NEVER = {
     "ground": {"torch", "rasterio", "geopandas", "pyogrio", "timm", "matplotlib"},
 }
 OPENERS = {
-    "rasterio": {"geo/raster.py", "geo/rasterout.py"},
-    "pyogrio": {"geo/vector.py", "geo/vectorout.py", "geo/vectorpoints.py", "geo/vectorindex.py"},
-    "geopandas": {"geo/vector.py", "geo/vectorout.py", "geo/vectorpoints.py"},
+    "rasterio": {"geo/rasters/raster.py", "geo/rasters/rasterout.py"},
+    "pyogrio": {
+        "geo/vectors/vector.py",
+        "geo/vectors/vectorout.py",
+        "geo/vectors/vectorpoints.py",
+        "geo/vectors/vectorindex.py",
+    },
+    "geopandas": {"geo/vectors/vector.py", "geo/vectors/vectorout.py", "geo/vectors/vectorpoints.py"},
 }
 
 
@@ -95,6 +102,18 @@ def test_imports_point_down(path: Path) -> None:
     for name in imports(path):
         assert not upward(path, name), f"{path.name} imports {name}"
         assert name.split(".")[0] not in NEVER.get(room(path), set()), f"{path.name} imports {name}"
+
+
+def geo_room(parts: tuple[str, ...]) -> int:
+    return GEO.index(parts[0] if len(parts) > 1 else "")
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "geo").rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_rooms_of_geo_import_in_their_order(path: Path) -> None:
+    here = geo_room(path.relative_to(SOURCE / "geo").parts)
+    for name in imports(path):
+        if name.startswith("tilth.geo."):
+            assert geo_room(tuple(name.split(".")[2:])) <= here, f"{path.name} imports {name}"
 
 
 def test_a_planted_upward_import_is_seen() -> None:

@@ -9,10 +9,10 @@ from affine import Affine
 from shapely import box
 
 from tilth.errors import InputError
-from tilth.geo import dstl
-from tilth.geo.burn import PixelShapes, burned, in_pixels
+from tilth.geo.accuracy.jaccard import area_counts, dstl_score, jaccard
 from tilth.geo.grid import Grid, Window
-from tilth.geo.jaccard import area_counts, dstl_score, jaccard
+from tilth.geo.rasters.burn import PixelShapes, burned, in_pixels
+from tilth.geo.tilesets import dstl
 from tilth.scores import scores
 
 GRID = Grid(3348, 3403, Affine.identity(), None)

@@ -12,11 +12,11 @@ from numpy import ndarray
 
 from helpers import TENTH_METRE
 from tilth.config import ModelConfig
-from tilth.geo.apart import apart, sampled_apart
-from tilth.geo.batches import batches, tiles_of
-from tilth.geo.coarse import Mirrored, coarse, frames
 from tilth.geo.grid import Grid, Window
-from tilth.geo.tileset import TileSet
+from tilth.geo.mapping.batches import batches, tiles_of
+from tilth.geo.mapping.coarse import Mirrored, coarse, frames
+from tilth.geo.splitting.apart import apart, sampled_apart
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.feed import Scaling
 from tilth.learn.known import Encoder, known_ground
 from tilth.learn.networks import build

@@ -14,11 +14,11 @@ from numpy import ndarray
 
 from helpers import TENTH_METRE, textured, write_raster
 from tilth.errors import InputError
-from tilth.geo import mosaic as module
 from tilth.geo.grid import Window
-from tilth.geo.mosaic import Mosaic
 from tilth.geo.places import Places
-from tilth.geo.raster import Image, ImageInfo
+from tilth.geo.rasters import mosaic as module
+from tilth.geo.rasters.mosaic import Mosaic
+from tilth.geo.rasters.raster import Image, ImageInfo
 
 ROWS, COLS = 130, 170
 WINDOWS = st.builds(Window, st.integers(-30, 150), st.integers(-30, 190), st.integers(1, 120), st.integers(1, 120))

@@ -12,10 +12,10 @@ from pyproj import CRS, Geod
 
 from tilth.errors import InputError
 from tilth.geo.grid import Window
-from tilth.geo.neighbours import Places, nearest_distances, nearest_in_scene, on_mercator, shared_ground
-from tilth.geo.vector import reprojected
-from tilth.geo.vectorindex import read_outlines
-from tilth.geo.vectorout import write_tiles
+from tilth.geo.splitting.neighbours import Places, nearest_distances, nearest_in_scene, on_mercator, shared_ground
+from tilth.geo.vectors.vector import reprojected
+from tilth.geo.vectors.vectorindex import read_outlines
+from tilth.geo.vectors.vectorout import write_tiles
 
 UTM21S = CRS.from_epsg(32721)
 boxes = st.builds(

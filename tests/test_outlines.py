@@ -7,7 +7,7 @@ from shapely import box
 
 from helpers import TENTH_METRE
 from tilth.geo.grid import Grid, Window
-from tilth.geo.outlines import common_crs, outlines
+from tilth.geo.vectors.outlines import common_crs, outlines
 
 UTM12, UTM11, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(32611), CRS.from_epsg(4326)
 HERE = Grid(60, 80, TENTH_METRE, UTM12)

@@ -7,8 +7,8 @@ from affine import Affine
 from pyproj import CRS
 
 from tilth.geo.grid import Grid, Window
-from tilth.geo.measure import areas_and_perimeters
-from tilth.geo.pixelarea import pixel_areas
+from tilth.geo.rasters.pixelarea import pixel_areas
+from tilth.geo.vectors.measure import areas_and_perimeters
 
 GRIDS = {
     "degrees": ("EPSG:4326", Affine(3e-4, 0, 25, 0, -3e-4, 60)),

@@ -21,7 +21,7 @@ from mapping import COVERS, TREES, Pointwise, make_run
 from tilth.config import PolygonConfig
 from tilth.errors import InputError, OutputError
 from tilth.geo.grid import Grid
-from tilth.geo.measure import areas_and_perimeters, longest_side_m, method
+from tilth.geo.vectors.measure import areas_and_perimeters, longest_side_m, method
 from tilth.legend import Legend
 from tilth.verbs.polygons import polygons
 

@@ -16,10 +16,10 @@ from test_polygons import covers, write_map
 from test_shapes import CONNECTIVITY, class_maps, reader
 from tilth.config import PolygonConfig
 from tilth.errors import InputError, OutputError
-from tilth.geo.polygonledger import PolygonLedger
-from tilth.geo.raster import Image
-from tilth.geo.regions import Source, finished
-from tilth.geo.seams import Seams
+from tilth.geo.polygons.polygonledger import PolygonLedger
+from tilth.geo.polygons.regions import Source, finished
+from tilth.geo.polygons.seams import Seams
+from tilth.geo.rasters.raster import Image
 from tilth.verbs.polygons import polygons
 
 HERE = Path(__file__).parent

@@ -21,10 +21,10 @@ from test_dstl import SCENE, X_MAX, Y_MIN
 from test_polygons import METRE, UTM12, covers, grove, trees, write_map
 from tilth.config import PolygonConfig
 from tilth.errors import InputError, SettingError
-from tilth.geo import dstl
-from tilth.geo.burn import burned
 from tilth.geo.grid import Grid
-from tilth.geo.raster import Image
+from tilth.geo.rasters.burn import burned
+from tilth.geo.rasters.raster import Image
+from tilth.geo.tilesets import dstl
 from tilth.legend import Legend
 from tilth.verbs.polygons import polygons
 

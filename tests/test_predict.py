@@ -24,8 +24,8 @@ from mapping import COVERS, TREES, Contextual, Pointwise, make_run
 from tilth.card import read_card
 from tilth.config import ModelConfig, PredictConfig
 from tilth.errors import InputError, OutputError
-from tilth.geo.maptags import CARD_TAG, stated_legend
-from tilth.geo.mosaic import Mosaic
+from tilth.geo.rasters.maptags import CARD_TAG, stated_legend
+from tilth.geo.rasters.mosaic import Mosaic
 from tilth.learn.checkpoint import save_weights
 from tilth.learn.networks import build
 from tilth.legend import Legend

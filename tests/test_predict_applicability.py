@@ -17,7 +17,7 @@ from tilth.applicability import KNOWN, Applicability
 from tilth.card import CARD, read_card
 from tilth.config import PredictConfig, Recipe
 from tilth.errors import InputError
-from tilth.geo.maptags import SCALE_TAG
+from tilth.geo.rasters.maptags import SCALE_TAG
 from tilth.learn.known import Encoder, load_encoder
 from tilth.verbs.predict import predict
 from tilth.verbs.predict.applicability import seconds_of

@@ -20,10 +20,10 @@ from test_predict import left_in, read
 from tilth.cli import main
 from tilth.config import PredictConfig
 from tilth.errors import InputError
-from tilth.geo.blend import LEVELS, WHOLE, Plan, blend
-from tilth.geo.maptags import BACKEND_TAG, SCALE_TAG
-from tilth.geo.mosaic import Mosaic
-from tilth.geo.tiles import Lanes, TileGrid
+from tilth.geo.mapping.blend import LEVELS, WHOLE, Plan, blend
+from tilth.geo.mapping.tiles import Lanes, TileGrid
+from tilth.geo.rasters.maptags import BACKEND_TAG, SCALE_TAG
+from tilth.geo.rasters.mosaic import Mosaic
 from tilth.legend import Legend
 from tilth.verbs.predict import predict
 

@@ -21,10 +21,10 @@ from helpers import TENTH_METRE, UTM12, textured, write_raster
 from tilth.config import PrepareConfig
 from tilth.errors import InputError, OutputError, SettingError, TilthError
 from tilth.geo.grid import Grid, Window
-from tilth.geo.raster import Image, read_labels
-from tilth.geo.scenes import Source
-from tilth.geo.sources import DstlSource, MaskSource, VectorSource
-from tilth.geo.tileset import TileSet
+from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.tilesets.scenes import Source
+from tilth.geo.tilesets.sources import DstlSource, MaskSource, VectorSource
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.legend import IGNORE
 from tilth.verbs.prepare import prepare
 
@@ -341,7 +341,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from tilth.config import PrepareConfig
-from tilth.geo.sources import VectorSource
+from tilth.geo.tilesets.sources import VectorSource
 from tilth.verbs.prepare import prepare
 folder = Path(sys.argv[1])
 source = VectorSource((folder / "scene.tif",), folder / "a.gpkg")

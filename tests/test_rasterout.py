@@ -17,9 +17,9 @@ from full_disk import files_no_larger_than
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from tilth.errors import InputError, OutputError
 from tilth.geo.grid import Grid, Window, cells
-from tilth.geo.raster import Image, read_labels
-from tilth.geo.rasterout import MapLayout, copy_tiled, create_labels, create_map
-from tilth.geo.written import Blocks
+from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.rasters.rasterout import MapLayout, copy_tiled, create_labels, create_map
+from tilth.geo.rasters.written import Blocks
 from tilth.legend import IGNORE, Legend
 
 GRID = Grid(700, 900, TENTH_METRE, CRS.from_user_input(UTM12))

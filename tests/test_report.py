@@ -22,9 +22,9 @@ from tilth.config import ModelConfig, PrepareConfig, Recipe, Variant
 from tilth.errors import InputError, OutputError
 from tilth.files import write_json
 from tilth.geo.grid import Window
-from tilth.geo.raster import Image
-from tilth.geo.sources import MaskSource
-from tilth.geo.tileset import Tile, TileSet
+from tilth.geo.rasters.raster import Image
+from tilth.geo.tilesets.sources import MaskSource
+from tilth.geo.tilesets.tileset import Tile, TileSet
 from tilth.learn.history import Epoch, History, read_history
 from tilth.legend import Legend
 from tilth.verbs.compare import compare

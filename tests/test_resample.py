@@ -17,10 +17,10 @@ from rasterio.vrt import WarpedVRT
 
 from helpers import TENTH_METRE, textured, write_raster
 from tilth.errors import InputError
-from tilth.geo import resample
 from tilth.geo.grid import Grid, Window
-from tilth.geo.raster import Image
-from tilth.geo.resample import Scaling, scaled_to, taps
+from tilth.geo.rasters import resample
+from tilth.geo.rasters.raster import Image
+from tilth.geo.rasters.resample import Scaling, scaled_to, taps
 
 ROWS, COLS = 61, 83
 STEPS = st.sampled_from([0.25, 1 / 3, 0.618, 0.93, 1.0, 1.07, 2.0, 2.5, math.pi, 7.0, 40.3])

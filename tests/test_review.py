@@ -15,7 +15,7 @@ from mapping import make_run
 from tilth.card import read_card
 from tilth.config import PrepareConfig, ReviewConfig
 from tilth.errors import InputError, OutputError
-from tilth.geo.sources import VectorSource
+from tilth.geo.tilesets.sources import VectorSource
 from tilth.learn.inference import Predictor
 from tilth.legend import Legend
 from tilth.verbs.prepare import prepare

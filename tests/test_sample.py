@@ -16,10 +16,10 @@ from helpers import UTM12, write_raster
 from mapping import COVERS
 from tilth.config import SampleConfig
 from tilth.errors import InputError, OutputError
-from tilth.geo import strata as strata_module
-from tilth.geo.measure import areas_and_perimeters
-from tilth.geo.raster import Image
-from tilth.geo.strata import Places, centres, drawn, places_of, strata_of, stratum_at
+from tilth.geo.accuracy import strata as strata_module
+from tilth.geo.accuracy.strata import Places, centres, drawn, places_of, strata_of, stratum_at
+from tilth.geo.rasters.raster import Image
+from tilth.geo.vectors.measure import areas_and_perimeters
 from tilth.verbs.sample import sample
 
 GRID = Affine(10, 0, 500000, 0, -10, 5000000)

@@ -15,8 +15,8 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from tilth.geo.grid import Window
-from tilth.geo.regions import Source, regions
-from tilth.geo.shapes import Region, labelled
+from tilth.geo.polygons.regions import Source, regions
+from tilth.geo.polygons.shapes import Region, labelled
 
 SEVERAL = settings(deadline=None, max_examples=60)
 BLOCKS = st.sampled_from([1, 2, 3, 5, 8, 64])

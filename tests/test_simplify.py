@@ -9,9 +9,9 @@ from numpy import ndarray
 
 from test_shapes import CONNECTIVITY, blobs, class_maps, reader
 from tilth.geo.grid import Window
-from tilth.geo.regions import Source, finished
-from tilth.geo.seams import Seams
-from tilth.geo.simplify import eased, reach_px
+from tilth.geo.polygons.regions import Source, finished
+from tilth.geo.polygons.seams import Seams
+from tilth.geo.polygons.simplify import eased, reach_px
 
 DISTANCES = st.sampled_from([0.0, 0.5, 1.0, 1.5, 3.0])
 

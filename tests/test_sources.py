@@ -16,8 +16,8 @@ from shapely import Polygon, box
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from tilth.errors import InputError, SettingError
 from tilth.geo.grid import Grid, Window
-from tilth.geo.scenes import Gathered, scene_groups, scene_names
-from tilth.geo.sources import MaskSource, VectorSource
+from tilth.geo.tilesets.scenes import Gathered, scene_groups, scene_names
+from tilth.geo.tilesets.sources import MaskSource, VectorSource
 from tilth.legend import IGNORE
 
 GRID = Grid(60, 80, TENTH_METRE, CRS.from_user_input(UTM12))

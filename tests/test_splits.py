@@ -13,8 +13,8 @@ from tilth.config import PrepareConfig
 from tilth.errors import SettingError
 from tilth.geo.coverage import Placed, overlap, smallest_gap
 from tilth.geo.grid import Window, tiling
-from tilth.geo.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
-from tilth.geo.tileset import Split
+from tilth.geo.splitting.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
+from tilth.geo.tilesets.tileset import Split
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from helpers import textured, write_raster
-from tilth.geo import statistics
 from tilth.geo.grid import Window
-from tilth.geo.statistics import Moments, band_moments
+from tilth.geo.tilesets import statistics
+from tilth.geo.tilesets.statistics import Moments, band_moments
 
 pixels = arrays(np.float64, st.tuples(st.just(2), st.integers(0, 30)), elements=st.floats(-1e6, 1e6))
 

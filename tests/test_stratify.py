@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tilth.errors import SettingError
 from tilth.geo.grid import Window
-from tilth.geo.stratify import Part, assign
-from tilth.geo.tileset import Split
+from tilth.geo.splitting.stratify import Part, assign
+from tilth.geo.tilesets.tileset import Split
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

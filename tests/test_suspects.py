@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from tilth.geo.errors_map import FALSE, MISSED, error_names, error_raster, tile_counts, worst_tiles
+from tilth.geo.accuracy.errors_map import FALSE, MISSED, error_names, error_raster, tile_counts, worst_tiles
+from tilth.geo.accuracy.suspects import confident_from, of_two, self_confidence, suspects
 from tilth.geo.grid import Window
-from tilth.geo.suspects import confident_from, of_two, self_confidence, suspects
 from tilth.legend import IGNORE
 
 EVEN = np.array([0.5, 0.5])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blending import GRIDS, PANELS
-from tilth.geo.tiles import PANEL_BYTES, Lanes, TileGrid, panel_width, reflected
+from tilth.geo.mapping.tiles import PANEL_BYTES, Lanes, TileGrid, panel_width, reflected
 
 
 @given(st.integers(-300, 300), st.integers(1, 200), st.integers(1, 60))

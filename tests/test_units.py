@@ -8,8 +8,8 @@ import pytest
 from helpers import textured, write_raster
 from tilth.config import PrepareConfig
 from tilth.geo.grid import Window
-from tilth.geo.tileset import Scene, Tile, TileSet, TileSetMeta
-from tilth.geo.units import units_of
+from tilth.geo.splitting.units import units_of
+from tilth.geo.tilesets.tileset import Scene, Tile, TileSet, TileSetMeta
 from tilth.legend import Legend
 
 SIZE = 128
@@ -94,7 +94,7 @@ def test_scenes_of_one_group_that_do_not_fit_together_stay_whole() -> None:
 
 
 def test_a_split_as_prepare_makes_it(tmp_path: Path) -> None:
-    from tilth.geo.sources import MaskSource
+    from tilth.geo.tilesets.sources import MaskSource
     from tilth.verbs.prepare import prepare
 
     for i in range(3):

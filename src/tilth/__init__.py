@@ -22,8 +22,8 @@ if TYPE_CHECKING:
         load_recipe,
     )
     from tilth.errors import InputError, OutputError, SettingError, TilthError, WeightsError
-    from tilth.geo.sources import DstlSource, MaskSource, VectorSource
-    from tilth.geo.tileset import TileSet
+    from tilth.geo.tilesets.sources import DstlSource, MaskSource, VectorSource
+    from tilth.geo.tilesets.tileset import TileSet
     from tilth.verbs.area import area
     from tilth.verbs.audit import audit
     from tilth.verbs.calibrate import calibrate
@@ -57,8 +57,8 @@ _HOMES = {
         "tilth.config",
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "TilthError", "WeightsError"), "tilth.errors"),
-    **dict.fromkeys(("DstlSource", "MaskSource", "VectorSource"), "tilth.geo.sources"),
-    "TileSet": "tilth.geo.tileset",
+    **dict.fromkeys(("DstlSource", "MaskSource", "VectorSource"), "tilth.geo.tilesets.sources"),
+    "TileSet": "tilth.geo.tilesets.tileset",
     "load_recipe": "tilth.config",
     **{
         verb: f"tilth.verbs.{verb}"

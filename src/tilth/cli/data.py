@@ -35,7 +35,7 @@ def vector(
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
-    from tilth.geo.sources import VectorSource
+    from tilth.geo.tilesets.sources import VectorSource
     from tilth.verbs.prepare import prepare
 
     source = VectorSource(images=images, labels=labels, class_field=class_field, aoi=aoi, groups=groups)
@@ -68,7 +68,7 @@ def masks(
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
-    from tilth.geo.sources import MaskSource
+    from tilth.geo.tilesets.sources import MaskSource
     from tilth.verbs.prepare import prepare
 
     table = parse_classes(classes)
@@ -95,7 +95,7 @@ def dstl(
         out: Folder of the tile set.
         recipe: TOML file whose [prepare] table gives the settings.
     """
-    from tilth.geo.sources import DstlSource
+    from tilth.geo.tilesets.sources import DstlSource
     from tilth.verbs.prepare import prepare
 
     numbers = tuple(_number(part, "--classes") for part in classes.split(","))

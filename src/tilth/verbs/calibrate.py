@@ -25,7 +25,7 @@ from tilth.card import ModelCard
 from tilth.errors import InputError
 from tilth.files import write_json
 from tilth.geo.ahead import ahead
-from tilth.geo.tileset import TileSet
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.feed import imaged
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE

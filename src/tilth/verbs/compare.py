@@ -16,7 +16,7 @@ from tilth.errors import SettingError
 from tilth.figures import Sample, loss_figure, samples_figure
 from tilth.figures.pictures import stretch_limits, stretched
 from tilth.files import replacing, write_json, write_text
-from tilth.geo.tileset import TileSet
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.checkpoint import STATE
 from tilth.learn.feed import imaged
 from tilth.learn.history import read_history

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from tilth.geo.tileset import TileSet
-from tilth.geo.units import ground_names
+from tilth.geo.splitting.units import ground_names
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import LEVEL, caveat
 from tilth.scores import HEADLINES, overall_scores, scores
 from tilth.table import table

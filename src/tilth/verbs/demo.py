@@ -10,8 +10,8 @@ from typing import Any
 from tilth.applicability import KNOWN
 from tilth.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from tilth.errors import WeightsError
-from tilth.geo.sources import VectorSource
-from tilth.geo.tileset import META
+from tilth.geo.tilesets.sources import VectorSource
+from tilth.geo.tilesets.tileset import META
 from tilth.learn.networks import build
 from tilth.table import table
 from tilth.verbs.compare import Comparison, compare

@@ -11,14 +11,14 @@ import numpy as np
 
 from tilth.errors import InputError
 from tilth.files import building, json_digest, write_json
-from tilth.geo.folds import fold_plans
 from tilth.geo.grid import Window, cells
-from tilth.geo.outlines import outlines
-from tilth.geo.raster import Image, close_labels, read_labels
-from tilth.geo.splits import Place, Planned
-from tilth.geo.statistics import Moments, band_moments
-from tilth.geo.tileset import INDEX, META, SPLITS, Tile, TileSet
-from tilth.geo.vectorout import write_tiles
+from tilth.geo.rasters.raster import Image, close_labels, read_labels
+from tilth.geo.splitting.folds import fold_plans
+from tilth.geo.splitting.splits import Place, Planned
+from tilth.geo.tilesets.statistics import Moments, band_moments
+from tilth.geo.tilesets.tileset import INDEX, META, SPLITS, Tile, TileSet
+from tilth.geo.vectors.outlines import outlines
+from tilth.geo.vectors.vectorout import write_tiles
 from tilth.legend import IGNORE
 from tilth.progress import track
 

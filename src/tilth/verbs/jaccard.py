@@ -10,9 +10,9 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.files import refuse_existing, write_json
-from tilth.geo.dstl import NAMES, group, labels_table, read_wkt
-from tilth.geo.jaccard import Layers, area_counts
-from tilth.geo.jaccard import jaccard as index_of
+from tilth.geo.accuracy.jaccard import Layers, area_counts
+from tilth.geo.accuracy.jaccard import jaccard as index_of
+from tilth.geo.tilesets.dstl import NAMES, group, labels_table, read_wkt
 from tilth.intervals import caveat, intervals
 from tilth.scores import present_mean
 from tilth.table import table
@@ -54,7 +54,7 @@ class DstlScore:
 
 
 def jaccard(submissions: Sequence[Path], labels: Path, out: Path | None = None) -> DstlScore:
-    """Score DSTL submissions against the labels of their scenes by the competition's rule; see `tilth.geo.jaccard`.
+    """Score DSTL submissions against the labels of their scenes by the competition's rule: areas summed by class.
 
     `submissions` are tables as `tilth polygons --out IMAGE.csv` writes them, together one submission; `labels` is
     Kaggle's folder, or train_wkt_v4.csv itself. Scored are the scenes of the submissions and the classes that they or

@@ -16,16 +16,16 @@ from tilth.config import PrepareConfig
 from tilth.errors import InputError
 from tilth.files import building, file_digest, json_digest, refuse_existing, write_json
 from tilth.geo.grid import Window, cells
-from tilth.geo.outlines import outlines
-from tilth.geo.raster import Image, close_labels, read_labels
-from tilth.geo.rasterout import BLOCK_PX, copy_tiled, create_labels
-from tilth.geo.sameground import same_ground
-from tilth.geo.scenes import Gathered, LabelledScene, Source, listed
-from tilth.geo.splits import Place, plan
-from tilth.geo.statistics import Moments, band_moments
-from tilth.geo.structure import STRUCTURE, Looks, write_structures
-from tilth.geo.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
-from tilth.geo.vectorout import write_tiles
+from tilth.geo.rasters.raster import Image, close_labels, read_labels
+from tilth.geo.rasters.rasterout import BLOCK_PX, copy_tiled, create_labels
+from tilth.geo.splitting.sameground import same_ground
+from tilth.geo.splitting.splits import Place, plan
+from tilth.geo.tilesets.scenes import Gathered, LabelledScene, Source, listed
+from tilth.geo.tilesets.statistics import Moments, band_moments
+from tilth.geo.tilesets.structure import STRUCTURE, Looks, write_structures
+from tilth.geo.tilesets.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
+from tilth.geo.vectors.outlines import outlines
+from tilth.geo.vectors.vectorout import write_tiles
 from tilth.legend import IGNORE, Legend
 from tilth.progress import Meter, meter, track
 
@@ -46,7 +46,7 @@ class BurntScene:
     """SHA-256 of the class indices, however the mask is compressed."""
     class_pixels: Int64[ndarray, " k"]
     structures: Int8[ndarray, "2 2 64 64"] | None = None
-    """What the scene looks like, where that is needed to know it again; see `tilth.geo.structure`."""
+    """What the scene looks like, where that is needed to know it again; see `tilth.geo.tilesets.structure`."""
 
     @property
     def place(self) -> Place:

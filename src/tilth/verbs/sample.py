@@ -10,9 +10,9 @@ from numpy import ndarray
 from tilth.config import SampleConfig
 from tilth.estimation import allocation, sample_size
 from tilth.files import refuse_existing
-from tilth.geo.raster import Image
-from tilth.geo.strata import Strata, centres, drawn, strata_of
-from tilth.geo.vectorpoints import REFERENCE, write_points
+from tilth.geo.accuracy.strata import Strata, centres, drawn, strata_of
+from tilth.geo.rasters.raster import Image
+from tilth.geo.vectors.vectorpoints import REFERENCE, write_points
 from tilth.table import table
 
 

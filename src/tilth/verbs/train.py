@@ -12,8 +12,8 @@ from tilth.card import CARD, ModelCard, read_card
 from tilth.config import ModelConfig, Recipe, recipe_toml
 from tilth.errors import InputError, OutputError, SettingError
 from tilth.files import json_digest, write_json, write_text, writing
-from tilth.geo.apart import sampled_apart
-from tilth.geo.tileset import TileSet, TileSetMeta
+from tilth.geo.splitting.apart import sampled_apart
+from tilth.geo.tilesets.tileset import TileSet, TileSetMeta
 from tilth.learn.checkpoint import STATE
 from tilth.learn.feed import Scaling, TrainingData
 from tilth.learn.history import History

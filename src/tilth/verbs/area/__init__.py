@@ -10,11 +10,11 @@ from numpy import ndarray
 from tilth.errors import InputError
 from tilth.estimation import Tally, estimates, short
 from tilth.files import refuse_existing, write_json
+from tilth.geo.accuracy.strata import Strata, areas_at, places_of, strata_of, stratum_at
 from tilth.geo.grid import Grid
-from tilth.geo.measure import method
-from tilth.geo.raster import Image
-from tilth.geo.strata import Strata, areas_at, places_of, strata_of, stratum_at
-from tilth.geo.vectorpoints import REFERENCE, LabelledPoints, read_points
+from tilth.geo.rasters.raster import Image
+from tilth.geo.vectors.measure import method
+from tilth.geo.vectors.vectorpoints import REFERENCE, LabelledPoints, read_points
 from tilth.verbs.area.result import AreaReport
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from tilth.estimation import Estimates, Figures, Tally
-from tilth.geo.strata import Strata
+from tilth.geo.accuracy.strata import Strata
 from tilth.table import table
 
 HECTARE, LEAST_IN_HECTARES = 1e4, 1e5

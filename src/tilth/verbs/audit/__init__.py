@@ -8,13 +8,13 @@ import numpy as np
 from tilth.errors import InputError
 from tilth.figures.variogram import Curve, variogram_figure
 from tilth.files import replacing
-from tilth.geo.likeness import likeness
-from tilth.geo.neighbours import nearest_distances, on_mercator
-from tilth.geo.splits import Place
-from tilth.geo.structure import STRUCTURE, read_structures
-from tilth.geo.tileset import INDEX, Split, Tile, TileSet
-from tilth.geo.variogram import Variogram
-from tilth.geo.vectorindex import read_outlines
+from tilth.geo.splitting.likeness import likeness
+from tilth.geo.splitting.neighbours import nearest_distances, on_mercator
+from tilth.geo.splitting.splits import Place
+from tilth.geo.splitting.variogram import Variogram
+from tilth.geo.tilesets.structure import STRUCTURE, read_structures
+from tilth.geo.tilesets.tileset import INDEX, Split, Tile, TileSet
+from tilth.geo.vectors.vectorindex import read_outlines
 from tilth.verbs.audit.found import Held
 from tilth.verbs.audit.pixels import audit_plan, audit_tiles
 from tilth.verbs.audit.result import Audit

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from tilth.geo.coverage import Overlap
-from tilth.geo.tileset import Split
+from tilth.geo.tilesets.tileset import Split
 
 Evidence = Literal["place", "file", "image", "labels"]
 """How two scenes were known to show the same ground: where they lie, the same file, or what they look like."""
@@ -22,7 +22,7 @@ class Twin:
     trains: str
     by: Evidence
     similarity: float | None = None
-    """Correlation of their structure, for those known by what they look like; see `tilth.geo.duplicates`."""
+    """Correlation of their structure, for those known by what they look like; see `tilth.geo.splitting.duplicates`."""
 
 
 @dataclass(frozen=True)

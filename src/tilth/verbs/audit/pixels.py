@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tilth.geo.coverage import Placed, overlap, smallest_gap
-from tilth.geo.neighbours import nearest_in_scene
-from tilth.geo.splits import Place, Planned
-from tilth.geo.tileset import SPLITS, Split, Tile
+from tilth.geo.splitting.neighbours import nearest_in_scene
+from tilth.geo.splitting.splits import Place, Planned
+from tilth.geo.tilesets.tileset import SPLITS, Split, Tile
 from tilth.verbs.audit.found import Held
 from tilth.verbs.audit.result import Audit
 
 
 def audit_plan(planned: Sequence[Planned], places: Sequence[Place], title: str) -> Audit:
-    """Return the audit of windows that no file holds yet, as `tilth.geo.splits.plan` gives them."""
+    """Return the audit of windows that no file holds yet, as `tilth.geo.splitting.splits.plan` gives them."""
     return audit_tiles([Tile(*row) for row in planned], places, title)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tilth.geo.likeness import Likeness
-from tilth.geo.tileset import Split
+from tilth.geo.splitting.likeness import Likeness
+from tilth.geo.tilesets.tileset import Split
 from tilth.verbs.audit.found import Held, Reach, Twin
 from tilth.verbs.audit.words import (
     balance_lines,

@@ -13,9 +13,9 @@ from affine import Affine
 from jaxtyping import Float64, Int8, Shaped
 from numpy import ndarray
 
-from tilth.geo.duplicates import matches
-from tilth.geo.neighbours import Places, shared_ground
-from tilth.geo.tileset import Scene, Tile
+from tilth.geo.splitting.duplicates import matches
+from tilth.geo.splitting.neighbours import Places, shared_ground
+from tilth.geo.tilesets.tileset import Scene, Tile
 from tilth.verbs.audit.found import Twin
 
 

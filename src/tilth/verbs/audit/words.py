@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tilth.geo.likeness import Likeness
-from tilth.geo.tileset import Split
+from tilth.geo.splitting.likeness import Likeness
+from tilth.geo.tilesets.tileset import Split
 from tilth.table import table
 from tilth.verbs.audit.found import Held, Reach, Twin
 

@@ -8,8 +8,8 @@ from tilth.card import ModelCard
 from tilth.config import EvaluateConfig
 from tilth.errors import InputError, SettingError
 from tilth.files import refuse_existing, write_json
-from tilth.geo.tileset import Split, TileSet
-from tilth.geo.units import units_of
+from tilth.geo.splitting.units import units_of
+from tilth.geo.tilesets.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
 from tilth.verbs.evaluate.counting import count, counted, decided, mapped
 from tilth.verbs.evaluate.result import Evaluation

@@ -11,8 +11,8 @@ from numpy import ndarray
 from tilth.calibration import RELIABILITY_BINS, STEPS, probability_counts, reliability_counts, squared_error
 from tilth.card import ModelCard
 from tilth.geo.ahead import ahead
-from tilth.geo.tileset import Samples, TileSet
-from tilth.geo.units import Units
+from tilth.geo.splitting.units import Units
+from tilth.geo.tilesets.tileset import Samples, TileSet
 from tilth.learn.feed import Sample, imaged
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from tilth.calibration import THRESHOLDS, calibration_error, precision_recall, reliability_rows
 from tilth.card import ModelCard
-from tilth.geo.tileset import Split
+from tilth.geo.tilesets.tileset import Split
 from tilth.intervals import DRAWS, LEVEL, caveat
 from tilth.scores import HEADLINES, scores
 from tilth.table import table

@@ -14,11 +14,11 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
 from tilth.errors import InputError, SettingError
-from tilth.geo.boundary import boundary_counts
+from tilth.geo.accuracy.boundary import boundary_counts
+from tilth.geo.accuracy.objects import object_counts
 from tilth.geo.grid import Window, cells
-from tilth.geo.objects import object_counts
-from tilth.geo.tileset import Tile, TileSet
-from tilth.geo.units import Units
+from tilth.geo.splitting.units import Units
+from tilth.geo.tilesets.tileset import Tile, TileSet
 from tilth.legend import IGNORE
 
 CANVAS_PX = 4096

@@ -12,11 +12,11 @@ import numpy as np
 from tilth.config import PolygonConfig
 from tilth.errors import InputError, SettingError, TilthError
 from tilth.files import json_digest, refuse_existing
-from tilth.geo.maptags import stated_legend
-from tilth.geo.polygonfile import Target, check_target, write_into
-from tilth.geo.polygonledger import PolygonLedger, is_complete
-from tilth.geo.raster import Image, ImageInfo
-from tilth.geo.zonal import beside, fitting
+from tilth.geo.polygons.polygonfile import Target, check_target, write_into
+from tilth.geo.polygons.polygonledger import PolygonLedger, is_complete
+from tilth.geo.polygons.zonal import beside, fitting
+from tilth.geo.rasters.maptags import stated_legend
+from tilth.geo.rasters.raster import Image, ImageInfo
 from tilth.progress import meter
 from tilth.verbs.polygons.finding import Finding, class_map
 from tilth.verbs.polygons.making import Outlines
@@ -60,7 +60,7 @@ def polygons(
 ) -> PolygonSummary:
     """Write every region of one class of a class map as a polygon with its figures, and say how many there are.
 
-    The format goes by the suffix of `out`: see `tilth.geo.polygonfile`. Fields: class, value, area_m2 and perimeter_m;
+    The format goes by the suffix of `out`: see `polygonfile`. Fields: class, value, area_m2 and perimeter_m;
     mean_probability and uncertain_share where MAP.probabilities.tif lies beside the map. Without a CRS it is area_px
     and perimeter_px, and all settings count in pixels. Areas and perimeters are of the outlines as they are written;
     probabilities of the region's pixels in the map. Nodata is never part of a polygon. Of two classes, the first is

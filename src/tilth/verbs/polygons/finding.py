@@ -9,9 +9,9 @@ from numpy import ndarray
 
 from tilth.config import PolygonConfig
 from tilth.geo.grid import Window
-from tilth.geo.raster import Image
-from tilth.geo.regions import Source
-from tilth.geo.zonal import Probabilities
+from tilth.geo.polygons.regions import Source
+from tilth.geo.polygons.zonal import Probabilities
+from tilth.geo.rasters.raster import Image
 from tilth.legend import Legend
 
 

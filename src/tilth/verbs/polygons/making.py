@@ -10,14 +10,14 @@ from numpy import ndarray
 
 from tilth.config import PolygonConfig
 from tilth.geo.grid import Grid, Window
-from tilth.geo.holes import filled, first_pixels
-from tilth.geo.measure import areas_and_perimeters, longest_side_m, pixel_sides_m
-from tilth.geo.packed import packed
-from tilth.geo.regions import BLOCK_PX, Source, finished
-from tilth.geo.seams import Finished, Seams
-from tilth.geo.shapes import as_array
-from tilth.geo.simplify import eased, reach_px
-from tilth.geo.square import squared
+from tilth.geo.polygons.holes import filled, first_pixels
+from tilth.geo.polygons.packed import packed
+from tilth.geo.polygons.regions import BLOCK_PX, Source, finished
+from tilth.geo.polygons.seams import Finished, Seams
+from tilth.geo.polygons.shapes import as_array
+from tilth.geo.polygons.simplify import eased, reach_px
+from tilth.geo.polygons.square import squared
+from tilth.geo.vectors.measure import areas_and_perimeters, longest_side_m, pixel_sides_m
 
 Columns = dict[str, ndarray]
 

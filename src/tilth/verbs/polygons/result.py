@@ -8,14 +8,14 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from tilth.config import PolygonConfig
-from tilth.geo.features import Features
-from tilth.geo.holes import swallowed
-from tilth.geo.measure import method
-from tilth.geo.packed import unpacked
-from tilth.geo.polygonledger import Arrays, PolygonLedger
-from tilth.geo.regions import BLOCK_PX
-from tilth.geo.shapes import as_array
-from tilth.geo.zonal import beside
+from tilth.geo.polygons.holes import swallowed
+from tilth.geo.polygons.packed import unpacked
+from tilth.geo.polygons.polygonledger import Arrays, PolygonLedger
+from tilth.geo.polygons.regions import BLOCK_PX
+from tilth.geo.polygons.shapes import as_array
+from tilth.geo.polygons.zonal import beside
+from tilth.geo.vectors.features import Features
+from tilth.geo.vectors.measure import method
 from tilth.verbs.polygons.finding import Finding
 
 BATCH = 10_000

@@ -12,12 +12,12 @@ from numpy import ndarray
 
 from tilth.applicability import KNOWN, Applicability
 from tilth.errors import InputError
-from tilth.geo.batches import Batch, batches, tiles_of
-from tilth.geo.coarse import Mirrored, coarse, frames
 from tilth.geo.grid import Window
-from tilth.geo.maptags import SCALE_TAG
-from tilth.geo.rasterout import MapLayout, create_map
-from tilth.geo.tiles import Lanes
+from tilth.geo.mapping.batches import Batch, batches, tiles_of
+from tilth.geo.mapping.coarse import Mirrored, coarse, frames
+from tilth.geo.mapping.tiles import Lanes
+from tilth.geo.rasters.maptags import SCALE_TAG
+from tilth.geo.rasters.rasterout import MapLayout, create_map
 from tilth.learn.known import Encoder, load_encoder
 from tilth.progress import meter
 from tilth.verbs.predict.plan import Task

@@ -3,11 +3,11 @@
 import time
 from contextlib import closing
 
-from tilth.geo.batches import occupied
-from tilth.geo.blend import Model
 from tilth.geo.grid import cells
-from tilth.geo.ledger import finished
-from tilth.geo.rasterout import BLOCK_PX
+from tilth.geo.mapping.batches import occupied
+from tilth.geo.mapping.blend import Model
+from tilth.geo.mapping.ledger import finished
+from tilth.geo.rasters.rasterout import BLOCK_PX
 from tilth.verbs.predict.applicability import seconds_of
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.result import Forecast

@@ -11,8 +11,8 @@ from numpy import ndarray
 
 from tilth.errors import InputError, TilthError
 from tilth.files import json_digest, refuse_existing, remove_scratch
-from tilth.geo.blend import Model, Strip, blend
-from tilth.geo.classmap import (
+from tilth.geo.mapping.blend import Model, Strip, blend
+from tilth.geo.mapping.classmap import (
     CLASSES,
     PROBABILITIES,
     UNCERTAINTY,
@@ -25,8 +25,8 @@ from tilth.geo.classmap import (
     write_probabilities,
     write_uncertainty,
 )
-from tilth.geo.ledger import Ledger, differences, is_complete, remove_ledger
-from tilth.geo.maptags import BACKEND_TAG, ORIGIN_TAG, map_tags
+from tilth.geo.mapping.ledger import Ledger, differences, is_complete, remove_ledger
+from tilth.geo.rasters.maptags import BACKEND_TAG, ORIGIN_TAG, map_tags
 from tilth.progress import Meter, meter
 from tilth.verbs.predict.applicability import write_applicability
 from tilth.verbs.predict.origin import map_tags_of, raster_states

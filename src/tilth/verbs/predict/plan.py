@@ -15,13 +15,13 @@ from numpy import ndarray
 from tilth.card import ModelCard
 from tilth.config import PredictConfig
 from tilth.errors import InputError, OutputError
-from tilth.geo.area import Area
-from tilth.geo.batches import Batch, batches, tiles_of
-from tilth.geo.blend import Plan
 from tilth.geo.grid import Grid, Window
-from tilth.geo.mosaic import Mosaic
-from tilth.geo.raster import Image, ImageInfo
-from tilth.geo.tiles import Lanes, TileGrid, panel_width
+from tilth.geo.mapping.batches import Batch, batches, tiles_of
+from tilth.geo.mapping.blend import Plan
+from tilth.geo.mapping.tiles import Lanes, TileGrid, panel_width
+from tilth.geo.rasters.area import Area
+from tilth.geo.rasters.mosaic import Mosaic
+from tilth.geo.rasters.raster import Image, ImageInfo
 
 RESOLUTION_OFF = 1.5
 """From this ratio on, a raster's pixels are said to be larger or smaller than those of training."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tilth.geo.variogram import Variogram
+from tilth.geo.splitting.variogram import Variogram
 from tilth.verbs.audit import Audit, Held, draw
 from tilth.verbs.audit.words import length, unlike
 from tilth.verbs.report.numbers import DASH, NBSP, percent

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilth.geo.tileset import TileSet
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
 from tilth.verbs.report.certainty import Estimate, between, difference_of, ends_of, few_units, figure_of, lead_in_words

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tilth.errors import InputError, TilthError
-from tilth.geo.likeness import likeness
-from tilth.geo.tileset import Split, TileSet
+from tilth.geo.splitting.likeness import likeness
+from tilth.geo.tilesets.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
 from tilth.verbs.audit import Audit, audit_set
 from tilth.verbs.evaluate import mapped

@@ -21,8 +21,8 @@ from tilth.figures.pictures import (
 )
 from tilth.figures.samples import Sample
 from tilth.geo.grid import Window
-from tilth.geo.raster import Image
-from tilth.geo.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
+from tilth.geo.rasters.raster import Image
+from tilth.geo.tilesets.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
 from tilth.learn.feed import imaged
 from tilth.legend import IGNORE, Legend
 from tilth.progress import track

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as record
 
 from tilth.card import CARD, ModelCard, read_card
 from tilth.errors import InputError
-from tilth.geo.tileset import TileSet
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.describe import title_of
 from tilth.learn.history import HISTORY, Epoch, History, read_history
 from tilth.verbs.compare import COMPARISON, Row

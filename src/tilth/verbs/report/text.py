@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tilth.geo.tileset import TileSet
+from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import ENOUGH_UNITS
 from tilth.legend import Legend
 from tilth.verbs.report.certainty import few_units

@@ -23,7 +23,7 @@ from tilth.figures.pictures import (
     tile_iou,
 )
 from tilth.figures.samples import Sample, label_picture, map_picture
-from tilth.geo.tileset import SPLITS, Scene, TileSet
+from tilth.geo.tilesets.tileset import SPLITS, Scene, TileSet
 from tilth.learn.describe import describe
 from tilth.legend import Legend
 from tilth.verbs.model import svg_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from tilth.config import ReviewConfig
 from tilth.errors import InputError
 from tilth.files import building, refuse_existing
-from tilth.geo.tileset import Split, TileSet
+from tilth.geo.tilesets.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
 from tilth.verbs.evaluate import check_fit, tiles_of
 from tilth.verbs.review.canvases import Look, kept_canvases

@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from tilth.geo.grid import Window, cells
-from tilth.geo.tileset import Samples, Split, Tile, TileSet
+from tilth.geo.tilesets.tileset import Samples, Split, Tile, TileSet
 from tilth.learn.feed import imaged
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE

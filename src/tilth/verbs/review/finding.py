@@ -9,9 +9,9 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from tilth.config import ReviewConfig
-from tilth.geo.errors_map import tile_counts, worst_tiles
+from tilth.geo.accuracy.errors_map import tile_counts, worst_tiles
+from tilth.geo.accuracy.suspects import confident_from, self_confidence, suspects
 from tilth.geo.grid import Window
-from tilth.geo.suspects import confident_from, self_confidence, suspects
 from tilth.legend import IGNORE
 from tilth.verbs.review.canvases import Canvas, Look
 

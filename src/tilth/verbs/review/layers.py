@@ -12,16 +12,16 @@ from numpy import ndarray
 from pyproj import CRS
 
 from tilth.figures.colours import FOUND, INVENTED, MISSED
-from tilth.geo.errors_map import FALSE, RIGHT, error_names, error_raster
-from tilth.geo.errors_map import MISSED as MISSED_VALUE
-from tilth.geo.features import Features
+from tilth.geo.accuracy.errors_map import FALSE, RIGHT, error_names, error_raster
+from tilth.geo.accuracy.errors_map import MISSED as MISSED_VALUE
 from tilth.geo.grid import Grid, Window
-from tilth.geo.measure import areas_and_perimeters, on_ground
-from tilth.geo.outlines import common_crs
-from tilth.geo.raster import Image
-from tilth.geo.rasterout import BLOCK_PX, MapLayout, create_map
-from tilth.geo.vector import reprojected
-from tilth.geo.vectorout import write_polygons
+from tilth.geo.rasters.raster import Image
+from tilth.geo.rasters.rasterout import BLOCK_PX, MapLayout, create_map
+from tilth.geo.vectors.features import Features
+from tilth.geo.vectors.measure import areas_and_perimeters, on_ground
+from tilth.geo.vectors.outlines import common_crs
+from tilth.geo.vectors.vector import reprojected
+from tilth.geo.vectors.vectorout import write_polygons
 from tilth.verbs.review.canvases import Canvas, Look
 from tilth.verbs.review.finding import Found, Suspect, WrongTile
 

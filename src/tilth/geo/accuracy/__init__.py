@@ -1,0 +1,1 @@
+"""Where a map is right and where it is not: counts that add up."""

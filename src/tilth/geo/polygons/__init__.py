@@ -1,0 +1,1 @@
+"""A class map of any size as polygons."""

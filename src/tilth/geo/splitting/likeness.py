@@ -1,0 +1,124 @@
+"""How far the images and the labels of a tile set resemble themselves, from a bounded sample of windows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
+from numpy import ndarray
+
+from tilth.geo.grid import Window
+from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.splitting.variogram import Variogram, lag_edges, pooled, window_lags
+from tilth.geo.tilesets.tileset import Tile, TileSet, TileSetMeta
+from tilth.legend import IGNORE
+from tilth.progress import track
+
+WINDOWS = 16
+SIDE_PX = 1024
+"""Edge of a sampled window."""
+FINE_PX = 256
+"""Edge, in samples, of what goes into a Fourier transform."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The variograms of a tile set, distances in pixels."""
+
+    image: Variogram
+    """Of the first principal component of the bands, each brought to unit variance over the training part."""
+    labels: Variogram
+    """Of the class indicators, summed: the chance that two pixels differ in class."""
+    pixels_read: int
+    windows: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pixels of a window, every `step`-th row and column."""
+
+    pixels: Float32[ndarray, "b h w"]
+    valid: Bool[ndarray, "h w"]
+    labels: UInt8[ndarray, "h w"]
+    step: int
+
+
+def likeness(tile_set: TileSet, seed: int = 0) -> Likeness:
+    """Return how far images and labels resemble themselves, from at most 16 windows of 1024 x 1024 pixels.
+
+    Every window is looked at twice: its middle, pixel by pixel, and the whole, by every fourth pixel. Distances reach
+    half of a window. About 10 s; 25 MB, and 8 MB a band. The same `seed` gives the same windows.
+
+    Raises:
+        InputError: when an image or a mask cannot be read.
+    """
+    windows = sampled_windows(tile_set, seed)
+    samples = [
+        one
+        for name, window in track(windows, len(windows), "Reading", "windows")
+        for one in _read(tile_set, name, window)
+    ]
+    edges = lag_edges(max(min(window.height, window.width) for _, window in windows) / 2)
+    axis = principal_axis(samples, tile_set.meta)
+    classes = range(len(tile_set.meta.legend.names))
+    image, labels = [], []
+    for sample in track(samples, len(samples), "Variogram", "windows"):
+        image.append(window_lags([np.tensordot(axis, sample.pixels, 1)], sample.valid, edges, sample.step))
+        indicators = ((sample.labels == index).astype(float) for index in classes)
+        labels.append(window_lags(indicators, sample.labels != IGNORE, edges, sample.step))
+    read = sum(window.height * window.width for _, window in windows)
+    return Likeness(pooled(image), pooled(labels), read, len(windows))
+
+
+def sampled_windows(tile_set: TileSet, seed: int = 0) -> list[tuple[str, Window]]:
+    """Return at most 16 windows around tiles drawn at random, from as many scenes as there are, and their scenes."""
+    rng = np.random.default_rng(seed)
+    by_scene: dict[str, list[Tile]] = {}
+    for tile in tile_set.tiles:
+        by_scene.setdefault(tile.scene, []).append(tile)
+    names = [str(name) for name in rng.permutation(sorted(by_scene))]
+    chosen: dict[tuple[str, Window], None] = {}
+    for turn in range(WINDOWS):
+        name = names[turn % len(names)]
+        scene, tile = tile_set.scenes[name], by_scene[name][rng.integers(len(by_scene[name]))]
+        if len(chosen) < WINDOWS:
+            chosen[name, _around(tile.window, scene.height, scene.width)] = None
+    return list(chosen)
+
+
+def principal_axis(samples: Sequence[Sample], meta: TileSetMeta) -> Float64[ndarray, " b"]:
+    """Return the weights of the bands, in the images' units, that make their first principal component."""
+    scale = 1 / np.where(np.array(meta.std) > 0, np.array(meta.std), 1)
+    inside = np.concatenate([sample.pixels[:, sample.valid] for sample in samples], axis=1) * scale[:, None]
+    if inside.shape[1] < 2:
+        return scale
+    covariance = np.atleast_2d(np.cov(inside))
+    axis: Float64[ndarray, " b"] = np.linalg.eigh(covariance)[1][:, -1] * scale
+    return axis
+
+
+def _around(tile: Window, height: int, width: int) -> Window:
+    rows, cols = min(SIDE_PX, height), min(SIDE_PX, width)
+    top = min(max(tile.row + tile.height // 2 - rows // 2, 0), height - rows)
+    left = min(max(tile.col + tile.width // 2 - cols // 2, 0), width - cols)
+    return Window(top, left, rows, cols)
+
+
+def _read(tile_set: TileSet, name: str, window: Window) -> Iterator[Sample]:
+    with Image.open(tile_set.image_path(name)) as image:
+        pixels, valid = image.read(window)
+    labels = read_labels(tile_set.mask_path(name), window)
+    coarse = max(1, -(-max(window.height, window.width) // FINE_PX))
+    yield _thinned(pixels, valid, labels, coarse)
+    if coarse > 1:
+        rows, cols = (
+            slice(max(side - FINE_PX, 0) // 2, max(side - FINE_PX, 0) // 2 + FINE_PX) for side in labels.shape
+        )
+        yield _thinned(pixels[:, rows, cols], valid[rows, cols], labels[rows, cols], 1)
+
+
+def _thinned(
+    pixels: Shaped[ndarray, "b h w"], valid: Bool[ndarray, "h w"], labels: UInt8[ndarray, "h w"], step: int
+) -> Sample:
+    thin = (slice(None, None, step), slice(None, None, step))
+    return Sample(pixels[:, *thin].astype(np.float32), valid[thin].copy(), labels[thin].copy(), step)

@@ -1,0 +1,1 @@
+"""Images and labels of every kind become tile sets."""

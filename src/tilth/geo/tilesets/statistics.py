@@ -1,0 +1,79 @@
+"""Mean and standard deviation of every band, from pixels that pass by once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import shapely
+from jaxtyping import Bool, Float64, Shaped
+from numpy import ndarray
+
+from tilth.geo.grid import Window, cells
+from tilth.geo.rasters.raster import Image, read_labels
+from tilth.legend import IGNORE
+
+CELL = (512, 1024)
+"""Rows and columns read at a time."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and sum of squared deviations of the pixels of each band so far."""
+
+    count: int
+    mean: Float64[ndarray, " b"]
+    squares: Float64[ndarray, " b"]
+
+    @classmethod
+    def of(cls, pixels: Shaped[ndarray, "b n"]) -> "Moments":
+        """Return the moments of some pixels, in two passes over them."""
+        exact = pixels.astype(np.float64)
+        mean = exact.mean(axis=1) if exact.shape[1] else np.zeros(len(exact))
+        return cls(exact.shape[1], mean, ((exact - mean[:, None]) ** 2).sum(axis=1))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        # Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for ... sample variances", (2.1).
+        count = self.count + other.count
+        if not count:
+            return self
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.count / count)
+        return Moments(count, mean, self.squares + other.squares + apart**2 * (self.count * other.count / count))
+
+    @property
+    def std(self) -> Float64[ndarray, " b"]:
+        """The standard deviation of each band; 1 where a band is constant, so that it can be divided by."""
+        found: Float64[ndarray, " b"] = np.sqrt(self.squares / max(self.count, 1))
+        return np.where(found > 0, found, 1.0)
+
+
+def band_moments(image: Path, mask: Path, windows: Sequence[Window]) -> Iterable[Moments]:
+    """Yield the moments of the labelled pixels of a scene that lie in any of `windows`, each pixel once.
+
+    Reads each part of the scene once, and only where windows are.
+
+    Raises:
+        InputError: when image or mask cannot be decoded.
+    """
+    tree = shapely.STRtree([_box(window) for window in windows])
+    with Image.open(image) as opened:
+        for cell in cells(opened.info.grid.window, *CELL):
+            hits = [windows[hit] for hit in tree.query(_box(cell))]
+            if hits:
+                pixels, valid = opened.read(cell)
+                counted = valid & _painted(cell, hits) & (read_labels(mask, cell) != IGNORE)
+                yield Moments.of(pixels[:, counted])
+
+
+def _painted(cell: Window, windows: Iterable[Window]) -> Bool[ndarray, "h w"]:
+    painted = np.zeros((cell.height, cell.width), bool)
+    for window in windows:
+        part = window.overlap(cell)
+        if part is not None:
+            painted[part.within(cell).slices] = True
+    return painted
+
+
+def _box(window: Window) -> shapely.Polygon:
+    return shapely.box(window.col, window.row, window.stop_col, window.stop_row)

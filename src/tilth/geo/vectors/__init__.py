@@ -1,0 +1,1 @@
+"""Vector layers: read and written, measured on the ground."""
