@@ -32,8 +32,8 @@ def blocks_above(filled: Bool[ndarray, "rows cols"]) -> Bool[ndarray, "r c"]:
     rows, cols = filled.shape
     even = np.zeros((1, rows + rows % 2, cols + cols % 2), bool)
     even[0, :rows, :cols] = filled
-    above: ndarray = np.logical_or.reduce(_fours(even))
-    return above[0]
+    above: Bool[ndarray, "1 r c"] = np.logical_or.reduce(_fours(even))
+    return above.reshape(above.shape[1:])
 
 
 def _is(pixels: Shaped[ndarray, "b h w"], value: Shaped[ndarray, ""]) -> Bool[ndarray, "b h w"]:
@@ -57,4 +57,4 @@ def _most_frequent(fours: Shaped[ndarray, "4 b h w"], there: Bool[ndarray, "4 b 
     votes = np.stack([(there & (fours == value)).sum(axis=0, dtype=np.uint8) for value in fours])
     votes[~there] = 0
     chosen: ndarray = np.take_along_axis(fours, votes.argmax(axis=0)[None], axis=0)
-    return chosen[0]
+    return chosen.reshape(chosen.shape[1:])
