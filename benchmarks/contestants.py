@@ -40,6 +40,8 @@ class Job:
     probabilities: Path | None = None
     batches: int = 0
     """For a backend alone: how many batches it is given."""
+    before: int = 0
+    """For a whole image: how many mirrored pixels come before the first one."""
 
     @classmethod
     def read(cls, path: Path) -> "Job":
@@ -131,7 +133,10 @@ def whole(job: Job) -> Work:
     """Return the prediction of the whole image at once."""
 
     def work() -> ndarray:
-        probability: ndarray = eager(*load_network(job.run))(_pixels(job.raster)[None])[0]
+        around = (job.before, job.before)
+        image = np.pad(_pixels(job.raster), ((0, 0), around, around), mode="symmetric")
+        inner = slice(job.before, -job.before or None)
+        probability: ndarray = eager(*load_network(job.run))(image[None])[0, inner, inner]
         return probability
 
     return work
@@ -179,10 +184,19 @@ def tiling(name: str, tile: int, overlap: float) -> Tiling:
     stride = tile if name == "side by side" else round(tile * (1 - overlap))
     if name in ("side by side", "centres"):
         return Tiling.of(0, stride, stride)
-    if name.startswith("tilth"):
-        return Tiling.of(-((tile - stride) // 2), tile - (tile - stride) // 2, stride)
-    trimmed = PEERS[name.removeprefix("peer-")].trimmed if name.startswith("peer") else 0
-    return Tiling.of(0, tile - 2 * trimmed, stride)
+    before = reach(name, tile, overlap)
+    return (
+        Tiling.of(-before, tile - before, stride)
+        if name.startswith("tilth")
+        else Tiling.of(0, tile - 2 * before, stride)
+    )
+
+
+def reach(name: str, tile: int, overlap: float) -> int:
+    """Return how many pixels before the raster's first one a contestant's first tile begins."""
+    if name.startswith("tilth") or name == "centres":
+        return (tile - round(tile * (1 - overlap))) // 2
+    return PEERS[name.removeprefix("peer-")].trimmed if name.startswith("peer") else 0
 
 
 def _pixels(raster: Path) -> ndarray:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy import ndarray
 
-from contestants import Job, tiling
+from contestants import Job, reach, tiling
 from measured import in_process
 from race import Entry
 from rasters import dense
@@ -34,15 +34,21 @@ class Quality:
 def qualities(entries: Sequence[Entry], job: Job, size: int, tile: int) -> dict[str, Quality]:
     """Return what the maps of `entries` are like, by contestant, on `size` x `size` pixels of ground.
 
-    Rasters are kept in the folder of `job.raster`.
+    The whole image is predicted with the network's own grid where the tiles have it: it would make a difference by
+    itself. Rasters are kept in the folder of `job.raster`.
     """
-    shifts = shifts_of(round(tile * (1 - job.overlap)), load_network(job.run)[1].body.stride)
+    grid = load_network(job.run)[1].body.stride
+    shifts = shifts_of(round(tile * (1 - job.overlap)), grid)
     folder = job.raster.parent
     jobs = [replace(job, raster=dense(folder / f"shifted-{size}-{shift}.tif", size, shift)) for shift in shifts]
-    whole, found = probabilities(WHOLE, jobs[0]), {}
+    wholes: dict[int, ndarray] = {}
+    found = {}
     for entry in {entry.name: entry for entry in entries}.values():
+        before = reach(entry.name, tile, job.overlap) % grid
+        if before not in wholes:
+            wholes[before] = probabilities(WHOLE, replace(jobs[0], before=before))
         maps = [probabilities(entry, each) for each in jobs]
-        found[entry.name] = quality(maps, shifts, whole, tiling(entry.name, tile, job.overlap), tile)
+        found[entry.name] = quality(maps, shifts, wholes[before], tiling(entry.name, tile, job.overlap), tile)
         print(f"  {entry.title}: {found[entry.name].seam}", flush=True)
     return found
 

@@ -8,6 +8,7 @@ import rasterio
 from numpy import ndarray
 
 import page
+from contestants import reach, tiling
 from helpers import textured, write_raster
 from quality import shifts_of
 from race import Entry, Outcome, Results, tiles_in
@@ -69,6 +70,16 @@ def test_a_tile_that_begins_and_ends_elsewhere_has_two_lines_a_period() -> None:
     assert Tiling.of(0, 32, 16).phases == {0}
     assert Tiling.of(-8, 24, 16).phases == {8}
     assert Tiling.of(0, 30, 16).phases == {0, 14}
+
+
+def test_tiles_are_looked_for_where_each_contestant_lays_them() -> None:
+    assert tiling("tilth-torch", 224, 0.5) == Tiling(112, frozenset({56}))
+    assert tiling("plain", 224, 0.5) == Tiling(112, frozenset({0}))
+    assert tiling("centres", 224, 0.5) == Tiling(112, frozenset({0}))
+    assert tiling("side by side", 224, 0.5) == Tiling(224, frozenset({0}))
+    assert tiling("peer-terratorch", 224, 0.5) == Tiling(112, frozenset({0, 96}))
+    assert tiling("tilth-onnx", 224, 0.25) == Tiling(168, frozenset({140, 28}))
+    assert [reach(name, 224, 0.5) for name in ("tilth-torch", "plain", "peer-terratorch")] == [56, 0, 8]
 
 
 def test_the_standard_error_says_how_far_the_ratio_scatters() -> None:
