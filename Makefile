@@ -9,8 +9,9 @@ READY = $(VENV)/.ready
 demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
 
+# One thread a worker: two workers of two threads each would wait for each other on two cores.
 test: $(READY)  ## every test, lint and types included
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: lint test  ## what a change must pass
 

