@@ -1,6 +1,6 @@
 """Maps of one raster by Tilth's backends, a plain PyTorch loop and other packages: speed, memory, seams, in one run.
 
-    python benchmarks/bench_predict.py [--pixels 3584] [--seam-pixels 1792] [--repeats 3] [--write]
+    python benchmarks/bench_predict.py [--pixels 3584] [--seam-pixels 2240] [--repeats 3] [--write]
 
 One run of the default network, one raster (a real scene, mirrored), one tile, one overlap for all. Every map is made
 in a process of its own. Contestants take turns, so that other load on the machine meets all; what counts is the median
@@ -102,7 +102,7 @@ def arguments() -> argparse.Namespace:
     """Return the command line's settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pixels", type=int, default=3584, help="edge of the raster that is timed (default 3584)")
-    parser.add_argument("--seam-pixels", type=int, default=1792, help="edge of the part with seams (default 1792)")
+    parser.add_argument("--seam-pixels", type=int, default=2240, help="edge of the part with seams (default 2240)")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count (default 3)")
     parser.add_argument("--epochs", type=int, default=6, help="training of the run (default 6)")
     parser.add_argument("--run", type=Path, help="a finished run to predict with, in place of training one")

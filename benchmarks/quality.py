@@ -49,7 +49,7 @@ def qualities(entries: Sequence[Entry], job: Job, size: int, tile: int) -> dict[
             wholes[before] = probabilities(WHOLE, replace(jobs[0], before=before))
         maps = [probabilities(entry, each) for each in jobs]
         found[entry.name] = quality(maps, shifts, wholes[before], tiling(entry.name, tile, job.overlap), tile)
-        print(f"  {entry.title}: {found[entry.name].seam}", flush=True)
+        print(f"  {entry.title}: seam {found[entry.name].seam.ratio:.3f}", flush=True)
     return found
 
 
