@@ -57,13 +57,17 @@ def speed_table(taking_part: Sequence[Entry], results: Results, found: dict[str,
             f"{results.ratio(entry, fastest):.2f}",
             f"{results.of_alone(entry):.2f}" if entry.alone else "",
             f"{results.peak_mb(entry):,.0f}",
-            f"{found[entry.name].seam.ratio:.3f}",
-            f"{found[entry.name].largest:.3f}",
+            *quality_cells(found.get(entry.name)),
         ]
         for entry in taking_part
     ]
     absent = [peer.title for name, peer in PEERS.items() if f"peer-{name}" not in {entry.name for entry in taking_part}]
     return page.table(head, [*lines, *([title, "not installed", *[""] * 5] for title in absent)])
+
+
+def quality_cells(quality: Quality | None) -> list[str]:
+    """Return seam and largest difference; nothing where they were not looked at."""
+    return [f"{quality.seam.ratio:.3f}", f"{quality.largest:.3f}"] if quality else ["", ""]
 
 
 def seam_table(taking_part: Sequence[Entry], found: dict[str, Quality]) -> str:
@@ -103,6 +107,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pixels", type=int, default=3584, help="edge of the raster that is timed (default 3584)")
     parser.add_argument("--seam-pixels", type=int, default=2240, help="edge of the part with seams (default 2240)")
+    parser.add_argument("--no-seams", action="store_true", help="speed and memory only; nothing is written")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count (default 3)")
     parser.add_argument("--epochs", type=int, default=6, help="training of the run (default 6)")
     parser.add_argument("--run", type=Path, help="a finished run to predict with, in place of training one")
@@ -120,8 +125,9 @@ def main() -> int:
     taking_part = entries(settings.batch_size)
     raster = dense(given.folder / f"dense-{given.pixels}.tif", given.pixels)
     job = Job(run, raster, Path("map.tif"), settings.overlap)
-    found = qualities([*RULES, *taking_part], job, given.seam_pixels, card.tile_px)
-    seams = seam_table([*RULES, *taking_part], found)
+    looked_at = [] if given.no_seams else [*RULES, *taking_part]
+    found = qualities(looked_at, job, given.seam_pixels, card.tile_px) if looked_at else {}
+    seams = seam_table(looked_at, found) if looked_at else ""
     print(seams, flush=True)
     results = run_race(taking_part, job, (given.pixels, card.tile_px), given.repeats)
     speeds = speed_table(taking_part, results, found)
@@ -132,9 +138,9 @@ def main() -> int:
     )
     seams_about = f"{given.seam_pixels:,} x {given.seam_pixels:,} pixels of the same."
     print(f"{about}\n\n{speeds}")
-    if given.write:
+    if given.write and seams:
         page.write("predict", f"{about}\n\n{speeds}\n\n{seams_about}\n\n{seams}")
-    return int(any(found[entry.name].seam.ratio > SEAM_LIMIT for entry in taking_part if entry.alone))
+    return int(any(found[entry.name].seam.ratio > SEAM_LIMIT for entry in taking_part if entry.alone and found))
 
 
 if __name__ == "__main__":
