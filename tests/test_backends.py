@@ -1,6 +1,7 @@
 """ONNX Runtime and OpenVINO beside torch: the same maps, kept graphs, and torch where they fail."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -321,3 +322,30 @@ def test_what_cannot_be_compiled_runs_as_it_is(run: Path, monkeypatch: pytest.Mo
 def test_what_was_compiled_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, **_options: lambda images: 0 * network(images))
     assert (load(run, "torch", compile=True)(*tiles(CARD)) == 0.5).all()
+
+
+FIRST_CALLS = """
+import os, sys, threading
+from pathlib import Path
+import torch
+from tilth.learn.backends.openvino import Streams
+streams, start = Streams(Path(sys.argv[1]), 2), threading.Barrier(2)
+def first_call():
+    start.wait()
+    streams(torch.zeros(1, 3, 32, 32))
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=first_call, daemon=True) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join(60) for thread in threads]
+os._exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+def test_two_threads_whose_first_calls_meet_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """OpenVINO makes a table at its first use, and two threads that make it at once would wait for ever."""
+    pytest.importorskip("openvino")
+    from tilth.learn.backends import openvino as backend
+
+    backend.export(torch.nn.Conv2d(3, 1, 1).eval(), torch.zeros(1, 3, 32, 32), tmp_path)
+    done = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(tmp_path)], timeout=180, check=False)
+    assert done.returncode == 0

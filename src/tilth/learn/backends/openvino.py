@@ -32,6 +32,8 @@ class Streams:
     def __init__(self, folder: Path, workers: int) -> None:
         import openvino  # noqa: PLC0415  (an extra)
 
+        # Makes the table of number formats: two threads that both come to it first wait for each other for ever.
+        openvino.Type.f32.to_dtype()
         core = openvino.Core()
         core.set_property({"ENABLE_MMAP": False})  # the folder may vanish
         settings = {
