@@ -13,7 +13,7 @@ from rasterio._env import set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-CACHE_MB = 128
+CACHE_MB = 64
 """GDAL's cache of decoded blocks, one for all threads of a process.
 
 Two rows of blocks under a panel of `tilth.geo.mapping.tiles` fit, so that no block is decoded again for the next row of
