@@ -47,7 +47,7 @@ class Demo:
         rows = [
             (name, *(_with_ends(found[where]) for where in ("test", "elsewhere"))) for name, found in self.ious.items()
         ]
-        outside = [] if self.outside is None else [f"{self.outside:.0%} of it looks unlike all that this network saw."]
+        outside = [] if self.outside is None else [f"{self.outside:.1%} of it looks unlike all that this network saw."]
         places = {
             "report": "report.html",
             "map of the other place": "map.tif",
