@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check lint bench bench-predict bench-memory docs clean
+.PHONY: demo test fuzz check lint bench bench-predict bench-memory docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
@@ -12,6 +12,9 @@ demo: $(READY)  ## the main job on the embedded scene: three models compared, a 
 # One thread a worker: two workers of two threads each would wait for each other on two cores.
 test: $(READY)  ## every test, lint and types included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: $(READY)  ## property tests with examples never tried before; what they find becomes an @example
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz $$(grep -l "@given" tests/test_*.py)
 
 check: lint test  ## what a change must pass
 

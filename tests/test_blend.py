@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
@@ -78,6 +78,7 @@ def test_a_pointwise_model_by_tiles_equals_the_whole_image(tiles: TileGrid, batc
 
 @SEVERAL
 @given(GRIDS, st.integers(1, 9), st.integers(1, 9), PANELS, st.integers(0, 2**31))
+@example(TileGrid(27, 36, 16, 0.1), 1, 1, 1, 48)  # A lane without tiles gets a spill; the lane below it has tiles.
 def test_bits_depend_neither_on_batches_nor_chunks_nor_panels(
     tiles: TileGrid, batch_size: int, chunk_tiles: int, panel_px: int, seed: int
 ) -> None:

@@ -226,6 +226,8 @@ class _Sums:
         sums, mapped = self._sums[:, top : top + window.height], self._mapped[top : top + window.height]
         if spilled is not None:
             sums[:, :, : spilled.shape[2]] += spilled
+            # Also where no tile of this lane was computed: without it these rows would stay for the next lane.
+            self._reach = max(self._reach, top + window.height)
         left = window.col - self._left
         kept = slice(left, left + window.width)
         extent = _extent(mapped[:, kept])
