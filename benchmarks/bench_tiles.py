@@ -77,7 +77,7 @@ def training_step(bands: int, device: torch.device) -> Callable[[torch.Tensor, t
     optimizer = adam(network, CONFIG.encoder_lr, CONFIG.decoder_lr)
 
     def step(images: torch.Tensor, label: torch.Tensor) -> None:
-        loss = segmentation_loss(network(images), label, CONFIG.dice_weight)
+        loss = segmentation_loss(network(images), label, CONFIG.region_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -64,7 +64,7 @@ def validation(network: Network, path: Path) -> tuple[float, float]:
     valid = (labels != 255)[:, None]
     with torch.no_grad():
         logits = network.eval()((images - 130) / 30 * valid)
-    loss = segmentation_loss(logits, labels, CONFIG.dice_weight).item()
+    loss = segmentation_loss(logits, labels, CONFIG.region_weight).item()
     return loss, float(scores(confusion(logits, labels, 2).numpy()).iou[1])
 
 
@@ -117,7 +117,7 @@ def test_losses_are_means_over_labelled_pixels(tmp_path: Path) -> None:
     tiles = blocks(7, 1)
     for _, label in tiles[:4]:
         label[4:] = 255
-    config = replace(CONFIG, epochs=1, dice_weight=0.0, augment="none", decoder_lr=1e-12, encoder_lr=1e-12)
+    config = replace(CONFIG, epochs=1, region_weight=0.0, augment="none", decoder_lr=1e-12, encoder_lr=1e-12)
     data = training_data(val=tiles)
     histories = [
         # Frozen, for the statistics of batch norm depend on the batch size.
@@ -219,7 +219,7 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
     ("changed", "data", "network", "message"),
     [
         ({"batch_size": 5}, {}, {}, "batch_size was 4 and is 5"),
-        ({"seed": 1, "dice_weight": 0.5}, {}, {}, r"dice_weight was 0.25 and is 0.5, seed was 0 and is 1"),
+        ({"seed": 1, "region_weight": 0.5}, {}, {}, r"region_weight was 0.25 and is 0.5, seed was 0 and is 1"),
         ({}, {"fingerprint": "other"}, {}, "fingerprint was 'blocks' and is 'other'"),
         ({}, {"classes": 3}, {"outputs": 3}, r"classes was \['class 0', 'class 1'\] and is"),
         ({}, {}, {"bands": 4}, "is of another network"),

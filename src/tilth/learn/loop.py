@@ -46,7 +46,7 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
             run.begin_epoch()
             for images, label in run.feed.train(run.position.epoch, run.position.step):
                 logits = run.model(images)
-                loss = segmentation_loss(logits, label, config.dice_weight)
+                loss = segmentation_loss(logits, label, config.region_weight)
                 run.refuse_nan(loss)
                 run.optimizer.zero_grad()
                 run.fabric.backward(loss)
@@ -122,7 +122,7 @@ class _Run:
         with torch.no_grad():
             for images, label in self.feed.val():
                 logits = self.model(images)
-                loss = segmentation_loss(logits, label, self._config.dice_weight)
+                loss = segmentation_loss(logits, label, self._config.region_weight)
                 tally.add(*_counted(loss, logits, label, self.k))
                 bar.advance(len(images))
         return tally

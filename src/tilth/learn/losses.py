@@ -11,9 +11,9 @@ SMOOTH = 1.0
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "n o h w"], label: UInt8[Tensor, "n h w"], dice_weight: float
+    logits: Float[Tensor, "n o h w"], label: UInt8[Tensor, "n h w"], region_weight: float
 ) -> Float32[Tensor, ""]:
-    """Return (1 - dice_weight) x cross-entropy + dice_weight x Dice loss over all pixels not labelled 255.
+    """Return (1 - region_weight) x cross-entropy + region_weight x Dice loss over all pixels not labelled 255.
 
     With one output, cross-entropy and Dice are those of the article's CombinedLoss, with the sigmoid inside. With more
     outputs, the Dice loss is the mean over the classes that the batch's labels hold. Computed in float32, under
@@ -26,7 +26,7 @@ def segmentation_loss(
         known = logits.float().masked_fill(~valid[:, None], 0.0)
         pair = _binary(known[:, 0], target, valid) if logits.shape[1] == 1 else _multiclass(known, target, valid)
         entropy, dice = pair
-        return (1 - dice_weight) * entropy + dice_weight * dice
+        return (1 - region_weight) * entropy + region_weight * dice
 
 
 def _binary(
