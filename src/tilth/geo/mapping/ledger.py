@@ -9,28 +9,33 @@ A strip counts when its line is there, which is written after its arrays have re
 order, so the lines also say where to go on.
 """
 
-import json
 import os
-import shutil
-import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from tilth.errors import InputError
-from tilth.files import replacing, write_json, writing
+from tilth.files import replacing, writing
 from tilth.geo.grid import Window
+from tilth.making import (
+    DAMAGE,
+    LEDGER,
+    as_json,
+    begun,
+    check_same,
+    misunderstood,
+    remove_ledger,
+    save_arrays,
+    unreadable,
+    write_ledger,
+)
 
-LEDGER, STRIPS = "ledger.json", "strips.tsv"
-MOST_SHOWN = 3
-"""Differences that one message lists."""
+STRIPS = "strips.tsv"
 ABOUT = "A map in the making. The same command goes on with it; remove this folder to begin anew."
 COLUMNS = ("row", "col", "height", "width", "tiles", "data_col", "data_width", "bytes")
 
@@ -68,7 +73,7 @@ class Ledger:
             OutputError: when the folder cannot be written.
         """
         self.folder = folder
-        self._origin = json.loads(json.dumps(origin))
+        self._origin = as_json(origin)
         self.entries: list[Entry] = finished(folder, self._origin)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,10 +93,7 @@ class Ledger:
         """
         path, size = self._strip(len(self.entries)), 0
         if arrays:
-            with replacing(path) as part, part.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
+            save_arrays(path, arrays)
             size = path.stat().st_size
         entry = Entry(strip.row, strip.col, strip.height, strip.width, tiles, data.col, data.width, size)
         with writing(self.folder / STRIPS), (self.folder / STRIPS).open("a", encoding="ascii") as file:
@@ -116,8 +118,8 @@ class Ledger:
                 raise ValueError(f"it has {path.stat().st_size} bytes, not {size}")
             with np.load(path, allow_pickle=False) as arrays:
                 found: ndarray | None = arrays[name] if name in arrays.files else None
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-            raise InputError(f"{path} cannot be read: {error}. {_remedy(self.folder)}") from error
+        except DAMAGE as error:
+            raise unreadable(path, error) from error
         return found
 
     @property
@@ -179,7 +181,7 @@ class Ledger:
         return self.folder / f"strip-{index:08d}.npz"
 
     def _save(self, complete: bool = False) -> None:
-        write_json(self.folder / LEDGER, {"about": ABOUT, "complete": complete, "origin": self._origin})
+        write_ledger(self.folder, {"about": ABOUT, "complete": complete, "origin": self._origin})
 
 
 def finished(folder: Path, origin: Mapping[str, Any]) -> list[Entry]:
@@ -188,71 +190,11 @@ def finished(folder: Path, origin: Mapping[str, Any]) -> list[Entry]:
     Raises:
         InputError: when the folder belongs to another origin, naming what differs, or cannot be understood.
     """
-    kept = _kept(folder)
+    kept = begun(folder)
     if kept is None:
         return []
-    _check_same(folder, kept["origin"], json.loads(json.dumps(origin)))
+    check_same(folder, "a map", kept["origin"], as_json(origin))
     return _entries(folder)
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether `folder` holds a ledger whose map was being put in its place when the job ended.
-
-    Raises:
-        InputError: when there is a ledger that cannot be understood.
-    """
-    kept = _kept(folder)
-    return kept is not None and bool(kept["complete"])
-
-
-def origin_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the map in `folder` is made from; None where there is no ledger.
-
-    Raises:
-        InputError: when there is a ledger that cannot be understood.
-    """
-    kept = _kept(folder)
-    return dict(kept["origin"]) if kept is not None else None
-
-
-def remove_ledger(folder: Path) -> None:
-    """Remove a ledger's folder, or what a kill left of it. The ledger itself goes last.
-
-    Raises:
-        OutputError: when the operating system refuses.
-    """
-    with writing(folder):
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == LEDGER):
-            path.unlink()
-        shutil.rmtree(folder)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return one line for each entry of nested mappings that differs, with its path and both values.
-
-    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
-    ['a.c was 2, is 3']
-    """
-    old, new = _flat(before), _flat(now)
-    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in new | old if old.get(key) != new.get(key)]
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping | list):
-        return {path: tree}
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    return {key: value for name, part in items for key, value in _flat(part, f"{path}.{name}".lstrip(".")).items()}
-
-
-def _kept(folder: Path) -> dict[str, Any] | None:
-    path = folder / LEDGER
-    try:
-        kept: dict[str, Any] = json.loads(path.read_bytes())
-        return {name: kept[name] for name in ("origin", "complete")}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be understood: {error!r}. {_remedy(folder)}") from error
 
 
 def _entries(folder: Path) -> list[Entry]:
@@ -262,7 +204,7 @@ def _entries(folder: Path) -> list[Entry]:
         # A kill may cut the last line short.
         return [Entry(*map(int, line.split("\t"))) for line in lines if line.endswith("\n")]
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be understood: {error!r}. {_remedy(folder)}") from error
+        raise misunderstood(path, error) from error
 
 
 def _rewrite(folder: Path, entries: Sequence[Entry]) -> None:
@@ -272,14 +214,3 @@ def _rewrite(folder: Path, entries: Sequence[Entry]) -> None:
 
 def _line(cells: Sequence[Any]) -> str:
     return "\t".join(map(str, cells)) + "\n"
-
-
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = differences(before, now)
-    if differing:
-        shown = "; ".join(differing[:MOST_SHOWN]) + ("; ..." if len(differing) > MOST_SHOWN else "")
-        raise InputError(f"{folder} holds a map in the making from something else: {shown}. {_remedy(folder)}")
-
-
-def _remedy(folder: Path) -> str:
-    return f"Remove {folder} to begin anew."

@@ -8,24 +8,17 @@
 What the ledger does not name does not count. It is replaced after both files have reached the disk.
 """
 
-import json
-import os
-import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy import ndarray
 
-from tilth.errors import InputError
-from tilth.files import replacing, write_json, writing
-from tilth.geo.mapping.ledger import LEDGER, MOST_SHOWN, differences
+from tilth.files import writing
+from tilth.making import DAMAGE, as_json, begun, check_same, remove_ledger, save_arrays, unreadable, write_ledger
 
 ABOUT = "Polygons in the making. The same command goes on with them; remove this folder to begin anew."
-DAMAGE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 class PolygonLedger:
@@ -39,10 +32,10 @@ class PolygonLedger:
             OutputError: when the folder cannot be written.
         """
         self.folder, self.rows = folder, rows
-        self._origin = json.loads(json.dumps(origin))
-        kept = _kept(folder)
+        self._origin = as_json(origin)
+        kept = begun(folder, ("origin", "rows_done", "complete", "parts"))
         if kept is not None:
-            _check_same(folder, kept["origin"], self._origin)
+            check_same(folder, "polygons", kept["origin"], self._origin)
         self._starts: list[int] = kept["parts"] if kept else []
         self.rows_done: int = kept["rows_done"] if kept else 0
         with writing(folder):
@@ -57,10 +50,10 @@ class PolygonLedger:
             OutputError: when the disk is full.
         """
         before = self._state_path()
-        _save_arrays(self._part_path(self.rows_done), part)
+        save_arrays(self._part_path(self.rows_done), part)
         self._starts.append(self.rows_done)
         self.rows_done = stop_row
-        _save_arrays(self._state_path(), state)
+        save_arrays(self._state_path(), state)
         self._save()
         before.unlink(missing_ok=True)
 
@@ -91,14 +84,13 @@ class PolygonLedger:
 
     def remove(self) -> None:
         """Remove the folder with everything in it."""
-        with writing(self.folder):
-            shutil.rmtree(self.folder)
+        remove_ledger(self.folder)
 
     def _loaded(self, path: Path) -> "Arrays":
         try:
             return Arrays(path)
         except DAMAGE as error:
-            raise InputError(f"{path} cannot be read: {error}. {_remedy(self.folder)}") from error
+            raise unreadable(path, error) from error
 
     def _part_path(self, row: int) -> Path:
         return self.folder / f"part-{row:08d}.npz"
@@ -108,7 +100,7 @@ class PolygonLedger:
 
     def _save(self, complete: bool = False) -> None:
         done = {"rows": self.rows, "rows_done": self.rows_done, "complete": complete, "parts": self._starts}
-        write_json(self.folder / LEDGER, {"about": ABOUT, **done, "origin": self._origin})
+        write_ledger(self.folder, {"about": ABOUT, **done, "origin": self._origin})
 
 
 class Arrays:
@@ -139,44 +131,5 @@ class Arrays:
         try:
             array: ndarray = self._file[name]
         except DAMAGE as error:
-            raise InputError(f"{self._path} cannot be read: {error}. {_remedy(self._path.parent)}") from error
+            raise unreadable(self._path, error) from error
         return array
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether `folder` holds a ledger whose result was being put in its place when the job ended.
-
-    Raises:
-        InputError: when there is a ledger that cannot be understood.
-    """
-    kept = _kept(folder)
-    return kept is not None and bool(kept["complete"])
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, ndarray]) -> None:
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _kept(folder: Path) -> dict[str, Any] | None:
-    path = folder / LEDGER
-    try:
-        kept: dict[str, Any] = json.loads(path.read_bytes())
-        return {name: kept[name] for name in ("origin", "rows_done", "complete", "parts")}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be understood: {error!r}. {_remedy(folder)}") from error
-
-
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = differences(before, now)
-    if differing:
-        shown = "; ".join(differing[:MOST_SHOWN]) + ("; ..." if len(differing) > MOST_SHOWN else "")
-        raise InputError(f"{folder} holds polygons in the making from something else: {shown}. {_remedy(folder)}")
-
-
-def _remedy(folder: Path) -> str:
-    return f"Remove {folder} to begin anew."

@@ -1,7 +1,6 @@
 """Polygons with class, area and certainty from a class map of any size."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from tilth.config import PolygonConfig
-from tilth.errors import InputError, SettingError, TilthError
+from tilth.errors import InputError, SettingError
 from tilth.files import json_digest, refuse_existing
 from tilth.geo.polygons.polygonfile import Target, check_target, write_into
-from tilth.geo.polygons.polygonledger import PolygonLedger, is_complete
+from tilth.geo.polygons.polygonledger import PolygonLedger
 from tilth.geo.polygons.zonal import beside, fitting
 from tilth.geo.rasters.maptags import stated_legend
 from tilth.geo.rasters.raster import Image, ImageInfo
+from tilth.making import is_complete, keeping
 from tilth.progress import meter
 from tilth.verbs.polygons.finding import Finding, class_map
 from tilth.verbs.polygons.making import Outlines
@@ -89,7 +89,7 @@ def polygons(
         check_target(target)
         finding = _finding(image, settings, files)
         ledger = PolygonLedger(folder, _origin(finding, settings), image.info.grid.height)
-        with _keeping(ledger):
+        with keeping(folder, lambda: _held(ledger)):
             _find(finding, settings, ledger, out.name)
             result = Result(ledger, finding, settings)
             summary = PolygonSummary(out, result.unit, result.classes(), result.left_out(), tuple(result.notes()))
@@ -154,14 +154,6 @@ def _changed(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-@contextmanager
-def _keeping(ledger: PolygonLedger) -> Iterator[None]:
-    """Say in an error's message what is kept; remove the ledger when it holds nothing."""
-    try:
-        yield
-    except TilthError as error:
-        if not ledger.rows_done:
-            ledger.remove()
-            raise
-        rows = f"{ledger.rows_done} of {ledger.rows} rows are kept in {ledger.folder}"
-        raise type(error)(f"{error} {rows}; the same command with the same files goes on from there.") from error
+def _held(ledger: PolygonLedger) -> str:
+    """Return how many rows of the map are done, in words; nothing before the first."""
+    return f"{ledger.rows_done} of {ledger.rows} rows are" if ledger.rows_done else ""

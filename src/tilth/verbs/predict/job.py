@@ -1,15 +1,14 @@
 """Making one map: computing its strips, then writing its files from them."""
 
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import UInt32
 from numpy import ndarray
 
-from tilth.errors import InputError, TilthError
+from tilth.errors import InputError
 from tilth.files import json_digest, refuse_existing, remove_scratch
 from tilth.geo.mapping.blend import Model, Strip, blend
 from tilth.geo.mapping.classmap import (
@@ -25,8 +24,9 @@ from tilth.geo.mapping.classmap import (
     write_probabilities,
     write_uncertainty,
 )
-from tilth.geo.mapping.ledger import Ledger, differences, is_complete, remove_ledger
+from tilth.geo.mapping.ledger import Ledger
 from tilth.geo.rasters.maptags import BACKEND_TAG, ORIGIN_TAG, map_tags
+from tilth.making import differences, is_complete, keeping, remove_ledger
 from tilth.progress import Meter, meter
 from tilth.verbs.predict.applicability import write_applicability
 from tilth.verbs.predict.origin import map_tags_of, raster_states
@@ -75,7 +75,7 @@ def make(task: Task, model: Model) -> MadeMap:
     ledger = Ledger(task.folder, task.origin)
     legend, grid, tags = task.card.legend, task.job.grid, _tags(task)
     before, started = _pixels(ledger), time.perf_counter()
-    with _keeping(task, ledger):
+    with keeping(task.folder, lambda: _held(task, ledger)):
         _compute(task, ledger, model)
         seconds = time.perf_counter() - started
         _check_unchanged(task, ledger)
@@ -184,19 +184,8 @@ def _check_unchanged(task: Task, ledger: Ledger) -> None:
         )
 
 
-@contextmanager
-def _keeping(task: Task, ledger: Ledger) -> Iterator[None]:
-    """Say in an error's message what is kept; remove the ledger when it holds nothing."""
-    try:
-        yield
-    except TilthError as error:
-        if not ledger.folder.exists():
-            raise
-        if not any(entry.tiles for entry in ledger.entries):
-            ledger.remove()
-            raise
-        kept = _pixels(ledger) / (task.job.grid.height * task.job.grid.width)
-        raise type(error)(
-            f"{error} {kept:.1%} of the map is kept in {ledger.folder}; "
-            "the same command with the same files goes on from there."
-        ) from error
+def _held(task: Task, ledger: Ledger) -> str:
+    """Return how much of the map is finished, in words; nothing when no tile was computed."""
+    if not any(entry.tiles for entry in ledger.entries):
+        return ""
+    return f"{_pixels(ledger) / (task.job.grid.height * task.job.grid.width):.1%} of the map is"

@@ -11,9 +11,9 @@ from tilth.applicability import KNOWN
 from tilth.card import CARD, WEIGHTS
 from tilth.errors import InputError
 from tilth.files import file_digest, json_digest
-from tilth.geo.mapping.ledger import origin_of
 from tilth.geo.rasters.maptags import BACKEND_TAG
 from tilth.geo.rasters.raster import Image, open_raster
+from tilth.making import origin_of
 from tilth.verbs.predict.plan import Task
 
 STATISTICS = ".aux.xml"
