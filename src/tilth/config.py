@@ -73,6 +73,9 @@ class TrainConfig:
 
     epochs: Positive = 10
     """Passes over the training tiles."""
+    repeat: Positive = 1
+    """Times that each training tile comes in an epoch, augmented anew each time: where tiles are few, more steps between
+    two validations, and rates that fall as slowly as with many."""
     batch_size: Positive = 8
     """Tiles in one step."""
     decoder_lr: Rate = 5e-4

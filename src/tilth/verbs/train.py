@@ -96,7 +96,8 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
             )
     fingerprint = json_digest([tile_set.meta.fingerprint, asdict(recipe.model)])
     val = tile_set.samples("val", once=True)
-    return TrainingData(tile_set.samples("train"), val, tile_set.meta.legend, scaling, fingerprint)
+    several = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
+    return TrainingData(several.samples("train"), val, tile_set.meta.legend, scaling, fingerprint)
 
 
 def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:
