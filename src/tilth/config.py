@@ -56,7 +56,8 @@ class ModelConfig:
 
     architecture: Literal["light", "transfer", "unet"] = "transfer"
     """light: Tilth's own, a pretrained encoder under a decoder that works at a quarter of the resolution.
-    transfer: the article's U-Net over the first five stages of a pretrained encoder. unet: the original, from scratch."""
+    transfer: the article's U-Net over the first five stages of a pretrained encoder. unet: the original U-Net, from
+    scratch."""
     encoder: str = "efficientnet_b0"
     """timm's name of the encoder, for architecture = transfer."""
     weights: str = "hub"
@@ -74,8 +75,8 @@ class TrainConfig:
     epochs: Positive = 10
     """Passes over the training tiles."""
     repeat: Positive = 1
-    """Times that each training tile comes in an epoch, augmented anew each time: where tiles are few, more steps between
-    two validations, and rates that fall as slowly as with many."""
+    """Times that each training tile comes in an epoch, augmented anew each time: where tiles are few, more steps
+    between two validations, and rates that fall as slowly as with many."""
     batch_size: Positive = 8
     """Tiles in one step."""
     decoder_lr: Rate = 5e-4
