@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tilth.config import TrainConfig
-from tilth.errors import InputError
+from tilth.errors import InputError, SettingError
 from tilth.learn import feed
-from tilth.learn.feed import Feed, Scaling, batched, epoch_order, imaged, worker_count
+from tilth.learn.feed import Feed, Scaling, batched, epoch_order, imaged, part_of, worker_count
 from training import Tile, blocks, training_data
 
 CPU = torch.device("cpu")
@@ -44,6 +44,37 @@ def test_batches_hold_everything_in_order(length: int, size: int) -> None:
     assert all(len(batch) == size for batch in batches[:-1])
     if size > 1 and length > 1:
         assert all(2 <= len(batch) <= size + 1 for batch in batches)
+
+
+@given(length=st.integers(1, 60), size=st.integers(1, 12), world=st.integers(1, 8))
+def test_processes_share_batches_without_loss_or_repetition(length: int, size: int, world: int) -> None:
+    world = min(world, size, length)
+    batches = batched(range(length), size, world)
+    assert list(chain.from_iterable(batches)) == list(range(length))
+    for batch in batches:
+        parts = [part_of(batch, rank, world) for rank in range(world)]
+        assert sorted(chain.from_iterable(parts)) == sorted(batch)
+        assert 1 <= min(map(len, parts)) <= max(map(len, parts)) <= min(map(len, parts)) + 1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_batches_of_all_processes_are_those_of_one(world: int) -> None:
+    # Of 19 tiles three remain, enough for three.
+    data, config = training_data(train=blocks(19, 0)), TrainConfig(batch_size=4, workers=0, augment="colour")
+    feeds = [Feed(data, config, CPU, rank, world) for rank in range(world)]
+    alone = Feed(data, config, CPU)
+    whole = [list(alone.train(3)), list(alone.val())]
+    shared = [[list(one.train(3)) for one in feeds], [list(one.val()) for one in feeds]]
+    for batches, parts in zip(whole, shared, strict=True):
+        assert len({len(mine) for mine in parts}) == 1
+        for i, (images, label) in enumerate(batches):
+            for rank, mine in enumerate(parts):
+                assert same([mine[i]], [(images[rank::world], label[rank::world])])
+
+
+def test_more_processes_than_tiles_are_refused() -> None:
+    with pytest.raises(SettingError, match="5 processes cannot share batches of 4"):
+        Feed(training_data(), TrainConfig(batch_size=4, workers=0), CPU, 0, 5)
 
 
 def test_the_network_sees_the_mean_where_there_is_no_image() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tilth.config import TrainConfig
-from tilth.errors import TilthError
+from tilth.errors import SettingError, TilthError
 from tilth.learn.augment import Augment, augmented
 from tilth.learn.device import layout
 from tilth.legend import IGNORE, Legend
@@ -85,18 +85,28 @@ def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in _generator(seed, epoch).permutation(length)]
 
 
-def batched(order: Sequence[int], size: int) -> list[list[int]]:
+def batched(order: Sequence[int], size: int, world: int = 1) -> list[list[int]]:
     """Return `order` cut into batches of `size`. Nothing is left out: what remains is the last, smaller batch.
 
-    A single tile that remains joins the batch before it, for batch statistics of one small tile may not exist.
+    A single tile that remains joins the batch before it, for batch statistics of one small tile may not exist. So do
+    fewer than `world`, for each process needs one.
 
     >>> batched(range(7), 3)
     [[0, 1, 2], [3, 4, 5, 6]]
     """
     batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
-    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+    if size > 1 and len(batches) > 1 and len(batches[-1]) < max(2, world):
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
+
+
+def part_of(batch: Sequence[int], rank: int, world: int) -> list[int]:
+    """Return what process `rank` of `world` takes of a batch. Parts differ by at most one tile, the first are larger.
+
+    >>> [part_of([5, 3, 8, 6, 7], rank, 2) for rank in range(2)]
+    [[5, 8, 7], [3, 6]]
+    """
+    return list(batch[rank::world])
 
 
 def worker_count(workers: int, device: str) -> int:
@@ -111,10 +121,21 @@ def worker_count(workers: int, device: str) -> int:
 
 
 class Feed:
-    """Batches of both parts on `device`, from one set of worker processes that live as long as the feed."""
+    """Batches of both parts on `device`, from one set of worker processes that live as long as the feed.
 
-    def __init__(self, data: TrainingData, config: TrainConfig, device: torch.device) -> None:
+    Of `world` processes that train together each has a feed, and `rank` says which part of every batch it gives. All
+    parts together are the batches of one process, `config.batch_size` tiles each.
+
+    Raises:
+        SettingError: for more processes than there are tiles in a batch, or training tiles.
+    """
+
+    def __init__(
+        self, data: TrainingData, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1
+    ) -> None:
         self._parts: dict[Part, int] = {"train": len(data.train), "val": len(data.val)}
+        self._rank, self._world = rank, world
+        _check_enough_for_all(world, config.batch_size, len(data.train))
         self._seed, self._size, self._device = config.seed, config.batch_size, device
         self._plan: list[list[Key]] = []
         workers = worker_count(config.workers, device.type)
@@ -132,17 +153,24 @@ class Feed:
             generator=torch.Generator(),
         )
 
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Return the indices of the training tiles of each batch of an epoch, of all processes together."""
+        return batched(epoch_order(self._parts["train"], self._seed, epoch), self._size, self._world)
+
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Return the epoch's batches in random order, augmented, without the first `start`, which are not read."""
-        order = epoch_order(self._parts["train"], self._seed, epoch)
-        return self._pass("train", epoch, batched(order, self._size)[start:])
+        """Return the epoch's batches in random order, augmented, without the first `start`, which are not read.
+
+        Every process has as many; none is empty.
+        """
+        return self._pass("train", epoch, self.batches(epoch)[start:])
 
     def val(self) -> Iterator[Batch]:
-        """Return the validation tiles in their own order, as they are."""
+        """Return the validation tiles in their own order, as they are. A process may have a batch less than another."""
         return self._pass("val", 0, batched(range(self._parts["val"]), self._size))
 
     def _pass(self, part: Part, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        self._plan[:] = [[Key(part, epoch, index) for index in batch] for batch in batches]
+        mine = (part_of(batch, self._rank, self._world) for batch in batches)
+        self._plan[:] = [[Key(part, epoch, index) for index in batch] for batch in mine if batch]
         for batch in self._loader:
             if isinstance(batch, TilthError):
                 raise batch
@@ -180,6 +208,14 @@ def _collate(tiles: list[tuple[Tensor, Tensor]] | TilthError) -> list[Tensor] | 
         return tiles
     batch: list[Tensor] = default_collate(tiles)
     return batch
+
+
+def _check_enough_for_all(world: int, batch_size: int, tiles: int) -> None:
+    if world > min(batch_size, tiles or world):
+        raise SettingError(
+            f"{world} processes cannot share batches of {batch_size} of {tiles} training tiles: each needs one of "
+            "every batch. Raise batch_size, or train on fewer devices."
+        )
 
 
 def _generator(*key: int) -> np.random.Generator:
