@@ -21,6 +21,9 @@ DEPTH = 5
 
 PROBE_PX = 128
 
+FAILURES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What timm's networks raise that cannot be built or run as they are asked to."""
+
 
 class Encoder(nn.Module):
     """Stages one after another: each stage's output is the next one's input and a skip of the decoder.
@@ -58,18 +61,25 @@ def check_name(name: str) -> None:
         raise SettingError(f"encoder = {name!r}: timm has no network of that name.{_suggestion(name)}")
 
 
-def classifier(name: str, bands: int) -> nn.Module:
+def classifier(name: str, bands: int, features: bool = False) -> nn.Module:
     """Return timm's whole network `name` for images of `bands` bands, with random weights.
 
+    With `features` it puts out all feature maps that timm lists for it, from fine to coarse, and has no head.
+
     Raises:
-        SettingError: when timm knows no such network, or it cannot take so many bands.
+        SettingError: when timm knows no such network, or it cannot take so many bands, or it has no such maps.
     """
     check_name(name)
     try:
-        network: nn.Module = timm.create_model(name, in_chans=bands)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise SettingError(f"encoder = {name!r} for {bands} bands cannot be built: {_first_line(error)}.") from error
+        network: nn.Module = timm.create_model(name, in_chans=bands, **features_only(features))
+    except FAILURES as error:
+        raise SettingError(f"encoder = {name!r} for {bands} bands cannot be built: {first_line(error)}.") from error
     return network
+
+
+def features_only(wanted: bool) -> dict[str, Any]:
+    """Return the option that makes timm's networks put out feature maps; some take none, even when it is off."""
+    return {"features_only": True} if wanted else {}
 
 
 def encoder_of(network: nn.Module, name: str, bands: int) -> Encoder:
@@ -86,8 +96,8 @@ def encoder_of(network: nn.Module, name: str, bands: int) -> Encoder:
         encoder = Encoder(parts, bands)
         inside = _maps_inside(network, [stage[-1][1] for stage in stages], bands)
         alike = all(map(torch.allclose, probed(encoder, bands), inside)) and len(inside) == len(stages)
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise SettingError(_not_an_encoder(name, _first_line(error))) from error
+    except FAILURES as error:
+        raise SettingError(_not_an_encoder(name, first_line(error))) from error
     if not alike:
         raise SettingError(_not_an_encoder(name, "its stages do more than run one after another"))
     return encoder
@@ -103,12 +113,12 @@ def stage_modules(network: nn.Module, name: str) -> list[list[tuple[str, nn.Modu
         SettingError: when the network has no feature maps, or they lie too deep inside it to cut there.
     """
     cuts = _block_cuts(network) if isinstance(network, (EfficientNet, MobileNetV3)) else _listed_cuts(network)
-    chain = list(_chain(network, cuts))
-    names = [key for key, _ in chain]
+    modules = list(chain(network, cuts))
+    names = [key for key, _ in modules]
     if not cuts or any(cut not in names for cut in cuts):
         raise SettingError(_not_an_encoder(name, "it has no feature maps, or they lie inside other modules"))
     ends = [names.index(cut) + 1 for cut in cuts]
-    return [chain[start:end] for start, end in pairwise([0, *ends])]
+    return [modules[start:end] for start, end in pairwise([0, *ends])]
 
 
 def probed(network: nn.Module, bands: int) -> Any:
@@ -135,6 +145,22 @@ def strides_of(maps: Sequence[Tensor]) -> tuple[int, ...]:
     return strides
 
 
+def chain(network: nn.Module, cuts: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the network's named modules in order, with the containers opened in which `cuts` lie."""
+    # A cut such as stages.1 lies in the container `stages`: such containers are opened, everything else stays whole.
+    opened = {cut.rpartition(".")[0] for cut in cuts}
+    for key, module in network.named_children():
+        if key in opened and isinstance(module, nn.Sequential):
+            yield from ((f"{key}.{inner}", child) for inner, child in module.named_children())
+        else:
+            yield key, module
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, without its full stop."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def _block_cuts(network: nn.Module) -> list[str]:
     names = [key for key, _ in network.named_children()]
     stem = names[names.index("blocks") - 1]
@@ -145,16 +171,6 @@ def _block_cuts(network: nn.Module) -> list[str]:
 def _listed_cuts(network: nn.Module) -> list[str]:
     listed = list(getattr(network, "feature_info", ()))
     return [info["module"] for info in listed[:DEPTH]]
-
-
-def _chain(network: nn.Module, cuts: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    # A cut such as stages.1 lies in the container `stages`: such containers are opened, everything else stays whole.
-    opened = {cut.rpartition(".")[0] for cut in cuts}
-    for key, module in network.named_children():
-        if key in opened and isinstance(module, nn.Sequential):
-            yield from ((f"{key}.{inner}", child) for inner, child in module.named_children())
-        else:
-            yield key, module
 
 
 def _maps_inside(network: nn.Module, modules: Sequence[nn.Module], bands: int) -> list[Tensor]:
@@ -184,10 +200,6 @@ def _still(network: nn.Module) -> Iterator[None]:
 
 def _not_an_encoder(name: str, reason: str) -> str:
     return f"encoder = {name!r} cannot be one ({reason}). Take a convolutional network: efficientnet_b0, resnet18, ..."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _suggestion(name: str) -> str:

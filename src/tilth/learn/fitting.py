@@ -30,13 +30,20 @@ def load_stages(network: nn.Module, name: str, state: Tensors, path: Path) -> No
         WeightsError: when `state` is for another architecture, naming the first tensor that does not fit.
     """
     own = _without_counters(network.state_dict())
-    needed = stage_names(network, name, own)
-    try:
-        pairs = pairs_by_name(needed, state) or pairs_in_order(needed, own, _in_known_order(state, name, path))
-        fitted = {key: _fitted(key, own[key], other, state[other], _stems(network)) for key, other in pairs}
-    except ValueError as error:
-        raise WeightsError(f"{path} does not fit {name}: {error}. Set --encoder to the network it is for.") from error
+    fitted = _matched(own, stage_names(network, name, own), _stems(network), state, name, path)
     network.load_state_dict(fitted, strict=False)
+
+
+def load_features(network: nn.Module, name: str, state: Tensors, path: Path) -> None:
+    """Fill all of timm's features_only `network` from `state`, in the way of `load_stages`.
+
+    Raises:
+        WeightsError: when `state` is for another architecture, naming the first tensor that does not fit.
+    """
+    wrapped = getattr(network, "model", None)  # timm's generic feature network holds the classifier under this name
+    filled = wrapped if isinstance(wrapped, nn.Module) else network
+    own = _without_counters(filled.state_dict())
+    filled.load_state_dict(_matched(own, list(own), _stems(network), state, name, path), strict=False)
 
 
 def stage_names(network: nn.Module, name: str, own: Tensors) -> list[str]:
@@ -46,11 +53,16 @@ def stage_names(network: nn.Module, name: str, own: Tensors) -> list[str]:
 
 
 def pairs_by_name(needed: Sequence[str], state: Tensors) -> list[tuple[str, str]]:
-    """Return (name needed, name in `state`) where all names are equal after one prefix; nothing when one is missing."""
-    prefixes = sorted((key.removesuffix(needed[0]) for key in state if key.endswith(needed[0])), key=len)
+    """Return (name needed, name in `state`) where all names are equal after one prefix; nothing when one is missing.
+
+    Dots count as underscores: timm's features_only networks have stages_0 where its classifiers have stages.0.
+    """
+    spelled = {_flat(key): key for key in state}
+    first = _flat(needed[0])
+    prefixes = sorted((key.removesuffix(first) for key in spelled if key.endswith(first)), key=len)
     for prefix in prefixes:
-        if all(prefix + key in state for key in needed):
-            return [(key, prefix + key) for key in needed]
+        if all(prefix + _flat(key) in spelled for key in needed):
+            return [(key, spelled[prefix + _flat(key)]) for key in needed]
     return []
 
 
@@ -67,6 +79,16 @@ def pairs_in_order(needed: Sequence[str], own: Tensors, state: Tensors) -> Itera
         raise ValueError(f"it holds {len(others)} tensors, the encoder needs {len(first_ones)}")
 
 
+def _matched(
+    own: Tensors, needed: Sequence[str], stems: Sequence[str], state: Tensors, name: str, path: Path
+) -> dict[str, Tensor]:
+    try:
+        pairs = pairs_by_name(needed, state) or pairs_in_order(needed, own, _in_known_order(state, name, path))
+        return {key: _fitted(key, own[key], other, state[other], stems) for key, other in pairs}
+    except ValueError as error:
+        raise WeightsError(f"{path} does not fit {name}: {error}. Set --encoder to the network it is for.") from error
+
+
 def _in_known_order(state: Tensors, name: str, path: Path) -> Tensors:
     if path.suffix == ".safetensors":  # it keeps its tensors sorted by name
         raise ValueError("its names are not timm's, and a .safetensors file keeps no order to match them by")
@@ -78,7 +100,7 @@ def _in_known_order(state: Tensors, name: str, path: Path) -> Tensors:
 
 def _fitted(key: str, own: Tensor, other: str, given: Tensor, stems: Sequence[str]) -> Tensor:
     tensor = given
-    if key in stems and own.ndim == given.ndim == 4 and given.shape[1] == PRETRAINED_BANDS:
+    if _flat(key) in stems and own.ndim == given.ndim == 4 and given.shape[1] == PRETRAINED_BANDS:
         tensor = adapt_input_conv(own.shape[1], given)
     if tensor.shape != own.shape or key.rpartition(".")[2] != other.rpartition(".")[2]:
         raise ValueError(f"its {other} {tuple(given.shape)} would have to be {key} {tuple(own.shape)}")
@@ -88,7 +110,11 @@ def _fitted(key: str, own: Tensor, other: str, given: Tensor, stems: Sequence[st
 def _stems(network: nn.Module) -> list[str]:
     config: Any = network.pretrained_cfg
     convolutions = config.get("first_conv") or ()
-    return [f"{each}.weight" for each in ((convolutions,) if isinstance(convolutions, str) else convolutions)]
+    return [_flat(f"{each}.weight") for each in ((convolutions,) if isinstance(convolutions, str) else convolutions)]
+
+
+def _flat(key: str) -> str:
+    return key.replace(".", "_")
 
 
 def _without_counters(state: Tensors) -> dict[str, Tensor]:

