@@ -1,22 +1,17 @@
 """How far probabilities can be believed: the reliability diagram, and precision over recall."""
 
-import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
 from tilth.figures.colours import LIGHT, Look, line_colour
+from tilth.figures.sheet import blank_sheet, encoded, furnish
 
-PIXELS_PER_INCH = 100
-METADATA: dict[str, Any] = {"Date": None}
 LEAST_DOT, MOST_DOT = 12.0, 130.0
 """Areas of a dot, in square points: of no pixels, of the fullest bin."""
 
@@ -55,7 +50,7 @@ def reliability_figure(
     axes.scatter(confidence[there], right[there], sizes, color=colour, edgecolor=look.paper, linewidth=1, zorder=3)
     axes.text(0.98, 0.03, "too sure", color=look.faint, fontsize=9.5, ha="right")
     axes.text(0.02, 0.94, "not sure enough", color=look.faint, fontsize=9.5)
-    return _encoded(figure)
+    return encoded(figure, "svg")
 
 
 def precision_recall_figure(
@@ -79,21 +74,13 @@ def precision_recall_figure(
         textcoords="offset points", ha="right" if chosen.recall > 0.5 else "left", va="bottom" if up else "top",
         color=look.ink, fontsize=10,
     )  # fmt: skip
-    return _encoded(figure)
+    return encoded(figure, "svg")
 
 
 def _sheet(title: str, words: tuple[str, str], look: Look) -> tuple[Figure, Axes]:
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
-    figure = Figure(figsize=(4.9, 4.6), dpi=PIXELS_PER_INCH, facecolor=look.paper, layout=layout)
+    figure = blank_sheet((4.9, 4.6), look)
     axes = figure.add_subplot()
-    axes.set_facecolor(look.paper)
-    axes.set_title(title, loc="left", color=look.ink, fontsize=11, fontweight="bold", pad=9)
-    axes.grid(color=look.rule, linewidth=0.9)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(look.faint)
-    axes.tick_params(colors=look.faint, labelsize=9.5, length=0, pad=5)
+    furnish(axes, title, look, rules="both")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks([0, 0.2, 0.4, 0.6, 0.8, 1])
@@ -101,11 +88,3 @@ def _sheet(title: str, words: tuple[str, str], look: Look) -> tuple[Figure, Axes
     axes.set_xlabel(words[0], color=look.faint, fontsize=9.5)
     axes.set_ylabel(words[1], color=look.faint, fontsize=9.5)
     return figure, axes
-
-
-def _encoded(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # With a salt of their own the names inside an SVG are the same each time.
-    with rc_context({"svg.hashsalt": "tilth"}):
-        figure.savefig(buffer, format="svg", facecolor=figure.get_facecolor(), metadata=METADATA)
-    return buffer.getvalue()

@@ -1,19 +1,17 @@
 """Losses and scores over the epochs."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from tilth.figures.colours import LIGHT, Look, line_colour
+from tilth.figures.sheet import Form, blank_sheet, encoded, furnish
 
 
 @runtime_checkable
@@ -25,9 +23,7 @@ class History(Protocol):
         """The epochs in order."""
 
 
-PIXELS_PER_INCH = 100
 TITLES = {"loss": "loss", "iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
-METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}}
 PARTS = {"train": "training", "val": "validation"}
 DASHES: dict[str, Any] = {"train": (0, (4, 1.6)), "val": "solid"}
 
@@ -45,7 +41,7 @@ def curves_figure(
     measure: str,
     look: Look = LIGHT,
     narrow: bool = False,
-    form: Literal["png", "svg"] = "png",
+    form: Form = "png",
 ) -> bytes:
     """Return the columns train_`measure` and val_`measure` of all networks over the epochs.
 
@@ -57,7 +53,10 @@ def curves_figure(
     figure, axes = _sheet(len(panels), narrow and len(panels) > 1, look)
     for panel, parts in zip(axes, panels, strict=True):
         title = f"{' and '.join(PARTS[part] for part in parts)} {TITLES[measure]}"
-        _furnish(panel, title[0].upper() + title[1:], look)
+        furnish(panel, title[0].upper() + title[1:], look)
+        # Panels share their scale, and each shows it.
+        panel.tick_params(labelleft=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         for index, seeds in enumerate(histories.values()):
             for part in parts:
                 _draw(panel, seeds, f"{part}_{measure}", line_colour(look, index))
@@ -65,28 +64,15 @@ def curves_figure(
             panel.set_ylim(0, 1)
     axes[-1].set_xlabel("epoch", color=look.faint, fontsize=9.5)
     _legend(figure, histories, look, narrow)
-    return _encoded(figure, form)
+    return encoded(figure, form)
 
 
 def _sheet(panels: int, stacked: bool, look: Look) -> tuple[Figure, list[Axes]]:
     rows, columns = (panels, 1) if stacked else (1, panels)
     size = {(1, 1): (5.6, 3.9), (1, 2): (10.4, 4.1), (2, 1): (4.4, 6.8)}[rows, columns]
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08, wspace=0.04, hspace=0.04)
-    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH, facecolor=look.paper, layout=layout)
+    figure = blank_sheet(size, look)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     return figure, list(axes.flat)
-
-
-def _furnish(axes: Axes, title: str, look: Look) -> None:
-    axes.set_facecolor(look.paper)
-    axes.set_title(title, loc="left", color=look.ink, fontsize=11, fontweight="bold", pad=9)
-    axes.grid(axis="y", color=look.rule, linewidth=0.9)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(look.faint)
-    axes.tick_params(colors=look.faint, labelsize=9.5, length=0, pad=5, labelleft=True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
 def _draw(axes: Axes, seeds: Sequence[History], column: str, colour: str) -> None:
@@ -146,13 +132,3 @@ def _legend(figure: Figure, histories: Mapping[str, Sequence[History]], look: Lo
         handlelength=2.4,
         columnspacing=1.8,
     )
-
-
-def _encoded(figure: Figure, form: str) -> bytes:
-    buffer = io.BytesIO()
-    # With a salt of their own the names inside an SVG are the same each time.
-    with rc_context({"svg.hashsalt": "tilth"}):
-        figure.savefig(
-            buffer, format=form, dpi=2 * PIXELS_PER_INCH, facecolor=figure.get_facecolor(), metadata=METADATA[form]
-        )
-    return buffer.getvalue()

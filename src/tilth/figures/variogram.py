@@ -1,19 +1,16 @@
 """How far ground resembles itself, over how far held-out tiles lie from training."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy import ndarray
 
 from tilth.figures.colours import LIGHT, Look, line_colour
+from tilth.figures.sheet import blank_sheet, encoded, furnish
 
-PIXELS_PER_INCH = 100
 BARS = 24
 HELD_LINE = 4
 """Which colours of a look the splits have: after those of the curves, and never the same."""
@@ -42,12 +39,11 @@ def variogram_figure(
     `distances` holds, by the name of a split, one distance a tile in `unit`; those beyond the longest lag share the
     last bar, infinite ones too.
     """
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08, hspace=0.06)
-    figure = Figure(figsize=(8.2, 5.4), dpi=PIXELS_PER_INCH, facecolor=look.paper, layout=layout)
+    figure = blank_sheet((8.2, 5.4), look, gap=0.06)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.25))
     longest = max((float(curve.lag[-1]) for curve in curves if len(curve.lag)), default=1.0)
-    _furnish(upper, "How unlike two pixels are, by their distance", look)
-    _furnish(lower, "Val and test tiles, by the distance to the nearest training tile", look)
+    furnish(upper, "How unlike two pixels are, by their distance", look)
+    furnish(lower, "Val and test tiles, by the distance to the nearest training tile", look)
     for index, curve in enumerate(curves):
         _draw_curve(upper, curve, line_colour(look, index), unit, top=1.4 - 0.1 * index)
     upper.set_ylim(0, 1.46)
@@ -59,18 +55,7 @@ def variogram_figure(
         upper.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=look.ink)
     if distances:
         lower.legend(loc="upper center", frameon=False, fontsize=9.5, labelcolor=look.ink, ncols=len(distances))
-    return _encoded(figure)
-
-
-def _furnish(axes: Axes, title: str, look: Look) -> None:
-    axes.set_facecolor(look.paper)
-    axes.set_title(title, loc="left", color=look.ink, fontsize=11, fontweight="bold", pad=9)
-    axes.grid(axis="y", color=look.rule, linewidth=0.9)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(look.faint)
-    axes.tick_params(colors=look.faint, labelsize=9.5, length=0, pad=5)
+    return encoded(figure, "png")
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, unit: str, top: float) -> None:
@@ -105,9 +90,3 @@ def _draw_distances(axes: Axes, distances: Mapping[str, ndarray], longest: float
         axes.text(
             1, -0.16, "farther", transform=axes.transAxes, color=look.faint, fontsize=9.5, ha="right", va="top",
         )  # fmt: skip
-
-
-def _encoded(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=2 * PIXELS_PER_INCH, facecolor=figure.get_facecolor())
-    return buffer.getvalue()
