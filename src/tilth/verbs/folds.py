@@ -1,26 +1,19 @@
 """A tile set for every fold of a cross-validation: an index of its own over the images and masks that are there."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import reduce
-from itertools import chain
-from operator import add
 from pathlib import Path
 
 import numpy as np
 
 from tilth.errors import InputError
-from tilth.files import building, json_digest, write_json
 from tilth.geo.grid import Window, cells
-from tilth.geo.rasters.raster import Image, close_labels, read_labels
+from tilth.geo.rasters.raster import close_labels, read_labels
 from tilth.geo.splitting.folds import fold_plans
 from tilth.geo.splitting.splits import Place, Planned
-from tilth.geo.tilesets.statistics import Moments, band_moments
-from tilth.geo.tilesets.tileset import INDEX, META, SPLITS, Tile, TileSet
-from tilth.geo.vectors.outlines import outlines
-from tilth.geo.vectors.vectorout import write_tiles
+from tilth.geo.tilesets.tileset import META, SPLITS, Tile, TileSet
 from tilth.legend import IGNORE
 from tilth.progress import track
+from tilth.verbs.derived import derived_set
 
 CELL = (512, 4096)
 
@@ -66,29 +59,11 @@ def _counter(whole: TileSet, scene: str) -> Callable[[Window], tuple[int, ...]]:
 
 
 def _write(whole: TileSet, planned: Sequence[Planned], folder: Path) -> None:
-    meta = whole.meta
     tiles = _labelled(whole, planned)
     missing = [split for split in SPLITS if not any(tile.split == split for tile in tiles)]
     if missing:
         raise InputError(f"{folder.name} has no labelled {' and no '.join(missing)} tile. Ask for fewer --folds.")
-    moments = _statistics(whole, tiles)
-    own = replace(
-        meta,
-        mean=tuple(moments.mean.tolist()),
-        std=tuple(moments.std.tolist()),
-        scenes=tuple(replace(s, image=str(whole.image_path(s.name).resolve())) for s in meta.scenes),
-        masks=str((whole.folder / meta.masks).resolve()),
-        fingerprint=json_digest({"of": meta.fingerprint, "tiles": [asdict(tile) for tile in tiles]}),
-    )
-    grids = {}
-    for scene in meta.scenes:
-        with Image.open(whole.image_path(scene.name)) as image:
-            grids[scene.name] = image.info.grid
-    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
-    shapes, crs = outlines([row[:2] for row in rows], grids)
-    with building(folder) as part:
-        write_tiles(part / INDEX, rows, shapes, meta.legend.names, crs)
-        write_json(part / META, asdict(own))
+    derived_set(whole, tiles, folder)
 
 
 def _labelled(whole: TileSet, planned: Sequence[Planned]) -> list[Tile]:
@@ -101,16 +76,3 @@ def _labelled(whole: TileSet, planned: Sequence[Planned]) -> list[Tile]:
         if labelled and valid >= whole.meta.settings.min_valid:
             tiles.append(Tile(name, window, split, valid, tuple(count / labelled for count in counts)))
     return tiles
-
-
-def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
-    bands = len(whole.meta.band_names)
-    parts = (
-        band_moments(
-            whole.image_path(scene.name),
-            whole.mask_path(scene.name),
-            [tile.window for tile in tiles if tile.scene == scene.name and tile.split == "train"],
-        )
-        for scene in whole.meta.scenes
-    )
-    return reduce(add, chain.from_iterable(parts), Moments(0, np.zeros(bands), np.zeros(bands)))
