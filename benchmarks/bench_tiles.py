@@ -30,7 +30,7 @@ from tilth.learn.device import find_device, layout
 from tilth.learn.feed import Feed, Scaling, TrainingData
 from tilth.learn.losses import segmentation_loss
 from tilth.learn.networks import build
-from tilth.learn.optim import adam
+from tilth.learn.optim import optimizer_of
 from tilth.verbs.prepare import prepare
 
 LIMIT = 0.1
@@ -74,7 +74,7 @@ def tile_set(folder: Path, size: int) -> TileSet:
 def training_step(bands: int, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """Return what takes one step on a batch: forward, loss, backward, Adam."""
     network = build(ModelConfig(weights="none"), bands, 1).to(device, memory_format=layout(device)).train()
-    optimizer = adam(network, CONFIG.encoder_lr, CONFIG.decoder_lr)
+    optimizer = optimizer_of(network, CONFIG)
 
     def step(images: torch.Tensor, label: torch.Tensor) -> None:
         loss = segmentation_loss(network(images), label, CONFIG.region_weight)

@@ -22,7 +22,7 @@ from tilth.learn.losses import segmentation_loss
 from tilth.learn.metrics import confusion
 from tilth.learn.networks import Network
 from tilth.scores import scores
-from training import TinyNetwork, blocks, training_data
+from training import Tile, TinyNetwork, blocks, training_data
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, decoder_lr=3e-3, encoder_lr=3e-3, workers=0, device="cpu")
 
@@ -137,6 +137,29 @@ def test_frozen_stages_stand_still_with_their_statistics(tmp_path: Path, frozen:
     assert still == {name for name in before if any(f"stages.{stage}." in name for stage in range(frozen))}
 
 
+def test_the_whole_encoder_stands_still_in_the_first_epochs(tmp_path: Path) -> None:
+    before = TinyNetwork(frozen=2).state_dict()
+    for epochs, still in ((1, range(5)), (2, range(2))):
+        network = TinyNetwork(frozen=2)
+        fit(network, training_data(), replace(CONFIG, epochs=epochs, freeze_epochs=1), tmp_path / str(epochs))
+        found = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+        assert found == {name for name in before if any(f"stages.{stage}." in name for stage in still)}
+        assert [all(p.requires_grad for p in stage.parameters()) for stage in network.stages] == [0, 0, 1, 1, 1]
+
+
+def test_an_encoder_from_scratch_is_never_held(tmp_path: Path) -> None:
+    for freeze in (0, 2):
+        network = TinyNetwork(trained=False)
+        fit(network, training_data(), replace(CONFIG, epochs=1, freeze_epochs=freeze), tmp_path / str(freeze))
+    assert weights(tmp_path / "0" / LAST) == weights(tmp_path / "2" / LAST)
+
+
+def test_the_history_holds_the_rate_of_the_epochs_last_step(tmp_path: Path) -> None:
+    history = fit(TinyNetwork(), training_data(), replace(CONFIG, schedule="cosine"), tmp_path)
+    expected = 3e-3 * (1 + np.cos(np.pi * np.array([4, 9, 14]) / 15)) / 2
+    assert [row.lr for row in history.epochs] == pytest.approx(expected.tolist(), rel=1e-6)
+
+
 def test_more_classes_of_which_one_is_never_seen(tmp_path: Path) -> None:
     data = training_data(classes=3, train=blocks(18, 0, 2), val=blocks(5, 1, 2))
     history = fit(TinyNetwork(outputs=3), data, replace(CONFIG, epochs=6), tmp_path)
@@ -208,6 +231,47 @@ def test_a_run_goes_on_with_more_epochs_as_if_it_had_never_stopped(tmp_path: Pat
     assert read_history(short) == resumed
 
 
+class StopError(Exception):
+    """Stands for a kill."""
+
+
+class Tiles(list[Tile]):
+    """Tiles of which only so many are read."""
+
+    left = 10**9
+
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        self.left -= 1
+        if self.left < 0:
+            raise StopError
+        return super().__getitem__(index)
+
+
+FEATURES = {
+    "schedule": {"schedule": "cosine", "warmup_epochs": 1.5},
+    "optimizer": {"optimizer": "adamw", "weight_decay": 0.1, "layer_decay": 0.7},
+    "freeze": {"freeze_epochs": 1},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_stopped_anywhere_every_feature_goes_on_with_the_same_bits(tmp_path: Path, feature: str) -> None:
+    config = replace(CONFIG, epochs=2, save_minutes=1e-9, **FEATURES[feature])
+    whole = fit(TinyNetwork(), training_data(), config, tmp_path / "whole")
+    plain = fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=2), tmp_path / "plain")
+    assert without_times(whole) != without_times(plain)
+    for tiles in (11, 33):
+        stopping = Tiles(blocks(18, 0))
+        stopping.left = tiles
+        folder = tmp_path / str(tiles)
+        with pytest.raises(StopError):
+            fit(TinyNetwork(), training_data(train=stopping), config, folder)
+        resumed = fit(TinyNetwork(seed=9), training_data(), config, folder, resume=True)
+        assert without_times(resumed) == without_times(whole)
+        for file in (LAST, WEIGHTS):
+            assert weights(folder / file) == weights(tmp_path / "whole" / file)
+
+
 def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
     history = fit(TinyNetwork(), training_data(), CONFIG, tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
@@ -225,6 +289,7 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
         ({}, {}, {"bands": 4}, "is of another network"),
         ({}, {}, {"frozen": 1}, "is of another network"),
         ({"epochs": 2}, {}, {}, "has 3 epochs already"),
+        ({"schedule": "cosine", "epochs": 4}, {}, {}, "schedule was 'exponential' and is 'cosine'"),
     ],
 )
 def test_resuming_something_else_is_refused(
@@ -235,6 +300,13 @@ def test_resuming_something_else_is_refused(
     with pytest.raises(SettingError, match=message):
         fit(TinyNetwork(**network), training_data(**data), replace(CONFIG, **changed), tmp_path, resume=True)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_cosine_ends_with_the_epochs_that_it_began_with(tmp_path: Path) -> None:
+    cosine = replace(CONFIG, schedule="cosine", epochs=1)
+    fit(TinyNetwork(), training_data(), cosine, tmp_path)
+    with pytest.raises(SettingError, match="epochs was 1 and is 2"):
+        fit(TinyNetwork(), training_data(), replace(cosine, epochs=2), tmp_path, resume=True)
 
 
 def test_what_does_not_change_the_outcome_may_change(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tilth.learn.history import Epoch, History
 STATE = "state.ckpt"
 LAST = "last.safetensors"
 
-FREE = ("epochs", "workers", "save_minutes", "tensorboard")
+FREE = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
 """Settings that may change when a run goes on: they do not touch what an epoch computes."""
 
 
@@ -90,7 +90,9 @@ class Position:
 
 def identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return what must be equal for a run to go on: the settings that decide the outcome, and what tells the data."""
-    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    # The cosine ends with the last epoch, so that the number of epochs decides each rate.
+    free = set(FREE) - ({"epochs"} if config.schedule == "cosine" else set())
+    settings = {name: value for name, value in asdict(config).items() if name not in free}
     scaling = {name: list(values) for name, values in asdict(data.scaling).items()}
     return {**settings, **scaling, "classes": list(data.legend.names), "fingerprint": data.fingerprint}
 

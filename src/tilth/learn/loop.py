@@ -18,12 +18,13 @@ from tilth.errors import InputError, SettingError
 from tilth.learn.checkpoint import LAST, Position, Stateful, Tally, identity, load_state, save_state, save_weights
 from tilth.learn.device import find_device, find_precision, layout, repeatable
 from tilth.learn.events import EventLog
-from tilth.learn.feed import Feed, TrainingData
+from tilth.learn.feed import Feed, TrainingData, batched
 from tilth.learn.history import Epoch, History
 from tilth.learn.losses import segmentation_loss
 from tilth.learn.metrics import confusion
 from tilth.learn.networks import Network
-from tilth.learn.optim import adam, decay
+from tilth.learn.optim import hold_encoder, optimizer_of, set_rates
+from tilth.learn.schedule import Schedule
 from tilth.progress import Meter, meter
 from tilth.scores import scores
 
@@ -50,10 +51,11 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
                 run.refuse_nan(loss)
                 run.optimizer.zero_grad()
                 run.fabric.backward(loss)
-                run.optimizer.step()
+                run.move()
                 run.position.tally.add(*_counted(loss, logits, label, run.k))
                 run.end_step(bar, len(images))
             run.end_epoch(run.validated(bar))
+    hold_encoder(network, run.frozen)
     return run.position.history
 
 
@@ -68,11 +70,13 @@ class _Run:
         self.feed = Feed(data, config, self.fabric.device)
         self._network, self._data, self._config, self._folder = network, data, config, folder
         network.to(memory_format=layout(self.fabric.device))
-        self._adam = adam(network, config.encoder_lr, config.decoder_lr)
-        self.model, self.optimizer = self.fabric.setup(network, self._adam)
+        self.frozen = network.frozen
+        self._optimizer = optimizer_of(network, config)
+        self._schedule = Schedule(config, len(batched(range(len(data.train)), config.batch_size)))
+        self.model, self.optimizer = self.fabric.setup(network, self._optimizer)
         self._parts: dict[str, Stateful] = {
             "network": network,
-            "optimizer": self._adam,
+            "optimizer": self._optimizer,
             "precision": self.fabric.strategy.precision,
         }
         self._identity = identity(config, data)
@@ -91,6 +95,8 @@ class _Run:
 
     def begin_epoch(self) -> None:
         """Set what an epoch starts from; in its middle, the random numbers are those that were saved."""
+        whole = self._network.trained_stages and self.position.epoch < self._config.freeze_epochs
+        hold_encoder(self._network, len(self._network.stages) if whole else self.frozen)
         self.model.train()
         if self.position.step == 0:
             torch.manual_seed(_epoch_seed(self._config.seed, self.position.epoch))
@@ -103,6 +109,12 @@ class _Run:
             raise InputError(
                 f"The loss became {loss.item()} in {where}. Lower the learning rates, or look for extreme pixel values."
             )
+
+    def move(self) -> None:
+        """Move the weights by one step of the optimizer."""
+        step = self.position.epoch * self._schedule.epoch_steps + self.position.step
+        set_rates(self._optimizer, self._schedule, step)
+        self.optimizer.step()
 
     def end_step(self, bar: Meter, tiles: int) -> None:
         """Note one step, and save the state when it is time to."""
@@ -130,7 +142,6 @@ class _Run:
     def end_epoch(self, val: Tally) -> None:
         """Write down the epoch: the state last, for what is not in it will be done again, to the same end."""
         row = self._row(val)
-        decay(self._adam, self._config.lr_decay)
         history = self.position.history.and_then(row)
         self.position = Position(Tally.of(self.k), self.position.epoch + 1, history=history)
         if history.best == row:
@@ -153,7 +164,7 @@ class _Run:
             **{f"train_{name}": value for name, value in scores(train.confusion).headline().items()},
             val_loss=val.mean_loss,
             **{f"val_{name}": value for name, value in scores(val.confusion).headline().items()},
-            lr=self._adam.param_groups[-1]["lr"],
+            lr=self._optimizer.param_groups[-1]["lr"],
             seconds=seconds + time.monotonic() - self._ticked,
             tiles_per_second=len(self._data.train) / max(seconds, 1e-9),
         )
