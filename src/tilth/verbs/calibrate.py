@@ -24,17 +24,15 @@ from tilth.calibration import (
 from tilth.card import ModelCard
 from tilth.errors import InputError
 from tilth.files import write_json
-from tilth.geo.ahead import ahead
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feed import imaged
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import track
 from tilth.table import table
 from tilth.verbs.evaluate import check_fit, tiles_of
+from tilth.verbs.shown import batched, read, stacked
 
 RECORD = "calibration.json"
-BATCH = 8
 MOST_PIXELS = 500_000
 """Pixels that the temperature is fitted to; where there are more, a sample with a fixed seed."""
 SEED = 0
@@ -179,12 +177,9 @@ def _labelled(
 ) -> Iterator[tuple[Float32[ndarray, "n o"], UInt8[ndarray, " n"]]]:
     """Yield logits and labels of the labelled pixels of each validation tile, each pixel of the ground once."""
     samples = tile_set.samples("val", once=True)
-    starts = range(0, len(samples), BATCH)
-    read = ahead([samples[i] for i in range(start, min(start + BATCH, len(samples)))] for start in starts)
-    for batch in track(read, len(starts), "calibrating", "batches"):
-        images = np.stack([image for image, _ in batch])
-        found = predictor.logits(images, np.stack([imaged(*tile) for tile in batch]))
-        for logits, (_, label) in zip(found, batch, strict=True):
+    batches = batched(range(len(samples)))
+    for _, tiles in track(read(samples, batches), len(batches), "calibrating", "batches"):
+        for logits, (_, label) in zip(predictor.logits(*stacked(tiles)), tiles, strict=True):
             known = label != IGNORE
             yield np.ascontiguousarray(logits[:, known].T), label[known]
 

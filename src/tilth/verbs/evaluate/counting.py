@@ -1,6 +1,6 @@
 """The tiles of a split become counts by cell (a block of a scene, or a scene). No pixel is kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,16 +10,14 @@ from numpy import ndarray
 
 from tilth.calibration import RELIABILITY_BINS, STEPS, probability_counts, reliability_counts, squared_error
 from tilth.card import ModelCard
-from tilth.geo.ahead import ahead
 from tilth.geo.splitting.units import Units
 from tilth.geo.tilesets.tileset import Samples, TileSet
-from tilth.learn.feed import Sample, imaged
+from tilth.learn.feed import Sample
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import track
 from tilth.verbs.evaluate.shapes import ShapeCounter, ShapeCounts
-
-BATCH = 8
+from tilth.verbs.shown import batched, read, stacked
 
 Confusion = Int64[ndarray, "k k"]
 
@@ -76,11 +74,9 @@ class Counts:
 def count(predictor: Predictor, tile_set: TileSet, samples: Samples, units: Units, shapes: ShapeCounter) -> Counts:
     """Return the counts of every labelled pixel of the samples, cell after cell. Reading goes on beside the network."""
     counts = Counts(units, len(predictor.card.legend.names))
-    order = np.argsort(units.cell_of, kind="stable").tolist()
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    read = ahead(iter(_read(samples, batches)))
-    for indices, tiles in track(zip(batches, read, strict=True), len(batches), f"scoring {tile_set.folder}", "batches"):
-        probabilities = predictor(np.stack([image for image, _ in tiles]), np.stack([imaged(*tile) for tile in tiles]))
+    batches = batched(np.argsort(units.cell_of, kind="stable").tolist())
+    for indices, tiles in track(read(samples, batches), len(batches), f"scoring {tile_set.folder}", "batches"):
+        probabilities = predictor(*stacked(tiles))
         predicted = decided(probabilities, predictor.card)
         for index, (_, label), each, found in zip(indices, tiles, probabilities, predicted, strict=True):
             cell = int(units.cell_of[index])
@@ -92,8 +88,7 @@ def count(predictor: Predictor, tile_set: TileSet, samples: Samples, units: Unit
 
 def mapped(predictor: Predictor, tiles: Sequence[Sample]) -> UInt8[ndarray, "n h w"]:
     """Return the class index of every pixel of some tiles, which the network is shown as in training."""
-    images = np.stack([image for image, _ in tiles])
-    return decided(predictor(images, np.stack([imaged(*tile) for tile in tiles])), predictor.card)
+    return decided(predictor(*stacked(tiles)), predictor.card)
 
 
 def decided(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt8[ndarray, "n h w"]:
@@ -113,8 +108,3 @@ def confusion_of(truth: UInt8[ndarray, " n"], predicted: UInt8[ndarray, " n"], k
     """Return how many pixels of each true class (row) are mapped as each class (column)."""
     counts: ndarray = np.bincount(truth.astype(np.int64) * k + predicted, minlength=k * k)
     return counts.reshape(k, k)
-
-
-def _read(samples: Samples, batches: Sequence[Sequence[int]]) -> Iterator[list[Sample]]:
-    for indices in batches:
-        yield [samples[i] for i in indices]

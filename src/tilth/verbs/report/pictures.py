@@ -26,6 +26,7 @@ from tilth.geo.tilesets.tileset import SPLITS, Samples, Scene, Split, Tile, Tile
 from tilth.learn.feed import imaged
 from tilth.legend import IGNORE, Legend
 from tilth.progress import track
+from tilth.verbs.shown import batched, read
 
 MapTiles = Callable[[Sequence[tuple[ndarray, ndarray]]], UInt8[ndarray, "n h w"]]
 """Tiles, each an image in its own units and a label, to the class indices that a network gives them."""
@@ -37,7 +38,6 @@ MOST_SCENE_PIXELS = 400_000_000
 """Larger scenes are drawn without their picture, for every pixel of it would have to be read."""
 LEAST_SHARE = 0.01
 """A tile in whose label and map the class covers less than this says nothing about the network."""
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,10 @@ def ranked_tiles(samples: Samples, map_tiles: MapTiles, legend: Legend) -> list[
 
     Costs one pass of the network over those tiles.
     """
-    indices = thinned(len(samples), MOST_RANKED)
-    batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+    batches = batched(thinned(len(samples), MOST_RANKED))
     ranked: list[RankedTile] = []
-    for batch in track(batches, len(batches), "looking for best and worst tiles", "batches"):
-        tiles = [samples[index] for index in batch]
-        for index, (_, label), mapped in zip(batch, tiles, map_tiles(tiles), strict=True):
+    for indices, tiles in track(read(samples, batches), len(batches), "looking for best and worst tiles", "batches"):
+        for index, (_, label), mapped in zip(indices, tiles, map_tiles(tiles), strict=True):
             iou = tile_iou(label, mapped, len(legend.names))
             if not math.isnan(iou) and _tells(label, mapped, legend):
                 ranked.append(RankedTile(index, iou))

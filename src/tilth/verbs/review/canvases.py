@@ -14,17 +14,16 @@ from numpy import ndarray
 
 from tilth.geo.grid import Window, cells
 from tilth.geo.tilesets.tileset import Samples, Split, Tile, TileSet
-from tilth.learn.feed import imaged
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import Meter, meter
 from tilth.verbs.evaluate import decided
+from tilth.verbs.shown import batched, read, stacked
 
 CANVAS_PX = 2048
 """Longest side of a canvas; what crosses its edge is cut there."""
 CERTAIN = 250
 """What stands for probability 1."""
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class _Place:
 def kept_canvases(look: Look, folder: Path) -> list[Canvas]:
     """Write what the network makes of the tiles into `folder` and return where it is, scene by scene."""
     folder.mkdir(parents=True)
-    samples = look.tile_set.samples(look.split, once=True)
+    samples = look.tile_set.samples(look.split, once=True, means=look.predictor.card.mean)
     places = places_of(samples.tiles)
     kept = []
     with meter(f"mapping {look.split}", sum(len(place.tiles) for place in places), "tiles") as bar:
@@ -103,10 +102,8 @@ def _painted(
     shape = (place.window.height, place.window.width)
     truth, predicted = np.full(shape, IGNORE, np.uint8), np.full(shape, IGNORE, np.uint8)
     steps = np.zeros((len(predictor.card.legend.names), *shape), np.uint8)
-    for start in range(0, len(place.tiles), BATCH):
-        indices = place.tiles[start : start + BATCH]
-        tiles = [samples[i] for i in indices]
-        probabilities = predictor(np.stack([image for image, _ in tiles]), np.stack([imaged(*tile) for tile in tiles]))
+    for indices, tiles in read(samples, batched(place.tiles)):
+        probabilities = predictor(*stacked(tiles))
         maps = decided(probabilities, predictor.card)
         for index, (_, label), each, mapped in zip(indices, tiles, probabilities, maps, strict=True):
             shared = place.window.overlap(samples.tiles[index].window)
