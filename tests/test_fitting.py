@@ -8,7 +8,7 @@ from torchvision.models import efficientnet_b0
 
 from tilth.errors import WeightsError
 from tilth.learn.encoder import encoder_of
-from tilth.learn.fitting import load_stages, pairs_by_name, pairs_in_order, stage_names
+from tilth.learn.fitting import load_features, load_stages, pairs_by_name, pairs_in_order, stage_names
 
 TINY = "test_efficientnet"
 FILE = Path("weights.pth")
@@ -78,6 +78,13 @@ def test_torchvisions_efficientnet_fits_and_computes_the_same() -> None:
         for stage, ours in zip(reference.features, maps, strict=False):
             x = stage(x)
             assert torch.allclose(ours, x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_timm_wraps_is_filled_inside() -> None:
+    source, target = made("test_vit", 1), timm.create_model("test_vit", features_only=True)
+    load_features(target, "test_vit", source.state_dict(), FILE)
+    filled = {key: tensor for key, tensor in source.state_dict().items() if key in target.model.state_dict()}
+    assert equal(target.model.state_dict(), filled)
 
 
 def test_names_of_a_tensorflow_port_want_the_tensorflow_network() -> None:
