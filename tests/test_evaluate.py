@@ -20,7 +20,8 @@ from tilth.geo.grid import Window
 from tilth.geo.splitting.units import units_of
 from tilth.geo.tilesets.tileset import Tile, TileSet
 from tilth.legend import IGNORE
-from tilth.verbs.evaluate import counted, evaluate
+from tilth.scores import confusion_of
+from tilth.verbs.evaluate import evaluate
 from tilth.verbs.evaluate.shapes import ShapeCounter, Wanted
 from tilth.verbs.report.sources import ScoreTable, read_json
 from tilth.verbs.train import train
@@ -57,7 +58,7 @@ def test_validation_scores_are_those_of_training(run: Path) -> None:
 )
 def test_counts_are_those_of_scikit_learn(label: np.ndarray, predicted: np.ndarray) -> None:
     known = label != IGNORE
-    found = counted(label, predicted, 3)
+    found = confusion_of(label, predicted, 3)
     assert found.sum() == known.sum()
     if known.any():
         assert (found == confusion_matrix(label[known], predicted[known], labels=[0, 1, 2])).all()

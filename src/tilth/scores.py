@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 from numpy import ndarray
+
+from tilth.legend import IGNORE
 
 HEADLINES = ("iou", "f1", "precision", "recall")
 
@@ -49,6 +51,16 @@ class Scores:
         """Return iou, f1, precision and recall of class 1 where there are two classes, else their macro means."""
         binary = len(self.iou) == 2
         return {name: float(getattr(self, name)[1]) if binary else self.macro(name) for name in HEADLINES}
+
+
+def confusion_of(
+    truth: UInt8[ndarray, "*pixels"], predicted: UInt8[ndarray, "*pixels"], classes: int
+) -> Int64[ndarray, "{classes} {classes}"]:
+    """Return how many pixels of each true class (row) are mapped as each class (column); not those 255 in either."""
+    known = (truth != IGNORE) & (predicted != IGNORE)
+    pairs = truth[known].astype(np.int64) * classes + predicted[known]
+    counts: ndarray = np.bincount(pairs, minlength=classes**2).astype(np.int64)
+    return counts.reshape(classes, classes)
 
 
 def scores(confusion: Int64[ndarray, "k k"]) -> Scores:

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from tilth.figures.colours import FOUND, INVENTED, MISSED, UNKNOWN, rgb
 from tilth.legend import IGNORE
-from tilth.scores import scores
+from tilth.scores import confusion_of, scores
 
 Picture = UInt8[ndarray, "h w 3"]
 Limits = Float32[ndarray, "shown 2"]
@@ -142,9 +142,7 @@ def shrink_factor(height: int, width: int, longest_px: int) -> int:
 
 def tile_iou(label: UInt8[ndarray, "h w"], mapped: UInt8[ndarray, "h w"], classes: int) -> float:
     """Return a tile's IoU: of class 1 of two, else the mean over the classes that label or map show; NaN for none."""
-    known = label != IGNORE
-    counts = np.bincount(label[known].astype(np.int64) * classes + mapped[known], minlength=classes**2)
-    return scores(counts.reshape(classes, classes)).headline()["iou"]
+    return scores(confusion_of(label, mapped, classes)).headline()["iou"]
 
 
 def jpeg(picture: Picture, quality: int = 84) -> bytes:

@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from tilth.geo.grid import Window
 from tilth.legend import IGNORE
+from tilth.scores import confusion_of, overall_scores
 
 RIGHT, MISSED, FALSE = 0, 1, 2
 """Values of an error raster of two classes."""
@@ -77,13 +78,8 @@ def tile_counts(
 
     Pixels that are 255 in either, and those outside the scene, are not counted.
     """
-    counts = np.zeros((len(windows), classes, classes), np.int64)
-    for index, window in enumerate(windows):
-        label, mapped = truth[window.slices], predicted[window.slices]
-        known = (label != IGNORE) & (mapped != IGNORE)
-        pairs = label[known].astype(np.int64) * classes + mapped[known]
-        counts[index] = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    return counts
+    counts = [confusion_of(truth[window.slices], predicted[window.slices], classes) for window in windows]
+    return np.array(counts, np.int64).reshape(len(windows), classes, classes)
 
 
 def worst_tiles(counts: Int64[ndarray, "n k k"], tile_px: int, most: int = 20, least: float = LEAST_LABELLED) -> Ranked:
@@ -96,14 +92,4 @@ def worst_tiles(counts: Int64[ndarray, "n k k"], tile_px: int, most: int = 20, l
     share = wrong / np.maximum(total, 1)
     order = np.lexsort((-wrong, -share))
     order = order[(total[order] >= max(least * tile_px**2, 1)) & (wrong[order] > 0)][:most]
-    return Ranked(order, share[order], _iou(counts[order]))
-
-
-def _iou(counts: Int64[ndarray, "n k k"]) -> Float64[ndarray, " n"]:
-    both = np.diagonal(counts, axis1=1, axis2=2)
-    either = counts.sum(axis=1) + counts.sum(axis=2) - both
-    iou = np.where(either > 0, both / np.maximum(either, 1), np.nan)
-    if counts.shape[1] == 2:
-        return np.asarray(iou[:, 1], float)
-    present = either > 0
-    return np.asarray(np.where(present, iou, 0).sum(axis=1) / np.maximum(present.sum(axis=1), 1), float)
+    return Ranked(order, share[order], overall_scores(counts[order])["iou"])

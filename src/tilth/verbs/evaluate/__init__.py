@@ -11,12 +11,12 @@ from tilth.files import refuse_existing, write_json
 from tilth.geo.splitting.units import units_of
 from tilth.geo.tilesets.tileset import Split, TileSet
 from tilth.learn.inference import Predictor
-from tilth.verbs.evaluate.counting import count, counted, decided, mapped
+from tilth.verbs.evaluate.counting import count, decided, mapped
 from tilth.verbs.evaluate.result import Evaluation
 from tilth.verbs.evaluate.shapes import ShapeCounter, Wanted, class_index
 from tilth.verbs.train import SOURCE
 
-__all__ = ["Evaluation", "check_fit", "counted", "decided", "evaluate", "mapped", "tiles_of"]
+__all__ = ["Evaluation", "check_fit", "decided", "evaluate", "mapped", "tiles_of"]
 
 DEFAULT = EvaluateConfig()
 

@@ -16,6 +16,7 @@ from tilth.learn.feed import Sample
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import track
+from tilth.scores import confusion_of
 from tilth.verbs.evaluate.shapes import ShapeCounter, ShapeCounts
 from tilth.verbs.shown import batched, read, stacked
 
@@ -57,10 +58,9 @@ class Counts:
         predicted: UInt8[ndarray, "h w"],
     ) -> None:
         """Count the labelled pixels of one tile."""
+        self.confusion[cell] += confusion_of(label, predicted, self.classes)
         known = label != IGNORE
-        truth, found = label[known], predicted[known]
-        seen = probabilities[:, known]
-        self.confusion[cell] += confusion_of(truth, found, self.classes)
+        truth, seen = label[known], probabilities[:, known]
         self.squared_error[cell] += squared_error(seen, truth)
         if self.classes == 2:
             self.probability[cell] += probability_counts(seen[1], truth == 1)
@@ -96,15 +96,3 @@ def decided(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt
     binary = card.legend.binary
     classes: ndarray = probabilities[:, 1] >= card.threshold if binary else probabilities.argmax(axis=1)
     return classes.astype(np.uint8)
-
-
-def counted(label: UInt8[ndarray, "h w"], predicted: UInt8[ndarray, "h w"], k: int) -> Confusion:
-    """Return the confusion matrix of one tile, without its ignored pixels."""
-    known = label != IGNORE
-    return confusion_of(label[known], predicted[known], k)
-
-
-def confusion_of(truth: UInt8[ndarray, " n"], predicted: UInt8[ndarray, " n"], k: int) -> Confusion:
-    """Return how many pixels of each true class (row) are mapped as each class (column)."""
-    counts: ndarray = np.bincount(truth.astype(np.int64) * k + predicted, minlength=k * k)
-    return counts.reshape(k, k)

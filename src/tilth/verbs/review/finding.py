@@ -13,6 +13,7 @@ from tilth.geo.accuracy.errors_map import tile_counts, worst_tiles
 from tilth.geo.accuracy.suspects import confident_from, self_confidence, suspects
 from tilth.geo.grid import Window
 from tilth.legend import IGNORE
+from tilth.scores import confusion_of
 from tilth.verbs.review.canvases import Canvas, Look
 
 
@@ -94,7 +95,7 @@ def _first_look(
     for canvas in canvases:
         truth, predicted, probabilities = canvas.read()
         sums += self_confidence(truth, probabilities)
-        ground += tile_counts(truth, predicted, [Window(0, 0, *truth.shape)], k)[0]
+        ground += confusion_of(truth, predicted, k)
         parts = [
             (index, shared.within(canvas.window))
             for index, tile in enumerate(look.tiles)
