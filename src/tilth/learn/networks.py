@@ -1,6 +1,7 @@
 """Networks from settings: built, filled with weights, frozen, and ready for images of any size."""
 
 import math
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,11 +10,16 @@ from torch.nn.functional import pad
 from tilth.config import ModelConfig
 from tilth.errors import SettingError
 from tilth.learn.encoder import encoder_of
+from tilth.learn.light import LightUNet
+from tilth.learn.pyramid import pyramid
 from tilth.learn.transfer import TransferUNet
 from tilth.learn.unet import UNet
 from tilth.learn.weights import RANDOM, InputScaling, Origin, pretrained_network, random_network, unfilled_network
 
 LEAST_CELLS = 2
+
+Body: TypeAlias = UNet | TransferUNet | LightUNet
+"""Takes images of whole multiples of `stride`; `stages` are its encoder, whose `maps` have the `strides`."""
 
 
 class Network(nn.Module):
@@ -27,11 +33,11 @@ class Network(nn.Module):
         input_scaling: what the encoder's images were scaled with; None where it was never trained.
     """
 
-    def __init__(self, body: UNet | TransferUNet, origin: Origin = RANDOM, frozen: int = 0) -> None:
+    def __init__(self, body: Body, origin: Origin = RANDOM, frozen: int = 0) -> None:
         super().__init__()
         self.body = body
         self.frozen = frozen
-        self.trained_stages = isinstance(body, TransferUNet) and origin != RANDOM
+        self.trained_stages = not isinstance(body, UNet) and origin != RANDOM
         self.weights_from = origin.words
         self.input_scaling: InputScaling | None = origin.scaling
         for stage in self.stages[:frozen]:
@@ -69,18 +75,27 @@ def build(model: ModelConfig, bands: int, outputs: int, pretrained: bool = True)
     """
     if model.architecture == "unet":
         return Network(UNet(bands, outputs))
-    trained = model.weights != "none"
-    if not trained:
+    body, origin = (_light if model.architecture == "light" else _transfer)(model, bands, outputs, pretrained)
+    frozen = model.frozen_stages if model.weights != "none" else 0
+    if frozen > len(body.stages):
+        stages = f"{model.encoder} has {len(body.stages)} stages"
+        raise SettingError(f"frozen_stages = {frozen}: {stages}; give at most that.")
+    return Network(body, origin, frozen)
+
+
+def _light(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[LightUNet, Origin]:
+    encoder, origin = pyramid(model.encoder, bands, model.weights, pretrained)
+    return LightUNet(encoder, bands, outputs), origin
+
+
+def _transfer(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[TransferUNet, Origin]:
+    if model.weights == "none":
         network, origin = random_network(model.encoder, bands)
     elif pretrained:
         network, origin = pretrained_network(model.encoder, bands, model.weights)
     else:
         network, origin = unfilled_network(model.encoder, bands, model.weights)
-    encoder = encoder_of(network, model.encoder, bands)
-    if trained and model.frozen_stages > len(encoder.stages):
-        stages = f"{model.encoder} has {len(encoder.stages)} stages"
-        raise SettingError(f"frozen_stages = {model.frozen_stages}: {stages}; give at most that.")
-    return Network(TransferUNet(encoder, outputs), origin, model.frozen_stages if trained else 0)
+    return TransferUNet(encoder_of(network, model.encoder, bands), outputs), origin
 
 
 def padded(image: Float[Tensor, "n c h w"], multiple: int) -> Float[Tensor, "n c h2 w2"]:

@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
 from numpy import ndarray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tilth.learn.networks import Network, padded
-from tilth.learn.unet import UNet
 
 LEAST_VALID = 0.5
 """A cell with a smaller share of valid pixels has no features."""
@@ -30,7 +29,7 @@ def cell_features(
         raise ValueError(f"cells of {cell_px} pixels are no multiple of the network's stride, {network.body.stride}")
     rows, cols = (-(-length // cell_px) for length in images.shape[2:])
     with torch.inference_mode():
-        maps = _stage_maps(network, padded(images, cell_px))
+        maps = network.body.maps(padded(images, cell_px))
         pooled = [avg_pool2d(x.float(), cell_px // step) for x, step in zip(maps, network.body.strides, strict=True)]
         return torch.cat(pooled, dim=1)[..., :rows, :cols]
 
@@ -50,13 +49,3 @@ def as_rows(features: Float[Tensor, "n d rows cols"], known: Bool[ndarray, "n ro
     """Return the features of the known cells, image by image, row by row."""
     table: Float32[ndarray, "m d"] = features.permute(0, 2, 3, 1).numpy(force=True)[known]
     return table
-
-
-def _stage_maps(network: Network, images: Tensor) -> list[Tensor]:
-    """Return what each stage of the encoder puts out."""
-    pools = network.body.pools if isinstance(network.body, UNet) else [nn.Identity()] * len(network.stages)
-    maps, x = [], images
-    for stage, pool in zip(network.stages, pools, strict=True):
-        maps.append(stage(x))
-        x = pool(maps[-1])
-    return maps

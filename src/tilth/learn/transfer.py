@@ -49,13 +49,17 @@ class TransferUNet(nn.Module):
         )
         self.head = nn.Conv2d(widths[0], outputs, kernel_size=1)
 
+    def maps(self, image: Float[Tensor, "n bands h w"]) -> list[Tensor]:
+        """Return what each encoder stage puts out, from the image downwards."""
+        maps = [image]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
     def forward(self, image: Float[Tensor, "n bands h w"]) -> Float[Tensor, "n outputs h w"]:
         """Return the logits of an image whose height and width are multiples of the encoder's deepest stride."""
-        x, skips = image, []
-        for stage in self.stages:
-            x = stage(x)
-            skips.append(x)
-        x = self.bottleneck(x)
+        skips = self.maps(image)
+        x = self.bottleneck(skips[-1])
         for step, skip in zip(self.decoder, reversed(skips), strict=True):
             x = step(x, skip)
         logits: Tensor = self.head(x)

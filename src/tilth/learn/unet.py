@@ -64,14 +64,18 @@ class UNet(nn.Module):
         )
         self.head = nn.Conv2d(WIDTHS[0], outputs, kernel_size=1)
 
+    def maps(self, image: Float[Tensor, "n bands h w"]) -> list[Tensor]:
+        """Return what each encoder stage puts out, from the image downwards."""
+        x, maps = image, []
+        for stage, pool in zip(self.stages, self.pools, strict=True):
+            maps.append(stage(x))
+            x = pool(maps[-1])
+        return maps
+
     def forward(self, image: Float[Tensor, "n bands h w"]) -> Float[Tensor, "n outputs h w"]:
         """Return the logits of an image whose height and width are multiples of 16."""
-        x, skips = image, []
-        for stage, pool in zip(self.stages, self.pools, strict=True):
-            skip = stage(x)
-            skips.append(skip)
-            x = pool(skip)
-        x = self.bottleneck(x)
+        skips = self.maps(image)
+        x = self.bottleneck(self.pools[-1](skips[-1]))
         for step, skip in zip(self.decoder, reversed(skips), strict=True):
             x = step(x, skip)
         logits: Tensor = self.head(x)

@@ -1,0 +1,96 @@
+"""The light network: any pyramid under one decoder."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import interpolate
+
+from tilth.config import ModelConfig
+from tilth.errors import SettingError
+from tilth.learn.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
+from tilth.learn.networks import Network, build
+
+B0 = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="none")
+
+
+def light(encoder: str, bands: int = 3, outputs: int = 1) -> Network:
+    torch.manual_seed(0)
+    return build(ModelConfig(architecture="light", encoder=encoder, weights="none"), bands, outputs)
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return light("mobilenetv3_small_050", bands=4, outputs=3).eval()
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 150), st.integers(1, 150))
+def test_every_pixel_of_any_size_gets_its_logits(network: Network, height: int, width: int) -> None:
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 4, height, width)).shape == (1, 3, height, width)
+
+
+def test_parameters_over_efficientnet_b0() -> None:
+    network = build(B0, 3, 1)
+    assert sum(each.numel() for each in network.parameters()) == 3_852_384
+    assert sum(each.numel() for each in network.stages.parameters()) == 3_595_388
+
+
+@pytest.mark.parametrize(
+    ("encoder", "strides"),
+    [
+        ("resnet10t", (2, 4, 8, 16, 32)),
+        ("convnext_atto", (4, 8, 16, 32)),
+        ("vgg11_bn", (1, 2, 4, 8, 16, 32)),
+    ],
+)
+def test_decoders_fit_the_strides_of_any_pyramid(encoder: str, strides: tuple[int, ...]) -> None:
+    network = light(encoder)
+    assert isinstance(network.body, LightUNet)
+    assert network.body.strides == strides
+    assert isinstance(network.body.stem, nn.Identity) == (FINE_STRIDE in strides)
+    logits = network(torch.rand(2, 3, 64, 96))
+    assert logits.shape == (2, 1, 64, 96)
+    logits.square().mean().backward()
+    assert not [name for name, each in network.named_parameters() if each.grad is None]
+    own = [each for name, each in network.named_parameters() if ".encoder." not in name]
+    assert all(each.grad.any() for each in own if each.grad is not None)
+
+
+def test_narrowing_before_enlarging_changes_nothing() -> None:
+    # What Merge does first: a point-wise map and bilinear weights, which add up to one, commute.
+    narrow = nn.Conv2d(6, 3, kernel_size=1)
+    x = torch.randn(2, 6, 5, 7)
+    before = interpolate(narrow(x), size=(10, 14), mode="bilinear", align_corners=False)
+    after = narrow(interpolate(x, size=(10, 14), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(before, after)
+
+
+def test_steps_give_the_size_of_the_finer_map() -> None:
+    merged = Merge(8, 5, 6)(torch.rand(2, 8, 4, 4), torch.rand(2, 5, 8, 8))
+    assert merged.shape == (2, 6, 8, 8)
+    assert Detail(6, 5, 4)(torch.rand(2, 6, 4, 4), torch.rand(2, 5, 16, 16)).shape == (2, FINE, 16, 16)
+
+
+def test_pixels_tell_neighbours_apart() -> None:
+    # Sub-pixel logits: without them the four pixels under one place of stride 2 could only be blends of its neighbours.
+    network = light("mobilenetv3_small_050").eval()
+    assert isinstance(network.body, LightUNet)
+    head = network.body.head
+    with torch.no_grad():
+        head.weight.zero_()
+        assert head.bias is not None
+        head.bias.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        logits = network(torch.rand(1, 3, 64, 64))
+    assert logits[0, 0, :2, :2].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert (logits[0, 0] == logits[0, 0, :2, :2].repeat(32, 32)).all()
+
+
+def test_frozen_stages_are_counted_over_the_pyramid() -> None:
+    config = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="package", frozen_stages=5)
+    network = build(config, 3, 1, pretrained=False)
+    assert not any(each.requires_grad for each in network.stages.parameters())
+    with pytest.raises(SettingError, match="frozen_stages = 5: convnext_atto has 4 stages; give at most that."):
+        build(ModelConfig(architecture="light", encoder="convnext_atto", frozen_stages=5), 3, 1, pretrained=False)
