@@ -147,6 +147,19 @@ def test_the_whole_encoder_stands_still_in_the_first_epochs(tmp_path: Path) -> N
         assert [all(p.requires_grad for p in stage.parameters()) for stage in network.stages] == [0, 0, 1, 1, 1]
 
 
+def test_with_ema_the_mean_is_validated_and_kept(tmp_path: Path) -> None:
+    network = TinyNetwork()
+    history = fit(network, training_data(), replace(CONFIG, ema=0.9), tmp_path)
+    assert validation(network, tmp_path / LAST)[0] == pytest.approx(history.epochs[-1].val_loss, rel=1e-4)
+    for name, value in network.state_dict().items():
+        assert torch.equal(load_file(tmp_path / LAST)[name], value)
+    plain = TinyNetwork()
+    fit(plain, training_data(), CONFIG, tmp_path / "plain")
+    trained = torch.load(tmp_path / STATE, weights_only=True)["parts"]["network"]
+    for name, value in plain.state_dict().items():
+        assert torch.equal(trained[name], value)  # the mean looks on, training does not see it
+
+
 def test_an_encoder_from_scratch_is_never_held(tmp_path: Path) -> None:
     for freeze in (0, 2):
         network = TinyNetwork(trained=False)
@@ -251,6 +264,7 @@ FEATURES = {
     "schedule": {"schedule": "cosine", "warmup_epochs": 1.5},
     "optimizer": {"optimizer": "adamw", "weight_decay": 0.1, "layer_decay": 0.7},
     "freeze": {"freeze_epochs": 1},
+    "ema": {"ema": 0.8},
 }
 
 

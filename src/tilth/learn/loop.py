@@ -15,10 +15,11 @@ from torch import Tensor
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
+from tilth.learn.averaging import Average
 from tilth.learn.checkpoint import LAST, Position, Stateful, Tally, identity, load_state, save_state, save_weights
 from tilth.learn.device import find_device, find_precision, layout, repeatable
 from tilth.learn.events import EventLog
-from tilth.learn.feed import Feed, TrainingData, batched
+from tilth.learn.feed import Feed, TrainingData
 from tilth.learn.history import Epoch, History
 from tilth.learn.losses import segmentation_loss
 from tilth.learn.metrics import confusion
@@ -56,6 +57,7 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
                 run.end_step(bar, len(images))
             run.end_epoch(run.validated(bar))
     hold_encoder(network, run.frozen)
+    network.load_state_dict(run.kept.state_dict())
     return run.position.history
 
 
@@ -72,13 +74,16 @@ class _Run:
         network.to(memory_format=layout(self.fabric.device))
         self.frozen = network.frozen
         self._optimizer = optimizer_of(network, config)
-        self._schedule = Schedule(config, len(batched(range(len(data.train)), config.batch_size)))
+        self._schedule = Schedule(config, len(self.feed.batches(0)))
         self.model, self.optimizer = self.fabric.setup(network, self._optimizer)
         self._parts: dict[str, Stateful] = {
             "network": network,
             "optimizer": self._optimizer,
             "precision": self.fabric.strategy.precision,
         }
+        self._average = Average(network, config.ema) if config.ema else None
+        if self._average is not None:
+            self._parts["average"] = self._average
         self._identity = identity(config, data)
         self.position = load_state(folder, self._parts, self._identity) if resume else Position(Tally.of(self.k))
         done = self.position.epoch
@@ -115,6 +120,13 @@ class _Run:
         step = self.position.epoch * self._schedule.epoch_steps + self.position.step
         set_rates(self._optimizer, self._schedule, step)
         self.optimizer.step()
+        if self._average is not None:
+            self._average.take(self._network)
+
+    @property
+    def kept(self) -> Network:
+        """The network that is validated and kept: the one that is trained, or the mean of its weights."""
+        return self._network if self._average is None else self._average.network
 
     def end_step(self, bar: Meter, tiles: int) -> None:
         """Note one step, and save the state when it is time to."""
@@ -130,10 +142,11 @@ class _Run:
     def validated(self, bar: Meter) -> Tally:
         """Return loss and confusion over the validation tiles."""
         tally = Tally.of(self.k)
-        self.model.eval()
-        with torch.no_grad():
+        model = self.model if self._average is None else self._average.network
+        model.eval()
+        with torch.no_grad(), self.fabric.autocast():
             for images, label in self.feed.val():
-                logits = self.model(images)
+                logits = model(images)
                 loss = segmentation_loss(logits, label, self._config.region_weight)
                 tally.add(*_counted(loss, logits, label, self.k))
                 bar.advance(len(images))
@@ -145,8 +158,8 @@ class _Run:
         history = self.position.history.and_then(row)
         self.position = Position(Tally.of(self.k), self.position.epoch + 1, history=history)
         if history.best == row:
-            save_weights(self._folder / WEIGHTS, self._network)
-        save_weights(self._folder / LAST, self._network)
+            save_weights(self._folder / WEIGHTS, self.kept)
+        save_weights(self._folder / LAST, self.kept)
         history.write(self._folder)
         if self._events is not None:
             self._events.write(row)
