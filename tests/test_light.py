@@ -92,5 +92,5 @@ def test_frozen_stages_are_counted_over_the_pyramid() -> None:
     config = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="package", frozen_stages=5)
     network = build(config, 3, 1, pretrained=False)
     assert not any(each.requires_grad for each in network.stages.parameters())
-    with pytest.raises(SettingError, match="frozen_stages = 5: convnext_atto has 4 stages; give at most that."):
+    with pytest.raises(SettingError, match=r"frozen_stages = 5: convnext_atto has 4 stages; give at most that\."):
         build(ModelConfig(architecture="light", encoder="convnext_atto", frozen_stages=5), 3, 1, pretrained=False)
