@@ -58,3 +58,10 @@ def track(items: Iterable[Item], total: int, description: str, unit: str) -> Ite
         for item in items:
             yield item
             bar.advance()
+
+
+def announce(text: str) -> None:
+    """Show one line on stderr that stays above the bars to come; nothing when stderr is not a terminal."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    if console.is_terminal:
+        console.print(text)

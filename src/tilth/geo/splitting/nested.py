@@ -11,10 +11,9 @@ from numpy import ndarray
 def spread_order(unit_of: Sequence[Hashable], seed: int) -> list[int]:
     """Return the positions of tiles in a random order, any beginning of which is spread over the units in proportion.
 
-    `unit_of` names the piece of ground (scene, block) of every tile. Of the first n tiles a unit has its share of n,
-    less or more than one tile beside it, and each tile is as likely to be among them as any other of its unit. This is
-    systematic sampling with a start of its own in each unit (Cochran 1977, Sampling Techniques, section 8.1).
-    The same arguments give the same order.
+    `unit_of` names the piece of ground (scene, block) of every tile. Where a beginning ends, one share fits all units:
+    each has that share of its tiles, rounded up or down, any of them alike. This is systematic sampling with a start of
+    its own in each unit (Cochran 1977, Sampling Techniques, section 8.1). The same arguments give the same order.
     """
     rng = np.random.default_rng(seed % 2**64)
     place: Float64[ndarray, " tiles"] = np.empty(len(unit_of))

@@ -1,0 +1,270 @@
+"""`tilth curve`: nested subsets, as many steps with few tiles as with many, scored on the same ground; it goes on."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tilth.config import Recipe, TrainConfig, Variant, parse_recipe
+from tilth.errors import InputError, SettingError
+from tilth.figures.colours import DARK, LIGHT
+from tilth.figures.efficiency import Line, Values, efficiency_figure
+from tilth.geo.splitting.nested import spread_order
+from tilth.geo.tilesets.tileset import TileSet
+from tilth.intervals import intervals
+from tilth.learn.checkpoint import LAST, STATE
+from tilth.learn.feed import Scaling
+from tilth.scores import scores
+from tilth.verbs.curve import Curve, curve, points
+from tilth.verbs.curve.plan import Size, repeats, sizes, steps, subset, variants_of
+from tilth.verbs.curve.points import POINT
+from tilth.verbs.evaluate import evaluate
+from tilth.verbs.train import train, training_data
+
+RECIPE = parse_recipe(
+    {
+        "title": "Two rates",
+        "seeds": [0, 1],
+        "model": {"architecture": "unet"},
+        "train": {"epochs": 1, "batch_size": 8, "decoder_lr": 5e-3, "device": "cpu"},
+        "variants": [{"name": "fast"}, {"name": "slow", "train": {"decoder_lr": 1e-6}}],
+    }
+)
+SHARES = (10.0, 100.0)
+FILES = ("curve.csv", "curve.json", "curve.png", "curve.svg", "curve-dark.svg")
+
+
+@pytest.fixture(scope="module")
+def found(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    return curve(tiles, tmp_path_factory.mktemp("curve") / "rates", RECIPE, SHARES)
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(-5, 2**70))
+def test_any_beginning_of_the_order_is_spread_over_the_units_in_proportion(units: list[str], seed: int) -> None:
+    order = spread_order(units, seed)
+    assert sorted(order) == list(range(len(units)))
+    assert spread_order(units, seed) == order
+    total = Counter(units)
+    for count in range(1, len(units) + 1):
+        taken = Counter(units[position] for position in order[:count])
+        # One share fits all units: each has its number of tiles at that share, rounded up or down.
+        assert max((taken[u] - 1) / total[u] for u in total) < min((taken[u] + 1) / total[u] for u in total)
+
+
+def test_every_tile_of_units_of_one_size_is_as_likely_to_be_drawn_first() -> None:
+    first = Counter(spread_order(["a"] * 4 + ["b"] * 4, seed)[0] for seed in range(2000))
+    # Six standard deviations of 2,000 draws with probability 1/8 are 89.
+    assert all(abs(first[position] - 250) < 89 for position in range(8))
+
+
+@pytest.fixture(scope="module")
+def whole(tiles: Path) -> TileSet:
+    return TileSet.open(tiles)
+
+
+@hypothesis_settings(max_examples=20)
+@given(st.integers(0, 9), st.lists(st.integers(1, 20), min_size=2, max_size=4, unique=True).map(sorted))
+def test_a_seeds_smaller_subset_lies_in_the_larger_and_all_have_the_same_held_tiles(
+    whole: TileSet, seed: int, counts: list[int]
+) -> None:
+    held = [tile for tile in whole.tiles if tile.split != "train"]
+    before: set = set()
+    for count in counts:
+        chosen = subset(whole, seed, count)
+        train_tiles = {tile for tile in chosen if tile.split == "train"}
+        assert len(train_tiles) == min(count, len(whole.split("train")))
+        assert before <= train_tiles
+        assert [tile for tile in chosen if tile.split != "train"] == held
+        before = train_tiles
+
+
+def test_another_seed_draws_other_tiles(whole: TileSet) -> None:
+    assert len({tuple(subset(whole, seed, 3)) for seed in range(5)}) > 1
+
+
+def test_shares_become_numbers_of_tiles() -> None:
+    assert sizes((100.0, 1.0, 10.0), 92) == [Size(1.0, 1), Size(10.0, 9), Size(100.0, 92)]
+
+
+@pytest.mark.parametrize(
+    ("shares", "total", "message"),
+    [
+        ((1.0, 10.0), 23, "--shares 1,10: of 23 training tiles 1 % give no tile. Give --shares 10."),
+        ((4.0, 5.0, 50.0), 23, "some give the same number of tiles. Give --shares 5,50."),
+        ((0.1,), 23, "Prepare more"),
+        ((0.0, 10.0), 23, "at most 100"),
+        ((101.0,), 23, "at most 100"),
+        ((), 23, "at most 100"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(shares: tuple, total: int, message: str) -> None:
+    with pytest.raises(SettingError, match=message.replace(".", r"\.")) as refused:
+        sizes(shares, total)
+    assert "\n" not in str(refused.value)
+
+
+@given(
+    st.integers(1, 500), st.integers(1, 500), st.integers(1, 30), st.integers(1, 16), st.integers(0, 2000),
+    st.integers(1, 3),
+)  # fmt: skip
+def test_few_tiles_take_about_as_many_steps_as_many(
+    one: int, other: int, epochs: int, batch_size: int, least_steps: int, repeat: int
+) -> None:
+    few, total = sorted((one, other))
+    config = TrainConfig(epochs=epochs, batch_size=batch_size, repeat=repeat)
+    often = repeats(few, total, config, least_steps)
+    aim = min(total * repeat, least_steps * batch_size / epochs)
+    assert often >= repeat
+    assert repeats(total, total, config, least_steps) == repeat
+    # Nearest whole number of passes, and never fewer than one.
+    assert often == repeat or abs(few * often - aim) <= few / 2
+
+
+def test_steps_are_those_of_the_optimizer() -> None:
+    config = TrainConfig(epochs=3, batch_size=8, accumulate=2, repeat=10)
+    # 50 tiles are seven batches, the last of two; two batches make a step.
+    assert steps(5, config) == 3 * 4
+    assert repeats(1, 92, TrainConfig(epochs=10, batch_size=8), 1000) == 92
+    assert repeats(100, 10_000, TrainConfig(epochs=10, batch_size=8), 1000) == 8
+
+
+def test_a_repeated_tile_is_augmented_anew_and_once_is_as_before(whole: TileSet) -> None:
+    scaling = Scaling((0.0,) * 3, (1.0,) * 3)
+    once, thrice = (training_data(whole, Recipe().changed(train={"repeat": often}), scaling).train for often in (1, 3))
+    assert len(thrice) == 3 * len(once) == 3 * len(whole.split("train"))
+    for index in (0, len(once) - 1):
+        for turn in range(3):
+            np.testing.assert_array_equal(once[index][0], thrice[index + turn * len(once)][0])
+
+
+def test_without_variants_the_recipes_network_and_the_same_from_scratch() -> None:
+    pretrained, scratch = variants_of(Recipe())
+    assert (pretrained.model, scratch.model) == ({}, {"weights": "none"})
+    assert [v.name for v in variants_of(Recipe().changed(model={"weights": "none"}))] == ["from scratch"]
+    assert variants_of(RECIPE) == (Variant("fast"), Variant("slow", train={"decoder_lr": 1e-6}))
+
+
+def test_every_point_is_a_run_on_its_subset_scored_on_the_same_ground(found: Curve, whole: TileSet) -> None:
+    total = len(whole.split("train"))
+    few = round(total / 10)
+    assert [(s.variant, s.size.tiles) for s in found.spots] == [
+        ("fast", few), ("fast", total), ("slow", few), ("slow", total),
+    ]  # fmt: skip
+    for point in found.points:
+        run = found.folder / point.job.run
+        own = TileSet.open(Path(json.loads((run / "tiles.json").read_text())["tiles"]))
+        chosen = subset(whole, point.job.seed, point.job.size.tiles)
+        assert set(own.split("train")) == {tile for tile in chosen if tile.split == "train"}
+        assert (own.split("val"), own.split("test")) == (whole.split("val"), whole.split("test"))
+        assert not any(own.folder.rglob("masks")) or own.folder == whole.folder
+        assert not (run / STATE).exists()
+        assert point.ground == pytest.approx(point.job.size.tiles / total)
+        assert point.steps == -(-total // 8) or point.job.size.tiles < total
+    # What `tilth evaluate` says of the run, which has a tile set of its own.
+    assert evaluate(run, "test").confusion.tolist() == point.confusion.sum(axis=0).tolist()
+
+
+def test_all_tiles_give_the_run_that_train_would_make(found: Curve, tiles: Path, tmp_path: Path) -> None:
+    alone = train(tiles, tmp_path / "alone", RECIPE.variant(RECIPE.variants[0], 1)).run
+    assert (alone / LAST).read_bytes() == (found.folder / "fast" / "share100" / "seed1" / LAST).read_bytes()
+
+
+def test_means_over_seeds_have_intervals_over_units(found: Curve) -> None:
+    spot = found.spots[1]
+    by_hand = np.mean([scores(point.confusion.sum(axis=0)).headline()["iou"] for point in spot.points])
+    figure = spot.figures["iou"]
+    assert figure.value == pytest.approx(by_hand)
+    # One seed given twice has the interval of that seed alone.
+    point = spot.points[0]
+    twice = replace(spot, points=(point, point)).figures["iou"]
+    flat = point.confusion.reshape(len(point.units), -1)
+    ends = intervals(flat, lambda sums: (sums[:, 3] / (sums[:, 1] + sums[:, 2] + sums[:, 3]))[:, None])
+    np.testing.assert_allclose([twice.low, twice.high], ends[0], rtol=1e-9)
+
+
+def test_tables_say_what_was_found(found: Curve) -> None:
+    rows = list(csv.DictReader((found.folder / "curve.csv").read_text().splitlines()))
+    content = json.loads((found.folder / "curve.json").read_text())
+    assert [float(row["iou"]) for row in rows] == [spot.figures["iou"].value for spot in found.spots]
+    assert [point["iou"] for point in content["points"]] == [spot.figures["iou"].value for spot in found.spots]
+    assert len(content["points"][0]["seeds"]) == 2
+    fast, slow = found.by_variant.values()
+    assert content["differences"][1]["iou"] == pytest.approx(
+        fast[1].figures["iou"].value - slow[1].figures["iou"].value
+    )
+    text = "\n".join(found.lines())
+    assert "IoU of fields on the test part, mean of 2 seeds" in text
+    assert "fast - slow" in text
+    assert (found.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (found.folder / "curve.svg").read_bytes()
+
+
+def test_a_killed_curve_goes_on_to_the_same_bytes_and_computes_nothing_twice(
+    found: Curve, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A curve with two points to go, killed when the first of them is trained and not yet scored.
+    out = tmp_path / "killed"
+    shutil.copytree(found.folder, out)
+    for name in FILES:
+        (out / name).unlink()
+    last, kept = [f"{variant}/share100/seed1" for variant in ("fast", "slow")], found.points[0].job.run
+    for run in last:
+        shutil.rmtree(out / run)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(points, "scored", killed)
+    with pytest.raises(KeyboardInterrupt):
+        curve(tiles, out, RECIPE, SHARES)
+    monkeypatch.undo()
+    assert not any((out / name).exists() for name in FILES)
+    assert (out / last[0] / STATE).exists()
+    times = {path: path.stat().st_mtime_ns for path in (out / kept / POINT, out / kept / LAST, out / last[0] / LAST)}
+    again = curve(tiles, out, RECIPE, SHARES)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for name in FILES:
+        assert (out / name).read_bytes() == (found.folder / name).read_bytes(), name
+    for run in last:
+        assert (out / run / LAST).read_bytes() == (found.folder / run / LAST).read_bytes()
+    assert again.lines()[:-1] == found.lines()[:-1]
+
+
+def test_a_curve_that_is_there_is_not_mixed_with_another(found: Curve, tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"train\.decoder_lr was 0\.005, is 0\.001"):
+        curve(tiles, found.folder, RECIPE.changed(train={"decoder_lr": 1e-3}), SHARES)
+    # What does not touch the figures may change.
+    changed = RECIPE.changed(train={"workers": 0, "save_minutes": 1.0})
+    assert curve(tiles, found.folder, changed, SHARES).lines() == found.lines()
+    point = found.folder / found.points[0].job.run / POINT
+    before = point.read_bytes()
+    point.write_text("{}")
+    with pytest.raises(InputError, match="to begin it anew"):
+        curve(tiles, found.folder, RECIPE, SHARES)
+    point.write_bytes(before)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tiles: Path, tmp_path: Path) -> None:
+    for recipe, shares, least in ((RECIPE, (0.1,), 0), (RECIPE, SHARES, -1), (replace(RECIPE, seeds=()), SHARES, 0)):
+        with pytest.raises(SettingError):
+            curve(tiles, tmp_path / "out", recipe, shares, least)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_figure_shows_what_cannot_be_scored_as_a_gap_and_is_the_same_each_time() -> None:
+    number = np.array([1, 2, 3, 100])
+    mean = np.array([np.nan, 0.5, 0.6, 0.7])
+    lines = [Line("a", number, Values(mean, mean - 0.1, mean + 0.1), mean[:, None])]
+    drawn = {efficiency_figure(lines, "mean IoU", look, "svg") for look in (LIGHT, LIGHT, DARK)}
+    assert len(drawn) == 2
+    # Without any interval there is no band, and no warning of the drawing.
+    none = np.full(4, np.nan)
+    assert efficiency_figure([Line("a", number, Values(none, none, none), none[:, None])], "IoU")
