@@ -1,4 +1,4 @@
-"""`tilth model`, `train`, `compare`, `calibrate` and `evaluate`. Verbs are imported when they are called."""
+"""`tilth model`, `train`, `compare`, `curve`, `calibrate` and `evaluate`. Verbs are imported when they are called."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from tilth.cli.flags import config_from, recipe_from, settings
 from tilth.cli.show import show
 from tilth.config import EvaluateConfig, ModelConfig, TrainConfig
+from tilth.errors import SettingError
 
 
 def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, draw_to: Path | None = None) -> None:
@@ -70,6 +71,48 @@ def compare(
 
     base = recipe_from(recipe, chosen)
     show(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
+
+
+@settings(model=ModelConfig, train=TrainConfig)
+def curve(
+    tiles: Path,
+    /,
+    *,
+    out: Path,
+    recipe: Path | None = None,
+    shares: str = "1,2,5,10,25,50,100",
+    seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
+    least_steps: int = 1000,
+    **chosen: Any,
+) -> None:
+    """Train on ever more of the training tiles, pretrained and from scratch, and draw how good each is with how many.
+
+    Stopped curves go on where they stopped when the same command is given again.
+
+    Args:
+        tiles: Folder of a tile set.
+        out: Folder of the curve.
+        recipe: TOML file; its [[variants]] in place of pretrained and from scratch.
+        shares: Percent of the training tiles, by commas.
+        seeds: Seeds to draw tiles and to train with, in place of the recipe's.
+        least_steps: Few tiles are shown as often as all tiles would be, or for so many steps if that is less.
+    """
+    from tilth.verbs.curve import curve
+
+    base = recipe_from(recipe, chosen)
+    show(curve(tiles, out, replace(base, seeds=seeds or base.seeds), percents(shares), least_steps))
+
+
+def percents(text: str) -> tuple[float, ...]:
+    """Return (1.0, 2.5) for "1,2.5".
+
+    Raises:
+        SettingError: when a part is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SettingError(f"--shares {text!r} is not understood: give percents by commas, as in 1,10,100.") from None
 
 
 def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
