@@ -23,7 +23,7 @@ pixels = arrays(np.float64, st.tuples(st.just(2), st.integers(0, 30)), elements=
 def test_parts_add_up_to_the_whole(parts: list[np.ndarray]) -> None:
     whole = np.concatenate(parts, axis=1)
     found = reduce(add, (Moments.of(part) for part in parts))
-    assert found.count == whole.shape[1]
+    assert (found.count == whole.shape[1]).all()
     if whole.shape[1]:
         assert np.allclose(found.mean, whole.mean(axis=1), atol=1e-6)
         assert np.allclose(found.squares, whole.var(axis=1) * whole.shape[1], rtol=1e-9, atol=1e-3)
@@ -51,7 +51,7 @@ def test_overlapping_tiles_count_a_pixel_once(tmp_path: Path, monkeypatch: pytes
     counted[20:30, 20:30] = counted[40:45] = False
     paths = (write_raster(tmp_path / "a.tif", image, nodata=0), write_raster(tmp_path / "m.tif", labels, nodata=255))
     found = reduce(add, band_moments(*paths, windows))
-    assert found.count == counted.sum()
+    assert found.count.tolist() == [counted.sum()] * 3
     assert np.allclose(found.mean, image[:, counted].mean(axis=1))
     assert np.allclose(found.std, image[:, counted].std(axis=1))
 

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from tilth.config import ModelConfig
 from tilth.errors import InputError
 from tilth.files import write_json
+from tilth.indices import Index, check_indices
 from tilth.legend import Legend
 
 CARD = "card.json"
@@ -29,7 +30,7 @@ class ModelCard:
     legend: Legend
     """The classes."""
     band_names: tuple[str, ...]
-    """The bands in order; their number is the network's number of inputs."""
+    """The bands in order, then the indices; their number is the network's number of inputs."""
     dtype: str
     """Number format of the images trained on, as numpy names it."""
     mean: tuple[float, ...]
@@ -54,6 +55,16 @@ class ModelCard:
     """Fingerprint of the tile set: images, labels, tiles and split."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of Tilth and the libraries that trained."""
+    indices: tuple[Index, ...] = ()
+    """Spectral indices, the last of the bands; computed from the others when pixels are read."""
+
+    def __post_init__(self) -> None:
+        check_indices(self.indices, self.bands)
+
+    @property
+    def bands(self) -> int:
+        """Number of bands that an image needs, without indices."""
+        return len(self.band_names) - len(self.indices)
 
     def write(self, folder: Path) -> None:
         """Write the card into a run folder."""

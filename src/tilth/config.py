@@ -5,7 +5,7 @@ A recipe is a TOML file with the tables [prepare], [model], [train] and, for com
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +46,9 @@ class PrepareConfig:
     """Least distance in pixels between a training pixel and a validation or test pixel, for split = block."""
     min_valid: Share = 0.1
     """Least share of labelled, valid pixels in a tile; tiles with less are left out."""
+    index: tuple[str, ...] = ()
+    """Spectral indices, computed from the bands and given to the network as further bands: ndvi=(b4-b3)/(b4+b3), with
+    bands by number or name."""
     seed: int = 0
     """Seed of the split."""
 
@@ -347,6 +350,6 @@ def _first_fault(error: ValidationError) -> str:
     return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
 
 
-def _toml(value: str | float | bool) -> str:
-    # JSON's strings, numbers and booleans are TOML's.
+def _toml(value: str | float | bool | Sequence[str]) -> str:
+    # JSON's strings, numbers and booleans are TOML's, and so are lists of them.
     return json.dumps(value, ensure_ascii=False)

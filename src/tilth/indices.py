@@ -129,6 +129,13 @@ def with_indices(
     return found
 
 
+def filled(image: Float32[ndarray, "c h w"], values: Sequence[float]) -> Float32[ndarray, "c h w"]:
+    """Return `image` with one of `values` in place of NaN in each of its last bands, written into it."""
+    for band, value in zip(image[len(image) - len(values) :], values, strict=True):
+        band[np.isnan(band)] = value
+    return image
+
+
 def _parse(formula: str) -> ast.expr:
     """Return the tree of a formula that holds nothing but what it may; raise ValueError saying what else and where."""
     text = " ".join(formula.split())

@@ -7,8 +7,6 @@ from itertools import chain
 from operator import add
 from pathlib import Path
 
-import numpy as np
-
 from tilth.errors import InputError
 from tilth.files import building, json_digest, write_json
 from tilth.geo.grid import Grid
@@ -65,13 +63,13 @@ def _grids(whole: TileSet) -> dict[str, Grid]:
 
 
 def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
-    bands = len(whole.meta.band_names)
     parts = (
         band_moments(
             whole.image_path(scene.name),
             whole.mask_path(scene.name),
             [tile.window for tile in tiles if tile.scene == scene.name and tile.split == "train"],
+            whole.meta.indices,
         )
         for scene in whole.meta.scenes
     )
-    return reduce(add, chain.from_iterable(parts), Moments(0, np.zeros(bands), np.zeros(bands)))
+    return reduce(add, chain.from_iterable(parts), Moments.none(len(whole.meta.band_names)))

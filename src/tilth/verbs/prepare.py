@@ -26,6 +26,7 @@ from tilth.geo.tilesets.structure import STRUCTURE, Looks, write_structures
 from tilth.geo.tilesets.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
 from tilth.geo.vectors.outlines import outlines
 from tilth.geo.vectors.vectorout import write_tiles
+from tilth.indices import Index, indices_of
 from tilth.legend import IGNORE, Legend
 from tilth.progress import Meter, meter, track
 
@@ -77,6 +78,7 @@ def prepare(source: Source, out: Path, config: PrepareConfig | None = None) -> T
     settings = config or PrepareConfig()
     refuse_existing(out)
     gathered = source.gather()
+    indices = indices_of(settings.index, _band_names(gathered.scenes))
     _check_tile_fits(gathered.scenes, settings.tile_px)
     with building(out) as folder:
         try:
@@ -84,7 +86,7 @@ def prepare(source: Source, out: Path, config: PrepareConfig | None = None) -> T
             tiles = _filled_tiles(burnt, settings)
             _check_splits(tiles, settings)
             _check_classes(gathered, burnt, tiles)
-            _write(folder, gathered, burnt, tiles, settings)
+            _write(folder, gathered, burnt, tiles, settings, indices)
         finally:
             close_labels()
     return TileSet.open(out)
@@ -191,20 +193,36 @@ def _check_classes(gathered: Gathered, burnt: Sequence[BurntScene], tiles: Seque
         )
 
 
-def _statistics(burnt: Sequence[BurntScene], tiles: Sequence[Tile]) -> Moments:
-    """Return the moments of the pixels under training tiles; under all tiles when none trains."""
+def _statistics(burnt: Sequence[BurntScene], tiles: Sequence[Tile], indices: Sequence[Index]) -> Moments:
+    """Return the moments of the pixels under training tiles, by band and index; under all tiles when none trains.
+
+    Raises:
+        InputError: when an index has no value at any of them.
+    """
     used = [tile for tile in tiles if tile.split == "train"] or tiles
     windows = {scene.scene.name: [tile.window for tile in used if tile.scene == scene.scene.name] for scene in burnt}
     parts = (
-        band_moments(scene.image, scene.mask, windows[scene.scene.name])
+        band_moments(scene.image, scene.mask, windows[scene.scene.name], indices)
         for scene in track(burnt, len(burnt), "Statistics", "scenes")
     )
     bands = burnt[0].scene.info.bands
-    return reduce(add, chain.from_iterable(parts), Moments(0, np.zeros(bands), np.zeros(bands)))
+    moments = reduce(add, chain.from_iterable(parts), Moments.none(bands + len(indices)))
+    for index, count in zip(indices, moments.count[bands:], strict=True):
+        if not count:
+            raise InputError(
+                f"the index {index.name} = {index.formula} is no finite number at any training pixel. "
+                "Check the formula and the bands that it names."
+            )
+    return moments
 
 
 def _write(
-    folder: Path, gathered: Gathered, burnt: Sequence[BurntScene], tiles: Sequence[Tile], settings: PrepareConfig
+    folder: Path,
+    gathered: Gathered,
+    burnt: Sequence[BurntScene],
+    tiles: Sequence[Tile],
+    settings: PrepareConfig,
+    indices: tuple[Index, ...],
 ) -> None:
     rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
     shapes, crs = outlines([row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in burnt})
@@ -213,18 +231,19 @@ def _write(
     looks = np.stack(structures) if structures else None
     if looks is not None:
         write_structures(folder / STRUCTURE, looks)
-    moments, info = _statistics(burnt, tiles), burnt[0].scene.info
+    moments, info = _statistics(burnt, tiles, indices), burnt[0].scene.info
     meta = TileSetMeta(
         legend=gathered.legend,
-        band_names=_band_names(gathered.scenes),
+        band_names=_band_names(gathered.scenes) + tuple(index.name for index in indices),
         dtype=info.dtype,
         scale=gathered.scale or FULL_BRIGHTNESS.get(info.dtype),
         mean=tuple(moments.mean.tolist()),
         std=tuple(moments.std.tolist()),
         scenes=tuple(_scene(scene, folder) for scene in burnt),
         settings=settings,
-        source=gathered.notes | _twins(same_ground(gathered.scenes, looks)),
-        fingerprint=_fingerprint(gathered.legend, burnt, tiles),
+        source=gathered.notes | _twins(same_ground(gathered.scenes, looks)) | _gaps(indices, moments),
+        fingerprint=_fingerprint(gathered.legend, burnt, tiles, indices),
+        indices=indices,
     )
     write_json(folder / META, asdict(meta))
 
@@ -233,6 +252,14 @@ def _twins(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Return a note on scenes of the same ground, of which the split knows nothing; none where there are none."""
     named = listed(f"{one} and {other}" for one, other in pairs)
     return {"the same ground": f"{named}. Name them in --groups, or scores may flatter"} if pairs else {}
+
+
+def _gaps(indices: Sequence[Index], moments: Moments) -> dict[str, str]:
+    """Return a note on indices that have no value at some training pixels; none where all have."""
+    shares = 1 - moments.count[len(moments.count) - len(indices) :] / max(int(moments.count.max()), 1)
+    named = [f"{index.name} at {share:.2g}" for index, share in zip(indices, 100 * shares, strict=True) if share > 0]
+    without = f"{' %, '.join(named)} % of the training pixels, where its mean stands for it"
+    return {"index without a value": without} if named else {}
 
 
 def _band_names(scenes: Sequence[LabelledScene]) -> tuple[str, ...]:
@@ -250,6 +277,7 @@ def _scene(burnt: BurntScene, folder: Path) -> Scene:
     )
 
 
-def _fingerprint(legend: Legend, burnt: Sequence[BurntScene], tiles: Sequence[Tile]) -> str:
+def _fingerprint(legend: Legend, burnt: Sequence[BurntScene], tiles: Sequence[Tile], indices: Sequence[Index]) -> str:
     scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in burnt]
-    return json_digest({"legend": asdict(legend), "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]})
+    seen = {"legend": asdict(legend), "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
+    return json_digest(seen | ({"indices": [asdict(index) for index in indices]} if indices else {}))

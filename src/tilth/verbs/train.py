@@ -103,19 +103,23 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
 def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:
     """Return the scaling that `normalise` ("auto", "weights" or "data") means for these images and this network.
 
+    Indices are always scaled by the data's own mean and deviation.
+
     Raises:
         SettingError: for "weights" where the encoder has none, or the images' range is not known or not three bands.
     """
     pretrained = network.input_scaling
-    fits = pretrained is not None and meta.scale is not None and len(meta.band_names) == len(pretrained.mean)
+    fits = pretrained is not None and meta.scale is not None and meta.bands == len(pretrained.mean)
     if normalise == "weights" and not fits:
         raise SettingError(
             "normalise = 'weights' needs a pretrained encoder and three bands of known range; choose 'auto' or 'data'."
         )
     if normalise == "data" or not fits or pretrained is None or meta.scale is None:
         return Scaling(meta.mean, meta.std)
-    scale = meta.scale
-    return Scaling(tuple(m * scale for m in pretrained.mean), tuple(s * scale for s in pretrained.std))
+    scale, own = meta.scale, slice(meta.bands, None)
+    return Scaling(
+        (*(m * scale for m in pretrained.mean), *meta.mean[own]), (*(s * scale for s in pretrained.std), *meta.std[own])
+    )
 
 
 def parameter_counts(network: torch.nn.Module) -> tuple[int, int]:
@@ -186,4 +190,5 @@ def _card(
         scores={"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1},
         data_fingerprint=meta.fingerprint,
         versions=versions(),
+        indices=meta.indices,
     )

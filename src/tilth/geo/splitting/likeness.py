@@ -88,7 +88,8 @@ def sampled_windows(tile_set: TileSet, seed: int = 0) -> list[tuple[str, Window]
 
 def principal_axis(samples: Sequence[Sample], meta: TileSetMeta) -> Float64[ndarray, " b"]:
     """Return the weights of the bands, in the images' units, that make their first principal component."""
-    scale = 1 / np.where(np.array(meta.std) > 0, np.array(meta.std), 1)
+    std = np.array(meta.std[: meta.bands])
+    scale = 1 / np.where(std > 0, std, 1)
     inside = np.concatenate([sample.pixels[:, sample.valid] for sample in samples], axis=1) * scale[:, None]
     if inside.shape[1] < 2:
         return scale

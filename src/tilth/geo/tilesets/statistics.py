@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import shapely
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
 from numpy import ndarray
 
 from tilth.geo.grid import Window, cells
 from tilth.geo.rasters.raster import Image, read_labels
+from tilth.indices import Index, with_indices
 from tilth.legend import IGNORE
 
 CELL = (512, 1024)
@@ -19,39 +20,51 @@ CELL = (512, 1024)
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and sum of squared deviations of the pixels of each band so far."""
+    """Number, mean and sum of squared deviations of the pixels of each band so far. NaN counts in no band."""
 
-    count: int
+    count: Int64[ndarray, " b"]
     mean: Float64[ndarray, " b"]
     squares: Float64[ndarray, " b"]
+
+    @classmethod
+    def none(cls, bands: int) -> "Moments":
+        """Return the moments of no pixel."""
+        return cls(np.zeros(bands, np.int64), np.zeros(bands), np.zeros(bands))
 
     @classmethod
     def of(cls, pixels: Shaped[ndarray, "b n"]) -> "Moments":
         """Return the moments of some pixels, in two passes over them."""
         exact = pixels.astype(np.float64)
-        mean = exact.mean(axis=1) if exact.shape[1] else np.zeros(len(exact))
-        return cls(exact.shape[1], mean, ((exact - mean[:, None]) ** 2).sum(axis=1))
+        known = ~np.isnan(exact)
+        count = known.sum(axis=1, dtype=np.int64)
+        # Where all is known, numpy adds in pairs, which is faster and rounds less.
+        where = known if not known.all() else np.True_
+        mean = exact.sum(axis=1, where=where) / np.maximum(count, 1)
+        return cls(count, mean, ((exact - mean[:, None]) ** 2).sum(axis=1, where=where))
 
     def __add__(self, other: "Moments") -> "Moments":
         # Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for ... sample variances", (2.1).
         count = self.count + other.count
-        if not count:
-            return self
+        some = np.maximum(count, 1)
         apart = other.mean - self.mean
-        mean = self.mean + apart * (other.count / count)
-        return Moments(count, mean, self.squares + other.squares + apart**2 * (self.count * other.count / count))
+        mean = self.mean + apart * (other.count / some)
+        # The product of two counts may pass what 64 bits hold as a whole number.
+        weight = self.count.astype(np.float64) * other.count / some
+        return Moments(count, mean, self.squares + other.squares + apart**2 * weight)
 
     @property
     def std(self) -> Float64[ndarray, " b"]:
         """The standard deviation of each band; 1 where a band is constant, so that it can be divided by."""
-        found: Float64[ndarray, " b"] = np.sqrt(self.squares / max(self.count, 1))
+        found: Float64[ndarray, " b"] = np.sqrt(self.squares / np.maximum(self.count, 1))
         return np.where(found > 0, found, 1.0)
 
 
-def band_moments(image: Path, mask: Path, windows: Sequence[Window]) -> Iterable[Moments]:
+def band_moments(
+    image: Path, mask: Path, windows: Sequence[Window], indices: Sequence[Index] = ()
+) -> Iterable[Moments]:
     """Yield the moments of the labelled pixels of a scene that lie in any of `windows`, each pixel once.
 
-    Reads each part of the scene once, and only where windows are.
+    Of the bands, then of the `indices`. Reads each part of the scene once, and only where windows are.
 
     Raises:
         InputError: when image or mask cannot be decoded.
@@ -63,7 +76,7 @@ def band_moments(image: Path, mask: Path, windows: Sequence[Window]) -> Iterable
             if hits:
                 pixels, valid = opened.read(cell)
                 counted = valid & _painted(cell, hits) & (read_labels(mask, cell) != IGNORE)
-                yield Moments.of(pixels[:, counted])
+                yield Moments.of(with_indices(pixels, valid, indices)[:, counted])
 
 
 def _painted(cell: Window, windows: Iterable[Window]) -> Bool[ndarray, "h w"]:

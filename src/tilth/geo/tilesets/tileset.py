@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from numpy import ndarray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
@@ -28,6 +28,7 @@ from tilth.geo.coverage import earlier_overlaps
 from tilth.geo.grid import Window
 from tilth.geo.rasters.raster import Image, read_labels
 from tilth.geo.vectors.vector import read_tiles
+from tilth.indices import Index, check_indices, filled, with_indices
 from tilth.legend import IGNORE, Legend
 
 Split = Literal["train", "val", "test"]
@@ -74,14 +75,15 @@ class TileSetMeta:
 
     legend: Legend
     band_names: tuple[str, ...]
+    """What the network sees, in order: the images' bands, then the indices."""
     dtype: str
     """Number format of the images, as numpy names it."""
     scale: float | None
     """The images' value that stands for full brightness (255 for uint8, 2048 for DSTL), where that is known."""
     mean: tuple[float, ...]
-    """Per band over the valid pixels of the training part, in the images' own units."""
+    """Per band and index over the valid pixels of the training part, in their own units."""
     std: tuple[float, ...]
-    """Per band over the valid pixels of the training part, in the images' own units."""
+    """Per band and index over the valid pixels of the training part, in their own units."""
     scenes: tuple[Scene, ...]
     settings: PrepareConfig
     source: dict[str, str]
@@ -90,6 +92,16 @@ class TileSetMeta:
     """SHA-256 over everything that decides what training sees: images, masks, tiles, splits, classes."""
     masks: str = MASKS
     """Folder of the masks: relative to the tile set where it lies inside, else absolute."""
+    indices: tuple[Index, ...] = ()
+    """Spectral indices, the last of the bands; computed when pixels are read."""
+
+    def __post_init__(self) -> None:
+        check_indices(self.indices, self.bands)
+
+    @property
+    def bands(self) -> int:
+        """Number of bands that the images have, without indices."""
+        return len(self.band_names) - len(self.indices)
 
     @property
     def resolution_m(self) -> float | None:
@@ -126,13 +138,21 @@ class TileSet:
         """Return the tiles of one split, in the index's order."""
         return tuple(tile for tile in self.tiles if tile.split == split)
 
+    def shares(self, split: Split) -> Float64[ndarray, "tiles k"]:
+        """Return the share of each class among all pixels of each tile of one split."""
+        rows = [[tile.valid * share for share in tile.shares] for tile in self.split(split)]
+        return np.array(rows, np.float64).reshape(len(rows), len(self.meta.legend.names))
+
     def lines(self) -> list[str]:
         """Return what the command line prints: tiles by split, bands, ground size of a pixel, classes, and notes."""
         meta = self.meta
         tiles = ", ".join(f"{len(self.split(split)):,} {split}" for split in SPLITS if self.split(split))
         ground = f", {meta.resolution_m:.3g} m a pixel" if meta.resolution_m else ", no place on the ground"
+        figures = zip(meta.indices, meta.mean[meta.bands :], meta.std[meta.bands :], strict=True)
         return [
-            f"scenes: {len(meta.scenes):,}, {len(meta.band_names)} bands of {meta.dtype}{ground}",
+            f"scenes: {len(meta.scenes):,}, {meta.bands} {'band' if meta.bands == 1 else 'bands'} of "
+            f"{meta.dtype}{ground}",
+            *(f"index {i.name}: {i.formula}, mean {mean:.3g}, deviation {std:.3g}" for i, mean, std in figures),
             f"classes: {', '.join(meta.legend.names)}",
             f"tiles of {meta.settings.tile_px} px: {tiles}",
             *(f"{what}: {words}" for what, words in meta.source.items()),
@@ -152,29 +172,35 @@ class TileSet:
         """Return where the label mask of a scene lies."""
         return self.folder / self.meta.masks / f"{scene}.tif"
 
-    def samples(self, split: Split, once: bool = False) -> "Samples":
+    def samples(self, split: Split, once: bool = False, means: Sequence[float] = ()) -> "Samples":
         """Return the tiles of one split as arrays, read when they are asked for.
 
+        `means` of all bands are those of the run that the tiles are for, where it was trained on another tile set.
         With `once`, a pixel that several tiles hold is labelled in the first of them only, so that sums over the
         tiles count every pixel of the ground once.
         """
         tiles = self.split(split)
         masked = earlier_overlaps([(tile.scene, tile.window) for tile in tiles]) if once else tuple(() for _ in tiles)
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
-        return Samples(tiles, masked, paths)
+        filling = tuple((means or self.meta.mean)[self.meta.bands :])
+        return Samples(tiles, masked, paths, self.meta.indices, filling)
 
 
 @dataclass
 class Samples:
     """Tiles as pairs of arrays: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
 
-    Pixels that are not valid are 0 in the image and 255 in the label. Goes to worker processes by `spawn`: open files
-    stay behind.
+    The image's bands, then the indices. Pixels that are not valid are 0 in all of them and 255 in the label; where a
+    valid pixel has no value of an index (0/0), it gets the index's mean, which scaling makes 0. Goes to worker
+    processes by `spawn`: open files stay behind.
     """
 
     tiles: Sequence[Tile]
     masked: Sequence[tuple[Window, ...]]
     paths: dict[str, tuple[Path, Path]]
+    indices: tuple[Index, ...] = ()
+    filling: tuple[float, ...] = ()
+    """Of each index, what stands where it has no value."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -188,7 +214,8 @@ class Samples:
         label[~valid] = IGNORE
         for window in self.masked[index]:
             label[window.slices] = IGNORE
-        return pixels.astype(np.float32), label
+        image = with_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
+        return filled(image, self.filling), label
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}

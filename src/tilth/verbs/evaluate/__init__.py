@@ -72,7 +72,7 @@ def scored(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, con
     wanted = Wanted(len(card.legend.names), config.boundary_m, class_index(config.objects, card.legend.names))
     units = units_of(tile_set, split)
     shapes = ShapeCounter(wanted, tile_set, tiles, units)
-    counts = count(predictor, tile_set, tile_set.samples(split, once=True), units, shapes)
+    counts = count(predictor, tile_set, tile_set.samples(split, once=True, means=card.mean), units, shapes)
     chosen = split == "val" and card.calibrated
     notes = ("threshold and temperature were chosen on validation tiles: these scores flatter.",) if chosen else ()
     return Evaluation(run, split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
@@ -93,9 +93,9 @@ def tiles_of(run: Path) -> Path:
 def check_fit(card: ModelCard, tile_set: TileSet) -> None:
     """Raise InputError when a tile set has other classes, bands or pixels than a run was trained on."""
     meta = tile_set.meta
-    seen = (meta.legend.names, len(meta.band_names), meta.dtype)
-    needed = (card.legend.names, len(card.band_names), card.dtype)
-    for what, got, want in zip(("classes", "bands", "pixels"), seen, needed, strict=True):
+    seen = (meta.legend.names, meta.bands, meta.dtype, [index.formula for index in meta.indices])
+    needed = (card.legend.names, card.bands, card.dtype, [index.formula for index in card.indices])
+    for what, got, want in zip(("classes", "bands", "pixels", "indices"), seen, needed, strict=True):
         if got != want:
             raise InputError(f"{tile_set.folder} has the {what} {got}; the run was trained on {want}.")
 

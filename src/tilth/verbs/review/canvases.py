@@ -70,7 +70,7 @@ class _Place:
 def kept_canvases(look: Look, folder: Path) -> list[Canvas]:
     """Write what the network makes of the tiles into `folder` and return where it is, scene by scene."""
     folder.mkdir(parents=True)
-    samples = look.tile_set.samples(look.split, once=True)
+    samples = look.tile_set.samples(look.split, once=True, means=look.predictor.card.mean)
     places = places_of(samples.tiles)
     kept = []
     with meter(f"mapping {look.split}", sum(len(place.tiles) for place in places), "tiles") as bar:
