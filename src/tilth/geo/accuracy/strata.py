@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters.maptags import stated_legend
+from tilth.geo.rasters.maptags import check_class_map, stated_legend
 from tilth.geo.rasters.pixelarea import areas_on_ellipsoid, pixel_areas
 from tilth.geo.rasters.raster import Image
 from tilth.geo.vectors.measure import method
@@ -54,7 +54,7 @@ def strata_of(image: Image) -> Strata:
     Raises:
         InputError: when the image is no class map, has no pixel with a class, or cannot be read.
     """
-    _check(image)
+    check_class_map(image.info)
     grid, alike = image.info.grid, method(image.info.grid) != "geodesic"
     counts, areas = [], np.zeros(VALUES)
     for window, values, valid in _strips(image, "counting classes"):
@@ -157,15 +157,6 @@ def _classes(image: Image, pixels: Int64[ndarray, " v"]) -> tuple[tuple[int, ...
     others = {value: str(value) for value in np.flatnonzero(pixels).tolist() if value not in stated}
     both = stated | others
     return tuple(both), tuple(both.values())
-
-
-def _check(image: Image) -> None:
-    info = image.info
-    if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
-        raise InputError(
-            f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
-            "Give a map that `tilth predict` wrote, or another class map."
-        )
 
 
 def _transform(grid: Grid) -> Affine:

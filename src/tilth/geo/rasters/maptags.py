@@ -1,13 +1,16 @@
-"""What a class map says about itself in its file's metadata: its classes, and the card of the model that made it."""
+"""Class maps: what makes a raster one, and what it says in its metadata of its classes and of what made it."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from tilth.card import ModelCard
+from tilth.errors import InputError
+from tilth.geo.rasters.raster import ImageInfo
 from tilth.legend import Legend
 
 CARD_TAG = "TILTH_CARD"
@@ -20,6 +23,15 @@ SCALE_TAG = "TILTH_SCALE"
 """What the numbers in a file of probabilities or of uncertainty mean, in words."""
 CLASS_TAG = "CLASS_"
 """Followed by a value of the map: the name of its class."""
+
+
+def check_class_map(info: ImageInfo) -> None:
+    """Raise InputError for a raster that is not one band of whole numbers."""
+    if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
+        raise InputError(
+            f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
+            "Give a map that `tilth predict` wrote, or another class map."
+        )
 
 
 def map_tags(card: ModelCard, origin: str) -> dict[str, str]:

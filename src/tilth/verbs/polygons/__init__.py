@@ -6,16 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tilth.config import PolygonConfig
-from tilth.errors import InputError, SettingError
+from tilth.errors import SettingError
 from tilth.files import json_digest, refuse_existing
 from tilth.geo.polygons.polygonfile import Target, check_target, write_into
 from tilth.geo.polygons.polygonledger import PolygonLedger
 from tilth.geo.polygons.zonal import beside, fitting
-from tilth.geo.rasters.maptags import stated_legend
-from tilth.geo.rasters.raster import Image, ImageInfo
+from tilth.geo.rasters.maptags import check_class_map, stated_legend
+from tilth.geo.rasters.raster import Image
 from tilth.making import is_complete, keeping
 from tilth.progress import meter
 from tilth.verbs.polygons.finding import Finding, class_map
@@ -84,7 +82,7 @@ def polygons(
         refuse_existing(out)
     with ExitStack() as files:
         image = files.enter_context(Image.open(map))
-        _check_class_map(image.info)
+        check_class_map(image.info)
         target = Target(out, image.info.grid, map.stem, dstl_grid, _changed(map))
         check_target(target)
         finding = _finding(image, settings, files)
@@ -127,14 +125,6 @@ def _find(finding: Finding, settings: PolygonConfig, ledger: PolygonLedger, name
 def _check_settings(settings: PolygonConfig) -> None:
     if settings.smooth and settings.square:
         raise SettingError("--smooth rounds corners and --square makes right angles. Give one of them.")
-
-
-def _check_class_map(info: ImageInfo) -> None:
-    if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
-        raise InputError(
-            f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
-            "Give a map that `tilth predict` wrote, or another class map."
-        )
 
 
 def _origin(finding: Finding, settings: PolygonConfig) -> dict[str, Any]:
