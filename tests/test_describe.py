@@ -9,6 +9,8 @@ from tilth.learn.networks import build
 
 UNET = ModelConfig(architecture="unet")
 B0 = ModelConfig()
+LIGHT = ModelConfig(architecture="light", encoder="mobilenetv3_small_050", frozen_stages=1)
+NO_CHAIN = ModelConfig(architecture="light", encoder="hrnet_w18_small", frozen_stages=0)
 TINY = ModelConfig(encoder="test_efficientnet", frozen_stages=1)
 
 
@@ -35,7 +37,7 @@ def test_parts_in_the_order_of_the_image(transfer: ModelSummary) -> None:
     assert [part.trainable for part in transfer.parts[:2]] == [0, 0]
 
 
-@pytest.mark.parametrize("config", [UNET, TINY], ids=["unet", "transfer"])
+@pytest.mark.parametrize("config", [UNET, TINY, LIGHT], ids=["unet", "transfer", "light"])
 def test_the_parts_make_the_whole(config: ModelConfig) -> None:
     summary = describe(config, bands=4, outputs=3, size=64)
     network = build(config, 4, 3, pretrained=False).eval()
@@ -86,3 +88,33 @@ def test_the_graph_in_text_joins_each_stage_to_the_step_of_its_skip() -> None:
     assert lines[0].startswith("encoder 1 32 x 112 x 112 -") and lines[0].endswith("> decoder 5 32 x 224 x 224")
     assert lines[4].lstrip().startswith("encoder 5 80 x 14 x 14 -") and lines[4].endswith("> decoder 1 40 x 28 x 28")
     assert lines[5].strip() == "bottleneck 80 x 14 x 14"
+
+
+def test_the_light_network_from_neck_to_detail() -> None:
+    summary = describe(LIGHT, 3, 1, 64)
+    names = [part.name for part in summary.parts[5:]]
+    assert names == ["neck", "decoder 1", "decoder 2", "decoder 3", "detail", "head"]
+    skips = {part.name: part.skip for part in summary.parts if part.skip}
+    assert skips == {
+        "decoder 1": "encoder 4",
+        "decoder 2": "encoder 3",
+        "decoder 3": "encoder 2",
+        "detail": "encoder 1",
+    }
+    assert [part.name for part in summary.parts if part.frozen] == ["encoder 1"]
+    assert summary.title == "Light U-Net over mobilenetv3_small_050"
+    lines = drawn(summary.parts)
+    assert lines[0].startswith("encoder 1 16 x 32 x 32 -") and lines[0].endswith("-> detail 16 x 32 x 32")
+    assert [line.strip() for line in lines[4:]] == ["encoder 5 288 x 2 x 2", "neck 96 x 2 x 2"]
+
+
+def test_the_stem_beside_an_encoder_without_a_map_of_stride_2_comes_first() -> None:
+    summary = describe(ModelConfig(architecture="light", encoder="starnet_s050", frozen_stages=0), 3, 1, 64)
+    assert [part.name for part in summary.parts[:2]] == ["stem", "encoder 1"]
+    assert {part.name: part.skip for part in summary.parts}["detail"] == "stem"
+    assert drawn(summary.parts)[0].startswith("stem 16 x 32 x 32 -")
+
+
+def test_all_steps_join_the_single_stage_of_a_network_that_is_no_chain() -> None:
+    parts = [part for part in describe(NO_CHAIN, 3, 1, 64).parts if part.kind == "decoder"]
+    assert [part.skip for part in parts] == ["encoder 1"] * 4

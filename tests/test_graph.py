@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tilth.figures.graph import Node, placed, png, sheets, svg
+from tilth.figures.graph import Node, placed, png, rows, sheets, svg
 
 
 def u_of(depth: int, edge: int = 256) -> list[Node]:
     down = [Node(f"encoder {i}", "encoder", 8 * i, edge >> i, edge >> i, 10 * i, i <= 2) for i in range(1, depth + 1)]
     up = [
-        Node(f"decoder {i}", "decoder", 8, node.height * 2, node.width * 2, 7) for i, node in enumerate(down[::-1], 1)
+        Node(f"decoder {i}", "decoder", 8, node.height * 2, node.width * 2, 7, skip=node.name)
+        for i, node in enumerate(down[::-1], 1)
     ]
     deepest = Node("bottleneck", "bottleneck", 64, down[-1].height, down[-1].width, 99)
     return [Node("image", "image", 3, edge, edge), *down, deepest, *up, Node("head", "head", 1, edge, edge, 5)]
@@ -76,6 +77,29 @@ def test_a_skip_is_level_and_the_u_is_symmetrical(depth: int) -> None:
         assert left.x == -right.x
     assert places[depth + 1].x == 0
     assert [place.node for place in places] == u_of(depth)
+
+
+def test_fewer_steps_than_stages_keep_a_row_for_each_skip() -> None:
+    nodes = [Node("image", "image", 3, 256, 256), *(Node(f"e{i}", "encoder", 8, 128 >> i, 128 >> i) for i in range(4))]
+    nodes += [
+        Node("neck", "bottleneck", 8, 16, 16),
+        *(Node(f"d{i}", "decoder", 8, 32, 32, skip=f"e{i}") for i in (2, 1)),
+    ]
+    nodes += [Node("head", "head", 1, 64, 64)]
+    assert rows(nodes) == [(0, 8), (1,), (2, 7), (3, 6), (4,), (5,)]
+    places = placed(nodes)
+    assert places[2].y == places[7].y
+    assert places[3].y == places[6].y
+    assert places[5].x == 0
+    assert texts(svg("", "", nodes)).count("skip") == 2
+
+
+def test_a_stage_whose_maps_go_to_every_step() -> None:
+    steps = [Node(f"d{i}", "decoder", 8, 16 << i, 16 << i, 1, skip="all") for i in range(3)]
+    nodes = [Node("image", "image", 3, 256, 256), Node("all", "encoder", 8, 8, 8), Node("neck", "bottleneck", 8, 8, 8)]
+    nodes += [*steps, Node("head", "head", 1, 256, 256)]
+    assert rows(nodes) == [(0, 6), (1, 5), (4,), (3,), (2,)]
+    assert texts(svg("", "", nodes)).count("skip") == 3
 
 
 @pytest.mark.parametrize(("channels", "count"), [(1, 1), (3, 2), (64, 8), (512, 16)])

@@ -20,7 +20,8 @@ def test_names_and_recipes(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('[model]\nencoder = "resnet18"\nfrozen_stages = 1\n', encoding="utf-8")
     assert config_of("unet") == ModelConfig(architecture="unet")
-    assert config_of("transfer") == ModelConfig()
+    assert config_of("transfer") == ModelConfig(architecture="transfer")
+    assert config_of("light") == ModelConfig(architecture="light")
     assert config_of("resnet18") == ModelConfig(encoder="resnet18")
     assert config_of(str(recipe)) == ModelConfig(encoder="resnet18", frozen_stages=1)
 
@@ -40,7 +41,7 @@ def test_bands_outputs_and_size() -> None:
 
 
 def test_an_unknown_name_lists_what_is_possible() -> None:
-    with pytest.raises(SettingError, match=r"'trnsfer'.*unet, transfer, or the path of a recipe \(.toml\)"):
+    with pytest.raises(SettingError, match=r"'trnsfer'.*unet, transfer, light, or the path of a recipe \(.toml\)"):
         model("trnsfer")
 
 

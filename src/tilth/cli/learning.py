@@ -16,7 +16,7 @@ def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, dr
     """Show the stages of a network with their shapes, parameters, GFLOP and memory, and draw its graph.
 
     Args:
-        name: unet, transfer, timm's name of an encoder, or a recipe file.
+        name: unet, transfer, light, timm's name of an encoder, or a recipe file.
         bands: Number of bands of the image.
         outputs: Number of output channels: 1 for two classes, else the number of classes.
         size: Edge of a tile in pixels.

@@ -41,6 +41,8 @@ class Node:
     width: int
     parameters: int = 0
     frozen: bool = False
+    skip: str = ""
+    """The encoder's node whose map comes across to this step of the decoder."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Placed:
 def svg(title: str, subtitle: str, nodes: Sequence[Node]) -> str:
     """Return the picture as SVG text. The same input gives the same text.
 
-    `nodes`: the image, the encoder's stages, the bottleneck, as many decoder steps, and the head, in that order.
+    `nodes`: the image, the encoder's stages, the bottleneck, the decoder's steps, and the head, in that order.
     """
     return _saved(title, subtitle, nodes, "svg").decode()
 
@@ -97,19 +99,41 @@ def sheets(channels: int, edge: float) -> int:
 
 
 def placed(nodes: Sequence[Node]) -> list[Placed]:
-    """Return where each node lies: a U that is symmetrical about x = 0, a row for each skip."""
-    last, places, top = len(nodes) - 1, {}, 0.0
-    for row in range(last // 2 + 1):
-        pair = {row, last - row}
+    """Return where each node lies: a U whose middle is x = 0, a row for each skip."""
+    places, top, bottom = {}, 0.0, _bottom(nodes)
+    for row, pair in enumerate(rows(nodes)):
         edges = {i: MAP_EDGE * (nodes[i].height / nodes[0].height) ** EDGE_POWER for i in pair}
         depths = {i: SHEET_STEP * (sheets(nodes[i].channels, edges[i]) - 1) for i in pair}
         tall = max(3 * LINE, *edges.values())
         y = top - max(depths.values()) - tall / 2
-        x = (TOP_HALF_SPAN - INDENT * row) if len(pair) == 2 else 0.0
+        x = TOP_HALF_SPAN - INDENT * row
         for i in pair:
-            places[i] = Placed(nodes[i], -x if i == row else x, y, edges[i], depths[i])
+            middle = -x if i < bottom else x if i > bottom else 0.0
+            places[i] = Placed(nodes[i], middle, y, edges[i], depths[i])
         top = y - tall / 2 - ROW_GAP
     return [places[i] for i in range(len(nodes))]
+
+
+def rows(nodes: Sequence[Node]) -> list[tuple[int, ...]]:
+    """Return which nodes lie beside each other, from the top: image and head, then each skip and the step it joins.
+
+    A node whose map joins none, or whose step has a row already, lies alone; the bottleneck is the last row.
+    """
+    bottom = _bottom(nodes)
+    names = [node.name for node in nodes]
+    down, up = list(range(1, bottom)), list(range(len(nodes) - 2, bottom, -1))
+    found: list[tuple[int, ...]] = [(0, len(nodes) - 1)]
+    while down or up:
+        wanted = names.index(nodes[up[0]].skip) if up else -1
+        if wanted not in down:
+            found.append((up.pop(0),) if up else (down.pop(0),))
+        else:
+            found.append((down.pop(0), up.pop(0)) if wanted == down[0] else (down.pop(0),))
+    return [*found, (bottom,)]
+
+
+def _bottom(nodes: Sequence[Node]) -> int:
+    return next(i for i, node in enumerate(nodes) if node.kind == "bottleneck")
 
 
 def _saved(title: str, subtitle: str, nodes: Sequence[Node], suffix: str, dpi: int = 72) -> bytes:
@@ -125,16 +149,18 @@ def _saved(title: str, subtitle: str, nodes: Sequence[Node], suffix: str, dpi: i
 
 
 def _figure(title: str, subtitle: str, places: Sequence[Placed]) -> Figure:
-    middle = len(places) // 2
-    x_edge, y_top, y_bottom = TOP_HALF_SPAN + 3.1, 1.25, places[middle].bottom - 4.2 * LINE
+    lowest = min(place.bottom for place in places)
+    x_edge, y_top, y_bottom = TOP_HALF_SPAN + 3.1, 1.25, lowest - 4.2 * LINE
     figure = Figure(figsize=(2 * x_edge * INCHES, (y_top - y_bottom) * INCHES))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-x_edge, x_edge), ylim=(y_bottom, y_top))
     axes.axis("off")
     axes.text(0, y_top - 0.4, title, ha="center", va="center", size=15, weight="bold", color=INK)
     axes.text(0, y_top - 0.8, subtitle, ha="center", va="center", size=9.5, color=SOFT_INK)
-    for skip, joined in zip(places[1:middle], reversed(places[middle + 1 : -1]), strict=True):
-        _draw_skip(axes, skip, joined)
+    by_name = {place.node.name: place for place in places}
+    for joined in reversed(places):
+        if joined.node.skip:
+            _draw_skip(axes, by_name[joined.node.skip], joined)
     for before, after in pairwise(places):
         _draw_flow(axes, before, after)
     for place in places:
@@ -194,7 +220,9 @@ def _path(before: Placed, after: Placed) -> tuple[Point, Point, str]:
 def _draw_skip(axes: Axes, skip: Placed, joined: Placed) -> None:
     start, end = skip.right + 2 * GAP, joined.left - 2 * GAP
     axes.add_patch(_arrow((start, skip.y), (end, joined.y), SOFT_INK, linestyle=(0, (4, 3))))
-    axes.text((start + end) / 2, skip.y + 0.14, "skip", ha="center", va="center", size=8, color=SOFT_INK)
+    axes.text(
+        (start + end) / 2, (skip.y + joined.y) / 2 + 0.14, "skip", ha="center", va="center", size=8, color=SOFT_INK
+    )
 
 
 def _arrow(start: Point, end: Point, colour: str, **style: Any) -> FancyArrowPatch:

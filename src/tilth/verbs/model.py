@@ -2,18 +2,20 @@
 
 from pathlib import Path
 
-from tilth.config import ModelConfig, load_recipe
+from tilth.config import ModelConfig, load_recipe, parse_recipe
 from tilth.errors import SettingError
 from tilth.figures.graph import Node, png, svg
 from tilth.files import replacing
 from tilth.learn.describe import ModelSummary, describe
 from tilth.learn.encoder import check_name
 
+ARCHITECTURES = ("light", "transfer", "unet")
+
 
 def model(name_or_recipe: str, bands: int = 3, outputs: int = 1, size: int = 224) -> ModelSummary:
     """Return the size analysis of a network: its parts with shapes, parameters and GFLOP, and the memory of a tile.
 
-    `name_or_recipe` is unet, transfer, timm's name of an encoder, or the path of a recipe, whose [model] counts.
+    `name_or_recipe` is unet, transfer, light, timm's name of an encoder, or the path of a recipe, whose [model] counts.
     `outputs` is 1 for two classes, else the number of classes; `size` is the edge of a tile in pixels. No weights
     are looked up. Costs a few forward passes of one tile on the CPU, in time and in memory.
 
@@ -27,21 +29,19 @@ def model(name_or_recipe: str, bands: int = 3, outputs: int = 1, size: int = 224
 
 
 def config_of(name_or_recipe: str) -> ModelConfig:
-    """Return the settings that a name stands for: unet, transfer, timm's name of an encoder, or a recipe's path.
+    """Return the settings that a name stands for: unet, transfer, light, timm's name of an encoder, or a recipe's path.
 
     Raises:
         SettingError: when it is none of these, or the recipe cannot be read.
     """
-    if name_or_recipe == "unet":
-        return ModelConfig(architecture="unet")
-    if name_or_recipe == "transfer":
-        return ModelConfig(architecture="transfer")
+    if name_or_recipe in ARCHITECTURES:
+        return parse_recipe({"model": {"architecture": name_or_recipe}}).model
     if Path(name_or_recipe).suffix == ".toml":
         return load_recipe(Path(name_or_recipe)).model
     try:
         check_name(name_or_recipe)
     except SettingError as error:
-        raise SettingError(f"{error} Or give unet, transfer, or the path of a recipe (.toml).") from error
+        raise SettingError(f"{error} Or give unet, transfer, light, or the path of a recipe (.toml).") from error
     return ModelConfig(encoder=name_or_recipe)
 
 
@@ -69,7 +69,7 @@ def _drawn(summary: ModelSummary) -> tuple[str, str, list[Node]]:
     subtitle = f"{counts} · {summary.gflop:.2f} GFLOP for a tile of {summary.size} × {summary.size} pixels"
     image = Node("image", "image", summary.bands, summary.size, summary.size)
     steps = (
-        Node(part.name, part.kind, part.channels, part.height, part.width, part.parameters, part.frozen)
+        Node(part.name, part.kind, part.channels, part.height, part.width, part.parameters, part.frozen, part.skip)
         for part in summary.parts
     )
     return summary.title, subtitle, [image, *steps]
