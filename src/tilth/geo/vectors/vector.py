@@ -56,6 +56,21 @@ class Polygons:
         return float(left), float(bottom), float(right), float(top)
 
 
+@contextmanager
+def reading(path: Path, what: str = "a vector layer", faults: tuple[type[Exception], ...] = FAULTS) -> Iterator[None]:
+    """Turn a failure to read `path`, or that it is not there, into one line; `what` says what it should be.
+
+    Raises:
+        InputError: when one of `faults` comes up inside.
+    """
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Check the path.")
+        yield
+    except faults as error:
+        raise InputError(f"{path} cannot be read as {what}: {error}. Check or replace it.") from error
+
+
 def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = None) -> Polygons:
     """Return the polygons of a vector file, repaired and brought to `crs` (None: left in the layer's own).
 
@@ -123,7 +138,7 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
 
 
 def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:
-    with _reading(path):
+    with reading(path):
         layer = _polygon_layer(path)
         info = pyogrio.read_info(path, layer=layer)
         if class_field is not None and class_field not in info["fields"]:
@@ -179,13 +194,3 @@ def _polygonal(shape: BaseGeometry) -> BaseGeometry:
 def _census(frame: geopandas.GeoDataFrame) -> str:
     counts = frame.geom_type.fillna("no geometry").value_counts()
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Check the path.")
-        yield
-    except FAULTS as error:
-        raise InputError(f"{path} cannot be read as a vector layer: {error}. Check or replace it.") from error

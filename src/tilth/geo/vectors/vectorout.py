@@ -93,10 +93,10 @@ def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, l
     rest = iter(batches)
     # Without any batch there is still a layer to open.
     for number, batch in enumerate(chain([next(rest, Features([], {}))], rest)):
-        with _quietly():
+        with quietly():
             pyogrio.write_dataframe(_frame(batch, crs), part, append=number > 0, **kind)
         written += len(batch.shapes)
-    _check_count(part, layer, written)
+    check_count(part, layer, written)
     return written
 
 
@@ -122,9 +122,9 @@ def write_flatgeobuf(part: Path, batches: Iterable[Features], crs: CRS | None, l
     """
     counted = Counted(batches)
     kind = {"driver": "FlatGeobuf", "layer": layer, "geometry_type": "MultiPolygon", "geometry_name": "geometry"}
-    with _quietly():
+    with quietly():
         pyogrio.write_arrow(record_batches(counted), part, crs=crs and crs.to_wkt(), **kind)
-    _check_count(part, layer, counted.seen)
+    check_count(part, layer, counted.seen)
     return counted.seen
 
 
@@ -141,15 +141,17 @@ class Counted:
             yield batch
 
 
-def _check_count(part: Path, layer: str, written: int) -> None:
-    with _quietly():
+def check_count(part: Path, layer: str, written: int) -> None:
+    """Raise DataSourceError when a file that was just written holds another number of features."""
+    with quietly():
         found = pyogrio.read_info(part, layer=layer, force_feature_count=True)["features"]
     if found != written:
         raise DataSourceError("not all features reached the disk")
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Let pass what GDAL warns of and is meant so, or is said by an error too."""
     with warnings.catch_warnings():
         # Images without CRS have tiles and maps without one.
         warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)

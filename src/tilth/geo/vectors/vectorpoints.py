@@ -1,8 +1,6 @@
 """Sample points, written to be labelled in a GIS and read back: a GeoPackage that also says how they were drawn."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,17 +13,16 @@ import pyogrio
 import shapely
 from jaxtyping import Float64
 from numpy import ndarray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
 from pyproj import CRS
-from pyproj.exceptions import CRSError, ProjError
 
 from tilth.errors import InputError, OutputError
 from tilth.files import replacing_with_scratch
+from tilth.geo.vectors.vector import FAULTS, reading
+from tilth.geo.vectors.vectorout import check_count, quietly, refusals
 
 POINTS_LAYER, STRATA_LAYER, STYLES_LAYER = "points", "strata", "layer_styles"
 REFERENCE = "reference"
 """The field that a person fills in."""
-_FAULTS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
 
 
 @dataclass(frozen=True)
@@ -59,19 +56,13 @@ def write_points(
         geometry=geopandas.GeoSeries.from_xy(*places.T, crs=crs),
     )
     tables = {STRATA_LAYER: dict(strata), STYLES_LAYER: _style([str(name) for name in strata["class"]])}
-    with replacing_with_scratch(path) as part:
-        try:
-            with warnings.catch_warnings():
-                # A map without CRS has points without one.
-                warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)
-                pyogrio.write_dataframe(points, part, layer=POINTS_LAYER, driver="GPKG", geometry_type="Point")
-            for layer, columns in tables.items():
-                table = geopandas.GeoDataFrame(columns).drop(columns="geometry", errors="ignore")
-                pyogrio.write_dataframe(table, part, layer=layer, driver="GPKG", append=True)
-            if pyogrio.read_info(part, layer=POINTS_LAYER, force_feature_count=True)["features"] != count:
-                raise DataSourceError("not all points reached the disk")
-        except _FAULTS as error:
-            raise OutputError(f"{path} cannot be written: {error}. Free some space or choose another --out.") from error
+    with replacing_with_scratch(path) as part, refusals(path):
+        with quietly():
+            pyogrio.write_dataframe(points, part, layer=POINTS_LAYER, driver="GPKG", geometry_type="Point")
+        for layer, columns in tables.items():
+            table = geopandas.GeoDataFrame(columns).drop(columns="geometry", errors="ignore")
+            pyogrio.write_dataframe(table, part, layer=layer, driver="GPKG", append=True)
+        check_count(part, POINTS_LAYER, count)
 
 
 def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
@@ -81,7 +72,7 @@ def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
         InputError: when the file is missing, unreadable, without points or without the field `reference`, or when it
             or the map has no CRS and the other has.
     """
-    with _reading(path):
+    with reading(path, "a sample of points", (*FAULTS, KeyError, ValueError)):
         layers = {str(name): kind for name, kind in pyogrio.list_layers(path)}
         frame = pyogrio.read_dataframe(path, layer=_points_layer(path, layers))
         if REFERENCE not in frame.columns:
@@ -144,13 +135,3 @@ def _style(names: Sequence[str]) -> dict[str, Any]:
         "ui": [""],
         "update_time": np.array([datetime.now(UTC).replace(tzinfo=None)], "datetime64[ms]"),
     }
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Check the path.")
-        yield
-    except (*_FAULTS, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a sample of points: {error}. Check or replace it.") from error
