@@ -15,12 +15,10 @@ from numpy import ndarray
 from tilth.geo.grid import Grid, Window
 from tilth.geo.mapping.blend import Strip
 from tilth.geo.mapping.ledger import Ledger
-from tilth.geo.rasters.maptags import SCALE_TAG
+from tilth.geo.rasters.maptags import CERTAIN, SCALE_TAG
 from tilth.geo.rasters.rasterout import BLOCK_PX, MapLayout, create_map
 from tilth.legend import IGNORE, Legend
 
-CERTAIN = 250
-"""What stands for 1 in a file of bytes."""
 MOST_SPREAD = np.float32(0.5)
 """The largest standard deviation that numbers between 0 and 1 can have."""
 CLASSES, PROBABILITIES, UNCERTAINTY = "classes", "probabilities", "uncertainty"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
@@ -10,10 +9,9 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window
+from tilth.geo.rasters.maptags import CERTAIN
 from tilth.geo.rasters.raster import Image
 
-CERTAIN = 250
-"""What stands for probability 1 in whole numbers."""
 FINE = 2**24
 """Steps that other probabilities are rounded to; every float16 between 0 and 1 is a whole number of them."""
 
@@ -62,11 +60,6 @@ def figures(sums: Int64[ndarray, "n 3"], unit: int) -> tuple[Float64[ndarray, " 
     """Return the mean probability and the share of uncertain pixels from sums; NaN where no pixel's is known."""
     known = np.where(sums[:, 0] > 0, sums[:, 0], np.nan)
     return sums[:, 1] / (known * unit), sums[:, 2] / known
-
-
-def beside(path: Path) -> Path:
-    """Return where the probabilities of the map at `path` are."""
-    return path.with_name(f"{path.stem}.probabilities.tif")
 
 
 def fitting(image: Image, grid: Grid, names: Mapping[int, str], below: float) -> Probabilities:

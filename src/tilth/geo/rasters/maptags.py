@@ -1,9 +1,10 @@
-"""Class maps: what makes a raster one, and what it says in its metadata of its classes and of what made it."""
+"""Class maps: what makes a raster one, what lies beside it, and what it says of its classes and of what made it."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +24,8 @@ SCALE_TAG = "TILTH_SCALE"
 """What the numbers in a file of probabilities or of uncertainty mean, in words."""
 CLASS_TAG = "CLASS_"
 """Followed by a value of the map: the name of its class."""
+CERTAIN = 250
+"""What stands for 1 in a file that holds numbers from 0 to 1 in bytes."""
 
 
 def check_class_map(info: ImageInfo) -> None:
@@ -32,6 +35,11 @@ def check_class_map(info: ImageInfo) -> None:
             f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
             "Give a map that `tilth predict` wrote, or another class map."
         )
+
+
+def beside(path: Path, what: str) -> Path:
+    """Return where the probabilities, the uncertainty or the applicability of the map at `path` lies."""
+    return path.with_name(f"{path.stem}.{what}.tif")
 
 
 def map_tags(card: ModelCard, origin: str) -> dict[str, str]:

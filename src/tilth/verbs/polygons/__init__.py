@@ -11,8 +11,8 @@ from tilth.errors import SettingError
 from tilth.files import json_digest, refuse_existing
 from tilth.geo.polygons.polygonfile import Target, check_target, write_into
 from tilth.geo.polygons.polygonledger import PolygonLedger
-from tilth.geo.polygons.zonal import beside, fitting
-from tilth.geo.rasters.maptags import check_class_map, stated_legend
+from tilth.geo.polygons.zonal import fitting
+from tilth.geo.rasters.maptags import beside, check_class_map, stated_legend
 from tilth.geo.rasters.raster import Image
 from tilth.making import is_complete, keeping
 from tilth.progress import meter
@@ -98,7 +98,7 @@ def polygons(
 
 def _finding(image: Image, settings: PolygonConfig, files: ExitStack) -> Finding:
     """Return what polygons are made from: the map, its classes, and their probabilities where there are any."""
-    legend, path = stated_legend(image.info.tags), beside(image.info.path)
+    legend, path = stated_legend(image.info.tags), beside(image.info.path, "probabilities")
     if not path.exists():
         return Finding(image, legend, settings, None)
     names = dict(zip(legend.values, legend.names, strict=True)) if legend else {}

@@ -13,7 +13,7 @@ from tilth.geo.polygons.packed import unpacked
 from tilth.geo.polygons.polygonledger import Arrays, PolygonLedger
 from tilth.geo.polygons.regions import BLOCK_PX
 from tilth.geo.polygons.shapes import as_array
-from tilth.geo.polygons.zonal import beside
+from tilth.geo.rasters.maptags import beside
 from tilth.geo.vectors.features import Features
 from tilth.geo.vectors.measure import method
 from tilth.verbs.polygons.finding import Finding
@@ -75,9 +75,10 @@ class Result:
         """Yield what the user should know about the result."""
         info = self.finding.image.info
         if not self.finding.probabilities:
+            missing = beside(info.path, "probabilities").name
             yield (
-                f"{beside(info.path).name} does not lie beside the map, so polygons have no mean probability and no "
-                "uncertain share. `tilth predict --probabilities uint8` writes it."
+                f"{missing} does not lie beside the map, so polygons have no mean probability and no uncertain share. "
+                "`tilth predict --probabilities uint8` writes it."
             )
         if not info.grid.crs:
             yield f"{info.path} has no CRS: areas and lengths are in pixels, in the settings too."

@@ -20,6 +20,7 @@ from tilth.geo.mapping.batches import Batch, batches, tiles_of
 from tilth.geo.mapping.blend import Plan
 from tilth.geo.mapping.tiles import Lanes, TileGrid, panel_width
 from tilth.geo.rasters.area import Area
+from tilth.geo.rasters.maptags import beside
 from tilth.geo.rasters.mosaic import Mosaic
 from tilth.geo.rasters.raster import Image, ImageInfo
 
@@ -76,17 +77,17 @@ class Task:
     @property
     def probabilities(self) -> Path | None:
         """Where they go, when they are asked for."""
-        return self._beside("probabilities") if self.settings.probabilities != "none" else None
+        return beside(self.job.path, "probabilities") if self.settings.probabilities != "none" else None
 
     @property
     def uncertainty(self) -> Path | None:
         """Where it goes, when it is asked for."""
-        return self._beside("uncertainty") if self.settings.uncertainty else None
+        return beside(self.job.path, "uncertainty") if self.settings.uncertainty else None
 
     @property
     def applicability(self) -> Path | None:
         """Where it goes, when it is asked for."""
-        return self._beside("applicability") if self.settings.applicability else None
+        return beside(self.job.path, "applicability") if self.settings.applicability else None
 
     @property
     def spread(self) -> bool:
@@ -110,9 +111,6 @@ class Task:
         """Return the first tiles that are computed; None when no pixel is valid. Reads until the batch is full."""
         with closing(self.job.mosaic):
             return next(batches(tiles_of(self.plan.lanes, self.job), self.settings.batch_size), None)
-
-    def _beside(self, what: str) -> Path:
-        return self.job.path.with_name(f"{self.job.path.stem}.{what}.tif")
 
 
 def planned(

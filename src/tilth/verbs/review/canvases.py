@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from tilth.geo.grid import Window, cells
+from tilth.geo.rasters.maptags import CERTAIN
 from tilth.geo.tilesets.tileset import Samples, Split, Tile, TileSet
 from tilth.learn.inference import Predictor
 from tilth.legend import IGNORE
@@ -22,8 +23,6 @@ from tilth.verbs.shown import batched, read, stacked
 
 CANVAS_PX = 2048
 """Longest side of a canvas; what crosses its edge is cut there."""
-CERTAIN = 250
-"""What stands for probability 1."""
 
 
 @dataclass(frozen=True)
