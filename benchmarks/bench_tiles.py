@@ -28,7 +28,7 @@ from tilth.geo.tilesets.sources import VectorSource
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.device import find_device, layout
 from tilth.learn.feed import Feed, Scaling, TrainingData
-from tilth.learn.losses import segmentation_loss
+from tilth.learn.losses import LossMix, segmentation_loss
 from tilth.learn.networks import build
 from tilth.learn.optim import optimizer_of
 from tilth.verbs.prepare import prepare
@@ -77,7 +77,7 @@ def training_step(bands: int, device: torch.device) -> Callable[[torch.Tensor, t
     optimizer = optimizer_of(network, CONFIG)
 
     def step(images: torch.Tensor, label: torch.Tensor) -> None:
-        loss = segmentation_loss(network(images), label, CONFIG.region_weight)
+        loss = segmentation_loss(network(images), label, LossMix())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -18,7 +18,7 @@ from tilth.learn import events
 from tilth.learn.checkpoint import LAST, STATE
 from tilth.learn.history import HISTORY, History, read_history
 from tilth.learn.loop import fit
-from tilth.learn.losses import segmentation_loss
+from tilth.learn.losses import LossMix, segmentation_loss
 from tilth.learn.metrics import confusion
 from tilth.learn.networks import Network
 from tilth.scores import scores
@@ -64,7 +64,7 @@ def validation(network: Network, path: Path) -> tuple[float, float]:
     valid = (labels != 255)[:, None]
     with torch.no_grad():
         logits = network.eval()((images - 130) / 30 * valid)
-    loss = segmentation_loss(logits, labels, CONFIG.region_weight).item()
+    loss = segmentation_loss(logits, labels, LossMix()).item()
     return loss, float(scores(confusion(logits, labels, 2).numpy()).iou[1])
 
 

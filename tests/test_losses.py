@@ -1,11 +1,28 @@
+"""The loss of training: the article's where nothing is set, and torch's and smp's where something is."""
+
+from typing import Any
+
+import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from tilth.learn.losses import segmentation_loss
-from tilth.legend import IGNORE
+from tilth.config import TrainConfig
+from tilth.errors import SettingError
+from tilth.learn.losses import LossMix, balanced_weights, loss_mix, segmentation_loss
+from tilth.legend import IGNORE, Legend
+
+PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)
+seeds = st.integers(0, 10**6)
+
+
+def mixed(**changes: Any) -> LossMix:
+    """Return cross-entropy alone, with some changes."""
+    return LossMix(**{"region_weight": 0.0, **changes})
 
 
 def batch(k: int, seed: int, ignored: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -13,6 +30,15 @@ def batch(k: int, seed: int, ignored: float = 0.0) -> tuple[Tensor, Tensor]:
     logits = 3 * torch.randn(2, 1 if k == 2 else k, 7, 6, generator=rng)
     label = torch.randint(0, k, (2, 7, 6), generator=rng, dtype=torch.uint8)
     return logits.requires_grad_(), label.masked_fill(torch.rand(2, 7, 6, generator=rng) < ignored, IGNORE)
+
+
+def known(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (pixels, outputs) and classes (pixels) of labelled pixels."""
+    return logits.movedim(1, -1)[label != IGNORE], label[label != IGNORE].long()
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours.double(), theirs.double(), rtol=2e-5, atol=2e-6)
 
 
 def article_loss(outputs: Tensor, targets: Tensor, weight_dice: float) -> Tensor:
@@ -23,10 +49,10 @@ def article_loss(outputs: Tensor, targets: Tensor, weight_dice: float) -> Tensor
     return loss
 
 
-@given(seed=st.integers(0, 10**6), weight=st.floats(0, 1))
+@given(seed=seeds, weight=st.floats(0, 1))
 def test_two_classes_have_the_articles_loss_and_gradient(seed: int, weight: float) -> None:
     logits, label = batch(2, seed)
-    ours = segmentation_loss(logits, label, weight)
+    ours = segmentation_loss(logits, label, LossMix(region_weight=weight))
     # In double, for in float the sigmoid of a large logit has lost what its logarithm needs.
     theirs = article_loss(torch.sigmoid(logits[:, 0].double()), label.double(), weight)
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
@@ -34,25 +60,25 @@ def test_two_classes_have_the_articles_loss_and_gradient(seed: int, weight: floa
     torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-7)
 
 
-@given(seed=st.integers(0, 10**6), k=st.integers(3, 6))
+@given(seed=seeds, k=st.integers(3, 6))
 def test_more_classes_have_cross_entropy_and_the_mean_dice_of_those_present(seed: int, k: int) -> None:
     logits, label = batch(k, seed, ignored=0.3)
-    chosen = logits.movedim(1, -1)[label != IGNORE], label[label != IGNORE].long()
+    chosen = known(logits, label)
     entropy = nn.CrossEntropyLoss()(*chosen)
-    torch.testing.assert_close(segmentation_loss(logits, label, 0.0), entropy, rtol=1e-5, atol=1e-6)
+    close(segmentation_loss(logits, label, ENTROPY), entropy)
     shares = chosen[0].softmax(dim=1)
     of_class = [(shares[:, c], (chosen[1] == c).float()) for c in chosen[1].unique()]
     dice = torch.stack([1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1) for p, t in of_class]).mean()
-    torch.testing.assert_close(segmentation_loss(logits, label, 1.0), dice, rtol=1e-5, atol=1e-6)
+    close(segmentation_loss(logits, label, REGION), dice)
 
 
-@given(seed=st.integers(0, 10**6), k=st.sampled_from([2, 4]), wild=st.floats(width=32))
+@given(seed=seeds, k=st.sampled_from([2, 4]), wild=st.floats(width=32))
 def test_ignored_pixels_change_neither_loss_nor_gradient(seed: int, k: int, wild: float) -> None:
     logits, label = batch(k, seed, ignored=0.4)
     ignored = (label == IGNORE)[:, None].expand_as(logits)
     # Not even infinity or NaN reaches the loss from there.
     other = logits.detach().masked_fill(ignored, wild).requires_grad_()
-    losses = segmentation_loss(logits, label, 0.25), segmentation_loss(other, label, 0.25)
+    losses = segmentation_loss(logits, label, PLAIN), segmentation_loss(other, label, PLAIN)
     assert torch.equal(*losses)
     gradients = torch.autograd.grad(losses[0], logits)[0], torch.autograd.grad(losses[1], other)[0]
     assert torch.equal(*gradients)
@@ -62,7 +88,7 @@ def test_ignored_pixels_change_neither_loss_nor_gradient(seed: int, k: int, wild
 @pytest.mark.parametrize("k", [2, 3])
 def test_without_a_labelled_pixel_loss_and_gradient_are_zero(k: int) -> None:
     logits, label = batch(k, 0, ignored=1.1)
-    loss = segmentation_loss(logits, label, 0.25)
+    loss = segmentation_loss(logits, label, PLAIN)
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
@@ -75,8 +101,8 @@ def test_a_perfect_answer_costs_nothing_and_its_opposite_a_lot(k: int) -> None:
     right = (
         (label[:, None].float() * 2 - 1) if k == 2 else nn.functional.one_hot(label.long(), k).movedim(-1, 1).float()
     )
-    assert segmentation_loss(60 * right, label, 0.25) < 1e-4
-    assert segmentation_loss(-60 * right, label, 0.25) > 10
+    assert segmentation_loss(60 * right, label, PLAIN) < 1e-4
+    assert segmentation_loss(-60 * right, label, PLAIN) > 10
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -84,6 +110,195 @@ def test_half_precision_is_left_outside(k: int) -> None:
     logits, label = batch(k, 0)
     rounded = logits.detach().to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = segmentation_loss(rounded, label, 0.25)
+        loss = segmentation_loss(rounded, label, PLAIN)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, segmentation_loss(rounded.float(), label, 0.25))
+    assert torch.equal(loss, segmentation_loss(rounded.float(), label, PLAIN))
+
+
+# Cross-entropy by other weights
+
+
+@given(seed=seeds, gamma=st.floats(0.5, 4))
+def test_focal_of_two_classes_is_smps(seed: int, gamma: float) -> None:
+    logits, label = batch(2, seed, ignored=0.3)
+    theirs = smp.losses.FocalLoss("binary", gamma=gamma, ignore_index=IGNORE)(logits[:, 0], label)
+    close(segmentation_loss(logits, label, mixed(gamma=gamma)), theirs)
+
+
+@given(seed=seeds, k=st.integers(3, 6), gamma=st.floats(0.5, 4))
+def test_focal_of_more_weighs_each_pixel_by_what_it_lacks(seed: int, k: int, gamma: float) -> None:
+    logits, label = batch(k, seed, ignored=0.3)
+    scores, truth = known(logits, label)
+    chance = scores.double().softmax(dim=1)[torch.arange(len(truth)), truth]
+    close(segmentation_loss(logits, label, mixed(gamma=gamma)), ((1 - chance) ** gamma * -chance.log()).mean())
+
+
+@given(seed=seeds, k=st.integers(2, 5), smoothing=st.sampled_from([0.0, 0.1, 0.4]), weighted=st.booleans())
+def test_class_weights_and_smoothing_are_torchs(seed: int, k: int, smoothing: float, weighted: bool) -> None:
+    logits, label = batch(k, seed, ignored=0.3)
+    weights = tuple(np.random.default_rng(seed).uniform(0.1, 5, k).tolist()) if weighted else ()
+    scores, truth = known(logits, label)
+    # One logit is the difference of two.
+    scores = torch.cat([torch.zeros_like(scores), scores], dim=1) if k == 2 else scores
+    theirs = nn.CrossEntropyLoss(torch.tensor(weights) if weighted else None, label_smoothing=smoothing)(scores, truth)
+    close(segmentation_loss(logits, label, mixed(class_weights=weights, smoothing=smoothing)), theirs)
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    label = np.random.default_rng(0).choice(4, 5000, p=[0.6, 0.3, 0.09, 0.01])
+    shares = np.stack([np.bincount(part, minlength=4) / len(part) for part in label.reshape(10, 500)])
+    theirs = compute_class_weight("balanced", classes=np.arange(4), y=label)
+    np.testing.assert_allclose(balanced_weights(shares), theirs)
+    with_an_absent_one = balanced_weights(np.insert(shares, 2, 0, axis=1))
+    np.testing.assert_allclose(with_an_absent_one, np.insert(theirs, 2, 1))
+
+
+@given(seed=seeds, k=st.integers(2, 4))
+def test_balanced_classes_count_alike(seed: int, k: int) -> None:
+    # Of a network that knows nothing every pixel costs the same; weighted, every class does.
+    _, label = batch(k, seed)
+    counts = torch.bincount(label.flatten().long(), minlength=k)
+    weights = balanced_weights((counts / counts.sum())[None].double().numpy())
+    by_class = [weight * count for weight, count in zip(weights, counts.tolist(), strict=True) if count]
+    np.testing.assert_allclose(by_class, by_class[0])
+
+
+# Regions
+
+
+@given(seed=seeds, k=st.integers(2, 5), miss=st.sampled_from([0.2, 0.5, 0.7]))
+def test_tversky_is_smps(seed: int, k: int, miss: float) -> None:
+    logits, label = batch(k, seed, ignored=0.3)
+    label.flatten()[:k] = torch.arange(k, dtype=torch.uint8)
+    scores, truth = known(logits, label)
+    mode = "binary" if k == 2 else "multiclass"
+    theirs = smp.losses.TverskyLoss(mode, smooth=0.5, alpha=1 - miss, beta=miss, eps=0.0)
+    stacked = scores.T[None, :, :, None], truth[None, :, None]
+    close(segmentation_loss(logits, label, LossMix("tversky", 1.0, miss=miss)), theirs(*stacked))
+
+
+@given(seed=seeds, k=st.integers(2, 5))
+def test_tversky_of_equal_weights_is_dice(seed: int, k: int) -> None:
+    logits, label = batch(k, seed, ignored=0.3)
+    close(segmentation_loss(logits, label, LossMix("tversky", 1.0, miss=0.5)), segmentation_loss(logits, label, REGION))
+
+
+@given(seed=seeds, k=st.integers(3, 6))
+def test_lovasz_and_its_gradient_are_smps(seed: int, k: int) -> None:
+    logits, label = batch(k, seed, ignored=0.3)
+    label[label == 1] = 0
+    ours = segmentation_loss(logits, label, LossMix("lovasz", 1.0))
+    theirs = smp.losses.LovaszLoss("multiclass", ignore_index=IGNORE)(logits, label)
+    close(ours, theirs)
+    close(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])
+
+
+@given(seed=seeds, k=st.integers(2, 4), share=st.sampled_from([0.0, 0.1, 0.6]))
+def test_lovasz_of_a_sure_network_is_what_its_iou_lacks(seed: int, k: int, share: float) -> None:
+    _, label = batch(k, seed, ignored=0.2)
+    answer, _ = batch(3, seed + 1)
+    wrong = answer[:, 0].abs() < share
+    said = torch.where(wrong, (label + 1) % k, label).long().clamp(max=k - 1)
+    sure = nn.functional.one_hot(said, k).movedim(-1, 1) * 400.0 - 200
+    there, said = label[label != IGNORE], said[label != IGNORE]
+    classes = [1] if k == 2 else there.unique().tolist()
+    either = [((there == c) | (said == c)).sum() for c in classes]
+    both = [((there == c) & (said == c)).sum() for c in classes]
+    lacking = torch.stack([1 - b / e.clamp(min=1) for b, e in zip(both, either, strict=True)]).mean()
+    close(segmentation_loss(sure[:, 1:] if k == 2 else sure, label, LossMix("lovasz", 1.0)), lacking)
+
+
+# Shares of classes instead of classes
+
+
+@given(seed=seeds, k=st.integers(2, 5))
+def test_whole_pixels_as_shares_are_the_same_as_indices(seed: int, k: int) -> None:
+    logits, label = batch(k, seed, ignored=0.3)
+    whole = nn.functional.one_hot(label.long().clamp(max=k), k + 1).movedim(-1, 1)[:, :k].float()
+    shares = whole.masked_fill((label == IGNORE)[:, None], torch.nan)[:, 1 if k == 2 else 0 :]
+    weights = tuple(range(1, k + 1))
+    for region in ("dice", "tversky", "lovasz"):
+        for gamma in (0.0, 2.0):
+            mix = LossMix(region, 0.5, gamma, class_weights=weights, smoothing=0.1, boundary_weight=2.0)
+            close(segmentation_loss(logits, shares, mix), segmentation_loss(logits, label, mix))
+
+
+@given(seed=seeds, k=st.integers(1, 4))
+def test_shares_have_torchs_entropy_and_are_best_met_by_themselves(seed: int, k: int) -> None:
+    logits, _ = batch(max(k, 2) + (k > 1), seed)
+    aim = batch(max(k, 2) + (k > 1), seed + 1)[0].detach()
+    shares = aim.sigmoid() if k == 1 else aim.softmax(dim=1)
+    entropy = nn.BCEWithLogitsLoss() if k == 1 else nn.CrossEntropyLoss()
+    close(segmentation_loss(logits, shares, ENTROPY), entropy(logits, shares))
+    for mix in (ENTROPY, REGION, LossMix("tversky", 1.0), mixed(gamma=2.0)):
+        leaf = aim.clone().requires_grad_()
+        best = segmentation_loss(leaf, shares, mix)
+        assert best <= segmentation_loss(logits, shares, mix)
+    assert segmentation_loss(aim, shares, REGION) < 1e-5
+    assert segmentation_loss(aim, shares, mixed(gamma=2.0)) < 1e-5
+
+
+@given(seed=seeds, k=st.integers(2, 5))
+def test_classes_that_overlap_are_so_many_questions(seed: int, k: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, k, 7, 6, generator=rng)
+    there = (torch.rand(2, k, 7, 6, generator=rng) < 0.4).float()
+    there[torch.rand(2, k, 7, 6, generator=rng) < 0.2] = torch.nan
+    for region in ("dice", "tversky", "lovasz"):
+        whole = segmentation_loss(logits, there, LossMix(region, 1.0, overlapping=True))
+        alone = [segmentation_loss(logits[:, [c]], there[:, [c]], LossMix(region, 1.0)) for c in range(k)]
+        close(whole, torch.stack(alone).mean())
+    known_there = there.isfinite()
+    entropy = nn.BCEWithLogitsLoss()(logits[known_there], there[known_there])
+    close(segmentation_loss(logits, there, mixed(overlapping=True)), entropy)
+
+
+# Layers within
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_coarser_logits_are_held_to_the_shares_in_their_pixels(k: int) -> None:
+    logits, label = batch(k, 0)
+    label, logits = label[:, :4, :6], logits[:, :, :4, :6]
+    coarse = logits.detach()[:, :, ::2, ::2].clone().requires_grad_()
+    quarters = label.reshape(2, 2, 2, 3, 2).movedim(2, 3).reshape(2, 2, 3, 4).long()
+    shares = nn.functional.one_hot(quarters, k).float().mean(dim=3).movedim(-1, 1)[:, 1 if k == 2 else 0 :]
+    mix = LossMix(auxiliary_weight=0.4)
+    both = segmentation_loss((logits, [coarse, coarse]), label, mix)
+    close(both, segmentation_loss(logits, label, mix) + 0.4 * segmentation_loss(coarse, shares, mix))
+    assert torch.equal(segmentation_loss((logits, [coarse]), label, PLAIN), segmentation_loss(logits, label, PLAIN))
+
+
+def test_a_coarser_pixel_of_which_little_is_known_is_not_learned() -> None:
+    label = torch.full((1, 4, 4), IGNORE, dtype=torch.uint8)
+    label[0, 0, 0], label[0, :2, 2:], label[0, 2, 2:] = 1, 0, 1
+    coarse = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    segmentation_loss((torch.zeros(1, 1, 4, 4), [coarse]), label, LossMix(auxiliary_weight=1.0)).backward()
+    assert coarse.grad is not None
+    assert (coarse.grad != 0).flatten().tolist() == [False, True, False, True]
+
+
+# Settings
+
+
+def test_settings_become_the_mix() -> None:
+    legend = Legend(("ground", "tree", "water"))
+    assert loss_mix(TrainConfig(), legend) == LossMix()
+    config = TrainConfig(
+        entropy="focal", focal_gamma=1.5, region="tversky", tversky_miss=0.6, region_weight=0.4,
+        class_weights="1, 2,0.5", boundary_weight=3.0, label_smoothing=0.1, auxiliary_weight=0.3,
+    )  # fmt: skip
+    assert loss_mix(config, legend) == LossMix("tversky", 0.4, 1.5, 0.6, (1.0, 2.0, 0.5), 3.0, 0.1, 0.3)
+    shares = np.array([[0.2, 0.1, 0.0], [0.4, 0.1, 0.2]])
+    assert loss_mix(TrainConfig(class_weights="balanced"), legend, shares).class_weights == balanced_weights(shares)
+
+
+@pytest.mark.parametrize("words", ["1,2", "1,2,3,4", "1,2,-3", "1,2,nan", "even", "", "1,2,inf"])
+def test_weights_that_fit_no_class_are_refused(words: str) -> None:
+    with pytest.raises(SettingError, match="3 numbers above 0 separated by commas, for ground, tree, water"):
+        loss_mix(TrainConfig(class_weights=words), Legend(("ground", "tree", "water")))
+
+
+def test_balance_needs_shares() -> None:
+    with pytest.raises(SettingError, match="needs the shares"):
+        loss_mix(TrainConfig(class_weights="balanced"), Legend(("ground", "tree")))

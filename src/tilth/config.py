@@ -122,9 +122,9 @@ class TrainConfig:
     """Weight of each class in cross-entropy: none, balanced (by the inverse of its share of the training pixels), or
     numbers in the order of the classes, separated by commas."""
     boundary_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Extra weight in cross-entropy of pixels beside another class; it falls off within a few pixels."""
+    """Extra weight in cross-entropy of pixels beside another class; it halves with each pixel, up to the third."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of each label that is spread over the other classes."""
+    """Share of each label that is spread evenly over all classes, in cross-entropy."""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the same loss on the coarser maps of architecture = light (deep supervision)."""
     sampling: Literal["tiles", "classes"] = "tiles"

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -64,6 +64,8 @@ class TrainingData:
     scaling: Scaling
     fingerprint: str = ""
     """Of the tile set: a run goes on with the same data only."""
+    shares: Float[ndarray, "tiles k"] | None = None
+    """Share of each class among all pixels of each training tile, for what depends on rare classes."""
 
 
 class Key(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from tilth.learn.device import find_device, find_precision, layout, repeatable
 from tilth.learn.events import EventLog
 from tilth.learn.feed import Feed, TrainingData
 from tilth.learn.history import Epoch, History
-from tilth.learn.losses import segmentation_loss
+from tilth.learn.losses import Deep, Logits, finest, loss_mix, segmentation_loss
 from tilth.learn.metrics import confusion
 from tilth.learn.networks import Network
 from tilth.learn.optim import hold_encoder, optimizer_of, set_rates
@@ -48,7 +48,7 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
             run.begin_epoch()
             for images, label in run.feed.train(run.position.epoch, run.position.step):
                 logits = run.model(images)
-                loss = segmentation_loss(logits, label, config.region_weight)
+                loss = segmentation_loss(logits, label, run.loss_mix)
                 run.refuse_nan(loss)
                 run.optimizer.zero_grad()
                 run.fabric.backward(loss)
@@ -68,6 +68,7 @@ class _Run:
         if not len(data.train):
             raise InputError("There is no training tile. Prepare the tile set again with smaller --val and --test.")
         self.k = len(data.legend.names)
+        self.loss_mix = loss_mix(config, data.legend, data.shares)
         self.fabric = _fabric(config)
         self.feed = Feed(data, config, self.fabric.device)
         self._network, self._data, self._config, self._folder = network, data, config, folder
@@ -147,7 +148,7 @@ class _Run:
         with torch.no_grad(), self.fabric.autocast():
             for images, label in self.feed.val():
                 logits = model(images)
-                loss = segmentation_loss(logits, label, self._config.region_weight)
+                loss = segmentation_loss(logits, label, self.loss_mix)
                 tally.add(*_counted(loss, logits, label, self.k))
                 bar.advance(len(images))
         return tally
@@ -184,9 +185,9 @@ class _Run:
 
 
 def _counted(
-    loss: Float32[Tensor, ""], logits: Float[Tensor, "n o h w"], label: UInt8[Tensor, "n h w"], k: int
+    loss: Float32[Tensor, ""], logits: Logits | Deep, label: UInt8[Tensor, "n h w"], k: int
 ) -> tuple[float, np.ndarray]:
-    return loss.item(), confusion(logits.detach(), label, k).numpy(force=True)
+    return loss.item(), confusion(finest(logits).detach(), label, k).numpy(force=True)
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

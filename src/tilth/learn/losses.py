@@ -1,58 +1,196 @@
-"""What training makes small: cross-entropy and Dice over the labelled pixels of a batch."""
+"""What training makes small: cross-entropy by pixel and a loss of regions, over the labelled pixels of a batch."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32
+from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
-from tilth.legend import IGNORE
+from tilth.config import TrainConfig
+from tilth.errors import SettingError
+from tilth.learn.regions import dice_loss, lovasz_loss, tversky_loss
+from tilth.learn.truth import Label, Truth, nearness
+from tilth.legend import Legend
 
-SMOOTH = 1.0
+Logits: TypeAlias = Float[Tensor, "n o h w"]
+Deep: TypeAlias = tuple[Logits, Sequence[Float[Tensor, "n o _ _"]]]
+"""What a network may return in training: its logits, and coarser ones of layers within it."""
+
+LEAST_DISTANCE = 1e-6
+"""Of a prediction from the truth, in the focal loss: at 0, its root has no slope."""
 
 
-def segmentation_loss(
-    logits: Float[Tensor, "n o h w"], label: UInt8[Tensor, "n h w"], region_weight: float
-) -> Float32[Tensor, ""]:
-    """Return (1 - region_weight) x cross-entropy + region_weight x Dice loss over all pixels not labelled 255.
+@dataclass(frozen=True)
+class LossMix:
+    """Everything that decides the loss. As it stands it is the article's: 75 % cross-entropy, 25 % Dice."""
 
-    With one output, cross-entropy and Dice are those of the article's CombinedLoss, with the sigmoid inside. With more
-    outputs, the Dice loss is the mean over the classes that the batch's labels hold. Computed in float32, under
-    autocast too. Zero, with gradient zero, where no pixel is labelled.
+    region: Literal["dice", "tversky", "lovasz"] = "dice"
+    region_weight: float = 0.25
+    """Share of the region loss; the rest is cross-entropy."""
+    gamma: float = 0.0
+    """Exponent of the focal loss; 0: cross-entropy as it is."""
+    miss: float = 0.7
+    """Weight of missed pixels in the Tversky loss."""
+    class_weights: tuple[float, ...] = ()
+    """In cross-entropy, by class index; empty: all count alike."""
+    boundary_weight: float = 0.0
+    """Extra weight in cross-entropy of a pixel beside another class."""
+    smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in cross-entropy."""
+    auxiliary_weight: float = 0.0
+    """Weight of the mean loss of the coarser logits."""
+    overlapping: bool = False
+    """Whether each output stands for itself, so that a pixel may be of several classes or of none."""
+
+
+def loss_mix(config: TrainConfig, legend: Legend, shares: Float[ndarray, "tiles k"] | None = None) -> LossMix:
+    """Return the loss that `config` describes, for classes that have these `shares` of each training tile's pixels.
+
+    Raises:
+        SettingError: for class weights that are not numbers, one a class, or that need shares which are not known.
     """
-    valid = label != IGNORE
-    target = label.masked_fill(~valid, 0).long()
-    with torch.autocast(logits.device.type, enabled=False):
-        # Filled before anything else, so that not even an infinite value reaches the loss from an ignored pixel.
-        known = logits.float().masked_fill(~valid[:, None], 0.0)
-        pair = _binary(known[:, 0], target, valid) if logits.shape[1] == 1 else _multiclass(known, target, valid)
-        entropy, dice = pair
-        return (1 - region_weight) * entropy + region_weight * dice
+    return LossMix(
+        region=config.region,
+        region_weight=config.region_weight,
+        gamma=config.focal_gamma if config.entropy == "focal" else 0.0,
+        miss=config.tversky_miss,
+        class_weights=_class_weights(config.class_weights, legend.names, shares),
+        boundary_weight=config.boundary_weight,
+        smoothing=config.label_smoothing,
+        auxiliary_weight=config.auxiliary_weight,
+    )
 
 
-def _binary(
-    logits: Float32[Tensor, "n h w"], target: Int64[Tensor, "n h w"], valid: Bool[Tensor, "n h w"]
-) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
-    truth = target.float()
-    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    inside = torch.sigmoid(logits) * valid
-    return _mean(entropy, valid), _dice_loss(inside.flatten()[None], truth.flatten()[None])[0]
+def balanced_weights(shares: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
+    """Return the weight of each class by the inverse of its share of all pixels, so that their mean by pixel is 1.
+
+    A class without a pixel weighs 1.
+    """
+    total = shares.sum(axis=0)
+    there = total > 0
+    weights = np.where(there, total.sum() / (there.sum() * np.where(there, total, 1)), 1.0)
+    return tuple(weights.tolist())
 
 
-def _multiclass(
-    logits: Float32[Tensor, "n k h w"], target: Int64[Tensor, "n h w"], valid: Bool[Tensor, "n h w"]
-) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
-    entropy = functional.cross_entropy(logits, target, reduction="none")
-    truth = functional.one_hot(target, logits.shape[1]).movedim(-1, 0) * valid
-    inside = torch.softmax(logits, dim=1).movedim(1, 0) * valid
-    dice = _dice_loss(inside.flatten(1), truth.flatten(1).float())
-    present = truth.flatten(1).any(dim=1)
-    return _mean(entropy, valid), (dice * present).sum() / present.sum().clamp(min=1)
+def segmentation_loss(logits: Logits | Deep, label: Label, mix: LossMix) -> Float32[Tensor, ""]:
+    """Return (1 - region_weight) x cross-entropy + region_weight x region loss over all labelled pixels.
+
+    With one output and the plain mix, these are those of the article's CombinedLoss, with the sigmoid inside. With
+    outputs that exclude each other, the region loss is the mean over the classes that the batch's labels hold. Of
+    coarser logits, the same loss against the shares of the classes in their larger pixels is added, by
+    `auxiliary_weight`. Computed in float32, under autocast too. Zero, with gradient zero, where no pixel is labelled.
+    """
+    fine, coarser = finest(logits), logits[1] if isinstance(logits, tuple) else ()
+    with torch.autocast(fine.device.type, enabled=False):
+        truth = Truth.of(label, fine.shape[1], mix.overlapping)
+        loss = _loss(fine, truth, mix)
+        if not coarser or not mix.auxiliary_weight:
+            return loss
+        others = [_loss(each, truth.coarser(*each.shape[2:]), mix) for each in coarser]
+        return loss + mix.auxiliary_weight * torch.stack(others).mean()
 
 
-def _mean(values: Float32[Tensor, "n h w"], valid: Bool[Tensor, "n h w"]) -> Float32[Tensor, ""]:
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+def finest(logits: Logits | Deep) -> Logits:
+    """Return the logits of the network's own resolution, of what it returned in training or elsewhere."""
+    return logits[0] if isinstance(logits, tuple) else logits
 
 
-def _dice_loss(inside: Float32[Tensor, "c p"], truth: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
-    both = (inside * truth).sum(dim=1)
-    return 1 - (2 * both + SMOOTH) / (inside.sum(dim=1) + truth.sum(dim=1) + SMOOTH)
+def _loss(logits: Logits, truth: Truth, mix: LossMix) -> Float32[Tensor, ""]:
+    # Filled before anything else, so that not even an infinite value reaches the loss from an ignored pixel.
+    known = logits.float().masked_fill(~truth.valid, 0.0)
+    entropy, region = _entropy(known, truth, mix), _region(known, truth, mix)
+    return (1 - mix.region_weight) * entropy + mix.region_weight * region
+
+
+def _entropy(logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix) -> Float32[Tensor, ""]:
+    """Return the weighted mean of cross-entropy over known pixels, as torch weighs it: by the weights of the truth."""
+    stress = truth.valid * (1 + mix.boundary_weight * nearness(truth)) if mix.boundary_weight else truth.valid
+    values, weights = (_softmax_entropy if truth.exclusive else _sigmoid_entropy)(logits, truth, mix)
+    if mix.gamma:
+        values = values * _distance(logits, truth).clamp(min=LEAST_DISTANCE) ** mix.gamma
+    total = (stress if weights is None else stress * weights).sum()
+    return (values * stress).sum() / (total + (total == 0))
+
+
+def _softmax_entropy(
+    logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix
+) -> tuple[Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"] | None]:
+    weights = logits.new_tensor(mix.class_weights) if mix.class_weights else None
+    target = truth.share if truth.index is None else truth.index
+    values = functional.cross_entropy(logits, target, weights, reduction="none", label_smoothing=mix.smoothing)
+    if weights is None:
+        return values[:, None], None
+    return values[:, None], (truth.share * weights[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def _sigmoid_entropy(
+    logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix
+) -> tuple[Float32[Tensor, "n o h w"], Float32[Tensor, "n o h w"] | None]:
+    share = truth.share * (1 - mix.smoothing) + mix.smoothing / 2 if mix.smoothing else truth.share
+    if not mix.class_weights:
+        return functional.binary_cross_entropy_with_logits(logits, share, reduction="none"), None
+    weights = logits.new_tensor(mix.class_weights)
+    # One output stands for two classes; of outputs that overlap, each stands for one, present or not.
+    absent, present = (weights[:1], weights[1:]) if logits.shape[1] == 1 else (weights, weights)
+    absent, present = absent[:, None, None], present[:, None, None]
+    ratio = present / absent
+    values = functional.binary_cross_entropy_with_logits(logits, share, pos_weight=ratio, reduction="none")
+    return values * absent, absent + (present - absent) * truth.share
+
+
+def _distance(logits: Float32[Tensor, "n o h w"], truth: Truth) -> Float32[Tensor, "n v h w"]:
+    """Return how far each prediction is from the truth, 0 to 1: for a whole pixel 1 - the probability of its class.
+
+    For shares the total variation; with one output this is that of Li et al. (2020), "Generalized focal loss", (3),
+    and for whole pixels that of Lin et al. (2017), "Focal loss for dense object detection", (4).
+    """
+    if truth.exclusive:
+        return (torch.softmax(logits, dim=1) - truth.share).abs().sum(dim=1, keepdim=True) / 2
+    return (torch.sigmoid(logits) - truth.share).abs()
+
+
+def _region(logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix) -> Float32[Tensor, ""]:
+    chances = torch.softmax(logits, dim=1) if truth.exclusive else torch.sigmoid(logits)
+    inside, share = ((values * truth.valid).movedim(1, 0).flatten(1) for values in (chances, truth.share))
+    losses = _region_losses(inside, share, mix)
+    if not truth.exclusive:
+        return losses.mean()
+    # Lovász gives a pixel to the class it is most of.
+    present = (share > (0.5 if mix.region == "lovasz" else 0.0)).any(dim=1)
+    return (losses * present).sum() / present.sum().clamp(min=1)
+
+
+def _region_losses(
+    inside: Float32[Tensor, "c p"], share: Float32[Tensor, "c p"], mix: LossMix
+) -> Float32[Tensor, " c"]:
+    if mix.region == "dice":
+        return dice_loss(inside, share)
+    if mix.region == "tversky":
+        return tversky_loss(inside, share, mix.miss)
+    return lovasz_loss(inside, share)
+
+
+def _class_weights(words: str, names: Sequence[str], shares: Float[ndarray, "tiles k"] | None) -> tuple[float, ...]:
+    if words == "none":
+        return ()
+    if words == "balanced":
+        if shares is None:
+            raise SettingError(
+                "class_weights = 'balanced' needs the shares of the classes. Give the weights themselves."
+            )
+        return balanced_weights(shares)
+    try:
+        weights = tuple(float(word) for word in words.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != len(names) or not all(0 < weight < float("inf") for weight in weights):
+        raise SettingError(
+            f"class_weights = {words!r}: give none, balanced, or {len(names)} numbers above 0 separated by commas, "
+            f"for {', '.join(names)}."
+        )
+    return weights

@@ -19,6 +19,7 @@ from tilth.learn.feed import Scaling, TrainingData
 from tilth.learn.history import History
 from tilth.learn.known import MOST_CELLS, known_ground, load_encoder
 from tilth.learn.loop import fit
+from tilth.learn.losses import loss_mix
 from tilth.learn.networks import Network, build
 from tilth.verbs.audit import audit_set
 
@@ -88,6 +89,7 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
 
     Raises:
         InputError: when a part that training needs has no tile.
+        SettingError: for weights of classes that cannot be.
     """
     for split in ("train", "val"):
         if not tile_set.split(split):
@@ -97,7 +99,11 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
     fingerprint = json_digest([tile_set.meta.fingerprint, asdict(recipe.model)])
     val = tile_set.samples("val", once=True)
     several = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
-    return TrainingData(several.samples("train"), val, tile_set.meta.legend, scaling, fingerprint)
+    samples, shares = several.samples("train"), several.shares("train")
+    data = TrainingData(samples, val, tile_set.meta.legend, scaling, fingerprint, shares)
+    # Weights that cannot be are refused before anything is written.
+    loss_mix(recipe.train, data.legend, data.shares)
+    return data
 
 
 def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:

@@ -1,0 +1,80 @@
+"""What a label says of each output, and how near its pixels are to a border."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_cdt
+from torch import Tensor
+
+from tilth.learn.losses import LossMix, segmentation_loss
+from tilth.learn.truth import BORDER, Truth, nearness
+from tilth.legend import IGNORE
+
+seeds = st.integers(0, 10**6)
+
+
+def patches(k: int, seed: int, ignored: float = 0.0) -> Tensor:
+    """Return a label of patches, 18 x 22, with ignored pixels."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, k, (1, 3, 4), dtype=np.uint8).repeat(6, 1).repeat(6, 2)[:, :, :22]
+    label[rng.random(label.shape) < ignored] = IGNORE
+    return torch.from_numpy(label)
+
+
+def beside_another(label: np.ndarray) -> np.ndarray:
+    """Return which pixels touch one of another class, at a corner too. Pixel by pixel."""
+    found = np.zeros(label.shape, bool)
+    for row, col in np.ndindex(*label.shape):
+        around = label[max(row - 1, 0) : row + 2, max(col - 1, 0) : col + 2]
+        found[row, col] = label[row, col] != IGNORE and ((around != label[row, col]) & (around != IGNORE)).any()
+    return found
+
+
+@given(seed=seeds, k=st.integers(2, 4), ignored=st.sampled_from([0.0, 0.05, 0.5]))
+def test_nearness_halves_with_each_pixel_from_the_border(seed: int, k: int, ignored: float) -> None:
+    label = patches(k, seed, ignored)
+    edge = beside_another(label[0].numpy())
+    far = distance_transform_cdt(~edge, "chessboard") if edge.any() else np.full(edge.shape, 99)
+    expected = np.where(far < BORDER, 0.5**far, 0)
+    near = nearness(Truth.of(label, 1 if k == 2 else k))
+    np.testing.assert_array_equal(near[0, 0], expected)
+
+
+@given(seed=seeds, ignored=st.sampled_from([0.0, 0.3]))
+def test_classes_that_overlap_have_borders_of_their_own(seed: int, ignored: float) -> None:
+    shares = torch.cat([patches(2, seed + i)[:, None].float() for i in range(3)], dim=1)
+    shares[torch.rand(shares.shape, generator=torch.Generator().manual_seed(seed)) < ignored] = torch.nan
+    near = nearness(Truth.of(shares, 3, overlapping=True))
+    for c in range(3):
+        assert torch.equal(near[:, [c]], nearness(Truth.of(shares[:, [c]], 1)))
+
+
+def test_borders_count_for_more_and_the_mean_stays_one() -> None:
+    label = patches(2, 3)
+    near = nearness(Truth.of(label, 1))
+    logits = torch.randn(1, 1, 18, 22, generator=torch.Generator().manual_seed(0))
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, label[:, None].float(), reduction="none")
+    ours = segmentation_loss(logits, label, LossMix(region_weight=0.0, boundary_weight=5.0))
+    torch.testing.assert_close(ours, ((1 + 5 * near) * each).sum() / (1 + 5 * near).sum())
+
+
+@given(seed=seeds, k=st.integers(2, 4), ignored=st.sampled_from([0.0, 0.3]))
+def test_coarser_truth_keeps_what_there_is_of_each_class(seed: int, k: int, ignored: float) -> None:
+    label = patches(k, seed, ignored)
+    truth = Truth.of(label, 1 if k == 2 else k)
+    coarse = truth.coarser(6, 11)
+    parts = truth.share.unflatten(2, (6, 3)).unflatten(4, (11, 2))
+    known = truth.valid.unflatten(2, (6, 3)).unflatten(4, (11, 2)).sum(dim=(3, 5))
+    expected = torch.where(known >= 3, parts.sum(dim=(3, 5)) / known.clamp(min=1), 0.0)
+    assert torch.equal(coarse.valid, known >= 3)
+    torch.testing.assert_close(coarse.share, expected)
+    if k > 2:
+        torch.testing.assert_close(coarse.share.sum(dim=1, keepdim=True), coarse.valid.float())
+
+
+def test_shares_known_in_part_are_not_known_where_classes_exclude_each_other() -> None:
+    shares = torch.full((1, 3, 2, 2), 1 / 3)
+    shares[0, 1, 0, 0] = torch.nan
+    assert Truth.of(shares, 3).valid.flatten().tolist() == [False, True, True, True]
+    assert Truth.of(shares, 3, overlapping=True).valid.sum() == 11
