@@ -14,6 +14,7 @@ from tilth.geo.polygons.polygonledger import PolygonLedger
 from tilth.geo.polygons.zonal import fitting
 from tilth.geo.rasters.maptags import beside, check_class_map, stated_legend
 from tilth.geo.rasters.raster import Image
+from tilth.geo.rasters.state import raster_state
 from tilth.making import is_complete, keeping
 from tilth.progress import meter
 from tilth.verbs.polygons.finding import Finding, class_map
@@ -130,14 +131,10 @@ def _check_settings(settings: PolygonConfig) -> None:
 def _origin(finding: Finding, settings: PolygonConfig) -> dict[str, Any]:
     """Return everything that decides what the polygons are."""
     info = finding.image.info
-    files = {"map": _state(info.path) | {"metadata": json_digest(info.tags)}}
+    files = {"map": raster_state(info.path) | {"metadata": json_digest(info.tags)}}
     if finding.probabilities:
-        files["probabilities"] = _state(finding.probabilities.image.info.path)
+        files["probabilities"] = raster_state(finding.probabilities.image.info.path)
     return {"settings": asdict(settings), **files}
-
-
-def _state(path: Path) -> dict[str, Any]:
-    return {"path": str(path.resolve()), "bytes": path.stat().st_size, "modified": f"{_changed(path):%F %T.%f}"}
 
 
 def _changed(path: Path) -> datetime:

@@ -26,10 +26,11 @@ from tilth.geo.mapping.classmap import (
 )
 from tilth.geo.mapping.ledger import Ledger
 from tilth.geo.rasters.maptags import BACKEND_TAG, ORIGIN_TAG, map_tags
+from tilth.geo.rasters.state import raster_state
 from tilth.making import differences, is_complete, keeping, remove_ledger
 from tilth.progress import Meter, meter
 from tilth.verbs.predict.applicability import write_applicability
-from tilth.verbs.predict.origin import map_tags_of, raster_states
+from tilth.verbs.predict.origin import map_tags_of
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.result import MadeMap
 
@@ -175,7 +176,8 @@ def _check_any(task: Task, ledger: Ledger) -> None:
 
 def _check_unchanged(task: Task, ledger: Ledger) -> None:
     """Raise InputError when a raster was written to while it was read: what was computed is of no use."""
-    changed = differences({"rasters": task.origin["rasters"]}, {"rasters": raster_states(task.job.rasters)})
+    now = [raster_state(path) for path in task.job.rasters]
+    changed = differences({"rasters": task.origin["rasters"]}, {"rasters": now})
     if changed:
         ledger.remove()
         raise InputError(

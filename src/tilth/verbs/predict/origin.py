@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 from tilth.applicability import KNOWN
 from tilth.card import CARD, WEIGHTS
 from tilth.errors import InputError
-from tilth.files import file_digest, json_digest
+from tilth.files import file_digest
 from tilth.geo.rasters.maptags import BACKEND_TAG
-from tilth.geo.rasters.raster import Image, open_raster
+from tilth.geo.rasters.raster import Image
+from tilth.geo.rasters.state import raster_state
 from tilth.making import origin_of
 from tilth.verbs.predict.plan import Task
-
-STATISTICS = ".aux.xml"
-"""Written by programs that only looked at a raster."""
 
 
 def origin(task: Task, backend: str) -> dict[str, Any]:
@@ -33,7 +30,7 @@ def origin(task: Task, backend: str) -> dict[str, Any]:
         "backend": backend,
         "versions": {name: version(name) for name in ("tilth", "torch")},
         "area": {"path": str(job.aoi.resolve()), "digest": file_digest(job.aoi)} if job.aoi else None,
-        "rasters": raster_states(job.rasters),
+        "rasters": [raster_state(path) for path in job.rasters],
     }
 
 
@@ -61,26 +58,3 @@ def map_tags_of(path: Path) -> dict[str, str]:
 def _backend_before(task: Task) -> str | None:
     begun = origin_of(task.folder)
     return begun.get("backend") if begun else map_tags_of(task.job.path).get(BACKEND_TAG)
-
-
-def raster_states(rasters: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return path, size and time of each raster, with all files that belong to it: masks, world files, a VRT's sources.
-
-    Raises:
-        InputError: when one is not there any more.
-    """
-    return [_state(path) for path in rasters]
-
-
-def _state(path: Path) -> dict[str, Any]:
-    with open_raster(path) as raster:
-        files = sorted({Path(name) for name in raster.files if not name.endswith(STATISTICS)} | {path})
-    states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
-    several = {"files": len(files), "state": json_digest(states)[:16]} if len(files) > 1 else {}
-    size, modified = sum(size for _, size, _ in states), max(time for *_, time in states)
-    return {"path": str(path.resolve()), "bytes": size, "modified": _when(modified), **several}
-
-
-def _when(ns: int) -> str:
-    """Return a time in UTC to the nanosecond."""
-    return f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d %H:%M:%S}.{ns % 10**9:09d}"
