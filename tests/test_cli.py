@@ -13,7 +13,7 @@ from tilth.errors import SettingError
 
 COMMANDS = [
     ("prepare", "vector"), ("prepare", "masks"), ("prepare", "dstl"), ("audit",), ("model",), ("train",), ("compare",),
-    ("evaluate",), ("predict",), ("polygons",), ("report",), ("demo",),
+    ("curve",), ("evaluate",), ("predict",), ("polygons",), ("report",), ("demo",),
 ]  # fmt: skip
 
 

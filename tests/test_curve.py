@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tilth.cli.learning import curve as command
+from tilth.cli.learning import percents
 from tilth.config import Recipe, TrainConfig, Variant, parse_recipe
 from tilth.errors import InputError, SettingError
 from tilth.figures.colours import DARK, LIGHT
@@ -23,8 +26,9 @@ from tilth.intervals import intervals
 from tilth.learn.checkpoint import LAST, STATE
 from tilth.learn.feed import Scaling
 from tilth.scores import scores
-from tilth.verbs.curve import Curve, curve, points
-from tilth.verbs.curve.plan import Size, repeats, sizes, steps, subset, variants_of
+from tilth.verbs.curve import Curve, _notes, curve, points
+from tilth.verbs.curve.plan import LEAST_STEPS, Size, repeats, sizes, steps, subset, variants_of
+from tilth.verbs.curve.plan import SHARES as SHARES_BY_DEFAULT
 from tilth.verbs.curve.points import POINT
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.train import train, training_data
@@ -241,7 +245,10 @@ def test_a_killed_curve_goes_on_to_the_same_bytes_and_computes_nothing_twice(
 def test_a_curve_that_is_there_is_not_mixed_with_another(found: Curve, tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"train\.decoder_lr was 0\.005, is 0\.001"):
         curve(tiles, found.folder, RECIPE.changed(train={"decoder_lr": 1e-3}), SHARES)
-    # What does not touch the figures may change.
+    # Less of it is there already, and what does not touch the figures may change.
+    part = curve(tiles, found.folder, replace(RECIPE, seeds=(1,)), SHARES[:1])
+    assert [point.job.seed for point in part.points] == [1, 1]
+    assert "Note: one seed" in "\n".join(part.lines())
     changed = RECIPE.changed(train={"workers": 0, "save_minutes": 1.0})
     assert curve(tiles, found.folder, changed, SHARES).lines() == found.lines()
     point = found.folder / found.points[0].job.run / POINT
@@ -250,6 +257,23 @@ def test_a_curve_that_is_there_is_not_mixed_with_another(found: Curve, tiles: Pa
     with pytest.raises(InputError, match="to begin it anew"):
         curve(tiles, found.folder, RECIPE, SHARES)
     point.write_bytes(before)
+
+
+def test_overlapping_tiles_are_counted_by_their_ground(whole: TileSet) -> None:
+    apart = [replace(tile, split="train") for tile in whole.tiles]
+    shifted = [replace(tile, window=replace(tile.window, row=tile.window.row // 2)) for tile in apart]
+    notes = [_notes(replace(whole, tiles=tuple(tiles)), RECIPE) for tiles in (apart, shifted)]
+    assert [any("each pixel lies in 1.8 of them" in note for note in each) for each in notes] == [False, True]
+    assert all("there is no test part" in each[0] for each in notes)
+
+
+def test_percents_are_read_and_the_commands_defaults_are_the_functions() -> None:
+    defaults = {name: value.default for name, value in signature(command).parameters.items()}
+    assert percents(defaults["shares"]) == SHARES_BY_DEFAULT
+    assert defaults["least_steps"] == LEAST_STEPS
+    assert percents("0.5,100") == (0.5, 100.0)
+    with pytest.raises(SettingError, match="by commas"):
+        percents("1 2")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tiles: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ VERBS = (
     "model",
     "train",
     "compare",
+    "curve",
     "calibrate",
     "evaluate",
     "review",

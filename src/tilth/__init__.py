@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tilth.verbs.audit import audit
     from tilth.verbs.calibrate import calibrate
     from tilth.verbs.compare import compare
+    from tilth.verbs.curve import curve
     from tilth.verbs.demo import demo
     from tilth.verbs.evaluate import evaluate
     from tilth.verbs.jaccard import jaccard
@@ -67,6 +68,7 @@ _HOMES = {
             "audit",
             "calibrate",
             "compare",
+            "curve",
             "demo",
             "evaluate",
             "jaccard",
@@ -106,6 +108,7 @@ __all__ = [
     "audit",
     "calibrate",
     "compare",
+    "curve",
     "demo",
     "evaluate",
     "jaccard",

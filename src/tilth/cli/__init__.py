@@ -72,6 +72,11 @@ add(
     "compare tiles/ --recipe recipes/demo.toml --out comparison/",
 )  # fmt: skip
 add(
+    app, 5, "learning:curve",
+    "Draw how good a network is with how many training tiles, pretrained and from scratch. Goes on after a stop.",
+    "curve tiles/ --out curve/ --recipe recipes/demo.toml --seeds 0 1 2",
+)  # fmt: skip
+add(
     app, 6, "learning:calibrate",
     "Choose a run's threshold and temperature on its validation tiles and write them into its card.",
     "calibrate runs/trees",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tilth.config import Recipe
 from tilth.errors import InputError, SettingError
+from tilth.geo.coverage import overlap
 from tilth.geo.tilesets.tileset import Split, TileSet
 from tilth.progress import announce
 from tilth.verbs.compare import check_variants, slug
@@ -15,6 +16,9 @@ from tilth.verbs.curve.result import Curve
 from tilth.verbs.train import DEFAULT_RECIPE
 
 __all__ = ["Curve", "curve"]
+
+MUCH_OVERLAP = 1.05
+"""Tiles in which a pixel lies, in the mean, from where a share of tiles is far from that share of the labels."""
 
 
 def curve(
@@ -88,10 +92,11 @@ def _notes(whole: TileSet, recipe: Recipe) -> tuple[str, ...]:
         notes.append("there is no test part, and val also chose each run's epoch: all figures flatter a little.")
     if len(set(recipe.seeds)) == 1:
         notes.append("one seed: which few tiles are drawn is chance. Give --seeds 0 1 2 or more.")
-    overlap = whole.meta.settings.overlap
-    if overlap:
+    held = overlap([(tile.scene, tile.window) for tile in whole.split("train")], ())
+    again = held.pixels / held.ground
+    if again > MUCH_OVERLAP:
         notes.append(
-            f"training tiles overlap by {overlap:.0%}, so few of them hold more of the ground than their share says "
-            "(see curve.csv). Prepare with --overlap 0 to count labels."
+            f"training tiles overlap, each pixel lies in {again:.1f} of them in the mean: few tiles hold more of the "
+            "ground than their share says. Labels are counted by the ground."
         )
     return tuple(notes)

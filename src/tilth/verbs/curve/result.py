@@ -51,6 +51,11 @@ class Spot:
         """Means over the seeds with their intervals over the units."""
         return self.measure.figures()
 
+    @property
+    def ground(self) -> float:
+        """Share of the ground of all training tiles that these hold, mean over the seeds."""
+        return float(np.mean([point.ground for point in self.points]))
+
     def by_seed(self, score: str) -> list[float]:
         """Return a score of every seed; NaN where it does not exist."""
         return [float(overall_scores(point.confusion.sum(axis=0))[score]) for point in self.points]
@@ -100,11 +105,11 @@ class Curve:
         """Return what the command line prints: each network by number of tiles, how much better the first is, notes."""
         names = list(self.by_variant)
         columns = [[_cells(spot.figures["iou"], ".3f") for spot in spots] for spots in self.by_variant.values()]
-        tables = [table([("tiles", "share", *_spread(names)), *self._rows(columns)])]
+        tables = [table([("tiles", "share", "of the ground", *_spread(names)), *self._rows(columns)])]
         if self.differences:
             headers = _spread([f"{names[0]} - {name}" for name in self.differences])
             better = [[_cells(figures["iou"], "+.3f") for figures in found] for found in self.differences.values()]
-            tables.append(table([("tiles", "share", *headers), *self._rows(better)]))
+            tables.append(table([("tiles", "share", "of the ground", *headers), *self._rows(better)]))
         seeds = len(self.spots[0].points)
         units = self.points[0]
         words = f"{self.score} on the {self.split} part, mean of {seeds} seed{'' if seeds == 1 else 's'}"
@@ -124,9 +129,9 @@ class Curve:
         for other, theirs in others:
             aim = theirs[-1].figures["iou"].value
             enough = [spot for spot in spots if spot.figures["iou"].value >= aim]
-            if enough and enough[0].size.tiles < theirs[-1].size.tiles:
-                mine = f"{name} with {_tiles(enough[0])} reaches {enough[0].figures['iou'].value:.3f}"
-                found.append(f"{mine}; {other} with {_tiles(theirs[-1])} {aim:.3f}.")
+            if enough and theirs[-1].size.share == 100 and enough[0].size.share < 100:
+                mine = f"{name} with {enough[0].ground:.1%} of the labelled ground reaches {_iou(enough[0])}"
+                found.append(f"{mine}; {other} with all of it {_iou(theirs[-1])}.")
         return found
 
     def content(self) -> dict[str, Any]:
@@ -182,11 +187,9 @@ class Curve:
         ]
 
     def _rows(self, columns: Sequence[Sequence[tuple[str, str]]]) -> list[tuple[str, ...]]:
-        sizes = [spot.size for spot in next(iter(self.by_variant.values()))]
-        return [
-            (f"{size.tiles:,}", f"{size.share:g} %", *(cell for column in columns for cell in column[row]))
-            for row, size in enumerate(sizes)
-        ]
+        spots = next(iter(self.by_variant.values()))
+        heads = [(f"{spot.size.tiles:,}", f"{spot.size.share:g} %", f"{spot.ground:.1%}") for spot in spots]
+        return [(*head, *(cell for column in columns for cell in column[row])) for row, head in enumerate(heads)]
 
 
 def seed_means(confusion: ndarray) -> dict[str, ndarray]:
@@ -196,8 +199,7 @@ def seed_means(confusion: ndarray) -> dict[str, ndarray]:
 
 
 def _head(spot: Spot) -> dict[str, Any]:
-    ground = float(np.mean([point.ground for point in spot.points]))
-    return {**_size(spot.size), "ground": round(ground, 6), "steps": spot.points[0].steps}
+    return {**_size(spot.size), "ground": round(spot.ground, 6), "steps": spot.points[0].steps}
 
 
 def _size(size: Size) -> dict[str, Any]:
@@ -246,5 +248,5 @@ def _cells(figure: Figure, form: str) -> tuple[str, str]:
     return value, f"({figure.low:{form}} to {figure.high:{form}})" if figure.ends else ""
 
 
-def _tiles(spot: Spot) -> str:
-    return f"{spot.size.tiles:,} tile{'' if spot.size.tiles == 1 else 's'}"
+def _iou(spot: Spot) -> str:
+    return f"{spot.figures['iou'].value:.3f}"
