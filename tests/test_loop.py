@@ -15,7 +15,9 @@ from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
 from tilth.learn import events
+from tilth.learn.blame import verdict
 from tilth.learn.checkpoint import LAST, STATE
+from tilth.learn.feed import Feed
 from tilth.learn.history import HISTORY, History, read_history
 from tilth.learn.loop import fit
 from tilth.learn.losses import LossMix, segmentation_loss
@@ -77,10 +79,9 @@ def test_the_history_tells_the_truth_about_both_weights(run: tuple[Path, History
 
 
 def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path: Path) -> None:
-    contrary = [(image, np.where(label == 255, label, 1 - label)) for image, label in blocks(5, 1)]
-    history = fit(TinyNetwork(), training_data(val=contrary), CONFIG, tmp_path)
+    history = fit(TinyNetwork(), training_data(val=contrary()), CONFIG, tmp_path)
     assert history.best.epoch == 1
-    fit(TinyNetwork(), training_data(val=contrary), replace(CONFIG, epochs=1), tmp_path / "one")
+    fit(TinyNetwork(), training_data(val=contrary()), replace(CONFIG, epochs=1), tmp_path / "one")
     assert weights(tmp_path / WEIGHTS) == weights(tmp_path / "one" / WEIGHTS)
     assert weights(tmp_path / WEIGHTS) != weights(tmp_path / LAST)
 
@@ -199,13 +200,121 @@ def test_without_a_training_tile_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(tmp_path: Path) -> None:
-    tiles = blocks(18, 0)
-    tiles[7][0][:] = np.inf
+class Scenes(list[Tile]):
+    """Tiles with names."""
+
+    def name(self, index: int, /) -> str:
+        return f"scene {index}"
+
+
+def spoilt(tiles: list[int]) -> Scenes:
+    """Return 18 tiles, some of which have an infinite pixel."""
+    scenes = Scenes(blocks(18, 0))
+    for index in tiles:
+        scenes[index][0][0, 9, 9] = np.inf
+        scenes[index][1][9, 9] = 1
+    return scenes
+
+
+@pytest.mark.parametrize(("tiles", "named"), [([7], "scene 7"), ([2, 11], "scene (2|11)"), ([9, 12], "scene (9|12)")])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_tile(
+    tmp_path: Path, tiles: list[int], named: str
+) -> None:
     network = TinyNetwork()
-    with pytest.raises(InputError, match=r"became nan in step \d of epoch 1\."):
-        fit(network, training_data(train=tiles), CONFIG, tmp_path)
+    with pytest.raises(InputError, match=rf"became nan in step \d of epoch 1\. The cause is {named}\.") as caught:
+        fit(network, training_data(train=spoilt(tiles)), CONFIG, tmp_path)
+    assert "\n" not in str(caught.value)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
+
+
+def test_tiles_without_names_are_numbered(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"The cause is tile 7\."):
+        fit(TinyNetwork(), training_data(train=list(spoilt([7]))), CONFIG, tmp_path)
+
+
+def test_when_all_tiles_are_at_fault_only_some_are_named_or_the_rate_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Each tile of its batch does so alone"):
+        fit(TinyNetwork(), training_data(train=spoilt(list(range(18)))), CONFIG, tmp_path)
+    assert "scene 2 and 1 more." in verdict(TinyNetwork(), [f"scene {n}" for n in range(4)], 9)
+    network = TinyNetwork()
+    with torch.no_grad():
+        network.body.head.bias.fill_(torch.nan)
+    with pytest.raises(InputError, match="The weights are no numbers any more"):
+        fit(network, training_data(), CONFIG, tmp_path)
+    assert "No tile of its batch" in verdict(TinyNetwork(), [], 4)
+
+
+class Small(TinyNetwork):
+    """A network whose memory holds two tiles in training."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.training and len(image) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(image)
+
+
+def test_out_of_memory_makes_parts_of_batches_and_says_so(tmp_path: Path) -> None:
+    history = fit(Small(), training_data(), CONFIG, tmp_path)
+    assert history.epochs[-1].train_loss < history.epochs[0].train_loss
+    assert len(history.notes) == 1
+    assert "in 2 parts" in history.notes[0]
+    # A run that goes on need not find out again: with memory enough, the parts stay.
+    assert fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=4), tmp_path, resume=True).notes == history.notes
+
+
+class Certain(TinyNetwork):
+    """A network without dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for stage in self.stages:
+            stage[-1] = torch.nn.Identity()
+
+
+def plain_loop(network: Network, config: TrainConfig) -> None:
+    """Train as a newcomer would write it."""
+    optimizer = torch.optim.Adam(network.to(memory_format=torch.channels_last).train().parameters(), 3e-3)
+    feed = Feed(training_data(), config, torch.device("cpu"))
+    for epoch in range(config.epochs):
+        batches = list(feed.train(epoch))
+        for start in range(0, len(batches), config.accumulate):
+            group = batches[start : start + config.accumulate]
+            optimizer.zero_grad()
+            for images, label in group:
+                (segmentation_loss(network(images), label, LossMix()) / len(group)).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
+            optimizer.step()
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"clip_norm": 0.05}, {"accumulate": 3, "clip_norm": 0.1}])
+def test_the_loop_does_what_a_plain_one_does(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, epochs=2, lr_decay=1.0, **changes)
+    mine, plain = Certain(), Certain()
+    fit(mine, training_data(), config, tmp_path)
+    plain_loop(plain, config)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(mine.state_dict()[name], value)
+
+
+def contrary() -> list[Tile]:
+    """Return validation tiles that say the opposite of training."""
+    return [(image, np.where(label == 255, label, 1 - label)) for image, label in blocks(5, 1)]
+
+
+def test_training_stops_when_the_last_epochs_were_in_vain(tmp_path: Path) -> None:
+    data, config = training_data(val=contrary()), replace(CONFIG, epochs=9)
+    patient = fit(TinyNetwork(), data, replace(config, patience=2), tmp_path / "a")
+    assert (patient.best.epoch, len(patient.epochs)) == (1, 3)
+    assert patient.notes == ("stopped after epoch 3 of 9: 2 epochs without a lower validation loss (patience)",)
+    assert fit(TinyNetwork(), data, replace(config, patience=2), tmp_path / "a", resume=True) == patient
+    longer = fit(TinyNetwork(), data, replace(config, patience=4), tmp_path / "a", resume=True)
+    whole = fit(TinyNetwork(), data, replace(config, epochs=5), tmp_path / "b")
+    assert without_times(longer) == without_times(whole)
+    assert weights(tmp_path / "a" / LAST) == weights(tmp_path / "b" / LAST)
+
+
+def test_without_validation_patience_does_not_end(tmp_path: Path) -> None:
+    assert len(fit(TinyNetwork(), training_data(val=[]), replace(CONFIG, patience=1), tmp_path).epochs) == 3
 
 
 def test_training_says_nothing_on_a_pipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +374,8 @@ FEATURES = {
     "optimizer": {"optimizer": "adamw", "weight_decay": 0.1, "layer_decay": 0.7},
     "freeze": {"freeze_epochs": 1},
     "ema": {"ema": 0.8},
+    "accumulate": {"accumulate": 2},
+    "clip": {"clip_norm": 0.05},
 }
 
 

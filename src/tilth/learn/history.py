@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from tilth.errors import InputError
@@ -41,7 +41,7 @@ class Epoch:
     """Training tiles over the time that training alone took."""
 
 
-COLUMNS = [field.name for field in fields(Epoch)]
+COLUMNS = [column.name for column in fields(Epoch)]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class History:
     """The epochs of a run so far, in order."""
 
     epochs: tuple[Epoch, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What else is to be said of the run, a line each; not in the file."""
 
     @property
     def best(self) -> Epoch:
@@ -59,6 +61,11 @@ class History:
         """
         scored = [epoch for epoch in self.epochs if not math.isnan(epoch.val_loss)]
         return min(scored, key=lambda epoch: epoch.val_loss) if scored else max(self.epochs, key=lambda e: e.epoch)
+
+    @property
+    def since_best(self) -> int:
+        """How many epochs came after the best; 0 where there is none."""
+        return self.epochs[-1].epoch - self.best.epoch if self.epochs else 0
 
     @property
     def seconds(self) -> float:

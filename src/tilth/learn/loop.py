@@ -1,31 +1,30 @@
-"""The training loop: forward, loss, backward, step; validate; keep the best; lose nothing."""
+"""The training loop: steps, validate, keep the best; lose nothing."""
 
 import logging
-import math
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
 from tilth.learn.averaging import Average
+from tilth.learn.blame import culprits, name_of, verdict
 from tilth.learn.checkpoint import LAST, Position, Stateful, Tally, identity, load_state, save_state, save_weights
 from tilth.learn.device import find_device, find_precision, layout, repeatable
 from tilth.learn.events import EventLog
-from tilth.learn.feed import Feed, TrainingData
+from tilth.learn.feed import Batch, Feed, TrainingData
 from tilth.learn.history import Epoch, History
-from tilth.learn.losses import Deep, Logits, finest, loss_mix, segmentation_loss
-from tilth.learn.metrics import confusion
+from tilth.learn.losses import loss_mix
 from tilth.learn.networks import Network
 from tilth.learn.optim import hold_encoder, optimizer_of, set_rates
 from tilth.learn.schedule import Schedule
+from tilth.learn.step import NoNumberError, Pair, Step, grouped
 from tilth.progress import Meter, meter
 from tilth.scores import scores
 
@@ -33,65 +32,51 @@ from tilth.scores import scores
 def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool = False) -> History:
     """Train `network` in place and return what every epoch gave; the run's files lie in `folder` then.
 
-    The network ends with the last epoch's weights, on the device that trained it. With `resume` the run in `folder`
-    goes on from its last saved state, in the middle of an epoch too, and ends with the same weights to the bit on the
-    same machine; a finished run does nothing. Torch's random numbers are seeded anew for each epoch.
+    The network ends with the last epoch's weights, or their mean with `ema`, on the device that trained it. With
+    `resume` the run in `folder` goes on from its last saved state, in the middle of an epoch too, and ends with the
+    same weights to the bit on the same machine; a finished run does nothing. Torch's random numbers are seeded anew for
+    each epoch.
 
     Raises:
         InputError: without a training tile, when a tile cannot be read, or when the loss is no longer a number.
-        SettingError: for a device that is not there, or a state of another run.
+        SettingError: for a device that is not there, a state of another run, or memory too short for one tile.
         OutputError: when the disk refuses; the state saved before stays.
     """
     run = _Run(network, data, config, folder, resume)
     with meter("training", run.tiles_left(), "tiles") as bar, repeatable(run.fabric.device):
-        while run.position.epoch < config.epochs:
-            run.begin_epoch()
-            for images, label in run.feed.train(run.position.epoch, run.position.step):
-                logits = run.model(images)
-                loss = segmentation_loss(logits, label, run.loss_mix)
-                run.refuse_nan(loss)
-                run.optimizer.zero_grad()
-                run.fabric.backward(loss)
-                run.move()
-                run.position.tally.add(*_counted(loss, logits, label, run.k))
-                run.end_step(bar, len(images))
+        while not run.finished():
+            run.train(bar)
             run.end_epoch(run.validated(bar))
-    hold_encoder(network, run.frozen)
-    network.load_state_dict(run.kept.state_dict())
-    return run.position.history
+    return run.end()
 
 
 class _Run:
-    """The parts of a run, and what happens between its steps."""
+    """The parts of a run, and what happens in an epoch."""
 
     def __init__(self, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool) -> None:
         if not len(data.train):
             raise InputError("There is no training tile. Prepare the tile set again with smaller --val and --test.")
-        self.k = len(data.legend.names)
-        self.loss_mix = loss_mix(config, data.legend, data.shares)
-        self.fabric = _fabric(config)
-        self.feed = Feed(data, config, self.fabric.device)
         self._network, self._data, self._config, self._folder = network, data, config, folder
+        self._k, self._frozen = len(data.legend.names), network.frozen
+        self.fabric = _fabric(config)
+        self._feed = Feed(data, config, self.fabric.device)
         network.to(memory_format=layout(self.fabric.device))
-        self.frozen = network.frozen
         self._optimizer = optimizer_of(network, config)
-        self._schedule = Schedule(config, len(self.feed.batches(0)))
-        self.model, self.optimizer = self.fabric.setup(network, self._optimizer)
-        self._parts: dict[str, Stateful] = {
-            "network": network,
-            "optimizer": self._optimizer,
-            "precision": self.fabric.strategy.precision,
-        }
+        self._model, self._stepper = self.fabric.setup(network, self._optimizer)
+        self._mix = loss_mix(config, data.legend, data.shares)
+        self._step = Step(self.fabric, self._model, self._mix, self._k)
         self._average = Average(network, config.ema) if config.ema else None
-        if self._average is not None:
-            self._parts["average"] = self._average
+        self._schedule = Schedule(config, -(-len(self._feed.batches(0)) // config.accumulate))
         self._identity = identity(config, data)
-        self.position = load_state(folder, self._parts, self._identity) if resume else Position(Tally.of(self.k))
-        done = self.position.epoch
-        if done > config.epochs:
-            raise SettingError(f"{folder} has {done} epochs already: epochs = {config.epochs} is too few.")
-        self._events = EventLog(folder, done) if config.tensorboard else None
+        self.position = self._begun(resume)
+        self._events = EventLog(folder, self.position.epoch) if config.tensorboard else None
         self._ticked = self._saved = time.monotonic()
+
+    def finished(self) -> bool:
+        """Return whether no epoch is to come: all are done, or the last ones were in vain."""
+        patience = self._config.patience
+        in_vain = bool(patience) and self.position.history.since_best >= patience
+        return self.position.epoch >= self._config.epochs or (in_vain and not self.position.step)
 
     def tiles_left(self) -> int:
         """Return how many tiles, of training and validation, are still to come."""
@@ -99,72 +84,121 @@ class _Run:
         done = self.position.step * self._config.batch_size
         return max(0, epochs * (len(self._data.train) + len(self._data.val)) - done)
 
-    def begin_epoch(self) -> None:
-        """Set what an epoch starts from; in its middle, the random numbers are those that were saved."""
-        whole = self._network.trained_stages and self.position.epoch < self._config.freeze_epochs
-        hold_encoder(self._network, len(self._network.stages) if whole else self.frozen)
-        self.model.train()
-        if self.position.step == 0:
-            torch.manual_seed(_epoch_seed(self._config.seed, self.position.epoch))
-        self._ticked = time.monotonic()
-
-    def refuse_nan(self, loss: Float32[Tensor, ""]) -> None:
-        """Raise InputError for a loss that is no number, before it reaches the weights."""
-        if not math.isfinite(loss.item()):
-            where = f"step {self.position.step + 1} of epoch {self.position.epoch + 1}"
-            raise InputError(
-                f"The loss became {loss.item()} in {where}. Lower the learning rates, or look for extreme pixel values."
-            )
-
-    def move(self) -> None:
-        """Move the weights by one step of the optimizer."""
-        step = self.position.epoch * self._schedule.epoch_steps + self.position.step
-        set_rates(self._optimizer, self._schedule, step)
-        self.optimizer.step()
-        if self._average is not None:
-            self._average.take(self._network)
-
-    @property
-    def kept(self) -> Network:
-        """The network that is validated and kept: the one that is trained, or the mean of its weights."""
-        return self._network if self._average is None else self._average.network
-
-    def end_step(self, bar: Meter, tiles: int) -> None:
-        """Note one step, and save the state when it is time to."""
-        now = time.monotonic()
-        self.position.step += 1
-        self.position.seconds += now - self._ticked
-        self._ticked = now
-        if now - self._saved >= 60 * self._config.save_minutes:
-            self._save()
-        bar.advance(tiles)
-        bar.note(f"epoch {self.position.epoch + 1}/{self._config.epochs}, loss {self.position.tally.mean_loss:.3f}")
+    def train(self, bar: Meter) -> None:
+        """Take the epoch's steps that are still to come."""
+        self._begin_epoch()
+        batches = self._feed.train(self.position.epoch, self.position.step)
+        for group in grouped(batches, self._config.accumulate):
+            self._move(group)
+            self._note_step(sum(len(images) for images, _ in group), bar)
 
     def validated(self, bar: Meter) -> Tally:
         """Return loss and confusion over the validation tiles."""
-        tally = Tally.of(self.k)
-        model = self.model if self._average is None else self._average.network
+        tally = Tally.of(self._k)
+        model = self._model if self._average is None else self._average.network
         model.eval()
         with torch.no_grad(), self.fabric.autocast():
-            for images, label in self.feed.val():
-                logits = model(images)
-                loss = segmentation_loss(logits, label, self.loss_mix)
-                tally.add(*_counted(loss, logits, label, self.k))
-                bar.advance(len(images))
+            for batch in self._feed.val():
+                tally.add(*self._step.seen(batch, model))
+                bar.advance(len(batch[0]))
         return tally
 
     def end_epoch(self, val: Tally) -> None:
         """Write down the epoch: the state last, for what is not in it will be done again, to the same end."""
         row = self._row(val)
         history = self.position.history.and_then(row)
-        self.position = Position(Tally.of(self.k), self.position.epoch + 1, history=history)
+        self.position = Position(Tally.of(self._k), self.position.epoch + 1, history=history)
         if history.best == row:
-            save_weights(self._folder / WEIGHTS, self.kept)
-        save_weights(self._folder / LAST, self.kept)
+            save_weights(self._folder / WEIGHTS, self._kept)
+        save_weights(self._folder / LAST, self._kept)
         history.write(self._folder)
         if self._events is not None:
             self._events.write(row)
         self._save()
+
+    def end(self) -> History:
+        """Leave the network as it is kept, with the stages frozen that were, and return the history with notes."""
+        hold_encoder(self._network, self._frozen)
+        if self._average is not None:
+            self._network.load_state_dict(self._average.network.state_dict())
+        return replace(self.position.history, notes=(*self._step.notes(), *self._stopped_early()))
+
+    def _stopped_early(self) -> tuple[str, ...]:
+        if self.position.epoch == self._config.epochs:
+            return ()
+        epochs = f"{self.position.history.since_best} epochs without a lower validation loss"
+        return (f"stopped after epoch {self.position.epoch} of {self._config.epochs}: {epochs} (patience)",)
+
+    def _begun(self, resume: bool) -> Position:
+        if not resume:
+            return Position(Tally.of(self._k))
+        position = load_state(self._folder, self._parts, self._identity)
+        if position.epoch > self._config.epochs:
+            epochs = f"epochs = {self._config.epochs} is too few"
+            raise SettingError(f"{self._folder} has {position.epoch} epochs already: {epochs}.")
+        return position
+
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        parts: dict[str, Stateful] = {
+            "network": self._network,
+            "optimizer": self._optimizer,
+            "precision": self.fabric.strategy.precision,
+            "step": self._step,
+        }
+        return parts if self._average is None else {**parts, "average": self._average}
+
+    @property
+    def _kept(self) -> Network:
+        """The network that is validated and kept: the one that is trained, or the mean of its weights."""
+        return self._network if self._average is None else self._average.network
+
+    def _begin_epoch(self) -> None:
+        """Set what an epoch starts from; in its middle, the random numbers are those that were saved."""
+        whole = self._network.trained_stages and self.position.epoch < self._config.freeze_epochs
+        hold_encoder(self._network, len(self._network.stages) if whole else self._frozen)
+        self._model.train()
+        if self.position.step == 0:
+            torch.manual_seed(_epoch_seed(self._config.seed, self.position.epoch))
+        self._ticked = time.monotonic()
+
+    def _move(self, batches: list[Pair]) -> None:
+        """Take one step of the optimizer, and count what it saw."""
+        step = self.position.step // self._config.accumulate
+        set_rates(self._optimizer, self._schedule, self.position.epoch * self._schedule.epoch_steps + step)
+        try:
+            counted = self._step.gradients(batches)
+        except NoNumberError as error:
+            raise InputError(self._blame(error, batches[error.batch])) from error
+        if self._config.clip_norm:
+            # Fabric takes the loss scaling of 16-mixed off first; what overflowed there is skipped, not refused.
+            self.fabric.clip_gradients(
+                self._model, self._stepper, max_norm=self._config.clip_norm, error_if_nonfinite=False
+            )
+        self._stepper.step()
+        if self._average is not None:
+            self._average.take(self._network)
+        for loss, matrix in counted:
+            self.position.tally.add(loss, matrix)
+        self.position.step += len(batches)
+
+    def _blame(self, error: NoNumberError, batch: Batch) -> str:
+        number = self.position.step + error.batch
+        tiles = self._feed.batches(self.position.epoch)[number]
+        where = f"step {number + 1} of epoch {self.position.epoch + 1}"
+        with self.fabric.autocast():
+            guilty = [name_of(self._data.train, tiles[index]) for index in culprits(self._network, batch, self._mix)]
+        return f"The loss became {error.loss} in {where}. {verdict(self._network, guilty, len(tiles))}"
+
+    def _note_step(self, tiles: int, bar: Meter) -> None:
+        """Count the time, and save the state when it is time to; between steps of the optimizer alone."""
+        now = time.monotonic()
+        self.position.seconds += now - self._ticked
+        self._ticked = now
+        if now - self._saved >= 60 * self._config.save_minutes:
+            self._save()
+        bar.advance(tiles)
+        bar.note(f"epoch {self.position.epoch + 1}/{self._config.epochs}, loss {self.position.tally.mean_loss:.3f}")
 
     def _save(self) -> None:
         save_state(self._folder, self._parts, self.position, self._identity)
@@ -182,12 +216,6 @@ class _Run:
             seconds=seconds + time.monotonic() - self._ticked,
             tiles_per_second=len(self._data.train) / max(seconds, 1e-9),
         )
-
-
-def _counted(
-    loss: Float32[Tensor, ""], logits: Logits | Deep, label: UInt8[Tensor, "n h w"], k: int
-) -> tuple[float, np.ndarray]:
-    return loss.item(), confusion(finest(logits).detach(), label, k).numpy(force=True)
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -81,7 +81,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     # The card comes last: a run that has one is finished.
     card.write(out)
     leaks = (found.verdict,) if found.leaks else ()
-    return Training(out, card, history, *parameter_counts(network), notes=leaks + known)
+    return Training(out, card, history, *parameter_counts(network), notes=leaks + history.notes + known)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:

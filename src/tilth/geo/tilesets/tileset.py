@@ -217,6 +217,12 @@ class Samples:
         image = with_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
         return filled(image, self.filling), label
 
+    def name(self, index: int, /) -> str:
+        """Return where a tile lies, for messages: its scene, and the pixels of it."""
+        tile = self.tiles[index]
+        rows, cols = (tile.window.row, tile.window.stop_row), (tile.window.col, tile.window.stop_col)
+        return f"{tile.scene}, rows {rows[0]} to {rows[1] - 1}, columns {cols[0]} to {cols[1] - 1}"
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 

@@ -1,0 +1,157 @@
+"""One step of the optimizer: batches there and back, in smaller parts where memory is short."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from lightning_fabric import Fabric
+from numpy import ndarray
+from torch import Tensor
+
+from tilth.errors import SettingError
+from tilth.learn.feed import Batch
+from tilth.learn.losses import Deep, Logits, LossMix, finest, segmentation_loss
+from tilth.learn.metrics import confusion
+from tilth.learn.truth import Label
+from tilth.legend import IGNORE
+from tilth.progress import announce
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""A batch among others, which may hold more tiles or fewer."""
+
+
+class Counted(NamedTuple):
+    """What one batch gave."""
+
+    loss: float
+    confusion: Int64[ndarray, "k k"]
+
+
+class NoNumberError(Exception):
+    """The loss of a batch is infinite or no number; the weights have not moved."""
+
+    def __init__(self, loss: float, batch: int) -> None:
+        super().__init__(loss, batch)
+        self.loss = loss
+        self.batch = batch
+        """Position among the batches of the step."""
+
+
+class Step:
+    """Computes the gradients of some batches, and what the batches gave.
+
+    Attributes:
+        cuts: parts that each batch goes through the network in; doubled where memory runs out.
+    """
+
+    def __init__(self, fabric: Fabric, model: Any, mix: LossMix, k: int) -> None:
+        self._fabric, self._model, self._mix, self._k = fabric, model, mix, k
+        self.cuts = 1
+
+    def gradients(self, batches: Sequence[Pair]) -> list[Counted]:
+        """Leave the gradients of the mean of the batches' losses at the parameters, and return what each batch gave.
+
+        A batch that is cut has as its loss the mean of its parts' losses, each by its labelled pixels. For
+        cross-entropy that is the whole batch's loss; a region loss and batch norm see a part at a time.
+
+        Raises:
+            NoNumberError: for a loss that is infinite or no number.
+            SettingError: when memory is too short for a single tile.
+        """
+        while True:
+            try:
+                self._model.zero_grad()
+                return [self._gradients(index, batch, 1 / len(batches)) for index, batch in enumerate(batches)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._cut(max(len(images) for images, _ in batches), error)
+            # After the exception is gone, and with it what its frames held.
+            _give_back(self._fabric.device)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what there is to say of memory."""
+        if self.cuts == 1:
+            return ()
+        return (
+            f"memory is too short for whole batches: each goes through the network in {self.cuts} parts, whose "
+            "gradients make one step",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next step depends on."""
+        return {"cuts": self.cuts}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Set what `state_dict` returned."""
+        self.cuts = state_dict["cuts"]
+
+    def seen(self, batch: Batch, model: Any) -> Counted:
+        """Return what a batch gives as `model` stands, without gradients."""
+        images, label = batch
+        logits = model(images)
+        loss = segmentation_loss(logits, label, self._mix)
+        return Counted(loss.item(), self._confusion(logits, label))
+
+    def _gradients(self, index: int, batch: Batch, share: float) -> Counted:
+        whole = max(1, labelled(batch[1]))
+        loss, matrix = 0.0, np.zeros((self._k, self._k), np.int64)
+        for images, label in in_parts(batch, self.cuts):
+            weight = labelled(label) / whole if self.cuts > 1 else 1.0
+            logits = self._model(images)
+            part_loss = segmentation_loss(logits, label, self._mix)
+            counted = Counted(part_loss.item(), self._confusion(logits, label))
+            if not math.isfinite(counted.loss):
+                raise NoNumberError(counted.loss, index)
+            self._fabric.backward(part_loss * (weight * share))
+            loss += weight * counted.loss
+            matrix = matrix + counted.confusion
+        return Counted(loss, matrix)
+
+    def _confusion(self, logits: Logits | Deep, label: Label) -> Int64[ndarray, "k k"]:
+        matrix: Int64[ndarray, "k k"] = confusion(finest(logits).detach(), label, self._k).numpy(force=True)
+        return matrix
+
+    def _cut(self, tiles: int, error: RuntimeError) -> None:
+        if self.cuts >= tiles:
+            raise SettingError(
+                "Memory is too short to train on a single tile. Prepare smaller tiles (--tile-px), take a smaller "
+                "encoder, or train on another device."
+            ) from error
+        self.cuts *= 2
+        announce(*self.notes())
+
+
+def grouped(batches: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
+    """Yield `batches` in lists of `size`; the last may hold fewer."""
+    batches = iter(batches)
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def in_parts(batch: Batch, parts: int) -> list[Pair]:
+    """Return a batch cut into `parts` of about the same number of tiles; at most as many as it has."""
+    images, label = batch
+    count = min(parts, len(images))
+    return list(zip(images.tensor_split(count), label.tensor_split(count), strict=True))
+
+
+def labelled(label: Label) -> int:
+    """Return how many pixels a label knows; of shares, how many shares."""
+    known = label != IGNORE if label.dtype == torch.uint8 else label.isfinite()
+    return int(known.sum())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device says that its memory is used up. CPUs have no exception of their own for it."""
+    words = ("out of memory", "not enough memory", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _give_back(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
