@@ -69,6 +69,9 @@ class ModelConfig:
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
     """Encoder stages, counted from the image, whose weights and batch-norm statistics stay fixed.
     Ignored where the weights are random."""
+    start: str = ""
+    """Folder of an earlier run whose weights training goes on from, on other tiles. architecture, encoder and weights
+    are then that run's; new bands and other classes begin anew."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -33,11 +33,11 @@ class Network(nn.Module):
         input_scaling: what the encoder's images were scaled with; None where it was never trained.
     """
 
-    def __init__(self, body: Body, origin: Origin = RANDOM, frozen: int = 0) -> None:
+    def __init__(self, body: Body, origin: Origin = RANDOM, frozen: int = 0, trained: bool = False) -> None:
         super().__init__()
         self.body = body
         self.frozen = frozen
-        self.trained_stages = not isinstance(body, UNet) and origin != RANDOM
+        self.trained_stages = trained
         self.weights_from = origin.words
         self.input_scaling: InputScaling | None = origin.scaling
         for stage in self.stages[:frozen]:
@@ -66,29 +66,33 @@ def build(model: ModelConfig, bands: int, outputs: int, pretrained: bool = True)
     """Return the network that `model` describes, for images of `bands` bands and `outputs` logits a pixel.
 
     What is not pretrained starts from torch's global random numbers with PyTorch's own initialisation, as in the
-    article. With `pretrained=False` no weights are looked up; the shape and what is frozen are the same, ready for
-    a run's weights.
+    article. With `pretrained=False`, or where `model` starts from a run, no weights are looked up; the shape and what
+    is frozen are the same, ready for a run's weights.
 
     Raises:
         SettingError: for an encoder that timm does not have or that cannot be an encoder.
         WeightsError: when the weights cannot be had, read or fitted.
     """
-    if model.architecture == "unet":
-        return Network(UNet(bands, outputs))
-    body, origin = (_light if model.architecture == "light" else _transfer)(model, bands, outputs, pretrained)
-    frozen = model.frozen_stages if model.weights != "none" else 0
+    trained = bool(model.start) or (model.architecture != "unet" and model.weights != "none")
+    makers = {"light": _light, "transfer": _transfer, "unet": _unet}
+    body, origin = makers[model.architecture](model, bands, outputs, pretrained and not model.start)
+    frozen = model.frozen_stages if trained else 0
     if frozen > len(body.stages):
-        stages = f"{model.encoder} has {len(body.stages)} stages"
+        stages = f"{model.encoder if model.architecture != 'unet' else 'unet'} has {len(body.stages)} stages"
         raise SettingError(f"frozen_stages = {frozen}: {stages}; give at most that.")
-    return Network(body, origin, frozen)
+    return Network(body, origin, frozen, trained)
 
 
-def _light(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[LightUNet, Origin]:
+def _unet(_model: ModelConfig, bands: int, outputs: int, _pretrained: bool) -> tuple[Body, Origin]:
+    return UNet(bands, outputs), RANDOM
+
+
+def _light(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[Body, Origin]:
     encoder, origin = pyramid(model.encoder, bands, model.weights, pretrained)
     return LightUNet(encoder, bands, outputs), origin
 
 
-def _transfer(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[TransferUNet, Origin]:
+def _transfer(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[Body, Origin]:
     if model.weights == "none":
         network, origin = random_network(model.encoder, bands)
     elif pretrained:

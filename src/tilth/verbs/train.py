@@ -22,6 +22,7 @@ from tilth.learn.loop import fit
 from tilth.learn.losses import loss_mix
 from tilth.learn.networks import Network, build
 from tilth.verbs.audit import audit_set
+from tilth.verbs.started import Start
 
 RECIPE = "recipe.toml"
 SOURCE = "tiles.json"
@@ -56,19 +57,27 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     """Train the network of `recipe` on a tile set and return the run written to `out`.
 
     With `resume` a run that was stopped goes on where it was and ends with the same weights to the bit on the same
-    machine; where there is nothing to go on from, it begins.
+    machine; where there is nothing to go on from, it begins. Where the recipe names a run to start from, the network
+    is that run's, with its weights, and with normalise = "auto" its scaling of the bands that it knows.
 
     Raises:
-        InputError: when `tiles` is no tile set, or has no training tile.
+        InputError: when `tiles` is no tile set, or has no training tile, or the run to start from is none.
         SettingError: for settings that cannot work, or that differ from those of the run to be resumed.
         WeightsError: when the encoder's weights cannot be had.
         OutputError: when `out` holds a run already and `resume` is not set, or cannot be written.
     """
     tile_set = TileSet.open(tiles)
     going_on = _refuse_other_run(out, resume)
+    start = Start.of(recipe.model)
+    recipe = replace(recipe, model=start.model(recipe.model)) if start else recipe
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
-    data = training_data(tile_set, recipe, scaling_of(tile_set.meta, network, recipe.train.normalise))
+    scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
+    began: tuple[str, ...] = ()
+    if start:
+        began = (start.fill(network, tile_set.meta),)
+        scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
+    data = training_data(tile_set, recipe, scaling)
     # Before the hours of training, and before anything is written: what it cannot read, it says now.
     found = audit_set(tile_set)
     with writing(out):
@@ -81,7 +90,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     # The card comes last: a run that has one is finished.
     card.write(out)
     leaks = (found.verdict,) if found.leaks else ()
-    return Training(out, card, history, *parameter_counts(network), notes=leaks + history.notes + known)
+    return Training(out, card, history, *parameter_counts(network), notes=began + leaks + history.notes + known)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:

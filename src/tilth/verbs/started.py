@@ -1,0 +1,69 @@
+"""Runs that begin with the weights of an earlier run: on new ground, other bands or other classes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tilth.card import WEIGHTS, ModelCard, read_card
+from tilth.config import ModelConfig
+from tilth.errors import InputError
+from tilth.files import file_digest
+from tilth.geo.tilesets.tileset import TileSetMeta
+from tilth.learn.feed import Scaling
+from tilth.learn.networks import Network
+from tilth.learn.starting import Ends, start_from
+from tilth.learn.weights import read_tensors
+
+
+@dataclass(frozen=True)
+class Start:
+    """An earlier run, from whose weights training goes on."""
+
+    run: Path
+    card: ModelCard
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> "Start | None":
+        """Return the run that `model` names as its start, or None where it names none.
+
+        Raises:
+            InputError: when it is no finished run.
+        """
+        run = Path(model.start).resolve()
+        return cls(run, read_card(run)) if model.start else None
+
+    def model(self, chosen: ModelConfig) -> ModelConfig:
+        """Return `chosen` with the run's network in place of its own; what is frozen stays the choice."""
+        known = self.card.model
+        start = str(self.run)
+        return replace(
+            chosen, architecture=known.architecture, encoder=known.encoder, weights=known.weights, start=start
+        )
+
+    def fill(self, network: Network, meta: TileSetMeta) -> str:
+        """Fill `network` from the run's weights and return, in a line, what was taken and what is new.
+
+        Raises:
+            InputError: when the run's weights are not of the network that its card describes.
+            WeightsError: when they are missing or damaged.
+        """
+        path = self.run / WEIGHTS
+        before = Ends(self.card.band_names, self.card.legend.names)
+        try:
+            new = start_from(network, read_tensors(path), before, Ends(meta.band_names, meta.legend.names))
+        except ValueError as error:
+            raise InputError(
+                f"{path} is not of the network that its card describes: {error}. Give a run that tilth train wrote."
+            ) from error
+        words = "; ".join(new) or "nothing new"
+        first = f"first {self.card.weights_from}"
+        network.weights_from = f"run {self.card.name}, sha256 {file_digest(path)[:12]} ({words}), {first}"
+        return f"starts from {self.run}, epoch {self.card.epoch}: {words}"
+
+    def scaling(self, meta: TileSetMeta, other: Scaling) -> Scaling:
+        """Return the run's scaling of the bands that it knows, and `other` of new bands or another number format."""
+        if meta.dtype != self.card.dtype:
+            return other
+        known = dict(zip(self.card.band_names, zip(self.card.mean, self.card.std, strict=True), strict=True))
+        own = zip(meta.band_names, other.mean, other.std, strict=True)
+        mean, std = zip(*(known.get(name, (mean, std)) for name, mean, std in own), strict=True)
+        return Scaling(mean, std)

@@ -1,0 +1,98 @@
+"""`tilth train --start`: a run that goes on from another run's weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tilth.card import CARD, WEIGHTS, read_card
+from tilth.cli import app
+from tilth.config import ModelConfig, Recipe, load_recipe
+from tilth.errors import InputError, SettingError
+from tilth.files import file_digest
+from tilth.geo.tilesets.tileset import TileSet
+from tilth.learn.checkpoint import LAST
+from tilth.learn.feed import Scaling
+from tilth.learn.history import read_history
+from tilth.verbs.started import Start
+from tilth.verbs.train import train
+
+SMALL = Recipe().changed(
+    model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
+)
+
+
+@pytest.fixture(scope="module")
+def first(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiles, tmp_path_factory.mktemp("runs") / "first", SMALL).run
+
+
+def recipe_from(first: Path, **settings: object) -> Recipe:
+    return Recipe().changed(
+        model={"start": str(first), "frozen_stages": 1},
+        train={"epochs": 1, "batch_size": 4, "decoder_lr": 1e-3, "encoder_lr": 1e-3, "device": "cpu", **settings},
+    )
+
+
+def test_a_run_goes_on_from_anothers_weights(first: Path, tiles: Path, tmp_path: Path) -> None:
+    training = train(tiles, tmp_path / "second", recipe_from(first))
+    card = training.card
+    digest = file_digest(first / WEIGHTS)[:12]
+    assert card.model == replace(SMALL.model, start=str(first), frozen_stages=1)
+    assert card.weights_from == f"run first, sha256 {digest} (nothing new), first random"
+    assert training.notes[0] == f"starts from {first}, epoch 1: nothing new"
+    assert (card.mean, card.std) == (read_card(first).mean, read_card(first).std)
+    assert load_recipe(training.run / "recipe.toml").model == card.model
+    # The frozen stage is the first run's to the bit, batch norm included; the others went on.
+    old, new = load_file(first / WEIGHTS), load_file(training.run / WEIGHTS)
+    kept = {name for name in old if (old[name] == new[name]).all()}
+    assert kept == {name for name in old if name.startswith("body.stages.0.")}
+    assert training.history.epochs[0].train_loss < read_history(first).epochs[0].train_loss
+
+
+def test_it_resumes_to_the_same_weights_to_the_bit_from_the_same_start_alone(
+    first: Path, tiles: Path, tmp_path: Path
+) -> None:
+    whole = train(tiles, tmp_path / "whole", recipe_from(first, epochs=2)).run
+    train(tiles, tmp_path / "halves", recipe_from(first))
+    halves = train(tiles, tmp_path / "halves", recipe_from(first, epochs=2), resume=True).run
+    assert (halves / LAST).read_bytes() == (whole / LAST).read_bytes()
+    with pytest.raises(SettingError, match="fingerprint was"):
+        train(tiles, halves, recipe_from(whole, epochs=2), resume=True)
+
+
+def test_the_flag(first: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    flags = ["--start", str(first), "--epochs", "1", "--device", "cpu"]
+    app(["train", str(tiles), "--out", str(out), *flags], result_action="return_value")
+    assert f"starts from {first}, epoch 1: nothing new" in capsys.readouterr().out
+    assert read_card(out).model.start == str(first)
+
+
+def test_a_start_that_is_no_finished_run_is_refused_and_nothing_written(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a finished run"):
+        train(tiles, tmp_path / "run", recipe_from(tmp_path / "nowhere"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_network_are_refused_and_nothing_written(first: Path, tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / CARD).write_bytes((first / CARD).read_bytes())
+    tensors = load_file(first / WEIGHTS)
+    tensors.pop("body.bottleneck.0.bias")
+    save_file(tensors, tmp_path / "start" / WEIGHTS)
+    with pytest.raises(InputError, match=r"body\.bottleneck\.0\.bias \(80,\) is needed, and it has none"):
+        train(tiles, tmp_path / "run", recipe_from(tmp_path / "start"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_known_bands_keep_their_scaling(first: Path, tiles: Path) -> None:
+    start = Start.of(ModelConfig(start=str(first)))
+    assert start
+    card = start.card
+    names = (card.band_names[2], "nir", card.band_names[0])
+    meta = replace(TileSet.open(tiles).meta, band_names=names)
+    own = Scaling((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert start.scaling(meta, own) == Scaling((card.mean[2], 2.0, card.mean[0]), (card.std[2], 5.0, card.std[0]))
+    assert start.scaling(replace(meta, dtype="uint16"), own) == own
