@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blending import GRIDS, PANELS
-from tilth.geo.mapping.tiles import PANEL_BYTES, Lanes, TileGrid, panel_width, reflected
+from tilth.geo.grid import Window
+from tilth.geo.mapping.tiles import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflected
 
 
 @given(st.integers(-300, 300), st.integers(1, 200), st.integers(1, 60))
@@ -15,6 +16,20 @@ def test_reflected_is_numpys_reflection(start: int, size: int, length: int) -> N
     before, after = max(0, -start), max(0, start + size - length)
     expected = np.pad(np.arange(length), (before, after), mode="reflect")[start + before :][:size]
     assert reflected(start, size, length).tolist() == expected.tolist()
+
+
+SPANS = st.tuples(st.integers(-40, 40), st.integers(1, 40), st.integers(1, 20))
+
+
+@given(SPANS, SPANS)
+def test_a_window_unfolds_from_the_part_of_the_raster_that_holds_it(
+    down: tuple[int, int, int], across: tuple[int, int, int]
+) -> None:
+    (row, high, height), (col, wide, width) = down, across
+    raster = np.arange(height * width).reshape(height, width)
+    shown = Reflection.of(Window(row, col, high, wide), height, width)
+    expected = raster[reflected(row, high, height)[:, None], reflected(col, wide, width)]
+    assert (shown.unfolded(raster[shown.inside.slices]) == expected).all()
 
 
 @given(GRIDS)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
 from tilth.geo.grid import Window
-from tilth.geo.mapping.tiles import Lanes, TileGrid, reflected
+from tilth.geo.mapping.tiles import Lanes, Reflection, TileGrid
 
 CHUNK_TILES = 8
 """Neighbouring tiles that are read at once."""
@@ -68,7 +68,7 @@ def occupied(tiles: TileGrid, source: Source, row: int, columns: range, most: in
 
     Halves the row until it is known or small, so that a row without data costs one question.
     """
-    if source.empty(_inside(tiles, _window(tiles, row, columns))):
+    if source.empty(_shown(tiles, _window(tiles, row, columns)).inside):
         return
     if len(columns) <= most:
         yield columns
@@ -99,14 +99,11 @@ def _batch(tiles: list[Tile], size: int) -> Batch:
 def _read_tiles(lanes: Lanes, source: Source, lane: int, columns: range) -> Iterator[Tile]:
     tiles = lanes.tiles
     window = _window(tiles, lanes.place(lane)[1], columns)
-    inner = _inside(tiles, window)
-    pixels, valid = source.read(inner)
-    wanted = source.wanted(inner)
+    shown = _shown(tiles, window)
+    pixels, valid = source.read(shown.inside)
+    wanted = source.wanted(shown.inside)
     mapped = valid if wanted is None else valid & wanted
-    if inner != window:
-        rows = reflected(window.row, window.height, tiles.height)[:, None] - inner.row
-        cols = reflected(window.col, window.width, tiles.width) - inner.col
-        pixels, valid, mapped = pixels[:, rows, cols], valid[rows, cols], mapped[rows, cols]
+    pixels, valid, mapped = shown.unfolded(pixels), shown.unfolded(valid), shown.unfolded(mapped)
     for column in columns:
         left = tiles.lefts[column] - window.col
         part = slice(left, left + tiles.tile_px)
@@ -119,8 +116,5 @@ def _window(tiles: TileGrid, row: int, columns: range) -> Window:
     return Window(tiles.tops[row], left, tiles.tile_px, tiles.lefts[columns[-1]] - left + tiles.tile_px)
 
 
-def _inside(tiles: TileGrid, window: Window) -> Window:
-    """Return the part of the raster that a window holds, mirrored where it reaches beyond."""
-    rows = reflected(window.row, window.height, tiles.height)
-    cols = reflected(window.col, window.width, tiles.width)
-    return Window(int(rows.min()), int(cols.min()), int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
+def _shown(tiles: TileGrid, window: Window) -> Reflection:
+    return Reflection.of(window, tiles.height, tiles.width)

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from tilth.geo.grid import Grid, Window
 from tilth.geo.mapping.batches import Source
-from tilth.geo.mapping.tiles import Lanes, TileGrid, panel_width, reflected
+from tilth.geo.mapping.tiles import Lanes, Reflection, TileGrid, panel_width
 
 
 def coarse(grid: Grid, cell_px: int) -> Grid:
@@ -47,14 +47,9 @@ class Mirrored:
 
     def read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
         """Return the pixels of a window, mirrored beyond the raster, and which are valid."""
-        rows = reflected(window.row, window.height, self.height)
-        cols = reflected(window.col, window.width, self.width)
-        row, col = int(rows.min()), int(cols.min())
-        pixels, valid = self.source.read(Window(row, col, int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1))
-        if self._inside(window) == window:
-            return pixels, valid
-        rows, cols = rows[:, None] - row, cols - col
-        return pixels[:, rows, cols], valid[rows, cols]
+        shown = Reflection.of(window, self.height, self.width)
+        pixels, valid = self.source.read(shown.inside)
+        return shown.unfolded(pixels), shown.unfolded(valid)
 
     def wanted(self, window: Window) -> Bool[ndarray, "h w"]:
         """Return which pixels of a window the map has; none of the mirrored ones."""

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from numpy import ndarray
 
 from tilth.geo.grid import Window, starts
@@ -124,6 +124,31 @@ def reflected(start: int, size: int, length: int) -> Int[ndarray, " size"]:
     period = max(1, 2 * (length - 1))
     place = np.arange(start, start + size) % period
     return np.minimum(place, period - place) if length > 1 else np.zeros(size, int)
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """What a window shows of a raster that goes on as its mirror image beyond its border."""
+
+    window: Window
+    inside: Window
+    """The part of the raster that holds it."""
+    rows: Int[ndarray, " h"]
+    """Which row of that part each row of the window is."""
+    cols: Int[ndarray, " w"]
+
+    @classmethod
+    def of(cls, window: Window, height: int, width: int) -> "Reflection":
+        """Return what a window shows of a raster of that size."""
+        rows = reflected(window.row, window.height, height)
+        cols = reflected(window.col, window.width, width)
+        row, col = int(rows.min()), int(cols.min())
+        inside = Window(row, col, int(np.ptp(rows)) + 1, int(np.ptp(cols)) + 1)
+        return cls(window, inside, rows - row, cols - col)
+
+    def unfolded(self, pixels: Shaped[ndarray, "*b p q"]) -> Shaped[ndarray, "*b h w"]:
+        """Return the window's pixels from those of the part; the same array where nothing is mirrored."""
+        return pixels if self.inside == self.window else pixels[..., self.rows[:, None], self.cols]
 
 
 def _between(begins: Sequence[int], first: int, stop: int, length: int) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The area of applicability of a map: where rasters look like what the run was trained on, and where they do not."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tilth.geo.rasters.rasterout import MapLayout, create_map
 from tilth.learn.known import Encoder, load_encoder
 from tilth.progress import meter
 from tilth.verbs.predict.plan import Task
+from tilth.verbs.predict.timing import batch_seconds
 
 BAND = "dissimilarity index / threshold"
 IN_WORDS = "dissimilarity index divided by the threshold of the area of applicability: outside above 1"
@@ -85,13 +85,7 @@ def seconds_of(task: Task) -> float:
     encoder = _encoder(task)
     lanes = _lanes(task, encoder)
     with closing(task.job.mosaic):
-        batch = next(_batches(task, lanes), None)
-    if batch is None:
-        return 0.0
-    encoder(batch.pixels, batch.valid)
-    started = time.perf_counter()
-    encoder(batch.pixels, batch.valid)
-    batch_s = time.perf_counter() - started
+        batch_s = batch_seconds(encoder, next(_batches(task, lanes), None)) or 0.0
     return batch_s * -(-len(lanes.tiles.tops) * len(lanes.tiles.lefts) // task.settings.batch_size)
 
 

@@ -1,6 +1,5 @@
 """`--dry-run`: how much there is to do for a map, and how long it will take."""
 
-import time
 from contextlib import closing
 
 from tilth.geo.grid import cells
@@ -11,6 +10,7 @@ from tilth.geo.rasters.rasterout import BLOCK_PX
 from tilth.verbs.predict.applicability import seconds_of
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.result import Forecast
+from tilth.verbs.predict.timing import batch_seconds
 
 OVERVIEWS = 4 / 3
 """Size of a raster with its overviews, each a quarter of the one before."""
@@ -31,7 +31,7 @@ def forecast(task: Task, model: Model) -> Forecast:
     done = [entry.tiles for entry in finished(task.folder, task.origin)]
     with closing(task.job.mosaic):
         left = [_tiles_of_lane(task, lane) for lane in range(len(done), len(lanes))]
-        batch_s = _batch_seconds(task, model)
+        batch_s = batch_seconds(model, task.first_batch())
         blocks = _blocks(task)
     seconds = -(-sum(left) // task.settings.batch_size) * (batch_s or 0.0)
     seconds += seconds_of(task) if task.applicability else 0.0
@@ -55,16 +55,6 @@ def forecast(task: Task, model: Model) -> Forecast:
 def _tiles_of_lane(task: Task, lane: int) -> int:
     columns, row = task.plan.lanes.place(lane)
     return sum(map(len, occupied(task.plan.lanes.tiles, task.job, row, columns, task.plan.chunk_tiles)))
-
-
-def _batch_seconds(task: Task, model: Model) -> float | None:
-    batch = task.first_batch()
-    if batch is None:
-        return None
-    model(batch.pixels, batch.valid)
-    started = time.perf_counter()
-    model(batch.pixels, batch.valid)
-    return time.perf_counter() - started
 
 
 def _blocks(task: Task) -> int:
