@@ -17,6 +17,7 @@ from tilth.config import (
     PredictConfig,
     PrepareConfig,
     SampleConfig,
+    SuggestConfig,
     TrainConfig,
     load_recipe,
 )
@@ -36,6 +37,7 @@ VERBS = (
     "review",
     "predict",
     "polygons",
+    "suggest",
     "sample",
     "area",
     "jaccard",
@@ -60,8 +62,14 @@ OPENERS = {
         "geo/vectors/vectorout.py",
         "geo/vectors/vectorpoints.py",
         "geo/vectors/vectorindex.py",
+        "geo/vectors/styles.py",
     },
-    "geopandas": {"geo/vectors/vector.py", "geo/vectors/vectorout.py", "geo/vectors/vectorpoints.py"},
+    "geopandas": {
+        "geo/vectors/vector.py",
+        "geo/vectors/vectorout.py",
+        "geo/vectors/vectorpoints.py",
+        "geo/vectors/styles.py",
+    },
 }
 
 
@@ -176,7 +184,16 @@ def test_every_verb_has_a_page(verb: str) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [PrepareConfig, ModelConfig, TrainConfig, PredictConfig, EvaluateConfig, PolygonConfig, SampleConfig],
+    [
+        PrepareConfig,
+        ModelConfig,
+        TrainConfig,
+        PredictConfig,
+        EvaluateConfig,
+        PolygonConfig,
+        SampleConfig,
+        SuggestConfig,
+    ],
 )
 def test_every_setting_is_explained(config: type) -> None:
     for name, info in config.__pydantic_fields__.items():  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Recipe,
         ReviewConfig,
         SampleConfig,
+        SuggestConfig,
         TrainConfig,
         Variant,
         load_recipe,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tilth.verbs.report import report
     from tilth.verbs.review import review
     from tilth.verbs.sample import sample
+    from tilth.verbs.suggest import suggest
     from tilth.verbs.train import train
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
             "Recipe",
             "ReviewConfig",
             "SampleConfig",
+            "SuggestConfig",
             "TrainConfig",
             "Variant",
         ),
@@ -79,6 +82,7 @@ _HOMES = {
             "report",
             "review",
             "sample",
+            "suggest",
             "train",
         )
     },
@@ -98,6 +102,7 @@ __all__ = [
     "ReviewConfig",
     "SampleConfig",
     "SettingError",
+    "SuggestConfig",
     "TileSet",
     "TilthError",
     "TrainConfig",
@@ -120,6 +125,7 @@ __all__ = [
     "report",
     "review",
     "sample",
+    "suggest",
     "train",
 ]
 

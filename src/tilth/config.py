@@ -244,6 +244,30 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SuggestConfig:
+    """Which tiles are suggested to be labelled next."""
+
+    tiles: Positive = 20
+    """Number of tiles to suggest."""
+    doubt: Literal["entropy", "margin", "spread"] = "entropy"
+    """How unsure of a pixel: entropy of its probabilities, how near the two largest are, or how far runs (--ensemble)
+    and turns (--tta) disagree."""
+    tta: Literal[1, 2, 4, 8] = 1
+    """Flips and quarter turns of each tile that the network is shown. So many times as slow."""
+    batch_size: Positive = 8
+    """Tiles in one call of the network."""
+    bands: tuple[Positive, ...] = ()
+    """Which bands of the rasters are the run's, in its order, counted from 1. Without: all, as they are."""
+    resample: bool = False
+    """Bring rasters to the ground resolution of training while they are read; rows and columns are then those of the
+    resampled raster."""
+    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    """What runs the network. auto: on a CPU the fastest that is installed and agrees with torch; torch on a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class ReviewConfig:
     """What is listed of a run's mistakes."""
 

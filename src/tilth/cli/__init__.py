@@ -102,6 +102,11 @@ add(
     "polygons trees.tif --out trees.gpkg --min-area-m2 1",
 )  # fmt: skip
 add(
+    app, 16, "maps:suggest",
+    "Say which tiles to label next: those that stand for the most of what a run is unsure of.",
+    "suggest runs/trees region.tif --out next.gpkg --tiles 20",
+)  # fmt: skip
+add(
     app, 11, "area:sample",
     "Draw a random sample of a map's pixels by class, to be labelled in a GIS.",
     "sample trees.tif --out points.gpkg",

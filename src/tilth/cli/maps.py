@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from tilth.cli.flags import config_from, settings
 from tilth.cli.show import show
-from tilth.config import PolygonConfig, PredictConfig
+from tilth.config import PolygonConfig, PredictConfig, SuggestConfig
 
 
 @settings(predict=PredictConfig)
@@ -57,6 +57,34 @@ def polygons(
     from tilth.verbs.polygons import polygons
 
     show(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
+
+
+@settings(suggest=SuggestConfig)
+def suggest(
+    run: Path,
+    rasters: Annotated[tuple[Path, ...], Parameter(negative=())],
+    /,
+    *,
+    out: Path,
+    ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
+    known: Path | None = None,
+    aoi: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Say which tiles to label next: those that stand for the most of what a run is unsure of.
+
+    Args:
+        run: Folder of a run.
+        rasters: Images with the bands that the run was trained on; or a tile set, for the images in it.
+        out: GeoPackage to write, .gpkg.
+        ensemble: Folders of more runs; what they disagree on is uncertain.
+        known: Tile set whose ground is labelled; default: the run's own.
+        aoi: Vector file: only what its polygons cover is suggested.
+    """
+    from tilth.verbs.suggest import suggest
+
+    config = config_from(SuggestConfig, SuggestConfig(), chosen)
+    show(suggest((run, *ensemble), rasters, out, config, known, aoi))
 
 
 def report(folder: Path, /, *, out: Path | None = None) -> None:
