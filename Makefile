@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test fuzz check lint bench bench-predict bench-memory docs clean
+.PHONY: demo test fuzz check lint bench bench-predict bench-memory bench-suggest docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
@@ -31,6 +31,11 @@ bench-predict: $(READY)  ## maps by Tilth, a plain loop and other packages: spee
 
 bench-memory: $(READY)  ## the most memory of maps and polygons of very large rasters
 	$(BIN)/python benchmarks/bench_memory.py $(BENCH)
+
+DATA ?= ../shared/data/amazon
+WEIGHTS ?= ../shared/weights/tf_efficientnet_b0_encoder.safetensors
+bench-suggest: $(READY)  ## labels that `tilth suggest` saves, simulated on an archive; BENCH=--write: docs/suggest.md
+	$(BIN)/python benchmarks/simulate_suggest.py $(DATA) --weights $(WEIGHTS) $(BENCH)
 
 docs: $(READY)  ## docs pages from the commands' own help and real output
 	$(BIN)/python scripts/make_docs.py

@@ -1,0 +1,232 @@
+"""How many labels `tilth suggest` saves: an archive whose labels are hidden and bought back tile by tile.
+
+    python benchmarks/simulate_suggest.py ../shared/data/amazon --weights WEIGHTS [--seeds 24] [--rounds 9] [--write]
+
+For each seed, a third of the scenes is kept for scoring and a few tiles of the others are labelled. In each round a
+head is trained on what is labelled (the encoder is frozen and what it sees is kept, so this takes a second), scored,
+and a batch of tiles is added: by `suggest`, by doubt alone, by looks alone, or at random. All begin with the same ones.
+
+The table says how many tiles each needs for the IoU that random tiles come to at last, with 95 % intervals over the
+seeds, which are resampled whole and paired. --write puts it into docs/suggest.md. Results are kept in build/bench; the
+same command goes on from there.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy import ndarray
+from scipy.optimize import isotonic_regression
+
+import machine
+import page
+from archive import Archive, archive, iou, probabilities, trained
+from tilth.applicability import Applicability, fit
+from tilth.files import write_json
+from tilth.geo.grid import Window
+from tilth.intervals import intervals
+from tilth.learn.doubt import entropy, mean_inside
+from tilth.verbs.suggest.looking import Candidate, pooled
+from tilth.verbs.suggest.ranking import ranked
+
+PAGE = Path(__file__).parents[1] / "docs" / "suggest.md"
+FIRST, BATCH = 4, 4
+SCORED = 1 / 3
+"""Share of the scenes that is kept for scoring."""
+DOUBTLESS = 0.5
+"""Doubt of every tile where only looks shall count."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a strategy may look at."""
+
+    ground: Archive
+    pool: ndarray
+    """Tiles that may be labelled."""
+    labelled: ndarray
+    doubt: ndarray
+    """Mean entropy of each tile of the pool."""
+    rng: np.random.Generator
+
+
+def at_random(state: State) -> ndarray:
+    """Return a batch drawn at random."""
+    return state.rng.permutation(state.pool)[:BATCH]
+
+
+def by_doubt(state: State) -> ndarray:
+    """Return the batch of the most doubtful tiles."""
+    return state.pool[np.argsort(-state.doubt, kind="stable")[:BATCH]]
+
+
+def by_looks(state: State) -> ndarray:
+    """Return the batch that `tilth suggest` would return were all tiles equally doubtful."""
+    return _suggested(state, np.full(len(state.pool), DOUBTLESS))
+
+
+def suggested(state: State) -> ndarray:
+    """Return the batch that `tilth suggest` returns."""
+    return _suggested(state, state.doubt)
+
+
+STRATEGIES: dict[str, Callable[[State], ndarray]] = {
+    "random": at_random,
+    "doubt alone": by_doubt,
+    "looks alone": by_looks,
+    "suggest": suggested,
+}
+
+
+def _suggested(state: State, doubt: ndarray) -> ndarray:
+    cells = state.ground.cells
+    known = known_of(cells[state.labelled], state.ground.scenes[state.labelled])
+    candidates = [
+        Candidate(0, Window(int(tile), 0, 1, 1), float(unsure), 1.0, *pooled(cells[tile], known))
+        for tile, unsure in zip(state.pool, doubt, strict=True)
+    ]
+    return np.array([one.window.row for one in ranked(candidates, known, BATCH)])
+
+
+def known_of(cells: ndarray, scenes: ndarray) -> Applicability | None:
+    """Return what a run knows of the tiles that it was trained on, as `tilth train` writes it; None of one scene."""
+    try:
+        return fit(cells.reshape(-1, cells.shape[-1]), np.repeat(scenes, cells.shape[1]))
+    except ValueError:
+        return None
+
+
+def curve(ground: Archive, strategy: str, seed: int, rounds: int) -> list[float]:
+    """Return the IoU on scenes kept for scoring after each round, from the first few tiles on."""
+    rng = np.random.default_rng(seed)
+    scenes = rng.permutation(np.unique(ground.scenes))
+    kept = np.isin(ground.scenes, scenes[: round(SCORED * len(scenes))])
+    scored, others = np.flatnonzero(kept), np.flatnonzero(~kept)
+    labelled, found = rng.permutation(others)[:FIRST], []
+    rng = np.random.default_rng([seed, 1])
+    for number in range(rounds + 1):
+        head = trained(ground, labelled.tolist(), 1000 * seed + number)
+        found.append(iou(head, ground, scored))
+        pool = np.setdiff1d(others, labelled)
+        doubt = entropy(_views(probabilities(head, ground, pool)))
+        state = State(ground, pool, labelled, mean_inside(doubt, np.ones(doubt.shape, bool)), rng)
+        labelled = np.concatenate([labelled, STRATEGIES[strategy](state)])
+    return found
+
+
+def _views(likely: ndarray) -> ndarray:
+    return np.stack([1 - likely, likely], axis=1)[None]
+
+
+def needed(means: ndarray, target: float) -> float:
+    """Return how many tiles bring a curve to `target`, between rounds by straight lines; NaN where none do.
+
+    The curve is made to rise first, by isotonic regression: a round that is worse by chance is no reason to label less.
+    """
+    rising = isotonic_regression(means).x
+    tiles = FIRST + BATCH * np.arange(len(means))
+    if rising[-1] < target:
+        return float("nan")
+    after = int((rising >= target).argmax())
+    if after == 0:
+        return float(tiles[0])
+    share = (target - rising[after - 1]) / (rising[after] - rising[after - 1])
+    return float(tiles[after - 1] + share * BATCH)
+
+
+def saved(curves: ndarray) -> ndarray:
+    """Return how many tiles random and another strategy need, and the share that the other saves, by draw.
+
+    `curves` are sums over seeds, (draws, 2 * rounds + 1): random's, the other's, and the number of seeds. The target is
+    what random comes to at last.
+    """
+    rows = []
+    for row in curves:
+        random, other = np.split(row[:-1] / row[-1], 2)
+        target = float(isotonic_regression(random).x[-1])
+        tiles = needed(random, target), needed(other, target)
+        rows.append([*tiles, 1 - tiles[1] / tiles[0]])
+    return np.array(rows)
+
+
+def rows_of(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    """Return a row a strategy: IoU at first, in the middle and at last, tiles needed and saved, with intervals."""
+    seeds = sorted(set.intersection(*(set(curves) for curves in results.values())), key=int)
+    random = np.array([results["random"][seed] for seed in seeds])
+    rows = []
+    for name, curves in results.items():
+        mine = np.array([curves[seed] for seed in seeds])
+        both = np.concatenate([random, mine, np.ones((len(seeds), 1))], axis=1)
+        (_, tiles, share), ends = saved(both.sum(axis=0)[None])[0], intervals(both, saved, draws=2000)
+        last = mine.shape[1] - 1
+        shown = [f"{mine[:, i].mean():.3f}" for i in (0, last // 2, last)]
+        rows.append(
+            [
+                name,
+                *shown,
+                f"{tiles:.0f}",
+                "" if name == "random" else f"{share:.0%} [{ends[2, 0]:.0%}, {ends[2, 1]:.0%}]",
+            ]
+        )
+    return rows
+
+
+@lru_cache
+def _ground(data: Path, weights: Path, folder: Path) -> Archive:
+    torch.set_num_threads(1)
+    return archive(data, weights, folder)
+
+
+def _one(where: tuple[Path, Path, Path], strategy: str, seed: int, rounds: int) -> tuple[str, int, list[float]]:
+    return strategy, seed, curve(_ground(*where), strategy, seed, rounds)
+
+
+def simulated(
+    where: tuple[Path, Path, Path], seeds: int, rounds: int, workers: int
+) -> dict[str, dict[str, list[float]]]:
+    """Return the curves by strategy and seed; what `where`'s folder holds is not done again."""
+    path = where[2] / f"suggest-{rounds}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {name: {} for name in STRATEGIES}
+    _ground(*where)
+    missing = [(name, seed) for seed in range(seeds) for name in STRATEGIES if str(seed) not in found[name]]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        running = [processes.submit(_one, where, name, seed, rounds) for name, seed in missing]
+        for number, done in enumerate(as_completed(running), start=1):
+            name, seed, ious = done.result()
+            found[name][str(seed)] = ious
+            write_json(path, found)
+            print(f"{number}/{len(missing)}: seed {seed}, {name}: {ious[0]:.3f} to {ious[-1]:.3f}", flush=True)
+    return {name: {seed: found[name][seed] for seed in map(str, range(seeds))} for name in STRATEGIES}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with images/ and masks/")
+    parser.add_argument("--weights", type=Path, required=True, help="weights of tf_efficientnet_b0")
+    parser.add_argument("--seeds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench/suggest"))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/suggest.md")
+    given = parser.parse_args(arguments)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    results = simulated((given.data, given.weights, given.folder), given.seeds, given.rounds, given.workers)
+    last = FIRST + BATCH * given.rounds
+    middle = FIRST + BATCH * (given.rounds // 2)
+    head = ["tiles chosen", *(f"IoU at {n}" for n in (FIRST, middle, last)), "tiles needed", "fewer than random"]
+    text = page.table(head, rows_of(results)) + f"\n\n{given.seeds} seeds. {machine.described(('torch', 'timm'))}"
+    print(text)
+    if given.write:
+        PAGE.write_text(page.replaced(PAGE.read_text(encoding="utf-8"), "simulation", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
