@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
-from tilth.learn.augment import JITTER, augmented, dihedral, inverse, jittered
+from tilth.learn.augment import JITTER, augmented, dihedral, inverse, jittered, pasted, rescaled, scale_jittered
 
 ELEMENTS = range(8)
 SQUARE = np.arange(25).reshape(5, 5)
@@ -114,3 +116,98 @@ def test_pixels_without_an_image_do_not_move_the_contrast() -> None:
     assert np.array_equal(*changed)
     nowhere = np.zeros_like(valid)
     assert np.isfinite(jittered(image, nowhere, np.ones(3), light, 0.2, 0.1)).all()
+
+
+# Scale
+
+
+def test_the_same_scale_changes_nothing() -> None:
+    for before, after in zip(tile(), rescaled(*tile(), 1.0, (0.3, 0.8)), strict=True):
+        np.testing.assert_allclose(after, np.where(tile()[2], before, 0) if before.ndim == 3 else before, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bands", [1, 3, 13])
+@given(scale=st.floats(0.5, 2), row=st.floats(0, 1), col=st.floats(0, 1))
+def test_scaling_is_torchs_bilinear_resampling(bands: int, scale: float, row: float, col: float) -> None:
+    image, label, _ = tile(bands, (12, 14))
+    ours, labels, valid = rescaled(image, label, np.ones((12, 14), bool), scale, (row, col))
+    # Where each new pixel lies in the old tile, as grid_sample counts: from -1 to 1 between the outer edges.
+    at = [
+        2 * (place * (length - length / scale) + (np.arange(length) + 0.5) / scale) / length - 1
+        for place, length in ((row, 12), (col, 14))
+    ]
+    lattice = torch.from_numpy(np.stack(np.meshgrid(at[1], at[0]), axis=-1))[None]
+    mirrored = {"padding_mode": "reflection", "align_corners": False}
+    theirs = functional.grid_sample(torch.from_numpy(image)[None].double(), lattice, **mirrored)[0]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-2)
+    assert ours.dtype == np.float32
+    assert valid.all()
+    assert set(np.unique(labels)) <= set(np.unique(label))
+
+
+def test_twice_the_scale_makes_four_pixels_of_one() -> None:
+    image, label, valid = tile(shape=(8, 8))
+    for row, col in ((0, 0), (0, 1), (1, 0)):
+        _, labels, kept = rescaled(image, label, valid, 2.0, (row, col))
+        part = slice(4 * row, 4 * row + 4), slice(4 * col, 4 * col + 4)
+        assert np.array_equal(labels, label[part].repeat(2, 0).repeat(2, 1))
+        assert np.array_equal(kept, valid[part].repeat(2, 0).repeat(2, 1))
+
+
+def test_half_the_scale_holds_the_whole_tile_and_its_mirror_image() -> None:
+    label = np.arange(64, dtype=np.uint8).reshape(8, 8).repeat(2, 0).repeat(2, 1)[:8, :8]
+    image, valid = label[None].astype(np.float32), np.ones((8, 8), bool)
+    _, labels, _ = rescaled(image, label, valid, 0.5, (0.0, 0.0))
+    small = label[::2, ::2]
+    assert np.array_equal(labels[:4, :4], small)
+    assert np.array_equal(labels[:4, 4:], small[:, ::-1])
+    assert np.array_equal(labels[4:], labels[:4][::-1])
+
+
+@given(scale=st.floats(0.5, 2), place=st.floats(0, 1))
+def test_what_has_no_image_does_not_bleed(scale: float, place: float) -> None:
+    valid = np.random.default_rng(0).random((12, 12)) < 0.7
+    image = np.full((2, 12, 12), 700, np.float32)
+    wild = np.where(valid, image, 9e9).astype(np.float32)
+    scaled, _, kept = rescaled(wild, valid.astype(np.uint8), valid, scale, (place, 1 - place))
+    np.testing.assert_allclose(scaled[:, kept], 700, rtol=1e-5)
+    assert not scaled[:, ~kept].any()
+
+
+def test_scales_go_both_ways_as_often() -> None:
+    image = np.zeros((1, 64, 64), np.float32)
+    image[0, 30:34, 30:34] = 1
+    label, valid = image[0].astype(np.uint8), np.ones((64, 64), bool)
+    rng = np.random.default_rng(0)
+    sizes = [scale_jittered(image, label, valid, 0.5, rng)[0].sum() for _ in range(300)]
+    seen = np.array([size for size in sizes if size > 5])
+    assert 16 / 1.5**2 * 0.9 < seen.min() < 9
+    assert 30 < seen.max() < 16 * 1.5**2 * 1.1
+    # A part of the enlarged ones does not hold the square; of the others about half are smaller.
+    assert 0.4 < (np.array(sizes) < 16).mean() < 0.65
+
+
+# Pixels of other tiles
+
+
+@pytest.mark.parametrize("bands", [1, 4])
+def test_pasting_takes_image_and_label_of_one_class(bands: int) -> None:
+    (image, label, _), (other, other_label, _) = tile(bands, seed=1), tile(bands, seed=2)
+    new, new_label = pasted((image, label), (other, other_label), 3)
+    there = other_label == 3
+    assert np.array_equal(new[:, there], other[:, there])
+    assert (new_label[there] == 3).all()
+    assert np.array_equal(new[:, ~there], image[:, ~there])
+    assert np.array_equal(new_label[~there], label[~there])
+    assert new.dtype == np.float32
+    assert new_label.dtype == np.uint8
+
+
+def test_shares_are_pasted_where_they_are_most() -> None:
+    rng = np.random.default_rng(0)
+    shares, other = (rng.dirichlet([1, 1, 1], (6, 6)).transpose(2, 0, 1).astype(np.float32) for _ in range(2))
+    other[:, 0, 0] = np.nan
+    _, label = pasted((shares[:1], shares), (other[:1], other), 2)
+    there = other[2] > 0.5
+    assert np.array_equal(label[:, there], other[:, there])
+    assert np.array_equal(label[:, ~there], shares[:, ~there])

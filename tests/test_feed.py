@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -140,6 +141,65 @@ def test_starting_in_the_middle_reads_only_the_rest() -> None:
     rest = list(loaded.train(2, start=3))
     assert same(rest, whole[3:])
     assert tiles.read == epoch_order(18, 0, 2)[12:]
+
+
+class Moving(list[Tile]):
+    """Tiles that a draw marks in a corner, so that it can be seen."""
+
+    def drawn(self, index: int, rng: np.random.Generator) -> Tile:
+        image, label = super().__getitem__(index)
+        return image + np.float32(rng.integers(1, 1000)), label
+
+
+RARE = np.array([[1.0, 0.0]] * 16 + [[0.5, 0.5]] * 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"crops": True}, {"scale_jitter": 0.5}, {"copy_paste": 0.5}, {"sampling": "classes"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_each_setting_changes_what_is_seen_and_nothing_hidden_decides(settings: dict[str, Any]) -> None:
+    data = training_data(train=Moving(blocks(18, 0)), shares=RARE)
+    config = TrainConfig(batch_size=4, workers=0, seed=3)
+    plain, (one, again) = Feed(data, config, CPU), (Feed(data, replace(config, **settings), CPU) for _ in range(2))
+    whole = list(one.train(2))
+    assert not same(whole, list(plain.train(2)))
+    assert not same(whole, list(one.train(1)))
+    # In the middle of an epoch, or in a worker, and after other epochs.
+    assert same(whole[3:], list(again.train(2, start=3)))
+    assert same(whole, list(again.train(2)))
+    assert same(list(one.val()), list(plain.val()))
+
+
+def test_tiles_of_rare_classes_come_more_often_and_never_twice_alike() -> None:
+    data = training_data(shares=RARE)
+    loaded = Feed(data, TrainConfig(batch_size=4, workers=0, sampling="classes", augment="colour"), CPU)
+    counts = np.bincount(list(chain.from_iterable(loaded.batches(0))), minlength=18)
+    assert counts.sum() == 18
+    assert counts[16:].min() >= 4
+    images = torch.cat([images for images, _ in loaded.train(0)])
+    assert len({image.numpy().tobytes() for image in images}) == 18
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    with pytest.raises(SettingError, match="need the shares of the classes"):
+        make(sampling="classes")
+    with pytest.raises(SettingError, match="need the shares of the classes"):
+        make(copy_paste=0.1)
+    with pytest.raises(SettingError, match="tiles that can be moved"):
+        make(crops=True)
+
+
+def test_shares_of_classes_travel_like_classes() -> None:
+    whole = [(image, np.stack([label == c for c in (0, 1)]).astype(np.float32)) for image, label in blocks(6, 0)]
+    tiles = [(image, np.where(share.any(axis=0), share, np.nan)) for image, share in whole]
+    config = TrainConfig(batch_size=4, workers=0, augment="colour", scale_jitter=0.3)
+    one, other = (Feed(training_data(train=train), config, CPU).train(0) for train in (blocks(6, 0), tiles))
+    for (images, label), (same_images, shares) in zip(one, other, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(shares.isnan().all(dim=1), label == 255)
+        assert torch.equal(shares[:, 1] == 1, label == 1)
 
 
 class Broken(list[Tile]):

@@ -5,39 +5,51 @@ what was read before. So a run can go on in the middle of an epoch.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError, TilthError
-from tilth.learn.augment import Augment, augmented
+from tilth.learn.augment import Augment, Label, augmented, pasted, scale_jittered
+from tilth.learn.choice import Shares, class_rates, donor, drawn_order
 from tilth.learn.device import layout
 from tilth.legend import IGNORE, Legend
 
+T = TypeVar("T")
 Part = Literal["train", "val"]
-Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]
-Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"]]
+Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
+Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n k h w"]]
 
 
 @runtime_checkable
 class Tiles(Protocol):
-    """Tiles by index: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
+    """Tiles by index: the image float32 (B, H, W) in its own units, the label uint8 (H, W), or float32 (K, H, W).
 
-    All of one shape. A pixel labelled 255 is neither trained nor scored; one that is 0 in every band besides has no
-    image at all. Must go through pickle when there are workers.
+    All of one shape. A pixel labelled 255 (of shares: NaN) is neither trained nor scored; one that is 0 in every band
+    besides has no image at all. Must go through pickle when there are workers.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Tiles that can also be taken from a random place near their own."""
+
+    def drawn(self, index: int, rng: np.random.Generator, /) -> Sample:
+        """Return the tile from a place that `rng` decides."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class TrainingData:
     scaling: Scaling
     fingerprint: str = ""
     """Of the tile set: a run goes on with the same data only."""
-    shares: Float[ndarray, "tiles k"] | None = None
+    shares: Shares | None = None
     """Share of each class among all pixels of each training tile, for what depends on rare classes."""
 
 
@@ -74,11 +86,14 @@ class Key(NamedTuple):
     part: Part
     epoch: int
     tile: int
+    again: int = 0
+    """How often the epoch has had it before."""
 
 
-def imaged(image: Float32[ndarray, "b h w"], label: UInt8[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
-    """Return which pixels of a sample have an image: all but those that are 0 in every band and labelled 255."""
-    seen: Bool[ndarray, "h w"] = (label != IGNORE) | image.any(axis=0)
+def imaged(image: Float32[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
+    """Return which pixels of a sample have an image: all but those that are 0 in every band and have no label."""
+    labelled = np.asarray(label != IGNORE if label.ndim == 2 else np.isfinite(label).any(axis=0))
+    seen: Bool[ndarray, "h w"] = labelled | image.any(axis=0)
     return seen
 
 
@@ -87,7 +102,7 @@ def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in _generator(seed, epoch).permutation(length)]
 
 
-def batched(order: Sequence[int], size: int, world: int = 1) -> list[list[int]]:
+def batched(order: Sequence[T], size: int, world: int = 1) -> list[list[T]]:
     """Return `order` cut into batches of `size`. Nothing is left out: what remains is the last, smaller batch.
 
     A single tile that remains joins the batch before it, for batch statistics of one small tile may not exist. So do
@@ -102,7 +117,7 @@ def batched(order: Sequence[int], size: int, world: int = 1) -> list[list[int]]:
     return batches
 
 
-def part_of(batch: Sequence[int], rank: int, world: int) -> list[int]:
+def part_of(batch: Sequence[T], rank: int, world: int) -> list[T]:
     """Return what process `rank` of `world` takes of a batch. Parts differ by at most one tile, the first are larger.
 
     >>> [part_of([5, 3, 8, 6, 7], rank, 2) for rank in range(2)]
@@ -129,7 +144,8 @@ class Feed:
     parts together are the batches of one process, `config.batch_size` tiles each.
 
     Raises:
-        SettingError: for more processes than there are tiles in a batch, or training tiles.
+        SettingError: for more processes than there are tiles in a batch, or training tiles; for settings that need
+            shares of classes, or tiles that can be moved, where there are none.
     """
 
     def __init__(
@@ -138,11 +154,13 @@ class Feed:
         self._parts: dict[Part, int] = {"train": len(data.train), "val": len(data.val)}
         self._rank, self._world = rank, world
         _check_enough_for_all(world, config.batch_size, len(data.train))
+        _check_settings(data, config)
+        self._rates = class_rates(data.shares) if config.sampling == "classes" and data.shares is not None else None
         self._seed, self._size, self._device = config.seed, config.batch_size, device
         self._plan: list[list[Key]] = []
         workers = worker_count(config.workers, device.type)
         self._loader = DataLoader(
-            _Prepared(data.train, data.val, data.scaling, config.augment, config.seed),
+            _Prepared(data, config),
             # The loader takes the plan anew for each pass, so that its workers outlive a pass.
             batch_sampler=self._plan,
             num_workers=workers,
@@ -157,22 +175,34 @@ class Feed:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Return the indices of the training tiles of each batch of an epoch, of all processes together."""
-        return batched(epoch_order(self._parts["train"], self._seed, epoch), self._size, self._world)
+        return [[key.tile for key in batch] for batch in self._batches(epoch)]
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Return the epoch's batches in random order, augmented, without the first `start`, which are not read.
 
         Every process has as many; none is empty.
         """
-        return self._pass("train", epoch, self.batches(epoch)[start:])
+        return self._pass(self._batches(epoch)[start:])
 
     def val(self) -> Iterator[Batch]:
         """Return the validation tiles in their own order, as they are. A process may have a batch less than another."""
-        return self._pass("val", 0, batched(range(self._parts["val"]), self._size))
+        return self._pass(batched([Key("val", 0, index) for index in range(self._parts["val"])], self._size))
 
-    def _pass(self, part: Part, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    def _batches(self, epoch: int) -> list[list[Key]]:
+        if self._rates is None:
+            order = epoch_order(self._parts["train"], self._seed, epoch)
+        else:
+            order = drawn_order(self._rates, _generator(self._seed, epoch))
+        had: Counter[int] = Counter()
+        keys = []
+        for tile in order:
+            keys.append(Key("train", epoch, tile, had[tile]))
+            had[tile] += 1
+        return batched(keys, self._size, self._world)
+
+    def _pass(self, batches: Sequence[Sequence[Key]]) -> Iterator[Batch]:
         mine = (part_of(batch, self._rank, self._world) for batch in batches)
-        self._plan[:] = [[Key(part, epoch, index) for index in batch] for batch in mine if batch]
+        self._plan[:] = [batch for batch in mine if batch]
         for batch in self._loader:
             if isinstance(batch, TilthError):
                 raise batch
@@ -184,18 +214,44 @@ class Feed:
 class _Prepared(Dataset[tuple[Tensor, Tensor]]):
     """Tiles as the network takes them: augmented, scaled, 0 where there is no image."""
 
-    def __init__(self, train: Tiles, val: Tiles, scaling: Scaling, augment: Augment, seed: int) -> None:
-        self._parts: dict[Part, Tiles] = {"train": train, "val": val}
-        self._scaling, self._augment, self._seed = scaling, augment, seed
+    def __init__(self, data: TrainingData, config: TrainConfig) -> None:
+        self._parts: dict[Part, Tiles] = {"train": data.train, "val": data.val}
+        self._scaling, self._config = data.scaling, config
+        self._shares = data.shares if config.copy_paste else None
 
-    def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"]]:
-        image, label = self._parts[key.part][key.tile]
-        valid = imaged(image, label)
-        augment = self._augment if key.part == "train" else "none"
-        rng = _generator(self._seed, key.epoch, key.tile)
-        image, label, valid = augmented(image, label, valid, np.array(self._scaling.std), augment, rng)
+    def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "k h w"]]:
+        if key.part == "train":
+            image, label, valid = self._augmented(key)
+        else:
+            image, label = self._parts[key.part][key.tile]
+            valid = imaged(image, label)
         scaled = np.where(valid, self._scaling(image), np.float32(0))
         return torch.from_numpy(scaled), torch.from_numpy(np.array(label))
+
+    def _augmented(self, key: Key) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
+        config, number = self._config, key.tile + key.again * len(self._parts["train"])
+        # Each change draws from a stream of its own, so that no setting changes what another one draws.
+        common = _generator(config.seed, key.epoch, number)
+        crop, paste, other, scale = (_generator(config.seed, key.epoch, number, stream) for stream in range(1, 5))
+        sample = self._read(key.tile, crop)
+        if self._shares is not None and paste.random() < config.copy_paste:
+            donating, index = donor(self._shares, paste)
+            sample = pasted(sample, self._turned(donating, other), index)
+        image, label, valid = (*sample, imaged(*sample))
+        if config.scale_jitter:
+            image, label, valid = scale_jittered(image, label, valid, config.scale_jitter, scale)
+        return augmented(image, label, valid, np.array(self._scaling.std), config.augment, common)
+
+    def _read(self, tile: int, rng: np.random.Generator) -> Sample:
+        tiles = self._parts["train"]
+        return tiles.drawn(tile, rng) if self._config.crops and isinstance(tiles, Movable) else tiles[tile]
+
+    def _turned(self, tile: int, rng: np.random.Generator) -> Sample:
+        """Return a tile under a random symmetry, where tiles are augmented at all."""
+        image, label = self._read(tile, rng)
+        turn: Augment = "none" if self._config.augment == "none" else "dihedral"
+        image, label, _ = augmented(image, label, imaged(image, label), np.array(self._scaling.std), turn, rng)
+        return image, label
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, Tensor]] | TilthError:
         # An error that leaves a worker by itself arrives with the worker's traceback in its message.
@@ -218,6 +274,13 @@ def _check_enough_for_all(world: int, batch_size: int, tiles: int) -> None:
             f"{world} processes cannot share batches of {batch_size} of {tiles} training tiles: each needs one of "
             "every batch. Raise batch_size, or train on fewer devices."
         )
+
+
+def _check_settings(data: TrainingData, config: TrainConfig) -> None:
+    if data.shares is None and (config.sampling == "classes" or config.copy_paste):
+        raise SettingError("sampling = 'classes' and copy_paste need the shares of the classes in each training tile.")
+    if config.crops and not isinstance(data.train, Movable):
+        raise SettingError("crops = true needs training tiles that can be moved: windows of a tile set.")
 
 
 def _generator(*key: int) -> np.random.Generator:

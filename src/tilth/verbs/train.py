@@ -109,6 +109,8 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
     val = tile_set.samples("val", once=True)
     several = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
     samples, shares = several.samples("train"), several.shares("train")
+    if recipe.train.crops:
+        samples = replace(samples, crops=tile_set.crops())
     data = TrainingData(samples, val, tile_set.meta.legend, scaling, fingerprint, shares)
     # Weights that cannot be are refused before anything is written.
     loss_mix(recipe.train, data.legend, data.shares)

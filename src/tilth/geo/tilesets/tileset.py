@@ -27,6 +27,7 @@ from tilth.errors import InputError
 from tilth.geo.coverage import earlier_overlaps
 from tilth.geo.grid import Window
 from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.tilesets.crops import Crops
 from tilth.geo.vectors.vector import read_tiles
 from tilth.indices import Index, check_indices, filled, with_indices
 from tilth.legend import IGNORE, Legend
@@ -143,6 +144,12 @@ class TileSet:
         rows = [[tile.valid * share for share in tile.shares] for tile in self.split(split)]
         return np.array(rows, np.float64).reshape(len(rows), len(self.meta.legend.names))
 
+    def crops(self) -> Crops:
+        """Return where training tiles may be drawn."""
+        train = [(tile.scene, tile.window) for tile in self.tiles if tile.split == "train"]
+        held = [(tile.scene, tile.window) for tile in self.tiles if tile.split != "train"]
+        return Crops.of({name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held)
+
     def lines(self) -> list[str]:
         """Return what the command line prints: tiles by split, bands, ground size of a pixel, classes, and notes."""
         meta = self.meta
@@ -201,6 +208,8 @@ class Samples:
     indices: tuple[Index, ...] = ()
     filling: tuple[float, ...] = ()
     """Of each index, what stands where it has no value."""
+    crops: Crops | None = None
+    """Where training tiles may be drawn."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -208,12 +217,22 @@ class Samples:
 
     def __getitem__(self, index: int) -> tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]:
         tile = self.tiles[index]
-        image_path, mask_path = self.paths[tile.scene]
-        pixels, valid = self._image(image_path).read(tile.window)
-        label = read_labels(mask_path, tile.window)
-        label[~valid] = IGNORE
+        image, label = self._read(tile.scene, tile.window)
         for window in self.masked[index]:
             label[window.slices] = IGNORE
+        return image, label
+
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]:
+        """Return a tile from a random place near its own, on training ground; from its own where there are no crops."""
+        tile = self.tiles[index]
+        window = tile.window if self.crops is None else self.crops.drawn(tile.scene, tile.window, rng)
+        return self._read(tile.scene, window)
+
+    def _read(self, scene: str, window: Window) -> tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]:
+        image_path, mask_path = self.paths[scene]
+        pixels, valid = self._image(image_path).read(window)
+        label = read_labels(mask_path, window)
+        label[~valid] = IGNORE
         image = with_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
         return filled(image, self.filling), label
 
