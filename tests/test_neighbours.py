@@ -12,7 +12,7 @@ from pyproj import CRS, Geod
 
 from tilth.errors import InputError
 from tilth.geo.grid import Window
-from tilth.geo.splitting.neighbours import Places, nearest_distances, nearest_in_scene, on_mercator, shared_ground
+from tilth.geo.splitting.neighbours import Outlines, nearest_distances, nearest_in_scene, on_mercator, shared_ground
 from tilth.geo.vectors.vector import reprojected
 from tilth.geo.vectors.vectorindex import read_outlines
 from tilth.geo.vectors.vectorout import write_tiles
@@ -24,8 +24,8 @@ boxes = st.builds(
 )  # fmt: skip
 
 
-def places(shapes: list[shapely.Polygon], scenes: list[int]) -> Places:
-    return Places(np.array(shapes, object), np.array(scenes, int))
+def places(shapes: list[shapely.Polygon], scenes: list[int]) -> Outlines:
+    return Outlines(np.array(shapes, object), np.array(scenes, int))
 
 
 @given(st.lists(boxes, min_size=1, max_size=8), st.lists(boxes, min_size=1, max_size=8))
@@ -100,5 +100,5 @@ def test_nothing_is_near_nothing() -> None:
     one = np.array([shapely.box(0, 0, 1, 1)])
     assert nearest_distances(one, none).tolist() == [np.inf]
     assert nearest_distances(none, one).tolist() == []
-    share, pairs = shared_ground(Places(one, np.array([0])), Places(none, np.zeros(0, int)))
+    share, pairs = shared_ground(Outlines(one, np.array([0])), Outlines(none, np.zeros(0, int)))
     assert (share.tolist(), len(pairs)) == ([0.0], 0)

@@ -17,7 +17,7 @@ from mapping import COVERS
 from tilth.config import SampleConfig
 from tilth.errors import InputError, OutputError
 from tilth.geo.accuracy import strata as strata_module
-from tilth.geo.accuracy.strata import Places, centres, drawn, places_of, strata_of, stratum_at
+from tilth.geo.accuracy.strata import Pixels, centres, drawn, places_of, strata_of, stratum_at
 from tilth.geo.rasters.raster import Image
 from tilth.geo.vectors.measure import areas_and_perimeters
 from tilth.verbs.sample import sample
@@ -187,7 +187,7 @@ def test_places_go_to_the_ground_and_back(tmp_path: Path, transform: Affine) -> 
     from tilth.geo.grid import Grid
 
     grid = Grid(50, 40, transform, None)
-    places = Places(np.array([0, 49, 7]), np.array([39, 0, 11]))
+    places = Pixels(np.array([0, 49, 7]), np.array([39, 0, 11]))
     again = places_of(grid, centres(grid, places))
     assert (again.rows == places.rows).all()
     assert (again.cols == places.cols).all()

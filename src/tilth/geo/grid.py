@@ -7,10 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from affine import Affine
+from jaxtyping import Float64
+from numpy import ndarray
 from pyproj import CRS, Geod
 from rasterio.windows import Window as RasterioWindow
-from shapely import Polygon
+from shapely import Polygon, box
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +39,11 @@ class Window:
     def slices(self) -> tuple[slice, slice]:
         """The window as an index into an array of the whole grid, (..., H, W)."""
         return slice(self.row, self.stop_row), slice(self.col, self.stop_col)
+
+    @property
+    def outline(self) -> Polygon:
+        """The window's border in pixels, (column, row)."""
+        return box(self.col, self.row, self.stop_col, self.stop_row)
 
     def overlap(self, other: "Window") -> "Window | None":
         """Return the pixels that both windows hold, or None when they share none."""
@@ -102,6 +110,13 @@ class Grid:
     def resolution_m(self) -> float | None:
         """The geometric mean of `pixel_m`; None without a CRS."""
         return None if self.pixel_m is None else math.sqrt(math.prod(self.pixel_m))
+
+
+def transformed(points: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:
+    """Return where a transform takes points, (x, y) or (column, row)."""
+    a, b, c, d, e, f = transform[:6]
+    x, y = points.T
+    return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
 
 
 def starts(length: int, size: int, stride: int) -> list[int]:

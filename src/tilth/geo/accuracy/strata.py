@@ -4,16 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from affine import Affine
 from jaxtyping import Bool, Float64, Int64, Integer, Shaped
 from numpy import ndarray
 
 from tilth.errors import InputError
-from tilth.geo.grid import Grid, Window
+from tilth.geo.grid import Grid, Window, transformed
 from tilth.geo.rasters.maptags import check_class_map, stated_legend
 from tilth.geo.rasters.pixelarea import areas_on_ellipsoid, pixel_areas
 from tilth.geo.rasters.raster import Image
-from tilth.geo.vectors.measure import method
+from tilth.geo.vectors.measure import ground_transform, method
 from tilth.progress import meter
 
 STRIP_PX, MOST_ROWS = 2**22, 512
@@ -39,7 +38,7 @@ class Strata:
 
 
 @dataclass(frozen=True)
-class Places:
+class Pixels:
     """Pixels of a map."""
 
     rows: Int64[ndarray, " n"]
@@ -75,7 +74,7 @@ def strata_of(image: Image) -> Strata:
 
 def drawn(
     image: Image, strata: Strata, sizes: Integer[ndarray, " k"], rng: np.random.Generator
-) -> tuple[Places, Int64[ndarray, " n"]]:
+) -> tuple[Pixels, Int64[ndarray, " n"]]:
     """Return pixels drawn at random without replacement, so many in each stratum, and the index of their stratum.
 
     They come in the order of rows and columns. Every set of that size of a stratum's pixels is equally likely. What is
@@ -97,10 +96,10 @@ def drawn(
     strata_drawn = np.repeat([index for index, _ in found], [len(pixels) for _, pixels in found])
     order = np.argsort(flat)
     rows, cols = np.divmod(flat[order], image.info.grid.width)
-    return Places(rows, cols), strata_drawn[order]
+    return Pixels(rows, cols), strata_drawn[order]
 
 
-def stratum_at(image: Image, strata: Strata, places: Places) -> Int64[ndarray, " n"]:
+def stratum_at(image: Image, strata: Strata, places: Pixels) -> Int64[ndarray, " n"]:
     """Return the index of the stratum of each place; -1 outside the map and where it has no class.
 
     Decodes one block of the file a place.
@@ -114,20 +113,18 @@ def stratum_at(image: Image, strata: Strata, places: Places) -> Int64[ndarray, "
     return found
 
 
-def centres(grid: Grid, places: Places) -> Float64[ndarray, "n 2"]:
+def centres(grid: Grid, places: Pixels) -> Float64[ndarray, "n 2"]:
     """Return x and y of the centres of pixels, on the ground as `measure.on_ground` has it."""
-    x, y = _to_ground(grid, places.cols + 0.5, places.rows + 0.5)
-    return np.stack([x, y], axis=1)
+    return transformed(np.stack([places.cols + 0.5, places.rows + 0.5], axis=1), ground_transform(grid))
 
 
-def places_of(grid: Grid, points: Float64[ndarray, "n 2"]) -> Places:
+def places_of(grid: Grid, points: Float64[ndarray, "n 2"]) -> Pixels:
     """Return the pixels that points on the ground lie in; they may lie outside the grid."""
-    (a, b, c, d, e, f) = (~_transform(grid))[:6]
-    x, y = points.T
-    return Places(*(np.floor(axis).astype(np.int64) for axis in (d * x + e * y + f, a * x + b * y + c)))
+    cols, rows = np.floor(transformed(points, ~ground_transform(grid))).astype(np.int64).T
+    return Pixels(rows, cols)
 
 
-def areas_at(grid: Grid, places: Places) -> Float64[ndarray, " n"]:
+def areas_at(grid: Grid, places: Pixels) -> Float64[ndarray, " n"]:
     """Return the area of each of these pixels, in m2; in pixels without a CRS."""
     if method(grid) != "geodesic":
         return np.full(len(places.rows), float(pixel_areas(grid, Window(0, 0, 1, 1))[0, 0]))
@@ -157,14 +154,3 @@ def _classes(image: Image, pixels: Int64[ndarray, " v"]) -> tuple[tuple[int, ...
     others = {value: str(value) for value in np.flatnonzero(pixels).tolist() if value not in stated}
     both = stated | others
     return tuple(both), tuple(both.values())
-
-
-def _transform(grid: Grid) -> Affine:
-    # A GIS draws an image without any place on the ground below y = 0.
-    placed = grid.crs is not None or not grid.transform.is_identity
-    return grid.transform if placed else grid.transform.scale(1, -1)
-
-
-def _to_ground(grid: Grid, cols: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
-    a, b, c, d, e, f = _transform(grid)[:6]
-    return a * cols + b * rows + c, d * cols + e * rows + f

@@ -51,9 +51,7 @@ class Area:
 
     def touches(self, window: Window) -> bool:
         """Return False only when no pixel of `window` lies in the area. Costs microseconds."""
-        box = shapely.box(window.col, window.row, window.stop_col, window.stop_row)
-        hits = self._pieces.tree.query(box, predicate="intersects")
-        return len(hits) > 0
+        return len(self._pieces.tree.query(window.outline, predicate="intersects")) > 0
 
     def mask(self, window: Window) -> Bool[ndarray, "h w"]:
         """Return which pixels of `window` have their centre in the area: the rule of labels, see `burn`."""
@@ -65,7 +63,7 @@ def _pieces(parts: ndarray, frame: Window) -> ndarray:
 
     No pixel's centre is on such a line, so the pieces hold the centres that the polygons held.
     """
-    parts = parts[shapely.intersects(shapely.box(frame.col, frame.row, frame.stop_col, frame.stop_row), parts)]
+    parts = parts[shapely.intersects(frame.outline, parts)]
     large = shapely.get_num_coordinates(parts) > MOST_VERTICES
     if not large.any() or max(frame.height, frame.width) < 2 * LEAST_PX:
         return parts

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import shapely
 from affine import Affine
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 from rasterio.features import rasterize
 from shapely import STRtree
 
-from tilth.geo.grid import Window
+from tilth.geo.grid import Window, transformed
 
 NUDGE = Affine.translation(1e-6 * 2**0.5, 1e-6 * 3**0.5)
 """Moves polygons by a millionth of a pixel, so that no edge drawn through a pixel's centre is left to rounding."""
@@ -39,7 +39,7 @@ def in_pixels(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) 
     and moving windows by whole pixels only, makes windows agree where they meet.
     """
     parts, owners = shapely.get_parts(shapes, return_index=True)
-    return PixelShapes(shapely.transform(parts, lambda xy: _mapped(xy, NUDGE @ to_pixels)), values[owners])
+    return PixelShapes(shapely.transform(parts, lambda xy: transformed(xy, NUDGE @ to_pixels)), values[owners])
 
 
 def burned(shapes: PixelShapes, window: Window, fill: int) -> UInt8[ndarray, "h w"]:
@@ -47,8 +47,7 @@ def burned(shapes: PixelShapes, window: Window, fill: int) -> UInt8[ndarray, "h 
 
     Costs the vertices of the polygons that touch the window, whatever the scene holds besides.
     """
-    box = shapely.box(window.col, window.row, window.stop_col, window.stop_row)
-    hits = np.sort(shapes.tree.query(box))
+    hits = np.sort(shapes.tree.query(window.outline))
     if not len(hits):
         return np.full((window.height, window.width), fill, np.uint8)
     to_window = Affine.translation(window.col, window.row)
@@ -56,8 +55,3 @@ def burned(shapes: PixelShapes, window: Window, fill: int) -> UInt8[ndarray, "h 
     size = (window.height, window.width)
     labels: ndarray[Any, Any] = rasterize(pairs, size, fill=fill, transform=to_window, dtype="uint8")
     return labels
-
-
-def _mapped(xy: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:
-    a, b, c, d, e, f = transform[:6]
-    return np.column_stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f])

@@ -60,26 +60,25 @@ def nearest_in_scene(tiles: Sequence[Placed], others: Iterable[Placed]) -> Float
     theirs: dict[str, list[shapely.Polygon]] = defaultdict(list)
     mine: dict[str, list[int]] = defaultdict(list)
     for scene, window in others:
-        theirs[scene].append(shapely.box(window.col, window.row, window.stop_col, window.stop_row))
+        theirs[scene].append(window.outline)
     for index, (scene, _) in enumerate(tiles):
         mine[scene].append(index)
     found = np.full(len(tiles), np.inf)
     for scene, indices in mine.items():
-        windows = [tiles[index][1] for index in indices]
-        shapes = [shapely.box(w.col, w.row, w.stop_col, w.stop_row) for w in windows]
+        shapes = [tiles[index][1].outline for index in indices]
         found[indices] = nearest_distances(np.array(shapes, object), np.array(theirs[scene], object))
     return found
 
 
 @dataclass(frozen=True)
-class Places:
+class Outlines:
     """Outlines, and for each the number of the scene that it is a part of."""
 
     shapes: Shaped[ndarray, " n"]
     scenes: Int[ndarray, " n"]
 
 
-def shared_ground(tiles: Places, others: Places) -> tuple[Float64[ndarray, " n"], Int[ndarray, "p 2"]]:
+def shared_ground(tiles: Outlines, others: Outlines) -> tuple[Float64[ndarray, " n"], Int[ndarray, "p 2"]]:
     """Return the share of each tile that lies in the union of the others of other scenes, and those pairs of scenes.
 
     A pair of tiles that share less than a hundredth of the first does not count. 100,000 tiles that share nothing take

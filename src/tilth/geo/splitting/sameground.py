@@ -7,7 +7,7 @@ from jaxtyping import Int8
 from numpy import ndarray
 
 from tilth.geo.splitting.duplicates import matches_among
-from tilth.geo.splitting.neighbours import Places, on_mercator, shared_ground
+from tilth.geo.splitting.neighbours import Outlines, on_mercator, shared_ground
 from tilth.geo.tilesets.scenes import LabelledScene
 from tilth.geo.vectors.outlines import outlines
 
@@ -22,7 +22,7 @@ def same_ground(scenes: Sequence[LabelledScene], looks: Int8[ndarray, "n 2 2 64 
         [(scene.name, scene.info.grid.window) for scene in scenes], {scene.name: scene.info.grid for scene in scenes}
     )
     if crs is not None:
-        places = Places(on_mercator(np.array(shapes, object), crs)[0], np.arange(len(scenes)))
+        places = Outlines(on_mercator(np.array(shapes, object), crs)[0], np.arange(len(scenes)))
         found = {(i, j) for i, j in shared_ground(places, places)[1].tolist()}
     elif looks is not None:
         found = {(one.left, one.right) for part in (0, 1) for one in matches_among(looks[:, part])}

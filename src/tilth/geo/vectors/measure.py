@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import shapely
+from affine import Affine
 from jaxtyping import Float64
 from numpy import ndarray
 from pyproj import Geod, Proj, Transformer
@@ -16,13 +17,18 @@ MOST_DISTORTED = 0.01
 """From this relative error of areas on, a projection's plane is not measured in."""
 
 
-def on_ground(shapes: ndarray, grid: Grid) -> ndarray:
-    """Return (n,) shapes in the grid's ground coordinates, outer rings anticlockwise.
+def ground_transform(grid: Grid) -> Affine:
+    """Return what takes (column, row) to the ground coordinates that a GIS shows.
 
     A grid without any place on the ground is turned upside down: a GIS draws its image below y = 0.
     """
     placed = grid.crs is not None or not grid.transform.is_identity
-    a, b, c, d, e, f = (grid.transform if placed else grid.transform.scale(1, -1))[:6]
+    return grid.transform if placed else grid.transform.scale(1, -1)
+
+
+def on_ground(shapes: ndarray, grid: Grid) -> ndarray:
+    """Return (n,) shapes where `ground_transform` puts them, outer rings anticlockwise."""
+    a, b, c, d, e, f = ground_transform(grid)[:6]
     matrix, shift = np.array([[a, d], [b, e]]), np.array([c, f])
     ground: ndarray = shapely.transform(shapes, lambda points: points @ matrix + shift)
     return np.asarray(shapely.orient_polygons(ground), object)

@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int8, Shaped
 from numpy import ndarray
 
 from tilth.geo.splitting.duplicates import matches
-from tilth.geo.splitting.neighbours import Places, shared_ground
+from tilth.geo.splitting.neighbours import Outlines, shared_ground
 from tilth.geo.tilesets.tileset import Scene, Tile
 from tilth.verbs.audit.found import Twin
 
@@ -44,7 +44,7 @@ def by_place(
     names = sorted({tile.scene for tile in (*held, *train)})
     number = {name: index for index, name in enumerate(names)}
     mine, theirs = (
-        Places(some, np.array([number[tile.scene] for tile in tiles], int))
+        Outlines(some, np.array([number[tile.scene] for tile in tiles], int))
         for tiles, some in zip((held, train), shapes, strict=True)
     )
     share, pairs = shared_ground(mine, theirs)
@@ -63,7 +63,7 @@ def by_looks(
         here = [index for index, tile in enumerate(held) if tile.scene == left.name]
         mine = _boxes([held[index] for index in here], Affine.identity())
         theirs = _boxes([tile for tile in train if tile.scene == right.name], onto)
-        found, _ = shared_ground(Places(mine, np.zeros(len(mine), int)), Places(theirs, np.ones(len(theirs), int)))
+        found, _ = shared_ground(Outlines(mine, np.zeros(len(mine), int)), Outlines(theirs, np.ones(len(theirs), int)))
         if found.any():
             twins.append(placing.twin)
             share[here] = np.maximum(share[here], found)

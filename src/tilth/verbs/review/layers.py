@@ -15,6 +15,7 @@ from tilth.figures.colours import FOUND, INVENTED, MISSED
 from tilth.geo.accuracy.errors_map import FALSE, RIGHT, error_names, error_raster
 from tilth.geo.accuracy.errors_map import MISSED as MISSED_VALUE
 from tilth.geo.grid import Grid, Window
+from tilth.geo.polygons.shapes import as_array
 from tilth.geo.rasters.raster import Image
 from tilth.geo.rasters.rasterout import BLOCK_PX, MapLayout, create_map
 from tilth.geo.vectors.features import Features
@@ -55,7 +56,7 @@ def _grids(looks: Sequence[Look]) -> dict[str, Grid]:
 
 
 def _worst_features(worst: Sequence[WrongTile], grids: Mapping[str, Grid], crs: CRS | None) -> Features:
-    shapes = [shapely.box(t.window.col, t.window.row, t.window.stop_col, t.window.stop_row) for t in worst]
+    shapes = [tile.window.outline for tile in worst]
     scenes = [tile.scene for tile in worst]
     columns: dict[str, Sequence[Any] | ndarray] = {
         "rank": np.arange(1, len(worst) + 1),
@@ -88,7 +89,7 @@ def _placed(
     shapes: Sequence[shapely.Polygon], scenes: Sequence[str], grids: Mapping[str, Grid], crs: CRS | None
 ) -> Shaped[ndarray, " n"]:
     """Return shapes in pixels of their scenes where they lie in `crs`."""
-    moved = _objects(shapes)
+    moved = as_array(shapes)
     for name, grid in grids.items():
         mine = np.array([scene == name for scene in scenes], bool)
         if mine.any():
@@ -102,18 +103,12 @@ def _areas(
     shapes: Sequence[shapely.Polygon], scenes: Sequence[str], grids: Mapping[str, Grid]
 ) -> Float64[ndarray, " n"]:
     areas = np.zeros(len(shapes))
-    every = _objects(shapes)
+    every = as_array(shapes)
     for name, grid in grids.items():
         mine = np.array([scene == name for scene in scenes], bool)
         if mine.any():
             areas[mine], _ = areas_and_perimeters(every[mine], grid)
     return areas
-
-
-def _objects(shapes: Sequence[shapely.Polygon]) -> Shaped[ndarray, " n"]:
-    found = np.empty(len(shapes), object)
-    found[:] = list(shapes)
-    return found
 
 
 def _write_errors(path: Path, grid: Grid, canvases: Sequence[Canvas], names: Sequence[str], scratch: Path) -> None:
