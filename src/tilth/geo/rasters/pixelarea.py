@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
-from pyproj import Geod, Transformer
+from pyproj import Transformer
 
 from tilth.geo.grid import Grid, Window
-from tilth.geo.vectors.measure import method
+from tilth.geo.vectors.measure import geod_of, method, unit_m
 
 LATTICE_PX = 16
 """Areas that change along rows and columns are worked out at every 16th pixel, and linearly in between."""
@@ -23,9 +23,7 @@ def pixel_areas(grid: Grid, window: Window) -> Float64[ndarray, "h w"]:
     if grid.crs is None:
         return np.broadcast_to(1.0, shape)
     if method(grid) == "planar":
-        return np.broadcast_to(
-            abs(grid.transform.determinant) * grid.crs.axis_info[0].unit_conversion_factor ** 2, shape
-        )
+        return np.broadcast_to(abs(grid.transform.determinant) * unit_m(grid) ** 2, shape)
     rows, cols = window.row + np.arange(window.height), window.col + np.arange(window.width)
     if grid.crs.is_geographic and grid.transform.d == 0:
         return np.broadcast_to(areas_on_ellipsoid(grid, rows[:, None], cols[None, :1]), shape)
@@ -62,7 +60,7 @@ def _geocentric(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, ".
     to_degrees = Transformer.from_crs(grid.crs, grid.crs.geodetic_crs, always_xy=True)
     turned = to_degrees.transform(a * cols + b * rows + c, d * cols + e * rows + f)
     lon, lat = (np.asarray(angle) * grid.crs.geodetic_crs.axis_info[0].unit_conversion_factor for angle in turned)
-    geod = grid.crs.get_geod() or Geod(ellps="WGS84")
+    geod = geod_of(grid)
     radius = geod.a / np.sqrt(1 - geod.es * np.sin(lat) ** 2)
     around = radius * np.cos(lat)
     return np.stack([around * np.cos(lon), around * np.sin(lon), radius * (1 - geod.es) * np.sin(lat)], axis=-1)

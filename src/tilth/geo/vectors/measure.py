@@ -57,8 +57,8 @@ def areas_and_perimeters(shapes: ndarray, grid: Grid) -> tuple[Float64[ndarray, 
         return shapely.area(shapes), shapely.length(shapes)
     ground = on_ground(shapes, grid)
     if chosen == "planar":
-        return shapely.area(ground) * _unit_m(grid) ** 2, shapely.length(ground) * _unit_m(grid)
-    degrees, geod = shapely.transform(ground, lambda points: _degrees(points, grid)), _geod(grid)
+        return shapely.area(ground) * unit_m(grid) ** 2, shapely.length(ground) * unit_m(grid)
+    degrees, geod = shapely.transform(ground, lambda points: _degrees(points, grid)), geod_of(grid)
     # pyproj's perimeter leaves the holes out.
     areas = [abs(geod.geometry_area_perimeter(shape)[0]) for shape in degrees]
     return np.array(areas, float), np.array([geod.geometry_length(line) for line in shapely.boundary(degrees)], float)
@@ -76,10 +76,10 @@ def pixel_sides_m(grid: Grid, col: float, row: float) -> tuple[float, float]:
         return 1.0, 1.0
     centre, *ends = np.array([grid.transform @ place for place in ((col, row), (col + 1, row), (col, row + 1))])
     if chosen == "planar":
-        across, down = (math.dist(centre, end) * _unit_m(grid) for end in ends)
+        across, down = (math.dist(centre, end) * unit_m(grid) for end in ends)
     else:
         start, *stops = _degrees(np.array([centre, *ends]), grid)
-        across, down = (float(_geod(grid).inv(*start, *stop)[2]) for stop in stops)
+        across, down = (float(geod_of(grid).inv(*start, *stop)[2]) for stop in stops)
     return across, down
 
 
@@ -100,10 +100,12 @@ def _degrees(points: Float64[ndarray, "n 2"], grid: Grid) -> Float64[ndarray, "n
     return np.stack(transformer.transform(*points.T), axis=1)
 
 
-def _geod(grid: Grid) -> Geod:
+def geod_of(grid: Grid) -> Geod:
+    """Return the ellipsoid of the grid's CRS; that of WGS 84 where it states none."""
     return (grid.crs and grid.crs.get_geod()) or Geod(ellps="WGS84")
 
 
-def _unit_m(grid: Grid) -> float:
+def unit_m(grid: Grid) -> float:
+    """Return how many metres the unit of a projected CRS is."""
     assert grid.crs is not None
     return float(grid.crs.axis_info[0].unit_conversion_factor)
