@@ -14,11 +14,11 @@ from numpy import ndarray
 from tilth.geo.splitting.units import ground_names
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import LEVEL, caveat
-from tilth.scores import HEADLINES, overall_scores, scores
+from tilth.scores import overall_scores, scores
 from tilth.table import table
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.evaluate.counting import Confusion
-from tilth.verbs.evaluate.figures import Figures, Measure
+from tilth.verbs.evaluate.figures import Figures, Measure, headline, plain, plain_ends
 
 Tested = tuple[str, int, int, Path]
 """Variant, fold, seed and run."""
@@ -54,7 +54,7 @@ class Crossed:
                 {"first": one, "second": other, **_plain(figures)} for (one, other), figures in self.differences.items()
             ],
             "folds": [
-                {"variant": variant, "fold": fold, "seed": seed, **_headline(counts)}
+                {"variant": variant, "fold": fold, "seed": seed, **headline(counts)}
                 for (variant, fold, seed), counts in self.by_fold.items()
             ],
         }
@@ -65,10 +65,10 @@ class Crossed:
         for name, figures in self.figures.items():
             ious = [scores(counts).headline()["iou"] for (own, _, _), counts in self.by_fold.items() if own == name]
             spread = f"{np.nanmin(ious):.3f} to {np.nanmax(ious):.3f}" if not np.isnan(ious).all() else "-"
-            rows.append((name, *_cells(figures, "iou", ".3f"), *_cells(figures, "f1", ".3f"), spread))
+            rows.append((name, *figures["iou"].words(".3f"), *figures["f1"].words(".3f"), spread))
         pairs: list[tuple[str, ...]] = [("difference", "IoU", "", "F1", "")]
         for (one, other), figures in self.differences.items():
-            pairs.append((f"{one} - {other}", *_cells(figures, "iou", "+.3f"), *_cells(figures, "f1", "+.3f")))
+            pairs.append((f"{one} - {other}", *figures["iou"].words("+.3f"), *figures["f1"].words("+.3f")))
         words = f"In brackets: 95 % interval over {len(self.units)} units, each the test once."
         return [*table(rows), *(table(pairs) if len(pairs) > 1 else []), f"{words} {caveat(len(self.units))}".strip()]
 
@@ -99,17 +99,6 @@ def _all_names(total: Mapping[str, Mapping[str, Confusion]]) -> Iterator[str]:
 
 def _plain(figures: Figures) -> dict[str, Any]:
     return {
-        "overall": {name: figure.plain for name, figure in figures.items()},
-        "overall_intervals": {name: figure.ends for name, figure in figures.items()},
+        "overall": plain(figures),
+        "overall_intervals": plain_ends(figures),
     }
-
-
-def _headline(counts: Confusion) -> dict[str, float | None]:
-    found = scores(counts).headline()
-    return {name: None if np.isnan(found[name]) else found[name] for name in HEADLINES}
-
-
-def _cells(figures: Figures, name: str, form: str) -> tuple[str, str]:
-    figure = figures[name]
-    value = "-" if figure.plain is None else f"{figure.value:{form}}"
-    return value, f"({figure.low:{form}} to {figure.high:{form}})" if figure.ends else ""

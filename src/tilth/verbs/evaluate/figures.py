@@ -1,6 +1,6 @@
 """Counts by unit become named figures with their 95 % intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from tilth.calibration import average_precision
 from tilth.intervals import intervals, paired_intervals
-from tilth.scores import class_scores, overall_scores, present_mean
+from tilth.scores import class_scores, overall_scores, present_mean, scores
 from tilth.verbs.evaluate.counting import Counts
 
 Named = Callable[[ndarray], Mapping[str, ndarray]]
@@ -34,8 +34,38 @@ class Figure:
         """The interval for JSON."""
         return None if np.isnan(self.low) else [self.low, self.high]
 
+    def words(self, form: str = ".3f") -> tuple[str, str]:
+        """Return the value and, in brackets, its interval; "-" and nothing for what does not exist."""
+        return shown(self.plain, form), between(self.ends, form)
+
 
 Figures = dict[str, Figure]
+
+
+def shown(value: float | None, form: str = ".3f") -> str:
+    """Return a number as text; "-" for None."""
+    return "-" if value is None else f"{value:{form}}"
+
+
+def between(ends: Sequence[float] | None, form: str = ".3f") -> str:
+    """Return an interval as text in brackets; nothing for None."""
+    return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
+
+
+def plain(figures: Figures) -> dict[str, float | None]:
+    """Return the values of figures for JSON."""
+    return {name: figure.plain for name, figure in figures.items()}
+
+
+def plain_ends(figures: Figures) -> dict[str, list[float] | None]:
+    """Return the intervals of figures for JSON."""
+    return {name: figure.ends for name, figure in figures.items()}
+
+
+def headline(confusion: ndarray) -> dict[str, float | None]:
+    """Return the headline scores of a confusion matrix (k, k) for JSON."""
+    found = scores(confusion).headline()
+    return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,20 @@ from tilth.calibration import THRESHOLDS, calibration_error, precision_recall, r
 from tilth.card import ModelCard
 from tilth.geo.tilesets.tileset import Split
 from tilth.intervals import DRAWS, LEVEL, caveat
-from tilth.scores import HEADLINES, scores
+from tilth.scores import HEADLINES
 from tilth.table import table
 from tilth.verbs.evaluate.counting import Confusion, Counts
-from tilth.verbs.evaluate.figures import Figure, Figures, key, measures
+from tilth.verbs.evaluate.figures import (
+    Figure,
+    Figures,
+    between,
+    headline,
+    key,
+    measures,
+    plain,
+    plain_ends,
+    shown,
+)
 
 CURVE_STEP = 10
 """The curve in the file has every tenth of the thousand thresholds; average precision is of all."""
@@ -91,11 +101,11 @@ class Evaluation:
             "interval": self._interval(),
             "decision": {key: getattr(self.card, key) for key in ("threshold", "temperature", "calibrated")},
             "confusion": self.confusion.tolist(),
-            "overall": _values(overall) | ece,
-            "overall_intervals": _ends(overall),
+            "overall": plain(overall) | ece,
+            "overall_intervals": plain_ends(overall),
             "per_class": _class_rows(self.figures["classes"], self.classes, HEADLINES, self.confusion.sum(axis=1)),
             "per_scene": [
-                {"scene": scene} | _headline(counts) | {"pixels": int(counts.sum())}
+                {"scene": scene} | headline(counts) | {"pixels": int(counts.sum())}
                 for scene, counts in self.by_scene.items()
             ],
             "per_unit": [
@@ -145,7 +155,7 @@ class Evaluation:
             figures = self.figures["objects"]
             matched, mapped, labelled = self.counts.shapes.objects.sum(axis=0).tolist()
             numbers = {"matched": matched, "mapped": mapped, "labelled": labelled}
-            scored = _values(figures) | {"intervals": _ends(figures)}
+            scored = plain(figures) | {"intervals": plain_ends(figures)}
             found["objects"] = {"class": self.settings["objects"], "iou": 0.5} | numbers | scored
         return found
 
@@ -156,8 +166,8 @@ class Evaluation:
         return {
             "against": {
                 "run": str(self.rival.run),
-                "overall": _values(overall),
-                "overall_intervals": _ends(overall),
+                "overall": plain(overall),
+                "overall_intervals": plain_ends(overall),
                 "per_class": _class_rows(self.differences["classes"], self.classes, HEADLINES),
             }
         }
@@ -182,7 +192,7 @@ class Evaluation:
     def _probability_lines(self, content: Mapping[str, Any]) -> list[str]:
         overall = _overall(self.figures)
         ap = f"average precision {_text(overall['average_precision'])}; " if overall.get("average_precision") else ""
-        ece = _figure(content["overall"]["ece"])
+        ece = shown(content["overall"]["ece"])
         return [f"probabilities: {ap}calibration error {ece}, Brier score {_text(overall['brier'])}"]
 
 
@@ -201,20 +211,8 @@ def _class_rows(
     for index, label in enumerate(classes):
         mine = {name: figures[key(index, name)] for name in names}
         counted = {} if pixels is None else {"pixels": int(pixels[index])}
-        rows.append({"class": label} | _values(mine) | counted | {"intervals": _ends(mine)})
+        rows.append({"class": label} | plain(mine) | counted | {"intervals": plain_ends(mine)})
     return rows
-
-
-def _headline(confusion: Confusion) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in scores(confusion).headline().items()}
-
-
-def _values(figures: Figures) -> dict[str, Any]:
-    return {name: figure.plain for name, figure in figures.items()}
-
-
-def _ends(figures: Figures) -> dict[str, list[float] | None]:
-    return {name: figure.ends for name, figure in figures.items()}
 
 
 def _number(value: float) -> float | None:
@@ -223,27 +221,27 @@ def _number(value: float) -> float | None:
 
 def _class_line(row: Mapping[str, Any]) -> tuple[str, ...]:
     ends = row["intervals"]
-    intervals = (_figure(row["iou"]), _between(ends["iou"]), _figure(row["f1"]), _between(ends["f1"]))
-    return (row["class"], *intervals, _figure(row["precision"]), _figure(row["recall"]), f"{row['pixels']:,}")
+    intervals = (shown(row["iou"]), between(ends["iou"]), shown(row["f1"]), between(ends["f1"]))
+    return (row["class"], *intervals, shown(row["precision"]), shown(row["recall"]), f"{row['pixels']:,}")
 
 
 def _mean_line(content: Mapping[str, Any], overall: Figures) -> list[tuple[str, ...]]:
     means = [overall[f"macro_{name}"] for name in HEADLINES]
-    values = [_figure(mean.plain) for mean in means]
+    values = [shown(mean.plain) for mean in means]
     pixels = sum(row["pixels"] for row in content["per_class"])
-    intervals = (values[0], _between(means[0].ends), values[1], _between(means[1].ends))
+    intervals = (values[0], between(means[0].ends), values[1], between(means[1].ends))
     return [("mean", *intervals, values[2], values[3], f"{pixels:,}")]
 
 
 def _scene_row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (row["scene"], *(_figure(row[score]) for score in HEADLINES), f"{row['pixels']:,}")
+    return (row["scene"], *(shown(row[score]) for score in HEADLINES), f"{row['pixels']:,}")
 
 
 def _shape_lines(content: Mapping[str, Any]) -> list[str]:
     lines = []
     if boundary := content.get("boundary"):
         rows = [
-            (row["class"], _figure(row["f1"]), _between(row["intervals"]["f1"]), *(_figure(row[n]) for n in WAYS))
+            (row["class"], shown(row["f1"]), between(row["intervals"]["f1"]), *(shown(row[n]) for n in WAYS))
             for row in boundary["per_class"]
         ]
         lines += table([(f"boundaries within {boundary['tolerance_m']:g} m", "F1", "", *WAYS), *rows])
@@ -251,8 +249,8 @@ def _shape_lines(content: Mapping[str, Any]) -> list[str]:
         f1 = Figure(*(_or_nan(value) for value in (objects["f1"], *(objects["intervals"]["f1"] or (None, None)))))
         lines.append(
             f"objects of {objects['class']}: F1 {_text(f1)}; {objects['matched']:,} matched at IoU over 0.5, of "
-            f"{objects['mapped']:,} mapped (precision {_figure(objects['precision'])}) and {objects['labelled']:,} "
-            f"labelled (recall {_figure(objects['recall'])})"
+            f"{objects['mapped']:,} mapped (precision {shown(objects['precision'])}) and {objects['labelled']:,} "
+            f"labelled (recall {shown(objects['recall'])})"
         )
     return lines
 
@@ -265,27 +263,14 @@ def _against_lines(content: Mapping[str, Any]) -> list[str]:
         return []
     against = content["against"]
     rows = [
-        (name, _signed(against["overall"][score]), _between(against["overall_intervals"][score], "+.3f"))
+        (name, shown(against["overall"][score], "+.3f"), between(against["overall_intervals"][score], "+.3f"))
         for name, score in (("accuracy", "accuracy"), ("IoU", "iou"), ("F1", "f1"))
     ]
     return table([(f"better than {against['run']} by", "", ""), *rows])
 
 
 def _text(figure: Figure) -> str:
-    around = f" {_between(figure.ends)}" if figure.ends else ""
-    return f"{_figure(figure.plain)}{around}"
-
-
-def _between(ends: Sequence[float] | None, form: str = ".3f") -> str:
-    return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"
+    return " ".join(filter(None, figure.words()))
 
 
 def _or_nan(value: float | None) -> float:
