@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from tilth.intervals import ENOUGH_UNITS, Statistic, intervals
+from tilth.intervals import ENOUGH_UNITS, Statistic
 from tilth.scores import overall_scores, present_mean
-from tilth.verbs.report.numbers import fixed, plural
+from tilth.verbs.evaluate.figures import Measure
+from tilth.verbs.report.numbers import NBSP, fixed, plural
 from tilth.verbs.report.scorefile import Across, Ends, IntervalNote, ScoreTable
 from tilth.verbs.report.sources import Subject, Variant, mean
 
-LEVEL_TEXT = "with 95 % confidence".replace(" %", "\u00a0%")
+LEVEL_TEXT = "with 95 % confidence".replace(" %", f"{NBSP}%")
 LEAST_LEAD = 0.005
 """Differences below this are written as 0.00."""
 
@@ -110,6 +111,11 @@ def signed(value: float, digits: int = 2) -> str:
     return f"−{text}" if value < 0 and float(text) else text
 
 
+def interval_in_words(ends: Ends) -> str:
+    """Return an interval as the end of a clause; nothing where there is none."""
+    return f", 95{NBSP}% interval {between(ends)}" if ends else ""
+
+
 def ends_of(estimate: Estimate | None) -> Ends:
     """Return the ends of an interval, or None."""
     return (estimate.low, estimate.high) if estimate is not None and estimate.bounded else None
@@ -118,7 +124,7 @@ def ends_of(estimate: Estimate | None) -> Ends:
 def lead_in_words(name: str, rival: str, lead: Estimate) -> str:
     """Return how far one network is ahead of another or behind it, and how sure that is."""
     if abs(lead.value) < LEAST_LEAD:
-        about = f" (95\u00a0% interval of the difference {between(ends_of(lead))})" if lead.bounded else ""
+        about = f" (95{NBSP}% interval of the difference {between(ends_of(lead))})" if lead.bounded else ""
         return f"“{name}” and “{rival}” are level{about}"
     way = "ahead of" if lead.value > 0 else "behind"
     sentence = f"“{name}” is {way} “{rival}” by {fixed(abs(lead.value))}"
@@ -126,7 +132,7 @@ def lead_in_words(name: str, rival: str, lead: Estimate) -> str:
         return sentence
     least = min(abs(lead.low), abs(lead.high))
     if lead.low <= 0 <= lead.high:
-        return f"{sentence}, which can be chance: the 95\u00a0% interval is {between(ends_of(lead))}"
+        return f"{sentence}, which can be chance: the 95{NBSP}% interval is {between(ends_of(lead))}"
     return f"{sentence}, and {LEVEL_TEXT} by {'more than 0' if least < LEAST_LEAD else f'at least {fixed(least)}'}"
 
 
@@ -166,10 +172,5 @@ def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s k k"] | None:
 
 
 def _estimate(counts: Int64[ndarray, "u s k k"], figure: Statistic) -> Estimate:
-    flat, shape = counts.reshape(len(counts), -1), counts.shape[1:]
-
-    def figures(sums: Float64[ndarray, "n c"]) -> Float64[ndarray, "n f"]:
-        return figure(sums.reshape(-1, *shape))[:, None]
-
-    low, high = intervals(flat, figures)[0].tolist()
-    return Estimate(float(figures(flat.sum(axis=0, dtype=np.float64)[None])[0, 0]), low, high)
+    found = Measure(counts, lambda sums: {"iou": figure(sums)}).figures()["iou"]
+    return Estimate(found.value, found.low, found.high)

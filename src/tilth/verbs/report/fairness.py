@@ -10,7 +10,7 @@ from tilth.verbs.audit import Audit, Held, draw
 from tilth.verbs.audit.words import length, unlike
 from tilth.verbs.report.numbers import DASH, NBSP, percent
 from tilth.verbs.report.tables import Cell, Table
-from tilth.verbs.report.text import SPLIT_NAMES
+from tilth.verbs.report.text import SPLIT_NAMES, capital
 from tilth.verbs.report.view import Shown, data_uri
 
 
@@ -34,7 +34,7 @@ def fairness(found: Audit) -> Fairness:
             "How unlike two pixels are by their distance, over the distances of held-out tiles to the nearest training "
             f"tile. {' '.join(reach_in_words(found))}",
         )
-    words = [*reach_in_words(found), *(f"{note[:1].upper()}{note[1:]}." for note in found.notes)]
+    words = [*reach_in_words(found), *(f"{capital(note)}." for note in found.notes)]
     # Of a number and its sign neither stands alone at the end of a line.
     verdict = found.verdict.replace(" %", f"{NBSP}%")
     return Fairness(verdict, found.leaks, words, _table(found) if found.held else None, figure)

@@ -8,8 +8,17 @@ from pathlib import Path
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
-from tilth.verbs.report.certainty import Estimate, between, difference_of, ends_of, few_units, figure_of, lead_in_words
-from tilth.verbs.report.numbers import NBSP, duration, fixed, percent, percent_range, plural, with_spread
+from tilth.verbs.report.certainty import (
+    Estimate,
+    between,
+    difference_of,
+    ends_of,
+    few_units,
+    figure_of,
+    interval_in_words,
+    lead_in_words,
+)
+from tilth.verbs.report.numbers import duration, fixed, percent, percent_range, plural, with_spread
 from tilth.verbs.report.scorefile import Ends, FoldsFile, IntervalNote, ScoreTable
 from tilth.verbs.report.sources import Run, Subject, Variant, known, mean
 from tilth.verbs.report.text import SPLIT_NAMES, capital
@@ -41,7 +50,7 @@ def headline(subject: Subject, leaks: Mapping[str, float], val_tiles: int | None
     figure = headline_figure(subject)
     legend = run.card.legend
     verb = "is mapped with IoU" if legend.binary else "are mapped with a mean IoU of"
-    interval = f", 95{NBSP}% interval {between(ends_of(figure))}," if figure.bounded else ""
+    interval = f"{interval_in_words(ends_of(figure))}," if figure.bounded else ""
     where = ground_in_words(measure, run.score(measure), val_tiles, leaks.get(measure))
     if subject.folds and measure == "test":
         where = folds_in_words(subject.folds, leaks.get("test"))
@@ -133,8 +142,7 @@ def remarks(subject: Subject) -> list[str]:
 def elsewhere_in_words(table: ScoreTable) -> str:
     """Return one sentence on scores that are not the headline's."""
     tiles = plural(table.tiles_scored, f"{table.split} tile")
-    interval = between(table.overall_intervals.get("iou"))
-    sure = f", 95{NBSP}% interval {interval}" if interval else ""
+    sure = interval_in_words(table.overall_intervals.get("iou"))
     return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {fixed(table.iou)}{sure}."
 
 

@@ -196,7 +196,7 @@ class FoldsFile:
 
 
 @record(frozen=True, config=LENIENT)
-class Estimate:
+class Measured:
     """An estimate with its 95 % interval; None where it does not exist."""
 
     estimate: float | None
@@ -209,9 +209,9 @@ class ClassArea:
     """One class of a map: what the map shows, and what the reference points say."""
 
     mapped_area: float
-    area: Estimate
-    users_accuracy: Estimate
-    producers_accuracy: Estimate
+    area: Measured
+    users_accuracy: Measured
+    producers_accuracy: Measured
     name: str = Field(validation_alias="class")
 
 

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from tilth.figures.calibration import Chosen, precision_recall_figure, reliability_figure
 from tilth.figures.colours import DARK, LIGHT, Look
-from tilth.verbs.report.certainty import between
+from tilth.verbs.report.certainty import interval_in_words
 from tilth.verbs.report.numbers import NBSP, fixed, percent
 from tilth.verbs.report.scorefile import Column, ReliabilityBin, ScoreTable
 from tilth.verbs.report.sources import Run
@@ -81,8 +81,7 @@ def curve_in_words(table: ScoreTable) -> str:
     if table.precision_recall is None:
         return capital(dots)
     average = table.overall.get("average_precision")
-    interval = between(table.overall_intervals.get("average_precision"))
-    sure = f", 95{NBSP}% interval {interval}" if interval else ""
+    sure = interval_in_words(table.overall_intervals.get("average_precision"))
     share = percent(_shares(table)[1])
     return (
         f"The first figure: {dots} The second: a lower threshold finds more and is right less often. Average "

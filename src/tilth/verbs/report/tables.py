@@ -8,9 +8,8 @@ from tilth.figures.colours import DARK, LIGHT, line_colour
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
 from tilth.verbs.report.certainty import between, difference_of, ends_of, figure_of, signed
-from tilth.verbs.report.numbers import NBSP, duration, fixed, percent, percent_range, plural, with_spread
-from tilth.verbs.report.scorefile import AreaFile, Edges, EdgeScore, Objects, Score, ScoreTable
-from tilth.verbs.report.scorefile import Estimate as Measured
+from tilth.verbs.report.numbers import DASH, NBSP, duration, fixed, percent, percent_range, plural, with_spread
+from tilth.verbs.report.scorefile import AreaFile, Edges, EdgeScore, Ends, Measured, Objects, Score, ScoreTable
 from tilth.verbs.report.sources import Subject, Variant
 from tilth.verbs.report.text import SPLIT_NAMES
 
@@ -111,7 +110,7 @@ def area_table(found: AreaFile) -> Table:
         (
             Cell(one.name),
             Cell(area(one.mapped_area)),
-            Cell("–" if one.area.estimate is None else area(one.area.estimate), _around(one.area, area)),
+            Cell(DASH if one.area.estimate is None else area(one.area.estimate), _around(one.area, area)),
             Cell(percent(one.producers_accuracy.estimate), _around(one.producers_accuracy, percent)),
             Cell(percent(one.users_accuracy.estimate), _around(one.users_accuracy, percent)),
         )
@@ -158,23 +157,31 @@ def _leads(subject: Subject, variant: Variant, extra: Sequence[str]) -> list[tup
     if "test" not in extra or not any(difference_of(subject, other, subject.leader, "test") for other in others):
         return []
     found = None if variant is subject.leader else difference_of(subject, variant, subject.leader, "test")
-    text = "–" if found is None else ("+" if found.value >= 0.005 else "") + signed(found.value)
+    text = DASH if found is None else ("+" if found.value >= 0.005 else "") + signed(found.value)
     return [("test IoU, less the best’s", text, between(ends_of(found)))]
 
 
 def _scores(caption: str, kind: str, scores: Sequence[Score]) -> Table:
-    rows = tuple((Cell(one.name), *_four(one), Cell(f"{one.pixels:,}")) for one in scores)
+    rows = tuple(
+        (Cell(one.name), _number(one.iou, one.intervals.get("iou")), *_rated(one), Cell(f"{one.pixels:,}"))
+        for one in scores
+    )
     return Table(caption, (kind, "IoU", "F1", "found", "right", "labelled pixels"), rows)
 
 
-def _four(one: Score | EdgeScore) -> tuple[Cell, ...]:
+def _rated(one: Score | EdgeScore | Objects) -> tuple[Cell, Cell, Cell]:
+    """Return F1, what is found and what is right."""
     ends = one.intervals
-    shares = (
-        Cell(fixed(one.f1), between(ends.get("f1"))),
-        Cell(percent(one.recall), percent_range(ends.get("recall"))),
-        Cell(percent(one.precision), percent_range(ends.get("precision"))),
-    )
-    return shares if isinstance(one, EdgeScore) else (Cell(fixed(one.iou), between(ends.get("iou"))), *shares)
+    found, right = _share(one.recall, ends.get("recall")), _share(one.precision, ends.get("precision"))
+    return _number(one.f1, ends.get("f1")), found, right
+
+
+def _number(value: float | None, ends: Ends) -> Cell:
+    return Cell(fixed(value), between(ends))
+
+
+def _share(value: float | None, ends: Ends) -> Cell:
+    return Cell(percent(value), percent_range(ends))
 
 
 def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
@@ -183,11 +190,8 @@ def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
     return [
         (
             Cell(name),
-            *(Cell(fixed(values.get(f"{kind}_{s}")), between(ends.get(f"{kind}_{s}"))) for s in ("iou", "f1")),
-            *(
-                Cell(percent(values.get(f"{kind}_{s}")), percent_range(ends.get(f"{kind}_{s}")))
-                for s in ("recall", "precision")
-            ),
+            *(_number(values.get(f"{kind}_{s}"), ends.get(f"{kind}_{s}")) for s in ("iou", "f1")),
+            *(_share(values.get(f"{kind}_{s}"), ends.get(f"{kind}_{s}")) for s in ("recall", "precision")),
             Cell(""),
         )
         for kind, name in (("macro", "mean of the classes"), ("weighted", "mean by labelled area"))
@@ -197,11 +201,8 @@ def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
 
 def _over_all(table: ScoreTable) -> Table:
     values, ends = table.overall, table.overall_intervals
-    accuracy = (
-        Cell("pixels that are right"),
-        Cell(percent(values.get("accuracy")), percent_range(ends.get("accuracy"))),
-    )
-    kappa = (Cell("kappa"), Cell(fixed(values.get("kappa")), between(ends.get("kappa"))))
+    accuracy = (Cell("pixels that are right"), _share(values.get("accuracy"), ends.get("accuracy")))
+    kappa = (Cell("kappa"), _number(values.get("kappa"), ends.get("kappa")))
     return Table("All classes together", ("", "value"), (accuracy, kappa) if "kappa" in values else ())
 
 
@@ -209,20 +210,13 @@ def _edges(edges: Edges) -> Table:
     caption = f"Edges, right within {edges.tolerance_m:g}{NBSP}m"
     # Of two classes the edges are the same, but for those at unlabelled ground.
     shown = edges.per_class[1:] if len(edges.per_class) == 2 else edges.per_class
-    rows = tuple((Cell(one.name), *_four(one)) for one in shown)
+    rows = tuple((Cell(one.name), *_rated(one)) for one in shown)
     return Table(caption, ("class", "F1", "found", "right"), rows)
 
 
 def _objects(found: Objects) -> Table:
     counts = (Cell(f"{count:,}") for count in (found.labelled, found.mapped, found.matched))
-    ends = found.intervals
-    row = (
-        Cell(found.name),
-        *counts,
-        Cell(fixed(found.f1), between(ends.get("f1"))),
-        Cell(percent(found.recall), percent_range(ends.get("recall"))),
-        Cell(percent(found.precision), percent_range(ends.get("precision"))),
-    )
+    row = (Cell(found.name), *counts, *_rated(found))
     columns = ("class", "labelled", "mapped", "matched", "F1", "found", "right")
     return Table("Objects, matched where they share more than half", columns, (row,))
 

@@ -6,7 +6,7 @@ from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import ENOUGH_UNITS
 from tilth.legend import Legend
 from tilth.verbs.report.certainty import few_units
-from tilth.verbs.report.numbers import DASH, metres, percent, plural
+from tilth.verbs.report.numbers import DASH, NBSP, metres, percent, plural
 from tilth.verbs.report.pictures import MOST_RANKED
 from tilth.verbs.report.scorefile import ScoreTable
 from tilth.verbs.report.sources import Run, Subject
@@ -18,8 +18,8 @@ IOU_IN_WORDS = (
 )
 
 INTERVALS_IN_WORDS = (
-    "Small print is the 95\u00a0% interval: intervals found in this way hold the true figure about 19 times out of 20. "
-    "Whole pieces of ground are drawn again and again for it, as neighbouring pixels are right or wrong together."
+    f"Small print is the 95{NBSP}% interval: intervals found in this way hold the true figure about 19 times out of "
+    "20. Whole pieces of ground are drawn again and again for it, as neighbouring pixels are right or wrong together."
 )
 GRAPHS_IN_WORDS = (
     "Down the left the image becomes ever smaller maps of features, up the right they become a map of its own size. "
