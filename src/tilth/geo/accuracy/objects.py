@@ -68,43 +68,45 @@ def matched_objects(
         raise ValueError(f"iou is {iou}; objects are matched from {LEAST_IOU} to below 1.")
     known = (truth != IGNORE) & (predicted != IGNORE)
     neighbours = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-    (ids, true), (other_ids, found) = (ndimage.label(labels == value, neighbours) for labels in (truth, predicted))
-    sizes, areas = np.bincount(ids.ravel(), minlength=true + 1), np.bincount(ids[known], minlength=true + 1)
-    other_sizes = np.bincount(other_ids.ravel(), minlength=found + 1)
-    other_areas = np.bincount(other_ids[known], minlength=found + 1)
-    first, second, shared = _overlaps(ids, other_ids, known, found)
-    same = shared > iou * (areas[first] + other_areas[second] - shared)
-    return (
-        _objects(ids, known, _flags(first[same], true), sizes - areas > iou * sizes),
-        _objects(other_ids, known, _flags(second[same], found), other_sizes - other_areas > iou * other_sizes),
-    )
+    true, found = (_labelled(labels == value, known, neighbours) for labels in (truth, predicted))
+    first, second, shared = _overlaps(true.ids, found.ids, known)
+    same = shared > iou * (true.areas[first] + found.areas[second] - shared)
+    return _objects(true, known, first[same], iou), _objects(found, known, second[same], iou)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """All objects of one map by number, from 1 on; number 0 is what is none."""
+
+    ids: Integer[ndarray, "h w"]
+    sizes: Int64[ndarray, " n"]
+    """Pixels."""
+    areas: Int64[ndarray, " n"]
+    """Known pixels."""
+
+
+def _labelled(there: Bool[ndarray, "h w"], known: Bool[ndarray, "h w"], neighbours: Bool[ndarray, "3 3"]) -> _Labelled:
+    ids, count = ndimage.label(there, neighbours)
+    sizes, areas = (np.bincount(some, minlength=count + 1).astype(np.int64) for some in (ids.ravel(), ids[known]))
+    return _Labelled(ids, sizes, areas)
 
 
 def _overlaps(
-    ids: Integer[ndarray, "h w"], other_ids: Integer[ndarray, "h w"], known: Bool[ndarray, "h w"], found: int
+    ids: Integer[ndarray, "h w"], other_ids: Integer[ndarray, "h w"], known: Bool[ndarray, "h w"]
 ) -> tuple[Int64[ndarray, " m"], Int64[ndarray, " m"], Int64[ndarray, " m"]]:
     """Return every pair of objects that share known pixels, and how many they share."""
     both = known & (ids > 0) & (other_ids > 0)
-    pairs, shared = np.unique(ids[both].astype(np.int64) * (found + 1) + other_ids[both], return_counts=True)
-    first, second = np.divmod(pairs, found + 1)
+    base = int(other_ids.max(initial=0)) + 1
+    pairs, shared = np.unique(ids[both].astype(np.int64) * base + other_ids[both], return_counts=True)
+    first, second = np.divmod(pairs, base)
     return first, second, shared.astype(np.int64)
 
 
-def _flags(ids: Int64[ndarray, " m"], count: int) -> Bool[ndarray, " n"]:
-    """Return which of the objects 0 (none) to `count` are among `ids`."""
-    flags = np.zeros(count + 1, bool)
-    flags[ids] = True
-    return flags
-
-
-def _objects(
-    ids: Integer[ndarray, "h w"],
-    known: Bool[ndarray, "h w"],
-    matched: Bool[ndarray, " n"],
-    unknown: Bool[ndarray, " n"],
-) -> Objects:
+def _objects(found: _Labelled, known: Bool[ndarray, "h w"], partners: Int64[ndarray, " m"], iou: float) -> Objects:
     """Return the objects that count: those that are matched, or are known well enough to be missed."""
-    kept = np.flatnonzero(matched | ~unknown)
+    matched = np.zeros(len(found.sizes), bool)
+    matched[partners] = True
+    kept = np.flatnonzero(matched | (found.sizes - found.areas <= iou * found.sizes))
     kept = kept[kept > 0]
-    centres = ndimage.center_of_mass(known, ids, kept) if kept.size else []
+    centres = ndimage.center_of_mass(known, found.ids, kept) if kept.size else []
     return Objects(np.array(centres, np.float64).reshape(-1, 2), matched[kept])
