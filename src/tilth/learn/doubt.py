@@ -126,4 +126,6 @@ def _check_alike(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
 
 
 def _kind(card: ModelCard) -> tuple[str, str, str]:
-    return ", ".join(card.legend.names), f"{len(card.band_names)} of {card.dtype}", f"{card.tile_px} px"
+    indices = [index.formula for index in card.indices]
+    bands = f"{', '.join([str(len(card.band_names)), *indices])} of {card.dtype}"
+    return ", ".join(card.legend.names), bands, f"{card.tile_px} px"

@@ -1,0 +1,88 @@
+"""The simulation's own code: tiles needed, what is saved, and a small archive gone through from end to end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy import ndarray
+
+import simulate_suggest as simulation
+from archive import TILE_PX, Archive
+from simulate_suggest import STRATEGIES, curve, known_of, needed, rows_of, saved
+from tilth.intervals import intervals
+
+
+def test_tiles_needed_lie_on_straight_lines_between_rounds() -> None:
+    curve = np.array([0.5, 0.7, 0.8])
+    assert needed(curve, 0.5) == 4
+    assert needed(curve, 0.6) == pytest.approx(6)
+    assert needed(curve, 0.75) == pytest.approx(10)
+    assert np.isnan(needed(curve, 0.81))
+
+
+def test_a_round_that_is_worse_by_chance_is_levelled() -> None:
+    # 0.75 and 0.625 become 0.6875 each: that is reached with 8 tiles, and no sooner.
+    assert needed(np.array([0.5, 0.75, 0.625, 1.0]), 0.6875) == 8
+
+
+def test_what_is_saved_is_counted_at_what_random_comes_to() -> None:
+    random, other = np.array([0.5, 0.6, 0.7, 0.8, 0.9]), np.array([0.5, 0.7, 0.9, 0.9, 0.9])
+    (tiles, fewer, share) = saved(np.concatenate([3 * random, 3 * other, [3.0]])[None])[0]
+    assert (tiles, fewer) == (20, 12)
+    assert share == pytest.approx(0.4)
+
+
+def test_the_interval_holds_what_is_saved_and_narrows_with_seeds() -> None:
+    def ends(seeds: int) -> ndarray:
+        rng = np.random.default_rng(0)
+        random = np.linspace(0.5, 0.9, 9) + rng.normal(0, 0.03, (seeds, 1))
+        other = np.linspace(0.5, 1.3, 9) + rng.normal(0, 0.03, (seeds, 1))
+        return intervals(np.concatenate([random, other, np.ones((seeds, 1))], axis=1), saved, draws=300)[2]
+
+    few, many = ends(6), ends(60)
+    for low, high in (few, many):
+        assert low < 16 / 36 < high
+    assert np.ptp(many) < np.ptp(few)
+
+
+@pytest.fixture(scope="module")
+def patches() -> Archive:
+    """Six scenes of four tiles; a pixel's class is the sign of the first thing seen in it, but for noise."""
+    rng = np.random.default_rng(0)
+    truth = np.kron(rng.random((24, 8, 8)) < 0.5, np.ones((16, 16), bool)).astype(np.uint8)
+    coarse = truth[:, ::4, ::4].reshape(24, 1024, 1).astype(float)
+    seen = np.concatenate([2 * coarse - 1 + rng.normal(0, 0.3, coarse.shape), rng.normal(size=(24, 1024, 3))], axis=2)
+    return Archive(seen.astype(np.float16), truth, np.repeat(np.arange(6), 4))
+
+
+def test_cells_are_the_means_of_their_pixels(patches: Archive) -> None:
+    side = TILE_PX // 4
+    whole = patches.pixels[5].reshape(side, side, -1).astype(np.float64)
+    assert patches.cells.shape == (24, 4, 4)
+    assert patches.cells[5, 1] == pytest.approx(whole[:16, 16:].mean(axis=(0, 1)), abs=1e-3)
+
+
+def test_tiles_of_one_scene_tell_nothing_of_what_is_known(patches: Archive) -> None:
+    assert known_of(patches.cells[:4], patches.scenes[:4]) is None
+    assert known_of(patches.cells[:8], patches.scenes[:8]) is not None
+
+
+def test_every_strategy_begins_alike_learns_and_comes_out_the_same_again(patches: Archive) -> None:
+    curves = {name: curve(patches, name, 0, 2) for name in STRATEGIES}
+    assert len({ious[0] for ious in curves.values()}) == 1
+    for ious in curves.values():
+        assert len(ious) == 3
+        assert min(ious) > 0.9
+    assert curve(patches, "suggest", 0, 2) == curves["suggest"]
+
+
+def test_finished_curves_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {name: {"0": [0.5, 0.6 + 0.1 * i, 0.9]} for i, name in enumerate(STRATEGIES)}
+    (tmp_path / "suggest-2.json").write_text(json.dumps(held))
+    monkeypatch.setattr(simulation, "_ground", lambda *_: None)
+    monkeypatch.setattr(simulation, "curve", lambda *_: pytest.fail("done again"))
+    found = simulation.simulated((tmp_path, tmp_path, tmp_path), 1, 2, 1)
+    assert found == held
+    rows = rows_of({name: {"0": ious["0"], "1": ious["0"]} for name, ious in found.items()})
+    assert rows[0][:5] == ["random", "0.500", "0.600", "0.900", "12"]
