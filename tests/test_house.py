@@ -75,7 +75,7 @@ OPENERS = {
 
 def room(path: Path) -> str:
     parts = path.relative_to(SOURCE).parts
-    return parts[0] if len(parts) > 1 else "ground"
+    return parts[0] if parts[0] in FLOORS else "ground"
 
 
 def dotted(path: Path) -> str:
@@ -128,7 +128,7 @@ def test_rooms_of_geo_import_in_their_order(path: Path) -> None:
 def test_a_planted_upward_import_is_seen() -> None:
     assert upward(SOURCE / "geo" / "grid.py", "tilth.learn.loop")
     assert upward(SOURCE / "learn" / "loop.py", "tilth.verbs.train")
-    assert upward(SOURCE / "config.py", "tilth.geo.grid")
+    assert upward(SOURCE / "card.py", "tilth.geo.grid")
     assert upward(SOURCE / "geo" / "grid.py", "tilth")
     assert not upward(SOURCE / "verbs" / "train.py", "tilth.geo.grid")
 
