@@ -76,7 +76,7 @@ class Doubt:
 
     def __init__(self, seers: Sequence[Seer], measure: Measure, tta: Tta = 1) -> None:
         self.card: ModelCard = seers[0].card
-        self.notes = tuple(note for seer in seers for note in seer.notes)
+        self.notes = tuple(dict.fromkeys(note for seer in seers for note in seer.notes))
         self._seers, self._measure, self._turns = tuple(seers), MEASURES[measure], turns(tta)
 
     @classmethod
