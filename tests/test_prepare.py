@@ -327,7 +327,7 @@ def test_dstl_from_its_zip_files(tmp_path: Path, shared: Path) -> None:
             archive.write(dstl / "sixteen_band" / f"{name}_A.tif", f"three_band/{name}.tif")
     tiles = prepare(DstlSource(folder, (5,)), tmp_path / "tiles", PrepareConfig(tile_px=64))
     assert sorted(tiles.scenes) == sorted(names)
-    assert tiles.meta.scale == 2048
+    assert tiles.meta.scale == 16384
     assert tiles.meta.scenes[0].image == "images/6010_1_2.tif"
     assert len({tile.split for tile in tiles.tiles if tile.scene in ("6110_1_2", "6140_1_2")}) == 1
     with (

@@ -22,7 +22,7 @@ from tilth.learn.networks import Network, build
 from tilth.learn.probability import layers_of, mean_over, probabilities
 from tilth.learn.symmetry import Turn, turned, turned_back, turns
 
-ALIKE = ("classes", "number of bands", "number format")
+ALIKE = ("classes", "number of bands", "number format", "indices")
 """What all runs of an ensemble must have in common."""
 
 Tta: TypeAlias = Literal[1, 2, 4, 8]
@@ -71,7 +71,7 @@ class Predictor:
 
         `batch` is in the images' own units, of any height and width. Pixels that are not `valid` have no image: the
         network is given the mean in their place, as in training. (Without `valid`, the caller fills them with it.)
-        The card's temperature divides the logits.
+        So it is where a band of a valid pixel is NaN. The card's temperature divides the logits.
         """
         return probabilities(self._logits(batch, valid) / self.card.temperature).numpy(force=True)
 
@@ -85,7 +85,8 @@ class Predictor:
         self, batch: Float32[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"] | None
     ) -> Float32[Tensor, "n o h w"]:
         scaled = self._scaling(batch)
-        images = torch.from_numpy(scaled if valid is None else np.where(valid[:, None], scaled, np.float32(0)))
+        known = ~np.isnan(scaled) if valid is None else valid[:, None] & ~np.isnan(scaled)
+        images = torch.from_numpy(np.where(known, scaled, np.float32(0)))
         with torch.inference_mode(), repeatable(self.device):
             logits: Tensor = self._network(images.to(self.device, memory_format=layout(self.device)))
             return logits.float()
@@ -231,7 +232,8 @@ def _scaled(
     images: Float32[Tensor, "n b h w"], valid: Bool[Tensor, "n 1 h w"], scaling: Scaling
 ) -> Float32[Tensor, "n b h w"]:
     mean, std = (images.new_tensor(values)[:, None, None] for values in (scaling.mean, scaling.std))
-    return torch.where(valid, (images - mean) / std, 0)
+    # NaN: an index that has no value in a valid pixel. The network sees its mean.
+    return torch.where(valid & ~images.isnan(), (images - mean) / std, 0)
 
 
 def _check_alike(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
@@ -245,6 +247,7 @@ def _check_alike(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
                 )
 
 
-def _alike(card: ModelCard) -> tuple[str, str, str]:
+def _alike(card: ModelCard) -> tuple[str, ...]:
     names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
-    return ", ".join(names), str(len(card.band_names)), card.dtype
+    indices = ", ".join(index.formula for index in card.indices)
+    return ", ".join(names), str(len(card.band_names)), card.dtype, indices or "none"

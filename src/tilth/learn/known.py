@@ -50,9 +50,11 @@ class Encoder:
     ) -> tuple[Float32[ndarray, "m d"], Bool[ndarray, "n rows cols"]]:
         """Return the features of the cells of which at least half is valid, and which these are.
 
-        `pixels` are in the images' own units and number format; pixels that are not valid are shown as the mean.
+        `pixels` are in the images' own units and number format; pixels that are not valid, and bands that are
+        NaN, are shown as the mean.
         """
-        scaled = np.where(valid[:, None], self._scaling(pixels.astype(np.float32)), np.float32(0))
+        scaled = self._scaling(pixels.astype(np.float32))
+        scaled = np.where(valid[:, None] & ~np.isnan(scaled), scaled, np.float32(0))
         with repeatable(self._device):
             images = torch.from_numpy(scaled).to(self._device, memory_format=layout(self._device))
             features = cell_features(self._network, images, self.cell_px)

@@ -179,7 +179,7 @@ def _samples(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     tiles = [samples[i] for i in chosen]
     maps = {name: mapped(Predictor.load(run), tiles) for name, run in runs.items()}
     seen = [imaged(*tile) for tile in tiles]
-    limits = stretch_limits([image for image, _ in tiles], seen)
+    limits = stretch_limits([image[: tile_set.meta.bands] for image, _ in tiles], seen)
     rows = [
         Sample(stretched(image, valid, limits), label, {name: classes[i] for name, classes in maps.items()})
         for i, ((image, label), valid) in enumerate(zip(tiles, seen, strict=True))

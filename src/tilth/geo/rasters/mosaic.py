@@ -11,6 +11,7 @@ from tilth.geo.grid import Grid, Window
 from tilth.geo.places import Places
 from tilth.geo.rasters.raster import Image, ImageInfo
 from tilth.geo.rasters.resample import scaled_to
+from tilth.indices import Index, with_indices
 
 MOST_OPEN = 64
 """Files kept open at a time: a row of sheets beside each other, so that none is opened and decoded again and again."""
@@ -26,11 +27,16 @@ class Mosaic:
     """
 
     def __init__(
-        self, infos: Sequence[ImageInfo], bands: Sequence[int] = (), resolution_m: float | None = None
+        self,
+        infos: Sequence[ImageInfo],
+        bands: Sequence[int] = (),
+        resolution_m: float | None = None,
+        indices: Sequence[Index] = (),
     ) -> None:
         """Place the rasters of `infos` on the grid of the first.
 
-        `bands` are those to read, in this order, counted from 1 without alpha; default: all. Opens no file.
+        `bands` are those to read, in this order, counted from 1 without alpha; default: all. `indices` are computed
+        from these, as they are after resampling, and follow them. Opens no file.
 
         Raises:
             InputError: naming the first raster that does not fit the first one, and how; when a raster has not the
@@ -49,6 +55,7 @@ class Mosaic:
         height, width = max(place.stop_row for place in self.places), max(place.stop_col for place in self.places)
         native = first.grid.crop(Window(top, left, height, width))
         self._infos, self._bands, self._index = tuple(infos), tuple(bands), Places(self.places)
+        self._indices = tuple(indices)
         self._scaling = scaled_to(native, resolution_m, self.name) if resolution_m else None
         self.grid: Grid = self._scaling.grid if self._scaling else native
         """The grid of the whole, resampled if that was asked for."""
@@ -62,23 +69,25 @@ class Mosaic:
 
     @property
     def bands(self) -> int:
-        """Number of bands that `read` returns."""
-        return len(self._bands) or self._infos[0].bands
+        """Number of bands that `read` returns, indices included."""
+        return self._own + len(self._indices)
 
     @property
     def dtype(self) -> str:
-        """Number format, as numpy names it."""
-        return self._infos[0].dtype
+        """Number format of what `read` returns, as numpy names it: the rasters' own, or float32 with indices."""
+        return "float32" if self._indices else self._infos[0].dtype
 
     def read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-        """Return the pixels of `window` in their own number format, 0 where they are not valid, and which are.
+        """Return the pixels of `window`, 0 where they are not valid, and which are.
 
-        The window may reach beyond the grid. Costs what the rasters under it cost, however many there are besides.
+        An index is NaN in valid pixels where it has no value. The window may reach beyond the grid. Costs what the
+        rasters under it cost, however many there are besides.
 
         Raises:
             InputError: naming the file and the window, when the pixels cannot be decoded.
         """
-        return self._scaling.read(self._read, window) if self._scaling else self._read(window)
+        pixels, valid = self._scaling.read(self._read, window) if self._scaling else self._read(window)
+        return with_indices(pixels, valid, self._indices), valid
 
     def empty(self, window: Window) -> bool:
         """Return True only when it is known, without decoding pixels, that no pixel of `window` is valid."""
@@ -91,7 +100,7 @@ class Mosaic:
             self._open.popitem()[1].close()
 
     def _read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-        pixels = np.zeros((self.bands, window.height, window.width), self.dtype)
+        pixels = np.zeros((self._own, window.height, window.width), self._infos[0].dtype)
         valid = np.zeros((window.height, window.width), bool)
         for number in self._index.near(window):
             place = self.places[number]
@@ -104,6 +113,11 @@ class Mosaic:
             pixels[:, rows, cols][:, new] = found[:, new]
             valid[rows, cols] |= new
         return pixels, valid
+
+    @property
+    def _own(self) -> int:
+        """Number of bands without indices."""
+        return len(self._bands) or self._infos[0].bands
 
     def _image(self, number: int) -> Image:
         image = self._open.pop(number, None)

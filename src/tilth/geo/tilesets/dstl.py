@@ -36,8 +36,8 @@ NAMES = {
     9: "large vehicles",
     10: "small vehicles",
 }
-SCALE = 2048.0
-"""Pixels have 11 bits."""
+SCALE, SCALE_INFRARED = 2.0**11, 2.0**14
+"""Pixels of three-band images have 11 bits, those of the eight bands of short-wave infrared 14."""
 SAME_GROUND = (("6110_1_2", "6140_1_2"), ("6110_3_1", "6140_3_1"))
 """Scenes that show the same ground at different times, which a split must not part."""
 FAULTS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, csv.Error, ValueError, TypeError)

@@ -156,8 +156,8 @@ class DstlSource:
         notes = {"labels": labels.summary()}
         if missing:
             notes["left out"] = f"{counted(len(missing), 'labelled scene')} without image: {listed(missing)}"
-        scale = dstl.SCALE if infos[0].dtype == "uint16" else None
-        return Gathered(legend, scenes, notes, scale, implied=True)
+        scale = dstl.SCALE if infos[0].bands == 3 else dstl.SCALE_INFRARED
+        return Gathered(legend, scenes, notes, scale if infos[0].dtype == "uint16" else None, implied=True)
 
 
 def _dstl_labeller(

@@ -49,7 +49,7 @@ class Job:
         return (self.area is not None and not self.area.touches(window)) or self.mosaic.empty(window)
 
     def read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-        """Return the pixels of a window in their own number format, and which are valid."""
+        """Return the pixels of a window, the run's indices after the bands, and which are valid."""
         return self.mosaic.read(window)
 
     def wanted(self, window: Window) -> Bool[ndarray, "h w"] | None:
@@ -126,7 +126,8 @@ def planned(
     for infos, path in _pairs(rasters, out):
         for info in infos:
             _check_fits(info, card, settings)
-        mosaic = Mosaic(infos, settings.bands, _resolution(card) if settings.resample else None)
+        resolution = _resolution(card) if settings.resample else None
+        mosaic = Mosaic(infos, settings.bands, resolution, card.indices)
         area = Area.read(aoi, mosaic.grid) if aoi else None
         jobs.append(Job(path, tuple(info.path for info in infos), mosaic, aoi, area))
     return jobs
@@ -164,15 +165,15 @@ def _info(path: Path) -> ImageInfo:
 
 
 def _check_fits(info: ImageInfo, card: ModelCard, settings: PredictConfig) -> None:
-    names = ", ".join(card.band_names)
-    if settings.bands and len(settings.bands) != len(card.band_names):
+    names = ", ".join(card.band_names[: card.bands])
+    if settings.bands and len(settings.bands) != card.bands:
         raise InputError(
-            f"--bands names {len(settings.bands)} bands; the run was trained on {len(card.band_names)} ({names}). "
+            f"--bands names {len(settings.bands)} bands; the run was trained on {card.bands} ({names}). "
             "Name one for each, in this order."
         )
-    if not settings.bands and info.bands != len(card.band_names):
+    if not settings.bands and info.bands != card.bands:
         raise InputError(
-            f"{info.path} has {info.bands} bands; the run was trained on {len(card.band_names)} ({names}). "
+            f"{info.path} has {info.bands} bands; the run was trained on {card.bands} ({names}). "
             "Give a raster with these bands in this order, or say which they are with --bands."
         )
     if info.dtype != card.dtype:

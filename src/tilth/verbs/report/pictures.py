@@ -52,7 +52,8 @@ def tile_limits(samples: Samples, scene: str) -> Limits:
     """Return one stretch for a scene's tiles, from up to eight of them, so that their colours can be compared."""
     here = [index for index, tile in enumerate(samples.tiles) if tile.scene == scene]
     images, labels = zip(*(samples[here[place]] for place in thinned(len(here), 8)), strict=True)
-    return stretch_limits(images, [imaged(image, label) for image, label in zip(images, labels, strict=True)])
+    bands = [image[: len(image) - len(samples.indices)] for image in images]
+    return stretch_limits(bands, [imaged(image, label) for image, label in zip(images, labels, strict=True)])
 
 
 def tile_picture(image: Float32[ndarray, "b h w"], label: UInt8[ndarray, "h w"], limits: Limits) -> Picture:
@@ -143,7 +144,7 @@ def scene_picture(tiles: TileSet, scene: Scene, longest_px: int) -> Picture:
         InputError: when the image cannot be read.
     """
     factor = shrink_factor(scene.height, scene.width, longest_px)
-    bands = [1, 2, 3] if len(tiles.meta.band_names) >= 3 else [1]
+    bands = [1, 2, 3] if tiles.meta.bands >= 3 else [1]
     shape = (max(scene.height // factor, 1), max(scene.width // factor, 1))
     picture = np.full((*shape, 3), rgb(UNKNOWN), np.uint8)
     if scene.height * scene.width <= MOST_SCENE_PIXELS:

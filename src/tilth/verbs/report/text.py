@@ -102,7 +102,8 @@ def settings_in_words(run: Run) -> dict[str, list[tuple[str, str]]]:
     }
     network = [
         ("encoder weights", card.weights_from),
-        ("bands", ", ".join(card.band_names)),
+        ("bands", ", ".join(card.band_names[: card.bands])),
+        *(("index", f"{index.name} = {index.formula}") for index in card.indices),
         ("number format", card.dtype),
         ("scaling, mean", ", ".join(f"{value:.4g}" for value in card.mean)),
         ("scaling, deviation", ", ".join(f"{value:.4g}" for value in card.std)),
