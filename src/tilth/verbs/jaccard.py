@@ -16,6 +16,7 @@ from tilth.geo.tilesets.dstl import NAMES, group, labels_table, read_wkt
 from tilth.intervals import caveat, intervals
 from tilth.scores import present_mean
 from tilth.table import table
+from tilth.wording import counted
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,9 @@ class DstlScore:
     def lines(self) -> list[str]:
         """Return what the command line prints."""
         rows = [(str(c.number), c.name, f"{c.index:.4f}", _between(c.low, c.high)) for c in self.classes]
-        count = f"{len(self.scenes)} scene{'' if len(self.scenes) == 1 else 's'}"
         return [
             *table([("class", "", "Jaccard", "95 % interval"), *rows]),
-            f"mean {self.score:.4f} ({_between(self.low, self.high)}) over {count}",
+            f"mean {self.score:.4f} ({_between(self.low, self.high)}) over {counted(len(self.scenes), 'scene')}",
             *filter(None, [self.warning]),
         ]
 

@@ -12,6 +12,7 @@ from numpy.random import Generator
 from tilth.errors import SettingError
 from tilth.geo.grid import Window
 from tilth.geo.tilesets.tileset import SPLITS, Split
+from tilth.wording import counted
 
 Unit = Literal["scene", "group", "block"]
 REMEDY: dict[Unit, str] = {
@@ -80,10 +81,10 @@ def assign_folds(parts: Sequence[Part], folds: int, seed: int) -> tuple[int, ...
 
 def _check_enough(labelled: int, used: Sequence[Split], unit: Unit) -> None:
     if labelled < len(used):
-        noun = f"{labelled} labelled {unit}" + ("" if labelled == 1 else "s")
         names = f"{', '.join(used[:-1])} and {used[-1]}" if len(used) > 1 else used[0]
         raise SettingError(
-            f"{noun} cannot be split into {names} by {unit}: {REMEDY[unit]}, or set --val 0 or --test 0."
+            f"{counted(labelled, f'labelled {unit}')} cannot be split into {names} by {unit}: {REMEDY[unit]}, "
+            "or set --val 0 or --test 0."
         )
 
 

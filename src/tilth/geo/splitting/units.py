@@ -18,6 +18,7 @@ from tilth.geo.grid import Window
 from tilth.geo.splitting.splits import ENOUGH_GROUPS, Place, block_parts, split_by_block
 from tilth.geo.splitting.stratify import Part
 from tilth.geo.tilesets.tileset import Split, TileSet
+from tilth.wording import counted
 
 Kind = Literal["scene", "group", "block"]
 
@@ -55,15 +56,15 @@ class Units:
 
         "6 scenes", "12 blocks of 2 scenes".
         """
-        count = f"{len(self.names):,} {self.kind}{'' if len(self.names) == 1 else 's'}"
-        return f"{count} of {counted_scenes(self.scenes)}" if self.kind == "block" else count
+        count = counted(len(self.names), self.kind)
+        return f"{count} of {counted(self.scenes, 'scene')}" if self.kind == "block" else count
 
     @property
     def caveat(self) -> str:
         """What an interval over these units says nothing of; nothing where units are scenes."""
         if self.kind != "block":
             return ""
-        return f"Its blocks lie in {counted_scenes(self.scenes)}: other places may differ by more."
+        return f"Its blocks lie in {counted(self.scenes, 'scene')}: other places may differ by more."
 
     def summed(self, counts: ndarray) -> ndarray:
         """Return counts by unit, of counts by cell (cells, ...)."""
@@ -150,8 +151,3 @@ def _summed(counts: ndarray, names: Sequence[str]) -> ndarray:
     total = np.zeros((len(position), *counts.shape[1:]), counts.dtype)
     np.add.at(total, [position[name] for name in names], counts)
     return total
-
-
-def counted_scenes(count: int) -> str:
-    """Return "1 scene" or "6 scenes"."""
-    return f"{count:,} scene{'' if count == 1 else 's'}"

@@ -11,9 +11,10 @@ from numpy import ndarray
 from tilth.intervals import ENOUGH_UNITS, Statistic
 from tilth.scores import overall_scores, present_mean
 from tilth.verbs.evaluate.figures import Measure
-from tilth.verbs.report.numbers import NBSP, fixed, plural
+from tilth.verbs.report.numbers import NBSP, fixed
 from tilth.verbs.report.scorefile import Across, Ends, IntervalNote, ScoreTable
 from tilth.verbs.report.sources import Subject, Variant, mean
+from tilth.wording import counted
 
 LEVEL_TEXT = "with 95 % confidence".replace(" %", f"{NBSP}%")
 LEAST_LEAD = 0.005
@@ -140,7 +141,7 @@ def few_units(interval: IntervalNote | None, scenes: int) -> list[str]:
     """Return in plain sentences what an interval over so few units, or of so few places, cannot say."""
     if interval is None:
         return []
-    units = plural(interval.units, interval.unit)
+    units = counted(interval.units, interval.unit)
     if interval.units < 2:
         return [f"Only {units} was scored, so nothing says how far off this figure may be on other ground."]
     found = []
@@ -150,7 +151,7 @@ def few_units(interval: IntervalNote | None, scenes: int) -> list[str]:
             "outside it."
         )
     if interval.unit == "block":
-        where = "one scene" if scenes == 1 else plural(scenes, "scene")
+        where = "one scene" if scenes == 1 else counted(scenes, "scene")
         found.append(f"All {units} lie in {where}: other places may differ by more.")
     return found
 

@@ -18,10 +18,11 @@ from tilth.verbs.report.certainty import (
     interval_in_words,
     lead_in_words,
 )
-from tilth.verbs.report.numbers import duration, fixed, percent, percent_range, plural, with_spread
+from tilth.verbs.report.numbers import duration, fixed, percent, percent_range, with_spread
 from tilth.verbs.report.scorefile import Ends, FoldsFile, IntervalNote, ScoreTable
 from tilth.verbs.report.sources import Run, Subject, Variant, known, mean
 from tilth.verbs.report.text import SPLIT_NAMES, capital
+from tilth.wording import counted
 
 
 def target(legend: Legend) -> str:
@@ -46,7 +47,7 @@ def headline(subject: Subject, leaks: Mapping[str, float], val_tiles: int | None
     """
     run, measure = subject.run, headline_score(subject)
     if run is None:
-        return f"{plural(len(subject.variants), 'network')} compared"
+        return f"{counted(len(subject.variants), 'network')} compared"
     figure = headline_figure(subject)
     legend = run.card.legend
     verb = "is mapped with IoU" if legend.binary else "are mapped with a mean IoU of"
@@ -76,13 +77,11 @@ def ground_in_words(split: str, table: ScoreTable | None, count: int | None, lea
     part = SPLIT_NAMES.get(split, split)
     interval = table.interval if table else None
     if interval:
-        many = "" if interval.units == 1 else "s"
-        noun = f"group{many} of scenes" if interval.unit == "group" else f"{interval.unit}{many}"
-        ground = f"{interval.units:,} {noun}"
+        ground = counted(interval.units, interval.unit) + (" of scenes" if interval.unit == "group" else "")
         ground += "" if split == "test" and leak is not None else f" of the {part} part"
     else:
         tiles = table.tiles_scored if table else count
-        ground = f"{part} tiles" if tiles is None else plural(tiles, f"{part} tile")
+        ground = f"{part} tiles" if tiles is None else counted(tiles, f"{part} tile")
     if not leak:
         return f"{ground} that the model never saw" if split == "test" and leak is not None else ground
     return f"{ground}, {percent(leak)} of whose pixels training saw"
@@ -90,7 +89,7 @@ def ground_in_words(split: str, table: ScoreTable | None, count: int | None, lea
 
 def folds_in_words(folds: FoldsFile, leak: float | None) -> str:
     """Return how many pieces of ground were scored over all folds, and whether their models saw them."""
-    ground = plural(folds.interval.units, "piece") + " of ground"
+    ground = counted(folds.interval.units, "piece") + " of ground"
     if leak:
         return f"{ground} in turn, {percent(leak)} of whose pixels training saw"
     return f"{ground}, each mapped by a model that never saw it" if leak is not None else f"{ground} in turn"
@@ -141,7 +140,7 @@ def remarks(subject: Subject) -> list[str]:
 
 def elsewhere_in_words(table: ScoreTable) -> str:
     """Return one sentence on scores that are not the headline's."""
-    tiles = plural(table.tiles_scored, f"{table.split} tile")
+    tiles = counted(table.tiles_scored, f"{table.split} tile")
     sure = interval_in_words(table.overall_intervals.get("iou"))
     return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {fixed(table.iou)}{sure}."
 
@@ -166,7 +165,7 @@ def facts(subject: Subject, run: Run) -> list[Fact]:
     overall, ends = overall_of(subject, run) or ({"recall": best.val_recall, "precision": best.val_precision}, {})
     found, right = overall.get("recall"), overall.get("precision")
     mean_over = "" if run.card.legend.binary else ", mean over the classes"
-    epochs = f"{plural(len(run.history.epochs), 'epoch')}; number {best.epoch} was best"
+    epochs = f"{counted(len(run.history.epochs), 'epoch')}; number {best.epoch} was best"
     return [
         Fact(
             "IoU",

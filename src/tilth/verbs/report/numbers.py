@@ -70,15 +70,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return `count` and the noun.
-
-    >>> plural(1, "tile"), plural(1150, "tile")
-    ('1 tile', '1,150 tiles')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def metres(resolution_m: float | None) -> str:
     """Return a length in the unit that suits it.
 

@@ -8,10 +8,11 @@ from tilth.figures.colours import DARK, LIGHT, line_colour
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
 from tilth.verbs.report.certainty import between, difference_of, ends_of, figure_of, signed
-from tilth.verbs.report.numbers import DASH, NBSP, duration, fixed, percent, percent_range, plural, with_spread
+from tilth.verbs.report.numbers import DASH, NBSP, duration, fixed, percent, percent_range, with_spread
 from tilth.verbs.report.scorefile import AreaFile, Edges, EdgeScore, Ends, Measured, Objects, Score, ScoreTable
 from tilth.verbs.report.sources import Subject, Variant
 from tilth.verbs.report.text import SPLIT_NAMES
+from tilth.wording import counted
 
 HECTARE, LEAST_IN_HECTARES = 10_000.0, 10_000.0
 """Square metres; areas from so many on are written in hectares."""
@@ -116,7 +117,7 @@ def area_table(found: AreaFile) -> Table:
         )
         for one in found.classes
     )
-    caption = f"{plural(found.labelled, 'labelled point')} of {found.map}"
+    caption = f"{counted(found.labelled, 'labelled point')} of {found.map}"
     return Table(caption, ("class", f"mapped, {unit}", f"there is, {unit}", "found", "right"), rows)
 
 
@@ -125,7 +126,7 @@ def class_bars(found: Audit, legend: Legend) -> list[Bar]:
     return [
         Bar(
             SPLIT_NAMES[split],
-            plural(found.tiles[split], "tile"),
+            counted(found.tiles[split], "tile"),
             tuple(
                 (name, colour, share, percent(share))
                 for name, colour, share in zip(legend.names, legend.colours, shares, strict=True)

@@ -6,10 +6,11 @@ from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import ENOUGH_UNITS
 from tilth.legend import Legend
 from tilth.verbs.report.certainty import few_units
-from tilth.verbs.report.numbers import DASH, NBSP, metres, percent, plural
+from tilth.verbs.report.numbers import DASH, NBSP, metres, percent
 from tilth.verbs.report.pictures import MOST_RANKED
 from tilth.verbs.report.scorefile import ScoreTable
 from tilth.verbs.report.sources import Run, Subject
+from tilth.wording import counted
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 IOU_IN_WORDS = (
@@ -31,7 +32,7 @@ def kicker(subject: Subject) -> str:
     """Return the line over the headline."""
     if subject.kind == "run":
         return f"Run · {subject.title}"
-    return f"Comparison of {plural(len(subject.variants), 'network')} · {subject.title}"
+    return f"Comparison of {counted(len(subject.variants), 'network')} · {subject.title}"
 
 
 def plates_in_words(subject: Subject) -> str:
@@ -52,7 +53,7 @@ def samples_in_words(legend: Legend, split: str) -> str:
 
 def extremes_in_words(ranked: int, count: int, network: str, split: str) -> str:
     """Return among which tiles the best and the worst were looked for; `network` is empty where there is but one."""
-    tiles = plural(ranked, f"{SPLIT_NAMES[split]} tile") + ("" if count <= MOST_RANKED else f" out of {count:,}")
+    tiles = counted(ranked, f"{SPLIT_NAMES[split]} tile") + ("" if count <= MOST_RANKED else f" out of {count:,}")
     return (
         f"By the IoU{f' of “{network}”' if network else ''} on each of {tiles} where label or map show enough to tell. "
         "The worst tiles say most about where the map cannot be trusted, or where the labels cannot."
@@ -61,17 +62,15 @@ def extremes_in_words(ranked: int, count: int, network: str, split: str) -> str:
 
 def data_in_words(tiles: TileSet) -> str:
     """Return how much data there is."""
-    size = f"{plural(len(tiles.meta.scenes), 'scene')}, {plural(len(tiles.tiles), 'tile')}"
+    size = f"{counted(len(tiles.meta.scenes), 'scene')}, {counted(len(tiles.tiles), 'tile')}"
     return f"{size} of {tiles.meta.settings.tile_px} × {tiles.meta.settings.tile_px} pixels."
 
 
 def scores_title(table: ScoreTable) -> str:
     """Return which tiles the scores are of."""
-    tiles = (
-        f"{plural(table.tiles_scored, f'{SPLIT_NAMES.get(table.split, table.split)} tile')} of {Path(table.tiles).name}"
-    )
+    tiles = counted(table.tiles_scored, f"{SPLIT_NAMES.get(table.split, table.split)} tile")
     accuracy = f"{percent(table.overall.get('accuracy'))} of the labelled pixels are right"
-    return f"{capital(table.name)}: {tiles}; {accuracy}"
+    return f"{capital(table.name)}: {tiles} of {Path(table.tiles).name}; {accuracy}"
 
 
 def scores_in_words(table: ScoreTable) -> str:
