@@ -39,7 +39,7 @@ def write_styled(path: Path, features: Features, crs: CRS | None, layer: str, qm
     """
     with replacing_with_scratch(path) as part, refusals(path):
         written = write_geopackage(part, [features], crs, layer)
-        table = geopandas.GeoDataFrame(_style(layer, qml)).drop(columns="geometry", errors="ignore")
+        table = geopandas.GeoDataFrame(style_row(layer, qml)).drop(columns="geometry", errors="ignore")
         pyogrio.write_dataframe(table, part, layer=STYLES_LAYER, driver="GPKG", append=True)
     return written
 
@@ -61,6 +61,24 @@ def graduated(field: str, steps: Sequence[Step]) -> str:
         f'symbollevels="0" enableorderby="0" forceraster="0"><ranges>{ranges}</ranges><symbols>{symbols}</symbols>'
         f"</renderer-v2>{_label(field)}</qgis>"
     )
+
+
+def style_row(layer: str, qml: str, description: str = "") -> dict[str, Any]:
+    """Return the row of the table that QGIS reads the style of a layer from."""
+    return {
+        "f_table_catalog": [""],
+        "f_table_schema": [""],
+        "f_table_name": [layer],
+        "f_geometry_column": ["geom"],
+        "styleName": [layer],
+        "styleQML": [qml],
+        "styleSLD": [""],
+        "useAsDefault": [True],
+        "description": [description],
+        "owner": [""],
+        "ui": [""],
+        "update_time": np.array([datetime.now(UTC).replace(tzinfo=None)], "datetime64[ms]"),
+    }
 
 
 def _fill(colour: str) -> str:
@@ -85,21 +103,3 @@ def _label(field: str) -> str:
         '<text-buffer bufferDraw="1" bufferSize="1" bufferSizeUnits="MM" bufferColor="255,255,255,255" '
         'bufferOpacity="1"/></text-style><placement placement="1" quadOffset="4"/></settings></labeling>'
     )
-
-
-def _style(layer: str, qml: str) -> dict[str, Any]:
-    """Return the row of the table that QGIS reads the style of a layer from."""
-    return {
-        "f_table_catalog": [""],
-        "f_table_schema": [""],
-        "f_table_name": [layer],
-        "f_geometry_column": ["geom"],
-        "styleName": [layer],
-        "styleQML": [qml],
-        "styleSLD": [""],
-        "useAsDefault": [True],
-        "description": [""],
-        "owner": [""],
-        "ui": [""],
-        "update_time": np.array([datetime.now(UTC).replace(tzinfo=None)], "datetime64[ms]"),
-    }

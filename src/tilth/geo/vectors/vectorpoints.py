@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -17,10 +16,11 @@ from pyproj import CRS
 
 from tilth.errors import InputError, OutputError
 from tilth.files import replacing_with_scratch
+from tilth.geo.vectors.styles import STYLES_LAYER, style_row
 from tilth.geo.vectors.vector import FAULTS, reading
 from tilth.geo.vectors.vectorout import check_count, quietly, refusals
 
-POINTS_LAYER, STRATA_LAYER, STYLES_LAYER = "points", "strata", "layer_styles"
+POINTS_LAYER, STRATA_LAYER = "points", "strata"
 REFERENCE = "reference"
 """The field that a person fills in."""
 
@@ -121,17 +121,4 @@ def _style(names: Sequence[str]) -> dict[str, Any]:
         f'<Option type="List" name="map">{options}</Option>'
         "</Option></config></editWidget></field></fieldConfiguration></qgis>"
     )
-    return {
-        "f_table_catalog": [""],
-        "f_table_schema": [""],
-        "f_table_name": [POINTS_LAYER],
-        "f_geometry_column": ["geom"],
-        "styleName": [POINTS_LAYER],
-        "styleQML": [form],
-        "styleSLD": [""],
-        "useAsDefault": [True],
-        "description": ["Choose the reference from a list"],
-        "owner": [""],
-        "ui": [""],
-        "update_time": np.array([datetime.now(UTC).replace(tzinfo=None)], "datetime64[ms]"),
-    }
+    return style_row(POINTS_LAYER, form, "Choose the reference from a list")
