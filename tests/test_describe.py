@@ -8,10 +8,10 @@ from tilth.learn.footprint import kept_bytes
 from tilth.learn.networks import build
 
 UNET = ModelConfig(architecture="unet")
-B0 = ModelConfig()
+B0 = ModelConfig(architecture="transfer")
 LIGHT = ModelConfig(architecture="light", encoder="mobilenetv3_small_050", frozen_stages=1)
 NO_CHAIN = ModelConfig(architecture="light", encoder="hrnet_w18_small", frozen_stages=0)
-TINY = ModelConfig(encoder="test_efficientnet", frozen_stages=1)
+TINY = ModelConfig(architecture="transfer", encoder="test_efficientnet", frozen_stages=1)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,10 @@ def test_memory_is_a_tiles_share_and_grows_with_its_area() -> None:
 
 def test_freezing_saves_memory_in_training() -> None:
     frozen, free = (
-        describe(ModelConfig(encoder="test_efficientnet", frozen_stages=n), 3, 1, 64).training_mib for n in (3, 0)
+        describe(
+            ModelConfig(architecture="transfer", encoder="test_efficientnet", frozen_stages=n), 3, 1, 64
+        ).training_mib
+        for n in (3, 0)
     )
     assert frozen < free
 
@@ -74,7 +77,9 @@ def test_a_tile_that_is_continued_inside_says_so() -> None:
     ("frozen", "words"), [(1, "Stage 1 is frozen"), (2, "Stages 1 and 2 are frozen"), (4, "Stages 1 to 4 are frozen")]
 )
 def test_frozen_stages_are_named(frozen: int, words: str) -> None:
-    lines = describe(ModelConfig(encoder="test_efficientnet", frozen_stages=frozen), 3, 1, 32).lines()
+    lines = describe(
+        ModelConfig(architecture="transfer", encoder="test_efficientnet", frozen_stages=frozen), 3, 1, 32
+    ).lines()
     assert any(line.startswith(words) for line in lines)
     assert sum("(frozen)" in line for line in lines) == frozen
 
@@ -84,7 +89,7 @@ def test_random_numbers_decide_no_figure() -> None:
 
 
 def test_the_graph_in_text_joins_each_stage_to_the_step_of_its_skip() -> None:
-    lines = drawn(describe(ModelConfig(encoder="efficientnet_b0"), 3, 1, 224).parts)
+    lines = drawn(describe(ModelConfig(architecture="transfer", encoder="efficientnet_b0"), 3, 1, 224).parts)
     assert lines[0].startswith("encoder 1 32 x 112 x 112 -") and lines[0].endswith("> decoder 5 32 x 224 x 224")
     assert lines[4].lstrip().startswith("encoder 5 80 x 14 x 14 -") and lines[4].endswith("> decoder 1 40 x 28 x 28")
     assert lines[5].strip() == "bottleneck 80 x 14 x 14"

@@ -65,7 +65,7 @@ def test_weights_with_their_buffers() -> None:
 
 
 def test_measuring_changes_nothing() -> None:
-    network = build(ModelConfig(encoder="test_efficientnet"), 3, 1, pretrained=False).train()
+    network = build(ModelConfig(architecture="transfer", encoder="test_efficientnet"), 3, 1, pretrained=False).train()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     kept_bytes(network, image(3).expand(2, -1, -1, -1))
     peak_bytes(network, image(3))

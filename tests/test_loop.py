@@ -26,7 +26,8 @@ from tilth.learn.networks import Network
 from tilth.scores import scores
 from training import Tile, TinyNetwork, blocks, training_data
 
-CONFIG = TrainConfig(epochs=3, batch_size=4, decoder_lr=3e-3, encoder_lr=3e-3, workers=0, device="cpu")
+ARTICLE = TrainConfig(optimizer="adam", schedule="exponential", warmup_epochs=0, ema=0)
+CONFIG = replace(ARTICLE, epochs=3, batch_size=4, decoder_lr=3e-3, encoder_lr=3e-3, workers=0, device="cpu")
 
 
 def weights(path: Path) -> bytes:

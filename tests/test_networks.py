@@ -12,9 +12,9 @@ from tilth.config import ModelConfig
 from tilth.errors import SettingError, WeightsError
 from tilth.learn.networks import Network, build, padded, padded_px
 
-B0 = ModelConfig()
+B0 = ModelConfig(architecture="transfer")
 UNET = ModelConfig(architecture="unet")
-TINY = ModelConfig(encoder="test_efficientnet", weights="none")
+TINY = ModelConfig(architecture="transfer", encoder="test_efficientnet", weights="none")
 
 
 def counts(network: nn.Module) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def test_the_articles_counts() -> None:
 
 
 def test_without_weights_every_stage_is_trained() -> None:
-    network = build(ModelConfig(weights="none", frozen_stages=2), 3, 1)
+    network = build(ModelConfig(architecture="transfer", weights="none", frozen_stages=2), 3, 1)
     assert counts(network) == (728_949, 728_949)
     assert (network.frozen, network.trained_stages, network.weights_from) == (0, False, "random")
     assert network.input_scaling is None
@@ -57,7 +57,9 @@ def test_the_original_unet_knows_nothing_of_weights_and_freezing() -> None:
 
 @pytest.mark.parametrize("frozen", [0, 1, 3, 5])
 def test_frozen_stages_have_no_gradient_and_the_others_do(frozen: int) -> None:
-    network = build(ModelConfig(encoder="test_efficientnet", frozen_stages=frozen), 3, 1, pretrained=False)
+    network = build(
+        ModelConfig(architecture="transfer", encoder="test_efficientnet", frozen_stages=frozen), 3, 1, pretrained=False
+    )
     train(network, steps=1)
     for i, stage in enumerate(network.stages):
         assert all((p.grad is None) == (i < frozen) for p in stage.parameters())
@@ -94,14 +96,17 @@ def test_training_mode_comes_and_goes_but_for_the_frozen_stages() -> None:
 
 def test_more_frozen_stages_than_there_are() -> None:
     with pytest.raises(SettingError, match="frozen_stages = 5: convnext_atto has 4 stages; give at most that"):
-        build(ModelConfig(encoder="convnext_atto", frozen_stages=5), 3, 1, pretrained=False)
+        build(ModelConfig(architecture="transfer", encoder="convnext_atto", frozen_stages=5), 3, 1, pretrained=False)
 
 
 def test_without_looking_up_no_file_is_needed_and_the_shape_is_the_same(shared: Path) -> None:
     path = shared / "weights" / "tf_efficientnet_b0_encoder.safetensors"
-    real = build(ModelConfig(encoder="tf_efficientnet_b0", weights=str(path)), 3, 1)
+    real = build(ModelConfig(architecture="transfer", encoder="tf_efficientnet_b0", weights=str(path)), 3, 1)
     shell = build(
-        ModelConfig(encoder="tf_efficientnet_b0", weights="a file on another computer"), 3, 1, pretrained=False
+        ModelConfig(architecture="transfer", encoder="tf_efficientnet_b0", weights="a file on another computer"),
+        3,
+        1,
+        pretrained=False,
     )
     shell.load_state_dict(real.state_dict())
     image = torch.randn(1, 3, 48, 48)
@@ -115,10 +120,12 @@ def test_without_looking_up_no_file_is_needed_and_the_shape_is_the_same(shared: 
 
 def test_missing_weights_never_become_random_ones() -> None:
     with pytest.raises(WeightsError):
-        build(ModelConfig(weights="no/such/file.pth"), 3, 1)
+        build(ModelConfig(architecture="transfer", weights="no/such/file.pth"), 3, 1)
 
 
-@pytest.mark.parametrize("model", [UNET, ModelConfig(weights="none")], ids=["unet", "transfer"])
+@pytest.mark.parametrize(
+    "model", [UNET, ModelConfig(architecture="transfer", weights="none")], ids=["unet", "transfer"]
+)
 def test_the_seed_decides_the_initial_weights(model: ModelConfig) -> None:
     def built(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from tilth.learn.optim import hold_encoder, optimizer_of, parameter_groups, set_
 from tilth.learn.schedule import Schedule
 from training import TinyNetwork
 
-CONFIG = TrainConfig(encoder_lr=1e-4, decoder_lr=1e-3)
+CONFIG = TrainConfig(optimizer="adam", warmup_epochs=0, encoder_lr=1e-4, decoder_lr=1e-3)
 ADAMW = replace(CONFIG, optimizer="adamw", weight_decay=0.5, layer_decay=0.5)
 
 NETWORKS = {

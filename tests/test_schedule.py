@@ -11,7 +11,7 @@ FULL = 5e-4
 
 
 def of(epoch_steps: int = 7, **settings: float | str) -> Schedule:
-    return Schedule(TrainConfig(**settings), epoch_steps)  # type: ignore[arg-type]
+    return Schedule(TrainConfig(**{"schedule": "exponential", "warmup_epochs": 0, **settings}), epoch_steps)  # type: ignore[arg-type]
 
 
 def torchs(make: type[lr_scheduler.LRScheduler], steps: int, **settings: float) -> list[float]:

