@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test fuzz check lint bench bench-predict bench-memory bench-suggest docs clean
+.PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
@@ -28,6 +28,9 @@ bench: $(READY)  ## speed and memory, ours beside the limit, in one run
 
 bench-predict: $(READY)  ## maps by Tilth, a plain loop and other packages: speed, memory, seams; BENCH=--write: docs/speed.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+bench-train: $(READY)  ## training by Tilth, plain loops and other packages: speed, memory, IoU; BENCH=--write: docs/training.md
+	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_train.py $(BENCH)
 
 bench-memory: $(READY)  ## the most memory of maps and polygons of very large rasters
 	$(BIN)/python benchmarks/bench_memory.py $(BENCH)

@@ -1,9 +1,10 @@
-"""Tables in Markdown, put into docs/speed.md between two marks."""
+"""Tables in Markdown, put into pages of docs/ between two marks."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+TRAINING = PAGE.with_name("training.md")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,6 +27,6 @@ def replaced(page: str, name: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n\n{end}{after}"
 
 
-def write(name: str, content: str) -> None:
-    """Put `content` into docs/speed.md."""
-    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+def write(name: str, content: str, path: Path = PAGE) -> None:
+    """Put `content` into docs/speed.md, or another page."""
+    path.write_text(replaced(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")

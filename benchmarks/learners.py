@@ -1,0 +1,113 @@
+"""Networks ready to learn: each with its loss, its optimizer and its order in memory, by the contestant's name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam, Optimizer
+
+import newcomer
+from peernets import smp_in_tilth, smp_network
+from tilth.config import Recipe, load_recipe
+from tilth.geo.tilesets.tileset import TileSet
+from tilth.learn.averaging import Average
+from tilth.learn.feed import TrainingData
+from tilth.learn.losses import loss_mix, segmentation_loss
+from tilth.learn.networks import Network, build
+from tilth.learn.optim import optimizer_of
+from tilth.legend import IGNORE
+from tilth.verbs.train import scaling_of, training_data
+from trainees import ARTICLE, TRAINEES, Job, opened
+
+LAYOUTS = {"channels last": torch.channels_last, "torch's own": torch.contiguous_format}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network and one way to take a step with it."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """Of what the network puts out, and the label: class indices, 255 where there is none."""
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
+    """Orders in memory to choose from, by name; the first is that of its own training."""
+    boundary: float = 0.0
+    """What it puts out for a pixel of class 1 is at least that."""
+    turned: bool = True
+    """Whether its own loop flips and turns tiles."""
+    after: Callable[[], None] = lambda: None
+    """Done after each step of the optimizer."""
+
+    def step(self, images: Tensor, label: Tensor) -> float:
+        """Take one training step and return the loss."""
+        loss = self.loss(self.network(images), label)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.after()
+        return loss.item()
+
+
+def learner(job: Job) -> Learner:
+    """Return a contestant's network, freshly made from the job's seed, and what it learns by."""
+    torch.manual_seed(job.seed)
+    recipe = TRAINEES[job.name].recipe
+    if recipe is not None:
+        return _engine_learner(job, recipe(job))
+    return _newcomer(job) if job.name == "newcomer" else _smp(job)
+
+
+def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileSet]:
+    """Return what Tilth's engine trains: a network, smp's where the name says so, and the data; and the tile set."""
+    tiles = opened(job)
+    if job.name.startswith("smp-"):
+        network = smp_in_tilth(job.name.split("-")[1], job.weights, recipe.model.frozen_stages)
+    else:
+        network = build(recipe.model, len(tiles.meta.band_names), tiles.meta.legend.outputs)
+    scaling = scaling_of(tiles.meta, network, recipe.train.normalise)
+    return network, training_data(tiles, recipe, scaling), tiles
+
+
+def plain_loss(logits: Tensor, label: Tensor, dice_share: float) -> Tensor:
+    """Return the article's loss as one writes it with logits: cross-entropy and Dice of a batch's known pixels."""
+    known = label != IGNORE
+    target = (label == 1).float()[known]
+    found = logits[:, 0][known]
+    chance = torch.sigmoid(found)
+    dice = (2 * (chance * target).sum() + 1) / (chance.sum() + target.sum() + 1)
+    entropy = functional.binary_cross_entropy_with_logits(found, target)
+    return (1 - dice_share) * entropy + dice_share * (1 - dice)
+
+
+def _engine_learner(job: Job, recipe: Recipe) -> Learner:
+    network, data, _ = engine_parts(job, recipe)
+    mix = loss_mix(recipe.train, data.legend, data.shares)
+    average = Average(network, recipe.train.ema) if recipe.train.ema else None
+    after = partial(average.take, network) if average is not None else lambda: None
+    loss = partial(segmentation_loss, mix=mix)
+    return Learner(network, optimizer_of(network, recipe.train), loss, after=after)
+
+
+def _smp(job: Job) -> Learner:
+    network, train = smp_network(job.name.removeprefix("smp-"), job.weights), load_recipe(ARTICLE).train
+    encoder = set(network.get_submodule("encoder").parameters())
+    groups = [
+        {"params": list(encoder), "lr": train.encoder_lr},
+        {"params": [p for p in network.parameters() if p not in encoder], "lr": train.decoder_lr},
+    ]
+    return Learner(network, Adam(groups), partial(plain_loss, dice_share=train.region_weight))
+
+
+def _newcomer(job: Job) -> Learner:
+    network, combined = newcomer.UNet(job.weights), newcomer.CombinedLoss()
+
+    def loss(outputs: Tensor, label: Tensor) -> Tensor:
+        found: Tensor = combined(outputs[:, 0], (label == 1).float())
+        return found
+
+    own = ("torch's own",)
+    return Learner(network, newcomer.optimizer_of(network), loss, layouts=own, boundary=0.5, turned=False)
