@@ -96,6 +96,14 @@ def test_without_a_labelled_pixel_loss_and_gradient_are_zero(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("region", ["dice", "tversky", "lovasz"])
+def test_a_batch_without_a_tile_costs_nothing(k: int, region: Any) -> None:
+    logits, label = batch(k, 0)
+    mix = LossMix(region, 0.5, 2.0, boundary_weight=1.0, auxiliary_weight=1.0)
+    assert segmentation_loss((logits[:0], [logits[:0, :, ::2, ::2]]), label[:0], mix) == 0
+
+
+@pytest.mark.parametrize("k", [2, 3])
 def test_a_perfect_answer_costs_nothing_and_its_opposite_a_lot(k: int) -> None:
     _, label = batch(k, 0)
     right = (

@@ -54,3 +54,11 @@ def test_labels_of_another_shape_are_refused() -> None:
     logits, label = batch(3, 0)
     with pytest.raises(Exception, match="label"):
         confusion(logits, label[:, :4], 3)
+
+
+@given(k=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_shares_count_for_the_class_that_has_most(k: int, seed: int) -> None:
+    logits, label = batch(k, seed)
+    most = torch.nn.functional.one_hot(label.long().clamp(max=k), k + 1).movedim(-1, 1)[:, :k]
+    shares = (0.55 * most + 0.45 / k).masked_fill((label == IGNORE)[:, None], torch.nan)
+    assert torch.equal(confusion(logits, shares[:, 1:] if k == 2 else shares, k), confusion(logits, label, k))

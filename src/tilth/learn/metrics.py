@@ -1,9 +1,10 @@
 """Counts of right and wrong pixels. The scores that follow from them are in tilth.scores."""
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tilth.learn.truth import Label, class_index
 from tilth.legend import IGNORE
 
 
@@ -12,11 +13,13 @@ def predicted(logits: Float[Tensor, "n o h w"]) -> Int64[Tensor, "n h w"]:
     return (logits[:, 0] >= 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
-def confusion(logits: Float[Tensor, "n o h w"], label: UInt8[Tensor, "n h w"], k: int) -> Int64[Tensor, "{k} {k}"]:
+def confusion(logits: Float[Tensor, "n o h w"], label: Label, k: int) -> Int64[Tensor, "{k} {k}"]:
     """Return how many pixels of each true class (row) were predicted as each class (column), of `k` classes.
 
-    Pixels labelled 255 are not counted. Add the matrices of all batches before taking scores.
+    Where labels are shares, a pixel is of the class that has most of it. Pixels that are not known are not counted. Add
+    the matrices of all batches before taking scores.
     """
+    label = class_index(label)
     pair = label.long() * k + predicted(logits)
     # One bin more takes what is ignored; picking the valid pixels out costs ten times as much.
     bins = pair.masked_fill(label == IGNORE, k * k)

@@ -57,6 +57,17 @@ class Truth:
         return Truth(share.clamp(max=1) * valid, valid, self.exclusive)
 
 
+def class_index(label: Label) -> UInt8[Tensor, "n h w"]:
+    """Return the class of each pixel, of shares the one that has most of it; 255 where it is not known.
+
+    The share of one output is that of class 1, which has a pixel from one half on.
+    """
+    if label.dtype == torch.uint8:
+        return label
+    index = label[:, 0] >= 0.5 if label.shape[1] == 1 else label.argmax(dim=1)
+    return index.to(torch.uint8).masked_fill(~label.isfinite().all(dim=1), IGNORE)
+
+
 def nearness(truth: Truth) -> Float32[Tensor, "n v h w"]:
     """Return how near each pixel is to one of another class: 1 beside it, half with each pixel further, then 0.
 
