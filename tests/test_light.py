@@ -34,8 +34,10 @@ def test_every_pixel_of_any_size_gets_its_logits(network: Network, height: int, 
 
 def test_parameters_over_efficientnet_b0() -> None:
     network = build(B0, 3, 1)
-    assert sum(each.numel() for each in network.parameters()) == 3_852_384
+    assert sum(each.numel() for each in network.parameters()) == 3_852_611
     assert sum(each.numel() for each in network.stages.parameters()) == 3_595_388
+    assert isinstance(network.body, LightUNet)
+    assert sum(each.numel() for each in network.body.coarse.parameters()) == 96 + 64 + 64 + 3
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,32 @@ def test_decoders_fit_the_strides_of_any_pyramid(encoder: str, strides: tuple[in
     assert isinstance(network.body, LightUNet)
     assert network.body.strides == strides
     assert isinstance(network.body.stem, nn.Identity) == (FINE_STRIDE in strides)
-    logits = network(torch.rand(2, 3, 64, 96))
+    network.supervise(deep=True)
+    logits, coarser = network(torch.rand(2, 3, 64, 96))
     assert logits.shape == (2, 1, 64, 96)
-    logits.square().mean().backward()
+    (logits.square().mean() + sum(each.square().mean() for each in coarser)).backward()
     assert not [name for name, each in network.named_parameters() if each.grad is None]
     own = [each for name, each in network.named_parameters() if ".encoder." not in name]
     assert all(each.grad.any() for each in own if each.grad is not None)
+
+
+def test_coarser_logits_come_in_training_where_they_were_asked_for(network: Network) -> None:
+    image = torch.rand(2, 4, 50, 70)
+    plain = network(image)
+    network.supervise(deep=True)
+    try:
+        torch.testing.assert_close(network(image), plain, rtol=0, atol=0)
+        logits, coarser = network.train()(image)
+    finally:
+        network.eval().supervise(deep=False)
+    assert logits.shape == plain.shape
+    # At strides 16, 8 and 4, and no more of them than the image has.
+    assert [tuple(each.shape) for each in coarser] == [(2, 3, 4, 5), (2, 3, 7, 9), (2, 3, 13, 18)]
+
+
+def test_other_networks_have_no_coarser_logits() -> None:
+    with pytest.raises(SettingError, match=r"auxiliary_weight needs the coarser maps of --architecture light\."):
+        build(ModelConfig(architecture="unet"), 3, 1).supervise(deep=True)
 
 
 def test_narrowing_before_enlarging_changes_nothing() -> None:

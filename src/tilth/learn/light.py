@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, relu
 
+from tilth.learn.losses import Deep, Logits
 from tilth.learn.pyramid import Pyramid
 
 WIDE, NARROW, FINE = 96, 64, 16
@@ -73,6 +74,7 @@ class LightUNet(nn.Module):
         stages: the encoder's stages, from the image downwards.
         stride: what heights and widths of images must be multiples of.
         strides: those of the encoder's maps.
+        deep: whether training also gets the logits of each decoder step's map (deep supervision, Lee et al. 2015).
     """
 
     def __init__(self, encoder: Pyramid, bands: int, outputs: int) -> None:
@@ -90,6 +92,8 @@ class LightUNet(nn.Module):
         self.stem = nn.Identity() if fine else _strided(bands, FINE)
         self.detail = Detail(own[0], fine[0] if fine else FINE, working[0][1] // FINE_STRIDE)
         self.head = nn.Conv2d(FINE, outputs * FINE_STRIDE**2, kernel_size=3, padding=1)
+        self.coarse = nn.ModuleList(nn.Conv2d(width, outputs, kernel_size=1) for width in own[-2::-1])
+        self.deep = False
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -101,15 +105,22 @@ class LightUNet(nn.Module):
         maps: list[Tensor] = self.encoder(image)
         return maps
 
-    def forward(self, image: Float[Tensor, "n bands h w"]) -> Float[Tensor, "n outputs h w"]:
-        """Return the logits of an image whose height and width are multiples of the encoder's last stride."""
+    def forward(self, image: Float[Tensor, "n bands h w"]) -> Logits | Deep:
+        """Return the logits of an image whose height and width are multiples of the encoder's last stride.
+
+        In training mode, where `deep`, also the coarser ones, from the coarsest to that of the working stride.
+        """
         maps = dict(zip(self.strides, self.maps(image), strict=True))
         x = self.neck(maps[self.stride])
         skips = [maps[stride] for stride in self.strides[-2::-1] if stride >= WORK_STRIDE]
-        for step, skip in zip(self.decoder, skips, strict=True):
+        coarser = []
+        for step, skip, head in zip(self.decoder, skips, self.coarse, strict=True):
             x = step(x, skip)
+            if self.deep and self.training:
+                coarser.append(head(x))
         fine = maps[FINE_STRIDE] if FINE_STRIDE in maps else self.stem(image)
-        return pixel_shuffle(self.head(self.detail(x, fine)), FINE_STRIDE)
+        logits = pixel_shuffle(self.head(self.detail(x, fine)), FINE_STRIDE)
+        return (logits, coarser) if coarser else logits
 
 
 def _width(stride: int) -> int:

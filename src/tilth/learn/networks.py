@@ -11,6 +11,7 @@ from tilth.config import ModelConfig
 from tilth.errors import SettingError
 from tilth.learn.encoder import encoder_of
 from tilth.learn.light import LightUNet
+from tilth.learn.losses import Deep, Logits
 from tilth.learn.pyramid import pyramid
 from tilth.learn.transfer import TransferUNet
 from tilth.learn.unet import UNet
@@ -55,11 +56,30 @@ class Network(nn.Module):
             stage.eval()
         return self
 
-    def forward(self, image: Float[Tensor, "n bands h w"]) -> Float[Tensor, "n outputs h w"]:
-        """Return the logits of every pixel. The image is padded to what the body needs; the margin is cut off."""
+    def supervise(self, deep: bool) -> None:
+        """Set whether training also gets coarser logits.
+
+        Raises:
+            SettingError: for a network that has none.
+        """
+        if isinstance(self.body, LightUNet):
+            self.body.deep = deep
+        elif deep:
+            raise SettingError("auxiliary_weight needs the coarser maps of --architecture light. Leave it at 0.")
+
+    def forward(self, image: Float[Tensor, "n bands h w"]) -> Logits | Deep:
+        """Return the logits of every pixel. The image is padded to what the body needs; the margin is cut off.
+
+        In training mode, where that was asked for (`supervise`), also coarser logits.
+        """
         height, width = image.shape[2:]
-        logits: Tensor = self.body(padded(image, self.body.stride))
-        return logits[..., :height, :width]
+        result: Logits | Deep = self.body(padded(image, self.body.stride))
+        if not isinstance(result, tuple):
+            return result[..., :height, :width]
+        logits, coarser = result
+        steps = [logits.shape[2] // each.shape[2] for each in coarser]
+        cut = [each[..., : -(-height // n), : -(-width // n)] for each, n in zip(coarser, steps, strict=True)]
+        return logits[..., :height, :width], cut
 
 
 def build(model: ModelConfig, bands: int, outputs: int, pretrained: bool = True) -> Network:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tilth.learn.networks import Network, padded_px
 
-HEAD = "body.head."
+HEAD = ("body.head.", "body.coarse.")
 """What the names of the tensors begin with that put the classes out."""
 
 
