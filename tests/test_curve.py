@@ -151,7 +151,7 @@ def test_a_repeated_tile_is_augmented_anew_and_once_is_as_before(whole: TileSet)
 
 def test_without_variants_the_recipes_network_and_the_same_from_scratch() -> None:
     pretrained, scratch = variants_of(Recipe())
-    assert (pretrained.model, scratch.model) == ({}, {"weights": "none"})
+    assert (pretrained.model, scratch.model) == ({}, {"weights": "none", "start": ""})
     assert [v.name for v in variants_of(Recipe().changed(model={"weights": "none"}))] == ["from scratch"]
     assert variants_of(RECIPE) == (Variant("fast"), Variant("slow", train={"decoder_lr": 1e-6}))
 

@@ -59,7 +59,7 @@ def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
     """Return the recipe's variants; of one that lists none its network pretrained, and the same from scratch."""
     if recipe.variants:
         return recipe.variants
-    scratch = Variant("from scratch", model={"weights": "none"})
+    scratch = Variant("from scratch", model={"weights": "none", "start": ""})
     if recipe.model.architecture == "unet" or recipe.model.weights == "none":
         return (scratch,)
     return (Variant("pretrained"), scratch)
