@@ -5,6 +5,7 @@ its slips mended and timm's names for the encoder, so that the weights come from
 """
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -56,10 +57,13 @@ class UNet(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        effnet = timm.create_model(ENCODER)
+        effnet: Any = timm.create_model(ENCODER)
         effnet.load_state_dict(load_file(weights), strict=False)
-        self.encoder1 = nn.Sequential(effnet.conv_stem, effnet.bn1)
-        self.encoder2, self.encoder3, self.encoder4, self.encoder5 = (effnet.blocks[i] for i in range(4))
+        self.encoder1: nn.Module = nn.Sequential(effnet.conv_stem, effnet.bn1)
+        self.encoder2: nn.Module = effnet.blocks[0]
+        self.encoder3: nn.Module = effnet.blocks[1]
+        self.encoder4: nn.Module = effnet.blocks[2]
+        self.encoder5: nn.Module = effnet.blocks[3]
         for part in (self.encoder1, self.encoder2):
             for parameter in part.parameters():
                 parameter.requires_grad = False

@@ -23,7 +23,7 @@ from learners import LAYOUTS, Learner, learner
 from step_times import feed
 from tilth.learn.feed import Batch
 from tilth.learn.networks import Network
-from trainees import OURS, Job
+from trainees import BATCH, OURS, Job, opened
 
 MARK = "part: "
 BACKWARD = "autograd::engine::evaluate_function"
@@ -120,7 +120,8 @@ def kind_of(event: FunctionEvent) -> str:
     """Return an operator's kind, read from its name and the names of those that called it."""
     for each in _with_callers(event):
         if each.name in ("aten::convolution", "aten::convolution_backward", "aten::_convolution"):
-            return convolution_kind(each.input_shapes[2 if each.name.endswith("backward") else 1])
+            shapes: Any = each.input_shapes
+            return convolution_kind(shapes[2 if each.name.endswith("backward") else 1])
         for kind, words in KINDS.items():
             if each.name.startswith("aten::") and any(word in each.name for word in words):
                 return kind
@@ -138,7 +139,7 @@ def main() -> None:
     """Print the profiles of one job as JSON: of Tilth's default by part, and of all named by kind."""
     job, steps = Job.read(Path(sys.argv[1])), int(sys.argv[2])
     torch.set_num_threads(job.threads)
-    tiles = steps * 8
+    tiles = steps * min(BATCH, len(opened(job).split("train")))
     found: dict[str, Any] = {"kinds": {}}
     for name in sys.argv[3:]:
         events = events_of(learner(replace(job, name=name)), feed(job), steps)

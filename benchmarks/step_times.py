@@ -110,7 +110,8 @@ def feed(job: Job) -> Iterator[Batch]:
     ours = recipe(job)
     _, data, _ = engine_parts(replace(job, name=OURS), ours)
     batches = Feed(data, ours.train, torch.device("cpu"))
-    return (batch for epoch in count() for batch in batches.train(epoch) if len(batch[0]) == BATCH)
+    whole = min(BATCH, len(data.train))
+    return (batch for epoch in count() for batch in batches.train(epoch) if len(batch[0]) == whole)
 
 
 def main() -> None:

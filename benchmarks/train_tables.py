@@ -19,13 +19,13 @@ FEED_ASKED = 5.0
 def ratio(times: Mapping[str, Any], name: str, to: str, what: str) -> float:
     """Return how many times as fast as another a network is: the median of the ratios within a turn."""
     pairs = zip(times["networks"][to][what], times["networks"][name][what], strict=True)
-    return median(other / own for other, own in pairs)
+    return float(median(other / own for other, own in pairs))
 
 
 def feed_ratio(times: Mapping[str, Any]) -> float:
     """Return how many tiles the feed delivers in the time in which Tilth's default learns from one."""
     steps = times["networks"][OURS]["train"]
-    return median(step / times["batch"] / tile for step, tile in zip(steps, times["feed"], strict=True))
+    return float(median(step / times["batch"] / tile for step, tile in zip(steps, times["feed"], strict=True)))
 
 
 def speed_table(times: Mapping[str, Any]) -> str:
@@ -58,9 +58,9 @@ def part_table(profile: Mapping[str, Any]) -> str:
     last = [name for name in (LOSS, OPTIMIZER, BETWEEN, FEED) if name in parts]
     names = [*sorted(name for name in parts if name.startswith("encoder"))]
     names += [name for name in parts if name not in (*names, *last)]
-    rows = [[name, *_part_cells(*parts[name], total)] for name in [*names, *last]]
+    rows = [[name, *_part_cells(parts[name], total)] for name in [*names, *last]]
     sums = [sum(both[side] for both in parts.values()) for side in (0, 1)]
-    return page.table(["", "forward, ms a tile", "backward", "share"], [*rows, ["all", *_part_cells(*sums, total)]])
+    return page.table(["", "forward, ms a tile", "backward", "share"], [*rows, ["all", *_part_cells(sums, total)]])
 
 
 def kind_table(profile: Mapping[str, Any]) -> str:
@@ -129,7 +129,8 @@ def _cost_row(title: str, kept: Kept | None, peer: Kept | None) -> list[str]:
     return [title, f"{kept.mean('seconds'):.0f}", f"{speed:.2f}", against, f"{memory:,.0f}"]
 
 
-def _part_cells(forward: float, backward: float, total: float) -> list[str]:
+def _part_cells(both: Sequence[float], total: float) -> list[str]:
+    forward, backward = both
     return [f"{forward:.1f}", f"{backward:.1f}", f"{(forward + backward) / total:.0%}"]
 
 

@@ -12,7 +12,7 @@ from numpy import ndarray
 from measured import NotRunnableError
 from tilth.config import Recipe, load_recipe
 from tilth.config.recipes import SHIPPED
-from tilth.geo.tilesets.tileset import TileSet
+from tilth.geo.tilesets.tileset import SPLITS, Tile, TileSet
 
 ENCODER = "tf_efficientnet_b0"
 BATCH = 8
@@ -126,7 +126,7 @@ def opened(job: Job) -> TileSet:
             f"{job.tiles}: {len(meta.legend.names)} classes, {len(meta.band_names)} bands of {meta.dtype}. "
             "The benchmark needs two classes and three bands of known range, as the encoder's weights do."
         )
-    some = [tile for part in ("train", "val") for tile in _spread(tiles.split(part), job.limit)]  # type: ignore[arg-type]
+    some = [tile for part in SPLITS for tile in _spread(tiles.split(part), job.limit)]
     return replace(tiles, tiles=tuple(some))
 
 
@@ -143,5 +143,5 @@ def _filled(recipe: Recipe, job: Job) -> Recipe:
     return recipe.changed(model={"encoder": ENCODER, "weights": weights}, train=train)
 
 
-def _spread(tiles: tuple[object, ...], limit: int) -> tuple[object, ...]:
+def _spread(tiles: tuple[Tile, ...], limit: int) -> tuple[Tile, ...]:
     return tiles[:: max(1, len(tiles) // limit)][:limit] if limit else tiles
