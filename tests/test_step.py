@@ -7,6 +7,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from tilth.errors import SettingError
+from tilth.learn.crew import Crew
 from tilth.learn.losses import LossMix, segmentation_loss
 from tilth.learn.metrics import confusion
 from tilth.learn.step import NoNumberError, Step, grouped, in_parts, is_out_of_memory
@@ -41,7 +42,7 @@ class Small(TinyNetwork):
 def step_of(network: nn.Module, mix: LossMix = ENTROPY) -> Step:
     # Evaluation mode, for batch norm sees a part at a time.
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Step(fabric, fabric.setup(network.eval()), mix, 2)
+    return Step(Crew(fabric), fabric.setup(network.eval()), mix, 2)
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
@@ -64,8 +65,9 @@ def test_gradients_of_several_batches_are_those_of_their_mean_loss(mix: LossMix)
     expected, losses = torchs(batches, mix)
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses)
-    for (images, label), (_, matrix) in zip(batches, counted, strict=True):
+    for (images, label), (_, matrix, tiles) in zip(batches, counted, strict=True):
         assert (matrix == confusion(network(images), label, 2).numpy()).all()
+        assert tiles == 4
 
 
 @pytest.mark.parametrize("cuts", [2, 3, 5, 8])

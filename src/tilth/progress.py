@@ -37,8 +37,8 @@ class Meter:
 
 
 @contextmanager
-def meter(description: str, total: float, unit: str) -> Iterator[Meter]:
-    """Show one progress bar on stderr while the block runs; nothing when stderr is not a terminal."""
+def meter(description: str, total: float, unit: str, shown: bool = True) -> Iterator[Meter]:
+    """Show one progress bar on stderr while the block runs; nothing when stderr is not a terminal, or not `shown`."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -48,7 +48,7 @@ def meter(description: str, total: float, unit: str) -> Iterator[Meter]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
         yield Meter(bar, total, description, unit)
 
 

@@ -1,24 +1,33 @@
 """The training loop: steps, validate, keep the best; lose nothing."""
 
-import logging
 import time
-import warnings
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
 from tilth.learn.averaging import Average
 from tilth.learn.blame import culprits, name_of, verdict
-from tilth.learn.checkpoint import LAST, Position, Stateful, Tally, identity, load_state, save_state, save_weights
-from tilth.learn.device import find_device, find_precision, layout, repeatable
+from tilth.learn.checkpoint import (
+    LAST,
+    Position,
+    Stateful,
+    Tally,
+    identity,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
+from tilth.learn.crew import Crew, in_crew, starts_others
+from tilth.learn.device import layout, repeatable
 from tilth.learn.events import EventLog
-from tilth.learn.feed import Batch, Feed, TrainingData
+from tilth.learn.feed import Batch, Feed, TrainingData, batched, part_of
 from tilth.learn.history import Epoch, History
 from tilth.learn.losses import loss_mix
 from tilth.learn.networks import Network
@@ -42,8 +51,18 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
         SettingError: for a device that is not there, a state of another run, or memory too short for one tile.
         OutputError: when the disk refuses; the state saved before stays.
     """
-    run = _Run(network, data, config, folder, resume)
-    with meter("training", run.tiles_left(), "tiles") as bar, repeatable(run.fabric.device):
+    _check_enough(data, config)
+    history = in_crew(config, _fitted, network, data, config, folder, resume)
+    if starts_others(config):
+        load_weights(folder / LAST, network)
+    return history
+
+
+def _fitted(
+    crew: Crew, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
+) -> History:
+    run = _Run(crew, network, data, config, folder, resume)
+    with meter("training", run.tiles_left(), "tiles", shown=crew.leads) as bar, repeatable(crew.fabric.device):
         while not run.finished():
             run.train(bar)
             run.end_epoch(run.validated(bar))
@@ -53,23 +72,25 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
 class _Run:
     """The parts of a run, and what happens in an epoch."""
 
-    def __init__(self, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool) -> None:
-        if not len(data.train):
-            raise InputError("There is no training tile. Prepare the tile set again with smaller --val and --test.")
+    def __init__(
+        self, crew: Crew, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
+    ) -> None:
         self._network, self._data, self._config, self._folder = network, data, config, folder
         self._k, self._frozen = len(data.legend.names), network.frozen
-        self.fabric = _fabric(config)
-        self._feed = Feed(data, config, self.fabric.device)
-        network.to(memory_format=layout(self.fabric.device))
+        self._crew, self._fabric = crew, crew.fabric
+        self._feed = Feed(data, config, self._fabric.device, crew.rank, crew.world)
+        network.to(memory_format=layout(self._fabric.device))
         self._optimizer = optimizer_of(network, config)
-        self._model, self._stepper = self.fabric.setup(network, self._optimizer)
+        self._model, self._stepper = self._fabric.setup(network, self._optimizer)
         self._mix = loss_mix(config, data.legend, data.shares)
-        self._step = Step(self.fabric, self._model, self._mix, self._k)
+        crew.begin_alike(network)
+        self._step = Step(crew, self._model, self._mix, self._k)
         self._average = Average(network, config.ema) if config.ema else None
+        self._val_batches = len(batched(range(len(data.val)), config.batch_size))
         self._schedule = Schedule(config, -(-len(self._feed.batches(0)) // config.accumulate))
         self._identity = identity(config, data)
         self.position = self._begun(resume)
-        self._events = EventLog(folder, self.position.epoch) if config.tensorboard else None
+        self._events = EventLog(folder, self.position.epoch) if config.tensorboard and crew.leads else None
         self._ticked = self._saved = time.monotonic()
 
     def finished(self) -> bool:
@@ -89,25 +110,30 @@ class _Run:
         self._begin_epoch()
         batches = self._feed.train(self.position.epoch, self.position.step)
         for group in grouped(batches, self._config.accumulate):
-            self._move(group)
-            self._note_step(sum(len(images) for images, _ in group), bar)
+            self._note_step(self._move(group), bar)
 
     def validated(self, bar: Meter) -> Tally:
         """Return loss and confusion over the validation tiles."""
         tally = Tally.of(self._k)
         model = self._model if self._average is None else self._average.network
         model.eval()
-        with torch.no_grad(), self.fabric.autocast():
-            for batch in self._feed.val():
-                tally.add(*self._step.seen(batch, model))
-                bar.advance(len(batch[0]))
+        with torch.no_grad(), self._fabric.autocast():
+            for _, batch in zip_longest(range(self._val_batches), self._feed.val()):
+                seen = self._step.seen(batch, model)
+                tally.add(seen.loss, seen.confusion)
+                bar.advance(seen.tiles)
         return tally
 
     def end_epoch(self, val: Tally) -> None:
         """Write down the epoch: the state last, for what is not in it will be done again, to the same end."""
-        row = self._row(val)
+        # One process's clock and floats count, for all must stop at the same epoch.
+        row = self._crew.agreed(self._row(val))
         history = self.position.history.and_then(row)
         self.position = Position(Tally.of(self._k), self.position.epoch + 1, history=history)
+        if self._crew.leads:
+            self._write(row, history)
+
+    def _write(self, row: Epoch, history: History) -> None:
         if history.best == row:
             save_weights(self._folder / WEIGHTS, self._kept)
         save_weights(self._folder / LAST, self._kept)
@@ -143,7 +169,7 @@ class _Run:
         parts: dict[str, Stateful] = {
             "network": self._network,
             "optimizer": self._optimizer,
-            "precision": self.fabric.strategy.precision,
+            "precision": self._fabric.strategy.precision,
             "step": self._step,
         }
         return parts if self._average is None else {**parts, "average": self._average}
@@ -159,11 +185,12 @@ class _Run:
         hold_encoder(self._network, len(self._network.stages) if whole else self._frozen)
         self._model.train()
         if self.position.step == 0:
-            torch.manual_seed(_epoch_seed(self._config.seed, self.position.epoch))
+            torch.manual_seed(_seed(self._config.seed, self.position.epoch))
         self._ticked = time.monotonic()
 
-    def _move(self, batches: list[Pair]) -> None:
-        """Take one step of the optimizer, and count what it saw."""
+    def _move(self, batches: list[Pair]) -> int:
+        """Take one step of the optimizer, count what it saw, and return the number of tiles."""
+        self._draw_apart()
         step = self.position.step // self._config.accumulate
         set_rates(self._optimizer, self._schedule, self.position.epoch * self._schedule.epoch_steps + step)
         try:
@@ -172,30 +199,37 @@ class _Run:
             raise InputError(self._blame(error, batches[error.batch])) from error
         if self._config.clip_norm:
             # Fabric takes the loss scaling of 16-mixed off first; what overflowed there is skipped, not refused.
-            self.fabric.clip_gradients(
+            self._fabric.clip_gradients(
                 self._model, self._stepper, max_norm=self._config.clip_norm, error_if_nonfinite=False
             )
         self._stepper.step()
         if self._average is not None:
             self._average.take(self._network)
-        for loss, matrix in counted:
-            self.position.tally.add(loss, matrix)
+        for each in counted:
+            self.position.tally.add(each.loss, each.confusion)
         self.position.step += len(batches)
+        return sum(each.tiles for each in counted)
+
+    def _draw_apart(self) -> None:
+        """With several processes, begin random numbers anew at each step: each has its own, and none must be saved."""
+        if self._crew.world > 1:
+            torch.manual_seed(_seed(self._config.seed, self.position.epoch, self.position.step, self._crew.rank))
 
     def _blame(self, error: NoNumberError, batch: Batch) -> str:
         number = self.position.step + error.batch
-        tiles = self._feed.batches(self.position.epoch)[number]
+        tiles = part_of(self._feed.batches(self.position.epoch)[number], self._crew.rank, self._crew.world)
         where = f"step {number + 1} of epoch {self.position.epoch + 1}"
-        with self.fabric.autocast():
+        with self._fabric.autocast():
             guilty = [name_of(self._data.train, tiles[index]) for index in culprits(self._network, batch, self._mix)]
-        return f"The loss became {error.loss} in {where}. {verdict(self._network, guilty, len(tiles))}"
+        guilty, count = self._crew.gathered(guilty), len(self._crew.gathered([""] * len(tiles)))
+        return f"The loss became {error.loss} in {where}. {verdict(self._network, guilty, count)}"
 
     def _note_step(self, tiles: int, bar: Meter) -> None:
         """Count the time, and save the state when it is time to; between steps of the optimizer alone."""
         now = time.monotonic()
         self.position.seconds += now - self._ticked
         self._ticked = now
-        if now - self._saved >= 60 * self._config.save_minutes:
+        if self._crew.leads and now - self._saved >= 60 * self._config.save_minutes:
             self._save()
         bar.advance(tiles)
         bar.note(f"epoch {self.position.epoch + 1}/{self._config.epochs}, loss {self.position.tally.mean_loss:.3f}")
@@ -218,14 +252,16 @@ class _Run:
         )
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1)[0])
+def _check_enough(data: TrainingData, config: TrainConfig) -> None:
+    if not len(data.train):
+        raise InputError("There is no training tile. Prepare the tile set again with smaller --val and --test.")
+    world, tiles = config.devices * config.nodes, (len(data.train), len(data.val))
+    if world > min(config.batch_size, tiles[0], tiles[1] or world):
+        raise SettingError(
+            f"{world} processes cannot share batches of {config.batch_size} of {tiles[0]} training and {tiles[1]} "
+            "validation tiles: each needs one. Raise batch_size, or train on fewer devices."
+        )
 
 
-def _fabric(config: TrainConfig) -> Fabric:
-    device = find_device(config.device)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # Advice on clusters that has no use here.
-        warnings.simplefilter("ignore")
-        return Fabric(accelerator=device, devices=1, precision=find_precision(config.precision, device))
+def _seed(seed: int, *rest: int) -> int:
+    return int(np.random.SeedSequence([seed % 2**64, *rest]).generate_state(1)[0])

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Int64
-from lightning_fabric import Fabric
 from numpy import ndarray
 from torch import Tensor
 
 from tilth.errors import SettingError
+from tilth.learn.crew import Crew
 from tilth.learn.feed import Batch
-from tilth.learn.losses import Deep, Logits, LossMix, finest, segmentation_loss
+from tilth.learn.losses import Deep, Logits, LossMix, segmentation_loss
 from tilth.learn.metrics import confusion
 from tilth.learn.truth import Label
 from tilth.legend import IGNORE
@@ -29,6 +29,7 @@ class Counted(NamedTuple):
 
     loss: float
     confusion: Int64[ndarray, "k k"]
+    tiles: int
 
 
 class NoNumberError(Exception):
@@ -48,9 +49,10 @@ class Step:
         cuts: parts that each batch goes through the network in; doubled where memory runs out.
     """
 
-    def __init__(self, fabric: Fabric, model: Any, mix: LossMix, k: int) -> None:
-        self._fabric, self._model, self._mix, self._k = fabric, model, mix, k
+    def __init__(self, crew: Crew, model: Any, mix: LossMix, k: int) -> None:
+        self._crew, self._model, self._mix, self._k = crew, model, mix, k
         self.cuts = 1
+        self._nothing = (torch.empty(0), torch.empty(0))
 
     def gradients(self, batches: Sequence[Pair]) -> list[Counted]:
         """Leave the gradients of the mean of the batches' losses at the parameters, and return what each batch gave.
@@ -65,13 +67,15 @@ class Step:
         while True:
             try:
                 self._model.zero_grad()
-                return [self._gradients(index, batch, 1 / len(batches)) for index, batch in enumerate(batches)]
+                counted = [self._gradients(index, batch, len(batches)) for index, batch in enumerate(batches)]
+                self._crew.add_gradients(self._model)
+                return counted
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._cut(max(len(images) for images, _ in batches), error)
             # After the exception is gone, and with it what its frames held.
-            _give_back(self._fabric.device)
+            _give_back(self._crew.fabric.device)
 
     def notes(self) -> tuple[str, ...]:
         """Return what there is to say of memory."""
@@ -90,33 +94,50 @@ class Step:
         """Set what `state_dict` returned."""
         self.cuts = state_dict["cuts"]
 
-    def seen(self, batch: Batch, model: Any) -> Counted:
-        """Return what a batch gives as `model` stands, without gradients."""
-        images, label = batch
-        logits = model(images)
-        loss = segmentation_loss(logits, label, self._mix)
-        return Counted(loss.item(), self._confusion(logits, label))
+    def seen(self, batch: Batch | None, model: Any) -> Counted:
+        """Return what a batch gives as `model` stands, without gradients; None: only other processes have its tiles."""
+        logits, label = self._nothing if batch is None else (model(batch[0]), batch[1])
+        # In case the next batch has no tile for this process, which then still takes part.
+        self._nothing = logits[:0], label[:0]
+        return self._counted(*self._loss(logits, label))
 
-    def _gradients(self, index: int, batch: Batch, share: float) -> Counted:
-        whole = max(1, labelled(batch[1]))
-        loss, matrix = 0.0, np.zeros((self._k, self._k), np.int64)
-        for images, label in in_parts(batch, self.cuts):
+    def _gradients(self, index: int, batch: Batch, batches: int) -> Counted:
+        whole, parts = max(1, labelled(batch[1])), in_parts(batch, self.cuts)
+        given = Counted(0.0, np.zeros((self._k, self._k), np.int64), 0)
+        for images, label in parts:
             weight = labelled(label) / whole if self.cuts > 1 else 1.0
-            logits = self._model(images)
-            part_loss = segmentation_loss(logits, label, self._mix)
-            counted = Counted(part_loss.item(), self._confusion(logits, label))
+            with self._crew.shared_statistics():
+                logits = self._model(images)
+            loss, *rest = self._loss(logits, label)
+            counted = self._counted(loss, *rest)
             if not math.isfinite(counted.loss):
                 raise NoNumberError(counted.loss, index)
-            self._fabric.backward(part_loss * (weight * share))
-            loss += weight * counted.loss
-            matrix = matrix + counted.confusion
-        return Counted(loss, matrix)
+            self._crew.fabric.backward(loss * (weight / batches))
+            matrix, tiles = given.confusion + counted.confusion, given.tiles + counted.tiles
+            given = Counted(given.loss + weight * counted.loss, matrix, tiles)
+        return given
 
-    def _confusion(self, logits: Logits | Deep, label: Label) -> Int64[ndarray, "k k"]:
-        matrix: Int64[ndarray, "k k"] = confusion(finest(logits).detach(), label, self._k).numpy(force=True)
-        return matrix
+    def _loss(self, logits: Logits | Deep, label: Label) -> tuple[Tensor, Logits, Label]:
+        """Return the loss of all processes' tiles, with their logits and labels."""
+        label = self._crew.joined(label)
+        if isinstance(logits, tuple):
+            fine = self._crew.joined(logits[0])
+            coarser = [self._crew.joined(each) for each in logits[1]]
+            return segmentation_loss((fine, coarser), label, self._mix), fine, label
+        fine = self._crew.joined(logits)
+        return segmentation_loss(fine, label, self._mix), fine, label
+
+    def _counted(self, loss: Tensor, logits: Logits, label: Label) -> Counted:
+        matrix = confusion(logits.detach(), label, self._k).numpy(force=True)
+        return Counted(loss.item(), matrix, len(label))
 
     def _cut(self, tiles: int, error: RuntimeError) -> None:
+        if self._crew.world > 1:
+            # The others wait for what this one computes; it cannot begin again alone.
+            raise SettingError(
+                "Memory is too short for this process's part of a batch. Lower batch_size and raise accumulate by the "
+                "same factor."
+            ) from error
         if self.cuts >= tiles:
             raise SettingError(
                 "Memory is too short to train on a single tile. Prepare smaller tiles (--tile-px), take a smaller "

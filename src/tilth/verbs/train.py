@@ -15,6 +15,7 @@ from tilth.files import json_digest, write_json, write_text, writing
 from tilth.geo.splitting.apart import sampled_apart
 from tilth.geo.tilesets.tileset import TileSet, TileSetMeta
 from tilth.learn.checkpoint import STATE
+from tilth.learn.crew import rank_of
 from tilth.learn.feed import Scaling, TrainingData
 from tilth.learn.history import History
 from tilth.learn.known import MOST_CELLS, known_ground, load_encoder
@@ -40,9 +41,13 @@ class Training:
     parameters: int
     trainable: int
     notes: tuple[str, ...] = ()
+    silent: bool = False
+    """Whether another process speaks for this one."""
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
+        if self.silent:
+            return []
         best = self.history.best
         return [
             *self.notes,
@@ -67,7 +72,9 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
         OutputError: when `out` holds a run already and `resume` is not set, or cannot be written.
     """
     tile_set = TileSet.open(tiles)
-    going_on = _refuse_other_run(out, resume)
+    # Of processes that torchrun or Slurm started together, the first one writes; the others train and are silent.
+    leads = rank_of(recipe.train) == 0
+    going_on = _refuse_other_run(out, resume) if leads else _holds_run(out)
     start = Start.of(recipe.model)
     recipe = replace(recipe, model=start.model(recipe.model)) if start else recipe
     torch.manual_seed(recipe.train.seed)
@@ -80,12 +87,12 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     data = training_data(tile_set, recipe, scaling)
     # Before the hours of training, and before anything is written: what it cannot read, it says now.
     found = audit_set(tile_set)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_text(out / RECIPE, recipe_toml(recipe))
-    write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
+    if leads:
+        _write_settings(out, recipe, tiles)
     history = fit(network, data, recipe.train, out, resume=going_on)
     card = _calibrated_as_before(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
+    if not leads:
+        return Training(out, card, history, *parameter_counts(network), silent=True)
     known = _write_known(out, card, tile_set, recipe.train.device)
     # The card comes last: a run that has one is finished.
     card.write(out)
@@ -152,7 +159,7 @@ def versions() -> dict[str, str]:
 
 
 def _refuse_other_run(out: Path, resume: bool) -> bool:
-    exists = (out / STATE).exists() or (out / CARD).exists()
+    exists = _holds_run(out)
     if exists and not resume:
         raise OutputError(f"{out} holds a run already; nothing was changed. Give --resume to go on, or another --out.")
     # What stopped before its first state was written holds settings alone, and nothing is lost by beginning again.
@@ -160,6 +167,17 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     if out.exists() and not exists and not begun and (out.is_file() or any(out.iterdir())):
         raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
     return exists
+
+
+def _holds_run(out: Path) -> bool:
+    return (out / STATE).exists() or (out / CARD).exists()
+
+
+def _write_settings(out: Path, recipe: Recipe, tiles: Path) -> None:
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(out / RECIPE, recipe_toml(recipe))
+    write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
 
 
 def _write_known(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:

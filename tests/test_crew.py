@@ -1,0 +1,155 @@
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from tilth.card import WEIGHTS
+from tilth.config import Recipe, TrainConfig
+from tilth.errors import InputError, SettingError
+from tilth.learn.checkpoint import LAST, STATE
+from tilth.learn.crew import rank_of
+from tilth.learn.feed import TrainingData
+from tilth.learn.history import HISTORY, History
+from tilth.learn.loop import fit
+from tilth.verbs.train import train
+from training import Tile, TinyNetwork, blocks, training_data
+
+# Batches of 5, 5, 5, 3 tiles in training and of 5 and 1 in validation: parts differ, and one process may have nothing.
+CONFIG = TrainConfig(epochs=2, batch_size=5, decoder_lr=3e-3, encoder_lr=1e-3, workers=0, device="cpu")
+TWO = replace(CONFIG, devices=2)
+
+
+def data(**changes: Any) -> TrainingData:
+    return training_data(val=blocks(6, 1), **changes)
+
+
+class Certain(TinyNetwork):
+    """Without dropout, and without biases that batch norm takes away again: Adam would make steps of their noise."""
+
+    def __init__(self) -> None:
+        super().__init__(frozen=1)
+        for stage in self.stages:
+            stage[0].bias, stage[-1] = None, nn.Identity()
+
+
+class Tiles(list[Tile]):
+    """Tiles of which each process reads only so many."""
+
+    left = 10**9
+
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        self.left -= 1
+        if self.left < 0:
+            raise InterruptedError
+        return super().__getitem__(index)
+
+
+class Scenes(Tiles):
+    """Tiles with names."""
+
+    def name(self, index: int, /) -> str:
+        return f"scene {index}"
+
+
+def figures(history: History) -> list[list[float]]:
+    """Return all but the times."""
+    return [
+        [value for name, value in vars(row).items() if name not in ("seconds", "tiles_per_second")]
+        for row in history.epochs
+    ]
+
+
+FEATURES = {"ema": 0.9, "optimizer": "adamw", "clip_norm": 0.5, "accumulate": 2, "freeze_epochs": 1}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_weights_and_scores_of_one(tmp_path: Path) -> None:
+    one, two = Certain(), Certain()
+    expected = fit(one, data(), replace(CONFIG, **FEATURES), tmp_path / "one")
+    found = fit(two, data(), replace(TWO, **FEATURES), tmp_path / "two")
+    np.testing.assert_allclose(figures(found), figures(expected), rtol=1e-3)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {WEIGHTS, LAST, STATE, HISTORY}
+    kept = load_file(tmp_path / "two" / LAST)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-5)
+        assert torch.equal(two.state_dict()[name], kept[name])
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_and_resumed_end_with_the_same_bits(tmp_path: Path) -> None:
+    config = replace(TWO, save_minutes=1e-9)
+    whole = fit(TinyNetwork(), data(), config, tmp_path / "whole")
+    stopping = Tiles(blocks(18, 0))
+    stopping.left = 14
+    # Whichever is first: the process that stops, or the one that then waits in vain.
+    with pytest.raises(ProcessRaisedException, match=r"InterruptedError|Connection"):
+        fit(TinyNetwork(), data(train=stopping), config, tmp_path / "stopped")
+    position = torch.load(tmp_path / "stopped" / STATE, weights_only=True)["position"]
+    assert (position["epoch"], position["step"]) == (1, 1)
+    resumed = fit(TinyNetwork(seed=9), data(), config, tmp_path / "stopped", resume=True)
+    assert figures(resumed) == figures(whole)
+    for file in (LAST, WEIGHTS):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_meets_a_bad_tile_names_it_in_one_line(tmp_path: Path) -> None:
+    tiles = Scenes(blocks(18, 0))
+    tiles[7][0][0, 9, 9], tiles[7][1][9, 9] = math.inf, 1
+    with pytest.raises(InputError, match=r"became nan in step \d of epoch 1\. The cause is scene 7\.") as caught:
+        fit(TinyNetwork(), data(train=tiles), TWO, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_processes_that_are_there_make_one_run(tiles: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "batch_size": 4, "device": "cpu", "devices": 2}
+    recipe = Recipe().changed(model={"architecture": "unet"}, train=settings)
+    expected = train(tiles, tmp_path / "spawned", recipe)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tilth"]
+    arguments = ["train", tiles, "--out", tmp_path / "run", "--recipe", expected.run / "recipe.toml"]
+    done = subprocess.run([sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run: ") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in expected.run.iterdir()}
+    for file in (LAST, WEIGHTS):
+        assert (tmp_path / "run" / file).read_bytes() == (expected.run / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nodes": 2}, "start tilth on each machine with torchrun or srun"),
+        ({"devices": 2, "compile": True}, "compile = true is for one device"),
+        ({"devices": 6}, "6 processes cannot share"),
+        (
+            {"devices": 3, "batch_size": 6},
+            "3 processes cannot share batches of 6 of 18 training and 2 validation tiles",
+        ),
+    ],
+)
+def test_a_crew_that_cannot_be_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        fit(TinyNetwork(), training_data(val=blocks(2, 1)), replace(CONFIG, **changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchrun_and_settings_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        SettingError, match=r"torchrun started 8 processes, 4 of them here\. Give --devices 4 --nodes 2"
+    ):
+        fit(TinyNetwork(), training_data(), TWO, tmp_path)
+    assert rank_of(replace(CONFIG, devices=4, nodes=2)) == 5
+    assert rank_of(CONFIG) == 0
