@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
@@ -26,7 +27,6 @@ from tilth.learn.checkpoint import (
 )
 from tilth.learn.crew import Crew, in_crew, starts_others
 from tilth.learn.device import layout, repeatable
-from tilth.learn.events import EventLog
 from tilth.learn.feed import Batch, Feed, TrainingData, batched, part_of
 from tilth.learn.history import Epoch, History
 from tilth.learn.losses import loss_mix
@@ -34,6 +34,7 @@ from tilth.learn.networks import Network
 from tilth.learn.optim import hold_encoder, optimizer_of, set_rates
 from tilth.learn.schedule import Schedule
 from tilth.learn.step import NoNumberError, Pair, Step, grouped
+from tilth.learn.tracking import figures, trackers
 from tilth.progress import Meter, meter
 from tilth.scores import scores
 
@@ -80,8 +81,11 @@ class _Run:
         self._crew, self._fabric = crew, crew.fabric
         self._feed = Feed(data, config, self._fabric.device, crew.rank, crew.world)
         network.to(memory_format=layout(self._fabric.device))
+        network.supervise(deep=config.auxiliary_weight > 0)
         self._optimizer = optimizer_of(network, config)
-        self._model, self._stepper = self._fabric.setup(network, self._optimizer)
+        # Torch compiles at the first step; Fabric takes the wrapper off and puts it on again over its own.
+        whole: nn.Module = torch.compile(network) if config.compile else network
+        self._model, self._stepper = self._fabric.setup(whole, self._optimizer)
         self._mix = loss_mix(config, data.legend, data.shares)
         crew.begin_alike(network)
         self._step = Step(crew, self._model, self._mix, self._k)
@@ -90,7 +94,7 @@ class _Run:
         self._schedule = Schedule(config, -(-len(self._feed.batches(0)) // config.accumulate))
         self._identity = identity(config, data)
         self.position = self._begun(resume)
-        self._events = EventLog(folder, self.position.epoch) if config.tensorboard and crew.leads else None
+        self._trackers = trackers(config, folder, self.position.epoch) if crew.leads and not self.finished() else []
         self._ticked = self._saved = time.monotonic()
 
     def finished(self) -> bool:
@@ -138,8 +142,8 @@ class _Run:
             save_weights(self._folder / WEIGHTS, self._kept)
         save_weights(self._folder / LAST, self._kept)
         history.write(self._folder)
-        if self._events is not None:
-            self._events.write(row)
+        for tracker in self._trackers:
+            tracker.write(row.epoch, figures(row))
         self._save()
 
     def end(self) -> History:
@@ -147,7 +151,8 @@ class _Run:
         hold_encoder(self._network, self._frozen)
         if self._average is not None:
             self._network.load_state_dict(self._average.network.state_dict())
-        return replace(self.position.history, notes=(*self._step.notes(), *self._stopped_early()))
+        tracked = tuple(line for tracker in self._trackers for line in tracker.close())
+        return replace(self.position.history, notes=(*self._step.notes(), *self._stopped_early(), *tracked))
 
     def _stopped_early(self) -> tuple[str, ...]:
         if self.position.epoch == self._config.epochs:

@@ -1,0 +1,42 @@
+"""Training with the coarser logits of the light network."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tilth.config import ModelConfig, TrainConfig
+from tilth.errors import SettingError
+from tilth.learn.loop import fit
+from tilth.learn.networks import Network, build
+from training import TinyNetwork, training_data
+
+LIGHT = ModelConfig(encoder="test_efficientnet", weights="none")
+CONFIG = TrainConfig(epochs=1, batch_size=4, workers=0, device="cpu", augment="none", ema=0)
+
+
+def trained(folder: Path, config: TrainConfig) -> tuple[Network, Network]:
+    """Return a light network before and after an epoch."""
+    torch.manual_seed(0)
+    network = build(LIGHT, 3, 1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fit(network, training_data(), config, folder)
+    first = build(LIGHT, 3, 1)
+    first.load_state_dict(before)
+    return first, network
+
+
+def test_its_heads_are_trained_where_the_loss_asks_for_them_and_only_there(tmp_path: Path) -> None:
+    for folder, weight, moves in (("plain", 0.0, False), ("deep", 0.4, True)):
+        (tmp_path / folder).mkdir()
+        before, after = trained(tmp_path / folder, replace(CONFIG, auxiliary_weight=weight))
+        names = [name for name in after.state_dict() if ".coarse." in name]
+        assert len(names) >= 2
+        moved = [not torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in names]
+        assert moved == [moves] * len(names)
+
+
+def test_a_network_without_coarser_maps_refuses_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"auxiliary_weight needs the coarser maps"):
+        fit(TinyNetwork(), training_data(), replace(CONFIG, auxiliary_weight=0.4), tmp_path)
