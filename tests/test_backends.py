@@ -38,8 +38,7 @@ CARD = ModelCard(
     threshold=0.5,
     epoch=1,
 )
-# Tilth's own network, the article's, its kin, and the U-Net where it pads its images, with three classes. At 64 pixels
-# the deepest maps of the first would be four numbers, whose statistics make it anything but sure of itself.
+# Tilth's own network, the article's, its kin, and the U-Net where it pads its images, with three classes.
 LIGHT = replace(CARD, model=ModelConfig(weights="none"), tile_px=128)
 TRANSFER = replace(CARD, model=ModelConfig(architecture="transfer", weights="none"), tile_px=64)
 LITE0 = replace(TRANSFER, model=replace(TRANSFER.model, encoder="efficientnet_lite0"))
@@ -70,7 +69,8 @@ def make_run(folder: Path, card: ModelCard = CARD, *, seed: int = 0, network: Ca
     for module in trained.modules():
         module.momentum = 1.0
     with torch.no_grad():
-        trained(torch.randn(4, 3, card.tile_px, card.tile_px))  # batch norm takes the statistics of its maps
+        # Batch norm takes the statistics of its maps, of enough of them that no channel has next to no variance.
+        trained(torch.randn(16, 3, card.tile_px, card.tile_px))
         trained.body.head.weight *= 3 + seed
     save_weights(folder / WEIGHTS, trained)
     return folder
