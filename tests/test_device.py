@@ -30,8 +30,10 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_precision("auto", "cpu") == find_precision("auto", "mps") == "32-true"
+    assert find_precision("auto", "mps") == "32-true"
     for there, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=there: there)
+        assert find_precision("auto", "cpu") == expected
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=there: there)
         assert find_precision("auto", "cuda") == expected
     assert find_precision("bf16-mixed", "cpu") == "bf16-mixed"

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
-from tilth.learn import events
 from tilth.learn.blame import verdict
 from tilth.learn.checkpoint import LAST, STATE
 from tilth.learn.feed import Feed
@@ -438,22 +437,3 @@ def test_a_cosine_ends_with_the_epochs_that_it_began_with(tmp_path: Path) -> Non
 def test_what_does_not_change_the_outcome_may_change(tmp_path: Path) -> None:
     fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=1), tmp_path)
     fit(TinyNetwork(), training_data(), replace(CONFIG, save_minutes=1.0, epochs=2), tmp_path, resume=True)
-
-
-def test_tensorboard_reads_every_epoch_once(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with_events = replace(CONFIG, tensorboard=True)
-    fit(TinyNetwork(), training_data(), replace(with_events, epochs=1), tmp_path)
-    history = fit(TinyNetwork(), training_data(), with_events, tmp_path, resume=True)
-    reader = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    written = {event.step: event.value for event in reader.Scalars("loss/val")}
-    assert written == {row.epoch: pytest.approx(row.val_loss, rel=1e-6) for row in history.epochs}
-
-
-def test_without_tensorboard_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(events, "import_module", missing)
-    with pytest.raises(SettingError, match=r"pip install tilth\[tensorboard\]"):
-        fit(TinyNetwork(), training_data(), replace(CONFIG, tensorboard=True), tmp_path)

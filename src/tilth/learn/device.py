@@ -30,17 +30,25 @@ def find_device(name: str) -> str:
 
 
 def find_precision(name: Literal[Precision, "auto"], device: str) -> Precision:
-    """Return the number format: `name` itself; for "auto", bf16-mixed on GPUs that have it, else 32-true.
+    """Return the number format: `name` itself; for "auto", bf16-mixed where hardware multiplies in it, else 32-true.
+
+    That is NVIDIA's GPUs from Ampere on, which do not emulate it, and CPUs with AMX. Other CPUs stay at 32-true, those
+    with AVX-512's bfloat16 instructions too, so that a run without a GPU gives the same on most machines.
 
     Raises:
         SettingError: for 16-mixed without a GPU, whose gradients it needs scaling for.
     """
     if name == "auto":
-        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16-mixed" if bf16 else "32-true"
+        return "bf16-mixed" if _multiplies_bf16(device) else "32-true"
     if name == "16-mixed" and device == "cpu":
         raise SettingError("precision = '16-mixed' needs a GPU. Use auto, 32-true or bf16-mixed.")
     return name
+
+
+def _multiplies_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 def layout(device: torch.device) -> torch.memory_format:

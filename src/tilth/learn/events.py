@@ -1,12 +1,10 @@
 """History as TensorBoard events, for those who want it; the package `tensorboard` is an extra."""
 
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tilth.errors import SettingError
-from tilth.learn.history import Epoch
 
 EVENTS = "tensorboard"
 
@@ -25,9 +23,13 @@ class EventLog:
             raise SettingError("tensorboard = true needs TensorBoard: pip install tilth[tensorboard]") from error
         self._writer: Any = tensorboard.SummaryWriter(str(folder / EVENTS), purge_step=finished + 1)
 
-    def write(self, row: Epoch) -> None:
-        """Add one epoch; what has a train_ and a val_ figure shares the part of its name after that."""
-        for name, value in asdict(row).items():
-            part, _, figure = name.partition("_")
-            self._writer.add_scalar(f"{figure}/{part}" if part in ("train", "val") else name, value, row.epoch)
+    def write(self, epoch: int, figures: dict[str, float]) -> None:
+        """Add one epoch."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
+
+    def close(self) -> tuple[str, ...]:
+        """Close the file."""
+        self._writer.close()
+        return ()

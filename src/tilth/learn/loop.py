@@ -4,10 +4,10 @@ import time
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
@@ -84,8 +84,8 @@ class _Run:
         network.supervise(deep=config.auxiliary_weight > 0)
         self._optimizer = optimizer_of(network, config)
         # Torch compiles at the first step; Fabric takes the wrapper off and puts it on again over its own.
-        whole: nn.Module = torch.compile(network) if config.compile else network
-        self._model, self._stepper = self._fabric.setup(whole, self._optimizer)
+        model: Any = torch.compile(network) if config.compile else network
+        self._model, self._stepper = self._fabric.setup(model, self._optimizer)
         self._mix = loss_mix(config, data.legend, data.shares)
         crew.begin_alike(network)
         self._step = Step(crew, self._model, self._mix, self._k)

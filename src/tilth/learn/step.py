@@ -12,6 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from tilth.errors import SettingError
+from tilth.learn.backends.eager import in_short
 from tilth.learn.crew import Crew
 from tilth.learn.feed import Batch
 from tilth.learn.losses import Deep, Logits, LossMix, segmentation_loss
@@ -71,6 +72,8 @@ class Step:
                 self._crew.add_gradients(self._model)
                 return counted
             except RuntimeError as error:
+                if is_from_compiler(error):
+                    raise SettingError(f"compile = true: {in_short(error)}. Train without --compile.") from error
                 if not is_out_of_memory(error):
                     raise
                 self._cut(max(len(images) for images, _ in batches), error)
@@ -171,6 +174,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether a device says that its memory is used up. CPUs have no exception of their own for it."""
     words = ("out of memory", "not enough memory", "DefaultCPUAllocator")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def is_from_compiler(error: RuntimeError) -> bool:
+    """Return whether torch's compiler, or what it calls, failed; by name, for the compiler takes a second to import."""
+    return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
 
 
 def _give_back(device: torch.device) -> None:
