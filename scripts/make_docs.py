@@ -8,8 +8,8 @@ from rich.console import Console
 from tilth.cli import app
 
 COMMANDS = (
-    "prepare vector", "prepare masks", "prepare dstl", "audit", "model", "train", "compare", "curve", "evaluate",
-    "predict", "polygons", "suggest", "sample", "area", "report", "demo",
+    "prepare vector", "prepare masks", "prepare dstl", "audit", "model", "train", "compare", "curve", "find",
+    "evaluate", "predict", "polygons", "suggest", "sample", "area", "report", "demo",
 )  # fmt: skip
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 HEAD = """# Every command and every flag

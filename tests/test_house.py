@@ -32,6 +32,7 @@ VERBS = (
     "train",
     "compare",
     "curve",
+    "find",
     "calibrate",
     "evaluate",
     "review",

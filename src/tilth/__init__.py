@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tilth.verbs.curve import curve
     from tilth.verbs.demo import demo
     from tilth.verbs.evaluate import evaluate
+    from tilth.verbs.find import find
     from tilth.verbs.jaccard import jaccard
     from tilth.verbs.model import model
     from tilth.verbs.polygons import polygons
@@ -74,6 +75,7 @@ _HOMES = {
             "curve",
             "demo",
             "evaluate",
+            "find",
             "jaccard",
             "model",
             "polygons",
@@ -116,6 +118,7 @@ __all__ = [
     "curve",
     "demo",
     "evaluate",
+    "find",
     "jaccard",
     "load_recipe",
     "model",

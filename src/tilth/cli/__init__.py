@@ -77,6 +77,11 @@ add(
     "curve tiles/ --out curve/ --recipe recipes/demo.toml --seeds 0 1 2",
 )  # fmt: skip
 add(
+    app, 5, "learning:find",
+    "Search for the learning rates, losses and encoder that suit a tile set, and write a recipe. Goes on after a stop.",
+    "find tiles/ --out found/ --trials 12",
+)  # fmt: skip
+add(
     app, 6, "learning:calibrate",
     "Choose a run's threshold and temperature on its validation tiles and write them into its card.",
     "calibrate runs/trees",

@@ -1,4 +1,4 @@
-"""`tilth model`, `train`, `compare`, `curve`, `calibrate` and `evaluate`. Verbs are imported when they are called."""
+"""`tilth model`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`, each imported when it is called."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +113,36 @@ def percents(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SettingError(f"--shares {text!r} is not understood: give percents by commas, as in 1,10,100.") from None
+
+
+@settings(model=ModelConfig, train=TrainConfig)
+def find(
+    tiles: Path,
+    /,
+    *,
+    out: Path,
+    recipe: Path | None = None,
+    trials: int = 12,
+    minutes: float = 0.0,
+    encoders: str = "",
+    **chosen: Any,
+) -> None:
+    """Search for the learning rates, the mix of losses and the encoder of the best validation IoU.
+
+    Poor trials stop after a quarter or half of the epochs. Stopped searches go on when the same command is given again.
+
+    Args:
+        tiles: Folder of a tile set.
+        out: Folder of the search.
+        recipe: TOML file to search around; flags come on top.
+        trials: Number of trials, with those that are there; the first one is the recipe's own settings.
+        minutes: Begin no trial once trainings took so long together; 0: no limit.
+        encoders: timm's names of the encoders to try, by commas; the recipe's alone by default.
+    """
+    from tilth.verbs.find import find
+
+    names = [name.strip() for name in encoders.split(",") if name.strip()]
+    show(find(tiles, out, recipe_from(recipe, chosen), trials, minutes, names))
 
 
 def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
