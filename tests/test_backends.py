@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy import ndarray
+from torch.nn.functional import interpolate
 
 from tilth.card import WEIGHTS, ModelCard, read_card
 from tilth.config import ModelConfig
@@ -69,8 +70,11 @@ def make_run(folder: Path, card: ModelCard = CARD, *, seed: int = 0, network: Ca
     for module in trained.modules():
         module.momentum = 1.0
     with torch.no_grad():
-        # Batch norm takes the statistics of its maps, of enough of them that no channel has next to no variance.
-        trained(torch.randn(16, 3, card.tile_px, card.tile_px))
+        # Batch norm takes the statistics of its maps: of fine noise and of patches, for in an image unlike any of
+        # those a deep network makes much of each last bit.
+        fine = torch.randn(16, 3, card.tile_px, card.tile_px)
+        patches = interpolate(torch.randn(16, 3, card.tile_px // 8, card.tile_px // 8), scale_factor=8.0)
+        trained(torch.cat([fine, (fine + patches) / 2**0.5]))
         trained.body.head.weight *= 3 + seed
     save_weights(folder / WEIGHTS, trained)
     return folder
