@@ -24,7 +24,6 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from tilth import errors
 from tilth.config import TrainConfig
 from tilth.errors import SettingError, TilthError
 from tilth.learn.batchnorm import SharedStatistics
@@ -198,5 +197,6 @@ def _started_from_outside() -> bool:
 def _as_it_was_raised(error: ProcessRaisedException) -> Exception:
     """Return the error of another process: as it was when it is Tilth's, which is one line, and the last."""
     name, _, text = str(error).strip().splitlines()[-1].partition(": ")
-    kind = getattr(errors, name.rpartition(".")[2], None)
-    return kind(text) if isinstance(kind, type) and issubclass(kind, TilthError) else error
+    kinds = {kind.__name__: kind for kind in TilthError.__subclasses__()}
+    kind = kinds.get(name.rpartition(".")[2])
+    return kind(text) if kind else error
