@@ -47,8 +47,8 @@ def find_precision(name: Literal[Precision, "auto"], device: str) -> Precision:
 
 def _multiplies_bf16(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device == "cpu" and bool(torch.cpu._is_amx_tile_supported())
 
 
 def layout(device: torch.device) -> torch.memory_format:
