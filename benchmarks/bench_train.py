@@ -144,7 +144,7 @@ def report(bench: Bench, times: dict[str, Any], profile: dict[str, Any]) -> dict
     parts = f"{len(opened(job).split('train'))} training and {len(opened(job).split('val'))} validation tiles"
     about = (
         f"{parts} of {times['tile_px']} pixels from {len(tiles.meta.scenes)} scenes, split by "
-        f"{tiles.meta.settings.split}; batches of {BATCH}; {job.threads} threads, {_clock(job)}. "
+        f"{tiles.meta.settings.split}; batches of {BATCH}; {_threads(job)}, {_clock(job)}. "
         f"{machine.described(PACKAGES)}"
     )
     steps = f"Medians of {len(times['feed'])} turns, eager, float32; ratios within a turn."
@@ -253,6 +253,10 @@ def _in_process(job: Job, script: str, arguments: Sequence[str], python: str) ->
 
 def _python(name: str) -> str:
     return PEER_PYTHON if TRAINEES[name].module else sys.executable
+
+
+def _threads(job: Job) -> str:
+    return "1 thread" if job.threads == 1 else f"{job.threads} threads"
 
 
 def _clock(job: Job) -> str:

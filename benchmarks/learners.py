@@ -74,13 +74,12 @@ def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileS
 
 def plain_loss(logits: Tensor, label: Tensor, dice_share: float) -> Tensor:
     """Return the article's loss as one writes it with logits: cross-entropy and Dice of a batch's known pixels."""
-    known = label != IGNORE
-    target = (label == 1).float()[known]
-    found = logits[:, 0][known]
-    chance = torch.sigmoid(found)
+    # Multiplied, not picked out: to pick pixels out by a mask costs more than all the rest here.
+    known, target = (label != IGNORE).float(), (label == 1).float()
+    entropy = functional.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
+    chance = torch.sigmoid(logits[:, 0]) * known
     dice = (2 * (chance * target).sum() + 1) / (chance.sum() + target.sum() + 1)
-    entropy = functional.binary_cross_entropy_with_logits(found, target)
-    return (1 - dice_share) * entropy + dice_share * (1 - dice)
+    return (1 - dice_share) * (entropy * known).sum() / known.sum() + dice_share * (1 - dice)
 
 
 def _engine_learner(job: Job, recipe: Recipe) -> Learner:

@@ -102,10 +102,11 @@ class Places:
 
     def __init__(self, events: Sequence[FunctionEvent]) -> None:
         self._parts: dict[int, str] = {}
-        for event in events:
+        # What needs no gradient has the number of the next operator that does: the last of each number counts.
+        for event in sorted(events, key=lambda each: each.time_range.start):
             part = _marked_part(event)
             if part and event.sequence_nr >= 0:
-                self._parts.setdefault(event.sequence_nr, part)
+                self._parts[event.sequence_nr] = part
 
     def of(self, event: FunctionEvent) -> tuple[str, bool]:
         """Return an operator's part, and whether it runs backward."""

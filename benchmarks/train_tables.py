@@ -10,6 +10,7 @@ from step_profile import BETWEEN, FEED, LOSS, OPTIMIZER, REST
 from train_results import Ends, Kept, Shelf, at_equal_time
 from trainees import OURS, PEER, RIVALS, TRAINEES, Job
 
+TO_PEER = "to smp Unet"
 SPEED_ASKED = 2.0
 """Times as fast as smp's U-Net that Tilth's default shall train and predict."""
 FEED_ASKED = 5.0
@@ -30,7 +31,7 @@ def feed_ratio(times: Mapping[str, Any]) -> float:
 
 def speed_table(times: Mapping[str, Any]) -> str:
     """Return the table of steps and predictions."""
-    head = ["", "trained tiles/s", "ms a tile", f"to {PEER}", "predicted tiles/s", "ms a tile", f"to {PEER}"]
+    head = ["", "trained tiles/s", "ms a tile", TO_PEER, "predicted tiles/s", "ms a tile", TO_PEER]
     head += ["parameters", "of them trained", "order in memory"]
     return page.table(head, [_speed_row(times, name) for name in times["networks"]])
 
@@ -45,7 +46,7 @@ def quality_table(shelf: Shelf, job: Job, seeds: int) -> str:
 
 def cost_table(shelf: Shelf, job: Job, seeds: int) -> str:
     """Return the table of what whole trainings take."""
-    head = ["", "seconds", "tiles/s", f"to {PEER}", "memory, MB"]
+    head = ["", "seconds", "tiles/s", TO_PEER, "memory, MB"]
     peer = shelf.kept(PEER, seeds, job.epochs)
     rows = [_cost_row(TRAINEES[name].title, shelf.kept(name, seeds, job.epochs), peer) for name in TRAINEES]
     return page.table(head, rows)
@@ -91,7 +92,8 @@ def verdicts(shelf: Shelf, job: Job, seeds: int, times: Mapping[str, Any]) -> li
         theirs = shelf.kept(name, seeds, job.epochs)
         if ours is not None and theirs is not None:
             ahead, ends = ours.less(theirs, "last")
-            said = f"IoU {ahead:+.4f} ({_ends(ends, '+.4f')}) to {TRAINEES[name].title} (asked: above 0)"
+            between = f" ({_ends(ends, '+.4f')})" if not math.isnan(ends[0]) else ""
+            said = f"IoU {ahead:+.4f}{between} to {TRAINEES[name].title} (asked: above 0)"
             found.append((said, ahead > 0))
     return found
 

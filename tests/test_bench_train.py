@@ -193,12 +193,15 @@ def test_the_part_of_a_step_is_known_forward_and_backward(tiles: Path) -> None:
     assert {"bottleneck", "decoder", "head"} <= set(names)
     modules = [module for _, part in parts_of(network) for module in part.modules()]
     assert len(modules) == len(set(modules))
+    hold_encoder(network, 1)
     learning = Learner(network, torch.optim.Adam(network.parameters()), lambda o, y: segmentation_loss(o, y, LossMix()))
-    batch = (torch.randn(2, 3, 32, 32), torch.randint(0, 2, (2, 32, 32), dtype=torch.uint8))
-    events = events_of(learning, iter([batch] * 3), steps=2)
+    stream = ((torch.randn(2, 3, 32, 32), torch.randint(0, 2, (2, 32, 32), dtype=torch.uint8)) for _ in range(3))
+    events = events_of(learning, stream, steps=2)
     parts = by_part(events)
     assert set(names) - {"pools"} <= set(parts)
-    for name in ("encoder, stage 1", "bottleneck", "decoder", "head", LOSS):
+    assert parts["encoder, stage 1"][0] > 0
+    assert parts["encoder, stage 1"][1] == parts[FEED][1] == 0
+    for name in ("encoder, stage 2", "bottleneck", "decoder", "head", LOSS):
         assert min(parts[name]) > 0, name
     assert parts[OPTIMIZER][0] > 0
     total, kinds = sum(sum(both) for both in parts.values()), by_kind(events)
