@@ -153,3 +153,10 @@ def test_torchrun_and_settings_must_agree(tmp_path: Path, monkeypatch: pytest.Mo
         fit(TinyNetwork(), training_data(), TWO, tmp_path)
     assert rank_of(replace(CONFIG, devices=4, nodes=2)) == 5
     assert rank_of(CONFIG) == 0
+
+
+def test_slurm_numbers_the_processes_that_train_together_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NTASKS": "4", "NTASKS_PER_NODE": "2", "PROCID": "3", "JOB_NAME": "tilth"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert rank_of(replace(CONFIG, devices=2, nodes=2)) == 3
+    assert rank_of(CONFIG) == 0

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from tilth.errors import SettingError
 from tilth.learn.crew import Crew
@@ -120,6 +121,16 @@ def test_other_errors_pass(error: Exception) -> None:
 
     with pytest.raises(type(error), match=str(error)):
         step_of(Broken()).gradients([batch(4)])
+
+
+def test_what_cannot_be_compiled_is_one_line() -> None:
+    class Uncompiled(TinyNetwork):
+        def forward(self, image: Tensor) -> Tensor:
+            raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler found\nand more"), None)
+
+    with pytest.raises(SettingError, match=r"compile = true: .*Train without --compile\.$") as caught:
+        step_of(Uncompiled()).gradients([batch(4)])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_loss_that_is_no_number_names_its_batch() -> None:
