@@ -28,10 +28,20 @@ def first(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiles, tmp_path_factory.mktemp("runs") / "first", SMALL).run
 
 
+CONSTANT = {
+    "epochs": 1,
+    "batch_size": 4,
+    "decoder_lr": 1e-3,
+    "encoder_lr": 1e-3,
+    "schedule": "constant",  # a cosine is of so many epochs, and cannot be prolonged
+    "device": "cpu",
+}
+
+
 def recipe_from(first: Path, **settings: object) -> Recipe:
     return Recipe().changed(
         model={"start": str(first), "frozen_stages": 1},
-        train={"epochs": 1, "batch_size": 4, "decoder_lr": 1e-3, "encoder_lr": 1e-3, "device": "cpu", **settings},
+        train=CONSTANT | settings,
     )
 
 
