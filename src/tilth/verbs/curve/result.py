@@ -21,7 +21,8 @@ from tilth.scores import overall_scores, present_mean
 from tilth.table import table
 from tilth.verbs.curve.plan import Size
 from tilth.verbs.curve.points import Point
-from tilth.verbs.evaluate.figures import Figure, Figures, Measure
+from tilth.verbs.evaluate.figures import Figures, Measure
+from tilth.wording import counted
 
 CONTENT = "curve.json"
 TABLE = "curve.csv"
@@ -104,15 +105,15 @@ class Curve:
     def lines(self) -> list[str]:
         """Return what the command line prints: each network by number of tiles, how much better the first is, notes."""
         names = list(self.by_variant)
-        columns = [[_cells(spot.figures["iou"], ".3f") for spot in spots] for spots in self.by_variant.values()]
+        columns = [[spot.figures["iou"].words() for spot in spots] for spots in self.by_variant.values()]
         tables = [table([("tiles", "share", "of the ground", *_spread(names)), *self._rows(columns)])]
         if self.differences:
             headers = _spread([f"{names[0]} - {name}" for name in self.differences])
-            better = [[_cells(figures["iou"], "+.3f") for figures in found] for found in self.differences.values()]
+            better = [[figures["iou"].words("+.3f") for figures in found] for found in self.differences.values()]
             tables.append(table([("tiles", "share", "of the ground", *headers), *self._rows(better)]))
         seeds = len(self.spots[0].points)
         units = self.points[0]
-        words = f"{self.score} on the {self.split} part, mean of {seeds} seed{'' if seeds == 1 else 's'}"
+        words = f"{self.score} on the {self.split} part, mean of {counted(seeds, 'seed')}"
         warning = " ".join(filter(None, (caveat(len(units.units)), units.caveat)))
         return [
             f"{words}. In brackets: 95 % interval over {units.words}. {warning}".strip(),
@@ -241,11 +242,6 @@ def _column(spots: Sequence[Spot], end: str) -> ndarray:
 def _spread(names: Sequence[str]) -> list[str]:
     """Return names as headers of two columns each."""
     return [cell for name in names for cell in (name, "")]
-
-
-def _cells(figure: Figure, form: str) -> tuple[str, str]:
-    value = "-" if figure.plain is None else f"{figure.value:{form}}"
-    return value, f"({figure.low:{form}} to {figure.high:{form}})" if figure.ends else ""
 
 
 def _iou(spot: Spot) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tilth.table import table
 from tilth.verbs.suggest.ranking import Suggestion
+from tilth.wording import counted
 
 LISTED = 10
 """Suggestions that are printed; the file has all."""
@@ -27,7 +28,7 @@ class Suggestions:
     def lines(self) -> list[str]:
         """Return the first suggestions as a table, and what to do with them."""
         return [
-            f"{self.path}: {_tiles(len(self.tiles))} to label, of {self.seen:,} that are not labelled"
+            f"{self.path}: {counted(len(self.tiles), 'tile')} to label, of {self.seen:,} that are not labelled"
             + (f" ({self.labelled:,} more are)" if self.labelled else ""),
             *table([("rank", "score", "uncertainty", "novelty", "row", "col", "raster"), *map(self._cells, self._top)]),
             *([f"and {len(self.tiles) - LISTED:,} more"] if len(self.tiles) > LISTED else []),
@@ -43,7 +44,3 @@ class Suggestions:
         novelty = "" if one.novelty is None else f"{one.novelty:.2f}"
         numbers = (f"{one.score:.1%}", f"{one.doubt:.3f}", novelty, f"{one.window.row:,}", f"{one.window.col:,}")
         return (str(one.rank), *numbers, self.rasters[one.raster].name)
-
-
-def _tiles(count: int) -> str:
-    return f"{count:,} tile{'' if count == 1 else 's'}"
