@@ -186,7 +186,15 @@ class Feed:
 
     def val(self) -> Iterator[Batch]:
         """Return the validation tiles in their own order, as they are. A process may have a batch less than another."""
-        return self._pass(batched([Key("val", 0, index) for index in range(self._parts["val"])], self._size))
+        return self._pass(self._val_batches())
+
+    @property
+    def val_steps(self) -> int:
+        """Batches of a pass over the validation tiles, of all processes together."""
+        return len(self._val_batches())
+
+    def _val_batches(self) -> list[list[Key]]:
+        return batched([Key("val", 0, index) for index in range(self._parts["val"])], self._size)
 
     def _batches(self, epoch: int) -> list[list[Key]]:
         if self._rates is None:

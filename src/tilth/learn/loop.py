@@ -27,7 +27,7 @@ from tilth.learn.checkpoint import (
 )
 from tilth.learn.crew import Crew, in_crew, starts_others
 from tilth.learn.device import layout, repeatable
-from tilth.learn.feed import Batch, Feed, TrainingData, batched, part_of
+from tilth.learn.feed import Batch, Feed, TrainingData, part_of
 from tilth.learn.history import Epoch, History
 from tilth.learn.losses import loss_mix
 from tilth.learn.networks import Network
@@ -90,7 +90,6 @@ class _Run:
         crew.begin_alike(network)
         self._step = Step(crew, self._model, self._mix, self._k)
         self._average = Average(network, config.ema) if config.ema else None
-        self._val_batches = len(batched(range(len(data.val)), config.batch_size))
         self._schedule = Schedule(config, -(-len(self._feed.batches(0)) // config.accumulate))
         self._identity = identity(config, data)
         self.position = self._begun(resume)
@@ -122,7 +121,7 @@ class _Run:
         model = self._model if self._average is None else self._average.network
         model.eval()
         with torch.no_grad(), self._fabric.autocast():
-            for _, batch in zip_longest(range(self._val_batches), self._feed.val()):
+            for _, batch in zip_longest(range(self._feed.val_steps), self._feed.val()):
                 seen = self._step.seen(batch, model)
                 tally.add(seen.loss, seen.confusion)
                 bar.advance(seen.tiles)
