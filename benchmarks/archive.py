@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, in
 from tilth.config import PrepareConfig
 from tilth.geo.tilesets.sources import MaskSource
 from tilth.geo.tilesets.tileset import SPLITS, TileSet
-from tilth.learn.pyramid import pyramid
+from tilth.learn.networks.pyramid import pyramid
 from tilth.scores import confusion_of, scores
 from tilth.verbs.prepare import prepare
 

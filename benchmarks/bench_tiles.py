@@ -27,10 +27,10 @@ from tilth.config import ModelConfig, PrepareConfig, TrainConfig
 from tilth.geo.tilesets.sources import VectorSource
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.device import find_device, layout
-from tilth.learn.feed import Feed, Scaling, TrainingData
-from tilth.learn.losses import LossMix, segmentation_loss
-from tilth.learn.networks import build
-from tilth.learn.optim import optimizer_of
+from tilth.learn.feeding.feed import Feed, Scaling, TrainingData
+from tilth.learn.losses.mix import LossMix, segmentation_loss
+from tilth.learn.networks.network import build
+from tilth.learn.training.optim import optimizer_of
 from tilth.verbs.prepare import prepare
 
 LIMIT = 0.1

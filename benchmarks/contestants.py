@@ -94,7 +94,7 @@ def alone(backend: str) -> Callable[[Job], Work]:
 
     def contestant(job: Job) -> Work:
         import_backend(backend)
-        from tilth.learn.inference import Mapper
+        from tilth.learn.using.inference import Mapper
 
         mapper = Mapper.load(
             [job.run], device="auto", backend=backend, batch_size=job.batch, tta=1, spread=False, compile=False

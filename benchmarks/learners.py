@@ -13,11 +13,11 @@ import newcomer
 from peernets import smp_in_tilth, smp_network
 from tilth.config import Recipe, load_recipe
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.averaging import Average
-from tilth.learn.feed import TrainingData
-from tilth.learn.losses import loss_mix, segmentation_loss
-from tilth.learn.networks import Network, build
-from tilth.learn.optim import optimizer_of
+from tilth.learn.feeding.feed import TrainingData
+from tilth.learn.losses.mix import loss_mix, segmentation_loss
+from tilth.learn.networks.network import Network, build
+from tilth.learn.training.averaging import Average
+from tilth.learn.training.optim import optimizer_of
 from tilth.legend import IGNORE
 from tilth.verbs.train import scaling_of, training_data
 from trainees import ARTICLE, TRAINEES, Job, opened

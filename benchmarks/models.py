@@ -7,7 +7,7 @@ from tilth import VectorSource, load_recipe, prepare, train
 from tilth.card import CARD
 from tilth.config import Recipe
 from tilth.errors import WeightsError
-from tilth.learn.networks import build
+from tilth.learn.networks.network import build
 
 NETWORK = {"architecture": "transfer", "encoder": "efficientnet_b0", "weights": "hub"}
 """Tilth's default. Its speed does not depend on the weights; what it shows at the borders of tiles does."""

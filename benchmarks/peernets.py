@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from measured import NotRunnableError
-from tilth.learn.light import LightUNet
-from tilth.learn.networks import Network
-from tilth.learn.pyramid import Pyramid, pyramid_of
-from tilth.learn.weights import unfilled_network
+from tilth.learn.networks.light import LightUNet
+from tilth.learn.networks.network import Network
+from tilth.learn.networks.pyramid import Pyramid, pyramid_of
+from tilth.learn.networks.weights import unfilled_network
 from trainees import ENCODER
 
 NETWORKS = {"unet": smp.Unet, "fpn": smp.FPN, "deeplab": smp.DeepLabV3Plus}

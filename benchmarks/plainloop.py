@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, Dataset
 
 from learners import LAYOUTS, Learner
-from tilth.learn.feed import Scaling, Tiles
-from tilth.learn.metrics import confusion
+from tilth.learn.feeding.feed import Scaling, Tiles
+from tilth.learn.training.metrics import confusion
 from tilth.legend import IGNORE
 
 Predict = Callable[[Tensor], Tensor]

@@ -32,7 +32,7 @@ from tilth.applicability import Applicability, fit
 from tilth.files import write_json
 from tilth.geo.grid import Window
 from tilth.intervals import intervals
-from tilth.learn.doubt import entropy, mean_inside
+from tilth.learn.using.doubt import entropy, mean_inside
 from tilth.verbs.suggest.looking import Candidate, pooled
 from tilth.verbs.suggest.ranking import ranked
 

@@ -21,8 +21,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from learners import LAYOUTS, Learner, learner
 from step_times import feed
-from tilth.learn.feed import Batch
-from tilth.learn.networks import Network
+from tilth.learn.feeding.feed import Batch
+from tilth.learn.networks.network import Network
 from trainees import BATCH, OURS, Job, opened
 
 MARK = "part: "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learners import LAYOUTS, Learner, engine_parts, learner
-from tilth.learn.feed import Batch, Feed
+from tilth.learn.feeding.feed import Batch, Feed
 from train_one import CLOCKS
 from trainees import BATCH, OURS, TRAINEES, Job
 

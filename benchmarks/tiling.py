@@ -14,8 +14,8 @@ from numpy import ndarray
 from rasterio.windows import Window
 
 from tilth.card import WEIGHTS, ModelCard, read_card
-from tilth.learn.checkpoint import load_weights
-from tilth.learn.networks import Network, build
+from tilth.learn.networks.network import Network, build
+from tilth.learn.training.checkpoint import load_weights
 
 Predict: TypeAlias = Callable[[ndarray], ndarray]
 """Tiles as they are in the file, (n, b, h, w) -> the probability of class 1, (n, h, w), float32."""

@@ -23,9 +23,9 @@ from measured import peak_mb
 from plainloop import Part, TilesInMemory, Validated, train, validated
 from tilth.card import WEIGHTS
 from tilth.config import Recipe, load_recipe
-from tilth.learn.checkpoint import LAST, load_weights
-from tilth.learn.feed import Scaling
-from tilth.learn.loop import fit
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.training.checkpoint import LAST, load_weights
+from tilth.learn.training.loop import fit
 from tilth.scores import scores
 from trainees import ARTICLE, BATCH, ENCODER, TRAINEES, Job, opened, scenes_of
 

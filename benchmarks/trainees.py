@@ -99,7 +99,7 @@ TRAINEES = {
     "smp-fpn": Trainee("smp FPN, plain loop"),
     "smp-deeplab": Trainee("smp DeepLabV3Plus, plain loop"),
     "smp-unet-recipe": Trainee("smp Unet, the default's recipe", recipe=default_recipe),
-    "article": Trainee("the article's EfficientNet U-Net in Tilth", slow=True, recipe=article_recipe(2)),
+    "article": Trainee("the article's EfficientNet U-Net in Tilth", recipe=article_recipe(2)),
     "article-random": Trainee("the same, not pretrained", slow=True, recipe=article_recipe(1)),
     "article-unet": Trainee("the article's U-Net in Tilth", slow=True, recipe=article_recipe(0)),
     "newcomer": Trainee("the article's EfficientNet U-Net, a newcomer's loop", slow=True),

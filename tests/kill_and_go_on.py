@@ -20,11 +20,11 @@ from mapping import COVERS, Contextual, Means, make_run
 from processes import Fuse, in_a_process
 
 # Stands in for the learning library, which takes long to load.
-sys.modules["tilth.learn.inference"] = types.ModuleType("tilth.learn.inference")
-sys.modules["tilth.learn.inference"].Mapper = Contextual  # type: ignore[attr-defined]
-sys.modules["tilth.learn.known"] = types.ModuleType("tilth.learn.known")
-sys.modules["tilth.learn.known"].Encoder = Means  # type: ignore[attr-defined]
-sys.modules["tilth.learn.known"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
+sys.modules["tilth.learn.using.inference"] = types.ModuleType("tilth.learn.using.inference")
+sys.modules["tilth.learn.using.inference"].Mapper = Contextual  # type: ignore[attr-defined]
+sys.modules["tilth.learn.using.known"] = types.ModuleType("tilth.learn.using.known")
+sys.modules["tilth.learn.using.known"].Encoder = Means  # type: ignore[attr-defined]
+sys.modules["tilth.learn.using.known"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
 
 import tilth.verbs.predict.plan  # noqa: E402
 from tilth.applicability import KNOWN, fit  # noqa: E402

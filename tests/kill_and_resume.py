@@ -16,8 +16,8 @@ import torch
 
 from processes import Fuse, in_a_process
 from tilth.config import TrainConfig
-from tilth.learn.checkpoint import STATE
-from tilth.learn.loop import fit
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.training.loop import fit
 from training import Tile, TinyNetwork, blocks, training_data
 
 CONFIG = TrainConfig(

@@ -18,9 +18,9 @@ from tilth.card import WEIGHTS, ModelCard, read_card
 from tilth.config import ModelConfig
 from tilth.errors import SettingError
 from tilth.learn.backends import choice, graphs
-from tilth.learn.checkpoint import save_weights
-from tilth.learn.inference import Mapper
-from tilth.learn.networks import Network, build
+from tilth.learn.networks.network import Network, build
+from tilth.learn.training.checkpoint import save_weights
+from tilth.learn.using.inference import Mapper
 from tilth.legend import Legend
 from training import TinyNetwork
 
@@ -103,7 +103,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of a tiny network, in the real ones' place from here on, with the graphs of both backends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tilth.learn.inference.build", tiny)
+        patch.setattr("tilth.learn.using.inference.build", tiny)
         run = make_run(tmp_path_factory.mktemp("kept") / "run", network=tiny)
         for backend in OTHERS:
             assert load(run, backend).backend == backend

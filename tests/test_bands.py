@@ -30,9 +30,9 @@ from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.sources import DstlSource, VectorSource
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.indices import Index, with_indices
-from tilth.learn.feed import Scaling
-from tilth.learn.inference import Mapper
-from tilth.learn.weights import InputScaling
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.networks.weights import InputScaling
+from tilth.learn.using.inference import Mapper
 from tilth.verbs.audit import audit
 from tilth.verbs.derived import derived_set
 from tilth.verbs.evaluate import evaluate

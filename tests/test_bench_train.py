@@ -22,10 +22,10 @@ from plainloop import Part, TilesInMemory, train, validated
 from step_profile import BETWEEN, FEED, LOSS, OPTIMIZER, by_kind, by_part, convolution_kind, events_of, parts_of
 from tilth.config import ModelConfig, TrainConfig
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feed import Scaling
-from tilth.learn.losses import LossMix, segmentation_loss
-from tilth.learn.networks import build
-from tilth.learn.optim import hold_encoder, parameter_groups
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.losses.mix import LossMix, segmentation_loss
+from tilth.learn.networks.network import build
+from tilth.learn.training.optim import hold_encoder, parameter_groups
 from train_one import Trained, iou, scaling_of_weights
 from train_results import Kept, Shelf, at_equal_time, epochs_in, mean_iou
 from trainees import ENCODER, OURS, TRAINEES, Job, opened, scenes_of

@@ -1,6 +1,6 @@
 from tilth.geo.grid import Window
 from tilth.geo.tilesets.tileset import Samples, Tile
-from tilth.learn.blame import Named, name_of, verdict
+from tilth.learn.training.blame import Named, name_of, verdict
 from training import TinyNetwork
 
 

@@ -14,7 +14,7 @@ from tilth.errors import InputError
 from tilth.files import write_json
 from tilth.geo.tilesets.sources import VectorSource
 from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.verbs.calibrate import calibrate
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.prepare import prepare

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.optim import Adam
 
 from tilth.errors import InputError, OutputError, SettingError
-from tilth.learn.checkpoint import (
+from tilth.learn.training.checkpoint import (
     STATE,
     Position,
     Stateful,
@@ -22,7 +22,7 @@ from tilth.learn.checkpoint import (
     save_state,
     save_weights,
 )
-from tilth.learn.history import Epoch, History
+from tilth.learn.training.history import Epoch, History
 from training import TinyNetwork
 
 IDENTITY = {"seed": 0, "fingerprint": "blocks"}

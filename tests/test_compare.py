@@ -9,8 +9,8 @@ import pytest
 from test_train import SMALL
 from tilth.config import Recipe, Variant, parse_recipe
 from tilth.errors import SettingError
-from tilth.learn.checkpoint import LAST
-from tilth.learn.history import read_history
+from tilth.learn.training.checkpoint import LAST
+from tilth.learn.training.history import read_history
 from tilth.verbs.compare import Comparison, check_variants, compare, slug, spread
 from tilth.verbs.train import train
 

@@ -15,11 +15,11 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from tilth.card import WEIGHTS
 from tilth.config import Recipe, TrainConfig
 from tilth.errors import InputError, SettingError
-from tilth.learn.checkpoint import LAST, STATE
-from tilth.learn.crew import rank_of
-from tilth.learn.feed import TrainingData
-from tilth.learn.history import HISTORY, History
-from tilth.learn.loop import fit
+from tilth.learn.feeding.feed import TrainingData
+from tilth.learn.training.checkpoint import LAST, STATE
+from tilth.learn.training.crew import rank_of
+from tilth.learn.training.history import HISTORY, History
+from tilth.learn.training.loop import fit
 from tilth.verbs.train import train
 from training import Tile, TinyNetwork, blocks, training_data
 

@@ -15,7 +15,7 @@ from tilth.geo.splitting.splits import Place, Planned, plan
 from tilth.geo.tilesets.crops import Crops
 from tilth.geo.tilesets.sources import MaskSource
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feed import Scaling
+from tilth.learn.feeding.feed import Scaling
 from tilth.verbs.prepare import prepare
 from tilth.verbs.train import training_data
 

@@ -23,8 +23,8 @@ from tilth.figures.efficiency import Line, Values, efficiency_figure
 from tilth.geo.splitting.nested import spread_order
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import intervals
-from tilth.learn.checkpoint import LAST, STATE
-from tilth.learn.feed import Scaling
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.training.checkpoint import LAST, STATE
 from tilth.scores import scores
 from tilth.verbs.curve import Curve, _notes, curve, points
 from tilth.verbs.curve.plan import LEAST_STEPS, Size, repeats, sizes, steps, subset, variants_of

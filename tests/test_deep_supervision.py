@@ -8,8 +8,8 @@ import torch
 
 from tilth.config import ModelConfig, TrainConfig
 from tilth.errors import SettingError
-from tilth.learn.loop import fit
-from tilth.learn.networks import Network, build
+from tilth.learn.networks.network import Network, build
+from tilth.learn.training.loop import fit
 from training import TinyNetwork, training_data
 
 LIGHT = ModelConfig(encoder="test_efficientnet", weights="none")

@@ -3,9 +3,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tilth.config import ModelConfig
-from tilth.learn.describe import ModelSummary, describe, drawn
-from tilth.learn.footprint import kept_bytes
-from tilth.learn.networks import build
+from tilth.learn.networks.describe import ModelSummary, describe, drawn
+from tilth.learn.networks.footprint import kept_bytes
+from tilth.learn.networks.network import build
 
 UNET = ModelConfig(architecture="unet")
 B0 = ModelConfig(architecture="transfer")

@@ -13,8 +13,8 @@ from helpers import textured
 from mapping import COVERS, TREES, Contextual, Pointwise, make_run
 from tilth.card import read_card
 from tilth.errors import InputError
-from tilth.learn import doubt as module
-from tilth.learn.doubt import MEASURES, Doubt, entropy, margin, mean_inside, spread
+from tilth.learn.using import doubt as module
+from tilth.learn.using.doubt import MEASURES, Doubt, entropy, margin, mean_inside, spread
 
 
 def views_of(*each: list[float]) -> ndarray:

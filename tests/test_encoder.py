@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tilth.errors import SettingError
-from tilth.learn.encoder import Encoder, check_name, classifier, encoder_of
+from tilth.learn.networks.encoder import Encoder, check_name, classifier, encoder_of
 
 # One of each family that timm writes differently; the tiny ones are timm's own test networks.
 CHAINS = (

@@ -46,7 +46,7 @@ def test_the_scores_are_those_of_the_confusion_matrix(run: Path, tiles: Path) ->
 
 
 def test_validation_scores_are_those_of_training(run: Path) -> None:
-    from tilth.learn.history import read_history
+    from tilth.learn.training.history import read_history
 
     found = evaluate(run, "val").content("val")["overall"]["iou"]
     assert found == pytest.approx(read_history(run).best.val_iou, abs=1e-3)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
-from tilth.learn import feed
-from tilth.learn.feed import Feed, Scaling, batched, epoch_order, imaged, part_of, worker_count
+from tilth.learn.feeding import feed
+from tilth.learn.feeding.feed import Feed, Scaling, batched, epoch_order, imaged, part_of, worker_count
 from training import Tile, blocks, training_data
 
 CPU = torch.device("cpu")

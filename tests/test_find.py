@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tilth.cli.learning import find as command
 from tilth.config import Recipe, load_recipe
 from tilth.errors import InputError, OutputError, SettingError
-from tilth.learn.checkpoint import STATE
-from tilth.learn.step import NoNumberError
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.training.step import NoNumberError
 from tilth.verbs import find as module
 from tilth.verbs.find import TRIALS, Found, find
 from tilth.verbs.find.halving import goes_on

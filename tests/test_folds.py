@@ -15,7 +15,7 @@ from tilth.errors import SettingError
 from tilth.geo.splitting.folds import fold_plans
 from tilth.geo.splitting.splits import Place
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.checkpoint import LAST
+from tilth.learn.training.checkpoint import LAST
 from tilth.verbs.compare import compare
 from tilth.verbs.folds import fold_sets
 

@@ -2,8 +2,8 @@ import torch
 from torch import Tensor, nn
 
 from tilth.config import ModelConfig
-from tilth.learn.footprint import flop, kept_bytes, peak_bytes, weight_bytes
-from tilth.learn.networks import build
+from tilth.learn.networks.footprint import flop, kept_bytes, peak_bytes, weight_bytes
+from tilth.learn.networks.network import build
 
 EDGE = 40
 MAP = EDGE * EDGE * 4

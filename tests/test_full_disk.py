@@ -10,7 +10,7 @@ from full_disk import files_no_larger_than
 from test_compare import RECIPE
 from test_train import SMALL
 from tilth.errors import OutputError
-from tilth.learn.checkpoint import LAST
+from tilth.learn.training.checkpoint import LAST
 from tilth.verbs.compare import compare
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.model import draw, model

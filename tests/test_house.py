@@ -48,8 +48,11 @@ VERBS = (
 
 # Rooms by floor; a module may import from its own room and from the floors below, never from a neighbour.
 FLOORS = {"geo": 1, "learn": 1, "figures": 1, "verbs": 2, "cli": 3}
-# Rooms of geo, in the order in which they may import each other; modules beside them come first.
-GEO = ("", "vectors", "rasters", "mapping", "tilesets", "splitting", "polygons", "accuracy")
+# Rooms within a room, in the order in which they may import each other; modules beside them come first.
+INNER = {
+    "geo": ("", "vectors", "rasters", "mapping", "tilesets", "splitting", "polygons", "accuracy"),
+    "learn": ("", "losses", "networks", "feeding", "backends", "training", "using"),
+}
 NEVER = {
     "geo": {"torch", "timm", "lightning_fabric", "torchmetrics", "torchvision", "matplotlib"},
     "learn": {"rasterio", "geopandas", "pyogrio", "shapely", "pyproj", "matplotlib"},
@@ -114,20 +117,33 @@ def test_imports_point_down(path: Path) -> None:
         assert name.split(".")[0] not in NEVER.get(room(path), set()), f"{path.name} imports {name}"
 
 
-def geo_room(parts: tuple[str, ...]) -> int:
-    return GEO.index(parts[0] if len(parts) > 1 else "")
+def inner_room(outer: str, parts: tuple[str, ...]) -> int:
+    return INNER[outer].index(parts[0] if len(parts) > 1 else "")
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "geo").rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_rooms_of_geo_import_in_their_order(path: Path) -> None:
-    here = geo_room(path.relative_to(SOURCE / "geo").parts)
+def inner_imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield what a module imports from the room it is in, with the place of that in the order."""
+    outer = room(path)
     for name in imports(path):
-        if name.startswith("tilth.geo."):
-            assert geo_room(tuple(name.split(".")[2:])) <= here, f"{path.name} imports {name}"
+        if name.startswith(f"tilth.{outer}."):
+            parts = tuple(name.split(".")[2:])
+            yield name, inner_room(outer, parts if parts[0] not in INNER[outer] else (*parts, ""))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if room(path) in INNER],
+    ids=lambda p: str(p.relative_to(SOURCE)),
+)
+def test_rooms_within_a_room_import_in_their_order(path: Path) -> None:
+    outer = room(path)
+    here = inner_room(outer, path.relative_to(SOURCE / outer).parts)
+    for name, there in inner_imports(path):
+        assert there <= here, f"{path.name} imports {name}"
 
 
 def test_a_planted_upward_import_is_seen() -> None:
-    assert upward(SOURCE / "geo" / "grid.py", "tilth.learn.loop")
+    assert upward(SOURCE / "geo" / "grid.py", "tilth.learn.training.loop")
     assert upward(SOURCE / "learn" / "loop.py", "tilth.verbs.train")
     assert upward(SOURCE / "card.py", "tilth.geo.grid")
     assert upward(SOURCE / "geo" / "grid.py", "tilth")

@@ -9,10 +9,10 @@ from numpy import ndarray
 from tilth.card import WEIGHTS, ModelCard
 from tilth.config import ModelConfig, TrainConfig
 from tilth.errors import InputError, SettingError
-from tilth.learn.checkpoint import save_weights
-from tilth.learn.inference import Predictor, probabilities
-from tilth.learn.loop import fit
-from tilth.learn.networks import build
+from tilth.learn.networks.network import build
+from tilth.learn.training.checkpoint import save_weights
+from tilth.learn.training.loop import fit
+from tilth.learn.using.inference import Predictor, probabilities
 from tilth.legend import Legend
 from training import TinyNetwork, blocks, training_data
 

@@ -17,9 +17,9 @@ from tilth.geo.mapping.batches import batches, tiles_of
 from tilth.geo.mapping.coarse import Mirrored, coarse, frames
 from tilth.geo.splitting.apart import apart, sampled_apart
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feed import Scaling
-from tilth.learn.known import Encoder, known_ground
-from tilth.learn.networks import build
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.networks.network import build
+from tilth.learn.using.known import Encoder, known_ground
 
 MEAN, STD = (130.0, 120.0, 110.0), (30.0, 20.0, 10.0)
 

@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 
 from tilth.config import ModelConfig
 from tilth.errors import SettingError
-from tilth.learn.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
-from tilth.learn.networks import Network, build
+from tilth.learn.networks.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
+from tilth.learn.networks.network import Network, build
 
 B0 = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="none")
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
-from tilth.learn.blame import verdict
-from tilth.learn.checkpoint import LAST, STATE
-from tilth.learn.feed import Feed
-from tilth.learn.history import HISTORY, History, read_history
-from tilth.learn.loop import fit
-from tilth.learn.losses import LossMix, segmentation_loss
-from tilth.learn.metrics import confusion
-from tilth.learn.networks import Network
+from tilth.learn.feeding.feed import Feed
+from tilth.learn.losses.mix import LossMix, segmentation_loss
+from tilth.learn.networks.network import Network
+from tilth.learn.training.blame import verdict
+from tilth.learn.training.checkpoint import LAST, STATE
+from tilth.learn.training.history import HISTORY, History, read_history
+from tilth.learn.training.loop import fit
+from tilth.learn.training.metrics import confusion
 from tilth.scores import scores
 from training import Tile, TinyNetwork, blocks, training_data
 

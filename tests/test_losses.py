@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError
-from tilth.learn.losses import LossMix, balanced_weights, loss_mix, segmentation_loss
+from tilth.learn.losses.mix import LossMix, balanced_weights, loss_mix, segmentation_loss
 from tilth.legend import IGNORE, Legend
 
 PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)

@@ -14,10 +14,10 @@ from tilth.card import WEIGHTS, ModelCard
 from tilth.config import ModelConfig
 from tilth.errors import InputError
 from tilth.learn.backends.workers import Workers
-from tilth.learn.checkpoint import save_weights
-from tilth.learn.feed import Scaling
-from tilth.learn.inference import Mapper, Member, Predictor
-from tilth.learn.networks import build
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.networks.network import build
+from tilth.learn.training.checkpoint import save_weights
+from tilth.learn.using.inference import Mapper, Member, Predictor
 from tilth.legend import Legend
 
 CARD = ModelCard(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_confusion_matrix, multiclass_confusion_matrix
 
-from tilth.learn.metrics import confusion, predicted
+from tilth.learn.training.metrics import confusion, predicted
 from tilth.legend import IGNORE
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tilth.config import ModelConfig
 from tilth.errors import SettingError, WeightsError
-from tilth.learn.networks import Network, build, padded, padded_px
+from tilth.learn.networks.network import Network, build, padded, padded_px
 
 B0 = ModelConfig(architecture="transfer")
 UNET = ModelConfig(architecture="unet")

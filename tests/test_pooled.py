@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tilth.config import ModelConfig
-from tilth.learn.networks import Network, build
-from tilth.learn.pooled import as_rows, cell_features, known_cells
+from tilth.learn.networks.network import Network, build
+from tilth.learn.networks.pooled import as_rows, cell_features, known_cells
 
 MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
 

@@ -26,8 +26,8 @@ from tilth.config import ModelConfig, PredictConfig
 from tilth.errors import InputError, OutputError
 from tilth.geo.rasters.maptags import CARD_TAG, stated_legend
 from tilth.geo.rasters.mosaic import Mosaic
-from tilth.learn.checkpoint import save_weights
-from tilth.learn.networks import build
+from tilth.learn.networks.network import build
+from tilth.learn.training.checkpoint import save_weights
 from tilth.legend import Legend
 from tilth.verbs.predict import predict
 

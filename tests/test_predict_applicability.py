@@ -18,7 +18,7 @@ from tilth.card import CARD, read_card
 from tilth.config import PredictConfig, Recipe
 from tilth.errors import InputError
 from tilth.geo.rasters.maptags import SCALE_TAG
-from tilth.learn.known import Encoder, load_encoder
+from tilth.learn.using.known import Encoder, load_encoder
 from tilth.verbs.predict import predict
 from tilth.verbs.predict.applicability import seconds_of
 from tilth.verbs.predict.result import MadeMap

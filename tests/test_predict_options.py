@@ -72,12 +72,12 @@ def test_probabilities_hardly_depend_on_the_batch_size(tmp_path: Path) -> None:
     import torch
 
     from tilth.config import ModelConfig
-    from tilth.learn.inference import Mapper
-    from tilth.learn.networks import build
+    from tilth.learn.networks.network import build
+    from tilth.learn.using.inference import Mapper
 
     torch.manual_seed(0)
     run = make_run(tmp_path / "run")
-    from tilth.learn.checkpoint import save_weights
+    from tilth.learn.training.checkpoint import save_weights
 
     save_weights(run / "model.safetensors", build(ModelConfig(architecture="unet"), 3, 1))
     with rasterio.open(write_raster(tmp_path / "scene.tif", holed(150, 60), nodata=0)) as raster:

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tilth.errors import SettingError
-from tilth.learn.pyramid import Pyramid, pyramid, pyramid_of
-from tilth.learn.weights import LITE0, LITE0_SCALING
+from tilth.learn.networks.pyramid import Pyramid, pyramid, pyramid_of
+from tilth.learn.networks.weights import LITE0, LITE0_SCALING
 
 
 def image(bands: int = 3) -> Tensor:

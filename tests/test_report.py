@@ -25,7 +25,7 @@ from tilth.geo.grid import Window
 from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.sources import MaskSource
 from tilth.geo.tilesets.tileset import Tile, TileSet
-from tilth.learn.history import Epoch, History, read_history
+from tilth.learn.training.history import Epoch, History, read_history
 from tilth.legend import Legend
 from tilth.verbs.compare import compare
 from tilth.verbs.evaluate import evaluate

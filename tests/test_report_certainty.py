@@ -18,7 +18,7 @@ from tilth.errors import InputError
 from tilth.figures.calibration import Chosen, precision_recall_figure, reliability_figure
 from tilth.figures.colours import DARK
 from tilth.intervals import intervals, paired_intervals
-from tilth.learn.history import Epoch, History
+from tilth.learn.training.history import Epoch, History
 from tilth.legend import Legend
 from tilth.scores import overall_scores
 from tilth.verbs.report.certainty import Estimate, few_units, iou_of, lead_in_words, lead_of, signed

@@ -16,7 +16,7 @@ from tilth.card import read_card
 from tilth.config import PrepareConfig, ReviewConfig
 from tilth.errors import InputError, OutputError
 from tilth.geo.tilesets.sources import VectorSource
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.legend import Legend
 from tilth.verbs.prepare import prepare
 from tilth.verbs.review import review

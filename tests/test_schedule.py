@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from tilth.config import TrainConfig
-from tilth.learn.schedule import Schedule
+from tilth.learn.training.schedule import Schedule
 
 FULL = 5e-4
 

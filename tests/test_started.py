@@ -12,9 +12,9 @@ from tilth.config import ModelConfig, Recipe, load_recipe
 from tilth.errors import InputError, SettingError
 from tilth.files import file_digest
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.checkpoint import LAST
-from tilth.learn.feed import Scaling
-from tilth.learn.history import read_history
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.training.checkpoint import LAST
+from tilth.learn.training.history import read_history
 from tilth.verbs.started import Start
 from tilth.verbs.train import train
 

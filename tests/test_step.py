@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from tilth.errors import SettingError
-from tilth.learn.crew import Crew
-from tilth.learn.losses import LossMix, segmentation_loss
-from tilth.learn.metrics import confusion
-from tilth.learn.step import NoNumberError, Step, grouped, in_parts, is_out_of_memory
+from tilth.learn.losses.mix import LossMix, segmentation_loss
+from tilth.learn.training.crew import Crew
+from tilth.learn.training.metrics import confusion
+from tilth.learn.training.step import NoNumberError, Step, grouped, in_parts, is_out_of_memory
 from training import TinyNetwork, blocks
 
 Batch = tuple[Tensor, Tensor]

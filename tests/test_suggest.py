@@ -23,8 +23,8 @@ from tilth.cli import main
 from tilth.config import PrepareConfig, Recipe, SuggestConfig
 from tilth.errors import InputError, OutputError, SettingError
 from tilth.geo.tilesets.sources import VectorSource
-from tilth.learn.doubt import Doubt, Measure
-from tilth.learn.known import Encoder
+from tilth.learn.using.doubt import Doubt, Measure
+from tilth.learn.using.known import Encoder
 from tilth.legend import Legend
 from tilth.verbs.prepare import prepare
 from tilth.verbs.suggest import looking, suggest

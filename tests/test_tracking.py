@@ -7,11 +7,11 @@ import pytest
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError
-from tilth.learn import events, experiments
-from tilth.learn.experiments import RUN_ID
-from tilth.learn.history import Epoch
-from tilth.learn.loop import fit
-from tilth.learn.tracking import figures
+from tilth.learn.training import events, experiments
+from tilth.learn.training.experiments import RUN_ID
+from tilth.learn.training.history import Epoch
+from tilth.learn.training.loop import fit
+from tilth.learn.training.tracking import figures
 from training import TinyNetwork, training_data
 
 CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, device="cpu")

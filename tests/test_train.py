@@ -12,8 +12,8 @@ import pytest
 from tilth.card import WEIGHTS, read_card
 from tilth.config import Recipe, load_recipe
 from tilth.errors import InputError, OutputError, SettingError
-from tilth.learn.checkpoint import LAST, STATE
-from tilth.learn.history import read_history
+from tilth.learn.training.checkpoint import LAST, STATE
+from tilth.learn.training.history import read_history
 from tilth.verbs.train import train
 
 SMALL = Recipe().changed(

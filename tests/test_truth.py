@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
-from tilth.learn.losses import LossMix, segmentation_loss
-from tilth.learn.truth import BORDER, Truth, nearness
+from tilth.learn.losses.mix import LossMix, segmentation_loss
+from tilth.learn.losses.truth import BORDER, Truth, nearness
 from tilth.legend import IGNORE
 
 seeds = st.integers(0, 10**6)

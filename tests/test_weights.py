@@ -21,9 +21,16 @@ from safetensors.torch import load_file, save_file
 
 from tilth.errors import SettingError, WeightsError
 from tilth.files import file_digest
-from tilth.learn import weights
-from tilth.learn.encoder import encoder_of
-from tilth.learn.weights import LITE0, LITE0_SCALING, pretrained_network, random_network, read_tensors, unfilled_network
+from tilth.learn.networks import weights
+from tilth.learn.networks.encoder import encoder_of
+from tilth.learn.networks.weights import (
+    LITE0,
+    LITE0_SCALING,
+    pretrained_network,
+    random_network,
+    read_tensors,
+    unfilled_network,
+)
 
 TINY = "test_efficientnet"
 
@@ -219,7 +226,7 @@ def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch,
 PROGRAM = """
 import json, sys, time, torch
 from tilth.errors import WeightsError
-from tilth.learn.weights import pretrained_network
+from tilth.learn.networks.weights import pretrained_network
 for asked in sys.argv[1:]:
     name, bands = asked.split(":")
     start = time.monotonic()

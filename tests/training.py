@@ -8,8 +8,8 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from tilth.learn.feed import Scaling, TrainingData
-from tilth.learn.networks import Network
+from tilth.learn.feeding.feed import Scaling, TrainingData
+from tilth.learn.networks.network import Network
 from tilth.legend import Legend
 
 Tile = tuple[ndarray, ndarray]

@@ -25,7 +25,7 @@ from tilth.card import ModelCard
 from tilth.errors import InputError
 from tilth.files import write_json
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import track
 from tilth.table import table

@@ -17,10 +17,10 @@ from tilth.figures import Sample, loss_figure, samples_figure
 from tilth.figures.pictures import stretch_limits, stretched
 from tilth.files import replacing, write_json, write_text
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.checkpoint import STATE
-from tilth.learn.feed import imaged
-from tilth.learn.history import read_history
-from tilth.learn.inference import Predictor
+from tilth.learn.feeding.feed import imaged
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.training.history import read_history
+from tilth.learn.using.inference import Predictor
 from tilth.table import table
 from tilth.verbs.crossed import Crossed, cross
 from tilth.verbs.evaluate import mapped

@@ -12,7 +12,7 @@ from tilth.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from tilth.errors import WeightsError
 from tilth.geo.tilesets.sources import VectorSource
 from tilth.geo.tilesets.tileset import META
-from tilth.learn.networks import build
+from tilth.learn.networks.network import build
 from tilth.table import table
 from tilth.verbs.compare import Comparison, compare
 from tilth.verbs.evaluate import evaluate

@@ -6,8 +6,8 @@ from tilth.config import ModelConfig, load_recipe, parse_recipe
 from tilth.errors import SettingError
 from tilth.figures.graph import Node, png, svg
 from tilth.files import replacing
-from tilth.learn.describe import ModelSummary, describe
-from tilth.learn.encoder import check_name
+from tilth.learn.networks.describe import ModelSummary, describe
+from tilth.learn.networks.encoder import check_name
 
 ARCHITECTURES = ("light", "transfer", "unet")
 

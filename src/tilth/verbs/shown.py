@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from tilth.geo.ahead import ahead
 from tilth.geo.tilesets.tileset import Samples
-from tilth.learn.feed import Sample, imaged
+from tilth.learn.feeding.feed import Sample, imaged
 
 BATCH = 8
 

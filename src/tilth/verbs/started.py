@@ -8,10 +8,10 @@ from tilth.config import ModelConfig
 from tilth.errors import InputError
 from tilth.files import file_digest
 from tilth.geo.tilesets.tileset import TileSetMeta
-from tilth.learn.feed import Scaling
-from tilth.learn.networks import Network
-from tilth.learn.starting import Ends, start_from
-from tilth.learn.weights import read_tensors
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.networks.network import Network
+from tilth.learn.networks.starting import Ends, start_from
+from tilth.learn.networks.weights import read_tensors
 
 
 @dataclass(frozen=True)

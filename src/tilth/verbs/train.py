@@ -14,14 +14,14 @@ from tilth.errors import InputError, OutputError, SettingError
 from tilth.files import json_digest, write_json, write_text, writing
 from tilth.geo.splitting.apart import sampled_apart
 from tilth.geo.tilesets.tileset import TileSet, TileSetMeta
-from tilth.learn.checkpoint import STATE
-from tilth.learn.crew import rank_of
-from tilth.learn.feed import Scaling, TrainingData
-from tilth.learn.history import History
-from tilth.learn.known import MOST_CELLS, known_ground, load_encoder
-from tilth.learn.loop import fit
-from tilth.learn.losses import loss_mix
-from tilth.learn.networks import Network, build
+from tilth.learn.feeding.feed import Scaling, TrainingData
+from tilth.learn.losses.mix import loss_mix
+from tilth.learn.networks.network import Network, build
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.training.crew import rank_of
+from tilth.learn.training.history import History
+from tilth.learn.training.loop import fit
+from tilth.learn.using.known import MOST_CELLS, known_ground, load_encoder
 from tilth.verbs.audit import audit_set
 from tilth.verbs.started import Start
 

@@ -22,7 +22,7 @@ from tilth.learn.backends.eager import Eager, in_short
 from tilth.learn.backends.graphs import exported
 from tilth.learn.backends.workers import Workers
 from tilth.learn.device import find_device
-from tilth.learn.networks import Network
+from tilth.learn.networks.network import Network
 from tilth.learn.probability import probabilities
 
 TOLERANCE = 1e-3

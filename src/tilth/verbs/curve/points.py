@@ -16,8 +16,8 @@ from tilth.files import write_json
 from tilth.geo.coverage import overlap
 from tilth.geo.rasters.raster import close_labels
 from tilth.geo.tilesets.tileset import Split, TileSet
-from tilth.learn.checkpoint import STATE
-from tilth.learn.inference import Predictor
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.using.inference import Predictor
 from tilth.making import as_json, differences
 from tilth.verbs.curve.plan import Size, steps, subset
 from tilth.verbs.derived import derived_fingerprint, derived_set

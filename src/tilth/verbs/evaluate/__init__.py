@@ -10,7 +10,7 @@ from tilth.errors import InputError, SettingError
 from tilth.files import refuse_existing, write_json
 from tilth.geo.splitting.units import units_of
 from tilth.geo.tilesets.tileset import Split, TileSet
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.verbs.evaluate.counting import count, decided, mapped
 from tilth.verbs.evaluate.result import Evaluation
 from tilth.verbs.evaluate.shapes import ShapeCounter, Wanted, class_index

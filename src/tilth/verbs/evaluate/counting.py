@@ -12,8 +12,8 @@ from tilth.calibration import RELIABILITY_BINS, STEPS, probability_counts, relia
 from tilth.card import ModelCard
 from tilth.geo.splitting.units import Units
 from tilth.geo.tilesets.tileset import Samples, TileSet
-from tilth.learn.feed import Sample
-from tilth.learn.inference import Predictor
+from tilth.learn.feeding.feed import Sample
+from tilth.learn.using.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import track
 from tilth.scores import confusion_of

@@ -10,10 +10,10 @@ from typing import Any
 from tilth.config import Recipe
 from tilth.errors import InputError, SettingError
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.checkpoint import STATE
-from tilth.learn.crew import rank_of
-from tilth.learn.networks import build
-from tilth.learn.step import NoNumberError
+from tilth.learn.networks.network import build
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.training.crew import rank_of
+from tilth.learn.training.step import NoNumberError
 from tilth.progress import announce
 from tilth.verbs.find.halving import Tried, goes_on
 from tilth.verbs.find.result import Found, run_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from tilth.card import read_card
 from tilth.config import PredictConfig
-from tilth.learn.inference import Mapper
+from tilth.learn.using.inference import Mapper
 from tilth.verbs.predict.applicability import check_known
 from tilth.verbs.predict.forecast import forecast
 from tilth.verbs.predict.job import made_before, make

@@ -17,7 +17,7 @@ from tilth.geo.mapping.coarse import Mirrored, coarse, frames
 from tilth.geo.mapping.tiles import Lanes
 from tilth.geo.rasters.maptags import SCALE_TAG
 from tilth.geo.rasters.rasterout import MapLayout, create_map
-from tilth.learn.known import Encoder, load_encoder
+from tilth.learn.using.known import Encoder, load_encoder
 from tilth.progress import meter
 from tilth.verbs.predict.plan import Task
 from tilth.verbs.predict.timing import batch_seconds

@@ -7,7 +7,7 @@ from functools import partial
 from tilth.errors import InputError, TilthError
 from tilth.geo.splitting.likeness import likeness
 from tilth.geo.tilesets.tileset import Split, TileSet
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.verbs.audit import Audit, audit_set
 from tilth.verbs.evaluate import mapped
 from tilth.verbs.report.fairness import Fairness, fairness, unlike_in_words

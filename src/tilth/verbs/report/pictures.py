@@ -23,7 +23,7 @@ from tilth.figures.samples import Sample
 from tilth.geo.grid import Window
 from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
-from tilth.learn.feed import imaged
+from tilth.learn.feeding.feed import imaged
 from tilth.legend import IGNORE, Legend
 from tilth.progress import track
 from tilth.verbs.shown import batched, read

@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass as record
 from tilth.card import CARD, ModelCard, read_card
 from tilth.errors import InputError
 from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.describe import title_of
-from tilth.learn.history import HISTORY, Epoch, History, read_history
+from tilth.learn.networks.describe import title_of
+from tilth.learn.training.history import HISTORY, Epoch, History, read_history
 from tilth.verbs.compare import COMPARISON, Row
 from tilth.verbs.evaluate import tiles_of
 from tilth.verbs.report.scorefile import LENIENT, AreaFile, FoldsFile, ScoreTable, read_json

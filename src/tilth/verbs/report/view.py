@@ -24,7 +24,7 @@ from tilth.figures.pictures import (
 )
 from tilth.figures.samples import Sample, label_picture, map_picture
 from tilth.geo.tilesets.tileset import SPLITS, Scene, TileSet
-from tilth.learn.describe import describe
+from tilth.learn.networks.describe import describe
 from tilth.legend import Legend
 from tilth.verbs.model import svg_of
 from tilth.verbs.report.numbers import NBSP, fixed, metres, percent

@@ -8,7 +8,7 @@ from tilth.config import ReviewConfig
 from tilth.errors import InputError
 from tilth.files import building, refuse_existing
 from tilth.geo.tilesets.tileset import Split, TileSet
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.verbs.evaluate import check_fit, tiles_of
 from tilth.verbs.review.canvases import Look, kept_canvases
 from tilth.verbs.review.finding import Found, found_in

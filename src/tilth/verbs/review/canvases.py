@@ -15,7 +15,7 @@ from numpy import ndarray
 from tilth.geo.grid import Window, cells
 from tilth.geo.rasters.maptags import CERTAIN
 from tilth.geo.tilesets.tileset import Samples, Split, Tile, TileSet
-from tilth.learn.inference import Predictor
+from tilth.learn.using.inference import Predictor
 from tilth.legend import IGNORE
 from tilth.progress import Meter, meter
 from tilth.verbs.evaluate import decided

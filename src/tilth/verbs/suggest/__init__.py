@@ -10,8 +10,8 @@ from tilth.config import PredictConfig, SuggestConfig
 from tilth.errors import InputError, SettingError
 from tilth.files import refuse_existing
 from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.learn.doubt import Doubt
-from tilth.learn.known import load_encoder
+from tilth.learn.using.doubt import Doubt
+from tilth.learn.using.known import load_encoder
 from tilth.verbs.evaluate import check_fit, tiles_of
 from tilth.verbs.predict.plan import Job, planned
 from tilth.verbs.suggest.labelled import check_some_left, labelled_on

@@ -13,8 +13,8 @@ from tilth.geo.grid import Window
 from tilth.geo.mapping.batches import Batch, Tile, batches, tiles_of
 from tilth.geo.mapping.coarse import Mirrored, frames
 from tilth.geo.mapping.tiles import Lanes
-from tilth.learn.doubt import Doubt, mean_inside
-from tilth.learn.known import Encoder
+from tilth.learn.using.doubt import Doubt, mean_inside
+from tilth.learn.using.known import Encoder
 from tilth.progress import meter
 from tilth.verbs.predict.plan import Job
 from tilth.verbs.suggest.labelled import MOST_LABELLED, Labelled

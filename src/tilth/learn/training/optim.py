@@ -7,8 +7,8 @@ from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
 
 from tilth.config import TrainConfig
-from tilth.learn.networks import Network
-from tilth.learn.schedule import Schedule
+from tilth.learn.networks.network import Network
+from tilth.learn.training.schedule import Schedule
 
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from tilth.learn.truth import Label, class_index
+from tilth.learn.losses.truth import Label, class_index
 from tilth.legend import IGNORE
 
 

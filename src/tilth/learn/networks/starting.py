@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tilth.learn.networks import Network, padded_px
+from tilth.learn.networks.network import Network, padded_px
 
 HEAD = ("body.head.", "body.coarse.")
 """What the names of the tensors begin with that put the classes out."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilth.learn.networks import Network
+from tilth.learn.networks.network import Network
 
 EARLY = 10
 """Step n has a decay of at most (1 + n) / (EARLY + n): the first weights are forgotten, whatever the decay."""

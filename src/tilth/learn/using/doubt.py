@@ -11,8 +11,8 @@ from numpy import ndarray
 
 from tilth.card import ModelCard, read_card
 from tilth.errors import InputError
-from tilth.learn.inference import Mapper, Options, Tta
-from tilth.learn.symmetry import Turn, turned, turned_back, turns
+from tilth.learn.using.inference import Mapper, Options, Tta
+from tilth.learn.using.symmetry import Turn, turned, turned_back, turns
 
 Measure = Literal["entropy", "margin", "spread"]
 Views: TypeAlias = Float32[ndarray, "v n k h w"]
@@ -55,7 +55,7 @@ MEASURES: Mapping[Measure, Callable[[Views], Float32[ndarray, "n h w"]]] = {
 
 @runtime_checkable
 class Seer(Protocol):
-    """One run that maps tiles, as `tilth.learn.inference.Mapper` does."""
+    """One run that maps tiles, as `tilth.learn.using.inference.Mapper` does."""
 
     card: ModelCard
     notes: tuple[str, ...]

@@ -8,7 +8,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tilth.errors import WeightsError
-from tilth.learn.encoder import stage_modules
+from tilth.learn.networks.encoder import stage_modules
 
 Tensors = Mapping[str, Tensor]
 

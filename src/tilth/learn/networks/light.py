@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, relu
 
-from tilth.learn.losses import Deep, Logits
-from tilth.learn.pyramid import Pyramid
+from tilth.learn.losses.mix import Deep, Logits
+from tilth.learn.networks.pyramid import Pyramid
 
 WIDE, NARROW, FINE = 96, 64, 16
 """Channels of the decoder: from stride 16 on, at strides 4 and 8, and at stride 2."""

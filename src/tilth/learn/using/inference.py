@@ -15,12 +15,12 @@ from tilth.card import WEIGHTS, ModelCard, read_card
 from tilth.errors import InputError
 from tilth.learn.backends.choice import Runner, Trained, choose, device_for
 from tilth.learn.backends.workers import Workers
-from tilth.learn.checkpoint import load_weights
 from tilth.learn.device import find_device, layout, repeatable
-from tilth.learn.feed import Scaling
-from tilth.learn.networks import Network, build
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.networks.network import Network, build
 from tilth.learn.probability import layers_of, mean_over, probabilities
-from tilth.learn.symmetry import Turn, turned, turned_back, turns
+from tilth.learn.training.checkpoint import load_weights
+from tilth.learn.using.symmetry import Turn, turned, turned_back, turns
 
 ALIKE = ("classes", "number of bands", "number format", "indices")
 """What all runs of an ensemble must have in common."""

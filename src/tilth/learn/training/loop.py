@@ -12,9 +12,13 @@ import torch
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
-from tilth.learn.averaging import Average
-from tilth.learn.blame import culprits, name_of, verdict
-from tilth.learn.checkpoint import (
+from tilth.learn.device import layout, repeatable
+from tilth.learn.feeding.feed import Batch, Feed, TrainingData, part_of
+from tilth.learn.losses.mix import loss_mix
+from tilth.learn.networks.network import Network
+from tilth.learn.training.averaging import Average
+from tilth.learn.training.blame import culprits, name_of, verdict
+from tilth.learn.training.checkpoint import (
     LAST,
     Position,
     Stateful,
@@ -25,16 +29,12 @@ from tilth.learn.checkpoint import (
     save_state,
     save_weights,
 )
-from tilth.learn.crew import Crew, in_crew, starts_others
-from tilth.learn.device import layout, repeatable
-from tilth.learn.feed import Batch, Feed, TrainingData, part_of
-from tilth.learn.history import Epoch, History
-from tilth.learn.losses import loss_mix
-from tilth.learn.networks import Network
-from tilth.learn.optim import hold_encoder, optimizer_of, set_rates
-from tilth.learn.schedule import Schedule
-from tilth.learn.step import NoNumberError, Pair, Step, grouped
-from tilth.learn.tracking import figures, trackers
+from tilth.learn.training.crew import Crew, in_crew, starts_others
+from tilth.learn.training.history import Epoch, History
+from tilth.learn.training.optim import hold_encoder, optimizer_of, set_rates
+from tilth.learn.training.schedule import Schedule
+from tilth.learn.training.step import NoNumberError, Pair, Step, grouped
+from tilth.learn.training.tracking import figures, trackers
 from tilth.progress import Meter, meter
 from tilth.scores import scores
 

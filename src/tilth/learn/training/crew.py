@@ -26,8 +26,8 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError, TilthError
-from tilth.learn.batchnorm import SharedStatistics
 from tilth.learn.device import find_device, find_precision
+from tilth.learn.training.batchnorm import SharedStatistics
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tilth.config import TrainConfig
-from tilth.learn.events import EventLog
-from tilth.learn.experiments import ExperimentLog
-from tilth.learn.history import Epoch
+from tilth.learn.training.events import EventLog
+from tilth.learn.training.experiments import ExperimentLog
+from tilth.learn.training.history import Epoch
 
 
 @runtime_checkable

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
 from tilth.files import replacing
-from tilth.learn.feed import TrainingData
-from tilth.learn.history import Epoch, History
+from tilth.learn.feeding.feed import TrainingData
+from tilth.learn.training.history import Epoch, History
 
 STATE = "state.ckpt"
 LAST = "last.safetensors"

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tilth.errors import SettingError
 from tilth.learn.backends.eager import in_short
-from tilth.learn.crew import Crew
-from tilth.learn.feed import Batch
-from tilth.learn.losses import Deep, Logits, LossMix, segmentation_loss
-from tilth.learn.metrics import confusion
-from tilth.learn.truth import Label
+from tilth.learn.feeding.feed import Batch
+from tilth.learn.losses.mix import Deep, Logits, LossMix, segmentation_loss
+from tilth.learn.losses.truth import Label
+from tilth.learn.training.crew import Crew
+from tilth.learn.training.metrics import confusion
 from tilth.legend import IGNORE
 from tilth.progress import announce
 

@@ -11,10 +11,10 @@ from numpy import ndarray
 from tilth.applicability import Applicability, fit
 from tilth.card import ModelCard
 from tilth.learn.device import find_device, layout, repeatable
-from tilth.learn.feed import Scaling, Tiles, imaged
-from tilth.learn.inference import read_network
-from tilth.learn.networks import Network
-from tilth.learn.pooled import as_rows, cell_features, known_cells
+from tilth.learn.feeding.feed import Scaling, Tiles, imaged
+from tilth.learn.networks.network import Network
+from tilth.learn.networks.pooled import as_rows, cell_features, known_cells
+from tilth.learn.using.inference import read_network
 from tilth.progress import track
 
 CELL_PX = 64

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError, TilthError
-from tilth.learn.augment import Augment, Label, augmented, pasted, scale_jittered
-from tilth.learn.choice import Shares, class_rates, donor, drawn_order
 from tilth.learn.device import layout
+from tilth.learn.feeding.augment import Augment, Label, augmented, pasted, scale_jittered
+from tilth.learn.feeding.choice import Shares, class_rates, donor, drawn_order
 from tilth.legend import IGNORE, Legend
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from tilth.errors import WeightsError
 from tilth.files import file_digest
-from tilth.learn.encoder import FAILURES, check_name, classifier, features_only
-from tilth.learn.fitting import load_features, load_stages
+from tilth.learn.networks.encoder import FAILURES, check_name, classifier, features_only
+from tilth.learn.networks.fitting import load_features, load_stages
 
 OTHER_WAYS = (
     "Give --weights FILE (.safetensors or torch), --weights package (with --encoder tf_efficientnet_lite0), "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tilth.config import ModelConfig
-from tilth.learn.footprint import flop, kept_bytes, peak_bytes, weight_bytes
-from tilth.learn.networks import Network, build, padded_px
+from tilth.learn.networks.footprint import flop, kept_bytes, peak_bytes, weight_bytes
+from tilth.learn.networks.network import Network, build, padded_px
 from tilth.table import table
 
 MIB = 2**20

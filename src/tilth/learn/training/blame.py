@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from tilth.learn.feed import Batch
-from tilth.learn.losses import LossMix, segmentation_loss
+from tilth.learn.feeding.feed import Batch
+from tilth.learn.losses.mix import LossMix, segmentation_loss
 
 MOST_NAMED = 3
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError
-from tilth.learn.regions import dice_loss, lovasz_loss, tversky_loss
-from tilth.learn.truth import Label, Truth, nearness
+from tilth.learn.losses.regions import dice_loss, lovasz_loss, tversky_loss
+from tilth.learn.losses.truth import Label, Truth, nearness
 from tilth.legend import Legend
 
 Logits: TypeAlias = Float[Tensor, "n o h w"]

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tilth.learn.encoder import Encoder
-from tilth.learn.unet import DoubleConv
+from tilth.learn.networks.encoder import Encoder
+from tilth.learn.networks.unet import DoubleConv
 
 
 class JoinThenUp(nn.Module):

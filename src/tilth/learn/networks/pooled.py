@@ -7,7 +7,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from tilth.learn.networks import Network, padded
+from tilth.learn.networks.network import Network, padded
 
 LEAST_VALID = 0.5
 """A cell with a smaller share of valid pixels has no features."""

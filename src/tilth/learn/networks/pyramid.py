@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tilth.errors import SettingError
-from tilth.learn.encoder import FAILURES, chain, first_line, probed, strides_of
-from tilth.learn.weights import Origin, pretrained_network, random_network, unfilled_network
+from tilth.learn.networks.encoder import FAILURES, chain, first_line, probed, strides_of
+from tilth.learn.networks.weights import Origin, pretrained_network, random_network, unfilled_network
 
 
 class Pyramid(nn.Module):

@@ -9,13 +9,20 @@ from torch.nn.functional import pad
 
 from tilth.config import ModelConfig
 from tilth.errors import SettingError
-from tilth.learn.encoder import encoder_of
-from tilth.learn.light import LightUNet
-from tilth.learn.losses import Deep, Logits
-from tilth.learn.pyramid import pyramid
-from tilth.learn.transfer import TransferUNet
-from tilth.learn.unet import UNet
-from tilth.learn.weights import RANDOM, InputScaling, Origin, pretrained_network, random_network, unfilled_network
+from tilth.learn.losses.mix import Deep, Logits
+from tilth.learn.networks.encoder import encoder_of
+from tilth.learn.networks.light import LightUNet
+from tilth.learn.networks.pyramid import pyramid
+from tilth.learn.networks.transfer import TransferUNet
+from tilth.learn.networks.unet import UNet
+from tilth.learn.networks.weights import (
+    RANDOM,
+    InputScaling,
+    Origin,
+    pretrained_network,
+    random_network,
+    unfilled_network,
+)
 
 LEAST_CELLS = 2
 

@@ -1,0 +1,1 @@
+"""Tiles on their way to the network."""

@@ -1,0 +1,1 @@
+"""Networks: built, filled with weights, described."""
