@@ -12,6 +12,12 @@ def test_the_default_recipe_is_what_is_used_without_one() -> None:
     assert replace(load_recipe(Path("default")), title="") == Recipe()
 
 
+def test_ideas_are_tried_against_the_default_one_at_a_time() -> None:
+    ideas, default = load_recipe(Path("ideas")), load_recipe(Path("default"))
+    assert (ideas.model, ideas.train) == (default.model, default.train)
+    assert [len(variant.model) + len(variant.train) for variant in ideas.variants] == [0] + [1] * 20
+
+
 @pytest.mark.parametrize("name", ["article", "amazon", "demo"])
 def test_the_articles_recipes_train_as_the_article_does(name: str) -> None:
     recipe = load_recipe(Path(name))
