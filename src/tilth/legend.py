@@ -1,6 +1,7 @@
 """The classes of a map: their order in the network, their names, their values in rasters and their colours."""
 
-from dataclasses import field
+from dataclasses import asdict, field
+from typing import Any
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -18,13 +19,16 @@ class Legend:
     """K classes in the order of their indices, which are what label masks hold.
 
     With two classes the network has one output, the probability of class 1, the class of interest; class 0 is the rest.
-    With more it has K outputs that exclude each other.
+    With more it has K outputs that exclude each other. Overlapping classes, two or more, have an output each, and there
+    is no class for the rest: a pixel may be of several of them, or of none.
     """
 
     names: tuple[str, ...]
     """Names by index."""
     values: tuple[int, ...] = field(default=())
     """Values in class maps by index, 0 to 254. Empty: the indices themselves."""
+    overlapping: bool = False
+    """Whether a pixel may be of several classes or of none."""
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -39,12 +43,17 @@ class Legend:
     @property
     def outputs(self) -> int:
         """The number of channels that a network for these classes puts out."""
-        return 1 if len(self.names) == 2 else len(self.names)
+        return 1 if self.binary else len(self.names)
 
     @property
     def binary(self) -> bool:
         """Whether the network has one output, the probability of class 1."""
-        return len(self.names) == 2
+        return len(self.names) == 2 and not self.overlapping
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a digest is made of: every field but `overlapping` where it is False, which older ones do not know."""
+        return {name: value for name, value in asdict(self).items() if name != "overlapping" or value}
 
     @property
     def colours(self) -> tuple[str, ...]:

@@ -279,5 +279,5 @@ def _scene(burnt: BurntScene, folder: Path) -> Scene:
 
 def _fingerprint(legend: Legend, burnt: Sequence[BurntScene], tiles: Sequence[Tile], indices: Sequence[Index]) -> str:
     scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in burnt]
-    seen = {"legend": asdict(legend), "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
+    seen = {"legend": legend.content, "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
     return json_digest(seen | ({"indices": [asdict(index) for index in indices]} if indices else {}))

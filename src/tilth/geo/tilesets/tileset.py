@@ -95,9 +95,13 @@ class TileSetMeta:
     """Folder of the masks: relative to the tile set where it lies inside, else absolute."""
     indices: tuple[Index, ...] = ()
     """Spectral indices, the last of the bands; computed when pixels are read."""
+    shares: bool = False
+    """Whether masks say how much of a pixel each class has, not which class it is; always so of overlapping classes."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
+        if self.legend.overlapping and not self.shares:
+            raise ValueError("masks of class indices cannot hold overlapping classes")
 
     @property
     def bands(self) -> int:

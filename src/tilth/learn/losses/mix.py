@@ -63,6 +63,7 @@ def loss_mix(config: TrainConfig, legend: Legend, shares: Float[ndarray, "tiles 
         boundary_weight=config.boundary_weight,
         smoothing=config.label_smoothing,
         auxiliary_weight=config.auxiliary_weight,
+        overlapping=legend.overlapping,
     )
 
 

@@ -1,0 +1,52 @@
+"""Classes that exclude each other, two or more, and classes that overlap."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from tilth.config import TrainConfig
+from tilth.errors import InputError
+from tilth.files import json_digest, write_json
+from tilth.geo.tilesets.tileset import META, TileSet
+from tilth.learn.losses.mix import loss_mix
+from tilth.legend import BACKGROUND_COLOUR, Legend
+
+PAIR = Legend(("rest", "tree"))
+COVERS = Legend(("background", "tree", "road"))
+OVERLAPPING = Legend(("tree", "road"), overlapping=True)
+
+
+@pytest.mark.parametrize(
+    ("legend", "outputs", "binary"), [(PAIR, 1, True), (COVERS, 3, False), (OVERLAPPING, 2, False)]
+)
+def test_two_classes_share_an_output_unless_they_overlap(legend: Legend, outputs: int, binary: bool) -> None:
+    assert (legend.outputs, legend.binary) == (outputs, binary)
+    assert loss_mix(TrainConfig(), legend).overlapping is legend.overlapping
+
+
+def test_the_first_of_two_classes_is_grey_unless_they_overlap() -> None:
+    assert [colour == BACKGROUND_COLOUR for colour in PAIR.colours] == [True, False]
+    assert BACKGROUND_COLOUR not in OVERLAPPING.colours
+
+
+def test_an_older_legend_opens_and_has_the_digest_that_it_had() -> None:
+    older = {"names": ["rest", "tree"], "values": [0, 1]}
+    assert TypeAdapter(Legend).validate_json(json.dumps(older)) == PAIR
+    assert json_digest(PAIR.content) == json_digest(older)
+    assert json_digest(OVERLAPPING.content) == json_digest(
+        {"names": ["tree", "road"], "values": [0, 1], "overlapping": True}
+    )
+
+
+def test_overlapping_classes_come_back_from_json() -> None:
+    assert TypeAdapter(Legend).validate_json(json.dumps(asdict(OVERLAPPING))) == OVERLAPPING
+
+
+def test_a_tile_set_of_overlapping_classes_without_shares_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / META, {"legend": asdict(OVERLAPPING), "band_names": ["red"], "dtype": "uint8", "scale": 255.0,
+        "mean": [0.0], "std": [1.0], "scenes": [], "settings": {}, "source": {}, "fingerprint": ""})  # fmt: skip
+    with pytest.raises(InputError, match="cannot hold overlapping classes"):
+        TileSet.open(tmp_path)
