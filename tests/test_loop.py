@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchmetrics.functional.classification import multilabel_jaccard_index
 
+from overlapping import overlapping_blocks, overlapping_data
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
@@ -437,3 +439,27 @@ def test_a_cosine_ends_with_the_epochs_that_it_began_with(tmp_path: Path) -> Non
 def test_what_does_not_change_the_outcome_may_change(tmp_path: Path) -> None:
     fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=1), tmp_path)
     fit(TinyNetwork(), training_data(), replace(CONFIG, save_minutes=1.0, epochs=2), tmp_path, resume=True)
+
+
+def test_overlapping_classes_are_learnt_each_for_itself(tmp_path: Path) -> None:
+    network = TinyNetwork(outputs=2)
+    history = fit(network, overlapping_data(), replace(CONFIG, epochs=12, decoder_lr=0.02, encoder_lr=0.02), tmp_path)
+    assert history.epochs[-1].train_loss < 0.6 * history.epochs[0].train_loss
+    assert history.best.val_iou > 0.9
+    images, shares = (torch.from_numpy(np.stack(part)) for part in zip(*overlapping_blocks(5, 1), strict=True))
+    network.load_state_dict(load_file(tmp_path / WEIGHTS))
+    with torch.no_grad():
+        logits = network.eval()((images - 130) / 30 * shares.isfinite().all(1, keepdim=True))
+    theirs = multilabel_jaccard_index(
+        logits.sigmoid(), shares.nan_to_num(-1).int(), num_labels=2, average="macro", ignore_index=-1
+    )
+    assert history.best.val_iou == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_a_run_of_overlapping_classes_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    whole, parts = (TinyNetwork(outputs=2) for _ in range(2))
+    fit(whole, overlapping_data(), replace(CONFIG, epochs=2), tmp_path / "whole")
+    fit(parts, overlapping_data(), replace(CONFIG, epochs=1), tmp_path / "parts")
+    history = fit(parts, overlapping_data(), replace(CONFIG, epochs=2), tmp_path / "parts", resume=True)
+    assert weights(tmp_path / "whole" / LAST) == weights(tmp_path / "parts" / LAST)
+    assert history.epochs[-1].val_iou == read_history(tmp_path / "whole").epochs[-1].val_iou

@@ -3,9 +3,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import binary_confusion_matrix, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    binary_confusion_matrix,
+    multiclass_confusion_matrix,
+    multilabel_confusion_matrix,
+)
 
-from tilth.learn.training.metrics import confusion, predicted
+from tilth.counting import Counting
+from tilth.learn.training.metrics import confusion, predicted, tables
 from tilth.legend import IGNORE
 
 
@@ -62,3 +67,17 @@ def test_shares_count_for_the_class_that_has_most(k: int, seed: int) -> None:
     most = torch.nn.functional.one_hot(label.long().clamp(max=k), k + 1).movedim(-1, 1)[:, :k]
     shares = (0.55 * most + 0.45 / k).masked_fill((label == IGNORE)[:, None], torch.nan)
     assert torch.equal(confusion(logits, shares[:, 1:] if k == 2 else shares, k), confusion(logits, label, k))
+
+
+@given(k=st.integers(2, 5), seed=st.integers(0, 10**6))
+def test_tables_of_overlapping_classes_are_those_of_torchmetrics(k: int, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits, label = torch.randn(3, k, 8, 5, generator=rng), torch.randint(-1, 2, (3, k, 8, 5), generator=rng)
+    share = label.float().masked_fill(label < 0, torch.nan)
+    theirs = multilabel_confusion_matrix(logits.sigmoid(), label, num_labels=k, ignore_index=-1)
+    assert torch.equal(tables(logits, share), theirs)
+    # What the map shows is what is counted.
+    counting = Counting(k, overlapping=True)
+    seen = counting.decided(logits.sigmoid().numpy(), 0.5).swapaxes(0, 1).reshape(k, 3, -1)
+    truth = np.stack([counting.classed(each) for each in share.numpy()]).swapaxes(0, 1).reshape(k, 3, -1)
+    np.testing.assert_array_equal(counting.counts(truth, seen), theirs)

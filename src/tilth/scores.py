@@ -2,6 +2,7 @@
 
 Every function takes one matrix (k, k) or many at once (..., k, k); the bootstrap of `tilth.intervals` hands in
 thousands. Sum the matrices of all tiles first: the mean of scores by tile is another figure, and a wrong one.
+Overlapping classes have a table each, (k, 2, 2) or (..., k, 2, 2): row 1 is in the class, column 1 is mapped as it.
 
 A class that is neither in the truth nor in the prediction has no score (NaN) and is left out of means: nothing was
 asked and nothing was claimed. A class that is in one of the two only scores 0 throughout, and counts: the map missed it
@@ -63,6 +64,11 @@ def confusion_of(
     return counts.reshape(classes, classes)
 
 
+def tables_of(truth: UInt8[ndarray, "k h w"], predicted: UInt8[ndarray, "k h w"]) -> Int64[ndarray, "k 2 2"]:
+    """Return for each overlapping class how many pixels outside (row 0) and inside (1) are mapped so; not those 255."""
+    return np.stack([confusion_of(*each, 2) for each in zip(truth, predicted, strict=True)])
+
+
 def scores(confusion: Int64[ndarray, "k k"]) -> Scores:
     """Return the scores of one confusion matrix of pixel counts."""
     return Scores(**class_scores(confusion), accuracy=float(accuracy(confusion)))
@@ -70,7 +76,17 @@ def scores(confusion: Int64[ndarray, "k k"]) -> Scores:
 
 def class_scores(confusion: ndarray) -> dict[str, Float64[ndarray, "*n k"]]:
     """Return iou, f1, precision and recall by class of matrices (..., k, k)."""
-    hits, truth, predicted = _margins(confusion)
+    return _of_margins(*_margins(confusion))
+
+
+def table_scores(tables: ndarray) -> dict[str, Float64[ndarray, "*n k"]]:
+    """Return iou, f1, precision and recall by overlapping class of tables (..., k, 2, 2)."""
+    return _of_margins(*(margin[..., 1] for margin in _margins(tables)))
+
+
+def _of_margins(
+    hits: Float64[ndarray, "*n k"], truth: Float64[ndarray, "*n k"], predicted: Float64[ndarray, "*n k"]
+) -> dict[str, Float64[ndarray, "*n k"]]:
     absent = truth + predicted == 0
     return {
         "iou": _share(hits, truth + predicted - hits, absent),
@@ -86,17 +102,22 @@ def overall_scores(confusion: ndarray) -> dict[str, Float64[ndarray, "*n"]]:
     accuracy, kappa; iou, f1, precision and recall of class 1 where there are two classes, else their means over the
     classes; and these means as macro_iou, ... and weighted by the classes' share of the truth as weighted_iou, ...
     """
-    by_class = class_scores(confusion)
-    truth = _margins(confusion)[1]
-    macro = {name: present_mean(values) for name, values in by_class.items()}
-    binary = confusion.shape[-1] == 2
-    return {
-        "accuracy": accuracy(confusion),
-        "kappa": kappa(confusion),
-        **({name: values[..., 1] for name, values in by_class.items()} if binary else macro),
-        **{f"macro_{name}": values for name, values in macro.items()},
-        **{f"weighted_{name}": _weighted_mean(values, truth) for name, values in by_class.items()},
-    }
+    by_class, binary = class_scores(confusion), confusion.shape[-1] == 2
+    means = _means(by_class, _margins(confusion)[1])
+    first = {name: by_class[name][..., 1] if binary else means[f"macro_{name}"] for name in HEADLINES}
+    return {"accuracy": accuracy(confusion), "kappa": kappa(confusion), **first, **means}
+
+
+def overall_table_scores(tables: ndarray) -> dict[str, Float64[ndarray, "*n"]]:
+    """Return the same figures of tables (..., k, 2, 2): iou, f1, precision and recall are means over the classes.
+
+    accuracy is the share of all answers that are right, one a pixel and class (1 less the Hamming loss); kappa is the
+    mean over the classes.
+    """
+    means = _means(table_scores(tables), _margins(tables)[1][..., 1])
+    first = {name: means[f"macro_{name}"] for name in HEADLINES}
+    # Answers of all classes together make one table.
+    return {"accuracy": accuracy(tables.sum(axis=-3)), "kappa": present_mean(kappa(tables)), **first, **means}
 
 
 def accuracy(confusion: ndarray) -> Float64[ndarray, "*n"]:
@@ -124,6 +145,13 @@ def present_mean(values: Float64[ndarray, "*n k"]) -> Float64[ndarray, "*n"]:
     there = ~np.isnan(values)
     count = there.sum(axis=-1)
     return _share(np.where(there, values, 0).sum(axis=-1), count, count == 0)
+
+
+def _means(
+    by_class: dict[str, Float64[ndarray, "*n k"]], truth: Float64[ndarray, "*n k"]
+) -> dict[str, Float64[ndarray, "*n"]]:
+    macro = {f"macro_{name}": present_mean(values) for name, values in by_class.items()}
+    return macro | {f"weighted_{name}": _weighted_mean(values, truth) for name, values in by_class.items()}
 
 
 def _weighted_mean(values: Float64[ndarray, "*n k"], weights: Float64[ndarray, "*n k"]) -> Float64[ndarray, "*n"]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tilth.config import TrainConfig
+from tilth.counting import Counting
 from tilth.errors import InputError, SettingError
 from tilth.files import replacing
 from tilth.learn.feeding.feed import TrainingData
@@ -52,16 +53,17 @@ class Stateful(Protocol):
 class Tally:
     """Sums over the batches seen so far."""
 
-    confusion: Int64[ndarray, "k k"]
+    confusion: Int64[ndarray, "..."]
+    """As `tilth.counting.Counting` has it."""
     loss: float = 0.0
-    """Each batch's loss times its labelled pixels."""
+    """Each batch's loss times its labelled pixels; of overlapping classes, times its labels of each class."""
 
     @classmethod
     def of(cls, k: int) -> "Tally":
-        """Return the sums over no batch, for `k` classes."""
-        return cls(np.zeros((k, k), np.int64))
+        """Return the sums over no batch, for `k` classes that exclude each other."""
+        return cls(Counting(k).none())
 
-    def add(self, loss: float, confusion: Int64[ndarray, "k k"]) -> None:
+    def add(self, loss: float, confusion: Int64[ndarray, "..."]) -> None:
         """Count one more batch."""
         self.confusion = self.confusion + confusion
         self.loss += loss * int(confusion.sum())

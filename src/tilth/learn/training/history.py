@@ -14,7 +14,7 @@ HISTORY = "history.csv"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row. Scores are those of class 1 where there are two classes, else means over the classes present.
+    """One row. Scores are those of class 1 of two that exclude each other, else means over the classes present.
 
     NaN, and an empty cell in the file, where a figure does not exist (no validation tiles, no pixel of any class).
     """

@@ -11,6 +11,7 @@ import torch
 
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
+from tilth.counting import Counting
 from tilth.errors import InputError, SettingError
 from tilth.learn.device import layout, repeatable
 from tilth.learn.feeding.feed import Batch, Feed, TrainingData, part_of
@@ -36,7 +37,6 @@ from tilth.learn.training.schedule import Schedule
 from tilth.learn.training.step import NoNumberError, Pair, Step, grouped
 from tilth.learn.training.tracking import figures, trackers
 from tilth.progress import Meter, meter
-from tilth.scores import scores
 
 
 def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool = False) -> History:
@@ -77,7 +77,7 @@ class _Run:
         self, crew: Crew, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
     ) -> None:
         self._network, self._data, self._config, self._folder = network, data, config, folder
-        self._k, self._frozen = len(data.legend.names), network.frozen
+        self._counting, self._frozen = Counting.of(data.legend), network.frozen
         self._crew, self._fabric = crew, crew.fabric
         self._feed = Feed(data, config, self._fabric.device, crew.rank, crew.world)
         network.to(memory_format=layout(self._fabric.device))
@@ -88,7 +88,7 @@ class _Run:
         self._model, self._stepper = self._fabric.setup(model, self._optimizer)
         self._mix = loss_mix(config, data.legend, data.shares)
         crew.begin_alike(network)
-        self._step = Step(crew, self._model, self._mix, self._k)
+        self._step = Step(crew, self._model, self._mix, self._counting.classes)
         self._average = Average(network, config.ema) if config.ema else None
         self._schedule = Schedule(config, -(-len(self._feed.batches(0)) // config.accumulate))
         self._identity = identity(config, data)
@@ -117,7 +117,7 @@ class _Run:
 
     def validated(self, bar: Meter) -> Tally:
         """Return loss and confusion over the validation tiles."""
-        tally = Tally.of(self._k)
+        tally = self._no_tally()
         model = self._model if self._average is None else self._average.network
         model.eval()
         with torch.no_grad(), self._fabric.autocast():
@@ -132,7 +132,7 @@ class _Run:
         # One process's clock and floats count, for all must stop at the same epoch.
         row = self._crew.agreed(self._row(val))
         history = self.position.history.and_then(row)
-        self.position = Position(Tally.of(self._k), self.position.epoch + 1, history=history)
+        self.position = Position(self._no_tally(), self.position.epoch + 1, history=history)
         if self._crew.leads:
             self._write(row, history)
 
@@ -159,9 +159,12 @@ class _Run:
         epochs = f"{self.position.history.since_best} epochs without a lower validation loss"
         return (f"stopped after epoch {self.position.epoch} of {self._config.epochs}: {epochs} (patience)",)
 
+    def _no_tally(self) -> Tally:
+        return Tally(self._counting.none())
+
     def _begun(self, resume: bool) -> Position:
         if not resume:
-            return Position(Tally.of(self._k))
+            return Position(self._no_tally())
         position = load_state(self._folder, self._parts, self._identity)
         if position.epoch > self._config.epochs:
             epochs = f"epochs = {self._config.epochs} is too few"
@@ -247,9 +250,9 @@ class _Run:
         return Epoch(
             epoch=self.position.epoch + 1,
             train_loss=train.mean_loss,
-            **{f"train_{name}": value for name, value in scores(train.confusion).headline().items()},
+            **{f"train_{name}": value for name, value in self._counting.headline(train.confusion).items()},
             val_loss=val.mean_loss,
-            **{f"val_{name}": value for name, value in scores(val.confusion).headline().items()},
+            **{f"val_{name}": value for name, value in self._counting.headline(val.confusion).items()},
             lr=self._optimizer.param_groups[-1]["lr"],
             seconds=seconds + time.monotonic() - self._ticked,
             tiles_per_second=len(self._data.train) / max(seconds, 1e-9),

@@ -1,4 +1,4 @@
-"""Counts of right and wrong pixels. The scores that follow from them are in tilth.scores."""
+"""Counts of right and wrong pixels. The scores that follow from them are in tilth.counting and tilth.scores."""
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,3 +24,15 @@ def confusion(logits: Float[Tensor, "n o h w"], label: Label, k: int) -> Int64[T
     # One bin more takes what is ignored; picking the valid pixels out costs ten times as much.
     bins = pair.masked_fill(label == IGNORE, k * k)
     return torch.bincount(bins.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)
+
+
+def tables(logits: Float[Tensor, "n k h w"], share: Float[Tensor, "n k h w"]) -> Int64[Tensor, "k 2 2"]:
+    """Return for each overlapping class how many pixels outside (row 0) and inside (1) were predicted so (columns).
+
+    A pixel is inside from a share of one half on, and predicted so from a probability of one half on. Shares that are
+    NaN are not counted.
+    """
+    k = logits.shape[1]
+    place = torch.arange(k, device=logits.device).reshape(k, 1, 1) * 4 + (share >= 0.5).long() * 2 + (logits >= 0)
+    bins = place.masked_fill(~share.isfinite(), 4 * k)
+    return torch.bincount(bins.flatten(), minlength=4 * k + 1)[: 4 * k].reshape(k, 2, 2)

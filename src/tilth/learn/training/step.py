@@ -5,19 +5,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy import ndarray
 from torch import Tensor
 
+from tilth.counting import Counting
 from tilth.errors import SettingError
 from tilth.learn.backends.eager import in_short
 from tilth.learn.feeding.feed import Batch
 from tilth.learn.losses.mix import Deep, Logits, LossMix, segmentation_loss
 from tilth.learn.losses.truth import Label
 from tilth.learn.training.crew import Crew
-from tilth.learn.training.metrics import confusion
+from tilth.learn.training.metrics import confusion, tables
 from tilth.legend import IGNORE
 from tilth.progress import announce
 
@@ -29,7 +29,8 @@ class Counted(NamedTuple):
     """What one batch gave."""
 
     loss: float
-    confusion: Int64[ndarray, "k k"]
+    confusion: Int64[ndarray, "..."]
+    """As `tilth.counting.Counting` has it."""
     tiles: int
 
 
@@ -51,7 +52,8 @@ class Step:
     """
 
     def __init__(self, crew: Crew, model: Any, mix: LossMix, k: int) -> None:
-        self._crew, self._model, self._mix, self._k = crew, model, mix, k
+        self._crew, self._model, self._mix = crew, model, mix
+        self._counting = Counting(k, mix.overlapping)
         self.cuts = 1
         self._nothing = (torch.empty(0), torch.empty(0))
 
@@ -106,7 +108,7 @@ class Step:
 
     def _gradients(self, index: int, batch: Batch, batches: int) -> Counted:
         whole, parts = max(1, labelled(batch[1])), in_parts(batch, self.cuts)
-        given = Counted(0.0, np.zeros((self._k, self._k), np.int64), 0)
+        given = Counted(0.0, self._counting.none(), 0)
         for images, label in parts:
             weight = labelled(label) / whole if self.cuts > 1 else 1.0
             with self._crew.shared_statistics():
@@ -131,8 +133,9 @@ class Step:
         return segmentation_loss(fine, label, self._mix), fine, label
 
     def _counted(self, loss: Tensor, logits: Logits, label: Label) -> Counted:
-        matrix = confusion(logits.detach(), label, self._k).numpy(force=True)
-        return Counted(loss.item(), matrix, len(label))
+        detached, overlapping = logits.detach(), self._counting.overlapping
+        counts = tables(detached, label) if overlapping else confusion(detached, label, self._counting.classes)
+        return Counted(loss.item(), counts.numpy(force=True), len(label))
 
     def _cut(self, tiles: int, error: RuntimeError) -> None:
         if self._crew.world > 1:
