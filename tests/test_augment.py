@@ -211,3 +211,13 @@ def test_shares_are_pasted_where_they_are_most() -> None:
     there = other[2] > 0.5
     assert np.array_equal(label[:, there], other[:, there])
     assert np.array_equal(label[:, ~there], shares[:, ~there])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_output_gives_both_of_its_classes(index: int) -> None:
+    rng = np.random.default_rng(0)
+    shares, other = rng.random((2, 1, 6, 6)).astype(np.float32)
+    other[0, 0, 0] = np.nan
+    _, label = pasted((shares, shares), (other, other), index)
+    there = other > 0.5 if index else other < 0.5
+    assert np.array_equal(label, np.where(there, other, shares))

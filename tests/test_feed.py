@@ -11,8 +11,11 @@ from torch import Tensor
 
 from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
+from tilth.labels import class_shares
 from tilth.learn.feeding import feed
 from tilth.learn.feeding.feed import Feed, Scaling, batched, epoch_order, imaged, part_of, worker_count
+from tilth.learn.losses.truth import class_index
+from tilth.legend import Legend
 from training import Tile, blocks, training_data
 
 CPU = torch.device("cpu")
@@ -236,3 +239,26 @@ def test_workers_are_for_gpus_unless_asked_for(monkeypatch: pytest.MonkeyPatch) 
     assert worker_count(3, "cpu") == 3
     monkeypatch.setattr(feed, "_cores", lambda: 1)
     assert worker_count(-1, "cuda") == 0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    "settings", [{"augment": "colour"}, {"scale_jitter": 0.5}, {"copy_paste": 0.7}, {"sampling": "classes"}]
+)
+def test_shares_of_whole_pixels_are_fed_as_their_classes_are(classes: int, settings: dict[str, Any]) -> None:
+    data = training_data(classes)
+    shares = np.array([[(label == index).mean() for index in range(classes)] for _, label in blocks(18, 0, classes)])
+    parts = {part: [_as_shares(tile, data.legend) for tile in getattr(data, part)] for part in ("train", "val")}
+    config = TrainConfig(batch_size=4, workers=0, **settings)
+    plain, soft = (
+        Feed(each, config, CPU) for each in (replace(data, shares=shares), replace(data, shares=shares, **parts))
+    )
+    for one, other in zip(chain(plain.train(1), plain.val()), chain(soft.train(1), soft.val()), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], class_index(other[1]))
+        assert other[1].shape == (len(one[1]), data.legend.outputs, 16, 16)
+
+
+def _as_shares(tile: Tile, legend: Legend) -> Tile:
+    shares = class_shares(tile[1], legend)
+    return tile[0], shares[1:] if legend.binary else shares

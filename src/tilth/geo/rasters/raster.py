@@ -189,7 +189,17 @@ class Image:
 
 
 def read_labels(path: Path, window: Window) -> UInt8[ndarray, "h w"]:
-    """Return the class indices of `window` of a label mask; 255 outside the file.
+    """Return the class indices of `window` of a label mask; 255 outside the file. Keeps files open as `read_mask`.
+
+    Raises:
+        InputError: when the mask is missing or cannot be decoded.
+    """
+    labels: UInt8[ndarray, "h w"] = read_mask(path, window)[0]
+    return labels
+
+
+def read_mask(path: Path, window: Window) -> UInt8[ndarray, "o h w"]:
+    """Return all bands of `window` of a label mask, class indices or shares; 255 outside the file.
 
     Keeps the last few files of every thread open.
 
@@ -198,10 +208,10 @@ def read_labels(path: Path, window: Window) -> UInt8[ndarray, "h w"]:
     """
     image = _label_image(path)
     inside = window.overlap(image.info.grid.window)
-    labels = np.full((window.height, window.width), IGNORE, np.uint8)
+    bands = np.full((image.info.bands, window.height, window.width), IGNORE, np.uint8)
     if inside is not None:
-        labels[inside.within(window).slices] = image.values(inside)[0]
-    return labels
+        bands[:, *inside.within(window).slices] = image.values(inside)
+    return bands
 
 
 def close_labels() -> None:

@@ -2,7 +2,8 @@
 
     TILES/
       tiles.gpkg       one row a tile: scene, window, split, valid share, class shares, outline; opens in QGIS
-      masks/NAME.tif   class index of every pixel of a scene; 255 where it is neither trained nor scored
+      masks/NAME.tif   class index of every pixel of a scene, or how much of it is of each class, in 250ths; 255 where
+                       it is neither trained nor scored
       structure.npy    what scenes look like, where several have no place on the ground; for `tilth audit`
       images/NAME.tif  only for images that cannot be read by window as they are (PNG, JPEG, zipped, large strips)
       tileset.json     everything else: classes, bands, statistics, scenes, settings, fingerprint
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float32, Float64
 from numpy import ndarray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
@@ -26,11 +27,12 @@ from tilth.config import PrepareConfig
 from tilth.errors import InputError
 from tilth.geo.coverage import earlier_overlaps
 from tilth.geo.grid import Window
-from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.rasters.raster import Image, read_mask
 from tilth.geo.tilesets.crops import Crops
 from tilth.geo.vectors.vector import read_tiles
 from tilth.indices import Index, check_indices, filled, with_indices
-from tilth.legend import IGNORE, Legend
+from tilth.labels import Label, decoded, unknown
+from tilth.legend import Legend
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -194,7 +196,7 @@ class TileSet:
         masked = earlier_overlaps([(tile.scene, tile.window) for tile in tiles]) if once else tuple(() for _ in tiles)
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
         filling = tuple((means or self.meta.mean)[self.meta.bands :])
-        return Samples(tiles, masked, paths, self.meta.indices, filling)
+        return Samples(tiles, masked, paths, self.meta.indices, filling, shares=self.meta.shares)
 
 
 @dataclass
@@ -202,8 +204,9 @@ class Samples:
     """Tiles as pairs of arrays: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
 
     The image's bands, then the indices. Pixels that are not valid are 0 in all of them and 255 in the label; where a
-    valid pixel has no value of an index (0/0), it gets the index's mean, which scaling makes 0. Goes to worker
-    processes by `spawn`: open files stay behind.
+    valid pixel has no value of an index (0/0), it gets the index's mean, which scaling makes 0. Of masks that hold
+    shares the label is float32 (outputs, H, W) with NaN for 255. Goes to worker processes by `spawn`: open files stay
+    behind.
     """
 
     tiles: Sequence[Tile]
@@ -214,29 +217,32 @@ class Samples:
     """Of each index, what stands where it has no value."""
     crops: Crops | None = None
     """Where training tiles may be drawn."""
+    shares: bool = False
+    """Whether the masks say how much of a pixel each class has."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, index: int) -> tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]:
+    def __getitem__(self, index: int) -> tuple[Float32[ndarray, "b h w"], Label]:
         tile = self.tiles[index]
         image, label = self._read(tile.scene, tile.window)
         for window in self.masked[index]:
-            label[window.slices] = IGNORE
+            label[..., *window.slices] = unknown(label)
         return image, label
 
-    def drawn(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]:
+    def drawn(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], Label]:
         """Return a tile from a random place near its own, on training ground; from its own where there are no crops."""
         tile = self.tiles[index]
         window = tile.window if self.crops is None else self.crops.drawn(tile.scene, tile.window, rng)
         return self._read(tile.scene, window)
 
-    def _read(self, scene: str, window: Window) -> tuple[Float32[ndarray, "b h w"], UInt8[ndarray, "h w"]]:
+    def _read(self, scene: str, window: Window) -> tuple[Float32[ndarray, "b h w"], Label]:
         image_path, mask_path = self.paths[scene]
         pixels, valid = self._image(image_path).read(window)
-        label = read_labels(mask_path, window)
-        label[~valid] = IGNORE
+        bands = read_mask(mask_path, window)
+        label = decoded(bands) if self.shares else bands[0]
+        label[..., ~valid] = unknown(label)
         image = with_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
         return filled(image, self.filling), label
 

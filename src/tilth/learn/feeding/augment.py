@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
 from numpy import ndarray
 
+from tilth.labels import Label
+
 Augment = Literal["none", "dihedral", "colour"]
 
-Label: TypeAlias = UInt8[ndarray, "h w"] | Float32[ndarray, "k h w"]
-"""Class indices, 255 where the class is not known; or the share of each class in a pixel, NaN where it is not known."""
 Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
 
 JITTER = 0.3
@@ -69,7 +69,7 @@ def augmented(
     std: Float[ndarray, " b"],
     augment: Augment,
     rng: np.random.Generator,
-) -> tuple[Float32[ndarray, "b i j"], UInt8[ndarray, "i j"] | Float32[ndarray, "k i j"], Bool[ndarray, "i j"]]:
+) -> tuple[Float32[ndarray, "b i j"], UInt8[ndarray, "i j"] | Float32[ndarray, "o i j"], Bool[ndarray, "i j"]]:
     """Return image, label and valid pixels under a random symmetry, and with other colours where `augment` says so.
 
     Tiles that are not square keep their shape: they are mirrored, never turned by a quarter.
@@ -131,8 +131,16 @@ def pasted(sample: Sample, other: Sample, index: int) -> Sample:
     A pixel of shares is of a class that has more than half of it. Ghiasi et al. (2021), "Simple copy-paste".
     """
     (image, label), (from_image, from_label) = sample, other
-    mask = from_label == index if from_label.ndim == 2 else from_label[index] > 0.5
+    mask = _belongs(from_label, index)
     return np.where(mask, from_image, image), np.where(mask, from_label, label)
+
+
+def _belongs(label: Label, index: int) -> Bool[ndarray, "h w"]:
+    """Return which pixels are of the class `index`; one output is the class of index 1, the other has the rest."""
+    if label.ndim == 2:
+        return np.asarray(label == index)
+    share = label[index] if len(label) > 1 else (1 - label[0], label[0])[index]
+    return np.asarray(share > 0.5)
 
 
 def _lattice(

@@ -19,20 +19,21 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError, TilthError
+from tilth.labels import Label, labelled
 from tilth.learn.device import layout
-from tilth.learn.feeding.augment import Augment, Label, augmented, pasted, scale_jittered
+from tilth.learn.feeding.augment import Augment, augmented, pasted, scale_jittered
 from tilth.learn.feeding.choice import Shares, class_rates, donor, drawn_order
-from tilth.legend import IGNORE, Legend
+from tilth.legend import Legend
 
 T = TypeVar("T")
 Part = Literal["train", "val"]
 Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
-Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n k h w"]]
+Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]]
 
 
 @runtime_checkable
 class Tiles(Protocol):
-    """Tiles by index: the image float32 (B, H, W) in its own units, the label uint8 (H, W), or float32 (K, H, W).
+    """Tiles by index: the image float32 (B, H, W) in its own units, the label uint8 (H, W), or float32 (O, H, W).
 
     All of one shape. A pixel labelled 255 (of shares: NaN) is neither trained nor scored; one that is 0 in every band
     besides has no image at all. Must go through pickle when there are workers.
@@ -92,8 +93,7 @@ class Key(NamedTuple):
 
 def imaged(image: Float32[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
     """Return which pixels of a sample have an image: all but those that are 0 in every band and have no label."""
-    labelled = np.asarray(label != IGNORE if label.ndim == 2 else np.isfinite(label).any(axis=0))
-    seen: Bool[ndarray, "h w"] = labelled | image.any(axis=0)
+    seen: Bool[ndarray, "h w"] = labelled(label) | image.any(axis=0)
     return seen
 
 
@@ -227,7 +227,7 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         self._scaling, self._config = data.scaling, config
         self._shares = data.shares if config.copy_paste else None
 
-    def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "k h w"]]:
+    def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "o h w"]]:
         if key.part == "train":
             image, label, valid = self._augmented(key)
         else:
