@@ -12,6 +12,7 @@ from tilth.legend import Legend
 
 TREES = Legend(("other", "trees"), (1, 2))
 COVERS = Legend(("water", "grass", "crops", "trees"), (10, 20, 30, 7))
+USES = Legend(("crops", "trees", "roads"), overlapping=True)
 
 
 class Pointwise:
@@ -62,6 +63,14 @@ class Contextual(Pointwise):
         p = (0.5 + 0.4 * np.sin(seen[:, 0] / 40 + mean + 0.2 * place)).astype(np.float32)
         rest = (1 - p) / (len(self.card.legend.names) - 1)
         return np.stack([rest] * (len(self.card.legend.names) - 1) + [p], axis=1)
+
+
+class Bandwise(Pointwise):
+    """The probability of each overlapping class is that of its own band: value / 255."""
+
+    def one(self, seen: ndarray) -> ndarray:
+        probabilities: ndarray = seen[:, : len(self.card.legend.names)] / np.float32(255)
+        return probabilities
 
 
 class Means:

@@ -93,7 +93,7 @@ def test_the_negative_of_it_is_outside_and_the_user_is_told(run: Path, fields: P
 
 @pytest.mark.parametrize(("outside", "notes"), [(None, 0), (0.0, 0), (0.1, 0), (0.1001, 1)])
 def test_more_than_a_tenth_is_noted(outside: float | None, notes: int) -> None:
-    made = MadeMap(Path("map.tif"), None, None, (2, 2), {"a": 4}, 4, 1.0, Path("map.applicability.tif"), outside)
+    made = MadeMap(Path("map.tif"), None, None, (2, 2), {"a": 4}, 4, 1.0, Path("map.applicability.tif"), outside, 4)
     assert len(made.notes) == notes
 
 

@@ -42,7 +42,7 @@ class ModelCard:
     resolution_m: float | None
     """Ground size of a pixel in metres; None when the images had no CRS."""
     threshold: float
-    """With two classes, a pixel is class 1 where its probability is at least this."""
+    """A pixel is class 1 of two, or of an overlapping class, where its probability is at least this."""
     epoch: int
     """Epoch of the weights, counted from 1: the one with the least validation loss."""
     temperature: float = 1.0
@@ -57,6 +57,8 @@ class ModelCard:
     """Versions of Tilth and the libraries that trained."""
     indices: tuple[Index, ...] = ()
     """Spectral indices, the last of the bands; computed from the others when pixels are read."""
+    thresholds: tuple[float, ...] = ()
+    """Of each overlapping class, in place of the one threshold; empty until `tilth calibrate` chose them."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
@@ -66,9 +68,21 @@ class ModelCard:
         """Number of bands that an image needs, without indices."""
         return len(self.band_names) - len(self.indices)
 
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """From which probability on a pixel is of class 1 of two, or of each overlapping class."""
+        count = len(self.legend.names) if self.legend.overlapping else 1
+        return self.thresholds or (self.threshold,) * count
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What a card's JSON holds: every field but those of overlapping classes where the classes are not."""
+        fields = asdict(self) | {"legend": self.legend.content}
+        return fields if self.thresholds else {name: value for name, value in fields.items() if name != "thresholds"}
+
     def write(self, folder: Path) -> None:
         """Write the card into a run folder."""
-        write_json(folder / CARD, asdict(self))
+        write_json(folder / CARD, self.content)
 
 
 def read_card(run: Path) -> ModelCard:

@@ -10,17 +10,22 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
-def probabilities(logits: Float32[Tensor, "n o h w"]) -> Float32[Tensor, "n k h w"]:
-    """Return the probability of each class: softmax, or (1 - p, p) from the sigmoid p of a single output."""
+def probabilities(logits: Float32[Tensor, "n o h w"], overlapping: bool = False) -> Float32[Tensor, "n k h w"]:
+    """Return the probability of each class: softmax, or (1 - p, p) from the sigmoid p of a single output.
+
+    Of overlapping classes it is the sigmoid of each class's own output.
+    """
+    if overlapping:
+        return torch.sigmoid(logits)
     if logits.shape[1] > 1:
         return torch.softmax(logits, dim=1)
     first = torch.sigmoid(logits)
     return torch.cat([1 - first, first], dim=1)
 
 
-def layers_of(logits: Float32[Tensor, "n o h w"]) -> Float32[Tensor, "n o h w"]:
+def layers_of(logits: Float32[Tensor, "n o h w"], overlapping: bool = False) -> Float32[Tensor, "n o h w"]:
     """Return the layers of a map: the probability of class 1 from a single output, else that of each class."""
-    return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
+    return torch.sigmoid(logits) if logits.shape[1] == 1 or overlapping else torch.softmax(logits, dim=1)
 
 
 def mean_over(items: Sequence[Item], term: Callable[[Item], Float[Tensor, "*size"]]) -> Float[Tensor, "*size"]:

@@ -202,7 +202,8 @@ def _calibrated_as_before(out: Path, card: ModelCard) -> ModelCard:
         return card
     if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
         return card
-    return replace(card, threshold=before.threshold, temperature=before.temperature, calibrated=before.calibrated)
+    chosen = {name: getattr(before, name) for name in ("threshold", "thresholds", "temperature", "calibrated")}
+    return replace(card, **chosen)
 
 
 def _card(

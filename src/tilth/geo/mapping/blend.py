@@ -58,9 +58,10 @@ class Strip:
         """The layers of `data`, 0 to 1."""
         return self.sums.astype(np.float32) / np.float32(LEVELS * WHOLE**2)
 
-    def at_least(self, probability: float) -> Bool[ndarray, "layers h w"]:
-        """Return where the layers are at least `probability`, rounded as they are."""
-        enough: ndarray = self.sums >= round(probability * LEVELS) * WHOLE**2
+    def at_least(self, *probabilities: float) -> Bool[ndarray, "some h w"]:
+        """Return where the first layers are at least these probabilities, one a layer, rounded as they are."""
+        least = np.array([round(probability * LEVELS) * WHOLE**2 for probability in probabilities], np.uint32)
+        enough: ndarray = self.sums[: len(least)] >= least[:, None, None]
         return enough
 
 

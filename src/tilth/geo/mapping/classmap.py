@@ -1,9 +1,10 @@
 """Class maps, probabilities and uncertainty: what files hold, made from strips of blended layers.
 
-A strip's layers are the probability of class 1 for two classes, else of each class; and, for a spread, one more.
+A strip's layers are the probability of class 1 for two classes, else of each class; and, for a spread, one more. The
+map of classes that overlap has a band for each of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,14 @@ CLASSES, PROBABILITIES, UNCERTAINTY = "classes", "probabilities", "uncertainty"
 """Names of a strip's arrays in the ledger."""
 
 Numbers = Literal["uint8", "float16"]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """How many pixels of a map have a value, and how many are of each class: of several at once where these overlap."""
+
+    pixels: int
+    by_class: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -51,15 +60,19 @@ class Shares:
         return result
 
 
-def class_values(strip: Strip, legend: Legend, threshold: float) -> UInt8[ndarray, "h w"]:
-    """Return the map's value of every pixel of a strip's data; 255 where it is not mapped.
+def class_values(strip: Strip, legend: Legend, cuts: Sequence[float]) -> UInt8[ndarray, "bands h w"]:
+    """Return the map's bands of every pixel of a strip's data; 255 where it is not mapped.
 
-    With two classes a pixel is class 1 where its probability is at least `threshold`. With more it is the most probable
-    one, the first where two are equal.
+    With two classes a pixel is class 1 where its probability is at least the one of `cuts`. With more it is the most
+    probable one, the first where two are equal. Each overlapping class has a band: 1 where its probability is at least
+    its own of `cuts`, else 0.
     """
-    index = strip.at_least(threshold)[0] if legend.binary else strip.sums[: legend.outputs].argmax(axis=0)
-    values: ndarray = np.array(legend.values, np.uint8)[index.astype(np.intp)]
-    values[~strip.mapped] = IGNORE
+    if legend.overlapping:
+        values = strip.at_least(*cuts).astype(np.uint8)
+    else:
+        index = strip.at_least(*cuts)[0] if legend.binary else strip.sums[: legend.outputs].argmax(axis=0)
+        values = np.array(legend.values, np.uint8)[index.astype(np.intp)][None]
+    values[:, ~strip.mapped] = IGNORE
     return values
 
 
@@ -72,11 +85,18 @@ def probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w
 def entropy(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
     """Return the entropy of the class probabilities, divided by the largest that K classes can have, log K: 0 to 1.
 
-    -sum(p log p) / log K, Shannon (1948), doi:10.1002/j.1538-7305.1948.tb01338.x, section 6.
+    -sum(p log p) / log K, Shannon (1948), doi:10.1002/j.1538-7305.1948.tb01338.x, section 6. Of overlapping classes it
+    is that of all their answers, which is the mean over the classes of that of being in the class or not.
     """
-    p = probabilities(strip, legend)
+    if legend.overlapping:
+        each = [_entropy(np.stack([1 - p, p])) for p in probabilities(strip, legend)]
+        return np.asarray(np.mean(each, axis=0))
+    return _entropy(probabilities(strip, legend))
+
+
+def _entropy(p: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:
     terms = p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
-    share: ndarray = -terms.sum(axis=0, keepdims=True) / np.float32(np.log(len(legend.names)))
+    share: ndarray = -terms.sum(axis=0, keepdims=True) / np.float32(np.log(len(p)))
     return share.clip(0, 1)
 
 
@@ -85,16 +105,23 @@ def spread(strip: Strip) -> Float32[ndarray, "1 h w"]:
     return (strip.layers[-1:] / MOST_SPREAD).clip(0, 1)
 
 
-def write_class_map(path: Path, grid: Grid, ledger: Ledger, legend: Legend, tags: dict[str, str]) -> dict[str, int]:
-    """Write a finished ledger's classes as a map, with names and colours; return the mapped pixels by class name.
+def write_class_map(path: Path, grid: Grid, ledger: Ledger, legend: Legend, tags: dict[str, str]) -> Mapped:
+    """Write a finished ledger's classes as a map, with names and colours, and return what it holds.
+
+    A map of overlapping classes has no colours, for a file has a table for a single band alone.
 
     Raises:
         OutputError: when the map cannot be written.
     """
+    if legend.overlapping:
+        layout = MapLayout(len(legend.names), nodata=IGNORE, tags=tags, band_names=legend.names)
+        counts = _write(path, grid, ledger, CLASSES, layout)
+        return Mapped(int(counts[0, :IGNORE].sum()), dict(zip(legend.names, counts[:, 1].tolist(), strict=True)))
     colours = dict(zip(legend.values, legend.colours, strict=True))
     layout = MapLayout(nodata=IGNORE, colours=colours, tags=tags, band_names=("class",))
     counts = _write(path, grid, ledger, CLASSES, layout)
-    return {name: int(counts[value]) for name, value in zip(legend.names, legend.values, strict=True)}
+    pixels = {name: int(counts[0, value]) for name, value in zip(legend.names, legend.values, strict=True)}
+    return Mapped(sum(pixels.values()), pixels)
 
 
 def write_probabilities(
@@ -123,21 +150,18 @@ def _layout(dtype: Numbers, names: tuple[str, ...], tags: dict[str, str]) -> Map
     return MapLayout(len(names), dtype, Shares(dtype).nodata, tags=tags, band_names=names, overviews="average")
 
 
-def _write(path: Path, grid: Grid, ledger: Ledger, name: str, layout: MapLayout) -> Int64[ndarray, " 256"]:
-    """Write an array of a ledger's strips, and return how often each byte occurs in it.
+def _write(path: Path, grid: Grid, ledger: Ledger, name: str, layout: MapLayout) -> Int64[ndarray, "bands 256"]:
+    """Write an array of a ledger's strips, and return how often each byte occurs in each band of classes.
 
     Memory: 512 rows of all bands of a panel. Where strips hold no data, nothing is done.
     """
-    counts = np.zeros(IGNORE + 1, np.int64)
-    flat = name == CLASSES
+    counts = np.zeros((layout.bands, IGNORE + 1), np.int64)
     with create_map(path, grid, layout) as writer:
         for window in _windows(grid, ledger):
-            shape = (window.height, window.width)
-            blank = np.full(shape if flat else (layout.bands, *shape), layout.nodata, layout.dtype)
+            blank = np.full((layout.bands, window.height, window.width), layout.nodata, layout.dtype)
             pixels = ledger.read(name, window, blank)
-            if flat:
-                counts += np.bincount(pixels.ravel(), minlength=len(counts))
-                pixels = pixels[None]
+            if name == CLASSES:
+                counts += [np.bincount(band.ravel(), minlength=IGNORE + 1) for band in pixels]
             writer.write(pixels.astype(np.float32) if layout.dtype == "float16" else pixels, window)
     return counts
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +43,11 @@ def beside(path: Path, what: str) -> Path:
 
 def map_tags(card: ModelCard, origin: str) -> dict[str, str]:
     """Return the metadata of a map that `card`'s model makes."""
-    classes = {f"{CLASS_TAG}{value}": name for value, name in zip(card.legend.values, card.legend.names, strict=True)}
-    return {**classes, ORIGIN_TAG: origin, CARD_TAG: json.dumps(asdict(card), ensure_ascii=False)}
+    named = list(zip(card.legend.values, card.legend.names, strict=True))
+    if card.legend.overlapping:
+        named = [(0, "not of the band's class"), (1, "of the band's class")]
+    classes = {f"{CLASS_TAG}{value}": name for value, name in named}
+    return {**classes, ORIGIN_TAG: origin, CARD_TAG: json.dumps(card.content, ensure_ascii=False)}
 
 
 def stated_legend(tags: Mapping[str, str]) -> Legend | None:

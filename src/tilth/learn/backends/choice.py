@@ -155,7 +155,8 @@ def _agreeing(name: str, trained: Trained, eager: Runner, workers: Workers) -> R
         logits = [workers.each(run, trained.sample) for run in (eager, runner)]
     except Exception as error:  # whatever an exporter or a runtime may raise
         raise UnfitError(f"it cannot run this network ({in_short(error)})") from error
-    ours, theirs = (probabilities(each / trained.card.temperature) for each in logits)
+    card = trained.card
+    ours, theirs = (probabilities(each / card.temperature, card.legend.overlapping) for each in logits)
     off = float((ours - theirs).abs().max())
     if not off <= TOLERANCE:
         raise UnfitError(f"its probabilities differ from torch's by up to {off:.2g}, and {TOLERANCE:g} is allowed")

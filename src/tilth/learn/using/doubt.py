@@ -92,19 +92,31 @@ class Doubt:
         return cls([Mapper.load((run,), **options) for run in runs], measure, tta)
 
     def __call__(self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]) -> Float32[ndarray, "n t t"]:
-        """Return the doubt of every pixel of square tiles, 0 to 1; `pixels` are in the images' own units."""
-        each = [self._seen(seer, turn, pixels, valid) for seer in self._seers for turn in self._turns]
-        return self._measure(np.stack(each))
+        """Return the doubt of every pixel of square tiles, 0 to 1; `pixels` are in the images' own units.
+
+        Each of overlapping classes is doubted for itself, as one of two, and the mean over the classes counts.
+        """
+        views = np.stack([self._seen(seer, turn, pixels, valid) for seer in self._seers for turn in self._turns])
+        legend = self.card.legend
+        if legend.binary or legend.overlapping:
+            each = [self._measure(_with_the_rest(own)) for own in np.moveaxis(views, 2, 0)]
+            return np.asarray(np.mean(each, axis=0))
+        return self._measure(views)
 
     def _seen(
         self, seer: Seer, turn: Turn, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]
-    ) -> Float32[ndarray, "n k t t"]:
-        """Return the probabilities that one run gives to tiles in one turn, turned back."""
+    ) -> Float32[ndarray, "n layers t t"]:
+        """Return the layers that one run gives to tiles in one turn, turned back."""
         images = turned(torch.from_numpy(pixels.astype(np.float32, order="C")), turn).numpy()
         seen = turned(torch.from_numpy(np.array(valid[:, None], order="C")), turn).numpy()[:, 0]
         layers = seer(images.astype(pixels.dtype), seen)
-        upright = turned_back(torch.from_numpy(layers), turn).numpy()
-        return np.concatenate([1 - upright, upright], axis=1) if self.card.legend.binary else upright
+        upright: ndarray = turned_back(torch.from_numpy(layers), turn).numpy()
+        return upright
+
+
+def _with_the_rest(views: Float32[ndarray, "v n h w"]) -> Views:
+    """Return the probabilities of one class as those of two: of the rest, and of the class."""
+    return np.stack([1 - views, views], axis=2)
 
 
 def mean_inside(doubt: Float32[ndarray, "n h w"], counted: Bool[ndarray, "n h w"]) -> Float64[ndarray, " n"]:
@@ -128,4 +140,5 @@ def _check_alike(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
 def _kind(card: ModelCard) -> tuple[str, str, str]:
     indices = [index.formula for index in card.indices]
     bands = f"{', '.join([str(len(card.band_names)), *indices])} of {card.dtype}"
-    return ", ".join(card.legend.names), bands, f"{card.tile_px} px"
+    kind = " (overlapping)" if card.legend.overlapping else ""
+    return ", ".join(card.legend.names) + kind, bands, f"{card.tile_px} px"

@@ -67,13 +67,16 @@ class Predictor:
     def __call__(
         self, batch: Float32[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"] | None = None
     ) -> Float32[ndarray, "n k h w"]:
-        """Return the probability of each class of the legend, in float32; over the classes they add up to 1.
+        """Return the probability of each class of the legend, in float32.
+
+        Over the classes they add up to 1, unless these overlap.
 
         `batch` is in the images' own units, of any height and width. Pixels that are not `valid` have no image: the
         network is given the mean in their place, as in training. (Without `valid`, the caller fills them with it.)
         So it is where a band of a valid pixel is NaN. The card's temperature divides the logits.
         """
-        return probabilities(self._logits(batch, valid) / self.card.temperature).numpy(force=True)
+        logits = self._logits(batch, valid) / self.card.temperature
+        return probabilities(logits, self.card.legend.overlapping).numpy(force=True)
 
     def logits(
         self, batch: Float32[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"] | None = None
@@ -203,7 +206,7 @@ class Mapper:
 
         def upright(turn: Turn) -> Tensor:
             logits = member.run(turned(scaled, turn))
-            return turned_back(layers_of(logits / member.temperature), turn)
+            return turned_back(layers_of(logits / member.temperature, self.card.legend.overlapping), turn)
 
         return mean_over(self._turns, upright)
 
@@ -250,4 +253,5 @@ def _check_alike(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
 def _alike(card: ModelCard) -> tuple[str, ...]:
     names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
     indices = ", ".join(index.formula for index in card.indices)
-    return ", ".join(names), str(len(card.band_names)), card.dtype, indices or "none"
+    kind = " (overlapping)" if card.legend.overlapping else ""
+    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none"

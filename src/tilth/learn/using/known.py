@@ -99,5 +99,5 @@ def _frames(
     edge: int, tiles: Tiles, chosen: Sequence[int]
 ) -> tuple[Float32[ndarray, "n b t t"], Bool[ndarray, "n t t"]]:
     """Return the upper left part of tiles, and which of its pixels have an image."""
-    read = [(image[:, :edge, :edge], label[:edge, :edge]) for image, label in (tiles[index] for index in chosen)]
+    read = [(image[:, :edge, :edge], label[..., :edge, :edge]) for image, label in (tiles[index] for index in chosen)]
     return np.stack([image for image, _ in read]), np.stack([imaged(image, label) for image, label in read])

@@ -65,7 +65,8 @@ def _blocks(task: Task) -> int:
 def _bytes_a_pixel(task: Task) -> int:
     share = 2 if task.settings.probabilities == "float16" else 1
     shares = len(task.card.legend.names) * (task.settings.probabilities != "none") + task.settings.uncertainty
-    return 1 + share * shares
+    classes = len(task.card.legend.names) if task.card.legend.overlapping else 1
+    return classes + share * shares
 
 
 def _spill_bytes(task: Task, lanes: int) -> int:

@@ -89,10 +89,16 @@ def make(task: Task, model: Model) -> MadeMap:
             write_uncertainty(task.uncertainty, grid, ledger, _shares(task).dtype, tags, what)
         outside = _write_applicability(task, ledger, tags)
         # The map comes last: when it is there, all is.
-        pixels = write_class_map(task.job.path, grid, ledger, legend, tags)
+        mapped = write_class_map(task.job.path, grid, ledger, legend, tags)
     ledger.remove()
-    done = {"pixels": pixels, "computed_px": grid.height * grid.width - before, "seconds": seconds, "outside": outside}
-    return _finished(task, **done)
+    return _finished(
+        task,
+        pixels=mapped.by_class,
+        mapped_px=mapped.pixels,
+        computed_px=grid.height * grid.width - before,
+        seconds=seconds,
+        outside=outside,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ def _compute(task: Task, ledger: Ledger, model: Model) -> None:
 
 def _arrays(task: Task, strip: Strip) -> dict[str, ndarray]:
     legend, settings = task.card.legend, task.settings
-    arrays: dict[str, ndarray] = {CLASSES: class_values(strip, legend, task.card.threshold)}
+    arrays: dict[str, ndarray] = {CLASSES: class_values(strip, legend, task.card.cuts)}
     if settings.probabilities != "none":
         arrays[PROBABILITIES] = _shares(task).stored(probabilities(strip, legend), strip)
     if settings.uncertainty:

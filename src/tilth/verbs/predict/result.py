@@ -1,5 +1,6 @@
 """What `tilth predict` returns, and how it reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class MadeMap:
     uncertainty: Path | None
     shape: tuple[int, int]
     """Rows and columns."""
-    pixels: dict[str, int]
+    pixels: Mapping[str, int]
     """Mapped pixels by class name; empty for a map that an earlier job finished."""
     computed_px: int = 0
     """Pixels of the raster that this job went through; the rest a job before it that was killed."""
@@ -25,6 +26,8 @@ class MadeMap:
     applicability: Path | None = None
     outside: float | None = None
     """Share of the mapped area outside the area of applicability; None where that was not asked, or found before."""
+    mapped_px: int = 0
+    """Pixels that have a value, of whatever class; where classes overlap, those of all classes are more or fewer."""
 
     def lines(self) -> list[str]:
         """Return size, speed and the shares of the classes as text."""
@@ -34,8 +37,8 @@ class MadeMap:
         mpx, before = self.computed_px / 1e6, (self.shape[0] * self.shape[1] - self.computed_px) / 1e6
         speed = f", {mpx:.2f} Mpx in {self.seconds:.1f} s ({mpx / self.seconds:.2g} Mpx/s)" if mpx else ""
         speed += f", {before:.2f} Mpx kept from before" if before else ""
-        total, wide = sum(self.pixels.values()), max(map(len, self.pixels))
-        shares = [f"  {name:{wide}} {count / total:7.1%}" for name, count in self.pixels.items()]
+        wide = max(map(len, self.pixels))
+        shares = [f"  {name:{wide}} {count / self.mapped_px:7.1%}" for name, count in self.pixels.items()]
         also = [f"{self.probabilities}: the probability of every class"] if self.probabilities else []
         also += [f"{self.uncertainty}: the uncertainty of every pixel"] if self.uncertainty else []
         if self.outside is not None:
