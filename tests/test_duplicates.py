@@ -38,7 +38,7 @@ def seen(pixels: ndarray, valid: ndarray | None = None) -> ndarray:
 
 
 def labelled(labels: ndarray, classes: int) -> ndarray:
-    looks = Looks(1, classes, *labels.shape)
+    looks = Looks(1, classes - 1, *labels.shape)
     looks.add(np.zeros((1, *labels.shape), np.uint8), labels != IGNORE, labels, Window(0, 0, *labels.shape))
     return looks.structures()[1]
 
@@ -177,7 +177,7 @@ def test_a_scene_gathered_by_windows_is_the_scene_at_once() -> None:
     labels[:20] = IGNORE
     valid = np.ones((150, 150), bool)
     valid[:, 130:] = False
-    whole, parts = Looks(3, 2, 150, 150), Looks(3, 2, 150, 150)
+    whole, parts = Looks(3, 1, 150, 150), Looks(3, 1, 150, 150)
     whole.add(pixels * valid, valid, labels, Window(0, 0, 150, 150))
     for window in (Window(0, 0, 7, 150), Window(7, 0, 143, 1), Window(7, 1, 143, 149)):
         inside = window.slices

@@ -17,13 +17,14 @@ from full_disk import files_no_larger_than
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from tilth.errors import InputError, OutputError
 from tilth.geo.grid import Grid, Window, cells
-from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.rasters.raster import Image, read_labels, read_mask
 from tilth.geo.rasters.rasterout import MapLayout, copy_tiled, create_labels, create_map
 from tilth.geo.rasters.written import Blocks
 from tilth.legend import IGNORE, Legend
 
 GRID = Grid(700, 900, TENTH_METRE, CRS.from_user_input(UTM12))
 LEGEND = Legend(("background", "trees"))
+OVERLAPPING = Legend(("trees", "roofs", "roads"), overlapping=True)
 CLASSES = MapLayout(nodata=255, colours={0: "#D9D9D9", 1: "#009E73"}, tags={"CLASS_1": "trees"}, band_names=("class",))
 
 
@@ -209,6 +210,16 @@ def put_copy(folder: Path) -> None:
 
 @pytest.mark.parametrize("put", [put_map, put_labels, put_copy])
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.9, 0.999])
+def test_a_mask_of_shares_names_its_bands(tmp_path: Path) -> None:
+    for legend, names in ((LEGEND, LEGEND.names[-LEGEND.outputs :]), (OVERLAPPING, OVERLAPPING.names)):
+        with create_labels(tmp_path / "shares.tif", GRID, legend, shares=True):
+            pass
+        with rasterio.open(tmp_path / "shares.tif") as raster:
+            assert raster.descriptions == names
+            assert raster.tags()["FULL_SHARE"] == "250"
+        assert (read_mask(tmp_path / "shares.tif", GRID.window) == IGNORE).all()
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, put: Callable[[Path], None], share: float) -> None:
     write_raster(tmp_path / "source.tif", textured(3, 500, 500))
     folder = tmp_path / "out"

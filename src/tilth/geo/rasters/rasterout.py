@@ -25,6 +25,7 @@ from tilth.geo.rasters.gdal import RASTER_FAULTS, quietly, reason
 from tilth.geo.rasters.overviews import Rule, blocks_above, halved
 from tilth.geo.rasters.raster import Image
 from tilth.geo.rasters.written import Blocks, check_written, refused
+from tilth.labels import FULL
 from tilth.legend import IGNORE, Legend
 
 BLOCK_PX = 512
@@ -99,17 +100,20 @@ def create_map(path: Path, grid: Grid, layout: MapLayout) -> Iterator[MapWriter]
 
 
 @contextmanager
-def create_labels(path: Path, grid: Grid, legend: Legend) -> Iterator[MapWriter]:
+def create_labels(path: Path, grid: Grid, legend: Legend, shares: bool = False) -> Iterator[MapWriter]:
     """Give a writer for a mask of class indices, (1, h, w) uint8 with 255 for pixels without a label.
 
-    A tiled GeoTIFF at `path` when the block ends, whole or not at all. Pixels that are never written are 255.
+    With `shares`, of one band an output of the legend, that hold 0 to 250 for the share of its class. A tiled GeoTIFF
+    at `path` when the block ends, whole or not at all. Pixels that are never written are 255.
 
     Raises:
         OutputError: when it cannot be written (disk full, no permission).
     """
-    colours = dict(enumerate(legend.colours))
     tags = {f"CLASS_{index}": name for index, name in enumerate(legend.names)}
-    layout = MapLayout(nodata=IGNORE, colours=colours, tags=tags, band_names=("class",))
+    layout = MapLayout(nodata=IGNORE, colours=dict(enumerate(legend.colours)), tags=tags, band_names=("class",))
+    if shares:
+        names = legend.names[-legend.outputs :]
+        layout = MapLayout(len(names), nodata=IGNORE, tags={"FULL_SHARE": str(FULL)}, band_names=names)
     with replacing_with_scratch(path) as part, _refusals(path):
         with _writer(path, part, grid, layout) as writer:
             yield writer

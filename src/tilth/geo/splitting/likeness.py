@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 from numpy import ndarray
 
 from tilth.geo.grid import Window
-from tilth.geo.rasters.raster import Image, read_labels
-from tilth.geo.splitting.variogram import Variogram, lag_edges, pooled, window_lags
+from tilth.geo.rasters.raster import Image, read_mask
+from tilth.geo.splitting.variogram import Lags, Variogram, lag_edges, pooled, window_lags
 from tilth.geo.tilesets.tileset import Tile, TileSet, TileSetMeta
-from tilth.legend import IGNORE
+from tilth.labels import class_shares, decoded
 from tilth.progress import track
 
 WINDOWS = 16
@@ -28,7 +28,8 @@ class Likeness:
     image: Variogram
     """Of the first principal component of the bands, each brought to unit variance over the training part."""
     labels: Variogram
-    """Of the class indicators, summed: the chance that two pixels differ in class."""
+    """Of the class indicators, summed: the chance that two pixels differ in class. Of overlapping classes the mean over
+    these: the chance that two pixels differ in whether they are of one."""
     pixels_read: int
     windows: int
 
@@ -39,7 +40,8 @@ class Sample:
 
     pixels: Float32[ndarray, "b h w"]
     valid: Bool[ndarray, "h w"]
-    labels: UInt8[ndarray, "h w"]
+    shares: Float32[ndarray, "k h w"]
+    """Of each class, 0 to 1; NaN where it is not known."""
     step: int
 
 
@@ -60,12 +62,10 @@ def likeness(tile_set: TileSet, seed: int = 0) -> Likeness:
     ]
     edges = lag_edges(max(min(window.height, window.width) for _, window in windows) / 2)
     axis = principal_axis(samples, tile_set.meta)
-    classes = range(len(tile_set.meta.legend.names))
     image, labels = [], []
     for sample in track(samples, len(samples), "Variogram", "windows"):
         image.append(window_lags([np.tensordot(axis, sample.pixels, 1)], sample.valid, edges, sample.step))
-        indicators = ((sample.labels == index).astype(float) for index in classes)
-        labels.append(window_lags(indicators, sample.labels != IGNORE, edges, sample.step))
+        labels += _label_lags(sample, edges, tile_set.meta.legend.overlapping)
     read = sum(window.height * window.width for _, window in windows)
     return Likeness(pooled(image), pooled(labels), read, len(windows))
 
@@ -98,6 +98,15 @@ def principal_axis(samples: Sequence[Sample], meta: TileSetMeta) -> Float64[ndar
     return axis
 
 
+def _label_lags(sample: Sample, edges: Float64[ndarray, " e"], overlapping: bool) -> list[Lags]:
+    """Return the lags of all classes together; of overlapping ones, which are not known together, those of each."""
+    known = np.isfinite(sample.shares)
+    fields = np.where(known, sample.shares, 0).astype(float)
+    if overlapping:
+        return [window_lags([field], here, edges, sample.step) for field, here in zip(fields, known, strict=True)]
+    return [window_lags(fields, known.all(axis=0), edges, sample.step)]
+
+
 def _around(tile: Window, height: int, width: int) -> Window:
     rows, cols = min(SIDE_PX, height), min(SIDE_PX, width)
     top = min(max(tile.row + tile.height // 2 - rows // 2, 0), height - rows)
@@ -108,18 +117,21 @@ def _around(tile: Window, height: int, width: int) -> Window:
 def _read(tile_set: TileSet, name: str, window: Window) -> Iterator[Sample]:
     with Image.open(tile_set.image_path(name)) as image:
         pixels, valid = image.read(window)
-    labels = read_labels(tile_set.mask_path(name), window)
+    bands = read_mask(tile_set.mask_path(name), window)
     coarse = max(1, -(-max(window.height, window.width) // FINE_PX))
-    yield _thinned(pixels, valid, labels, coarse)
+    yield _thinned(pixels, valid, bands, coarse, tile_set.meta)
     if coarse > 1:
-        rows, cols = (
-            slice(max(side - FINE_PX, 0) // 2, max(side - FINE_PX, 0) // 2 + FINE_PX) for side in labels.shape
-        )
-        yield _thinned(pixels[:, rows, cols], valid[rows, cols], labels[rows, cols], 1)
+        rows, cols = (slice(max(side - FINE_PX, 0) // 2, max(side - FINE_PX, 0) // 2 + FINE_PX) for side in valid.shape)
+        yield _thinned(pixels[:, rows, cols], valid[rows, cols], bands[:, rows, cols], 1, tile_set.meta)
 
 
 def _thinned(
-    pixels: Shaped[ndarray, "b h w"], valid: Bool[ndarray, "h w"], labels: UInt8[ndarray, "h w"], step: int
+    pixels: Shaped[ndarray, "b h w"],
+    valid: Bool[ndarray, "h w"],
+    bands: UInt8[ndarray, "o h w"],
+    step: int,
+    meta: TileSetMeta,
 ) -> Sample:
     thin = (slice(None, None, step), slice(None, None, step))
-    return Sample(pixels[:, *thin].astype(np.float32), valid[thin].copy(), labels[thin].copy(), step)
+    label = decoded(bands[:, *thin]) if meta.shares else bands[0, *thin]
+    return Sample(pixels[:, *thin].astype(np.float32), valid[thin].copy(), class_shares(label, meta.legend), step)

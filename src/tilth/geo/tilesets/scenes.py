@@ -15,8 +15,9 @@ from tilth.geo.grid import Window
 from tilth.geo.rasters.raster import Image, ImageInfo
 from tilth.legend import Legend
 
-Labeller = Callable[[Window], UInt8[ndarray, "h w"]]
-"""Gives the class indices of a window inside one scene; 255 where the label is not known."""
+Labeller = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]]
+"""Gives the class indices of a window inside one scene, or how much of a pixel is of each output's class, 0 to 250; 255
+where the label is not known."""
 Groups = Path | Mapping[str, str] | None
 """Group by scene name; or a CSV file with the columns scene and group; or each scene by itself."""
 
@@ -46,6 +47,8 @@ class Gathered:
     """The images' value that stands for full brightness, where the source knows it."""
     implied: bool = False
     """Whether class 0 is what no label covers, so that it may be absent when there are others."""
+    shares: bool = False
+    """Whether labels say how much of a pixel each class has; always so of overlapping classes."""
 
 
 @runtime_checkable

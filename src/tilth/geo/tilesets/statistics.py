@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from numpy import ndarray
 
 from tilth.geo.grid import Window, cells
-from tilth.geo.rasters.raster import Image, read_labels
+from tilth.geo.rasters.raster import Image, read_mask
 from tilth.indices import Index, with_indices
 from tilth.legend import IGNORE
 
@@ -75,7 +75,8 @@ def band_moments(
             hits = [windows[hit] for hit in tree.query(_box(cell))]
             if hits:
                 pixels, valid = opened.read(cell)
-                counted = valid & _painted(cell, hits) & (read_labels(mask, cell) != IGNORE)
+                labelled = (read_mask(mask, cell) != IGNORE).any(axis=0)
+                counted = valid & _painted(cell, hits) & labelled
                 yield Moments.of(with_indices(pixels, valid, indices)[:, counted])
 
 

@@ -17,6 +17,7 @@ from numpy import ndarray
 from tilth.errors import InputError
 from tilth.files import replacing
 from tilth.geo.grid import Window
+from tilth.labels import decoded
 from tilth.legend import IGNORE
 
 STRUCTURE = "structure.npy"
@@ -62,24 +63,32 @@ def label_structure(thumbnail: Thumbnail) -> Int8[ndarray, "2 64 64"]:
 
 
 class Looks:
-    """The structure of a scene's image and of its labels, gathered window by window while they are read."""
+    """The structure of a scene's image and of its labels, gathered window by window while they are read.
 
-    def __init__(self, bands: int, classes: int, height: int, width: int) -> None:
+    `layers` are the bands of labels that are looked at: one a class, without the first where classes exclude each
+    other, for its edges are those of the others.
+    """
+
+    def __init__(self, bands: int, layers: int, height: int, width: int) -> None:
         self._image = Thumbnail(bands, height, width)
-        self._labels = Thumbnail(classes - 1, height, width)
-        self._classes = classes
+        self._labels = Thumbnail(layers, height, width)
+        self._layers = layers
 
     def add(
         self,
         pixels: Shaped[ndarray, "b h w"],
         valid: Bool[ndarray, "h w"],
-        labels: UInt8[ndarray, "h w"],
+        labels: UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"],
         window: Window,
     ) -> None:
-        """Count a window: pixels, 0 where not valid, and class indices, 255 where not labelled."""
+        """Count a window: pixels, 0 where not valid, and class indices or shares in 250ths, 255 where not labelled."""
         self._image.add(pixels, valid, window)
-        # The edges of the first class are those of the others.
-        self._labels.add((labels == index for index in range(1, self._classes)), labels != IGNORE, window)
+        if labels.ndim == 2:
+            here = (labels == index for index in range(1, self._layers + 1))
+            self._labels.add(here, labels != IGNORE, window)
+        else:
+            shares = np.nan_to_num(decoded(labels[-self._layers :]))
+            self._labels.add(shares, (labels != IGNORE).any(axis=0), window)
 
     def structures(self) -> Int8[ndarray, "2 2 64 64"]:
         """Return the structure of the image, then that of the labels."""
