@@ -195,6 +195,16 @@ def test_labels_have_names_and_colours(tmp_path: Path) -> None:
         assert image.info.tags["CLASS_1"] == "trees"
 
 
+def test_a_mask_of_shares_names_its_bands(tmp_path: Path) -> None:
+    for legend, names in ((LEGEND, LEGEND.names[-LEGEND.outputs :]), (OVERLAPPING, OVERLAPPING.names)):
+        with create_labels(tmp_path / "shares.tif", GRID, legend, shares=True):
+            pass
+        with rasterio.open(tmp_path / "shares.tif") as raster:
+            assert raster.descriptions == names
+            assert raster.tags()["FULL_SHARE"] == "250"
+        assert (read_mask(tmp_path / "shares.tif", GRID.window) == IGNORE).all()
+
+
 def put_map(folder: Path) -> None:
     write_map(folder / "map.tif", textured(1, 700, 900), MapLayout(overviews="average"))
 
@@ -210,16 +220,6 @@ def put_copy(folder: Path) -> None:
 
 @pytest.mark.parametrize("put", [put_map, put_labels, put_copy])
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.9, 0.999])
-def test_a_mask_of_shares_names_its_bands(tmp_path: Path) -> None:
-    for legend, names in ((LEGEND, LEGEND.names[-LEGEND.outputs :]), (OVERLAPPING, OVERLAPPING.names)):
-        with create_labels(tmp_path / "shares.tif", GRID, legend, shares=True):
-            pass
-        with rasterio.open(tmp_path / "shares.tif") as raster:
-            assert raster.descriptions == names
-            assert raster.tags()["FULL_SHARE"] == "250"
-        assert (read_mask(tmp_path / "shares.tif", GRID.window) == IGNORE).all()
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, put: Callable[[Path], None], share: float) -> None:
     write_raster(tmp_path / "source.tif", textured(3, 500, 500))
     folder = tmp_path / "out"
