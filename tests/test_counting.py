@@ -113,14 +113,14 @@ def test_shares_are_of_the_class_that_has_most() -> None:
 
 def test_a_map_shows_a_class_from_its_own_threshold_on() -> None:
     seen = np.array([[[0.3, 0.2]], [[0.7, 0.8]]], np.float32)
-    assert Counting(2).decided(seen, 0.75).tolist() == [[0, 1]]
-    assert Counting(2, overlapping=True).decided(seen, np.array([0.3, 0.75], np.float32)).tolist() == [
+    assert Counting(2).decided(seen, (0.75,)).tolist() == [[0, 1]]
+    assert Counting(2, overlapping=True).decided(seen, (0.3, 0.75)).tolist() == [
         [[1, 0]],
         [[0, 1]],
     ]
-    assert Counting(2, overlapping=True).decided(seen[None], 0.5).shape == (1, 2, 1, 2)
+    assert Counting(2, overlapping=True).decided(seen[None], (0.5, 0.5)).shape == (1, 2, 1, 2)
     more = np.stack([seen[0], seen[1], 1 - seen[1]])
-    assert Counting(3).decided(more, 0.5).tolist() == [[1, 1]]
+    assert Counting(3).decided(more, (0.5,)).tolist() == [[1, 1]]
 
 
 def test_headlines_are_those_of_scores() -> None:

@@ -78,6 +78,6 @@ def test_tables_of_overlapping_classes_are_those_of_torchmetrics(k: int, seed: i
     assert torch.equal(tables(logits, share), theirs)
     # What the map shows is what is counted.
     counting = Counting(k, overlapping=True)
-    seen = counting.decided(logits.sigmoid().numpy(), 0.5).swapaxes(0, 1).reshape(k, 3, -1)
+    seen = counting.decided(logits.sigmoid().numpy(), (0.5,) * k).swapaxes(0, 1).reshape(k, 3, -1)
     truth = np.stack([counting.classed(each) for each in share.numpy()]).swapaxes(0, 1).reshape(k, 3, -1)
     np.testing.assert_array_equal(counting.counts(truth, seen), theirs)

@@ -84,6 +84,14 @@ def reliability_counts(confidence: Float32[ndarray, " n"], right: Bool[ndarray, 
     return np.stack([np.bincount(place, weights, RELIABILITY_BINS) for weights in columns], axis=-1).astype(np.float64)
 
 
+def reliability_of(probabilities: Float32[ndarray, "k n"], label: UInt8[ndarray, " n"]) -> Float64[ndarray, "15 3"]:
+    """Return `reliability_counts` of the probabilities of all classes: of class 1 where there are two."""
+    if len(probabilities) == 2:
+        return reliability_counts(probabilities[1], label == 1)
+    likeliest = probabilities.argmax(axis=0)
+    return reliability_counts(probabilities[likeliest, np.arange(len(likeliest))], likeliest == label)
+
+
 def calibration_error(counts: ndarray) -> Float64[ndarray, "*n"]:
     """Return the expected calibration error of counts (..., 15, 3), 0 to 1; NaN without any pixel.
 

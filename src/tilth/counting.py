@@ -5,6 +5,7 @@ classes a pixel may be of several or of none, so that each has a table of its ow
 column 1 is mapped as it. Whoever counts pixels asks here and need not know which of the two it is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,16 +63,28 @@ class Counting:
         index: ndarray = label[0] >= 0.5 if len(label) == 1 else label.argmax(axis=0)
         return np.where(np.isfinite(label).all(axis=0), index, IGNORE).astype(np.uint8)
 
-    def decided(self, probabilities: Float32[ndarray, "*n k h w"], cuts: ndarray | float) -> UInt8[ndarray, "..."]:
+    def decided(self, probabilities: Float32[ndarray, "*n k h w"], cuts: Sequence[float]) -> UInt8[ndarray, "..."]:
         """Return the classes that a map shows where the classes have these probabilities.
 
-        `cuts` is the least probability of class 1 of two, or of each overlapping class.
+        `cuts` are the least probability of class 1 of two, or of each overlapping class.
         """
         if self.overlapping:
-            return (probabilities >= np.reshape(cuts, (-1, 1, 1))).astype(np.uint8)
-        binary = self.classes == 2
-        index: ndarray = probabilities[..., 1, :, :] >= cuts if binary else probabilities.argmax(axis=-3)
+            return (probabilities >= np.array(cuts, np.float32)[:, None, None]).astype(np.uint8)
+        index: ndarray = probabilities[..., 1, :, :] >= cuts[0] if self.binary else probabilities.argmax(axis=-3)
         return index.astype(np.uint8)
+
+    def answers(
+        self, classes: UInt8[ndarray, "*kn h w"], probabilities: Float32[ndarray, "k h w"]
+    ) -> tuple[UInt8[ndarray, " n"], Float32[ndarray, "c n"]]:
+        """Return the classes that are known, and the probability of each class there.
+
+        Of overlapping classes, each is an answer by itself, of two: to be of the class (1) or not (0).
+        """
+        known = classes != IGNORE
+        if not self.overlapping:
+            return classes[known], probabilities[:, known]
+        own = probabilities[known]
+        return classes[known], np.stack([1 - own, own])
 
     def counts(self, truth: UInt8[ndarray, "*pixels"], mapped: UInt8[ndarray, "*pixels"]) -> Int64[ndarray, "..."]:
         """Return the counts of the classes of labels and of a map, without what is 255 in one of the two."""
@@ -96,6 +109,10 @@ class Counting:
         """Return how many pixels are labelled as each class, of counts (..., *shape)."""
         pixels: ndarray = counts[..., 1, :].sum(axis=-1) if self.overlapping else counts.sum(axis=-1)
         return pixels
+
+    def pixels(self, counts: ndarray) -> int:
+        """Return how many pixels one map's counts are of; of overlapping classes, of the one that most are known of."""
+        return int(counts.sum(axis=(-2, -1)).max())
 
     def total(self, counts: ndarray) -> Int64[ndarray, "*n"]:
         """Return how many answers are counted: one a pixel, or one a pixel and overlapping class."""

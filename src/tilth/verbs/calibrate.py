@@ -17,11 +17,12 @@ from tilth.calibration import (
     calibration_error,
     log_loss,
     probability_counts,
-    reliability_counts,
+    reliability_of,
     reliability_rows,
     squared_error,
 )
 from tilth.card import ModelCard
+from tilth.counting import Counting
 from tilth.errors import InputError
 from tilth.files import write_json
 from tilth.geo.tilesets.tileset import TileSet
@@ -48,7 +49,9 @@ class Quality:
     ece: float
     brier: float
     f1: float | None
-    """Of class 1; None for more than two classes."""
+    """Of class 1, or the mean over overlapping classes; None for more than two that exclude each other."""
+    thresholds: tuple[float, ...] = ()
+    """Of each overlapping class, in place of the one threshold."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +71,37 @@ class Calibration:
         return {
             "chosen_on": self.card.calibrated,
             "pixels": self.pixels,
-            "before": asdict(self.before),
-            "after": asdict(self.after),
+            "before": _plain(self.before),
+            "after": _plain(self.after),
             "reliability_before": self.reliability[0],
             "reliability_after": self.reliability[1],
         }
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
+        both = self.before, self.after
         rows: list[tuple[str, ...]] = [("", "before", "after")]
-        rows += [(name, *(f"{getattr(q, field):.3f}" for q in (self.before, self.after))) for name, field in ROWS]
+        rows.append(("temperature", *(f"{q.temperature:.3f}" for q in both)))
+        rows += [(name, *(f"{cut:.3f}" for cut in cuts)) for name, cuts in self._cuts().items()]
+        rows += [(name, *(f"{getattr(q, field):.3f}" for q in both)) for name, field in ROWS]
         if self.before.f1 is not None and self.after.f1 is not None:
-            rows.append(("F1", f"{self.before.f1:.3f}", f"{self.after.f1:.3f}"))
+            f1s = (f"{self.before.f1:.3f}", f"{self.after.f1:.3f}")
+            rows.append(("mean F1" if self.after.thresholds else "F1", *f1s))
         return [
             *table(rows),
             f"Chosen on {self.card.calibrated}. These figures flatter: evaluate on test.",
             f"card: {self.run / 'card.json'}",
         ]
 
+    def _cuts(self) -> dict[str, tuple[float, float]]:
+        """Return by name what a pixel must reach to be mapped as a class, before and after."""
+        if not self.after.thresholds:
+            return {"threshold": (self.before.threshold, self.after.threshold)}
+        names = (f"threshold of {name}" for name in self.card.legend.names)
+        return dict(zip(names, zip(self.before.thresholds, self.after.thresholds, strict=True), strict=True))
+
 
 ROWS = (
-    ("temperature", "temperature"),
-    ("threshold", "threshold"),
     ("log loss", "log_loss"),
     ("calibration error", "ece"),
     ("Brier score", "brier"),
@@ -100,7 +112,8 @@ def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
     """Choose threshold and temperature on the validation tiles of a run, write them into its card and return them.
 
     The temperature makes the log loss least, on 500,000 labelled pixels at most. With two classes the threshold has the
-    best F1, and so the best IoU, over all labelled pixels. The test tiles have no part in it. Given again, it chooses
+    best F1, and so the best IoU, over all labelled pixels; overlapping classes have one each, and one temperature
+    together, for which each class's label of a pixel counts. The test tiles have no part in it. Given again, it chooses
     the same. calibration.json in the run says what was gained. `tiles` is where the run's tile set lies now, if it was
     moved. Takes as long as predicting the validation tiles; memory: the sample, and a few tiles.
 
@@ -113,18 +126,18 @@ def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
     _check_own(run, predictor.card, tile_set)
     sample = _sampled(predictor, tile_set)
     temperature = best_temperature(sample.logits, sample.label)
-    raw = best_threshold(sample.counts) if predictor.card.legend.binary else 0.5
+    raw = tuple(best_threshold(counts) for counts in sample.counts)
     # Pixels on either side of a cut stay there when all logits are divided by one number.
-    threshold = float(expit(logit(min(raw, 1 - 1e-6)) / temperature))
+    cuts = tuple(float(expit(logit(min(each, 1 - 1e-6)) / temperature)) for each in raw)
     count = len(tile_set.split("val"))
     chosen_on = f"{count:,} validation tiles of {tile_set.folder.resolve().name}"
-    card = replace(predictor.card, temperature=temperature, threshold=threshold, calibrated=chosen_on)
+    card = replace(predictor.card, temperature=temperature, calibrated=chosen_on, **_chosen(predictor.card, cuts))
     result = Calibration(
         run,
         card,
         len(sample.label),
-        _quality(sample, 1.0, 0.5, 0.5),
-        _quality(sample, temperature, threshold, raw),
+        _quality(sample, predictor.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
+        _quality(sample, card, temperature, cuts, raw),
         (reliability_rows(sample.reliability(1.0)), reliability_rows(sample.reliability(temperature))),
     )
     write_json(run / RECORD, result.content())
@@ -134,10 +147,12 @@ def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
 
 @dataclass(frozen=True)
 class _Sample:
+    """Some of the labelled pixels; of overlapping classes each label is by itself, as of two classes."""
+
     logits: Float32[ndarray, "n o"]
     label: UInt8[ndarray, " n"]
-    counts: Int64[ndarray, "2 1001"]
-    """Of all labelled pixels, by the probability of class 1 at temperature 1; zeros for more than two classes."""
+    counts: Int64[ndarray, "cuts 2 1001"]
+    """Of all labelled pixels, by the probability of class 1, or of each overlapping class, at temperature 1."""
 
     def probabilities(self, temperature: float) -> Float32[ndarray, "k n"]:
         """Return the probabilities of the sample."""
@@ -148,22 +163,20 @@ class _Sample:
 
     def reliability(self, temperature: float) -> Float64[ndarray, "15 3"]:
         """Return the counts of the reliability diagram."""
-        p = self.probabilities(temperature)
-        if len(p) == 2:
-            return reliability_counts(p[1], self.label == 1)
-        likeliest = p.argmax(axis=0)
-        return reliability_counts(p.max(axis=0), likeliest == self.label)
+        return reliability_of(self.probabilities(temperature), self.label)
 
 
 def _sampled(predictor: Predictor, tile_set: TileSet) -> _Sample:
     """Return the sample of logits; every labelled pixel has the same chance to be in it."""
+    legend = predictor.card.legend
     labelled = sum(tile.valid * tile.window.height * tile.window.width for tile in tile_set.split("val"))
+    labelled *= legend.outputs if legend.overlapping else 1
     share = min(1.0, MOST_PIXELS / max(labelled, 1))
-    counts = np.zeros((2, STEPS + 1), np.int64)
+    counts = np.zeros((legend.outputs if legend.binary or legend.overlapping else 0, 2, STEPS + 1), np.int64)
     logits, labels = [], []
     for index, (own, label) in enumerate(_labelled(predictor, tile_set)):
-        if predictor.card.legend.binary:
-            counts += probability_counts(expit(own[:, 0]), label == 1)
+        if len(counts):  # overlapping classes come in turn
+            counts[index % len(counts)] += probability_counts(expit(own[:, 0]), label == 1)
         taken = np.random.default_rng((SEED, index)).random(len(label)) < share
         logits.append(own[taken])
         labels.append(label[taken])
@@ -175,29 +188,52 @@ def _sampled(predictor: Predictor, tile_set: TileSet) -> _Sample:
 def _labelled(
     predictor: Predictor, tile_set: TileSet
 ) -> Iterator[tuple[Float32[ndarray, "n o"], UInt8[ndarray, " n"]]]:
-    """Yield logits and labels of the labelled pixels of each validation tile, each pixel of the ground once."""
+    """Yield logits and labels of the labelled pixels of each validation tile, each pixel of the ground once.
+
+    Of overlapping classes, one after another by itself: logits (n, 1), and labels of 0 and 1.
+    """
+    counting = Counting.of(predictor.card.legend)
     samples = tile_set.samples("val", once=True)
     batches = batched(range(len(samples)))
     for _, tiles in track(read(samples, batches), len(batches), "calibrating", "batches"):
         for logits, (_, label) in zip(predictor.logits(*stacked(tiles)), tiles, strict=True):
-            known = label != IGNORE
-            yield np.ascontiguousarray(logits[:, known].T), label[known]
+            classes = counting.classed(label)
+            pairs = zip(logits[:, None], classes, strict=True) if counting.overlapping else [(logits, classes)]
+            for own, truth in pairs:
+                known = truth != IGNORE
+                yield np.ascontiguousarray(own[:, known].T), truth[known]
 
 
-def _quality(sample: _Sample, temperature: float, threshold: float, raw: float) -> Quality:
-    """Return the quality of a choice; `raw` is the same threshold for probabilities at temperature 1."""
-    probabilities = sample.probabilities(temperature)
-    step = round(raw * STEPS)
-    false_positive, true_positive = sample.counts[:, step:].sum(axis=1)
-    both = int(false_positive + true_positive + sample.counts[1].sum())
+def _chosen(card: ModelCard, cuts: tuple[float, ...]) -> dict[str, Any]:
+    """Return the fields of a card, or of a quality, that hold the thresholds."""
+    return {"threshold": 0.5, "thresholds": cuts} if card.legend.overlapping else {"threshold": (*cuts, 0.5)[0]}
+
+
+def _quality(
+    sample: _Sample, card: ModelCard, temperature: float, cuts: tuple[float, ...], raw: tuple[float, ...]
+) -> Quality:
+    """Return the quality of a choice; `raw` are the same thresholds for probabilities at temperature 1."""
+    f1s = [_f1(counts, each) for counts, each in zip(sample.counts, raw, strict=True)]
+    there = [f1 for f1 in f1s if f1 is not None]
     return Quality(
-        temperature,
-        threshold,
-        log_loss(sample.logits, sample.label, temperature),
-        float(calibration_error(sample.reliability(temperature))),
-        squared_error(probabilities, sample.label) / len(sample.label),
-        (2 * int(true_positive) / both if both else None) if len(probabilities) == 2 else None,
+        temperature=temperature,
+        log_loss=log_loss(sample.logits, sample.label, temperature),
+        ece=float(calibration_error(sample.reliability(temperature))),
+        brier=squared_error(sample.probabilities(temperature), sample.label) / len(sample.label),
+        f1=sum(there) / len(there) if there else None,
+        **_chosen(card, cuts),
     )
+
+
+def _f1(counts: Int64[ndarray, "2 1001"], threshold: float) -> float | None:
+    """Return the F1 of a class at a threshold; None where it is nowhere."""
+    false_positive, true_positive = counts[:, round(threshold * STEPS) :].sum(axis=1)
+    both = int(false_positive + true_positive + counts[1].sum())
+    return 2 * int(true_positive) / both if both else None
+
+
+def _plain(quality: Quality) -> dict[str, Any]:
+    return {name: value for name, value in asdict(quality).items() if name != "thresholds" or value}
 
 
 def _check_own(run: Path, card: ModelCard, tile_set: TileSet) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from tilth.counting import Counting
 from tilth.geo.splitting.units import ground_names
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.intervals import LEVEL, caveat
-from tilth.scores import overall_scores, scores
 from tilth.table import table
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.evaluate.counting import Confusion
@@ -29,7 +29,8 @@ class Crossed:
     """What cross-validation found. The units of all folds are those of the whole ground, each tested once a seed."""
 
     units: tuple[str, ...]
-    by_unit: Mapping[str, Int64[ndarray, "u k k"]]
+    counting: Counting
+    by_unit: Mapping[str, Int64[ndarray, "u ..."]]
     """By variant the pixel counts of every unit, seeds added up."""
     by_fold: Mapping[tuple[str, int, int], Confusion]
     """Pixel counts by variant, fold and seed."""
@@ -37,12 +38,12 @@ class Crossed:
     @cached_property
     def figures(self) -> dict[str, Figures]:
         """The figures of every variant over all folds."""
-        return {name: Measure(counts, overall_scores).figures() for name, counts in self.by_unit.items()}
+        return {name: Measure(counts, self.counting.overall).figures() for name, counts in self.by_unit.items()}
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Figures]:
         """The figures of one variant less those of another, on the same units, for every two variants."""
-        measures = {name: Measure(counts, overall_scores) for name, counts in self.by_unit.items()}
+        measures = {name: Measure(counts, self.counting.overall) for name, counts in self.by_unit.items()}
         return {(one, other): measures[one].less(measures[other]) for one, other in combinations(measures, 2)}
 
     def content(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Crossed:
                 {"first": one, "second": other, **_plain(figures)} for (one, other), figures in self.differences.items()
             ],
             "folds": [
-                {"variant": variant, "fold": fold, "seed": seed, **headline(counts)}
+                {"variant": variant, "fold": fold, "seed": seed, **headline(counts, self.counting)}
                 for (variant, fold, seed), counts in self.by_fold.items()
             ],
         }
@@ -63,7 +64,9 @@ class Crossed:
         """Return what the command line prints: each variant over all folds, then every two side by side."""
         rows = [("over all folds", "IoU", "", "F1", "", "folds' IoU")]
         for name, figures in self.figures.items():
-            ious = [scores(counts).headline()["iou"] for (own, _, _), counts in self.by_fold.items() if own == name]
+            ious = [
+                self.counting.headline(counts)["iou"] for (own, _, _), counts in self.by_fold.items() if own == name
+            ]
             spread = f"{np.nanmin(ious):.3f} to {np.nanmax(ious):.3f}" if not np.isnan(ious).all() else "-"
             rows.append((name, *figures["iou"].words(".3f"), *figures["f1"].words(".3f"), spread))
         pairs: list[tuple[str, ...]] = [("difference", "IoU", "", "F1", "")]
@@ -83,13 +86,14 @@ def cross(tested: Sequence[Tested]) -> Crossed:
     for variant, fold, seed, run in tested:
         result = evaluate(run, "test")
         by_fold[variant, fold, seed] = result.confusion
+        counting = result.counting
         ground = ground_names(TileSet.open(result.tiles), result.counts.units)
         mine = total.setdefault(variant, {})
         for unit, own in zip(ground, result.counts.confusion, strict=True):
             mine[unit] = mine.get(unit, 0) + own
     names = tuple(dict.fromkeys(_all_names(total)))
     by_unit = {variant: np.stack([mine[name] for name in names]) for variant, mine in total.items()}
-    return Crossed(names, by_unit, by_fold)
+    return Crossed(names, counting, by_unit, by_fold)
 
 
 def _all_names(total: Mapping[str, Mapping[str, Confusion]]) -> Iterator[str]:

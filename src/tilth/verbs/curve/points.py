@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from tilth.config import EvaluateConfig, Recipe
+from tilth.counting import Counting
 from tilth.errors import InputError, SettingError
 from tilth.files import write_json
 from tilth.geo.coverage import overlap
@@ -69,8 +70,15 @@ class Point:
     """What the units are."""
     caveat: str
     units: tuple[str, ...]
-    confusion: Int64[ndarray, "u k k"]
+    confusion: Int64[ndarray, "u ..."]
     """Pixel counts of every unit that was scored."""
+    overlapping: bool = False
+    """Whether each class has counts of its own."""
+
+    @property
+    def counting(self) -> Counting:
+        """How pixels are counted."""
+        return Counting(self.confusion.shape[1], self.overlapping)
 
 
 def finished(job: Job, whole: TileSet, out: Path) -> Point | None:
@@ -115,6 +123,7 @@ def computed(job: Job, whole: TileSet, out: Path) -> Point:
         caveat=units.caveat,
         units=units.names,
         confusion=units.summed(result.counts.confusion),
+        overlapping=result.counting.overlapping,
     )
     write_json(run / POINT, {"settings": job.settings(whole), "point": _plain(point)})
     # Twice the size of the weights, and of no use any more.
@@ -146,4 +155,5 @@ def _plain(point: Point) -> Mapping[str, Any]:
         **{name: getattr(point, name) for name in names},
         "units": list(point.units),
         "confusion": point.confusion.tolist(),
+        **({"overlapping": True} if point.overlapping else {}),
     }

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tilth.scores import overall_scores, present_mean
 from tilth.table import table
 from tilth.verbs.curve.plan import Size
 from tilth.verbs.curve.points import Point
-from tilth.verbs.evaluate.figures import Figures, Measure
+from tilth.verbs.evaluate.figures import Figures, Measure, Named
 from tilth.wording import counted
 
 CONTENT = "curve.json"
@@ -44,8 +44,9 @@ class Spot:
 
     @cached_property
     def measure(self) -> Measure:
-        """Counts (u, seeds, k, k), and the mean over the seeds of the scores that are taken of them."""
-        return Measure(np.stack([point.confusion for point in self.points], axis=1), seed_means)
+        """Counts (u, seeds, ...), and the mean over the seeds of the scores that are taken of them."""
+        counts = np.stack([point.confusion for point in self.points], axis=1)
+        return Measure(counts, partial(seed_means, overall=self.points[0].counting.overall))
 
     @cached_property
     def figures(self) -> Figures:
@@ -59,7 +60,7 @@ class Spot:
 
     def by_seed(self, score: str) -> list[float]:
         """Return a score of every seed; NaN where it does not exist."""
-        return [float(overall_scores(point.confusion.sum(axis=0))[score]) for point in self.points]
+        return [float(point.counting.overall(point.confusion.sum(axis=0))[score]) for point in self.points]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Curve:
     @property
     def score(self) -> str:
         """What is shown, in words."""
-        return f"IoU of {self.classes[1]}" if len(self.classes) == 2 else "mean IoU"
+        return f"IoU of {self.classes[1]}" if self.points[0].counting.binary else "mean IoU"
 
     def lines(self) -> list[str]:
         """Return what the command line prints: each network by number of tiles, how much better the first is, notes."""
@@ -193,9 +194,9 @@ class Curve:
         return [(*head, *(cell for column in columns for cell in column[row])) for row, head in enumerate(heads)]
 
 
-def seed_means(confusion: ndarray) -> dict[str, ndarray]:
-    """Return the mean over the seeds of the scores of counts (n, seeds, k, k)."""
-    found = overall_scores(confusion)
+def seed_means(counts: ndarray, overall: Named = overall_scores) -> dict[str, ndarray]:
+    """Return the mean over the seeds of the scores that `overall` takes of counts (n, seeds, ...)."""
+    found = overall(counts)
     return {name: present_mean(found[name]) for name in SCORES}
 
 

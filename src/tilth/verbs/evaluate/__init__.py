@@ -11,6 +11,7 @@ from tilth.files import refuse_existing, write_json
 from tilth.geo.splitting.units import units_of
 from tilth.geo.tilesets.tileset import Split, TileSet
 from tilth.learn.using.inference import Predictor
+from tilth.legend import Legend
 from tilth.verbs.evaluate.counting import count, decided, mapped
 from tilth.verbs.evaluate.result import Evaluation
 from tilth.verbs.evaluate.shapes import ShapeCounter, Wanted, class_index
@@ -69,7 +70,9 @@ def scored(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, con
     tiles = tile_set.split(split)
     if not tiles:
         raise InputError(f"{tile_set.folder} has no {split} tiles. Choose another --split.")
-    wanted = Wanted(len(card.legend.names), config.boundary_m, class_index(config.objects, card.legend.names))
+    names = card.legend.names
+    objects = class_index(config.objects, names)
+    wanted = Wanted(len(names), config.boundary_m, objects, card.legend.overlapping)
     units = units_of(tile_set, split)
     shapes = ShapeCounter(wanted, tile_set, tiles, units)
     counts = count(predictor, tile_set, tile_set.samples(split, once=True, means=card.mean), units, shapes)
@@ -93,11 +96,15 @@ def tiles_of(run: Path) -> Path:
 def check_fit(card: ModelCard, tile_set: TileSet) -> None:
     """Raise InputError when a tile set has other classes, bands or pixels than a run was trained on."""
     meta = tile_set.meta
-    seen = (meta.legend.names, meta.bands, meta.dtype, [index.formula for index in meta.indices])
-    needed = (card.legend.names, card.bands, card.dtype, [index.formula for index in card.indices])
+    seen = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
+    needed = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
     for what, got, want in zip(("classes", "bands", "pixels", "indices"), seen, needed, strict=True):
         if got != want:
             raise InputError(f"{tile_set.folder} has the {what} {got}; the run was trained on {want}.")
+
+
+def _classes(legend: Legend) -> tuple[str, ...]:
+    return (*legend.names, "(overlapping)") if legend.overlapping else legend.names
 
 
 def _rival(run: Path, card: ModelCard, tile_set: TileSet) -> Predictor:

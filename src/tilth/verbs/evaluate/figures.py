@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
 from tilth.calibration import average_precision
+from tilth.counting import Counting
 from tilth.intervals import intervals, paired_intervals
-from tilth.scores import class_scores, overall_scores, present_mean, scores
+from tilth.scores import present_mean
 from tilth.verbs.evaluate.counting import Counts
 
 Named = Callable[[ndarray], Mapping[str, ndarray]]
@@ -62,9 +64,9 @@ def plain_ends(figures: Figures) -> dict[str, list[float] | None]:
     return {name: figure.ends for name, figure in figures.items()}
 
 
-def headline(confusion: ndarray) -> dict[str, float | None]:
-    """Return the headline scores of a confusion matrix (k, k) for JSON."""
-    found = scores(confusion).headline()
+def headline(counts: ndarray, counting: Counting) -> dict[str, float | None]:
+    """Return the headline scores of the counts of one map for JSON."""
+    found = counting.headline(counts)
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
@@ -101,10 +103,10 @@ class Measure:
 
 def measures(counts: Counts) -> dict[str, Measure]:
     """Return what is measured: "overall" and "classes" always, the others where they were counted."""
-    units = counts.units
+    units, counting = counts.units, counts.counting
     found = {
-        "overall": Measure(units.summed(counts.confusion), overall_scores),
-        "classes": Measure(units.summed(counts.confusion), _by_class),
+        "overall": Measure(units.summed(counts.confusion), counting.overall),
+        "classes": Measure(units.summed(counts.confusion), partial(_by_class, counting)),
         "brier": Measure(np.hstack([units.summed(counts.squared_error), _pixels(counts)]), _mean_error),
     }
     if len(counts.probability):
@@ -121,21 +123,25 @@ def key(index: int, score: str) -> str:
     return f"{index} {score}"
 
 
-def _by_class(confusion: ndarray) -> dict[str, ndarray]:
+def _by_class(counting: Counting, counts: ndarray) -> dict[str, ndarray]:
     return {
         key(index, name): values[..., index]
-        for name, values in class_scores(confusion).items()
+        for name, values in counting.by_class(counts).items()
         for index in range(values.shape[-1])
     }
 
 
 def _average_precision(counts: ndarray) -> dict[str, ndarray]:
-    return {"average_precision": average_precision(counts)}
+    if counts.ndim == 3:
+        return {"average_precision": average_precision(counts)}
+    # Of overlapping classes, the mean over them, and each one's own.
+    each = average_precision(counts)
+    own = {key(index, "average_precision"): each[..., index] for index in range(each.shape[-1])}
+    return {"average_precision": present_mean(each)} | own
 
 
 def _pixels(counts: Counts) -> ndarray:
-    pixels: ndarray = counts.units.summed(counts.confusion).sum(axis=(1, 2))[:, None]
-    return pixels
+    return counts.counting.total(counts.units.summed(counts.confusion))[:, None]
 
 
 def _mean_error(sums: ndarray) -> dict[str, ndarray]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from tilth.calibration import THRESHOLDS, calibration_error, precision_recall, reliability_rows
 from tilth.card import ModelCard
+from tilth.counting import Counting
 from tilth.geo.tilesets.tileset import Split
 from tilth.intervals import DRAWS, LEVEL, caveat
 from tilth.scores import HEADLINES
@@ -35,7 +36,10 @@ CURVE_STEP = 10
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one run on one split. Confusion matrices have the truth in rows, the map in columns."""
+    """The scores of one run on one split. Confusion matrices have the truth in rows, the map in columns.
+
+    Overlapping classes have a matrix (2, 2) each, of pixels outside and inside.
+    """
 
     run: Path
     split: Split
@@ -48,6 +52,11 @@ class Evaluation:
     rival: "Evaluation | None" = None
     """Another run on the same tiles."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def counting(self) -> Counting:
+        """How pixels are counted."""
+        return self.counts.counting
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,13 +108,13 @@ class Evaluation:
             "tiles_scored": self.tiles_scored,
             "classes": list(self.classes),
             "interval": self._interval(),
-            "decision": {key: getattr(self.card, key) for key in ("threshold", "temperature", "calibrated")},
+            "decision": _decision(self.card),
             "confusion": self.confusion.tolist(),
             "overall": plain(overall) | ece,
             "overall_intervals": plain_ends(overall),
-            "per_class": _class_rows(self.figures["classes"], self.classes, HEADLINES, self.confusion.sum(axis=1)),
+            "per_class": self._per_class(),
             "per_scene": [
-                {"scene": scene} | headline(counts) | {"pixels": int(counts.sum())}
+                {"scene": scene} | headline(counts, self.counting) | {"pixels": self.counting.pixels(counts)}
                 for scene, counts in self.by_scene.items()
             ],
             "per_unit": [
@@ -130,16 +139,21 @@ class Evaluation:
             "method": f"bootstrap of units, {DRAWS:,} draws, expanded percentiles (Hesterberg 2015)",
         }
 
+    def _per_class(self) -> list[dict[str, Any]]:
+        if not self.counting.overlapping:
+            return _class_rows(self.figures["classes"], self.classes, HEADLINES, self._labelled())
+        figures = self.figures["classes"] | self.figures["probability"]
+        rows = _class_rows(figures, self.classes, (*HEADLINES, "average_precision"), self._labelled())
+        total = self.counts.probability.sum(axis=0)
+        return [row | {"precision_recall": _curve_columns(own)} for row, own in zip(rows, total, strict=True)]
+
+    def _labelled(self) -> ndarray:
+        return self.counting.labelled(self.confusion)
+
     def _curve(self) -> dict[str, Any]:
-        if not len(self.counts.probability):
+        if not self.counting.binary:
             return {}
-        precision, recall = precision_recall(self.counts.probability.sum(axis=0))
-        columns = {"threshold": THRESHOLDS, "precision": precision, "recall": recall}
-        return {
-            "precision_recall": {
-                name: [_number(value) for value in column[::CURVE_STEP].tolist()] for name, column in columns.items()
-            }
-        }
+        return {"precision_recall": _curve_columns(self.counts.probability.sum(axis=0))}
 
     def _shapes(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -180,7 +194,7 @@ class Evaluation:
         return [
             f"{self.run} on {self.tiles_scored} {self.split} tiles of {self.tiles}: "
             f"accuracy {_text(overall['accuracy'])}, kappa {_text(overall['kappa'])}",
-            *table([CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), *_mean_line(content, overall)]),
+            *table([CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), self._mean_line(overall)]),
             *(table([("scene", "IoU", "F1", "precision", "recall", "pixels"), *several]) if several else []),
             *self._probability_lines(content),
             *_shape_lines(content),
@@ -188,6 +202,12 @@ class Evaluation:
             *(f"Note: {note}" for note in self.notes),
             f"In brackets: 95 % interval over {content['interval']['words']}. {content['interval']['warning']}".strip(),
         ]
+
+    def _mean_line(self, overall: Figures) -> tuple[str, ...]:
+        means = [overall[f"macro_{name}"] for name in HEADLINES]
+        values = [shown(mean.plain) for mean in means]
+        intervals = (values[0], between(means[0].ends), values[1], between(means[1].ends))
+        return ("mean", *intervals, values[2], values[3], f"{self.counting.pixels(self.confusion):,}")
 
     def _probability_lines(self, content: Mapping[str, Any]) -> list[str]:
         overall = _overall(self.figures)
@@ -200,8 +220,19 @@ CLASS_HEADER = ("class", "IoU", "", "F1", "", "precision", "recall", "pixels")
 
 
 def _overall(figures: Mapping[str, Figures]) -> Figures:
-    parts = [figures[name] for name in ("overall", "probability", "brier") if name in figures]
-    return {name: figure for part in parts for name, figure in part.items()}
+    curve = {"average_precision": figures["probability"]["average_precision"]} if "probability" in figures else {}
+    return figures["overall"] | curve | figures["brier"]
+
+
+def _decision(card: ModelCard) -> dict[str, Any]:
+    found = {name: getattr(card, name) for name in ("threshold", "temperature", "calibrated")}
+    return found | ({"thresholds": list(card.cuts)} if card.legend.overlapping else {})
+
+
+def _curve_columns(counts: Int64[ndarray, "2 1001"]) -> dict[str, list[float | None]]:
+    precision, recall = precision_recall(counts)
+    columns = {"threshold": THRESHOLDS, "precision": precision, "recall": recall}
+    return {name: [_number(value) for value in column[::CURVE_STEP].tolist()] for name, column in columns.items()}
 
 
 def _class_rows(
@@ -223,14 +254,6 @@ def _class_line(row: Mapping[str, Any]) -> tuple[str, ...]:
     ends = row["intervals"]
     intervals = (shown(row["iou"]), between(ends["iou"]), shown(row["f1"]), between(ends["f1"]))
     return (row["class"], *intervals, shown(row["precision"]), shown(row["recall"]), f"{row['pixels']:,}")
-
-
-def _mean_line(content: Mapping[str, Any], overall: Figures) -> list[tuple[str, ...]]:
-    means = [overall[f"macro_{name}"] for name in HEADLINES]
-    values = [shown(mean.plain) for mean in means]
-    pixels = sum(row["pixels"] for row in content["per_class"])
-    intervals = (values[0], between(means[0].ends), values[1], between(means[1].ends))
-    return [("mean", *intervals, values[2], values[3], f"{pixels:,}")]
 
 
 def _scene_row(row: Mapping[str, Any]) -> tuple[str, ...]:

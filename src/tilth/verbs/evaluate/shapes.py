@@ -1,8 +1,9 @@
 """Boundaries and objects: tiles are stitched together again, for these are seen on whole ground only.
 
-Held-out tiles of one cell (a block, or a scene) lie side by side. They are put on a canvas, two bytes a pixel, and each
-canvas is counted when its last tile is there. A cell larger than CANVAS_PX is cut in several, so that memory stays
-below a gigabyte. What crosses the edge of a canvas is cut there, in the labels and in the map alike.
+Held-out tiles of one cell (a block, or a scene) lie side by side. They are put on a canvas, two bytes a pixel (for each
+class, where these overlap), and each canvas is counted when its last tile is there. A cell larger than CANVAS_PX is cut
+in several, so that memory stays near a gigabyte. What crosses the edge of a canvas is cut there, in the labels and in
+the map alike.
 """
 
 from collections import Counter
@@ -43,6 +44,7 @@ class Wanted:
     """Metres; 0: no boundaries."""
     object_class: int | None = None
     """Class index; None: no objects."""
+    overlapping: bool = False
 
     @property
     def something(self) -> bool:
@@ -53,8 +55,8 @@ class Wanted:
 @dataclass
 class _Canvas:
     window: Window
-    truth: UInt8[ndarray, "h w"]
-    found: UInt8[ndarray, "h w"]
+    truth: UInt8[ndarray, "*k h w"]
+    found: UInt8[ndarray, "*k h w"]
     missing: int
     """Tiles that are still to come."""
 
@@ -76,7 +78,7 @@ class ShapeCounter:
             for window in self._windows(cell, tile)
         )
 
-    def add(self, cell: int, tile: Tile, label: UInt8[ndarray, "h w"], found: UInt8[ndarray, "h w"]) -> None:
+    def add(self, cell: int, tile: Tile, label: UInt8[ndarray, "*k h w"], found: UInt8[ndarray, "*k h w"]) -> None:
         """Put a tile on its canvas; count the canvas when that was the last one."""
         for window in self._windows(cell, tile):
             canvas = self._canvas(cell, window)
@@ -95,7 +97,8 @@ class ShapeCounter:
 
     def _canvas(self, cell: int, window: Window) -> _Canvas:
         if (cell, window) not in self._canvases:
-            blank = [np.full((window.height, window.width), IGNORE, np.uint8) for _ in range(2)]
+            bands = (self._wanted.classes,) if self._wanted.overlapping else ()
+            blank = [np.full((*bands, window.height, window.width), IGNORE, np.uint8) for _ in range(2)]
             self._canvases[cell, window] = _Canvas(window, blank[0], blank[1], self._due[cell, window])
         return self._canvases[cell, window]
 
@@ -103,9 +106,22 @@ class ShapeCounter:
         wanted = self._wanted
         if self._boundary is not None:
             tolerance_px = wanted.tolerance_m / self._pixel_m[self._units.cells[cell].scene]
-            self._boundary[cell] += boundary_counts(canvas.truth, canvas.found, wanted.classes, tolerance_px)
+            self._boundary[cell] += _boundary_counts(canvas, wanted, tolerance_px)
         if self._objects is not None and wanted.object_class is not None:
-            self._objects[cell] += object_counts(canvas.truth, canvas.found, wanted.object_class)
+            self._objects[cell] += _object_counts(canvas, wanted, wanted.object_class)
+
+
+def _boundary_counts(canvas: _Canvas, wanted: Wanted, tolerance_px: float) -> Int64[ndarray, "k 4"]:
+    if not wanted.overlapping:
+        return boundary_counts(canvas.truth, canvas.found, wanted.classes, tolerance_px)
+    pairs = zip(canvas.truth, canvas.found, strict=True)
+    return np.stack([boundary_counts(truth, found, 2, tolerance_px)[1] for truth, found in pairs])
+
+
+def _object_counts(canvas: _Canvas, wanted: Wanted, index: int) -> Int64[ndarray, " 3"]:
+    if wanted.overlapping:
+        return object_counts(canvas.truth[index], canvas.found[index], 1)
+    return object_counts(canvas.truth, canvas.found, index)
 
 
 def class_index(name: str, names: Sequence[str]) -> int | None:
@@ -142,12 +158,12 @@ def _frames(units: Units, tiles: Sequence[Tile]) -> dict[int, Window]:
     return {cell: Window(top, left, bottom - top, right - left) for cell, (top, left, bottom, right) in ends.items()}
 
 
-def _paint(canvas: _Canvas, tile: Window, label: UInt8[ndarray, "h w"], found: UInt8[ndarray, "h w"]) -> None:
+def _paint(canvas: _Canvas, tile: Window, label: UInt8[ndarray, "*k h w"], found: UInt8[ndarray, "*k h w"]) -> None:
     """Put the part of a tile that lies on the canvas there. Ground that an earlier tile has labelled stays as it is."""
     shared = canvas.window.overlap(tile)
     if shared is None:
         return
-    there, here = shared.within(canvas.window).slices, shared.within(tile).slices
+    there, here = (..., *shared.within(canvas.window).slices), (..., *shared.within(tile).slices)
     # In overlaps the label is known in one tile only, and the map must be of the same.
     free = (label[here] != IGNORE) | (canvas.found[there] == IGNORE)
     canvas.truth[there][free] = label[here][free]
