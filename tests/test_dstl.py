@@ -104,6 +104,19 @@ def test_of_classes_that_overlap_the_later_wins(folder: Path) -> None:
     assert not np.array_equal(expected(5, 6), expected(6, 5))
 
 
+def test_overlapping_classes_have_a_band_each(folder: Path) -> None:
+    source = DstlSource(folder, (6, 5), overlapping=True)
+    gathered = source.gather()
+    assert gathered.legend == Legend(("crops", "trees"), overlapping=True)
+    assert gathered.shares
+    assert np.array_equal(burnt(source), np.stack([expected(6), expected(5)]) * 250)
+
+
+def test_one_class_cannot_overlap(folder: Path) -> None:
+    with pytest.raises(SettingError, match="two classes or more, and there is one: trees"):
+        DstlSource(folder, (5,), overlapping=True).gather()
+
+
 def test_scenes_of_the_same_ground_are_one_group(folder: Path) -> None:
     groups = {scene.name: scene.group for scene in DstlSource(folder, (5,)).gather().scenes}
     assert groups == {SCENE: SCENE, OTHER: "6110_1_2+6140_1_2"}

@@ -18,7 +18,7 @@ from tilth.errors import InputError, SettingError
 from tilth.geo.grid import Grid, Window
 from tilth.geo.tilesets.scenes import Gathered, scene_groups, scene_names
 from tilth.geo.tilesets.sources import MaskSource, VectorSource
-from tilth.legend import IGNORE
+from tilth.legend import IGNORE, Legend
 
 GRID = Grid(60, 80, TENTH_METRE, CRS.from_user_input(UTM12))
 FIELD, POND = Window(10, 20, 20, 30), Window(25, 40, 20, 30)
@@ -367,3 +367,23 @@ def test_the_amazon_masks_that_do_not_fit(shared: Path) -> None:
     source = MaskSource(shared / "data/amazon/images", shared / "data/amazon/masks", {1: "forest", 2: "other"})
     with pytest.raises(InputError, match=r"1 in all: image Amazon_181\.tiff_34\.tiff .* its mask 515 x 512"):
         source.gather()
+
+
+def test_polygons_of_overlapping_classes_have_a_band_each(tmp_path: Path, image: Path) -> None:
+    kinds = ["field", "pond", "background"]
+    shapes = [GRID.footprint(window) for window in (FIELD, POND, Window(0, 0, 15, 80))]
+    path = write_layer(tmp_path / "all.gpkg", shapes, kind=kinds)
+    gathered = VectorSource((image,), path, "kind", overlapping=True).gather()
+    assert gathered.legend == Legend(("field", "pond"), overlapping=True)
+    assert (gathered.shares, gathered.implied) == (True, False)
+    # A polygon of no class takes nothing from the others.
+    assert np.array_equal(labels_of(gathered), np.stack([filled(FIELD), filled(POND)]) * 250)
+
+
+def test_a_pixel_half_in_a_polygon_is_half_of_its_class(tmp_path: Path, image: Path) -> None:
+    half = shapely.transform(GRID.footprint(FIELD), lambda xy: xy + np.array([0.05, 0]))
+    gathered = VectorSource((image,), write_layer(tmp_path / "fields.gpkg", [half]), fractions=True).gather()
+    shares = filled(FIELD) * 250.0
+    shares[FIELD.slices[0], FIELD.col] = shares[FIELD.slices[0], FIELD.stop_col] = 125
+    assert gathered.legend.names == ("background", "fields")
+    assert np.array_equal(labels_of(gathered), shares[None])

@@ -10,6 +10,8 @@ from tilth.cli.show import show
 from tilth.config import PrepareConfig, Recipe, load_recipe
 from tilth.errors import SettingError
 
+Flag = Annotated[bool, Parameter(negative=())]
+
 
 @settings(prepare=PrepareConfig)
 def vector(
@@ -20,6 +22,8 @@ def vector(
     out: Path,
     class_field: str | None = None,
     aoi: Path | None = None,
+    overlapping: Flag = False,
+    fractions: Flag = False,
     groups: Path | None = None,
     recipe: Path | None = None,
     **chosen: Any,
@@ -32,13 +36,15 @@ def vector(
         out: Folder of the tile set.
         class_field: Attribute that holds the class. Without it all polygons are of one class.
         aoi: Polygons of what the labeller looked at; the rest is neither trained nor scored.
+        overlapping: Each class has an output of its own: a pixel is of every class that has a polygon over it.
+        fractions: A pixel is of the classes by how much of it lies in their polygons, seen on 8 x 8 points.
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
     from tilth.geo.tilesets.sources import VectorSource
     from tilth.verbs.prepare import prepare
 
-    source = VectorSource(images=images, labels=labels, class_field=class_field, aoi=aoi, groups=groups)
+    source = VectorSource(images, labels, class_field, aoi, groups, overlapping, fractions)
     show(prepare(source, out, _config(recipe, chosen)))
 
 
@@ -51,6 +57,9 @@ def masks(
     classes: str,
     out: Path,
     ignore: int | None = None,
+    fractions: Flag = False,
+    overlapping: Flag = False,
+    full_value: float = 1.0,
     skip_mismatched: bool = False,
     groups: Path | None = None,
     recipe: Path | None = None,
@@ -60,10 +69,13 @@ def masks(
 
     Args:
         images: Folder of images: PNG, JPEG or TIFF.
-        masks: Folder of masks, one band, one value a class.
-        classes: Values and names: 1=forest,2=other. Of two classes the first is the one to map.
+        masks: Folder of masks, one band, one value a class; with --fractions and --overlapping, one band a class.
+        classes: Values or bands, and names: 1=forest,2=other. Of two the first is mapped. Band 0 is what others leave.
         out: Folder of the tile set.
         ignore: Mask value of pixels that are neither trained nor scored.
+        fractions: Bands say how much of a pixel each class has, from 0 to --full-value.
+        overlapping: Each class has an output of its own: a pixel may be of several, or of none.
+        full_value: What stands for a whole pixel in such bands: 100 for percent.
         skip_mismatched: Leave out pairs that do not match in name or size instead of stopping.
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
@@ -72,9 +84,7 @@ def masks(
     from tilth.verbs.prepare import prepare
 
     table = parse_classes(classes)
-    source = MaskSource(
-        images=images, masks=masks, classes=table, ignore=ignore, skip_mismatched=skip_mismatched, groups=groups
-    )
+    source = MaskSource(images, masks, table, ignore, skip_mismatched, groups, overlapping, fractions, full_value)
     show(prepare(source, out, _config(recipe, chosen)))
 
 
@@ -85,6 +95,8 @@ def dstl(
     *,
     classes: Annotated[str, Parameter(help="Numbers of the classes, 1 to 10, by commas: 5 is trees.")],
     out: Path,
+    overlapping: Flag = False,
+    fractions: Flag = False,
     recipe: Path | None = None,
     **chosen: Any,
 ) -> None:
@@ -93,13 +105,15 @@ def dstl(
     Args:
         folder: Folder with train_wkt_v4.csv, grid_sizes.csv and three_band, zipped or not.
         out: Folder of the tile set.
+        overlapping: Each class has an output of its own: a pixel is of every class that has a polygon over it.
+        fractions: A pixel is of the classes by how much of it lies in their polygons, seen on 8 x 8 points.
         recipe: TOML file whose [prepare] table gives the settings.
     """
     from tilth.geo.tilesets.sources import DstlSource
     from tilth.verbs.prepare import prepare
 
     numbers = tuple(_number(part, "--classes") for part in classes.split(","))
-    show(prepare(DstlSource(folder=folder, classes=numbers), out, _config(recipe, chosen)))
+    show(prepare(DstlSource(folder, numbers, overlapping, fractions), out, _config(recipe, chosen)))
 
 
 def audit(tiles: Path, /, *, figure: Path | None = None) -> None:

@@ -31,6 +31,10 @@ class PixelShapes:
         """The index of the parts; its answers are positions in `parts`."""
         return STRtree(self.parts)
 
+    def only(self, value: int) -> "PixelShapes":
+        """Return the polygons of one class."""
+        return PixelShapes(self.parts[self.values == value], self.values[self.values == value])
+
 
 def in_pixels(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) -> PixelShapes:
     """Return (n,) polygons or multipolygons in pixel coordinates, which `to_pixels` makes of theirs.
@@ -42,16 +46,17 @@ def in_pixels(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) 
     return PixelShapes(shapely.transform(parts, lambda xy: transformed(xy, NUDGE @ to_pixels)), values[owners])
 
 
-def burned(shapes: PixelShapes, window: Window, fill: int) -> UInt8[ndarray, "h w"]:
+def burned(shapes: PixelShapes, window: Window, fill: int, fine: int = 1) -> UInt8[ndarray, "rows cols"]:
     """Return the class index of every pixel of `window`; `fill` where no polygon holds its centre.
 
-    Costs the vertices of the polygons that touch the window, whatever the scene holds besides.
+    With `fine`, of every part of a pixel that is cut in so many rows and columns. Costs the vertices of the polygons
+    that touch the window, whatever the scene holds besides.
     """
     hits = np.sort(shapes.tree.query(window.outline))
+    size = (window.height * fine, window.width * fine)
     if not len(hits):
-        return np.full((window.height, window.width), fill, np.uint8)
-    to_window = Affine.translation(window.col, window.row)
+        return np.full(size, fill, np.uint8)
+    to_window = Affine.translation(window.col, window.row) @ Affine.scale(1 / fine)
     pairs = zip(shapes.parts[hits], shapes.values[hits].tolist(), strict=True)
-    size = (window.height, window.width)
     labels: ndarray[Any, Any] = rasterize(pairs, size, fill=fill, transform=to_window, dtype="uint8")
     return labels

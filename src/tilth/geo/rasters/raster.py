@@ -67,7 +67,8 @@ class Image:
         self._alpha = next((i for i in raster.indexes if i not in self._indexes), None)
         self._masked = MaskFlags.per_dataset in raster.mask_flag_enums[0] and self._alpha is None
         info = _info(path, raster, self._indexes)
-        self._nodata = [nodata_as(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
+        self.nodata = [nodata_as(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
+        """By band; None where it has none that its number format can hold."""
         self._window = info.grid.window
         self._scaling = scaled_to(info.grid, resolution_m, str(path)) if resolution_m else None
         self.info = replace(info, grid=self._scaling.grid) if self._scaling else info
@@ -155,7 +156,7 @@ class Image:
         self, window: Window, bands: Sequence[int] | None = None
     ) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
         chosen = [self._indexes[band - 1] for band in bands] if bands else self._indexes
-        nodata = [self._nodata[band - 1] for band in bands] if bands else self._nodata
+        nodata = [self.nodata[band - 1] for band in bands] if bands else self.nodata
         pixels = np.zeros((len(chosen), window.height, window.width), self.info.dtype)
         valid = np.zeros((window.height, window.width), bool)
         inside = window.overlap(self._window)

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import shapely
 from affine import Affine
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from numpy import ndarray
 from pyproj import CRS
 from shapely.geometry.base import BaseGeometry
 
 from tilth.errors import InputError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters.burn import PixelShapes, burned, in_pixels
+from tilth.geo.grid import Grid
+from tilth.geo.rasters.burn import PixelShapes, in_pixels
 from tilth.geo.rasters.raster import ImageInfo
+from tilth.geo.tilesets.drawing import Drawing
+from tilth.geo.tilesets.drawing import labeller as drawn_labeller
 from tilth.geo.tilesets.scenes import Labeller, counted
 from tilth.geo.vectors.vector import Polygons, read_polygons
-from tilth.legend import IGNORE
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,12 @@ def placements(path: Path, infos: Sequence[ImageInfo], class_field: str | None =
     return tuple(placed)
 
 
-def labeller(labels: Placement, looked: Placement | None, index_of: Mapping[str, int]) -> Labeller:
-    """Return what gives the labels of one image: class indices, 0 outside polygons, 255 outside the `looked` ones."""
-    shapes = labels.shapes(index_of)
-    seen = looked.shapes({}) if looked else None
+def labeller(labels: Placement, looked: Placement | None, index_of: Mapping[str, int], drawing: Drawing) -> Labeller:
+    """Return what gives the labels of one image, of polygons with the values `index_of` their classes.
 
-    def label(window: Window) -> UInt8[ndarray, "h w"]:
-        burnt = burned(shapes, window, fill=0)
-        if seen is not None:
-            burnt[burned(seen, window, fill=0) == 0] = IGNORE
-        return burnt
-
-    return label
+    See `tilth.geo.tilesets.drawing`; 255 outside the `looked` ones.
+    """
+    return drawn_labeller(labels.shapes(index_of), looked.shapes({}) if looked else None, drawing)
 
 
 def summary(path: Path, placed: Sequence[Placement]) -> str:

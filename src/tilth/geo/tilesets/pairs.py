@@ -11,15 +11,17 @@ from numpy import ndarray
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window, cells
 from tilth.geo.rasters.raster import Image
-from tilth.geo.tilesets.scenes import Labeller
+from tilth.geo.tilesets.scenes import Labeller, counted
 from tilth.legend import IGNORE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 STRIP = (512, 8192)
 
 
-def pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+def pairs(images: Path, masks: Path, bands: int | None = None) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Return the (image, mask) pairs that share a name and a size, by name, and in words what has no partner.
+
+    A mask has one band, or at least so many `bands` where these are given.
 
     Raises:
         InputError: when a folder is missing, or a file cannot be opened.
@@ -31,7 +33,7 @@ def pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]
     faults += [f"mask {right[name][0].name} has no image" for name in sorted(right.keys() - left.keys())]
     names = sorted(left.keys() & right.keys() - doubles.keys())
     found = [(left[name][0], right[name][0]) for name in names]
-    misfits = {pair: _misfit(*pair) for pair in found}
+    misfits = {pair: _misfit(*pair, bands) for pair in found}
     return [pair for pair in found if not misfits[pair]], faults + [fault for fault in misfits.values() if fault]
 
 
@@ -63,12 +65,14 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _misfit(image_path: Path, mask_path: Path) -> str:
+def _misfit(image_path: Path, mask_path: Path, bands: int | None) -> str:
     """Return in words how a mask does not fit its image; empty when it does."""
     with Image.open(image_path) as image, Image.open(mask_path) as mask:
         grid, other = image.info.grid, mask.info.grid
-        if mask.info.bands != 1:
+        if bands is None and mask.info.bands != 1:
             return f"mask {mask_path.name} has {mask.info.bands} bands instead of one"
+        if bands is not None and mask.info.bands < bands:
+            return f"mask {mask_path.name} has {counted(mask.info.bands, 'band')}, and band {bands} is named as a class"
         if (grid.height, grid.width) != (other.height, other.width):
             sizes = f"{grid.width} x {grid.height} pixels, its mask {other.width} x {other.height}"
             return f"image {image_path.name} has {sizes}"

@@ -1,0 +1,77 @@
+"""Polygons of a scene as its labels: whole pixels or parts of pixels, of classes that exclude each other or overlap."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy import ndarray
+
+from tilth.geo.grid import Window, cells
+from tilth.geo.rasters.burn import PixelShapes, burned
+from tilth.geo.tilesets.scenes import Labeller
+from tilth.labels import coded, coded_together
+from tilth.legend import IGNORE, Legend
+
+FINE = 8
+"""Rows and columns that a pixel is cut in to see how much of it lies in a polygon."""
+CELL = (512, 512)
+"""Rows and columns of pixels that are cut at a time: 17 MB a class."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What becomes of polygons."""
+
+    legend: Legend
+    fractions: bool = False
+    """Whether a pixel is of the classes by how much of it lies in their polygons, not by where its centre lies."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether labels are shares of classes, not class indices."""
+        return self.fractions or self.legend.overlapping
+
+
+def labeller(shapes: PixelShapes, seen: PixelShapes | None, drawing: Drawing) -> Labeller:
+    """Return what gives the labels of one scene; 255 in pixels whose centre is outside the `seen` polygons.
+
+    The polygons' values are 1 for the first class that has polygons, and so on: class indices, or one more than these
+    where classes overlap. What no polygon holds has value 0.
+    """
+    classes = range(1, len(drawing.legend.names) + drawing.legend.overlapping)
+    apart = [shapes.only(value) for value in classes] if drawing.legend.overlapping else []
+
+    def label(window: Window) -> UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]:
+        if not drawing.shares:
+            drawn = burned(shapes, window, fill=0)
+        elif drawing.fractions:
+            drawn = _fractions(apart or [shapes], window, drawing.legend)
+        else:
+            drawn = coded(np.stack([burned(part, window, fill=0) > 0 for part in apart]).astype(np.float32))
+        if seen is not None:
+            drawn[..., burned(seen, window, fill=0) == 0] = IGNORE
+        return drawn
+
+    return label
+
+
+def _fractions(layers: list[PixelShapes], window: Window, legend: Legend) -> UInt8[ndarray, "o h w"]:
+    """Return how much of each pixel is of each output's class, in 250ths; each overlapping class has a layer."""
+    drawn = np.empty((legend.outputs, window.height, window.width), np.uint8)
+    for cell in cells(window, *CELL):
+        parts = [burned(layer, cell, fill=0, fine=FINE) for layer in layers]
+        if legend.overlapping:
+            shares = np.stack([_share(part > 0) for part in parts])
+        else:
+            values = range(len(legend.names) - legend.outputs, len(legend.names))
+            shares = np.stack([_share(parts[0] == value) for value in values])
+        together = legend.outputs > 1 and not legend.overlapping
+        drawn[:, *cell.within(window).slices] = (coded_together if together else coded)(shares)
+    return drawn
+
+
+def _share(inside: Bool[ndarray, "fine_h fine_w"]) -> ndarray:
+    """Return the share (h, w) of each pixel's parts that are inside."""
+    rows, cols = inside.shape
+    shares: ndarray = inside.reshape(rows // FINE, FINE, cols // FINE, FINE).mean(axis=(1, 3), dtype=np.float32)
+    return shares

@@ -1,0 +1,89 @@
+"""Polygons as labels of overlapping classes, and as the share of a pixel that lies in them."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from jaxtyping import Float
+from numpy import ndarray
+from shapely import affinity
+
+from tilth.geo.grid import Window
+from tilth.geo.rasters.burn import PixelShapes, burned, in_pixels
+from tilth.geo.tilesets.drawing import Drawing, labeller
+from tilth.labels import FULL, decoded
+from tilth.legend import IGNORE, Legend
+
+SIDE = 40
+ALL = Window(0, 0, SIDE, SIDE)
+PAIR = Legend(("background", "tree"))
+COVERS = Legend(("background", "tree", "road"))
+OVERLAPPING = Legend(("tree", "road"), overlapping=True)
+
+
+@cache
+def shapes(kinds: int = 2) -> PixelShapes:
+    """Return 14 crowns and turned rectangles of classes 1 to `kinds`, in pixels."""
+    rng = np.random.default_rng(3)
+    crowns = [shapely.Point(*rng.uniform(2, 38, 2)).buffer(rng.uniform(2, 6)) for _ in range(7)]
+    plots = [
+        affinity.rotate(shapely.box(x, y, x + 9, y + 5), rng.uniform(0, 90)) for x, y in rng.uniform(2, 30, (7, 2))
+    ]
+    values = (np.arange(14) % kinds + 1).astype(np.uint8)
+    return in_pixels(np.array([*crowns, *plots], object), values, Affine.identity())
+
+
+def exact(parts: ndarray) -> Float[ndarray, "h w"]:
+    """Return how much of each pixel the union of polygons covers, as shapely has it."""
+    cols, rows = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+    return shapely.area(shapely.intersection(shapely.box(cols, rows, cols + 1, rows + 1), shapely.union_all(parts)))
+
+
+def test_each_overlapping_class_is_where_it_would_be_alone() -> None:
+    found = labeller(shapes(), None, Drawing(OVERLAPPING))(ALL)
+    for index, value in enumerate((1, 2)):
+        alone = burned(shapes().only(value), ALL, fill=0) > 0
+        assert np.array_equal(found[index], np.where(alone, FULL, 0))
+    # Some ground is of both, some of neither.
+    assert {tuple(pixel) for pixel in found.reshape(2, -1).T.tolist()} == {(0, 0), (0, FULL), (FULL, 0), (FULL, FULL)}
+
+
+@pytest.mark.parametrize("legend", [PAIR, OVERLAPPING])
+def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
+    drawn = shapes(legend.outputs)
+    found = decoded(labeller(drawn, None, Drawing(legend, fractions=True))(ALL))
+    for value, share in enumerate(found, start=1):
+        error = np.abs(share - exact(drawn.only(value).parts))
+        # An edge through a pixel parts 64 points about as it parts the pixel.
+        assert error.max() < 0.06
+        assert error[error > 1e-6].mean() < 0.01
+
+
+def test_of_classes_that_exclude_each_other_the_later_polygon_has_the_ground() -> None:
+    drawn = shapes()
+    found = labeller(drawn, None, Drawing(COVERS, fractions=True))(ALL)
+    assert (found.sum(axis=0, dtype=int) == FULL).all()
+    left = drawn.parts.copy()
+    for index in range(len(left) - 1):
+        left[index] = left[index].difference(shapely.union_all(drawn.parts[index + 1 :]))
+    for value in (1, 2):
+        assert np.abs(decoded(found)[value] - exact(left[drawn.values == value])).max() < 0.06
+
+
+@pytest.mark.parametrize("legend", [PAIR, COVERS, OVERLAPPING])
+@pytest.mark.parametrize("fractions", [False, True])
+def test_windows_agree_with_the_whole(legend: Legend, fractions: bool) -> None:
+    label = labeller(shapes(len(legend.names) - (not legend.overlapping)), None, Drawing(legend, fractions))
+    for window in (Window(3, 5, 20, 11), Window(17, 0, 23, 40)):
+        assert np.array_equal(label(window), label(ALL)[..., *window.slices])
+
+
+@pytest.mark.parametrize("drawing", [Drawing(PAIR), Drawing(PAIR, fractions=True), Drawing(OVERLAPPING)])
+def test_what_was_not_looked_at_is_known_of_no_class(drawing: Drawing) -> None:
+    looked = in_pixels(np.array([shapely.box(0, 0, 20, SIDE)], object), np.ones(1, np.uint8), Affine.identity())
+    drawn = shapes(drawing.legend.outputs)
+    found, whole = labeller(drawn, looked, drawing)(ALL), labeller(drawn, None, drawing)(ALL)
+    assert np.array_equal(found[..., :20], whole[..., :20])
+    assert (found[..., 20:] == IGNORE).all()
