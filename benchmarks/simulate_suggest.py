@@ -27,13 +27,12 @@ from scipy.optimize import isotonic_regression
 
 import machine
 import page
-from archive import Archive, archive, iou, probabilities, trained
-from tilth.applicability import Applicability, fit
+from archive import CELL_PX, STRIDE, Archive, archive, iou, probabilities, trained
 from tilth.files import write_json
 from tilth.geo.grid import Window
 from tilth.intervals import intervals
-from tilth.learn.using.doubt import entropy, mean_inside
-from tilth.verbs.suggest.looking import Candidate, pooled
+from tilth.learn.using.doubt import entropy
+from tilth.verbs.suggest.looking import Candidate, in_cells, quarters
 from tilth.verbs.suggest.ranking import ranked
 
 PAGE = Path(__file__).parents[1] / "docs" / "suggest.md"
@@ -41,7 +40,7 @@ FIRST, BATCH = 4, 4
 SCORED = 1 / 3
 """Share of the scenes that is kept for scoring."""
 DOUBTLESS = 0.5
-"""Doubt of every tile where only looks shall count."""
+"""Doubt of every cell where only looks shall count."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class State:
     """Tiles that may be labelled."""
     labelled: ndarray
     doubt: ndarray
-    """Mean entropy of each tile of the pool."""
+    """Mean entropy of the cells of each tile of the pool, (n, rows, cols)."""
     rng: np.random.Generator
 
 
@@ -64,12 +63,12 @@ def at_random(state: State) -> ndarray:
 
 def by_doubt(state: State) -> ndarray:
     """Return the batch of the most doubtful tiles."""
-    return state.pool[np.argsort(-state.doubt, kind="stable")[:BATCH]]
+    return state.pool[np.argsort(-state.doubt.mean(axis=(1, 2)), kind="stable")[:BATCH]]
 
 
 def by_looks(state: State) -> ndarray:
     """Return the batch that `tilth suggest` would return were all tiles equally doubtful."""
-    return _suggested(state, np.full(len(state.pool), DOUBTLESS))
+    return _suggested(state, np.full(state.doubt.shape, DOUBTLESS))
 
 
 def suggested(state: State) -> ndarray:
@@ -86,21 +85,13 @@ STRATEGIES: dict[str, Callable[[State], ndarray]] = {
 
 
 def _suggested(state: State, doubt: ndarray) -> ndarray:
-    cells = state.ground.cells
-    known = known_of(cells[state.labelled], state.ground.scenes[state.labelled])
+    """Return the batch that `tilth suggest` returns for the doubt of the cells of each tile, (n, rows, cols)."""
+    seen = np.ones(doubt.shape[1:], bool)
     candidates = [
-        Candidate(0, Window(int(tile), 0, 1, 1), float(unsure), 1.0, *pooled(cells[tile], known))
-        for tile, unsure in zip(state.pool, doubt, strict=True)
+        Candidate(0, Window(int(tile), 0, 1, 1), float(unsure.mean()), 1.0, *quarters(cells, unsure, seen))
+        for tile, unsure, cells in zip(state.pool, doubt, state.ground.cells[state.pool], strict=True)
     ]
-    return np.array([one.window.row for one in ranked(candidates, known, BATCH)])
-
-
-def known_of(cells: ndarray, scenes: ndarray) -> Applicability | None:
-    """Return what a run knows of the tiles that it was trained on, as `tilth train` writes it; None of one scene."""
-    try:
-        return fit(cells.reshape(-1, cells.shape[-1]), np.repeat(scenes, cells.shape[1]))
-    except ValueError:
-        return None
+    return np.array([one.window.row for one in ranked(candidates, BATCH)])
 
 
 def curve(ground: Archive, strategy: str, seed: int, rounds: int) -> list[float]:
@@ -116,7 +107,7 @@ def curve(ground: Archive, strategy: str, seed: int, rounds: int) -> list[float]
         found.append(iou(head, ground, scored))
         pool = np.setdiff1d(others, labelled)
         doubt = entropy(_views(probabilities(head, ground, pool)))
-        state = State(ground, pool, labelled, mean_inside(doubt, np.ones(doubt.shape, bool)), rng)
+        state = State(ground, pool, labelled, in_cells(doubt, CELL_PX // STRIDE), rng)
         labelled = np.concatenate([labelled, STRATEGIES[strategy](state)])
     return found
 

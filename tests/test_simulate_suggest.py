@@ -9,7 +9,7 @@ from numpy import ndarray
 
 import simulate_suggest as simulation
 from archive import TILE_PX, Archive
-from simulate_suggest import STRATEGIES, curve, known_of, needed, rows_of, saved
+from simulate_suggest import STRATEGIES, curve, needed, rows_of, saved
 from tilth.intervals import intervals
 
 
@@ -61,11 +61,6 @@ def test_cells_are_the_means_of_their_pixels(patches: Archive) -> None:
     whole = patches.pixels[5].reshape(side, side, -1).astype(np.float64)
     assert patches.cells.shape == (24, 4, 4)
     assert patches.cells[5, 1] == pytest.approx(whole[:16, 16:].mean(axis=(0, 1)), abs=1e-3)
-
-
-def test_tiles_of_one_scene_tell_nothing_of_what_is_known(patches: Archive) -> None:
-    assert known_of(patches.cells[:4], patches.scenes[:4]) is None
-    assert known_of(patches.cells[:8], patches.scenes[:8]) is not None
 
 
 def test_every_strategy_begins_alike_learns_and_comes_out_the_same_again(patches: Archive) -> None:

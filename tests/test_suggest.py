@@ -149,16 +149,42 @@ def test_the_most_of_what_is_doubtful_comes_first_and_no_kind_twice(run: Path, t
 
 
 @pytest.mark.usefixtures("looks")
-def test_what_the_run_was_trained_on_counts_as_covered(run: Path, tmp_path: Path) -> None:
+def test_novelty_says_how_unlike_the_training_a_tile_looks(run: Path, tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "scene.tif", flat(*[128] * 10, 100))
     rng = np.random.default_rng(0)
-    fit(np.repeat(rng.normal([128] * 3, 3, (40, 3)), 1, axis=0)).write(run / KNOWN)
+    fit(rng.normal([128] * 3, 3, (40, 3))).write(run / KNOWN)
     found = suggest(run, (raster,), tmp_path / "next.gpkg", CPU)
-    assert found.tiles[0].window.col == 320
-    assert found.tiles[0].novelty is not None
-    assert found.tiles[0].novelty > 1
-    assert max(one.novelty or 0 for one in found.tiles[1:]) < 1
+    novelty = {one.window.col // 32: one.novelty or 0 for one in found.tiles}
+    assert novelty.pop(10) > 1
+    assert max(novelty.values()) < 1
     assert not any(KNOWN in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("looks")
+def test_a_tile_is_worth_what_its_quarters_show(run: Path, tmp_path: Path) -> None:
+    """Two kinds of doubtful ground: most tiles are of one, and the one that shows both stands for all."""
+    both = np.concatenate([flat(120, size=32)[:, :, :16], flat(136, size=32)[:, :, :16]], axis=2)
+    pixels = np.concatenate([flat(120, 120, 120), both, flat(136, 136, 136)], axis=2)
+    raster = write_raster(tmp_path / "scene.tif", pixels)
+    found = suggest(run, (raster,), tmp_path / "next.gpkg", CPU)
+    assert found.tiles[0].window.col == 96
+    assert found.tiles[0].score == pytest.approx(1)
+
+
+def test_cells_and_quarters_hold_the_doubt_of_their_pixels() -> None:
+    """A tile of 3 x 3 cells of 4 pixels, the last row and column of which lie half beyond it."""
+    doubt = np.random.default_rng(0).random((2, 10, 10), np.float32)
+    cells = looking.in_cells(doubt, 4)
+    assert cells.shape == (2, 3, 3)
+    assert cells[1, 0, 1] == pytest.approx(doubt[1, :4, 4:8].mean())
+    assert 16 * cells.sum() == pytest.approx(doubt.sum(), rel=1e-5)
+    seen = np.ones((3, 3), bool)
+    seen[2, 2] = False
+    features = np.arange(8, dtype=np.float32)[:, None]
+    looks, unsure = looking.quarters(features, cells[0], seen)
+    # Two rows and columns of cells lie in the first half; the last quarter holds the cell without features alone.
+    assert looks[:, 0].tolist() == [2, 3.5, 6.5]
+    assert unsure == pytest.approx([cells[0, :2, :2].sum(), cells[0, :2, 2].sum(), cells[0, 2, :2].sum()])
 
 
 @pytest.mark.usefixtures("looks")

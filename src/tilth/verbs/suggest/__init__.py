@@ -36,7 +36,7 @@ def suggest(
     """Write which tiles of `rasters` to label next as a GeoPackage, the best first, and return them.
 
     A tile is good to label when the runs are unsure of it and when it looks like much else that they are unsure of, but
-    not like what is labelled or suggested before it: see `tilth.selection`. Doubt is the mean over all runs, looks are
+    not like what is suggested before it: see `tilth.selection`. Doubt is the mean over all runs, looks are
     those of the first. `rasters` may also be one tile set: then its images are gone through. Ground that lies in tiles
     of the tile set `known`, of any part, is not suggested; default: the tile set that was given or that the first run
     was trained on, where it is still there. `aoi` is a vector file: only what its polygons cover is suggested.
@@ -62,7 +62,7 @@ def suggest(
     eyes = _eyes(runs, card, config)
     pool = look(eyes, grounds)
     check_some_left(given.rasters, pool.seen, pool.labelled)
-    tiles = ranked(pool.kept, eyes.known, config.tiles)
+    tiles = ranked(pool.kept, config.tiles)
     write_suggestions(out, tiles, [(job.rasters[0], job.grid) for job in jobs])
     notes = (*eyes.doubt.notes, *_notes(runs[0], eyes.known, labels))
     return Suggestions(out, given.rasters, tiles, pool.seen, pool.labelled, notes)
@@ -126,5 +126,5 @@ def _check_spread(config: SuggestConfig, runs: Sequence[Path]) -> None:
 def _notes(run: Path, known: Applicability | None, labels: TileSet | None) -> tuple[str, ...]:
     """Return what the user should know, a line each."""
     ground = f"{run} does not say which ground is labelled (its tile set is gone): give it with --known TILES."
-    looks = f"{run} holds no {KNOWN}: tiles that look like those it was trained on count as new."
+    looks = f"{run} holds no {KNOWN}: how unlike its training the tiles look is not known, and novelty stays empty."
     return (*([] if labels else [ground]), *([] if known else [looks]))

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64
 from numpy import ndarray
 
 from tilth.applicability import Applicability
@@ -23,6 +23,8 @@ LEAST_SHARE = 0.25
 """A tile of which a smaller share can be labelled is not suggested."""
 MOST_TILES = 3000
 """Tiles that are compared with each other: of more, the most doubtful."""
+LEAST_DOUBT = 1e-3
+"""What a pixel's doubt counts at least: a run may be wrong where it has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,12 @@ class Candidate:
     """Mean over its pixels, 0 to 1."""
     share: float
     """Pixels that can be labelled, as a share of a whole tile."""
-    features: Float[ndarray, " d"]
-    """Mean over its cells; standardised as the training's were, where these are known."""
-    distance: float
-    """Mean over its cells of the distance to the nearest of the training's; 0 where these are not known."""
+    looks: Float[ndarray, "q d"]
+    """What its quarters look like: the mean of what the encoder sees in their cells."""
+    unsure: Float[ndarray, " q"]
+    """How much doubt there is in each quarter."""
+    novelty: float | None = None
+    """Distance to what the run was trained on, over the threshold of its area of applicability: outside above 1."""
 
     @property
     def weight(self) -> float:
@@ -104,7 +108,7 @@ def look(eyes: Eyes, grounds: Sequence[Ground]) -> Pool:
     """Return the candidates of all rasters, in falling order of doubt.
 
     Costs one pass of each run in each turn over the rasters, and one of the first run's encoder. Memory: a batch of
-    tiles and 2 * MOST_TILES rows of features, however large the rasters are.
+    tiles and the features of 2 * MOST_TILES tiles, four rows each, however large the rasters are.
 
     Raises:
         InputError: when a raster cannot be read.
@@ -140,21 +144,41 @@ def _unlabelled(ground: Ground, lanes: Lanes, pool: Pool) -> Iterator[Tile]:
 
 
 def _candidates(eyes: Eyes, ground: Ground, lanes: Lanes, batch: Batch) -> Iterator[Candidate]:
-    """Yield the tiles of a batch but for those without a cell that has features."""
+    """Yield the tiles of a batch but for those without a cell that has features and can be labelled."""
     mapped = np.stack([tile.mapped for tile in batch.tiles])
-    doubts = mean_inside(eyes.doubt(batch.pixels, batch.valid)[: len(mapped)], mapped)
+    doubt = eyes.doubt(batch.pixels, batch.valid)[: len(mapped)]
+    means = mean_inside(doubt, mapped)
+    unsure = in_cells(np.where(mapped, np.maximum(doubt, LEAST_DOUBT), 0), eyes.encoder.cell_px)
     cells, seen = eyes.encoder(batch.pixels, batch.valid)
+    wanted = seen[: len(mapped)] & (unsure > 0)
     ends = seen.sum(axis=(1, 2)).cumsum()[: len(mapped)]
-    for tile, doubt, mine in zip(batch.tiles, doubts, np.split(cells, ends)[: len(mapped)], strict=True):
-        if len(mine):
-            window = ground.window(lanes, tile)
-            features, distance = pooled(mine, eyes.known)
-            yield Candidate(ground.number, window, float(doubt), float(tile.mapped.mean()), features, distance)
+    for i, (tile, mine) in enumerate(zip(batch.tiles, np.split(cells, ends)[: len(mapped)], strict=True)):
+        if wanted[i].any():
+            window, share, novelty = ground.window(lanes, tile), float(tile.mapped.mean()), _novelty(mine, eyes.known)
+            pieces = quarters(mine[wanted[i][seen[i]]], unsure[i], wanted[i])
+            yield Candidate(ground.number, window, float(means[i]), share, *pieces, novelty)
 
 
-def pooled(cells: Float32[ndarray, "m d"], known: Applicability | None) -> tuple[Float64[ndarray, " d"], float]:
-    """Return the mean features of a tile's cells, standardised, and their mean distance to the known ones."""
-    mean = cells.mean(axis=0, dtype=np.float64)
-    if known is None:
-        return mean, 0.0
-    return (mean - known.centre) * known.scale, float(known.index(cells).mean()) * known.mean_distance
+def in_cells(doubt: Float[ndarray, "n t t"], cell_px: int) -> Float64[ndarray, "n rows cols"]:
+    """Return the doubt in each cell of tiles, as a share of a whole cell's; the last ones may reach beyond the tile."""
+    n, size, _ = doubt.shape
+    side = -(-size // cell_px)
+    whole = np.zeros((n, side * cell_px, side * cell_px))
+    whole[:, :size, :size] = doubt
+    means: Float64[ndarray, "n rows cols"] = whole.reshape(n, side, cell_px, side, cell_px).mean(axis=(2, 4))
+    return means
+
+
+def quarters(
+    cells: Float32[ndarray, "m d"], unsure: Float64[ndarray, "rows cols"], seen: Bool[ndarray, "rows cols"]
+) -> tuple[Float64[ndarray, "q d"], Float64[ndarray, " q"]]:
+    """Return the mean features and the doubt of the quarters of a tile that hold cells; `cells` are those `seen`."""
+    rows, cols = np.nonzero(seen)
+    quarter = 2 * (2 * rows // seen.shape[0]) + 2 * cols // seen.shape[1]
+    each = [quarter == one for one in np.unique(quarter)]
+    looks = np.stack([cells[mine].mean(axis=0, dtype=np.float64) for mine in each])
+    return looks, np.array([unsure[seen][mine].sum() for mine in each])
+
+
+def _novelty(cells: Float32[ndarray, "m d"], known: Applicability | None) -> float | None:
+    return None if known is None else float(known.index(cells).mean()) / known.threshold
