@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window, transformed
-from tilth.geo.rasters.maptags import check_class_map, stated_legend
+from tilth.geo.rasters.maptags import check_class_map, map_legend
 from tilth.geo.rasters.pixelarea import areas_on_ellipsoid, pixel_areas
 from tilth.geo.rasters.raster import Image
 from tilth.geo.vectors.measure import ground_transform, method
@@ -149,7 +149,7 @@ def _strips(image: Image, doing: str) -> Iterator[tuple[Window, Shaped[ndarray, 
 
 def _classes(image: Image, pixels: Int64[ndarray, " v"]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return values and names of the classes that a map states, and of all others that it holds."""
-    legend = stated_legend(image.info.tags)
+    legend = map_legend(image.info)
     stated = dict(zip(legend.values, legend.names, strict=True)) if legend else {}
     others = {value: str(value) for value in np.flatnonzero(pixels).tolist() if value not in stated}
     both = stated | others

@@ -1,7 +1,8 @@
 """Polygons that are finished, kept in a folder until all are, so that a killed job can go on.
 
     .OUT.part/
-      ledger.json           what is being made, from what, and how many rows of the map are done
+      ledger.json           what is being made, from what, and how many rows of the map are done; where it has a band
+                            for each class, those of all bands, one after another
       part-00001024.npz     the polygons that ended in the row of blocks that begins at that row
       open-00002048.npz     the regions that go on below that row
 

@@ -28,7 +28,13 @@ CERTAIN = 250
 
 
 def check_class_map(info: ImageInfo) -> None:
-    """Raise InputError for a raster that is not one band of whole numbers."""
+    """Raise InputError for a raster that is not one band of whole numbers; say what to do with overlapping classes."""
+    if has_band_a_class(info):
+        first = info.band_names[0]
+        raise InputError(
+            f"{info.path} has a band for each of {info.bands} classes that overlap, and one map of classes is needed. "
+            f"Write one of them as a map of its own: gdal_translate -b 1 {info.path.name} {first}.tif for {first}."
+        )
     if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
         raise InputError(
             f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
@@ -48,6 +54,21 @@ def map_tags(card: ModelCard, origin: str) -> dict[str, str]:
         named = [(0, "not of the band's class"), (1, "of the band's class")]
     classes = {f"{CLASS_TAG}{value}": name for value, name in named}
     return {**classes, ORIGIN_TAG: origin, CARD_TAG: json.dumps(card.content, ensure_ascii=False)}
+
+
+def has_band_a_class(info: ImageInfo) -> bool:
+    """Return whether a raster is a map of overlapping classes, with a band for each."""
+    legend = stated_legend(info.tags)
+    return legend is not None and legend.overlapping and info.bands == len(legend.names) and info.dtype == "uint8"
+
+
+def map_legend(info: ImageInfo) -> Legend | None:
+    """Return the classes that a map states: `stated_legend`, or of one band of overlapping classes, it and the rest."""
+    legend = stated_legend(info.tags)
+    if legend is not None and legend.overlapping and info.bands == 1:
+        name = info.band_names[0]
+        return Legend(("rest" if name != "rest" else "other", name))
+    return legend
 
 
 def stated_legend(tags: Mapping[str, str]) -> Legend | None:

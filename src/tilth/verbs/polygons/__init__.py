@@ -11,8 +11,9 @@ from tilth.errors import SettingError
 from tilth.files import json_digest, refuse_existing
 from tilth.geo.polygons.polygonfile import Target, check_target, write_into
 from tilth.geo.polygons.polygonledger import PolygonLedger
+from tilth.geo.polygons.regions import Source
 from tilth.geo.polygons.zonal import fitting
-from tilth.geo.rasters.maptags import beside, check_class_map, stated_legend
+from tilth.geo.rasters.maptags import beside, check_class_map, has_band_a_class, map_legend
 from tilth.geo.rasters.raster import Image
 from tilth.geo.rasters.state import raster_state
 from tilth.making import is_complete, keeping
@@ -63,8 +64,9 @@ def polygons(
     mean_probability and uncertain_share where MAP.probabilities.tif lies beside the map. Without a CRS it is area_px
     and perimeter_px, and all settings count in pixels. Areas and perimeters are of the outlines as they are written;
     probabilities of the region's pixels in the map. Nodata is never part of a polygon. Of two classes, the first is
-    left out unless asked for; so is value 0 in a map that does not state its classes. `dstl_grid` is DSTL's
-    grid_sizes.csv, for its submission format.
+    left out unless asked for; so is value 0 in a map that does not state its classes. Of a map of overlapping classes,
+    which has a band for each, the regions of every class are found by themselves: polygons lie over each other.
+    `dstl_grid` is DSTL's grid_sizes.csv, for its submission format.
 
     Steps, in this order: regions, holes filled, small ones left out, simplified, smoothed, squared, measured.
 
@@ -83,11 +85,12 @@ def polygons(
         refuse_existing(out)
     with ExitStack() as files:
         image = files.enter_context(Image.open(map))
-        check_class_map(image.info)
+        if not has_band_a_class(image.info):
+            check_class_map(image.info)
         target = Target(out, image.info.grid, map.stem, dstl_grid, _changed(map))
         check_target(target)
         finding = _finding(image, settings, files)
-        ledger = PolygonLedger(folder, _origin(finding, settings), image.info.grid.height)
+        ledger = PolygonLedger(folder, _origin(finding, settings), image.info.grid.height * finding.layers)
         with keeping(folder, lambda: _held(ledger)):
             _find(finding, settings, ledger, out.name)
             result = Result(ledger, finding, settings)
@@ -99,7 +102,7 @@ def polygons(
 
 def _finding(image: Image, settings: PolygonConfig, files: ExitStack) -> Finding:
     """Return what polygons are made from: the map, its classes, and their probabilities where there are any."""
-    legend, path = stated_legend(image.info.tags), beside(image.info.path, "probabilities")
+    legend, path = map_legend(image.info), beside(image.info.path, "probabilities")
     if not path.exists():
         return Finding(image, legend, settings, None)
     names = dict(zip(legend.values, legend.names, strict=True)) if legend else {}
@@ -109,18 +112,26 @@ def _finding(image: Image, settings: PolygonConfig, files: ExitStack) -> Finding
 
 def _find(finding: Finding, settings: PolygonConfig, ledger: PolygonLedger, name: str) -> None:
     """Add the rows of blocks that the ledger does not hold yet, and note that all are there."""
-    grid, mpx = finding.image.info.grid, finding.image.info.grid.width / 1e6
-    outlines = Outlines(grid, settings)
-    seams = outlines.seams(ledger.state())
-    with meter(f"polygons {name}", grid.height * mpx, "Mpx") as bar:
+    mpx = finding.image.info.grid.width / 1e6
+    with meter(f"polygons {name}", ledger.rows * mpx, "Mpx") as bar:
         bar.advance(ledger.rows_done * mpx)
-        source = class_map(finding, lambda window: bar.advance(window.height * window.width / 1e6))
-        for row in source.rows(start_row=ledger.rows_done):
-            ended, open_below = outlines.of_row(source, seams, row), seams.state()
-            # Rows without anything are done again sooner than noted.
-            if len(ended["value"]) or ended["left_out"] or len(open_below["roots"]) or row.stop_row == grid.height:
-                ledger.add(row.stop_row, ended, open_below)
+        for layer in range(finding.layers):
+            source = class_map(finding, layer, lambda window: bar.advance(window.height * window.width / 1e6))
+            _find_layer(source, Outlines(finding.image.info.grid, settings), ledger, layer * source.height)
     ledger.finish()
+
+
+def _find_layer(source: Source, outlines: Outlines, ledger: PolygonLedger, before: int) -> None:
+    """Add what is missing of one layer; `before` are the rows of all layers before it."""
+    if ledger.rows_done >= before + source.height:
+        return
+    # Nothing is open where a layer ends.
+    seams = outlines.seams(ledger.state() if ledger.rows_done > before else None)
+    for row in source.rows(start_row=ledger.rows_done - before):
+        ended, open_below = outlines.of_row(source, seams, row), seams.state()
+        # Rows without anything are done again sooner than noted.
+        if len(ended["value"]) or ended["left_out"] or len(open_below["roots"]) or row.stop_row == source.height:
+            ledger.add(before + row.stop_row, ended, open_below)
 
 
 def _check_settings(settings: PolygonConfig) -> None:

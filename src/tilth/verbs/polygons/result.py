@@ -48,8 +48,8 @@ class Result:
         yield self._features(
             as_array([]), {name: np.zeros(0) for name in ("value", "area", "perimeter")}, np.zeros((0, 3))
         )
-        for _, part in self.ledger.parts():
-            kept = np.flatnonzero(self._kept(part))
+        for row, part in self.ledger.parts():
+            kept = np.flatnonzero(self._kept(part, self._layer(row)))
             shapes = unpacked(part["wkb"], part["wkb_ends"])
             columns = {name: part[name] for name in ("value", "area", "perimeter")}
             sums = part["sums"]
@@ -60,8 +60,8 @@ class Result:
     def classes(self) -> dict[str, ClassTotal]:
         """Return the number and area of polygons by class, in the order in which classes are met."""
         found: dict[str, ClassTotal] = {}
-        for _, part in self.ledger.parts():
-            kept = self._kept(part)
+        for row, part in self.ledger.parts():
+            kept = self._kept(part, self._layer(row))
             for value, area in zip(part["value"][kept].tolist(), part["area"][kept].tolist(), strict=True):
                 total = found.setdefault(self.finding.name(value), ClassTotal())
                 total.polygons, total.area = total.polygons + 1, total.area + area
@@ -99,19 +99,26 @@ class Result:
             )
         return Features(shapes, fields)
 
-    def _kept(self, part: Arrays) -> Bool[ndarray, " n"]:
-        """Return which polygons do not lie in a hole that was filled."""
+    def _layer(self, row: int) -> int:
+        return row // self.finding.image.info.grid.height
+
+    def _kept(self, part: Arrays, layer: int) -> Bool[ndarray, " n"]:
+        """Return which polygons do not lie in a hole that was filled in their own layer."""
         first: Int64[ndarray, "n 2"] = part["first"]
         kept = np.ones(len(first), bool)
         if self.settings.fill_holes_m2:
             rows = first[:, 1] // BLOCK_PX
             for row in np.unique(rows).tolist():
                 here = rows == row
-                kept[here] = ~swallowed(first[here], self._holes(row))
+                kept[here] = ~swallowed(first[here], self._holes(row, layer))
         return kept
 
-    def _holes(self, row: int) -> ndarray:
-        """Return all filled holes that reach into a row of blocks."""
+    def _holes(self, row: int, layer: int) -> ndarray:
+        """Return all filled holes of a layer that reach into a row of blocks."""
         name = f"holes_{row}"
-        found = [unpacked(part[name], part[f"{name}_ends"]) for _, part in self.ledger.parts() if name in part.names]
+        found = [
+            unpacked(part[name], part[f"{name}_ends"])
+            for begin, part in self.ledger.parts()
+            if self._layer(begin) == layer and name in part.names
+        ]
         return np.concatenate([as_array([]), *found])
