@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest docs clean
+.PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
@@ -39,6 +39,9 @@ DATA ?= ../shared/data/amazon
 WEIGHTS ?= ../shared/weights/tf_efficientnet_b0_encoder.safetensors
 bench-suggest: $(READY)  ## labels that `tilth suggest` saves, simulated on an archive; BENCH=--write: docs/suggest.md
 	$(BIN)/python benchmarks/simulate_suggest.py $(DATA) --weights $(WEIGHTS) $(BENCH)
+
+bench-unlabelled: $(READY)  ## whether tiles without labels help: a run labels them where it is sure, and a new one trains on them too
+	$(BIN)/python benchmarks/unlabelled.py --weights $(WEIGHTS) $(BENCH)
 
 docs: $(READY)  ## docs pages from the commands' own help and real output
 	$(BIN)/python scripts/make_docs.py
