@@ -166,7 +166,7 @@ class TileSet:
             f"scenes: {len(meta.scenes):,}, {meta.bands} {'band' if meta.bands == 1 else 'bands'} of "
             f"{meta.dtype}{ground}",
             *(f"index {i.name}: {i.formula}, mean {mean:.3g}, deviation {std:.3g}" for i, mean, std in figures),
-            f"classes: {', '.join(meta.legend.names)}",
+            f"classes: {', '.join(meta.legend.names)}{_form(meta)}",
             f"tiles of {meta.settings.tile_px} px: {tiles}",
             *(f"{what}: {words}" for what, words in meta.source.items()),
             f"tile set: {self.folder}",
@@ -197,6 +197,13 @@ class TileSet:
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
         filling = tuple((means or self.meta.mean)[self.meta.bands :])
         return Samples(tiles, masked, paths, self.meta.indices, filling, shares=self.meta.shares)
+
+
+def _form(meta: TileSetMeta) -> str:
+    """Return in words what labels of a pixel may say besides one class."""
+    if meta.legend.overlapping:
+        return "; a pixel may be of several or of none"
+    return "; labels are shares of a pixel" if meta.shares else ""
 
 
 @dataclass
