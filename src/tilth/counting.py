@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 from numpy import ndarray
 
 from tilth.legend import IGNORE, Legend
@@ -105,7 +105,7 @@ class Counting:
         found = self.overall(counts)
         return {name: float(found[name]) for name in HEADLINES}
 
-    def labelled(self, counts: ndarray) -> Int64[ndarray, "*n k"]:
+    def labelled(self, counts: ndarray) -> Shaped[ndarray, "*n k"]:
         """Return how many pixels are labelled as each class, of counts (..., *shape)."""
         pixels: ndarray = counts[..., 1, :].sum(axis=-1) if self.overlapping else counts.sum(axis=-1)
         return pixels

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 from matplotlib.image import imsave
 from numpy import ndarray
 
+from tilth.counting import Counting
 from tilth.figures.colours import FOUND, INVENTED, MISSED, UNKNOWN, rgb
 from tilth.legend import IGNORE
-from tilth.scores import confusion_of, scores
 
 Picture = UInt8[ndarray, "h w 3"]
 Limits = Float32[ndarray, "shown 2"]
@@ -87,18 +87,34 @@ def outcome_picture(picture: Picture, outcome: UInt8[ndarray, "h w"]) -> Picture
     return painted(result, outcome == FALSE_NEGATIVE, MISSED, PAINT)
 
 
-def error_picture(picture: Picture, label: UInt8[ndarray, "h w"], mapped: UInt8[ndarray, "h w"]) -> Picture:
-    """Return the grey picture with every labelled pixel of another class than mapped in vermilion."""
-    return painted(grey(picture), (label != mapped) & (label != IGNORE), INVENTED, PAINT)
+def error_picture(picture: Picture, label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"]) -> Picture:
+    """Return the grey picture with every labelled pixel of another class than mapped in vermilion.
+
+    Of overlapping classes (k, h, w), every pixel of which one class is missed or invented.
+    """
+    wrong = (label != mapped) & (label != IGNORE)
+    return painted(grey(picture), wrong if wrong.ndim == 2 else wrong.any(axis=0), INVENTED, PAINT)
 
 
-def class_picture(picture: Picture, classes: UInt8[ndarray, "h w"], colours: Sequence[str]) -> Picture:
-    """Return the grey picture washed in the colours of its classes; class 0 of two and unlabelled pixels stay grey."""
+def class_picture(picture: Picture, classes: UInt8[ndarray, "*k h w"], colours: Sequence[str]) -> Picture:
+    """Return the grey picture washed in the colours of its classes; class 0 of two and unlabelled pixels stay grey.
+
+    Of overlapping classes, (k, h, w) of 0 and 1, a pixel has the mean colour of those that it is of.
+    """
+    if classes.ndim == 3:
+        return _blended(grey(picture), classes == 1, colours)
     result = grey(picture)
     first = 1 if len(colours) == 2 else 0
     for index in range(first, len(colours)):
         result = painted(result, classes == index, colours[index], 0.6)
     return result
+
+
+def _blended(picture: Picture, there: Bool[ndarray, "k h w"], colours: Sequence[str]) -> Picture:
+    total = np.einsum("khw,kc->hwc", there.astype(np.float64), np.array([rgb(colour) for colour in colours], float))
+    count = there.sum(axis=0)[..., None]
+    mixed = np.rint(0.4 * picture + 0.6 * total / np.maximum(count, 1)).astype(np.uint8)
+    return np.where(count > 0, mixed, picture)
 
 
 def split_picture(
@@ -140,9 +156,10 @@ def shrink_factor(height: int, width: int, longest_px: int) -> int:
     return -(-max(height, width) // longest_px)
 
 
-def tile_iou(label: UInt8[ndarray, "h w"], mapped: UInt8[ndarray, "h w"], classes: int) -> float:
+def tile_iou(label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], classes: int) -> float:
     """Return a tile's IoU: of class 1 of two, else the mean over the classes that label or map show; NaN for none."""
-    return scores(confusion_of(label, mapped, classes)).headline()["iou"]
+    counting = Counting(classes, overlapping=label.ndim == 3)
+    return counting.headline(counting.counts(label, mapped))["iou"]
 
 
 def jpeg(picture: Picture, quality: int = 84) -> bytes:

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy import ndarray
 
+from tilth.counting import known_in
 from tilth.figures.colours import LIGHT, UNKNOWN
 from tilth.figures.pictures import Picture, class_picture, painted, tile_iou
-from tilth.legend import IGNORE, Legend
+from tilth.legend import Legend
 
 CELL_INCH = 1.9
 PIXELS_PER_INCH = 120
@@ -24,15 +25,15 @@ class Sample:
     """One tile: its picture, its label and each network's map, all of one height and width."""
 
     picture: Picture
-    label: UInt8[ndarray, "h w"]
-    maps: Mapping[str, UInt8[ndarray, "h w"]]
-    """Class indices by the network's name."""
+    label: UInt8[ndarray, "*k h w"]
+    maps: Mapping[str, UInt8[ndarray, "*k h w"]]
+    """By the network's name. Class indices, or of overlapping classes 0 and 1 of each."""
 
 
 def label_picture(sample: Sample, legend: Legend) -> Picture:
     """Return the label in the classes' colours over the grey picture; unlabelled pixels are plain grey."""
     shown = class_picture(sample.picture, sample.label, legend.colours)
-    return painted(shown, sample.label == IGNORE, UNKNOWN, 1.0)
+    return painted(shown, ~known_in(sample.label), UNKNOWN, 1.0)
 
 
 def map_picture(sample: Sample, name: str, legend: Legend) -> Picture:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tilth.card import CARD
 from tilth.config import Recipe
+from tilth.counting import Counting
 from tilth.errors import SettingError
 from tilth.figures import Sample, loss_figure, samples_figure
 from tilth.figures.pictures import stretch_limits, stretched
@@ -178,10 +179,14 @@ def _samples(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     chosen = spread(mixed or list(range(len(samples))))
     tiles = [samples[i] for i in chosen]
     maps = {name: mapped(Predictor.load(run), tiles) for name, run in runs.items()}
-    seen = [imaged(*tile) for tile in tiles]
+    seen, counting = [imaged(*tile) for tile in tiles], Counting.of(tile_set.meta.legend)
     limits = stretch_limits([image[: tile_set.meta.bands] for image, _ in tiles], seen)
     rows = [
-        Sample(stretched(image, valid, limits), label, {name: classes[i] for name, classes in maps.items()})
+        Sample(
+            stretched(image, valid, limits),
+            counting.classed(label),
+            {name: classes[i] for name, classes in maps.items()},
+        )
         for i, ((image, label), valid) in enumerate(zip(tiles, seen, strict=True))
     ]
     return samples_figure(rows, tile_set.meta.legend)

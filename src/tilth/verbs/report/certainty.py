@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
+from tilth.counting import Counting
 from tilth.intervals import ENOUGH_UNITS, Statistic
-from tilth.scores import overall_scores, present_mean
+from tilth.scores import present_mean
 from tilth.verbs.evaluate.figures import Measure
 from tilth.verbs.report.numbers import NBSP, fixed
 from tilth.verbs.report.scorefile import Across, Ends, IntervalNote, ScoreTable
@@ -45,8 +47,11 @@ def iou_of(variant: Variant, measure: str) -> Estimate | None:
 
     None where a seed has no counts by unit, or the seeds were not scored on the same ground.
     """
-    counts = _stacked(tables_of(variant, measure))
-    return None if counts is None or len(variant.runs) != counts.shape[1] else _estimate(counts, mean_iou)
+    tables = tables_of(variant, measure)
+    counts = _stacked(tables)
+    if counts is None or len(variant.runs) != counts.shape[1]:
+        return None
+    return _estimate(counts, partial(mean_iou, counting=tables[0].counting))
 
 
 def lead_of(first: Variant, second: Variant, measure: str) -> Estimate | None:
@@ -59,10 +64,10 @@ def lead_of(first: Variant, second: Variant, measure: str) -> Estimate | None:
     counts = _stacked([*tables[0], *tables[1]])
     if counts is None or not all(tables):
         return None
-    seeds = len(tables[0])
+    seeds, counting = len(tables[0]), tables[0][0].counting
 
     def lead(sums: ndarray) -> Float64[ndarray, " n"]:
-        difference: Float64[ndarray, " n"] = mean_iou(sums[:, :seeds]) - mean_iou(sums[:, seeds:])
+        difference: Float64[ndarray, " n"] = mean_iou(sums[:, :seeds], counting) - mean_iou(sums[:, seeds:], counting)
         return difference
 
     return _estimate(counts, lead)
@@ -87,9 +92,9 @@ def difference_of(subject: Subject, first: Variant, second: Variant, measure: st
     return None
 
 
-def mean_iou(sums: ndarray) -> Float64[ndarray, " n"]:
-    """Return the mean over seeds of the IoU of class 1 of two, else of the mean over classes, of sums (n, s, k, k)."""
-    mean: Float64[ndarray, " n"] = present_mean(overall_scores(sums)["iou"])
+def mean_iou(sums: ndarray, counting: Counting) -> Float64[ndarray, " n"]:
+    """Return the mean over seeds of the IoU of class 1 of two, else of the mean over classes, of sums (n, s, ...)."""
+    mean: Float64[ndarray, " n"] = present_mean(counting.overall(sums)["iou"])
     return mean
 
 
@@ -163,15 +168,18 @@ def _across(found: Across, sign: int) -> Estimate:
     return Estimate(math.nan if value is None else sign * value, low, high)
 
 
-def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s k k"] | None:
+def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s ..."] | None:
     """Return the counts by unit of several scores side by side; None where they are not of the same ground."""
     counted = [table.by_unit for table in tables]
-    ground = {(table.tiles, table.classes, tuple(counts)) for table, counts in zip(tables, counted, strict=True)}
+    ground = {
+        (table.tiles, table.classes, table.counting, tuple(counts))
+        for table, counts in zip(tables, counted, strict=True)
+    }
     if len(ground) != 1 or not counted[0]:
         return None
     return np.stack([np.stack(list(counts.values())) for counts in counted], axis=1)
 
 
-def _estimate(counts: Int64[ndarray, "u s k k"], figure: Statistic) -> Estimate:
+def _estimate(counts: Int64[ndarray, "u s ..."], figure: Statistic) -> Estimate:
     found = Measure(counts, lambda sums: {"iou": figure(sums)}).figures()["iou"]
     return Estimate(found.value, found.low, found.high)

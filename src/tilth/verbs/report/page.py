@@ -191,11 +191,11 @@ def _add_pictures(page: Page, subject: Subject, tiles: TileSet) -> None:
     maps = {v.name: partial(mapped, Predictor.load(v.best_run.folder)) for v in subject.variants if v.best_run}
     if not len(samples):
         return
-    shown = mapped_samples(samples, sample_indices(samples.tiles, SAMPLE_TILES), maps)
+    shown = mapped_samples(samples, sample_indices(samples.tiles, SAMPLE_TILES, legend.overlapping), maps, legend)
     page.samples = [sample_row(sample, legend, place) for place, sample in shown]
     ranked = ranked_tiles(samples, maps[page.network], legend)
     for name, group in extremes(ranked).items():
-        shown = mapped_samples(samples, [tile.index for tile in group], {page.network: maps[page.network]})
+        shown = mapped_samples(samples, [tile.index for tile in group], {page.network: maps[page.network]}, legend)
         page.extremes[name] = [error_row(sample, legend, page.network, place) for place, sample in shown]
         if name == "Median":
             page.hero = sample_row(shown[0][1], legend, shown[0][0])

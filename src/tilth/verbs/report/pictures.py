@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 
+from tilth.counting import Counting
 from tilth.figures.colours import SPLIT_COLOURS, UNKNOWN, rgb
 from tilth.figures.pictures import (
     Limits,
@@ -23,13 +24,14 @@ from tilth.figures.samples import Sample
 from tilth.geo.grid import Window
 from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
+from tilth.labels import Label
 from tilth.learn.feeding.feed import imaged
 from tilth.legend import IGNORE, Legend
 from tilth.progress import track
 from tilth.verbs.shown import batched, read
 
-MapTiles = Callable[[Sequence[tuple[ndarray, ndarray]]], UInt8[ndarray, "n h w"]]
-"""Tiles, each an image in its own units and a label, to the class indices that a network gives them."""
+MapTiles = Callable[[Sequence[tuple[ndarray, ndarray]]], UInt8[ndarray, "n ..."]]
+"""Tiles, each an image in its own units and a label, to the classes that a network gives them."""
 
 MOST_RANKED = 240
 """Tiles among which best, median and worst are looked for; more are thinned out evenly."""
@@ -56,24 +58,26 @@ def tile_limits(samples: Samples, scene: str) -> Limits:
     return stretch_limits(bands, [imaged(image, label) for image, label in zip(images, labels, strict=True)])
 
 
-def tile_picture(image: Float32[ndarray, "b h w"], label: UInt8[ndarray, "h w"], limits: Limits) -> Picture:
+def tile_picture(image: Float32[ndarray, "b h w"], label: Label, limits: Limits) -> Picture:
     """Return a tile as a picture; grey where there is no image."""
     return stretched(image, imaged(image, label), limits)
 
 
-def sample_indices(tiles: Sequence[Tile], count: int) -> list[int]:
+def sample_indices(tiles: Sequence[Tile], count: int, overlapping: bool = False) -> list[int]:
     """Return up to `count` tiles, from little of the class of interest to much of it.
 
-    With more than two classes, from tiles of one class to mixed ones. Tiles that are half unlabelled come last.
+    With more than two classes, from tiles of one class to mixed ones; of overlapping classes from little of any to much
+    of all. Tiles that are half unlabelled are left out, where there are others.
     """
-    shown = [i for i, tile in enumerate(tiles) if tile.valid >= 0.5 and _interest(tile) > 0] or list(range(len(tiles)))
-    shown.sort(key=lambda i: (_interest(tiles[i]), i))
+    interest = [sum(tile.shares) if overlapping else _interest(tile) for tile in tiles]
+    shown = [i for i, tile in enumerate(tiles) if tile.valid >= 0.5 and interest[i] > 0] or list(range(len(tiles)))
+    shown.sort(key=lambda i: (interest[i], i))
     places = np.linspace(0.2, 0.95, count) * (len(shown) - 1)
     return list(dict.fromkeys(shown[round(place)] for place in places))
 
 
 def mapped_samples(
-    samples: Samples, indices: Sequence[int], networks: Mapping[str, MapTiles]
+    samples: Samples, indices: Sequence[int], networks: Mapping[str, MapTiles], legend: Legend
 ) -> list[tuple[str, Sample]]:
     """Return tiles with where they lie and what every network makes of them."""
     result = []
@@ -81,7 +85,8 @@ def mapped_samples(
         image, label = samples[index]
         maps = {name: map_tiles([(image, label)])[0] for name, map_tiles in networks.items()}
         limits = tile_limits(samples, samples.tiles[index].scene)
-        result.append((place_of(samples.tiles[index]), Sample(tile_picture(image, label, limits), label, maps)))
+        shown = Sample(tile_picture(image, label, limits), Counting.of(legend).classed(label), maps)
+        result.append((place_of(samples.tiles[index]), shown))
     return result
 
 
@@ -99,8 +104,9 @@ def ranked_tiles(samples: Samples, map_tiles: MapTiles, legend: Legend) -> list[
     ranked: list[RankedTile] = []
     for indices, tiles in track(read(samples, batches), len(batches), "looking for best and worst tiles", "batches"):
         for index, (_, label), mapped in zip(indices, tiles, map_tiles(tiles), strict=True):
-            iou = tile_iou(label, mapped, len(legend.names))
-            if not math.isnan(iou) and _tells(label, mapped, legend):
+            classes = Counting.of(legend).classed(label)
+            iou = tile_iou(classes, mapped, len(legend.names))
+            if not math.isnan(iou) and _tells(classes, mapped, legend):
                 ranked.append(RankedTile(index, iou))
     return sorted(ranked, key=lambda tile: (tile.iou, tile.index))
 
@@ -206,7 +212,7 @@ def _interest(tile: Tile) -> float:
     return 1 - max(tile.shares, default=0)
 
 
-def _tells(label: UInt8[ndarray, "h w"], mapped: UInt8[ndarray, "h w"], legend: Legend) -> bool:
+def _tells(label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], legend: Legend) -> bool:
     known = label != IGNORE
-    here = ((label == 1) | (mapped == 1)) & known if legend.binary else known
-    return bool(here.mean() >= LEAST_SHARE)
+    here = ((label == 1) | (mapped == 1)) & known if legend.binary or legend.overlapping else known
+    return bool((here.any(axis=0) if legend.overlapping else here).mean() >= LEAST_SHARE)

@@ -10,6 +10,7 @@ from numpy import ndarray
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
+from tilth.counting import Counting
 from tilth.errors import InputError
 
 # The files may hold more than a report shows.
@@ -17,6 +18,8 @@ LENIENT = ConfigDict(extra="ignore")
 Content = TypeVar("Content")
 Ends = tuple[float, float] | None
 """A 95 % interval; None where there is none."""
+Matrix = tuple[tuple[int, ...], ...] | tuple[tuple[tuple[int, ...], ...], ...]
+"""Of all classes together; or of each overlapping class, outside and inside it."""
 Column = tuple[float | None, ...]
 
 
@@ -49,7 +52,7 @@ class UnitCounts:
 
     unit: str
     scene: str
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: Matrix
 
 
 @record(frozen=True, config=LENIENT)
@@ -111,6 +114,8 @@ class Decision:
     threshold: float
     temperature: float
     calibrated: str
+    thresholds: tuple[float, ...] = ()
+    """Of each overlapping class."""
 
 
 @record(frozen=True, config=LENIENT)
@@ -130,7 +135,7 @@ class ScoreTable:
     split: str
     tiles: str
     classes: tuple[str, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: Matrix
     """Pixel counts: rows are the label, columns the map."""
     overall: dict[str, float | None]
     per_class: tuple[Score, ...]
@@ -148,6 +153,11 @@ class ScoreTable:
     against: Against | None = None
 
     @property
+    def counting(self) -> Counting:
+        """How the pixels were counted."""
+        return Counting(len(self.classes), overlapping=np.ndim(self.confusion) == 3)
+
+    @property
     def iou(self) -> float:
         """IoU of class 1 of two, else the mean over the classes; NaN where it does not exist."""
         value = self.overall.get("iou")
@@ -159,9 +169,9 @@ class ScoreTable:
         return len({cell.scene for cell in self.per_unit} or {scene.name for scene in self.per_scene})
 
     @property
-    def by_unit(self) -> dict[str, Int64[ndarray, "k k"]]:
+    def by_unit(self) -> dict[str, Int64[ndarray, "..."]]:
         """Pixel counts by unit; empty in files that have none."""
-        found: dict[str, Int64[ndarray, "k k"]] = {}
+        found: dict[str, Int64[ndarray, ...]] = {}
         for cell in self.per_unit:
             counts = np.array(cell.confusion, np.int64)
             found[cell.unit] = found[cell.unit] + counts if cell.unit in found else counts

@@ -11,7 +11,7 @@ from tilth.figures.calibration import Chosen, precision_recall_figure, reliabili
 from tilth.figures.colours import DARK, LIGHT, Look
 from tilth.verbs.report.certainty import interval_in_words
 from tilth.verbs.report.numbers import NBSP, fixed, percent
-from tilth.verbs.report.scorefile import Column, ReliabilityBin, ScoreTable
+from tilth.verbs.report.scorefile import Column, Decision, ReliabilityBin, ScoreTable
 from tilth.verbs.report.sources import Run
 from tilth.verbs.report.text import capital
 from tilth.verbs.report.view import Plate, data_uri
@@ -58,18 +58,27 @@ def decision_in_words(run: Run, table: ScoreTable) -> str:
     if made is None:
         return ""
     if made.calibrated:
-        cut = f"The threshold {made.threshold:.2f} and the" if len(table.classes) == 2 else "The"
-        verb = "were" if len(table.classes) == 2 else "was"
+        cut = f"The {_cuts(table, made)} and the" if _cuts(table, made) else "The"
+        verb = "were" if _cuts(table, made) else "was"
         way = "less" if made.temperature > 1 else "more"
         return (
             f"{cut} temperature {made.temperature:.2f}, which makes the network {way} sure than training did, {verb} "
             f"chosen on {made.calibrated}."
         )
-    cut = f", and the threshold {made.threshold:.2f} is not chosen" if len(table.classes) == 2 else ""
+    verb = "are" if table.counting.overlapping else "is"
+    cut = f", and the {_cuts(table, made)} {verb} not chosen" if _cuts(table, made) else ""
     return (
         f"The probabilities are as training left them{cut}. To fit them to the validation tiles: "
         f"tilth calibrate {run.folder}"
     )
+
+
+def _cuts(table: ScoreTable, made: Decision) -> str:
+    """Return what a probability must reach to be mapped as a class, in words; nothing where the largest counts."""
+    if table.counting.overlapping:
+        each = zip(table.classes, made.thresholds, strict=True)
+        return "thresholds " + ", ".join(f"{cut:.2f} ({name})" for name, cut in each)
+    return f"threshold {made.threshold:.2f}" if table.counting.binary else ""
 
 
 def curve_in_words(table: ScoreTable) -> str:
@@ -111,6 +120,9 @@ def told_bin(reliability: Sequence[ReliabilityBin]) -> ReliabilityBin | None:
 def guess(table: ScoreTable) -> float:
     """Return the Brier score of a map that gives every pixel each class's share of the labels; NaN without labels."""
     shares = _shares(table)
+    if table.counting.overlapping:
+        answers = np.array(table.confusion, np.float64).sum(axis=(1, 2))
+        return float((shares * (1 - shares) * answers).sum() / answers.sum())
     return float(shares[1] * (1 - shares[1]) if len(shares) == 2 else 1 - np.square(shares).sum())
 
 
@@ -121,17 +133,25 @@ def _bias(table: ScoreTable) -> list[str]:
         sum(one.pixels * (getattr(one, name) or 0.0) for one in table.reliability) / max(pixels, 1)
         for name in ("confidence", "right")
     )
-    if len(table.classes) == 2:
+    if table.counting.overlapping:
+        return [f"Over all pixels and classes it says {percent(says)}, and {percent(right)} are."]
+    if table.counting.binary:
         return [f"Over all pixels it says {percent(says)} {table.classes[1]}, and {percent(right)} are."]
     return [f"Over all pixels it is {percent(says)} sure, and right in {percent(right)}."]
 
 
 def _says(table: ScoreTable) -> str:
-    return f" {table.classes[1]}" if len(table.classes) == 2 else ""
+    if table.counting.overlapping:
+        return " for a class"
+    return f" {table.classes[1]}" if table.counting.binary else ""
 
 
 def _shares(table: ScoreTable) -> Float64[ndarray, " k"]:
-    labelled = np.array(table.confusion, np.float64).sum(axis=1)
+    """Return the share of each class of the labelled pixels."""
+    counts = np.array(table.confusion, np.float64)
+    labelled = table.counting.labelled(counts)
+    if table.counting.overlapping:
+        return np.asarray(labelled / np.maximum(counts.sum(axis=(1, 2)), 1))
     shares: Float64[ndarray, " k"] = labelled / labelled.sum() if labelled.any() else np.full(len(labelled), math.nan)
     return shares
 
@@ -139,7 +159,7 @@ def _shares(table: ScoreTable) -> Float64[ndarray, " k"]:
 def _reliability(table: ScoreTable) -> Plate:
     columns = [[getattr(one, name) for one in table.reliability] for name in ("confidence", "right", "pixels")]
     confidence, right, pixels = (_array(tuple(column)) for column in columns)
-    axes = (f"the map says{_says(table)}", f"share that is{_says(table) or ' right'}")
+    axes = (f"the map says{_says(table)}", f"share that is{_says(table) if table.counting.binary else ' right'}")
 
     def draw(look: Look) -> str:
         return data_uri(reliability_figure(confidence, right, pixels, axes, look), "image/svg+xml")

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from tilth.figures.colours import DARK, LIGHT, line_colour
 from tilth.legend import Legend
 from tilth.verbs.audit import Audit
@@ -81,21 +83,31 @@ def networks(subject: Subject) -> list[Network]:
 
 def score_tables(table: ScoreTable) -> list[Table]:
     """Return the tables of one kind of scores: by class, over all, what was taken for what, edges, objects, scenes."""
-    total = max(sum(map(sum, table.confusion)), 1)
     by_class = _scores("By class", "class", table.per_class)
-    confusion = tuple(
-        (Cell(name), *(Cell(percent(pixels / total)) for pixels in row))
-        for name, row in zip(table.classes, table.confusion, strict=True)
-    )
     tables = [
         Table(by_class.caption, by_class.columns, (*by_class.rows, *_means(table))),
         _over_all(table),
-        Table("Labelled as (rows), mapped as (columns)", ("", *table.classes), confusion),
-        *([_edges(table.boundary)] if table.boundary else []),
+        _taken_for(table),
+        *([_edges(table.boundary, table.counting.binary)] if table.boundary else []),
         *([_objects(table.objects)] if table.objects else []),
         _scores("By scene", "scene", table.per_scene if len(table.per_scene) > 1 else ()),
     ]
     return [made for made in tables if made.rows]
+
+
+def _taken_for(table: ScoreTable) -> Table:
+    """Return what was taken for what, in shares of all labelled pixels; of overlapping classes, each by itself."""
+    counts = np.array(table.confusion, np.int64)
+    total = np.maximum(counts.sum(axis=(-2, -1), keepdims=True), 1)
+    caption, columns = "Labelled as (rows), mapped as (columns)", table.classes
+    if table.counting.overlapping:
+        counts = counts[:, [1, 1, 0, 0], [1, 0, 1, 0]]
+        total = total[:, 0]
+        caption, columns = "Each class by itself", ("found", "missed", "invented", "in neither")
+    rows = zip(table.classes, (counts / total).tolist(), strict=True)
+    return Table(
+        caption, ("", *columns), tuple((Cell(name), *(Cell(percent(share)) for share in row)) for name, row in rows)
+    )
 
 
 def area_table(found: AreaFile) -> Table:
@@ -202,15 +214,16 @@ def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
 
 def _over_all(table: ScoreTable) -> Table:
     values, ends = table.overall, table.overall_intervals
-    accuracy = (Cell("pixels that are right"), _share(values.get("accuracy"), ends.get("accuracy")))
+    what = "answers, one a pixel and class," if table.counting.overlapping else "pixels"
+    accuracy = (Cell(f"{what} that are right"), _share(values.get("accuracy"), ends.get("accuracy")))
     kappa = (Cell("kappa"), _number(values.get("kappa"), ends.get("kappa")))
     return Table("All classes together", ("", "value"), (accuracy, kappa) if "kappa" in values else ())
 
 
-def _edges(edges: Edges) -> Table:
+def _edges(edges: Edges, binary: bool) -> Table:
     caption = f"Edges, right within {edges.tolerance_m:g}{NBSP}m"
     # Of two classes the edges are the same, but for those at unlabelled ground.
-    shown = edges.per_class[1:] if len(edges.per_class) == 2 else edges.per_class
+    shown = edges.per_class[1:] if binary else edges.per_class
     rows = tuple((Cell(one.name), *_rated(one)) for one in shown)
     return Table(caption, ("class", "F1", "found", "right"), rows)
 

@@ -48,6 +48,7 @@ def plates_in_words(subject: Subject) -> str:
 def samples_in_words(legend: Legend, split: str) -> str:
     """Return which tiles the samples are."""
     order = f"from little {legend.names[1]} to much" if legend.binary else "from plain to mixed"
+    order = "from little of any class to much of all" if legend.overlapping else order
     return f"Tiles of the {SPLIT_NAMES[split]} part, which trained no network, chosen by their labels: {order}."
 
 
@@ -69,7 +70,8 @@ def data_in_words(tiles: TileSet) -> str:
 def scores_title(table: ScoreTable) -> str:
     """Return which tiles the scores are of."""
     tiles = counted(table.tiles_scored, f"{SPLIT_NAMES.get(table.split, table.split)} tile")
-    accuracy = f"{percent(table.overall.get('accuracy'))} of the labelled pixels are right"
+    what = "answers (one a pixel and class)" if table.counting.overlapping else "labelled pixels"
+    accuracy = f"{percent(table.overall.get('accuracy'))} of the {what} are right"
     return f"{capital(table.name)}: {tiles} of {Path(table.tiles).name}; {accuracy}"
 
 
@@ -107,7 +109,7 @@ def settings_in_words(run: Run) -> dict[str, list[tuple[str, str]]]:
         ("scaling, mean", ", ".join(f"{value:.4g}" for value in card.mean)),
         ("scaling, deviation", ", ".join(f"{value:.4g}" for value in card.std)),
         ("ground resolution", metres(card.resolution_m)),
-        ("threshold", str(card.threshold)),
+        ("threshold", ", ".join(f"{cut:.4g}" for cut in card.cuts) if card.legend.overlapping else str(card.threshold)),
         ("fingerprint of the data", card.data_fingerprint or DASH),
     ]
     groups = {**recipe, "network": network, "versions": list(card.versions.items())}

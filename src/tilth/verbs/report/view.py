@@ -151,7 +151,7 @@ def swatches(legend: Legend) -> list[tuple[str, str]]:
 
 
 def error_swatches(legend: Legend) -> list[tuple[str, str]]:
-    """Return what the colours of the error pictures stand for; the classes where there are more than two."""
+    """Return what the colours of the error pictures stand for; the classes where these have more than one colour."""
     return [(text, colour) for _, colour, text in OUTCOMES] if legend.binary else swatches(legend)
 
 
@@ -189,7 +189,8 @@ def _plate(histories: Mapping[str, Sequence[History]], measure: str, name: str) 
     return Plate(draw(LIGHT, False), draw(DARK, False), narrow, narrow_dark, alt)
 
 
-def _extent(classes: UInt8[ndarray, "h w"], legend: Legend) -> str:
+def _extent(classes: UInt8[ndarray, "*k h w"], legend: Legend) -> str:
     first = 1 if legend.binary else 0
-    shares = [(name, float((classes == index).mean())) for index, name in enumerate(legend.names)][first:]
+    whole = classes == 1 if legend.overlapping else [classes == index for index in range(len(legend.names))]
+    shares = [(name, float(here.mean())) for name, here in zip(legend.names, whole, strict=True)][first:]
     return ", ".join(f"{name} {percent(share)}" for name, share in shares if share or legend.binary)
