@@ -116,3 +116,17 @@ def test_frozen_stages_are_counted_over_the_pyramid() -> None:
     assert not any(each.requires_grad for each in network.stages.parameters())
     with pytest.raises(SettingError, match=r"frozen_stages = 5: convnext_atto has 4 stages; give at most that\."):
         build(ModelConfig(architecture="light", encoder="convnext_atto", frozen_stages=5), 3, 1, pretrained=False)
+
+
+def test_a_decoder_whose_units_are_all_below_zero_still_learns() -> None:
+    network = light("mobilenetv3_small_050").train()
+    body = network.body
+    assert isinstance(body, LightUNet)
+    # Each norm before a unit pushes it far below zero, as a rare class does while training learns that it is rare.
+    for part in (body.neck, body.decoder, body.detail, body.stem):
+        for norm in (each for each in part.modules() if isinstance(each, nn.BatchNorm2d)):
+            nn.init.constant_(norm.bias, -10.0)
+    network(torch.rand(2, 3, 64, 64)).sum().backward()
+    silent = [name for name, each in body.detail.named_parameters() if each.grad is None or not each.grad.any()]
+    assert not silent
+    assert all(each.grad is not None and each.grad.any() for each in body.neck.parameters())

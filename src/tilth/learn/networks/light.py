@@ -8,7 +8,7 @@ doi:10.1109/CVPR.2016.207, section 3.2): four logits for four pixels, not one lo
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pixel_shuffle, relu
+from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
 
 from tilth.learn.losses.mix import Deep, Logits
 from tilth.learn.networks.pyramid import Pyramid
@@ -16,6 +16,9 @@ from tilth.learn.networks.pyramid import Pyramid
 WIDE, NARROW, FINE = 96, 64, 16
 """Channels of the decoder: from stride 16 on, at strides 4 and 8, and at stride 2."""
 WORK_STRIDE, FINE_STRIDE = 4, 2
+SLOPE = 0.1
+"""Of the decoder's units below zero. Sixteen plain ones before the head can all fall silent where a rare class is, while
+training first learns that it is rare, and stay so: every such pixel then has the same logit (see LOG.md)."""
 
 
 class Context(nn.Module):
@@ -47,7 +50,7 @@ class Merge(nn.Module):
         """Return the mixed map, of the skip's size."""
         # Narrowed before it is enlarged: fewer pixels, and the two commute.
         x = interpolate(self.narrow(x), size=skip.shape[2:], mode="bilinear", align_corners=False)
-        mixed: Tensor = self.mix(relu(x + self.lateral(skip)))
+        mixed: Tensor = self.mix(leaky_relu(x + self.lateral(skip), SLOPE))
         return mixed
 
 
@@ -63,7 +66,7 @@ class Detail(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"], fine: Float[Tensor, "n f h2 w2"]) -> Float[Tensor, "n d h2 w2"]:
         """Return the map at stride 2."""
-        mixed: Tensor = self.mix(relu(pixel_shuffle(self.spread(x), self.factor) + self.lateral(fine)))
+        mixed: Tensor = self.mix(leaky_relu(pixel_shuffle(self.spread(x), self.factor) + self.lateral(fine), SLOPE))
         return mixed
 
 
@@ -133,9 +136,9 @@ def _normed(channels: int, width: int) -> nn.Sequential:
 
 def _convolved(channels: int, width: int, size: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, width, kernel_size=size, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _strided(bands: int, width: int) -> nn.Sequential:
     convolution = nn.Conv2d(bands, width, kernel_size=3, stride=2, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE, inplace=True))
