@@ -112,12 +112,17 @@ def test_overlapping_classes_keep_their_bands(tmp_path: Path) -> None:
             thirds() * 100,
             {1: "a", 2: "b", 3: "c"},
             {},
-            "holds the values .* shares are from 0 to 1. Give .*--full-value",
+            "holds values such as .*; shares are from 0 to 1. Give .*--full-value",
         ),
-        (thirds(), {1: "a", 2: "b"}, {"overlapping": True, "fractions": False}, "is there, 1, or not, 0.*--fractions"),
+        (
+            thirds(),
+            {1: "a", 2: "b"},
+            {"overlapping": True, "fractions": False},
+            "a band holds 1 where its class is, and 0.*--fractions",
+        ),
         (thirds(), {1: "a", 2: "b"}, {}, "sum to 0.* in one pixel .* Name the missing class as 0"),
         (thirds()[:1], {1: "a", 2: "b"}, {}, "mask a.tif has 1 band, and band 2 is named as a class"),
-        (np.full((2, SIDE, SIDE), np.inf, np.float32), {1: "a", 2: "b"}, {}, "holds the values inf"),
+        (np.full((2, SIDE, SIDE), np.inf, np.float32), {1: "a", 2: "b"}, {}, "holds values such as inf"),
     ],
 )
 def test_bands_that_do_not_fit(

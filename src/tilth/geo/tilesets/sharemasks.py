@@ -20,6 +20,7 @@ REST = 0
 LOOSE = 0.05
 """How far the shares of a pixel may sum from 1: seven shares in whole percents are rounded by 3.5 at most."""
 
+MOST_LISTED = 5
 ROUNDED = 1e-6
 """How far beyond 0 and 1 a share may lie that was computed in single precision."""
 
@@ -104,17 +105,18 @@ def _together(shares: Float64[ndarray, "k h w"], bands: Sequence[int]) -> Float6
 def _strange(mask: Image, form: ShareBands) -> str:
     found: set[float] = set()
     for window in cells(mask.info.grid.window, *STRIP):
-        strange = _shares(mask, window, form)[1]
-        values = mask.values(window)
+        strange, values = _shares(mask, window, form)[1], mask.values(window)
         for index, band in enumerate(form.bands):
-            found |= set(np.unique(values[band - 1][strange[index]]).tolist()[:20])
-    listed = ", ".join(f"{value:.6g}" for value in sorted(found)[:10])
+            found |= set(np.unique(values[band - 1][strange[index]])[:MOST_LISTED].tolist())
+    some = ", ".join(f"{value:.6g}" for value in sorted(found)[:MOST_LISTED])
     full = f"{form.full:g}"
-    needed = f"shares are from 0 to {full}" if form.fractions else f"a class is there, {full}, or not, 0"
-    between = "" if form.fractions else ", or take shares with --fractions"
+    if form.fractions:
+        needed, remedy = f"shares are from 0 to {full}", ""
+    else:
+        needed, remedy = f"a band holds {full} where its class is, and 0", ", or take shares with --fractions"
     return (
-        f"{mask.info.path} holds the values {listed}, but {needed}. Give the value of a whole pixel with --full-value, "
-        f"name the one of what is not known with --ignore{between}."
+        f"{mask.info.path} holds values such as {some}; {needed}. Give the value of a whole pixel with --full-value, "
+        f"name the one of what is not known with --ignore{remedy}."
     )
 
 
@@ -122,8 +124,9 @@ def _unbalanced(mask: Image, form: ShareBands) -> str:
     sums: list[float] = []
     for window in cells(mask.info.grid.window, *STRIP):
         total = _shares(mask, window, form)[0].sum(axis=0)
-        sums += [float(total[np.isfinite(total)].min(initial=1)), float(total[np.isfinite(total)].max(initial=1))]
+        sums += np.unique(total[np.isfinite(total)])[[0, -1]].tolist() if np.isfinite(total).any() else []
+    rest = "" if REST in form.bands else "Name the missing class as 0, which has the rest. "
     return (
         f"{mask.info.path}: the shares of its classes sum to {min(sums):.3g} in one pixel and {max(sums):.3g} in "
-        "another, not to 1. Name the missing class as 0, which has the rest; or give --overlapping, if classes overlap."
+        f"another, not to 1. {rest}If classes overlap, give --overlapping."
     )
