@@ -105,10 +105,11 @@ def curve(ground: Archive, strategy: str, seed: int, rounds: int) -> list[float]
     for number in range(rounds + 1):
         head = trained(ground, labelled.tolist(), 1000 * seed + number)
         found.append(iou(head, ground, scored))
-        pool = np.setdiff1d(others, labelled)
-        doubt = entropy(_views(probabilities(head, ground, pool)))
-        state = State(ground, pool, labelled, in_cells(doubt, CELL_PX // STRIDE), rng)
-        labelled = np.concatenate([labelled, STRATEGIES[strategy](state)])
+        if number < rounds:
+            pool = np.setdiff1d(others, labelled)
+            doubt = entropy(_views(probabilities(head, ground, pool)))
+            state = State(ground, pool, labelled, in_cells(doubt, CELL_PX // STRIDE), rng)
+            labelled = np.concatenate([labelled, STRATEGIES[strategy](state)])
     return found
 
 

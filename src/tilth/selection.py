@@ -4,7 +4,7 @@ Every candidate has pieces, and each piece has a weight, how much doubt there is
 like. A candidate that is labelled teaches a model about its pieces and about what looks like them. So the candidates
 are taken one by one, each time the one that adds most to
 
-    sum over all pieces of weight * likeness of its features to those of the nearest labelled piece.
+    sum over all pieces of weight * likeness of its features to those of the nearest piece of a candidate taken.
 
 Alike candidates are not taken twice, for the first one covers the second; an odd one that nothing resembles is not
 taken before a common kind, for it stands for itself alone. This is the facility location problem, whose value is
