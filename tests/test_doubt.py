@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from helpers import textured
-from mapping import COVERS, TREES, Contextual, Pointwise, make_run
+from mapping import COVERS, TREES, USES, Bandwise, Contextual, Pointwise, make_run
 from tilth.card import read_card
 from tilth.errors import InputError
 from tilth.learn.using import doubt as module
@@ -84,6 +84,16 @@ def test_a_network_that_heeds_the_place_disagrees_with_itself_and_every_turn_of_
     pixels, valid = tiles
     turned = disagreement(np.rot90(pixels, 1, (2, 3)), np.rot90(valid, 1, (1, 2)))
     assert np.rot90(turned, -1, (1, 2)) == pytest.approx(found, abs=1e-5)
+
+
+def test_overlapping_classes_are_doubted_each_for_itself(tmp_path: Path, tiles: tuple[ndarray, ndarray]) -> None:
+    run, (pixels, valid) = make_run(tmp_path / "run", USES, mean=(90.0,) * 3), tiles
+    p = np.where(valid[:, None], pixels, 90) / 255
+    entropies = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1)
+    assert doubt_of(Bandwise, run, "entropy", 1)(*tiles) == pytest.approx(entropies, abs=1e-5)
+    margins = (1 - np.abs(2 * p - 1)).mean(axis=1)
+    assert doubt_of(Bandwise, run, "margin", 4)(*tiles) == pytest.approx(margins, abs=1e-5)
+    assert doubt_of(Bandwise, run, "spread", 8)(*tiles) == pytest.approx(0, abs=1e-3)
 
 
 def test_runs_of_other_classes_or_tiles_are_refused(tmp_path: Path) -> None:

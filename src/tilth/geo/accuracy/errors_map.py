@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float64, Int, Int64, UInt8, UInt16
 from numpy import ndarray
 
+from tilth.counting import Counting
 from tilth.geo.grid import Window
 from tilth.legend import IGNORE
-from tilth.scores import confusion_of, overall_scores
+from tilth.scores import confusion_of
 
 RIGHT, MISSED, FALSE = 0, 1, 2
 """Values of an error raster of two classes."""
@@ -82,14 +83,24 @@ def tile_counts(
     return np.array(counts, np.int64).reshape(len(windows), classes, classes)
 
 
-def worst_tiles(counts: Int64[ndarray, "n k k"], tile_px: int, most: int = 20, least: float = LEAST_LABELLED) -> Ranked:
+def worst_tiles(
+    counts: Int64[ndarray, "n ..."],
+    tile_px: int,
+    most: int = 20,
+    least: float = LEAST_LABELLED,
+    overlapping: bool = False,
+) -> Ranked:
     """Return at most `most` tiles, ranked by the share of their labelled pixels that is wrong, then by its number.
 
-    Tiles with a smaller share of labelled pixels than `least` are left out, and those where nothing is wrong.
+    `counts` are confusion matrices (n, k, k), or of `overlapping` classes tables (n, k, 2, 2): then a pixel counts once
+    for each class. Tiles with a smaller share of labelled pixels than `least` are left out, and those where nothing is
+    wrong.
     """
-    total = counts.sum(axis=(1, 2))
-    wrong = total - np.trace(counts, axis1=1, axis2=2)
+    counting = Counting(counts.shape[1], overlapping)
+    total, right = counting.total(counts), np.trace(counts, axis1=-2, axis2=-1)
+    wrong = total - (right.sum(axis=-1) if overlapping else right)
     share = wrong / np.maximum(total, 1)
     order = np.lexsort((-wrong, -share))
-    order = order[(total[order] >= max(least * tile_px**2, 1)) & (wrong[order] > 0)][:most]
-    return Ranked(order, share[order], overall_scores(counts[order])["iou"])
+    whole = tile_px**2 * (counting.classes if overlapping else 1)
+    order = order[(total[order] >= max(least * whole, 1)) & (wrong[order] > 0)][:most]
+    return Ranked(order, share[order], counting.overall(counts[order])["iou"])

@@ -7,11 +7,14 @@ its probabilities in steps of 1/250, and read again.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
+from tilth.counting import Counting
+from tilth.geo.accuracy.suspects import of_two
 from tilth.geo.grid import Window, cells
 from tilth.geo.rasters.maptags import CERTAIN
 from tilth.geo.tilesets.tileset import Samples, Split, Tile, TileSet
@@ -21,6 +24,7 @@ from tilth.progress import Meter, meter
 from tilth.verbs.evaluate import decided
 from tilth.verbs.shown import batched, read, stacked
 
+Slices: TypeAlias = tuple[slice, slice]
 CANVAS_PX = 2048
 """Longest side of a canvas; what crosses its edge is cut there."""
 
@@ -39,18 +43,26 @@ class Look:
         return self.tile_set.split(self.split)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The classes."""
-        return self.tile_set.meta.legend.names
+    def counting(self) -> Counting:
+        """How pixels are counted."""
+        return Counting.of(self.tile_set.meta.legend)
+
+    @property
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """The classes that are told apart: all of them; of overlapping ones, each from what it is not, one by one."""
+        names = self.tile_set.meta.legend.names
+        return tuple((f"no {name}", name) for name in names) if self.counting.overlapping else (names,)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Label and map of a part of a scene, in a file."""
+    """Label and map of a part of a scene, in a file: of all classes, or of one that overlaps others."""
 
     path: Path
     scene: str
     window: Window
+    layer: int = 0
+    """Position in `Look.layers`."""
 
     def read(self) -> tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"], Float32[ndarray, "k h w"]]:
         """Return label, map and probabilities; class index 255 where nothing is labelled or no tile lies."""
@@ -74,10 +86,10 @@ def kept_canvases(look: Look, folder: Path) -> list[Canvas]:
     kept = []
     with meter(f"mapping {look.split}", sum(len(place.tiles) for place in places), "tiles") as bar:
         for index, place in enumerate(places):
-            path = folder / f"{index:05d}.npz"
-            truth, predicted, steps = _painted(look.predictor, samples, place, bar)
-            np.savez_compressed(path, truth=truth, predicted=predicted, steps=steps)
-            kept.append(Canvas(path, place.scene, place.window))
+            for layer, painting in enumerate(_painted(look, samples, place, bar)):
+                path = folder / f"{index:05d}-{layer}.npz"
+                np.savez_compressed(path, truth=painting.truth, predicted=painting.predicted, steps=painting.steps)
+                kept.append(Canvas(path, place.scene, place.window, layer))
     return kept
 
 
@@ -94,26 +106,51 @@ def places_of(tiles: Sequence[Tile]) -> list[_Place]:
     return found
 
 
-def _painted(
-    predictor: Predictor, samples: Samples, place: _Place, bar: Meter
-) -> tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"], UInt8[ndarray, "k h w"]]:
-    """Return label, map, and probabilities in steps."""
-    shape = (place.window.height, place.window.width)
-    truth, predicted = np.full(shape, IGNORE, np.uint8), np.full(shape, IGNORE, np.uint8)
-    steps = np.zeros((len(predictor.card.legend.names), *shape), np.uint8)
+@dataclass(frozen=True)
+class _Painting:
+    """Label, map, and the probability of each class in steps; 255 and 0 where nothing was painted."""
+
+    truth: UInt8[ndarray, "h w"]
+    predicted: UInt8[ndarray, "h w"]
+    steps: UInt8[ndarray, "k h w"]
+
+    @classmethod
+    def blank(cls, window: Window, classes: int) -> "_Painting":
+        shape = window.height, window.width
+        unknown = np.full(shape, IGNORE, np.uint8)
+        return cls(unknown, unknown.copy(), np.zeros((classes, *shape), np.uint8))
+
+    def add(self, there: Slices, label: ndarray, mapped: ndarray, probabilities: ndarray) -> None:
+        # Where tiles overlap only the first one's pixels are labelled, and the map must be of the same tile.
+        free = (label != IGNORE) | (self.predicted[there] == IGNORE)
+        self.truth[there][free], self.predicted[there][free] = label[free], mapped[free]
+        self.steps[:, *there][:, free] = np.rint(probabilities[:, free] * CERTAIN).astype(np.uint8)
+
+
+def _painted(look: Look, samples: Samples, place: _Place, bar: Meter) -> list[_Painting]:
+    """Return the painting of every layer."""
+    paintings = [_Painting.blank(place.window, len(names)) for names in look.layers]
     for indices, tiles in read(samples, batched(place.tiles)):
-        probabilities = predictor(*stacked(tiles))
-        maps = decided(probabilities, predictor.card)
+        probabilities = look.predictor(*stacked(tiles))
+        maps = decided(probabilities, look.predictor.card)
         for index, (_, label), each, mapped in zip(indices, tiles, probabilities, maps, strict=True):
             shared = place.window.overlap(samples.tiles[index].window)
             assert shared is not None
             there, here = shared.within(place.window).slices, shared.within(samples.tiles[index].window).slices
-            # Where tiles overlap only the first one's pixels are labelled, and the map must be of the same tile.
-            free = (label[here] != IGNORE) | (predicted[there] == IGNORE)
-            truth[there][free], predicted[there][free] = label[here][free], mapped[here][free]
-            steps[:, *there][:, free] = np.rint(each[:, *here][:, free] * CERTAIN).astype(np.uint8)
+            layers = _layers(look.counting.classed(label), mapped, each)
+            for painting, (truth, found, likely) in zip(paintings, layers, strict=True):
+                painting.add(there, truth[here], found[here], likely[:, *here])
         bar.advance(len(tiles))
-    return truth, predicted, steps
+    return paintings
+
+
+def _layers(
+    label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], probabilities: Float32[ndarray, "k h w"]
+) -> list[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"], Float32[ndarray, "c h w"]]]:
+    """Return classes, map and probabilities of a tile; of overlapping classes of each alone, as one of two."""
+    if label.ndim == 2:
+        return [(label, mapped, probabilities)]
+    return [(*pair, of_two(own)) for *pair, own in zip(label, mapped, probabilities, strict=True)]
 
 
 def _frame(windows: Sequence[Window]) -> Window:

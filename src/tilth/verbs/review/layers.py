@@ -26,6 +26,8 @@ from tilth.geo.vectors.vectorout import write_polygons
 from tilth.verbs.review.canvases import Canvas, Look
 from tilth.verbs.review.finding import Found, Suspect, WrongTile
 
+Layers = Sequence[tuple[str, ...]]
+"""The classes that are told apart: all of them, or each of overlapping ones from what it is not."""
 ERRORS, WORST, SUSPECTS, CANVASES = "errors", "worst.gpkg", "suspects.gpkg", "canvases"
 
 
@@ -41,7 +43,7 @@ def write_layers(folder: Path, looks: Sequence[Look], kept: Sequence[Sequence[Ca
     write_polygons(folder / SUSPECTS, [_suspect_features(found.suspects, grids, crs)], crs)
     for scene, grid in grids.items():
         mine = [canvas for canvases in kept for canvas in canvases if canvas.scene == scene]
-        _write_errors(folder / ERRORS / f"{scene}.tif", grid, mine, looks[0].names, folder / CANVASES / "errors.raw")
+        _write_errors(folder / ERRORS / f"{scene}.tif", grid, mine, looks[0].layers, folder / CANVASES / "errors.raw")
     rmtree(folder / CANVASES)
 
 
@@ -111,30 +113,33 @@ def _areas(
     return areas
 
 
-def _write_errors(path: Path, grid: Grid, canvases: Sequence[Canvas], names: Sequence[str], scratch: Path) -> None:
-    """Write the error raster of one scene; canvases of several looks may lie between each other."""
-    meanings = error_names(names)
+def _write_errors(path: Path, grid: Grid, canvases: Sequence[Canvas], layers: Layers, scratch: Path) -> None:
+    """Write the error raster of one scene, a band a layer; canvases of several looks may lie between each other."""
+    meanings = error_names(layers[0] if len(layers) == 1 else ("", "the band's class"))
     unknown = 255 if max(meanings) < 255 else 65535
-    values = np.memmap(scratch, np.uint8 if unknown == 255 else np.uint16, "w+", shape=(grid.height, grid.width))
+    shape = (len(layers), grid.height, grid.width)
+    values = np.memmap(scratch, np.uint8 if unknown == 255 else np.uint16, "w+", shape=shape)
     for row in range(0, grid.height, BLOCK_PX):
-        values[row : row + BLOCK_PX] = unknown
+        values[:, row : row + BLOCK_PX] = unknown
     for canvas in canvases:
         truth, predicted, _ = canvas.read()
         inside = canvas.window.overlap(grid.window)
         if inside is not None:
             here = inside.within(canvas.window).slices
-            wrong = error_raster(truth[here], predicted[here], len(names))
-            part = values[inside.slices]
+            wrong = error_raster(truth[here], predicted[here], len(layers[0]))
+            part = values[canvas.layer][inside.slices]
             part[wrong != unknown] = wrong[wrong != unknown]
-    with create_map(path, grid, _layout(meanings, values.dtype.name, unknown)) as writer:
+    with create_map(path, grid, _layout(meanings, values.dtype.name, unknown, layers)) as writer:
         for row in range(0, grid.height, BLOCK_PX):
-            strip = np.asarray(values[row : row + BLOCK_PX])
-            writer.write(strip[None], Window(row, 0, len(strip), grid.width))
+            strip = np.asarray(values[:, row : row + BLOCK_PX])
+            writer.write(strip, Window(row, 0, strip.shape[1], grid.width))
     del values
     scratch.unlink()
 
 
-def _layout(meanings: Mapping[int, str], dtype: str, unknown: int) -> MapLayout:
-    colours = {RIGHT: FOUND, MISSED_VALUE: MISSED, FALSE: INVENTED} if len(meanings) == 3 else {}
+def _layout(meanings: Mapping[int, str], dtype: str, unknown: int, layers: Layers) -> MapLayout:
+    alone = len(layers) == 1
+    colours = {RIGHT: FOUND, MISSED_VALUE: MISSED, FALSE: INVENTED} if len(meanings) == 3 and alone else {}
     tags = {f"CLASS_{value}": meaning for value, meaning in meanings.items()}
-    return MapLayout(dtype=dtype, nodata=unknown, colours=colours, tags=tags, band_names=("error",))
+    names = ("error",) if alone else tuple(own for _, own in layers)
+    return MapLayout(len(layers), dtype, unknown, colours, tags, names)
