@@ -218,6 +218,23 @@ def test_the_reach_of_a_written_scene_is_that_of_its_field(tmp_path: Path, size:
     assert found.labels.range == pytest.approx(3.46 * size, rel=0.4)
 
 
+def test_labels_resemble_themselves_alike_as_shares(tmp_path: Path) -> None:
+    whole = mask_source(tmp_path, {"a": land(1)}, {"a": TENTH_METRE})
+    tree = (land(1) > 120).astype(np.uint8)[None]
+    write_raster(tmp_path / "shares" / "a.tif", np.concatenate([tree, 1 - tree]))
+    bands = replace(whole, masks=tmp_path / "shares")
+    soft = replace(bands, classes={1: "tree", 0: "other"}, fractions=True)
+    both = replace(bands, overlapping=True)
+    sources = {"whole": whole, "soft": soft, "both": both}
+    found = {
+        name: likeness(prepare(source, tmp_path / name, PrepareConfig(tile_px=64))).labels.gamma
+        for name, source in sources.items()
+    }
+    np.testing.assert_array_equal(found["whole"], found["soft"])
+    # The two classes differ in the same pixels: their sum is twice their mean.
+    np.testing.assert_allclose(found["whole"], 2 * found["both"])
+
+
 def test_few_windows_are_read_and_they_lie_in_their_scenes(twice: TileSet) -> None:
     windows = sampled_windows(twice)
     assert len(windows) == len(set(windows)) == len({name for name, _ in windows}) == 8

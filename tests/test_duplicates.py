@@ -24,7 +24,8 @@ from tilth.geo.tilesets.structure import (
     read_structures,
     write_structures,
 )
-from tilth.legend import IGNORE
+from tilth.labels import class_shares, coded
+from tilth.legend import IGNORE, Legend
 
 NOTHING = np.zeros((0, 2, 64, 64), np.int8)
 
@@ -183,6 +184,16 @@ def test_a_scene_gathered_by_windows_is_the_scene_at_once() -> None:
         inside = window.slices
         parts.add((pixels * valid)[:, *inside], valid[inside], labels[inside], window)
     np.testing.assert_array_equal(whole.structures(), parts.structures())
+
+
+@pytest.mark.parametrize("legend", [Legend(("rest", "tree")), Legend(("rest", "tree", "road"))])
+def test_shares_of_whole_pixels_look_like_their_classes(legend: Legend) -> None:
+    labels = (country(8, 150)[0] // 10).clip(max=len(legend.names) - 1).astype(np.uint8)
+    labels[:20] = IGNORE
+    looks = Looks(1, len(legend.names) - 1, 150, 150)
+    shares = coded(class_shares(labels, legend))[-legend.outputs :]
+    looks.add(np.zeros((1, 150, 150), np.uint8), labels != IGNORE, shares, Window(0, 0, 150, 150))
+    np.testing.assert_array_equal(looks.structures()[1], labelled(labels, len(legend.names)))
 
 
 def test_means_are_those_of_the_valid_pixels() -> None:

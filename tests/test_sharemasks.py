@@ -157,3 +157,29 @@ def test_whole_pixels_are_the_same_tiles_in_both_forms(tmp_path: Path) -> None:
     assert (soft.meta.mean, soft.meta.std) == (plain.meta.mean, plain.meta.std)
     assert soft.meta.fingerprint != plain.meta.fingerprint
     assert np.array_equal(soft.samples("train")[0][1][0], plain.samples("train")[0][1])
+
+
+def test_statistics_are_of_pixels_with_one_known_class(tmp_path: Path) -> None:
+    there = np.random.default_rng(1).integers(0, 2, (2, SIDE, SIDE)).astype(np.uint8)
+    there[0, :20], there[1, 12:] = 9, 9
+    tiles, _ = prepared(tmp_path, there, {1: "a", 2: "b"}, overlapping=True, ignore=9)
+    known = (there != 9).any(axis=0)
+    assert 0 < known.sum() < known.size
+    pixels = textured(3, SIDE, SIDE)[:, known]
+    assert tiles.meta.mean == pytest.approx(pixels.mean(axis=1))
+    assert tiles.tiles[0].valid == known.mean()
+    shares = [np.where(band == 9, 0, band)[known].mean() for band in there]
+    assert tiles.tiles[0].shares == pytest.approx(tuple(shares))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_part_of_a_split_has_every_overlapping_class(tmp_path: Path, seed: int) -> None:
+    found = source(tmp_path, np.ones((2, SIDE, SIDE), np.uint8), {1: "common", 2: "rare"}, overlapping=True)
+    for number in range(12):
+        write_raster(tmp_path / "images" / f"{number}.tif", textured(3, SIDE, SIDE, seed=number))
+        bands = np.zeros((2, SIDE, SIDE), np.uint8)
+        bands[0, :20], bands[1, :4] = 1, number < 2
+        write_raster(tmp_path / "masks" / f"{number}.tif", bands)
+    tiles = prepare(found, tmp_path / "tiles", replace(ONE_TILE, val=0.2, test=0.2, seed=seed))
+    rare = {tile.split for tile in tiles.tiles if tile.shares[1]}
+    assert rare == {"train", "val", "test"}
