@@ -13,15 +13,16 @@ from numpy import ndarray
 from helpers import TENTH_METRE, write_raster
 from mapping import USES, Bandwise, make_run
 from test_polygons import write_map
-from tilth.card import read_card
-from tilth.config import PolygonConfig, PredictConfig
+from tilth.config import PolygonConfig, PredictConfig, SampleConfig
 from tilth.errors import InputError
 from tilth.geo.accuracy.strata import strata_of
 from tilth.geo.polygons.polygonledger import PolygonLedger
 from tilth.geo.rasters.raster import Image
 from tilth.legend import Legend
+from tilth.verbs.area import area
 from tilth.verbs.polygons import polygons
 from tilth.verbs.predict import predict
+from tilth.verbs.sample import sample
 
 SETTINGS = PolygonConfig(fill_holes_m2=0.5, min_area_m2=0.1, simplify_m=0.2)
 
@@ -91,9 +92,7 @@ def test_a_job_that_was_stopped_in_the_second_class_ends_with_the_same_bytes(
     assert (tmp_path / "all.geojson").read_bytes() == (tmp_path / "whole" / "all.geojson").read_bytes()
 
 
-def test_verbs_of_one_map_of_classes_say_what_to_do(tmp_path: Path, map_path: Path) -> None:
-    with Image.open(map_path) as image, pytest.raises(InputError, match=r"gdal_translate -b 1 map.tif crops.tif"):
-        strata_of(image)
+def test_a_band_that_was_taken_out_of_its_map_is_a_map_of_two_classes(tmp_path: Path, map_path: Path) -> None:
     with rasterio.open(map_path) as raster:
         tags, band, profile = raster.tags(), raster.read(2), raster.profile
     with rasterio.open(tmp_path / "trees.tif", "w", **{**profile, "count": 1}) as raster:
@@ -102,8 +101,29 @@ def test_verbs_of_one_map_of_classes_say_what_to_do(tmp_path: Path, map_path: Pa
         raster.write(band, 1)
     with Image.open(tmp_path / "trees.tif") as image:
         strata = strata_of(image)
-    assert strata.names == ("rest", "trees")
+    assert strata.names == ("no trees", "trees")
     assert strata.pixels.tolist() == [(band == 0).sum(), (band == 1).sum()]
     summary = polygons(tmp_path / "trees.tif", tmp_path / "trees.gpkg")
     assert tuple(summary.classes) == ("trees",)
-    assert read_card(tmp_path / "run").legend == USES
+
+
+def test_a_sample_and_its_areas_are_of_one_class_at_a_time(tmp_path: Path, map_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"a band for each of 3 classes that overlap.* with --band: crops, trees, roads"
+    ):
+        sample(map_path, tmp_path / "points.gpkg")
+    with pytest.raises(InputError, match="'oaks' is none of them"):
+        sample(map_path, tmp_path / "points.gpkg", SampleConfig(band="oaks"))
+    summary = sample(map_path, tmp_path / "points.gpkg", SampleConfig(points=60, least=20, band="trees"))
+    with rasterio.open(map_path) as raster:
+        band, transform = raster.read(2), raster.transform
+    assert summary.strata.pixels.tolist() == [(band == 0).sum(), (band == 1).sum()]
+    points = geopandas.read_file(tmp_path / "points.gpkg", layer="points")
+    rows, cols = rasterio.transform.rowcol(transform, points.geometry.x, points.geometry.y)
+    # As if the map were right everywhere.
+    points["reference"] = np.where(band[rows, cols] == 1, "trees", "no trees")
+    points.to_file(tmp_path / "points.gpkg", layer="points")
+    found = area(map_path, tmp_path / "points.gpkg")
+    assert found.strata.names == ("no trees", "trees")
+    assert found.strata.band == 2
+    assert found.tally.points.tolist() == [[(band[rows, cols] == 0).sum(), 0], [0, (band[rows, cols] == 1).sum()]]

@@ -71,6 +71,8 @@ class SampleConfig:
     """Share of every class that is expected to be mapped right. Only the number of points depends on it."""
     least: Annotated[int, Field(ge=2)] = 50
     """Least number of points of a class, however rare it is."""
+    band: str = ""
+    """Of a map of overlapping classes, the class to look at: where it is and where it is not are sampled."""
     seed: int = 0
     """Seed of the draw."""
 

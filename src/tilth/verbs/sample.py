@@ -45,7 +45,8 @@ def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSu
     The map's classes are the strata, and every pixel of a class is as likely as any other. The layer `points` has an id
     and an empty field `reference`; the map's class is not in it, so that who labels a point does not know it. The
     layer `strata` records the map's classes, from which `area` knows the map again. Points are in random order: the
-    first so many of them are a random sample too.
+    first so many of them are a random sample too. Of a map of overlapping classes one is looked at, `config.band`:
+    where it is and where it is not are the strata.
 
     Number and allocation of points follow Olofsson et al. (2014), eq. 13 and section 5.1.1 (see
     `tilth.estimation`). The same map, settings and seed give the same points.
@@ -53,13 +54,13 @@ def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSu
     Reads the map twice, in constant memory.
 
     Raises:
-        InputError: when `map` cannot be read or is no class map.
+        InputError: when `map` cannot be read or is no class map; when it has a band for each class and none is chosen.
         OutputError: when `out` exists, is no .gpkg, or cannot be written.
     """
     refuse_existing(out)
     chosen = config or SampleConfig()
     with Image.open(map) as image:
-        strata = strata_of(image)
+        strata = strata_of(image, chosen.band)
         sizes = _sizes(strata, chosen)
         rng = np.random.default_rng(chosen.seed)
         places, _ = drawn(image, strata, sizes, rng)

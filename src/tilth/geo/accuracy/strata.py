@@ -9,10 +9,11 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window, transformed
-from tilth.geo.rasters.maptags import check_class_map, map_legend
+from tilth.geo.rasters.maptags import band_legend, check_class_map, has_band_a_class, map_legend
 from tilth.geo.rasters.pixelarea import areas_on_ellipsoid, pixel_areas
-from tilth.geo.rasters.raster import Image
+from tilth.geo.rasters.raster import Image, ImageInfo
 from tilth.geo.vectors.measure import ground_transform, method
+from tilth.legend import Legend
 from tilth.progress import meter
 
 STRIP_PX, MOST_ROWS = 2**22, 512
@@ -35,6 +36,8 @@ class Strata:
     """Pixels without a class."""
     strips: Int64[ndarray, "strips 256"]
     """Pixels by value in each strip of rows, from the top."""
+    band: int = 1
+    """Of the map, the one that holds them."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,20 @@ class Pixels:
     cols: Int64[ndarray, " n"]
 
 
-def strata_of(image: Image) -> Strata:
+def strata_of(image: Image, of: str = "") -> Strata:
     """Return the classes of a class map with their pixels and areas.
 
+    Of a map of overlapping classes, which has a band for each, the pixels of the class `of` and those without it.
     Reads the map once. Memory: one strip of some 4 million pixels, and 2 kB for each of them.
 
     Raises:
-        InputError: when the image is no class map, has no pixel with a class, or cannot be read.
+        InputError: when the image is no class map, has no pixel with a class, or cannot be read; when `of` is not one
+            of its bands.
     """
-    check_class_map(image.info)
+    band, legend = _band(image.info, of)
     grid, alike = image.info.grid, method(image.info.grid) != "geodesic"
     counts, areas = [], np.zeros(VALUES)
-    for window, values, valid in _strips(image, "counting classes"):
+    for window, values, valid in _strips(image, "counting classes", band):
         present = values[valid].astype(np.uint8)
         counts.append(np.bincount(present, minlength=VALUES))
         areas += counts[-1] if alike else np.bincount(present, pixel_areas(grid, window)[valid], VALUES)
@@ -66,10 +71,10 @@ def strata_of(image: Image) -> Strata:
         raise InputError(f"{image.info.path} has no pixel with a class. Give another class map.")
     if alike:
         areas *= float(pixel_areas(grid, Window(0, 0, 1, 1))[0, 0])
-    classes, names = _classes(image, pixels)
+    classes, names = _classes(legend, pixels)
     chosen = np.array(classes)
     unknown = grid.height * grid.width - int(pixels.sum())
-    return Strata(classes, names, pixels[chosen], areas[chosen], unknown, strips)
+    return Strata(classes, names, pixels[chosen], areas[chosen], unknown, strips, band)
 
 
 def drawn(
@@ -84,7 +89,9 @@ def drawn(
     ranks = [np.sort(rng.choice(int(n), int(m), replace=False)) for n, m in zip(strata.pixels, sizes, strict=True)]
     before = np.zeros(VALUES, np.int64)
     found: list[tuple[int, Int64[ndarray, " m"]]] = []
-    for (window, values, valid), counts in zip(_strips(image, "drawing points"), strata.strips, strict=True):
+    for (window, values, valid), counts in zip(
+        _strips(image, "drawing points", strata.band), strata.strips, strict=True
+    ):
         for index, value in enumerate(strata.values):
             first, last = np.searchsorted(ranks[index], [before[value], before[value] + counts[value]])
             if last > first:
@@ -107,7 +114,7 @@ def stratum_at(image: Image, strata: Strata, places: Pixels) -> Int64[ndarray, "
     index = {value: i for i, value in enumerate(strata.values)}
     found = np.full(len(places.rows), -1, np.int64)
     for n, (row, col) in enumerate(zip(places.rows.tolist(), places.cols.tolist(), strict=True)):
-        pixels, valid = image.read(Window(row, col, 1, 1))
+        pixels, valid = image.read(Window(row, col, 1, 1), [strata.band])
         if valid[0, 0]:
             found[n] = index[int(pixels[0, 0, 0])]
     return found
@@ -131,14 +138,33 @@ def areas_at(grid: Grid, places: Pixels) -> Float64[ndarray, " n"]:
     return areas_on_ellipsoid(grid, places.rows, places.cols)
 
 
-def _strips(image: Image, doing: str) -> Iterator[tuple[Window, Shaped[ndarray, "h w"], Bool[ndarray, "h w"]]]:
+def _band(info: ImageInfo, of: str) -> tuple[int, Legend | None]:
+    """Return the band that holds the classes, and what it states of them."""
+    if not has_band_a_class(info):
+        check_class_map(info)
+        if of:
+            raise InputError(f"{info.path} has no bands of overlapping classes to choose {of} from. Leave --band out.")
+        return 1, map_legend(info)
+    if of not in info.band_names:
+        names = ", ".join(info.band_names)
+        asked = f"{of!r} is none of them" if of else "one map of classes is needed"
+        raise InputError(
+            f"{info.path} has a band for each of {info.bands} classes that overlap, and {asked}. "
+            f"Choose one with --band: {names}."
+        )
+    return info.band_names.index(of) + 1, band_legend(of)
+
+
+def _strips(
+    image: Image, doing: str, band: int
+) -> Iterator[tuple[Window, Shaped[ndarray, "h w"], Bool[ndarray, "h w"]]]:
     """Yield strips of whole rows from the top, with their values and which of them are classes."""
     grid = image.info.grid
     height = max(1, min(STRIP_PX // grid.width, MOST_ROWS))
     with meter(f"{doing} of {image.info.path.name}", grid.height * grid.width / 1e6, "Mpx") as bar:
         for row in range(0, grid.height, height):
             window = Window(row, 0, min(height, grid.height - row), grid.width)
-            pixels, valid = image.read(window)
+            pixels, valid = image.read(window, [band])
             if valid.any() and not 0 <= pixels[0][valid].min() <= pixels[0][valid].max() < VALUES:
                 raise InputError(
                     f"{image.info.path} holds values beyond 0 to 255, too many for classes. Renumber them."
@@ -147,9 +173,8 @@ def _strips(image: Image, doing: str) -> Iterator[tuple[Window, Shaped[ndarray, 
             bar.advance(window.height * window.width / 1e6)
 
 
-def _classes(image: Image, pixels: Int64[ndarray, " v"]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _classes(legend: Legend | None, pixels: Int64[ndarray, " v"]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return values and names of the classes that a map states, and of all others that it holds."""
-    legend = map_legend(image.info)
     stated = dict(zip(legend.values, legend.names, strict=True)) if legend else {}
     others = {value: str(value) for value in np.flatnonzero(pixels).tolist() if value not in stated}
     both = stated | others

@@ -28,13 +28,7 @@ CERTAIN = 250
 
 
 def check_class_map(info: ImageInfo) -> None:
-    """Raise InputError for a raster that is not one band of whole numbers; say what to do with overlapping classes."""
-    if has_band_a_class(info):
-        first = info.band_names[0]
-        raise InputError(
-            f"{info.path} has a band for each of {info.bands} classes that overlap, and one map of classes is needed. "
-            f"Write one of them as a map of its own: gdal_translate -b 1 {info.path.name} {first}.tif for {first}."
-        )
+    """Raise InputError for a raster that is not one band of whole numbers."""
     if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
         raise InputError(
             f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
@@ -63,12 +57,14 @@ def has_band_a_class(info: ImageInfo) -> bool:
 
 
 def map_legend(info: ImageInfo) -> Legend | None:
-    """Return the classes that a map states: `stated_legend`, or of one band of overlapping classes, it and the rest."""
+    """Return the classes that a map states; of one band of overlapping classes, taken out of its map, of that band."""
     legend = stated_legend(info.tags)
-    if legend is not None and legend.overlapping and info.bands == 1:
-        name = info.band_names[0]
-        return Legend(("rest" if name != "rest" else "other", name))
-    return legend
+    return band_legend(info.band_names[0]) if legend and legend.overlapping and info.bands == 1 else legend
+
+
+def band_legend(name: str) -> Legend:
+    """Return the two classes that the band of the overlapping class `name` holds."""
+    return Legend((f"no {name}", name))
 
 
 def stated_legend(tags: Mapping[str, str]) -> Legend | None:

@@ -12,7 +12,8 @@ from tilth.estimation import Tally, estimates, short
 from tilth.files import refuse_existing, write_json
 from tilth.geo.accuracy.strata import Strata, areas_at, places_of, strata_of, stratum_at
 from tilth.geo.grid import Grid
-from tilth.geo.rasters.raster import Image
+from tilth.geo.rasters.maptags import has_band_a_class
+from tilth.geo.rasters.raster import Image, ImageInfo
 from tilth.geo.vectors.measure import method
 from tilth.geo.vectors.vectorpoints import REFERENCE, LabelledPoints, read_points
 from tilth.verbs.area.result import AreaReport
@@ -37,7 +38,7 @@ def area(map: Path, points: Path, out: Path | None = None) -> AreaReport:  # noq
     with Image.open(map) as image:
         grid = image.info.grid
         sample = read_points(points, grid.crs)
-        strata = strata_of(image)
+        strata = strata_of(image, _band_of(image.info, sample))
         _check_same_map(map, points, strata, sample)
         labels = _labels(points, strata, sample)
         done = labels >= 0
@@ -53,6 +54,13 @@ def area(map: Path, points: Path, out: Path | None = None) -> AreaReport:  # noq
     if out is not None:
         write_json(out, report.content())
     return report
+
+
+def _band_of(info: ImageInfo, sample: LabelledPoints) -> str:
+    """Return which of a map's overlapping classes the sample was drawn of; nothing for a map of one band."""
+    if not has_band_a_class(info):
+        return ""
+    return next((name for name in info.band_names if name in (sample.strata or {})), "")
 
 
 def _labels(path: Path, strata: Strata, sample: LabelledPoints) -> Int64[ndarray, " n"]:

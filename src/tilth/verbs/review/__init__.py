@@ -27,13 +27,15 @@ class Review:
     """Tiles that were looked at."""
     found: Found
     notes: tuple[str, ...]
+    unit: str = "labelled pixels"
+    """What is counted as wrong or right, in words."""
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
         found = self.found
         return [
             f"{self.tiles:,} held-out tiles of {self.scenes:,} {'scene' if self.scenes == 1 else 'scenes'}: "
-            f"{found.wrong:.1%} of the labelled pixels are mapped as another class",
+            f"{found.wrong:.1%} of the {self.unit} are mapped as another class",
             f"{self.folder / 'errors'}: what is wrong at every pixel, a raster a scene",
             f"{self.folder / 'worst.gpkg'}: {len(found.worst):,} tiles, the worst first",
             f"{self.folder / 'suspects.gpkg'}: {len(found.suspects):,} places where the label is probably wrong",
@@ -64,7 +66,8 @@ def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, co
         found = found_in(looks, canvases, config)
         write_layers(part, looks, canvases, found)
     scenes = {(look.tile_set.folder, tile.scene) for look in looks for tile in look.tiles}
-    return Review(out, len(scenes), sum(len(look.tiles) for look in looks), found, _notes(several, tiles, looks))
+    unit = "labels, one a pixel and class," if looks[0].counting.overlapping else "labelled pixels"
+    return Review(out, len(scenes), sum(len(look.tiles) for look in looks), found, _notes(several, tiles, looks), unit)
 
 
 def _looks(run: Path, tiles: Path | None, several: Sequence[Path]) -> list[Look]:
