@@ -49,7 +49,8 @@ def samples_in_words(legend: Legend, split: str) -> str:
     """Return which tiles the samples are."""
     order = f"from little {legend.names[1]} to much" if legend.binary else "from plain to mixed"
     order = "from little of any class to much of all" if legend.overlapping else order
-    return f"Tiles of the {SPLIT_NAMES[split]} part, which trained no network, chosen by their labels: {order}."
+    mixed = " A pixel of several classes has the mean of their colours." if legend.overlapping else ""
+    return f"Tiles of the {SPLIT_NAMES[split]} part, which trained no network, chosen by their labels: {order}.{mixed}"
 
 
 def extremes_in_words(ranked: int, count: int, network: str, split: str) -> str:
