@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError
-from tilth.learn.losses.mix import LossMix, balanced_weights, loss_mix, segmentation_loss
+from tilth.learn.losses.mix import LossMix, balanced_sides, balanced_weights, loss_mix, segmentation_loss
 from tilth.legend import IGNORE, Legend
 
 PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)
@@ -259,6 +259,27 @@ def test_classes_that_overlap_are_so_many_questions(seed: int, k: int) -> None:
     known_there = there.isfinite()
     entropy = nn.BCEWithLogitsLoss()(logits[known_there], there[known_there])
     close(segmentation_loss(logits, there, mixed(overlapping=True)), entropy)
+
+
+@given(seed=seeds, k=st.integers(2, 4))
+def test_the_pixels_of_an_overlapping_class_weigh_against_the_others(seed: int, k: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, k, 7, 6, generator=rng)
+    there = (torch.rand(2, k, 7, 6, generator=rng) < 0.4).float()
+    weights = torch.linspace(0.5, 4, k)
+    side = torch.where(there > 0, weights[:, None, None], 1)
+    entropy = nn.BCEWithLogitsLoss(weight=side, reduction="sum")(logits, there) / side.sum()
+    close(segmentation_loss(logits, there, mixed(overlapping=True, class_weights=tuple(weights.tolist()))), entropy)
+
+
+def test_balanced_sides_of_overlapping_classes_count_alike() -> None:
+    shares = np.array([[0.5, 0.02, 0.0, 1.0], [0.3, 0.0, 0.0, 1.0]])
+    weights = balanced_sides(shares)
+    inside = shares.mean(axis=0)
+    np.testing.assert_allclose(weights[:2] * inside[:2], 1 - inside[:2])
+    assert weights[2:] == (1, 1)
+    legend = Legend(("crop", "house", "road", "ground"), overlapping=True)
+    assert loss_mix(TrainConfig(class_weights="balanced"), legend, shares).class_weights == weights
 
 
 # Layers within

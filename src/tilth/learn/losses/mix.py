@@ -37,7 +37,8 @@ class LossMix:
     miss: float = 0.7
     """Weight of missed pixels in the Tversky loss."""
     class_weights: tuple[float, ...] = ()
-    """In cross-entropy, by class index; empty: all count alike."""
+    """In cross-entropy, by class index; empty: all count alike. Of a class that overlaps others, the weight of its own
+    pixels against 1 for those that are not of it."""
     boundary_weight: float = 0.0
     """Extra weight in cross-entropy of a pixel beside another class."""
     smoothing: float = 0.0
@@ -59,7 +60,7 @@ def loss_mix(config: TrainConfig, legend: Legend, shares: Float[ndarray, "tiles 
         region_weight=config.region_weight,
         gamma=config.focal_gamma if config.entropy == "focal" else 0.0,
         miss=config.tversky_miss,
-        class_weights=_class_weights(config.class_weights, legend.names, shares),
+        class_weights=_class_weights(config.class_weights, legend, shares),
         boundary_weight=config.boundary_weight,
         smoothing=config.label_smoothing,
         auxiliary_weight=config.auxiliary_weight,
@@ -76,6 +77,16 @@ def balanced_weights(shares: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
     there = total > 0
     weights = np.where(there, total.sum() / (there.sum() * np.where(there, total, 1)), 1.0)
     return tuple(weights.tolist())
+
+
+def balanced_sides(shares: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
+    """Return the weight of the pixels of each overlapping class with which they count as much as all others together.
+
+    What is not labelled is among the others. A class that no pixel has, or every pixel, weighs 1.
+    """
+    inside = shares.mean(axis=0)
+    several = (inside > 0) & (inside < 1)
+    return tuple(np.where(several, (1 - inside) / np.where(several, inside, 1), 1.0).tolist())
 
 
 def segmentation_loss(logits: Logits | Deep, label: Label, mix: LossMix) -> Float32[Tensor, ""]:
@@ -137,7 +148,7 @@ def _sigmoid_entropy(
         return functional.binary_cross_entropy_with_logits(logits, share, reduction="none"), None
     weights = logits.new_tensor(mix.class_weights)
     # One output stands for two classes; of outputs that overlap, each stands for one, present or not.
-    absent, present = (weights[:1], weights[1:]) if logits.shape[1] == 1 else (weights, weights)
+    absent, present = (weights[:1], weights[1:]) if logits.shape[1] == 1 else (torch.ones_like(weights), weights)
     absent, present = absent[:, None, None], present[:, None, None]
     ratio = present / absent
     values = functional.binary_cross_entropy_with_logits(logits, share, pos_weight=ratio, reduction="none")
@@ -176,7 +187,7 @@ def _region_losses(
     return lovasz_loss(inside, share)
 
 
-def _class_weights(words: str, names: Sequence[str], shares: Float[ndarray, "tiles k"] | None) -> tuple[float, ...]:
+def _class_weights(words: str, legend: Legend, shares: Float[ndarray, "tiles k"] | None) -> tuple[float, ...]:
     if words == "none":
         return ()
     if words == "balanced":
@@ -184,11 +195,12 @@ def _class_weights(words: str, names: Sequence[str], shares: Float[ndarray, "til
             raise SettingError(
                 "class_weights = 'balanced' needs the shares of the classes. Give the weights themselves."
             )
-        return balanced_weights(shares)
+        return balanced_sides(shares) if legend.overlapping else balanced_weights(shares)
     try:
         weights = tuple(float(word) for word in words.split(","))
     except ValueError:
         weights = ()
+    names = legend.names
     if len(weights) != len(names) or not all(0 < weight < float("inf") for weight in weights):
         raise SettingError(
             f"class_weights = {words!r}: give none, balanced, or {len(names)} numbers above 0 separated by commas, "
