@@ -6,7 +6,7 @@ READY = $(VENV)/.ready
 
 .PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled docs clean
 
-demo: $(READY)  ## the main job on the embedded scene: three models compared, a map, polygons, a report
+demo: $(READY)  ## the main job on the embedded scene: four networks compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
 
 # One thread a worker: two workers of two threads each would wait for each other on two cores.

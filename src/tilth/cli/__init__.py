@@ -133,7 +133,7 @@ add(
 )  # fmt: skip
 add(
     app, 15, "maps:demo",
-    "Compare the article's three models on the scene inside the package, then map another place with the best.",
+    "Compare the article's three models with Tilth's default on the scene inside the package, and map another place.",
     "demo --out demo-out",
 )  # fmt: skip
 

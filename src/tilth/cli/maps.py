@@ -100,7 +100,7 @@ def report(folder: Path, /, *, out: Path | None = None) -> None:
 
 
 def demo(*, out: Path = Path("demo-out")) -> None:
-    """Compare the article's three models on the scene inside the package, then map another place with the best.
+    """Compare the article's three models with Tilth's default on the scene inside the package, and map another place.
 
     Args:
         out: Folder for everything that the demo makes.

@@ -17,8 +17,8 @@ WIDE, NARROW, FINE = 96, 64, 16
 """Channels of the decoder: from stride 16 on, at strides 4 and 8, and at stride 2."""
 WORK_STRIDE, FINE_STRIDE = 4, 2
 SLOPE = 0.1
-"""Of the decoder's units below zero. Sixteen plain ones before the head can all fall silent where a rare class is, while
-training first learns that it is rare, and stay so: every such pixel then has the same logit (see LOG.md)."""
+"""Of the decoder's units below zero. Sixteen plain ones before the head can all fall silent where a rare class is, when
+training first learns that it is rare; every such pixel then has the same logit for good (see LOG.md)."""
 
 
 class Context(nn.Module):
