@@ -183,3 +183,15 @@ def test_every_part_of_a_split_has_every_overlapping_class(tmp_path: Path, seed:
     tiles = prepare(found, tmp_path / "tiles", replace(ONE_TILE, val=0.2, test=0.2, seed=seed))
     rare = {tile.split for tile in tiles.tiles if tile.shares[1]}
     assert rare == {"train", "val", "test"}
+
+
+def test_every_pixel_counts_once_where_tiles_overlap(tmp_path: Path) -> None:
+    there = np.random.default_rng(3).integers(0, 2, (2, SIDE, SIDE)).astype(np.uint8)
+    settings = replace(ONE_TILE, tile_px=16, overlap=0.5)
+    found = source(tmp_path, there, {1: "a", 2: "b"}, overlapping=True)
+    tiles = prepare(found, tmp_path / "tiles", settings)
+    once, often = (np.stack([label for _, label in tiles.samples("train", once=each)]) for each in (True, False))
+    assert np.isfinite(often).all()
+    assert len(often) == 9
+    assert np.isfinite(once).sum(axis=(0, 2, 3)).tolist() == [SIDE**2, SIDE**2]
+    assert np.nansum(once, axis=(0, 2, 3)).tolist() == there.sum(axis=(1, 2)).tolist()
