@@ -15,6 +15,7 @@ from tilth.figures.colours import rgb
 from tilth.figures.pictures import class_picture, error_picture, grey, tile_iou
 from tilth.figures.samples import Sample, label_picture, samples_figure
 from tilth.verbs.compare import compare
+from tilth.verbs.curve import curve
 from tilth.verbs.evaluate import evaluate
 from tilth.verbs.report import report
 from tilth.verbs.report.certainty import iou_of
@@ -73,6 +74,29 @@ def test_a_comparison_draws_and_scores_them(run: Path, tmp_path: Path) -> None:
     result = compare(tiles, replace(SMALL.changed(train={"epochs": 1}), variants=variants), tmp_path / "out")
     assert (result.folder / "samples.png").stat().st_size > 1000
     assert all(0 <= row.iou <= 1 for row in result.rows)
+
+
+def test_folds_and_a_curve_count_each_class_once_on_all_ground(run: Path, tmp_path: Path) -> None:
+    tiles = Path(json.loads((run / "tiles.json").read_text())["tiles"])
+    variants = (Variant("a"), Variant("b", train={"decoder_lr": 0.01}))
+    recipe = replace(SMALL.changed(train={"epochs": 1}), variants=variants)
+    crossed = compare(tiles, recipe, tmp_path / "folds", 2).crossed
+    assert crossed is not None
+    counts = crossed.by_unit["b"].sum(axis=0)
+    # The class that is not known in a corner, and the one that is.
+    assert counts.sum(axis=(1, 2)).tolist() == [256 * 256 - 49, 256 * 256]
+    assert crossed.figures["b"]["iou"].value == crossed.counting.headline(counts)["iou"]
+    drawn = curve(tiles, tmp_path / "curve", recipe, (50.0, 100.0), 1)
+    assert drawn.score == "mean IoU"
+    assert {point.confusion.shape[1:] for point in drawn.points} == {(2, 2, 2)}
+    again = curve(tiles, tmp_path / "curve", recipe, (50.0, 100.0), 1)
+    for one, other in zip(drawn.points, again.points, strict=True):
+        assert one.counting == other.counting
+        np.testing.assert_array_equal(one.confusion, other.confusion)
+    whole = [spot for spot in drawn.spots if spot.size.share == 100]
+    for spot in whole:
+        own = evaluate(tmp_path / "curve" / spot.points[0].job.run, "test", tiles=tiles, out=tmp_path / spot.variant)
+        assert spot.figures["iou"].value == pytest.approx(own.headline["iou"].value)
 
 
 def test_a_pixel_of_several_classes_has_their_mean_colour() -> None:
