@@ -9,7 +9,7 @@ from numpy import ndarray
 from tilth.geo.grid import Window, cells
 from tilth.geo.rasters.burn import PixelShapes, burned
 from tilth.geo.tilesets.scenes import Labeller
-from tilth.labels import coded, coded_together
+from tilth.labels import FULL, coded, coded_together
 from tilth.legend import IGNORE, Legend
 
 FINE = 8
@@ -38,8 +38,8 @@ def labeller(shapes: PixelShapes, seen: PixelShapes | None, drawing: Drawing) ->
     The polygons' values are 1 for the first class that has polygons, and so on: class indices, or one more than these
     where classes overlap. What no polygon holds has value 0.
     """
-    classes = range(1, len(drawing.legend.names) + drawing.legend.overlapping)
-    apart = [shapes.only(value) for value in classes] if drawing.legend.overlapping else []
+    values = range(1, len(drawing.legend.names) + 1)
+    apart = [shapes.only(value) for value in values] if drawing.legend.overlapping else []
 
     def label(window: Window) -> UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]:
         if not drawing.shares:
@@ -47,7 +47,7 @@ def labeller(shapes: PixelShapes, seen: PixelShapes | None, drawing: Drawing) ->
         elif drawing.fractions:
             drawn = _fractions(apart or [shapes], window, drawing.legend)
         else:
-            drawn = coded(np.stack([burned(part, window, fill=0) > 0 for part in apart]).astype(np.float32))
+            drawn = np.stack([burned(part, window, fill=0) > 0 for part in apart]) * np.uint8(FULL)
         if seen is not None:
             drawn[..., burned(seen, window, fill=0) == 0] = IGNORE
         return drawn
@@ -59,15 +59,20 @@ def _fractions(layers: list[PixelShapes], window: Window, legend: Legend) -> UIn
     """Return how much of each pixel is of each output's class, in 250ths; each overlapping class has a layer."""
     drawn = np.empty((legend.outputs, window.height, window.width), np.uint8)
     for cell in cells(window, *CELL):
-        parts = [burned(layer, cell, fill=0, fine=FINE) for layer in layers]
+        fine = (burned(layer, cell, fill=0, fine=FINE) for layer in layers)
         if legend.overlapping:
-            shares = np.stack([_share(part > 0) for part in parts])
+            codes = coded(np.stack([_share(part > 0) for part in fine]))
         else:
-            values = range(len(legend.names) - legend.outputs, len(legend.names))
-            shares = np.stack([_share(parts[0] == value) for value in values])
-        together = legend.outputs > 1 and not legend.overlapping
-        drawn[:, *cell.within(window).slices] = (coded_together if together else coded)(shares)
+            codes = _apart(next(fine), legend)
+        drawn[:, *cell.within(window).slices] = codes
     return drawn
+
+
+def _apart(fine: UInt8[ndarray, "fine_h fine_w"], legend: Legend) -> UInt8[ndarray, "o h w"]:
+    """Return the shares of classes that exclude each other, from the class of each part of a pixel."""
+    if legend.binary:
+        return coded(_share(fine == 1)[None])
+    return coded_together(np.stack([_share(fine == value) for value in range(len(legend.names))]))
 
 
 def _share(inside: Bool[ndarray, "fine_h fine_w"]) -> Float32[ndarray, "h w"]:

@@ -14,7 +14,8 @@ from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.scenes import Labeller
 from tilth.labels import coded, coded_together
 
-STRIP = (512, 2048)
+CELL = (512, 512)
+"""Rows and columns read at a time: a few times 2 MB a class."""
 REST = 0
 """In place of a band: what the other classes leave of a pixel."""
 LOOSE = 0.05
@@ -41,6 +42,11 @@ class ShareBands:
     """The value of what is not known."""
 
     @property
+    def outputs(self) -> int:
+        """How many bands of shares a mask gives: one for two classes that exclude each other, else one a class."""
+        return 1 if len(self.bands) == 2 and not self.overlapping else len(self.bands)
+
+    @property
     def needed(self) -> int:
         """How many bands a mask has at least."""
         return max(self.bands)
@@ -56,17 +62,24 @@ def labeller(path: Path, form: ShareBands) -> Labeller:
     mask = Image.open(path)
 
     def label(window: Window) -> UInt8[ndarray, "o h w"]:
-        shares, strange = _shares(mask, window, form)
-        if strange.any():
-            raise InputError(_strange(mask, form))
-        if form.overlapping:
-            return coded(shares)
-        together = _together(shares, form.bands)
-        if together is None:
-            raise InputError(_unbalanced(mask, form))
-        return coded_together(together) if len(together) > 2 else coded(together[1:])
+        bands = np.empty((form.outputs, window.height, window.width), np.uint8)
+        for cell in cells(window, *CELL):
+            bands[:, *cell.within(window).slices] = _coded(mask, cell, form)
+        return bands
 
     return label
+
+
+def _coded(mask: Image, window: Window, form: ShareBands) -> UInt8[ndarray, "o h w"]:
+    shares, strange = _shares(mask, window, form)
+    if strange.any():
+        raise InputError(_strange(mask, form))
+    if form.overlapping:
+        return coded(shares)
+    together = _together(shares, form.bands)
+    if together is None:
+        raise InputError(_unbalanced(mask, form))
+    return coded(together[1:]) if form.outputs == 1 else coded_together(together)
 
 
 def _shares(mask: Image, window: Window, form: ShareBands) -> tuple[Float64[ndarray, "k h w"], Bool[ndarray, "k h w"]]:
@@ -104,7 +117,7 @@ def _together(shares: Float64[ndarray, "k h w"], bands: Sequence[int]) -> Float6
 
 def _strange(mask: Image, form: ShareBands) -> str:
     found: set[float] = set()
-    for window in cells(mask.info.grid.window, *STRIP):
+    for window in cells(mask.info.grid.window, *CELL):
         strange, values = _shares(mask, window, form)[1], mask.values(window)
         for index, band in enumerate(form.bands):
             found |= set(np.unique(values[band - 1][strange[index]])[:MOST_LISTED].tolist())
@@ -122,7 +135,7 @@ def _strange(mask: Image, form: ShareBands) -> str:
 
 def _unbalanced(mask: Image, form: ShareBands) -> str:
     sums: list[float] = []
-    for window in cells(mask.info.grid.window, *STRIP):
+    for window in cells(mask.info.grid.window, *CELL):
         total = _shares(mask, window, form)[0].sum(axis=0)
         sums += np.unique(total[np.isfinite(total)])[[0, -1]].tolist() if np.isfinite(total).any() else []
     rest = "" if REST in form.bands else "Name the missing class as 0, which has the rest. "
