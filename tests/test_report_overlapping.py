@@ -49,6 +49,8 @@ def test_the_page_says_how_each_class_is_mapped(run: Path, tmp_path: Path) -> No
     row = next(row for row in page.rows if row[0] == "green" and len(row) == 5)
     assert row[1].startswith(f"{100 * tp / pixels:.0f}")
     assert row[4].startswith(f"{100 * tn / pixels:.0f}")
+    # Shares of classes that overlap may sum to more than one, so that each has a bar of its own.
+    assert text.count('class="bar"') == 2 * 3
     assert "the thresholds 0.50 (red), 0.50 (green) are not chosen" in said
 
 

@@ -134,19 +134,14 @@ def area_table(found: AreaFile) -> Table:
 
 
 def class_bars(found: Audit, legend: Legend) -> list[Bar]:
-    """Return by split how the labelled ground is shared out among the classes."""
-    return [
-        Bar(
-            SPLIT_NAMES[split],
-            counted(found.tiles[split], "tile"),
-            tuple(
-                (name, colour, share, percent(share))
-                for name, colour, share in zip(legend.names, legend.colours, shares, strict=True)
-            ),
-        )
-        for split, shares in found.balance.items()
-        if shares
-    ]
+    """Return by split how the labelled ground is shared out among the classes; overlapping ones have a bar each."""
+    bars = []
+    for split, shares in found.balance.items():
+        each = zip(legend.names, legend.colours, shares, strict=True) if shares else ()
+        parts = tuple((name, colour, share, percent(share)) for name, colour, share in each)
+        groups = [(part,) for part in parts] if legend.overlapping else [parts] if parts else []
+        bars += [Bar(SPLIT_NAMES[split], counted(found.tiles[split], "tile"), group) for group in groups]
+    return bars
 
 
 def _cells(subject: Subject, variant: Variant, extra: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
