@@ -30,7 +30,7 @@ class Archive:
     """n tiles, of which a simulation hides the labels."""
 
     pixels: ndarray
-    """(n, p, d) float16: what the encoder sees in each pixel of a quarter of the resolution, standardised."""
+    """(n, p, d): what the encoder sees in each pixel of a quarter of the resolution, standardised."""
     labels: ndarray
     """(n, t, t) uint8: the class index of every pixel."""
     scenes: ndarray
@@ -52,7 +52,7 @@ class Archive:
 
     def seen(self, tiles: ndarray) -> Tensor:
         """Return what the encoder sees of some tiles, (n, p, d)."""
-        return torch.from_numpy(self.pixels[tiles].astype(np.float32))
+        return torch.from_numpy(self.pixels[tiles].astype(np.float32, copy=False))
 
 
 def archive(data: Path, weights: Path, folder: Path) -> Archive:
@@ -67,7 +67,8 @@ def archive(data: Path, weights: Path, folder: Path) -> Archive:
         found = _made(TileSet.open(tiles), weights)
         np.savez(path, pixels=found.pixels, labels=found.labels, scenes=found.scenes)
     with np.load(path, allow_pickle=False) as held:
-        return Archive(held["pixels"], held["labels"], held["scenes"])
+        # Widened once: every round reads them all.
+        return Archive(held["pixels"].astype(np.float32), held["labels"], held["scenes"])
 
 
 def _made(tile_set: TileSet, weights: Path) -> Archive:
