@@ -21,7 +21,7 @@ from tilth.verbs.report import report
 from tilth.verbs.report.certainty import iou_of
 from tilth.verbs.report.scorefile import ScoreTable, read_json
 from tilth.verbs.report.sources import read_subject
-from tilth.verbs.report.sureness import guess, sureness_in_words
+from tilth.verbs.report.sureness import guess, sureness_in_words, sureness_plates
 from tilth.verbs.report.tables import score_tables
 from tilth.verbs.train import train
 
@@ -68,6 +68,10 @@ def test_figures_of_the_file_are_those_of_the_evaluation(run: Path) -> None:
     assert guess(table) == pytest.approx(np.average(constant, weights=pixels))
     assert "for a class" in sureness_in_words(table)[0]
     assert [made.caption for made in score_tables(table)][2] == "Each class by itself"
+    alts = [plate.alt for plate in sureness_plates(table)]
+    assert [alt.split(" at every")[0] for alt in alts[1:]] == [
+        f"Precision over recall of {name}" for name in LEGEND.names
+    ]
 
 
 def test_a_comparison_draws_and_scores_them(run: Path, tmp_path: Path) -> None:

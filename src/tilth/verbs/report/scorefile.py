@@ -24,6 +24,15 @@ Column = tuple[float | None, ...]
 
 
 @record(frozen=True, config=LENIENT)
+class PrecisionRecall:
+    """Precision and recall at every threshold."""
+
+    threshold: Column
+    precision: Column
+    recall: Column
+
+
+@record(frozen=True, config=LENIENT)
 class Score:
     """How well one class is mapped, or one scene; None where a figure does not exist."""
 
@@ -34,6 +43,8 @@ class Score:
     pixels: int
     name: str = Field(validation_alias=AliasChoices("class", "scene"))
     intervals: dict[str, Ends] = Field(default_factory=dict)
+    precision_recall: PrecisionRecall | None = None
+    """Of a class that overlaps others."""
 
 
 @record(frozen=True, config=LENIENT)
@@ -62,15 +73,6 @@ class ReliabilityBin:
     pixels: int
     confidence: float | None
     right: float | None
-
-
-@record(frozen=True, config=LENIENT)
-class PrecisionRecall:
-    """Precision and recall at every threshold."""
-
-    threshold: Column
-    precision: Column
-    recall: Column
 
 
 @record(frozen=True, config=LENIENT)

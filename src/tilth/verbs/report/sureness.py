@@ -11,7 +11,7 @@ from tilth.figures.calibration import Chosen, precision_recall_figure, reliabili
 from tilth.figures.colours import DARK, LIGHT, Look
 from tilth.verbs.report.certainty import interval_in_words
 from tilth.verbs.report.numbers import NBSP, fixed, percent
-from tilth.verbs.report.scorefile import Column, Decision, ReliabilityBin, ScoreTable
+from tilth.verbs.report.scorefile import Column, Decision, PrecisionRecall, ReliabilityBin, Score, ScoreTable
 from tilth.verbs.report.sources import Run
 from tilth.verbs.report.text import capital
 from tilth.verbs.report.view import Plate, data_uri
@@ -83,10 +83,15 @@ def _cuts(table: ScoreTable, made: Decision) -> str:
 
 def curve_in_words(table: ScoreTable) -> str:
     """Return how to read the figures."""
+    what = "answers, one a pixel and class," if table.counting.overlapping else "pixels"
     dots = (
-        "each dot is the pixels of which the map says about the same, a larger dot more of them; below the dashed line "
-        "the map is too sure."
+        f"each dot is the {what} of which the map says about the same, a larger dot more of them; below the dashed "
+        "line the map is too sure."
     )
+    if table.counting.overlapping:
+        return (
+            f"The first figure: {dots} The others, one a class: a lower threshold finds more and is right less often."
+        )
     if table.precision_recall is None:
         return capital(dots)
     average = table.overall.get("average_precision")
@@ -99,15 +104,16 @@ def curve_in_words(table: ScoreTable) -> str:
 
 
 def sureness_plates(table: ScoreTable) -> list[Plate]:
-    """Return the reliability diagram, and with two classes precision over recall."""
+    """Return the reliability diagram, and precision over recall of class 1 of two, or of each overlapping class."""
     if told_bin(table.reliability) is None:
         return []
-    plates = [_reliability(table)]
-    curve, own = table.precision_recall, table.per_class[-1]
-    if curve is not None and own.precision is not None and own.recall is not None:
-        chosen = Chosen(table.decision.threshold if table.decision else 0.5, own.precision, own.recall)
-        plates.append(_precision_recall(table, chosen, (_array(curve.precision), _array(curve.recall))))
-    return plates
+    made = table.decision
+    if table.counting.overlapping:
+        cuts = made.thresholds if made else (0.5,) * len(table.classes)
+        curves = [(one, one.precision_recall, cut) for one, cut in zip(table.per_class, cuts, strict=True)]
+    else:
+        curves = [(table.per_class[-1], table.precision_recall, made.threshold if made else 0.5)]
+    return [_reliability(table), *(plate for each in curves for plate in _precision_recall(*each))]
 
 
 def told_bin(reliability: Sequence[ReliabilityBin]) -> ReliabilityBin | None:
@@ -170,9 +176,12 @@ def _reliability(table: ScoreTable) -> Plate:
     return Plate(draw(LIGHT), draw(DARK), "", "", alt)
 
 
-def _precision_recall(table: ScoreTable, chosen: Chosen, curve: tuple[Float64[ndarray, " t"], ...]) -> Plate:
-    precision, recall = curve
-    name = table.classes[-1]
+def _precision_recall(own: Score, curve: PrecisionRecall | None, threshold: float) -> list[Plate]:
+    """Return the curve of a class, with where its threshold lies; nothing where there is none."""
+    if curve is None or own.precision is None or own.recall is None:
+        return []
+    chosen, name = Chosen(threshold, own.precision, own.recall), own.name
+    precision, recall = _array(curve.precision), _array(curve.recall)
     axes = (f"found, of the labelled {name} (recall)", f"right, of the mapped {name} (precision)")
 
     def draw(look: Look) -> str:
@@ -182,7 +191,7 @@ def _precision_recall(table: ScoreTable, chosen: Chosen, curve: tuple[Float64[nd
         f"Precision over recall of {name} at every threshold; at the chosen one, {chosen.threshold:.2f}, "
         f"{percent(chosen.recall)} is found and {percent(chosen.precision)} is right"
     )
-    return Plate(draw(LIGHT), draw(DARK), "", "", alt)
+    return [Plate(draw(LIGHT), draw(DARK), "", "", alt)]
 
 
 def _array(column: Column) -> Float64[ndarray, " n"]:
