@@ -76,6 +76,16 @@ def test_two_other_classes_of_as_many_outputs_get_a_new_head_too() -> None:
     assert not torch.equal(new.body.head.weight, old.body.head.weight)
 
 
+def test_the_same_classes_get_a_new_head_when_they_begin_to_overlap() -> None:
+    three = ("crops", "tree", "roof")
+    old, new = made(LIGHT, 3, outputs=3), made(LIGHT, 3, outputs=3, seed=1)
+    head = new.state_dict()["body.head.weight"].clone()
+    assert start_from(new, old.state_dict(), Ends(RGB, three), Ends(RGB, three, overlapping=True)) == ("head new",)
+    assert torch.equal(new.state_dict()["body.head.weight"], head)
+    one, two = made(LIGHT, 3), made(LIGHT, 3, outputs=2, seed=1)
+    assert start_from(two, one.state_dict(), Ends(RGB, TREES), Ends(RGB, TREES, overlapping=True)) == ("head new",)
+
+
 def test_another_network_is_refused_and_nothing_changes() -> None:
     new = made(TRANSFER, 3)
     before = {name: tensor.clone() for name, tensor in new.state_dict().items()}

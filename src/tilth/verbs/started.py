@@ -12,6 +12,7 @@ from tilth.learn.feeding.feed import Scaling
 from tilth.learn.networks.network import Network
 from tilth.learn.networks.starting import Ends, start_from
 from tilth.learn.networks.weights import read_tensors
+from tilth.legend import Legend
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Start:
             WeightsError: when they are missing or damaged.
         """
         path = self.run / WEIGHTS
-        before = Ends(self.card.band_names, self.card.legend.names)
+        before, now = (_ends(each.band_names, each.legend) for each in (self.card, meta))
         try:
-            new = start_from(network, read_tensors(path), before, Ends(meta.band_names, meta.legend.names))
+            new = start_from(network, read_tensors(path), before, now)
         except ValueError as error:
             raise InputError(
                 f"{path} is not of the network that its card describes: {error}. Give a run that tilth train wrote."
@@ -67,3 +68,7 @@ class Start:
         own = zip(meta.band_names, other.mean, other.std, strict=True)
         mean, std = zip(*(known.get(name, (mean, std)) for name, mean, std in own), strict=True)
         return Scaling(mean, std)
+
+
+def _ends(bands: tuple[str, ...], legend: Legend) -> Ends:
+    return Ends(bands, legend.names, legend.overlapping)

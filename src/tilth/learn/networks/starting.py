@@ -19,6 +19,8 @@ class Ends:
 
     bands: tuple[str, ...]
     classes: tuple[str, ...]
+    overlapping: bool = False
+    """Whether each class has a yes or no of its own."""
 
 
 def start_from(network: Network, state: Mapping[str, Tensor], before: Ends, now: Ends) -> tuple[str, ...]:
@@ -32,7 +34,7 @@ def start_from(network: Network, state: Mapping[str, Tensor], before: Ends, now:
     """
     own = network.state_dict()
     stems = input_weights(network, len(now.bands))
-    new_head = before.classes != now.classes
+    new_head = (before.classes, before.overlapping) != (now.classes, now.overlapping)
     fitted = {}
     for key in (key for key in own if not (new_head and key.startswith(HEAD))):
         given = state.get(key)
