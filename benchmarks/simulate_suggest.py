@@ -118,14 +118,15 @@ def _views(likely: ndarray) -> ndarray:
 
 
 def needed(means: ndarray, target: float) -> float:
-    """Return how many tiles bring a curve to `target`, between rounds by straight lines; NaN where none do.
+    """Return how many tiles bring a curve to `target`, between rounds by straight lines.
 
+    Where none of those tried do, a batch more than these: too few, but no draw of the interval is left out.
     The curve is made to rise first, by isotonic regression: a round that is worse by chance is no reason to label less.
     """
     rising = isotonic_regression(means).x
     tiles = FIRST + BATCH * np.arange(len(means))
     if rising[-1] < target:
-        return float("nan")
+        return float(tiles[-1] + BATCH)
     after = int((rising >= target).argmax())
     if after == 0:
         return float(tiles[0])
@@ -159,14 +160,10 @@ def rows_of(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
         (_, tiles, share), ends = saved(both.sum(axis=0)[None])[0], intervals(both, saved, draws=2000)
         last = mine.shape[1] - 1
         shown = [f"{mine[:, i].mean():.3f}" for i in (0, last // 2, last)]
-        rows.append(
-            [
-                name,
-                *shown,
-                f"{tiles:.0f}",
-                "" if name == "random" else f"{share:.0%} [{ends[2, 0]:.0%}, {ends[2, 1]:.0%}]",
-            ]
-        )
+        most = FIRST + BATCH * last
+        fewer = f"{share:.0%} ({ends[2, 0]:.0%} to {ends[2, 1]:.0%})" if tiles <= most else "none"
+        needs = f"{tiles:.0f}" if tiles <= most else f"more than {most}"
+        rows.append([name, *shown, needs, "" if name == "random" else fewer])
     return rows
 
 

@@ -18,7 +18,7 @@ def test_tiles_needed_lie_on_straight_lines_between_rounds() -> None:
     assert needed(curve, 0.5) == 4
     assert needed(curve, 0.6) == pytest.approx(6)
     assert needed(curve, 0.75) == pytest.approx(10)
-    assert np.isnan(needed(curve, 0.81))
+    assert needed(curve, 0.81) == 16
 
 
 def test_a_round_that_is_worse_by_chance_is_levelled() -> None:
@@ -81,3 +81,6 @@ def test_finished_curves_are_not_done_again(tmp_path: Path, monkeypatch: pytest.
     assert found == held
     rows = rows_of({name: {"0": ious["0"], "1": ious["0"]} for name, ious in found.items()})
     assert rows[0][:5] == ["random", "0.500", "0.600", "0.900", "12"]
+    assert rows[1][-2:] == ["12", "0% (0% to 0%)"]
+    less = {name: {"0": [0.5, 0.6, 0.9 if name == "random" else 0.8]} for name in found}
+    assert rows_of(less)[1][-2:] == ["more than 12", "none"]
