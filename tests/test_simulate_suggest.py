@@ -81,6 +81,6 @@ def test_finished_curves_are_not_done_again(tmp_path: Path, monkeypatch: pytest.
     assert found == held
     rows = rows_of({name: {"0": ious["0"], "1": ious["0"]} for name, ious in found.items()})
     assert rows[0][:5] == ["random", "0.500", "0.600", "0.900", "12"]
-    assert rows[1][-2:] == ["12", "0% (0% to 0%)"]
+    assert rows[1][4:] == ["12", "0% (0% to 0%)", "+0.050 (+0.050 to +0.050)"]
     less = {name: {"0": [0.5, 0.6, 0.9 if name == "random" else 0.8]} for name in found}
-    assert rows_of(less)[1][-2:] == ["more than 12", "none"]
+    assert rows_of(less)[1][4:6] == ["more than 12", "none"]
