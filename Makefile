@@ -37,8 +37,9 @@ bench-memory: $(READY)  ## the most memory of maps and polygons of very large ra
 
 DATA ?= ../shared/data/amazon
 WEIGHTS ?= ../shared/weights/tf_efficientnet_b0_encoder.safetensors
-bench-suggest: $(READY)  ## labels that `tilth suggest` saves, simulated on an archive; BENCH=--write: docs/suggest.md
-	$(BIN)/python benchmarks/simulate_suggest.py $(DATA) --weights $(WEIGHTS) $(BENCH)
+bench-suggest: $(READY)  ## labels that `tilth suggest` saves, simulated; BENCH=--write: docs/suggest.md
+	$(BIN)/python benchmarks/simulate_suggest.py crowns $(BENCH)
+	$(BIN)/python benchmarks/simulate_suggest.py forest --data $(DATA) --weights $(WEIGHTS) $(BENCH)
 
 bench-unlabelled: $(READY)  ## whether tiles without labels help: a run labels them where it is sure, and a new one trains on them too
 	$(BIN)/python benchmarks/unlabelled.py --weights $(WEIGHTS) $(BENCH)

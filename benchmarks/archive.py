@@ -1,8 +1,8 @@
 """An archive of labelled tiles as a frozen encoder sees them, and what trains on it in a second: a small pixel head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, interpolate
 
 from tilth.config import PrepareConfig
-from tilth.geo.tilesets.sources import MaskSource
-from tilth.geo.tilesets.tileset import SPLITS, TileSet
+from tilth.geo.tilesets.sources import MaskSource, VectorSource
+from tilth.geo.tilesets.tileset import SPLITS, Tile, TileSet
 from tilth.learn.networks.pyramid import pyramid
+from tilth.legend import IGNORE
 from tilth.scores import confusion_of, scores
+from tilth.verbs.demo import LITE0, SCENES
 from tilth.verbs.prepare import prepare
 
 TILE_PX, STRIDE, CELL_PX = 128, 4, 64
+ARCHIVE = "archive.npz"
 DEEPEST = 16
 """Deepest stride of the encoder that is used."""
 STEPS, PIXELS, RATE, HIDDEN = 200, 1024, 3e-3, 32
@@ -34,7 +37,7 @@ class Archive:
     labels: ndarray
     """(n, t, t) uint8: the class index of every pixel."""
     scenes: ndarray
-    """(n,) number of the scene of each tile."""
+    """(n,) number of the scene, or part of one, of each tile."""
 
     @cached_property
     def cells(self) -> ndarray:
@@ -55,37 +58,75 @@ class Archive:
         return torch.from_numpy(self.pixels[tiles].astype(np.float32, copy=False))
 
 
-def archive(data: Path, weights: Path, folder: Path) -> Archive:
-    """Return the Amazon archive, made once and then read from `folder`. `data` holds images/ and masks/."""
-    path = folder / "archive.npz"
+@dataclass(frozen=True)
+class Ground:
+    """Where an archive comes from."""
+
+    encoder: str
+    weights: str
+    prepared: Callable[[Path], TileSet]
+    """Makes the tile set in a folder."""
+    piece: Callable[[Tile], str]
+    """The name of the scene, or the part of one, that a tile is of."""
+
+
+def forest(data: Path, weights: Path) -> Ground:
+    """Return the Amazon's: half of all pixels are forest. `data` holds images/ and masks/."""
+
+    def prepared(folder: Path) -> TileSet:
+        source = MaskSource(data / "images", data / "masks", {1: "forest", 2: "other"}, skip_mismatched=True)
+        return prepare(source, folder, PrepareConfig(tile_px=TILE_PX, overlap=0.0, split="scene", val=0.2, test=0.0))
+
+    return Ground("tf_efficientnet_b0", str(weights), prepared, lambda tile: tile.scene)
+
+
+def crowns() -> Ground:
+    """Return the demo's scene: one pixel in six is of a tree crown. Its parts are of four by four tiles."""
+
+    def prepared(folder: Path) -> TileSet:
+        source = VectorSource((SCENES / "training.tif",), SCENES / "training.gpkg", class_field="class")
+        return prepare(source, folder, PrepareConfig(tile_px=TILE_PX, overlap=0.0, split="scene", val=0.0, test=0.0))
+
+    edge = 4 * TILE_PX
+    return Ground(**LITE0, prepared=prepared, piece=lambda tile: f"{tile.window.row // edge} {tile.window.col // edge}")
+
+
+def made(ground: Ground, folder: Path) -> None:
+    """Write the archive of some ground to `folder`, if it is not there."""
+    path, tiles = folder / ARCHIVE, folder / "tiles"
     if not path.exists():
-        tiles = folder / "tiles"
-        if not tiles.exists():
-            source = MaskSource(data / "images", data / "masks", {1: "forest", 2: "other"}, skip_mismatched=True)
-            config = PrepareConfig(tile_px=TILE_PX, overlap=0.0, split="scene", val=0.2, test=0.0)
-            prepare(source, tiles, config)
-        found = _made(TileSet.open(tiles), weights)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = _seen(TileSet.open(tiles) if tiles.exists() else ground.prepared(tiles), ground)
         np.savez(path, pixels=found.pixels, labels=found.labels, scenes=found.scenes)
-    with np.load(path, allow_pickle=False) as held:
+
+
+@lru_cache
+def read(folder: Path) -> Archive:
+    """Return the archive in `folder`, read once by each process, which computes with one thread from then on."""
+    torch.set_num_threads(1)
+    with np.load(folder / ARCHIVE, allow_pickle=False) as held:
         # Widened once: every round reads them all.
         return Archive(held["pixels"].astype(np.float32), held["labels"], held["scenes"])
 
 
-def _made(tile_set: TileSet, weights: Path) -> Archive:
-    encoder, origin = pyramid("tf_efficientnet_b0", len(tile_set.meta.band_names), str(weights))
+def _seen(tile_set: TileSet, ground: Ground) -> Archive:
+    encoder, origin = pyramid(ground.encoder, len(tile_set.meta.band_names), ground.weights)
     assert origin.scaling is not None
     mean, std = (np.array(values)[:, None, None] * 255 for values in (origin.scaling.mean, origin.scaling.std))
     encoder.eval()
     seen, labels, scenes = [], [], []
     for split in SPLITS:
         samples = tile_set.samples(split)
-        for index in range(len(samples)):
+        for index, tile in enumerate(samples.tiles):
             image, label = samples[index]
+            # The head learns shares of class 1, which a pixel that is not known would be none of.
+            if (label == IGNORE).any():
+                continue
             with torch.inference_mode():
                 maps = encoder(torch.from_numpy(((image - mean) / std).astype(np.float32))[None])
             seen.append(torch.cat([_quarter(m) for m, s in zip(maps, encoder.strides, strict=True) if s <= DEEPEST], 1))
             labels.append(label)
-            scenes.append(samples.tiles[index].scene)
+            scenes.append(ground.piece(tile))
     table = torch.cat(seen).permute(0, 2, 3, 1).flatten(1, 2).numpy()
     standard = (table - table.mean(axis=(0, 1))) / (table.std(axis=(0, 1)) + 1e-6)
     return Archive(standard.astype(np.float16), np.stack(labels), np.unique(scenes, return_inverse=True)[1])

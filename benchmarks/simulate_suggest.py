@@ -1,10 +1,12 @@
 """How many labels `tilth suggest` saves: an archive whose labels are hidden and bought back tile by tile.
 
-    python benchmarks/simulate_suggest.py ../shared/data/amazon --weights WEIGHTS [--seeds 24] [--rounds 9] [--write]
+    python benchmarks/simulate_suggest.py crowns [--seeds 24] [--rounds 9] [--write]
+    python benchmarks/simulate_suggest.py forest --data ../shared/data/amazon --weights WEIGHTS
 
-For each seed, a third of the scenes is kept for scoring and a few tiles of the others are labelled. In each round a
-head is trained on what is labelled (the encoder is frozen and what it sees is kept, so this takes a second), scored,
-and a batch of tiles is added: by `suggest`, by doubt alone, by looks alone, or at random. All begin with the same ones.
+`crowns` is the demo's scene, cut into parts; `forest` are images and masks of the Amazon, by scene. For each seed, a
+third of these is kept for scoring and a few tiles of the others are labelled. In each round a head is trained on what
+is labelled (the encoder is frozen and what it sees is kept, so this takes a second), scored, and a batch of tiles is
+added: by `suggest`, by doubt alone, by looks alone, or at random. All begin with the same ones.
 
 The table says how many tiles each needs for the IoU that random tiles come to at last, and how far its IoU lies above
 that of as many random tiles in the mean of all rounds, with 95 % intervals over the seeds, resampled whole and paired.
@@ -16,18 +18,16 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy import ndarray
 from scipy.optimize import isotonic_regression
 
 import machine
 import page
-from archive import CELL_PX, STRIDE, Archive, archive, iou, probabilities, trained
+from archive import CELL_PX, STRIDE, Archive, crowns, forest, iou, made, probabilities, read, trained
 from tilth.files import write_json
 from tilth.geo.grid import Window
 from tilth.intervals import intervals
@@ -175,26 +175,17 @@ def above(gains: ndarray) -> str:
     return f"{counts[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-@lru_cache
-def _ground(data: Path, weights: Path, folder: Path) -> Archive:
-    torch.set_num_threads(1)
-    return archive(data, weights, folder)
+def _one(folder: Path, strategy: str, seed: int, rounds: int) -> tuple[str, int, list[float]]:
+    return strategy, seed, curve(read(folder), strategy, seed, rounds)
 
 
-def _one(where: tuple[Path, Path, Path], strategy: str, seed: int, rounds: int) -> tuple[str, int, list[float]]:
-    return strategy, seed, curve(_ground(*where), strategy, seed, rounds)
-
-
-def simulated(
-    where: tuple[Path, Path, Path], seeds: int, rounds: int, workers: int
-) -> dict[str, dict[str, list[float]]]:
-    """Return the curves by strategy and seed; what `where`'s folder holds is not done again."""
-    path = where[2] / f"suggest-{rounds}.json"
+def simulated(folder: Path, seeds: int, rounds: int, workers: int) -> dict[str, dict[str, list[float]]]:
+    """Return the curves by strategy and seed on the archive in `folder`; what that holds of them is not done again."""
+    path = folder / f"suggest-{rounds}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {name: {} for name in STRATEGIES}
-    _ground(*where)
     missing = [(name, seed) for seed in range(seeds) for name in STRATEGIES if str(seed) not in found[name]]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-        running = [processes.submit(_one, where, name, seed, rounds) for name, seed in missing]
+        running = [processes.submit(_one, folder, name, seed, rounds) for name, seed in missing]
         for number, done in enumerate(as_completed(running), start=1):
             name, seed, ious = done.result()
             found[name][str(seed)] = ious
@@ -206,16 +197,20 @@ def simulated(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with images/ and masks/")
-    parser.add_argument("--weights", type=Path, required=True, help="weights of tf_efficientnet_b0")
+    parser.add_argument("ground", choices=["crowns", "forest"])
+    parser.add_argument("--data", type=Path, help="of forest: folder with images/ and masks/")
+    parser.add_argument("--weights", type=Path, help="of forest: weights of tf_efficientnet_b0")
     parser.add_argument("--seeds", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("build/bench/suggest"))
     parser.add_argument("--write", action="store_true", help="put the table into docs/suggest.md")
     given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
-    results = simulated((given.data, given.weights, given.folder), given.seeds, given.rounds, given.workers)
+    if given.ground == "forest" and not (given.data and given.weights):
+        parser.error("forest needs --data and --weights")
+    folder = given.folder / given.ground
+    made(crowns() if given.ground == "crowns" else forest(given.data, given.weights), folder)
+    results = simulated(folder, given.seeds, given.rounds, given.workers)
     last = FIRST + BATCH * given.rounds
     middle = FIRST + BATCH * (given.rounds // 2)
     head = [
@@ -228,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = page.table(head, rows_of(results)) + f"\n\n{given.seeds} seeds. {machine.described(('torch', 'timm'))}"
     print(text)
     if given.write:
-        PAGE.write_text(page.replaced(PAGE.read_text(encoding="utf-8"), "simulation", text), encoding="utf-8")
+        PAGE.write_text(
+            page.replaced(PAGE.read_text(encoding="utf-8"), f"simulation of {given.ground}", text), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -75,9 +75,8 @@ def test_every_strategy_begins_alike_learns_and_comes_out_the_same_again(patches
 def test_finished_curves_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = {name: {"0": [0.5, 0.6 + 0.1 * i, 0.9]} for i, name in enumerate(STRATEGIES)}
     (tmp_path / "suggest-2.json").write_text(json.dumps(held))
-    monkeypatch.setattr(simulation, "_ground", lambda *_: None)
     monkeypatch.setattr(simulation, "curve", lambda *_: pytest.fail("done again"))
-    found = simulation.simulated((tmp_path, tmp_path, tmp_path), 1, 2, 1)
+    found = simulation.simulated(tmp_path, 1, 2, 1)
     assert found == held
     rows = rows_of({name: {"0": ious["0"], "1": ious["0"]} for name, ious in found.items()})
     assert rows[0][:5] == ["random", "0.500", "0.600", "0.900", "12"]
