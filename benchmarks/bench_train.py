@@ -98,8 +98,8 @@ def tile_set(given: Path | None, folder: Path) -> Path:
 
 
 def taking_part(only: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of those that can be run here, of `only` these where any are given."""
-    chosen = [name for name in TRAINEES if not only or name in only]
+    """Return the names of those that can be run here, of `only` these and Tilth's default where any are given."""
+    chosen = [name for name in TRAINEES if not only or name in only or name == OURS]
     return tuple(name for name in chosen if importable(TRAINEES[name].module or "torch", _python(name)))
 
 
