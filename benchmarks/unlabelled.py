@@ -36,7 +36,7 @@ from tilth.geo.rasters.raster import close_labels
 from tilth.geo.tilesets.tileset import Tile, TileSet
 from tilth.learn.using.inference import Predictor
 from tilth.legend import IGNORE
-from tilth.verbs.curve.plan import subset
+from tilth.verbs.curve.plan import sizes, subset
 from tilth.verbs.curve.result import seed_means
 from tilth.verbs.derived import derived_set
 from tilth.verbs.evaluate import scored
@@ -73,7 +73,7 @@ class Place:
 
     @property
     def _count(self) -> int:
-        return int(self.share * len(self.whole.split("train")) / 100 + 0.5)
+        return sizes([self.share], len(self.whole.split("train")))[0].tiles
 
     @property
     def times(self) -> int:

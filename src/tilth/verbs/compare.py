@@ -81,8 +81,12 @@ class Comparison:
 
     def best(self) -> Row:
         """Return the run of the variant with the best mean validation IoU that has the least validation loss."""
-        rows = max(self.by_variant().values(), key=lambda rows: mean(row.iou for row in rows))
-        return min(rows, key=lambda row: row.best_val_loss)
+        by_variant = self.by_variant()
+        return self.best_of(max(by_variant, key=lambda name: mean(row.iou for row in by_variant[name])))
+
+    def best_of(self, variant: str) -> Row:
+        """Return the run of a variant that has the least validation loss."""
+        return min(self.by_variant()[variant], key=lambda row: row.best_val_loss)
 
 
 def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Comparison:

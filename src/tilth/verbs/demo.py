@@ -88,8 +88,7 @@ def demo(out: Path, recipe: Recipe | None = None) -> Demo:
     comparison = compare(tiles, chosen, out / "comparison")
     found = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
     mapper = chosen.variants[-1].name
-    run = min(comparison.by_variant()[mapper], key=lambda row: row.best_val_loss).run
-    outside, crowns = _mapped(comparison.folder / run, out)
+    outside, crowns = _mapped(comparison.folder / comparison.best_of(mapper).run, out)
     report(comparison.folder, out / "report.html")
     return Demo(out, weights_from, comparison, found, mapper, outside, crowns, time.monotonic() - began)
 

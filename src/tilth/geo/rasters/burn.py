@@ -33,7 +33,8 @@ class PixelShapes:
 
     def only(self, value: int) -> "PixelShapes":
         """Return the polygons of one class."""
-        return PixelShapes(self.parts[self.values == value], self.values[self.values == value])
+        mine = self.values == value
+        return PixelShapes(self.parts[mine], self.values[mine])
 
 
 def in_pixels(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) -> PixelShapes:
