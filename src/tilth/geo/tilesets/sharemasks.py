@@ -13,6 +13,7 @@ from tilth.geo.grid import Window, cells
 from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.scenes import Labeller
 from tilth.labels import coded, coded_together
+from tilth.legend import Legend
 
 CELL = (512, 512)
 """Rows and columns read at a time: a few times 2 MB a class."""
@@ -36,15 +37,10 @@ class ShareBands:
     """The value of a pixel that is wholly of a class."""
     fractions: bool
     """Whether values between 0 and `full` may be."""
-    overlapping: bool
-    """Whether each class stands for itself, and the shares of a pixel need not sum to 1."""
+    legend: Legend
+    """The classes. Where they overlap, the shares of a pixel need not sum to 1."""
     ignore: int | None = None
     """The value of what is not known."""
-
-    @property
-    def outputs(self) -> int:
-        """How many bands of shares a mask gives: one for two classes that exclude each other, else one a class."""
-        return 1 if len(self.bands) == 2 and not self.overlapping else len(self.bands)
 
     @property
     def needed(self) -> int:
@@ -62,7 +58,7 @@ def labeller(path: Path, form: ShareBands) -> Labeller:
     mask = Image.open(path)
 
     def label(window: Window) -> UInt8[ndarray, "o h w"]:
-        bands = np.empty((form.outputs, window.height, window.width), np.uint8)
+        bands = np.empty((form.legend.outputs, window.height, window.width), np.uint8)
         for cell in cells(window, *CELL):
             bands[:, *cell.within(window).slices] = _coded(mask, cell, form)
         return bands
@@ -74,12 +70,12 @@ def _coded(mask: Image, window: Window, form: ShareBands) -> UInt8[ndarray, "o h
     shares, strange = _shares(mask, window, form)
     if strange.any():
         raise InputError(_strange(mask, form))
-    if form.overlapping:
+    if form.legend.overlapping:
         return coded(shares)
     together = _together(shares, form.bands)
     if together is None:
         raise InputError(_unbalanced(mask, form))
-    return coded(together[1:]) if form.outputs == 1 else coded_together(together)
+    return coded(together[1:]) if form.legend.outputs == 1 else coded_together(together)
 
 
 def _shares(mask: Image, window: Window, form: ShareBands) -> tuple[Float64[ndarray, "k h w"], Bool[ndarray, "k h w"]]:

@@ -147,7 +147,7 @@ class MaskSource:
             raise SettingError(f"classes are {dict(self.classes)}: here numbers are bands, counted from 1{rest}.")
         if not 0 < self.full_value < float("inf"):
             raise SettingError(f"--full-value {self.full_value:g}: a whole pixel needs a value above 0.")
-        return ShareBands(values, self.full_value, self.fractions, self.overlapping, self.ignore)
+        return ShareBands(values, self.full_value, self.fractions, self._legend(values), self.ignore)
 
     def _labeller(self, mask: Path, values: tuple[int, ...], form: ShareBands | None) -> Labeller:
         return sharemasks.labeller(mask, form) if form else pairs.labeller(mask, values, self.ignore)
