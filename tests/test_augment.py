@@ -72,6 +72,19 @@ def test_a_tile_that_is_not_square_keeps_its_shape() -> None:
         assert image.shape[1:] == label.shape == valid.shape == (8, 12)
 
 
+def test_colours_leave_an_index_as_it_is() -> None:
+    image, label, valid = tile(bands=4)
+    image[3], valid[:] = np.arange(144).reshape(12, 12), True
+    turned, _, _ = augmented(image, label, valid, np.ones(3), "colour", np.random.default_rng(0))
+    assert np.array_equal(np.sort(turned[3], axis=None), np.arange(144))
+    # Where each pixel went is what the index says: its three colours are all others.
+    there = np.take_along_axis(image[:3].reshape(3, -1), turned[3].astype(int).reshape(1, -1), axis=1)
+    assert (np.abs(there - turned[:3].reshape(3, -1)).max(axis=1) > 0.01).all()
+    # As many colours, as many draws: what becomes of them does not depend on the index.
+    alone, _, _ = augmented(image[:3], label, valid, np.ones(3), "colour", np.random.default_rng(0))
+    assert np.array_equal(turned[:3], alone)
+
+
 def test_none_gives_the_tile_itself() -> None:
     for before, after in zip(tile(), augmented(*tile(), np.ones(3), "none", np.random.default_rng(0)), strict=True):
         assert np.array_equal(before, after)

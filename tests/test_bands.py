@@ -14,6 +14,7 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from numpy import ndarray
 from rasterio.errors import NotGeoreferencedWarning
@@ -30,7 +31,7 @@ from tilth.geo.rasters.raster import Image
 from tilth.geo.tilesets.sources import DstlSource, VectorSource
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.indices import Index, with_indices
-from tilth.learn.feeding.feed import Scaling
+from tilth.learn.feeding.feed import Feed, Scaling
 from tilth.learn.networks.weights import InputScaling
 from tilth.learn.using.inference import Mapper
 from tilth.verbs.audit import audit
@@ -41,7 +42,7 @@ from tilth.verbs.prepare import prepare
 from tilth.verbs.report import report
 from tilth.verbs.review import review
 from tilth.verbs.sample import sample
-from tilth.verbs.train import scaling_of, train
+from tilth.verbs.train import scaling_of, train, training_data
 from training import TinyNetwork
 
 TINY = Recipe().changed(model={"architecture": "unet"}, train={"epochs": 1, "augment": "none", "workers": 0})
@@ -112,6 +113,20 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     replace(card, indices=()).write(folder / "twin")
     predict(folder / "run", (plain,), folder / "map.tif", MAPPED)
     return SimpleNamespace(bands=bands, folder=folder, plain=plain, explicit=explicit, tiles=tiles, card=card)
+
+
+def test_colours_change_in_training_and_an_index_does_not(chain: SimpleNamespace) -> None:
+    recipe, unscaled = (
+        TINY.changed(train={"augment": "colour"}),
+        Scaling((0.0,) * (chain.bands + 1), (1.0,) * (chain.bands + 1)),
+    )
+    data = training_data(chain.tiles, recipe, unscaled)
+    feed = Feed(data, recipe.train, torch.device("cpu"))
+    for indices, (images, _) in zip(feed.batches(0), feed.train(0), strict=True):
+        for index, image in zip(indices, images.numpy(), strict=True):
+            before, after = (np.sort(each.reshape(len(each), -1)) for each in (data.train[index][0], image))
+            assert np.array_equal(before[-1], after[-1])
+            assert (np.abs(before[:-1] - after[:-1]).max(axis=1) > 0.001).all()
 
 
 def test_a_tile_set_with_an_index_is_one_with_that_band(chain: SimpleNamespace, tmp_path: Path) -> None:

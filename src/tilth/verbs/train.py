@@ -118,7 +118,7 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
     samples, shares = several.samples("train"), several.shares("train")
     if recipe.train.crops:
         samples = replace(samples, crops=tile_set.crops())
-    data = TrainingData(samples, val, tile_set.meta.legend, scaling, fingerprint, shares)
+    data = TrainingData(samples, val, tile_set.meta.legend, scaling, fingerprint, shares, len(tile_set.meta.indices))
     # Weights that cannot be are refused before anything is written.
     loss_mix(recipe.train, data.legend, data.shares)
     return data

@@ -66,19 +66,21 @@ def augmented(
     image: Float32[ndarray, "b h w"],
     label: Label,
     valid: Bool[ndarray, "h w"],
-    std: Float[ndarray, " b"],
+    std: Float[ndarray, " c"],
     augment: Augment,
     rng: np.random.Generator,
 ) -> tuple[Float32[ndarray, "b i j"], UInt8[ndarray, "i j"] | Float32[ndarray, "o i j"], Bool[ndarray, "i j"]]:
     """Return image, label and valid pixels under a random symmetry, and with other colours where `augment` says so.
 
-    Tiles that are not square keep their shape: they are mirrored, never turned by a quarter.
+    `std` is of the first C of the B bands, and theirs are the colours: an index, which is what light leaves alone, is
+    among the others. Tiles that are not square keep their shape: they are mirrored, never turned by a quarter.
     """
     if augment == "none":
         return image, label, valid
     if augment == "colour":
-        common, contrast, saturation, *by_band = rng.uniform(-JITTER, JITTER, 3 + len(image))
-        image = jittered(image, valid, std, common + np.array(by_band), contrast, saturation)
+        common, contrast, saturation, *by_band = rng.uniform(-JITTER, JITTER, 3 + len(std))
+        colours = jittered(image[: len(std)], valid, std, common + np.array(by_band), contrast, saturation)
+        image = np.concatenate([colours, image[len(std) :]])
     element = int(rng.integers(8 if valid.shape[0] == valid.shape[1] else 4))
     return dihedral(image, element), dihedral(label, element), dihedral(valid, element)
 

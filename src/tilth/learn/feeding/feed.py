@@ -79,6 +79,8 @@ class TrainingData:
     """Of the tile set: a run goes on with the same data only."""
     shares: Shares | None = None
     """Share of each class among all pixels of each training tile, for what depends on rare classes."""
+    indices: int = 0
+    """How many of the last bands are computed from the others. They have no colour that could change."""
 
 
 class Key(NamedTuple):
@@ -226,6 +228,7 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         self._parts: dict[Part, Tiles] = {"train": data.train, "val": data.val}
         self._scaling, self._config = data.scaling, config
         self._shares = data.shares if config.copy_paste else None
+        self._colours = np.array(data.scaling.std[: len(data.scaling.std) - data.indices])
 
     def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "o h w"]]:
         if key.part == "train":
@@ -248,7 +251,7 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         image, label, valid = (*sample, imaged(*sample))
         if config.scale_jitter:
             image, label, valid = scale_jittered(image, label, valid, config.scale_jitter, scale)
-        return augmented(image, label, valid, np.array(self._scaling.std), config.augment, common)
+        return augmented(image, label, valid, self._colours, config.augment, common)
 
     def _read(self, tile: int, rng: np.random.Generator) -> Sample:
         tiles = self._parts["train"]
@@ -258,7 +261,7 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
         """Return a tile under a random symmetry, where tiles are augmented at all."""
         image, label = self._read(tile, rng)
         turn: Augment = "none" if self._config.augment == "none" else "dihedral"
-        image, label, _ = augmented(image, label, imaged(image, label), np.array(self._scaling.std), turn, rng)
+        image, label, _ = augmented(image, label, imaged(image, label), self._colours, turn, rng)
         return image, label
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, Tensor]] | TilthError:
