@@ -87,7 +87,7 @@ def test_a_raster_without_crs_is_read_but_not_resampled(tmp_path: Path) -> None:
         with opened(path) as mosaic:
             assert np.array_equal(mosaic.read(mosaic.grid.window)[0], pixels)
             assert mosaic.grid.transform == place
-            assert mosaic.grid.resolution_m is None
+            assert mosaic.grid.crs is None
         with pytest.raises(InputError, match=r"a\.tif has no CRS, so the size of its pixels .* is not known"):
             Image.open(path, resolution_m=1)
         with pytest.raises(InputError, match="no CRS"), opened(path, resolution_m=1):

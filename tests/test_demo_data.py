@@ -9,6 +9,7 @@ from numpy import ndarray
 
 import tilth
 from tilth.geo.grid import Grid, Window
+from tilth.geo.metres import resolution_m
 from tilth.geo.rasters.raster import Image
 from tilth.geo.vectors.vector import read_polygons
 
@@ -33,7 +34,7 @@ def test_scenes_open_by_window_at_ten_centimetres(name: str) -> None:
     assert info.windowed
     assert info.grid.crs is not None
     assert info.grid.crs.to_epsg() == 32612
-    assert info.grid.resolution_m == pytest.approx(0.1, rel=1e-3)
+    assert resolution_m(info.grid) == pytest.approx(0.1, rel=1e-3)
     assert valid.all()
     assert pixels.std() > 20
 

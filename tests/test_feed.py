@@ -13,7 +13,8 @@ from tilth.config import TrainConfig
 from tilth.errors import InputError, SettingError
 from tilth.labels import class_shares
 from tilth.learn.feeding import feed
-from tilth.learn.feeding.feed import Feed, Scaling, batched, epoch_order, imaged, part_of, worker_count
+from tilth.learn.feeding.feed import Feed, Scaling, imaged, worker_count
+from tilth.learn.feeding.order import batched, epoch_order, part_of
 from tilth.learn.losses.truth import class_index
 from tilth.legend import Legend
 from training import Tile, blocks, training_data

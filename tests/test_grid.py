@@ -1,8 +1,6 @@
 """Windows and grids: identities of geometry."""
 
 import numpy as np
-import pytest
-from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import CRS
@@ -64,13 +62,3 @@ def test_tiling_is_row_by_row_and_offset_by_its_area() -> None:
 def test_a_cropped_grid_lies_where_its_window_lies(window: Window) -> None:
     grid = Grid(100, 100, TENTH_METRE, CRS.from_epsg(32612))
     assert grid.crop(window).footprint().equals_exact(grid.footprint(window), 1e-6)
-
-
-def test_resolution_is_in_metres_on_the_ground() -> None:
-    assert Grid(10, 10, TENTH_METRE, None).resolution_m is None
-    assert Grid(10, 10, TENTH_METRE, CRS.from_epsg(32612)).resolution_m == pytest.approx(0.1)
-    feet = Grid(10, 10, TENTH_METRE, CRS.from_epsg(2225))
-    assert feet.resolution_m == pytest.approx(0.03048, rel=1e-4)
-    # One degree along the equator is 111.3195 km, along a meridian there 110.574 km (WGS 84).
-    degrees = Grid(2, 2, Affine(0.001, 0, -0.001, 0, -0.001, 0.001), CRS.from_epsg(4326))
-    assert degrees.resolution_m == pytest.approx((111.3195 * 110.574) ** 0.5, rel=1e-4)

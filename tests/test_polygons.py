@@ -16,12 +16,12 @@ from pyproj import CRS, Geod
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 
-from helpers import TENTH_METRE, UTM12, write_raster
+from helpers import UTM12, write_raster
 from mapping import COVERS, TREES, Pointwise, make_run
 from tilth.config import PolygonConfig
 from tilth.errors import InputError, OutputError
 from tilth.geo.grid import Grid
-from tilth.geo.vectors.measure import areas_and_perimeters, longest_side_m, method
+from tilth.geo.vectors.measure import areas_and_perimeters
 from tilth.legend import Legend
 from tilth.verbs.polygons import polygons
 
@@ -211,23 +211,6 @@ def test_figures_are_geodesic_where_the_plane_is_not_true(tmp_path: Path, crs: s
     assert "measured on the ellipsoid" in summary.lines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("crs", "transform", "expected"),
-    [
-        (None, METRE, "pixels"),
-        ("EPSG:32612", METRE, "planar"),
-        ("EPSG:2229", Affine(1, 0, 6_500_000, 0, -1, 1_900_000), "planar"),
-        ("EPSG:4326", Affine(1e-5, 0, 10, 0, -1e-5, 50), "geodesic"),
-        ("EPSG:3857", Affine(1, 0, 1e6, 0, -1, 6e6), "geodesic"),
-        ("EPSG:3857", Affine(1, 0, 1e6, 0, -1, 1e4), "planar"),
-        ("EPSG:3035", Affine(1, 0, 4321000, 0, -1, 3210000), "planar"),
-    ],
-)
-def test_the_way_of_measuring_goes_by_the_crs(crs: str | None, transform: Affine, expected: str) -> None:
-    grid = Grid(100, 100, transform, CRS.from_user_input(crs) if crs else None)
-    assert method(grid) == expected
-
-
 def test_geodesic_and_planar_figures_agree_where_both_hold() -> None:
     """The same square kilometre in UTM and, by its corners, on the ellipsoid."""
     utm = CRS.from_epsg(32612)
@@ -239,14 +222,6 @@ def test_geodesic_and_planar_figures_agree_where_both_hold() -> None:
     assert (area[0], perimeter[0]) == (1e6, 4000)
     assert geodesic == pytest.approx(area[0], rel=1e-3)
     assert length == pytest.approx(perimeter[0], rel=1e-3)
-
-
-def test_the_longer_side_of_a_pixel() -> None:
-    utm, degrees = CRS.from_epsg(32612), CRS.from_epsg(4326)
-    assert longest_side_m(Grid(9, 9, TENTH_METRE @ Affine.scale(1, 3), utm)) == pytest.approx(0.3)
-    assert longest_side_m(Grid(9, 9, TENTH_METRE @ Affine.rotation(30), utm)) == pytest.approx(0.1)
-    assert longest_side_m(Grid(9, 9, TENTH_METRE, None)) == 1
-    assert longest_side_m(Grid(2, 2, Affine(1e-5, 0, 20, 0, -1e-5, 60), degrees)) == pytest.approx(1.114, rel=1e-3)
 
 
 # --------------------------------------------------------------------------------------------------- what is refused

@@ -3,7 +3,6 @@
 Both are values: nothing here opens a file or changes in place.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from affine import Affine
 from jaxtyping import Float64
 from numpy import ndarray
-from pyproj import CRS, Geod
+from pyproj import CRS
 from rasterio.windows import Window as RasterioWindow
 from shapely import Polygon, box
 
@@ -89,27 +88,6 @@ class Grid:
         w = window or self.window
         corners = ((w.col, w.row), (w.stop_col, w.row), (w.stop_col, w.stop_row), (w.col, w.stop_row))
         return Polygon([self.transform @ corner for corner in corners])
-
-    @property
-    def pixel_m(self) -> tuple[float, float] | None:
-        """Metres on the ground from one column to the next and from one row to the next, at the grid's centre.
-
-        None without a CRS. Geodesic where the CRS is geographic.
-        """
-        if self.crs is None:
-            return None
-        if not self.crs.is_geographic:
-            unit_m, to = self.crs.axis_info[0].unit_conversion_factor, self.transform
-            return math.hypot(to.a, to.d) * unit_m, math.hypot(to.b, to.e) * unit_m
-        geod = self.crs.get_geod() or Geod(ellps="WGS84")
-        col, row = self.width / 2, self.height / 2
-        centre, right, below = (self.transform @ point for point in ((col, row), (col + 1, row), (col, row + 1)))
-        return geod.inv(*centre, *right)[2], geod.inv(*centre, *below)[2]
-
-    @property
-    def resolution_m(self) -> float | None:
-        """The geometric mean of `pixel_m`; None without a CRS."""
-        return None if self.pixel_m is None else math.sqrt(math.prod(self.pixel_m))
 
 
 def transformed(points: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:

@@ -9,10 +9,11 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window, transformed
+from tilth.geo.metres import method
 from tilth.geo.rasters.maptags import band_legend, check_class_map, has_band_a_class, map_legend
 from tilth.geo.rasters.pixelarea import areas_on_ellipsoid, pixel_areas
 from tilth.geo.rasters.raster import Image, ImageInfo
-from tilth.geo.vectors.measure import ground_transform, method
+from tilth.geo.vectors.measure import ground_transform
 from tilth.legend import Legend
 from tilth.progress import meter
 

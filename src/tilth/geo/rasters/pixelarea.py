@@ -6,14 +6,14 @@ from numpy import ndarray
 from pyproj import Transformer
 
 from tilth.geo.grid import Grid, Window
-from tilth.geo.vectors.measure import geod_of, method, unit_m
+from tilth.geo.metres import geod_of, method, unit_m
 
 LATTICE_PX = 16
 """Areas that change along rows and columns are worked out at every 16th pixel, and linearly in between."""
 
 
 def pixel_areas(grid: Grid, window: Window) -> Float64[ndarray, "h w"]:
-    """Return the area of each pixel of `window`, in m2; 1 where the grid has no CRS. See `measure.method`.
+    """Return the area of each pixel of `window`, in m2; 1 where the grid has no CRS. See `metres.method`.
 
     Where the plane is not true to areas, a pixel is the parallelogram on the ellipsoid between the middles of its four
     sides, right to a millionth for pixels of up to some kilometres. The result may be a read-only view of one row or

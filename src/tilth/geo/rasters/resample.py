@@ -19,6 +19,7 @@ from numpy import ndarray
 
 from tilth.errors import InputError
 from tilth.geo.grid import Grid, Window, cells
+from tilth.geo.metres import central_sides_m
 
 SNAP = 1e-3
 """A ratio this close to a whole number, or to one divided by a whole number, is taken for it."""
@@ -131,13 +132,12 @@ def scaled_to(grid: Grid, resolution_m: float, name: str) -> Scaling | None:
     Raises:
         InputError: when the ground resolution is not known, or too far from what is asked for.
     """
-    pixel_m = grid.pixel_m
-    if pixel_m is None:
+    if grid.crs is None:
         raise InputError(
             f"{name} has no CRS, so the size of its pixels on the ground is not known. "
             "Assign its CRS, or map it without resampling."
         )
-    across, down = pixel_m
+    across, down = central_sides_m(grid)
     ratios = [resolution_m / size if size > 0 else math.inf for size in (down, across)]
     if not all(1 / MOST_RATIO <= ratio <= MOST_RATIO for ratio in ratios):
         raise InputError(

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from tilth.labels import Label, labelled
 from tilth.learn.device import layout
 from tilth.learn.feeding.augment import Augment, augmented, pasted, scale_jittered
 from tilth.learn.feeding.choice import Shares, class_rates, donor, drawn_order
+from tilth.learn.feeding.order import batched, check_shared, epoch_order, generator, part_of
 from tilth.legend import Legend
 
-T = TypeVar("T")
 Part = Literal["train", "val"]
 Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
 Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]]
@@ -99,35 +99,6 @@ def imaged(image: Float32[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w
     return seen
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
-    """Return the indices 0 to `length` - 1 in the order in which an epoch takes them."""
-    return [int(index) for index in _generator(seed, epoch).permutation(length)]
-
-
-def batched(order: Sequence[T], size: int, world: int = 1) -> list[list[T]]:
-    """Return `order` cut into batches of `size`. Nothing is left out: what remains is the last, smaller batch.
-
-    A single tile that remains joins the batch before it, for batch statistics of one small tile may not exist. So do
-    fewer than `world`, for each process needs one.
-
-    >>> batched(range(7), 3)
-    [[0, 1, 2], [3, 4, 5, 6]]
-    """
-    batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
-    if size > 1 and len(batches) > 1 and len(batches[-1]) < max(2, world):
-        batches[-2:] = [batches[-2] + batches[-1]]
-    return batches
-
-
-def part_of(batch: Sequence[T], rank: int, world: int) -> list[T]:
-    """Return what process `rank` of `world` takes of a batch. Parts differ by at most one tile, the first are larger.
-
-    >>> [part_of([5, 3, 8, 6, 7], rank, 2) for rank in range(2)]
-    [[5, 8, 7], [3, 6]]
-    """
-    return list(batch[rank::world])
-
-
 def worker_count(workers: int, device: str) -> int:
     """Return how many processes read tiles ahead; `workers` itself unless it is -1.
 
@@ -146,7 +117,7 @@ class Feed:
     parts together are the batches of one process, `config.batch_size` tiles each.
 
     Raises:
-        SettingError: for more processes than there are tiles in a batch, or training tiles; for settings that need
+        SettingError: for more processes than there are tiles in a batch or a part; for settings that need
             shares of classes, or tiles that can be moved, where there are none.
     """
 
@@ -155,7 +126,7 @@ class Feed:
     ) -> None:
         self._parts: dict[Part, int] = {"train": len(data.train), "val": len(data.val)}
         self._rank, self._world = rank, world
-        _check_enough_for_all(world, config.batch_size, len(data.train))
+        check_shared(world, config.batch_size, len(data.train), len(data.val))
         _check_settings(data, config)
         self._rates = class_rates(data.shares) if config.sampling == "classes" and data.shares is not None else None
         self._seed, self._size, self._device = config.seed, config.batch_size, device
@@ -202,7 +173,7 @@ class Feed:
         if self._rates is None:
             order = epoch_order(self._parts["train"], self._seed, epoch)
         else:
-            order = drawn_order(self._rates, _generator(self._seed, epoch))
+            order = drawn_order(self._rates, generator(self._seed, epoch))
         had: Counter[int] = Counter()
         keys = []
         for tile in order:
@@ -242,8 +213,8 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
     def _augmented(self, key: Key) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
         config, number = self._config, key.tile + key.again * len(self._parts["train"])
         # Each change draws from a stream of its own, so that no setting changes what another one draws.
-        common = _generator(config.seed, key.epoch, number)
-        crop, paste, other, scale = (_generator(config.seed, key.epoch, number, stream) for stream in range(1, 5))
+        common = generator(config.seed, key.epoch, number)
+        crop, paste, other, scale = (generator(config.seed, key.epoch, number, stream) for stream in range(1, 5))
         sample = self._read(key.tile, crop)
         if self._shares is not None and paste.random() < config.copy_paste:
             donating, index = donor(self._shares, paste)
@@ -279,23 +250,11 @@ def _collate(tiles: list[tuple[Tensor, Tensor]] | TilthError) -> list[Tensor] | 
     return batch
 
 
-def _check_enough_for_all(world: int, batch_size: int, tiles: int) -> None:
-    if world > min(batch_size, tiles or world):
-        raise SettingError(
-            f"{world} processes cannot share batches of {batch_size} of {tiles} training tiles: each needs one of "
-            "every batch. Raise batch_size, or train on fewer devices."
-        )
-
-
 def _check_settings(data: TrainingData, config: TrainConfig) -> None:
     if data.shares is None and (config.sampling == "classes" or config.copy_paste):
         raise SettingError("sampling = 'classes' and copy_paste need the shares of the classes in each training tile.")
     if config.crops and not isinstance(data.train, Movable):
         raise SettingError("crops = true needs training tiles that can be moved: windows of a tile set.")
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.default_rng([part % 2**64 for part in key])
 
 
 def _cores() -> int:

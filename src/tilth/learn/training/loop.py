@@ -14,7 +14,8 @@ from tilth.config import TrainConfig
 from tilth.counting import Counting
 from tilth.errors import InputError, SettingError
 from tilth.learn.device import layout, repeatable
-from tilth.learn.feeding.feed import Batch, Feed, TrainingData, part_of
+from tilth.learn.feeding.feed import Batch, Feed, TrainingData
+from tilth.learn.feeding.order import check_shared, part_of
 from tilth.learn.losses.mix import loss_mix
 from tilth.learn.networks.network import Network
 from tilth.learn.training.averaging import Average
@@ -262,12 +263,7 @@ class _Run:
 def _check_enough(data: TrainingData, config: TrainConfig) -> None:
     if not len(data.train):
         raise InputError("There is no training tile. Prepare the tile set again with smaller --val and --test.")
-    world, tiles = config.devices * config.nodes, (len(data.train), len(data.val))
-    if world > min(config.batch_size, tiles[0], tiles[1] or world):
-        raise SettingError(
-            f"{world} processes cannot share batches of {config.batch_size} of {tiles[0]} training and {tiles[1]} "
-            "validation tiles: each needs one. Raise batch_size, or train on fewer devices."
-        )
+    check_shared(config.devices * config.nodes, config.batch_size, len(data.train), len(data.val))
 
 
 def _seed(seed: int, *rest: int) -> int:

@@ -12,9 +12,9 @@ from tilth.estimation import Tally, estimates, short
 from tilth.files import refuse_existing, write_json
 from tilth.geo.accuracy.strata import Strata, areas_at, places_of, strata_of, stratum_at
 from tilth.geo.grid import Grid
+from tilth.geo.metres import method
 from tilth.geo.rasters.maptags import has_band_a_class
 from tilth.geo.rasters.raster import Image, ImageInfo
-from tilth.geo.vectors.measure import method
 from tilth.geo.vectors.vectorpoints import REFERENCE, LabelledPoints, read_points
 from tilth.verbs.area.result import AreaReport
 

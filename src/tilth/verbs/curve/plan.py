@@ -9,7 +9,7 @@ from tilth.errors import SettingError
 from tilth.geo.splitting.nested import spread_order
 from tilth.geo.splitting.units import units_of
 from tilth.geo.tilesets.tileset import Tile, TileSet
-from tilth.learn.feeding.feed import batched
+from tilth.learn.feeding.order import batched
 
 SHARES = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0)
 """Percent of the training tiles."""

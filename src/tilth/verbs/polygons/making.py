@@ -10,6 +10,7 @@ from numpy import ndarray
 
 from tilth.config import PolygonConfig
 from tilth.geo.grid import Grid, Window
+from tilth.geo.metres import central_sides_m, pixel_sides_m
 from tilth.geo.polygons.holes import filled, first_pixels
 from tilth.geo.polygons.packed import packed
 from tilth.geo.polygons.regions import BLOCK_PX, Source, finished
@@ -17,7 +18,7 @@ from tilth.geo.polygons.seams import Finished, Seams
 from tilth.geo.polygons.shapes import as_array
 from tilth.geo.polygons.simplify import eased, reach_px
 from tilth.geo.polygons.square import squared
-from tilth.geo.vectors.measure import areas_and_perimeters, longest_side_m, pixel_sides_m
+from tilth.geo.vectors.measure import areas_and_perimeters
 
 Columns = dict[str, ndarray]
 
@@ -32,7 +33,7 @@ class Outlines:
     @property
     def distance_px(self) -> float:
         """How far simplifying may move an outline, in pixels."""
-        return self.settings.simplify_m / longest_side_m(self.grid)
+        return self.settings.simplify_m / max(central_sides_m(self.grid))
 
     @property
     def reach_px(self) -> int:

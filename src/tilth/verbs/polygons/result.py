@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from tilth.config import PolygonConfig
+from tilth.geo.metres import method
 from tilth.geo.polygons.holes import swallowed
 from tilth.geo.polygons.packed import unpacked
 from tilth.geo.polygons.polygonledger import Arrays, PolygonLedger
@@ -15,7 +16,6 @@ from tilth.geo.polygons.regions import BLOCK_PX
 from tilth.geo.polygons.shapes import as_array
 from tilth.geo.rasters.maptags import beside
 from tilth.geo.vectors.features import Features
-from tilth.geo.vectors.measure import method
 from tilth.verbs.polygons.finding import Finding
 
 BATCH = 10_000

@@ -19,6 +19,7 @@ from tilth.geo.grid import Grid, Window
 from tilth.geo.mapping.batches import Batch, batches, tiles_of
 from tilth.geo.mapping.blend import Plan
 from tilth.geo.mapping.tiles import Lanes, TileGrid, panel_width
+from tilth.geo.metres import resolution_m
 from tilth.geo.rasters.area import Area
 from tilth.geo.rasters.maptags import beside
 from tilth.geo.rasters.mosaic import Mosaic
@@ -135,7 +136,7 @@ def planned(
 
 def notes(task: Task) -> list[str]:
     """Return what the user should know about a map, a line each."""
-    here, there = task.job.grid.resolution_m, task.card.resolution_m
+    here, there = resolution_m(task.job.grid), task.card.resolution_m
     if not here or not there or max(here / there, there / here) <= RESOLUTION_OFF:
         return []
     return [

@@ -12,6 +12,7 @@ import numpy as np
 from tilth.config import PrepareConfig
 from tilth.errors import InputError
 from tilth.files import json_digest, write_json
+from tilth.geo.metres import resolution_m
 from tilth.geo.splitting.sameground import same_ground
 from tilth.geo.tilesets.scenes import Gathered, LabelledScene, listed
 from tilth.geo.tilesets.statistics import Moments, band_moments
@@ -92,7 +93,7 @@ def _scene(burnt: BurntScene, folder: Path) -> Scene:
     path = burnt.image.relative_to(folder) if inside else burnt.image
     grid, scene = burnt.scene.info.grid, burnt.scene
     return Scene(
-        scene.name, path.as_posix(), burnt.image_digest, grid.height, grid.width, grid.resolution_m, scene.group
+        scene.name, path.as_posix(), burnt.image_digest, grid.height, grid.width, resolution_m(grid), scene.group
     )
 
 
