@@ -84,6 +84,7 @@ def plain_loss(logits: Tensor, label: Tensor, dice_share: float) -> Tensor:
 
 def _engine_learner(job: Job, recipe: Recipe) -> Learner:
     network, data, _ = engine_parts(job, recipe)
+    network.supervise(deep=recipe.train.auxiliary_weight > 0)
     mix = loss_mix(recipe.train, data.legend, data.shares)
     average = Average(network, recipe.train.ema) if recipe.train.ema else None
     after = partial(average.take, network) if average is not None else lambda: None

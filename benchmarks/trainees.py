@@ -11,7 +11,6 @@ from numpy import ndarray
 
 from measured import NotRunnableError
 from tilth.config import Recipe, load_recipe
-from tilth.config.recipes import SHIPPED
 from tilth.geo.tilesets.tileset import SPLITS, Tile, TileSet
 
 ENCODER = "tf_efficientnet_b0"
@@ -67,15 +66,13 @@ class Trainee:
 
 
 def default_recipe(job: Job) -> Recipe:
-    """Return the recipe of Tilth's default; where none is shipped, the light network by the article's settings.
+    """Return the recipe of Tilth's default. An epoch is one pass over the tiles for everybody, and none stops early."""
+    return _filled(load_recipe(DEFAULT).changed(train={"repeat": 1, "patience": 0}), job)
 
-    An epoch is one pass over the tiles for everybody, and none stops early.
-    """
-    if (SHIPPED / f"{DEFAULT}.toml").is_file():
-        shipped = load_recipe(DEFAULT)
-    else:
-        shipped = load_recipe(ARTICLE).changed(model={"architecture": "light"}, train={"augment": "dihedral"})
-    return _filled(shipped.changed(train={"repeat": 1, "patience": 0}), job)
+
+def default_recipe_alone(job: Job) -> Recipe:
+    """Return it for another network, without the loss on the coarser maps, which are those of the default's own."""
+    return default_recipe(job).changed(train={"auxiliary_weight": 0})
 
 
 def article_recipe(variant: int) -> Callable[[Job], Recipe]:
@@ -98,7 +95,7 @@ TRAINEES = {
     "smp-unet": Trainee("smp Unet, plain loop"),
     "smp-fpn": Trainee("smp FPN, plain loop"),
     "smp-deeplab": Trainee("smp DeepLabV3Plus, plain loop"),
-    "smp-unet-recipe": Trainee("smp Unet, the default's recipe", recipe=default_recipe),
+    "smp-unet-recipe": Trainee("smp Unet, the default's recipe", recipe=default_recipe_alone),
     "article": Trainee("the article's EfficientNet U-Net in Tilth", recipe=article_recipe(2)),
     "article-random": Trainee("the same, not pretrained", slow=True, recipe=article_recipe(1)),
     "article-unet": Trainee("the article's U-Net in Tilth", slow=True, recipe=article_recipe(0)),

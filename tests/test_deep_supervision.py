@@ -3,11 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from tilth.config import ModelConfig, TrainConfig
-from tilth.errors import SettingError
 from tilth.learn.networks.network import Network, build
 from tilth.learn.training.loop import fit
 from training import TinyNetwork, training_data
@@ -37,6 +35,12 @@ def test_its_heads_are_trained_where_the_loss_asks_for_them_and_only_there(tmp_p
         assert moved == [moves] * len(names)
 
 
-def test_a_network_without_coarser_maps_refuses_it(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"auxiliary_weight needs the coarser maps"):
-        fit(TinyNetwork(), training_data(), replace(CONFIG, auxiliary_weight=0.4), tmp_path)
+def test_a_network_without_coarser_maps_trains_as_without_their_loss(tmp_path: Path) -> None:
+    weights = []
+    for folder, weight in (("plain", 0.0), ("deep", 1.0)):
+        (tmp_path / folder).mkdir()
+        torch.manual_seed(0)
+        network = TinyNetwork()
+        fit(network, training_data(), replace(CONFIG, auxiliary_weight=weight), tmp_path / folder)
+        weights.append(network.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -111,8 +111,8 @@ class TrainConfig:
     """Extra weight in cross-entropy of pixels beside another class; it halves with each pixel, up to the third."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of each label that is spread evenly over all classes, in cross-entropy."""
-    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the same loss on the coarser maps of architecture = light (deep supervision)."""
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the same loss on the coarser maps of architecture = light (deep supervision); others have none."""
     sampling: Literal["tiles", "classes"] = "tiles"
     """What an epoch holds: each training tile once, or as many draws that favour tiles with rare classes."""
     crops: bool = False

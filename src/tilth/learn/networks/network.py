@@ -64,15 +64,9 @@ class Network(nn.Module):
         return self
 
     def supervise(self, deep: bool) -> None:
-        """Set whether training also gets coarser logits.
-
-        Raises:
-            SettingError: for a network that has none.
-        """
+        """Set whether training also gets coarser logits, of a network that has them: the light one."""
         if isinstance(self.body, LightUNet):
             self.body.deep = deep
-        elif deep:
-            raise SettingError("auxiliary_weight needs the coarser maps of --architecture light. Leave it at 0.")
 
     def forward(self, image: Float[Tensor, "n bands h w"]) -> Logits | Deep:
         """Return the logits of every pixel. The image is padded to what the body needs; the margin is cut off.
