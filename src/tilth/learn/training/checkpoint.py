@@ -122,7 +122,7 @@ def load_state(folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[st
 
     Raises:
         InputError: when there is no state, or the file is damaged.
-        SettingError: when the state is of another run: other settings, other data or another network.
+        SettingError: when the state is of another run: other settings, other data, another network or version.
     """
     path = folder / STATE
     try:
@@ -170,9 +170,14 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 
 def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if before.keys() != now.keys():
+        raise SettingError(
+            f"{path} is of a run that another version of tilth began: it has other settings than this one. "
+            "Go on with that version, or choose another --out."
+        )
+    differing = [name for name in now if before[name] != now[name]]
     if differing:
-        changes = ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing)
+        changes = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
         raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
 
 
