@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from tilth.config import ModelConfig, TrainConfig
@@ -44,3 +45,15 @@ def test_a_network_without_coarser_maps_trains_as_without_their_loss(tmp_path: P
         fit(network, training_data(), replace(CONFIG, auxiliary_weight=weight), tmp_path / folder)
         weights.append(network.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_what_is_reported_of_training_compares_with_validation(tmp_path: Path) -> None:
+    """Without a rate nothing learns: both report the loss of the same network, whatever the coarser maps add."""
+    losses = []
+    for folder, weight in (("plain", 0.0), ("deep", 1.0)):
+        (tmp_path / folder).mkdir()
+        torch.manual_seed(0)
+        still = replace(CONFIG, decoder_lr=1e-12, encoder_lr=1e-12, weight_decay=0, auxiliary_weight=weight)
+        history = fit(build(LIGHT, 3, 1), training_data(), still, tmp_path / folder)
+        losses.append(history.epochs[0].train_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

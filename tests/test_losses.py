@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from tilth.config import TrainConfig
 from tilth.errors import SettingError
-from tilth.learn.losses.mix import LossMix, balanced_sides, balanced_weights, loss_mix, segmentation_loss
+from tilth.learn.losses.mix import (
+    LossMix,
+    balanced_sides,
+    balanced_weights,
+    loss_mix,
+    segmentation_loss,
+    segmentation_losses,
+)
 from tilth.legend import IGNORE, Legend
 
 PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)
@@ -296,6 +303,8 @@ def test_coarser_logits_are_held_to_the_shares_in_their_pixels(k: int) -> None:
     both = segmentation_loss((logits, [coarse, coarse]), label, mix)
     close(both, segmentation_loss(logits, label, mix) + 0.4 * segmentation_loss(coarse, shares, mix))
     assert torch.equal(segmentation_loss((logits, [coarse]), label, PLAIN), segmentation_loss(logits, label, PLAIN))
+    _, alone = segmentation_losses((logits, [coarse, coarse]), label, mix)
+    assert torch.equal(alone, segmentation_loss(logits, label, mix))
 
 
 def test_a_coarser_pixel_of_which_little_is_known_is_not_learned() -> None:
@@ -312,7 +321,7 @@ def test_a_coarser_pixel_of_which_little_is_known_is_not_learned() -> None:
 
 def test_settings_become_the_mix() -> None:
     legend = Legend(("ground", "tree", "water"))
-    assert loss_mix(TrainConfig(), legend) == LossMix()
+    assert loss_mix(TrainConfig(auxiliary_weight=0), legend) == LossMix()
     config = TrainConfig(
         entropy="focal", focal_gamma=1.5, region="tversky", tversky_miss=0.6, region_weight=0.4,
         class_weights="1, 2,0.5", boundary_weight=3.0, label_smoothing=0.1, auxiliary_weight=0.3,

@@ -97,14 +97,21 @@ def segmentation_loss(logits: Logits | Deep, label: Label, mix: LossMix) -> Floa
     coarser logits, the same loss against the shares of the classes in their larger pixels is added, by
     `auxiliary_weight`. Computed in float32, under autocast too. Zero, with gradient zero, where no pixel is labelled.
     """
+    return segmentation_losses(logits, label, mix)[0]
+
+
+def segmentation_losses(
+    logits: Logits | Deep, label: Label, mix: LossMix
+) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
+    """Return `segmentation_loss`, and what it would be without coarser logits: in training and elsewhere the same."""
     fine, coarser = finest(logits), logits[1] if isinstance(logits, tuple) else ()
     with torch.autocast(fine.device.type, enabled=False):
         truth = Truth.of(label, fine.shape[1], mix.overlapping)
         loss = _loss(fine, truth, mix)
         if not coarser or not mix.auxiliary_weight:
-            return loss
+            return loss, loss
         others = [_loss(each, truth.coarser(*each.shape[2:]), mix) for each in coarser]
-        return loss + mix.auxiliary_weight * torch.stack(others).mean()
+        return loss + mix.auxiliary_weight * torch.stack(others).mean(), loss
 
 
 def finest(logits: Logits | Deep) -> Logits:

@@ -14,7 +14,7 @@ from tilth.counting import Counting
 from tilth.errors import SettingError
 from tilth.learn.backends.eager import in_short
 from tilth.learn.feeding.feed import Batch
-from tilth.learn.losses.mix import Deep, Logits, LossMix, segmentation_loss
+from tilth.learn.losses.mix import Deep, Logits, LossMix, segmentation_losses
 from tilth.learn.losses.truth import Label
 from tilth.learn.training.crew import Crew
 from tilth.learn.training.metrics import confusion, tables
@@ -29,6 +29,7 @@ class Counted(NamedTuple):
     """What one batch gave."""
 
     loss: float
+    """Of the logits of the network's own resolution, so that training and validation compare."""
     confusion: Int64[ndarray, "..."]
     """As `tilth.counting.Counting` has it."""
     tiles: int
@@ -104,7 +105,7 @@ class Step:
         logits, label = self._nothing if batch is None else (model(batch[0]), batch[1])
         # In case the next batch has no tile for this process, which then still takes part.
         self._nothing = logits[:0], label[:0]
-        return self._counted(*self._loss(logits, label))
+        return self._counted(*self._losses(logits, label)[1:])
 
     def _gradients(self, index: int, batch: Batch, batches: int) -> Counted:
         whole, parts = max(1, labelled(batch[1])), in_parts(batch, self.cuts)
@@ -113,24 +114,24 @@ class Step:
             weight = labelled(label) / whole if self.cuts > 1 else 1.0
             with self._crew.shared_statistics():
                 logits = self._model(images)
-            loss, *rest = self._loss(logits, label)
-            counted = self._counted(loss, *rest)
-            if not math.isfinite(counted.loss):
-                raise NoNumberError(counted.loss, index)
+            loss, *rest = self._losses(logits, label)
+            if not math.isfinite(loss.item()):
+                raise NoNumberError(loss.item(), index)
+            counted = self._counted(*rest)
             self._crew.fabric.backward(loss * (weight / batches))
             matrix, tiles = given.confusion + counted.confusion, given.tiles + counted.tiles
             given = Counted(given.loss + weight * counted.loss, matrix, tiles)
         return given
 
-    def _loss(self, logits: Logits | Deep, label: Label) -> tuple[Tensor, Logits, Label]:
-        """Return the loss of all processes' tiles, with their logits and labels."""
+    def _losses(self, logits: Logits | Deep, label: Label) -> tuple[Tensor, Tensor, Logits, Label]:
+        """Return `segmentation_losses` of all processes' tiles, with their logits and labels."""
         label = self._crew.joined(label)
         if isinstance(logits, tuple):
             fine = self._crew.joined(logits[0])
             coarser = [self._crew.joined(each) for each in logits[1]]
-            return segmentation_loss((fine, coarser), label, self._mix), fine, label
+            return *segmentation_losses((fine, coarser), label, self._mix), fine, label
         fine = self._crew.joined(logits)
-        return segmentation_loss(fine, label, self._mix), fine, label
+        return *segmentation_losses(fine, label, self._mix), fine, label
 
     def _counted(self, loss: Tensor, logits: Logits, label: Label) -> Counted:
         detached, overlapping = logits.detach(), self._counting.overlapping
