@@ -170,15 +170,16 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 
 def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if before.keys() != now.keys():
+    if before == now:
+        return
+    differing = [name for name in now if name in before and before[name] != now[name]]
+    if not differing:
         raise SettingError(
             f"{path} is of a run that another version of tilth began: it has other settings than this one. "
             "Go on with that version, or choose another --out."
         )
-    differing = [name for name in now if before[name] != now[name]]
-    if differing:
-        changes = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
-        raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
+    changes = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
+    raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
 
 
 def _packed(position: Position) -> dict[str, Any]:
