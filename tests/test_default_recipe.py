@@ -18,6 +18,14 @@ def test_ideas_are_tried_one_at_a_time_against_the_default_before_one_was_taken(
     assert [len(variant.model) + len(variant.train) for variant in ideas.variants] == [0] + [1] * 20
 
 
+def test_the_demos_last_network_is_the_default_but_for_epochs_and_colours() -> None:
+    demo, default = load_recipe(Path("demo")), load_recipe(Path("default"))
+    variant = demo.variants[-1]
+    last = demo.changed(model=variant.model, train=variant.train)
+    assert last.model == default.model
+    assert replace(last.train, epochs=default.train.epochs, augment=default.train.augment) == default.train
+
+
 @pytest.mark.parametrize("name", ["article", "amazon", "demo"])
 def test_the_articles_recipes_train_as_the_article_does(name: str) -> None:
     recipe = load_recipe(Path(name))

@@ -1,6 +1,7 @@
 """How long the pixels of a grid are on the ground, whatever its CRS."""
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ MOST_DISTORTED = 0.01
 """From this relative error of areas on, a projection's plane is not measured in."""
 
 
+# Asked for every polygon and window of a map, and half a millisecond of pyproj's each time.
+@lru_cache(maxsize=64)
 def method(grid: Grid) -> Method:
     """Return how lengths and areas on `grid` are measured.
 
