@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled docs clean
+.PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: four networks compared, a map, polygons, a report
 	$(BIN)/tilth demo --out demo-out
@@ -43,6 +43,9 @@ bench-suggest: $(READY)  ## labels that `tilth suggest` saves, simulated; BENCH=
 
 bench-unlabelled: $(READY)  ## whether tiles without labels help: a run labels them where it is sure, and a new one trains on them too
 	$(BIN)/python benchmarks/unlabelled.py --weights $(WEIGHTS) $(BENCH)
+
+bench-ideas: $(READY)  ## what was tried against the default, each idea alone, on two grounds; BENCH=--write: LOG.md
+	$(BIN)/python benchmarks/bench_ideas.py --weights $(WEIGHTS) $(BENCH)
 
 docs: $(READY)  ## docs pages from the commands' own help and real output
 	$(BIN)/python scripts/make_docs.py

@@ -11,7 +11,7 @@ from torch.optim import Adam, Optimizer
 
 import newcomer
 from peernets import smp_in_tilth, smp_network
-from tilth.config import Recipe, load_recipe
+from tilth.config import Recipe, TrainConfig, load_recipe
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.feeding.feed import TrainingData
 from tilth.learn.losses.mix import loss_mix, segmentation_loss
@@ -57,7 +57,9 @@ def learner(job: Job) -> Learner:
     torch.manual_seed(job.seed)
     recipe = TRAINEES[job.name].recipe
     if recipe is not None:
-        return _engine_learner(job, recipe(job))
+        ours = recipe(job)
+        network, data, _ = engine_parts(job, ours)
+        return engine_learner(network, data, ours.train)
     return _newcomer(job) if job.name == "newcomer" else _smp(job)
 
 
@@ -72,6 +74,15 @@ def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileS
     return network, training_data(tiles, recipe, scaling), tiles
 
 
+def engine_learner(network: Network, data: TrainingData, train: TrainConfig) -> Learner:
+    """Return a network that takes steps as Tilth's engine does."""
+    network.supervise(deep=train.auxiliary_weight > 0)
+    mix = loss_mix(train, data.legend, data.shares)
+    average = Average(network, train.ema) if train.ema else None
+    after = partial(average.take, network) if average is not None else lambda: None
+    return Learner(network, optimizer_of(network, train), partial(segmentation_loss, mix=mix), after=after)
+
+
 def plain_loss(logits: Tensor, label: Tensor, dice_share: float) -> Tensor:
     """Return the article's loss as one writes it with logits: cross-entropy and Dice of a batch's known pixels."""
     # Multiplied, not picked out: to pick pixels out by a mask costs more than all the rest here.
@@ -80,16 +91,6 @@ def plain_loss(logits: Tensor, label: Tensor, dice_share: float) -> Tensor:
     chance = torch.sigmoid(logits[:, 0]) * known
     dice = (2 * (chance * target).sum() + 1) / (chance.sum() + target.sum() + 1)
     return (1 - dice_share) * (entropy * known).sum() / known.sum() + dice_share * (1 - dice)
-
-
-def _engine_learner(job: Job, recipe: Recipe) -> Learner:
-    network, data, _ = engine_parts(job, recipe)
-    network.supervise(deep=recipe.train.auxiliary_weight > 0)
-    mix = loss_mix(recipe.train, data.legend, data.shares)
-    average = Average(network, recipe.train.ema) if recipe.train.ema else None
-    after = partial(average.take, network) if average is not None else lambda: None
-    loss = partial(segmentation_loss, mix=mix)
-    return Learner(network, optimizer_of(network, recipe.train), loss, after=after)
 
 
 def _smp(job: Job) -> Learner:

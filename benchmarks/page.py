@@ -1,10 +1,11 @@
-"""Tables in Markdown, put into pages of docs/ between two marks."""
+"""Tables in Markdown, put into pages between two marks."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 TRAINING = PAGE.with_name("training.md")
+LOG = PAGE.parents[1] / "LOG.md"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

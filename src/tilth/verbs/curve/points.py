@@ -112,7 +112,12 @@ def computed(job: Job, whole: TileSet, out: Path) -> Point:
     """
     run = out / job.run
     train(_tiles(job, whole, out), run, job.recipe, resume=True)
-    result = scored(run, Predictor.load(run), whole, job.split, EvaluateConfig())
+    return noted(job, whole, run, Predictor.load(run))
+
+
+def noted(job: Job, whole: TileSet, run: Path, trained: Predictor) -> Point:
+    """Score a point's network, write what was found to its run, and return it."""
+    result = scored(run, trained, whole, job.split, EvaluateConfig())
     units = result.counts.units
     point = Point(
         job,

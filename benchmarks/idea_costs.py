@@ -1,0 +1,89 @@
+"""What a training step and a prediction of each idea take, by turns in one process."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from statistics import median
+
+import torch
+
+from learners import Learner, engine_learner
+from tilth.config import Recipe
+from tilth.geo.tilesets.tileset import TileSet
+from tilth.learn.feeding.feed import Batch, Feed, TrainingData
+from tilth.learn.networks.network import Network, build
+from tilth.learn.training.optim import hold_encoder
+from tilth.verbs.train import scaling_of, training_data
+
+STEP, PREDICTION = "step", "prediction"
+
+
+@dataclass(frozen=True)
+class Idea:
+    """What differs from the default: settings, or the network itself."""
+
+    name: str
+    recipe: Recipe
+    change: Callable[[Network], None] = lambda network: None
+
+    def parts(self, tiles: TileSet) -> tuple[Network, TrainingData]:
+        """Return the network as training begins, and what it learns from."""
+        torch.manual_seed(self.recipe.train.seed)
+        network = build(self.recipe.model, len(tiles.meta.band_names), tiles.meta.legend.outputs)
+        self.change(network)
+        return network, training_data(tiles, self.recipe, scaling_of(tiles.meta, network, self.recipe.train.normalise))
+
+
+@dataclass
+class Runner:
+    """An idea that trains: its network, and the batches that come to it."""
+
+    learning: Learner
+    stream: Iterator[Batch]
+    phases: tuple[tuple[float, int], ...]
+    """Share of the epochs, and how many stages of the encoder stand still in them."""
+
+    @classmethod
+    def of(cls, idea: Idea, tiles: TileSet) -> "Runner":
+        """Return what trains as the engine does it."""
+        config = idea.recipe.train
+        network, data = idea.parts(tiles)
+        feed = Feed(data, config, torch.device("cpu"))
+        held = config.freeze_epochs / config.epochs
+        phases = ((held, len(network.stages)), (1 - held, network.frozen))
+        stream = (batch for epoch in count() for batch in feed.train(epoch) if len(batch[0]) == config.batch_size)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(engine_learner(network, data, config), stream, tuple(phase for phase in phases if phase[0]))
+
+    def seconds(self) -> dict[str, float]:
+        """Return what a step with its feed takes, the mean over a training's epochs, and a prediction."""
+        return {STEP: sum(share * self._step(frozen) for share, frozen in self.phases), PREDICTION: self._prediction()}
+
+    def _step(self, frozen: int) -> float:
+        network = self.learning.network
+        assert isinstance(network, Network)
+        hold_encoder(network, frozen)
+        network.train()
+        start = time.process_time()
+        self.learning.step(*next(self.stream))
+        return time.process_time() - start
+
+    def _prediction(self) -> float:
+        images, _ = next(self.stream)
+        self.learning.network.eval()
+        with torch.inference_mode():
+            start = time.process_time()
+            self.learning.network(images)
+            return time.process_time() - start
+
+
+def costs(ideas: Mapping[str, Runner], turns: int) -> dict[str, dict[str, float]]:
+    """Return what each idea takes to the first: medians of the ratios within a turn, after one that warms up."""
+    torch.set_num_threads(1)
+    first = next(iter(ideas))
+    found = [{name: runner.seconds() for name, runner in ideas.items()} for _ in range(turns + 1)]
+    return {
+        name: {what: median(turn[name][what] / turn[first][what] for turn in found[1:]) for what in (STEP, PREDICTION)}
+        for name in ideas
+    }
