@@ -1,7 +1,9 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.nn.functional import avg_pool2d
 
+from overlapping import overlapping_blocks, overlapping_data
 from tilth.card import WEIGHTS
 from tilth.config import Recipe, TrainConfig
 from tilth.errors import InputError, SettingError
 from tilth.learn.feeding.feed import TrainingData
+from tilth.learn.losses.mix import Deep, Logits
+from tilth.learn.networks.network import Network
 from tilth.learn.training.checkpoint import LAST, STATE
 from tilth.learn.training.crew import rank_of
 from tilth.learn.training.history import HISTORY, History
@@ -35,10 +41,22 @@ def data(**changes: Any) -> TrainingData:
 class Certain(TinyNetwork):
     """Without dropout, and without biases that batch norm takes away again: Adam would make steps of their noise."""
 
-    def __init__(self) -> None:
-        super().__init__(frozen=1)
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__(outputs=outputs, frozen=1)
         for stage in self.stages:
             stage[0].bias, stage[-1] = None, nn.Identity()
+
+
+class Coarser(Certain):
+    """With logits of a coarser map in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(3, 1, 1)
+
+    def forward(self, image: Tensor) -> Logits | Deep:
+        logits = super().forward(image)
+        return (logits, [self.coarse(avg_pool2d(image, 4))]) if self.training else logits
 
 
 class Tiles(list[Tile]):
@@ -71,11 +89,20 @@ def figures(history: History) -> list[list[float]]:
 FEATURES = {"ema": 0.9, "optimizer": "adamw", "clip_norm": 0.5, "accumulate": 2, "freeze_epochs": 1}
 
 
+CASES: dict[str, tuple[Callable[[], Network], Callable[[], TrainingData], dict[str, Any]]] = {
+    "two classes": (Certain, data, {}),
+    "overlapping": (partial(Certain, 2), partial(overlapping_data, val=overlapping_blocks(6, 1)), {"entropy": "focal"}),
+    "coarser maps": (Coarser, data, {"auxiliary_weight": 1.0}),
+}
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_weights_and_scores_of_one(tmp_path: Path) -> None:
-    one, two = Certain(), Certain()
-    expected = fit(one, data(), replace(CONFIG, **FEATURES), tmp_path / "one")
-    found = fit(two, data(), replace(TWO, **FEATURES), tmp_path / "two")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_weights_and_scores_of_one(case: str, tmp_path: Path) -> None:
+    network, data, settings = CASES[case]
+    one, two = network(), network()
+    expected = fit(one, data(), replace(CONFIG, **FEATURES, **settings), tmp_path / "one")
+    found = fit(two, data(), replace(TWO, **FEATURES, **settings), tmp_path / "two")
     np.testing.assert_allclose(figures(found), figures(expected), rtol=1e-3)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {WEIGHTS, LAST, STATE, HISTORY}
     kept = load_file(tmp_path / "two" / LAST)
