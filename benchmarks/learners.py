@@ -77,7 +77,7 @@ def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileS
 def engine_learner(network: Network, data: TrainingData, train: TrainConfig) -> Learner:
     """Return a network that takes steps as Tilth's engine does."""
     network.supervise(deep=train.auxiliary_weight > 0)
-    mix = loss_mix(train, data.legend, data.shares)
+    mix = loss_mix(train, data.legend, data.shares, data.labelled)
     average = Average(network, train.ema) if train.ema else None
     after = partial(average.take, network) if average is not None else lambda: None
     return Learner(network, optimizer_of(network, train), partial(segmentation_loss, mix=mix), after=after)

@@ -18,12 +18,19 @@ from torch.nn.functional import avg_pool2d
 from overlapping import overlapping_blocks, overlapping_data
 from tilth.card import WEIGHTS
 from tilth.config import Recipe, TrainConfig
-from tilth.errors import InputError, SettingError
+from tilth.errors import DivergedError, InputError, SettingError
 from tilth.learn.feeding.feed import TrainingData
 from tilth.learn.losses.mix import Deep, Logits
 from tilth.learn.networks.network import Network
 from tilth.learn.training.checkpoint import LAST, STATE
-from tilth.learn.training.crew import rank_of
+from tilth.learn.training.crew import (
+    Crew,
+    _as_it_was_raised,
+    check_started,
+    in_crew,
+    rank_of,
+    starts_others,
+)
 from tilth.learn.training.history import HISTORY, History
 from tilth.learn.training.loop import fit
 from tilth.verbs.train import train
@@ -56,7 +63,7 @@ class Coarser(Certain):
 
     def forward(self, image: Tensor) -> Logits | Deep:
         logits = super().forward(image)
-        return (logits, [self.coarse(avg_pool2d(image, 4))]) if self.training else logits
+        return (logits, {4: self.coarse(avg_pool2d(image, 4))}) if self.training else logits
 
 
 class Tiles(list[Tile]):
@@ -180,6 +187,40 @@ def test_torchrun_and_settings_must_agree(tmp_path: Path, monkeypatch: pytest.Mo
         fit(TinyNetwork(), training_data(), TWO, tmp_path)
     assert rank_of(replace(CONFIG, devices=4, nodes=2)) == 5
     assert rank_of(CONFIG) == 0
+
+
+def in_a_slurm_job(monkeypatch: pytest.MonkeyPatch, **told: str) -> None:
+    here = {"JOB_ID": "1", "JOB_NAME": "tilth", "JOB_NODELIST": "localhost"}
+    for name, value in {**here, "PROCID": "0", "LOCALID": "0", "NODEID": "0", **told}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+@pytest.mark.slow
+def test_a_slurm_job_of_one_process_starts_the_others_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_slurm_job(monkeypatch, NTASKS="1", NNODES="1")
+    assert starts_others(TWO)
+    assert in_crew(TWO, ranks) == [0, 1]
+    assert in_crew(CONFIG, ranks) == [0]
+
+
+def ranks(crew: Crew) -> list[int]:
+    """Return the numbers of all processes."""
+    return [int(line) for line in crew.gathered([str(crew.rank)])]
+
+
+@pytest.mark.parametrize("settings", [{"devices": 2}, {"devices": 1}, {"devices": 4}, {"devices": 1, "nodes": 4}])
+def test_slurm_and_settings_must_agree(settings: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_slurm_job(monkeypatch, NTASKS="4", NNODES="2")
+    with pytest.raises(SettingError, match=r"has 4 processes on 2 machines\. Give --devices 2 --nodes 2, or"):
+        check_started(replace(CONFIG, **settings))
+    check_started(replace(CONFIG, devices=2, nodes=2))
+
+
+def test_an_error_of_another_process_is_what_it_was_there() -> None:
+    told = ProcessRaisedException("...\ntilth.errors.DivergedError: The loss became nan.\n", 1, 2)
+    error = _as_it_was_raised(told)
+    assert isinstance(error, DivergedError)
+    assert str(error) == "The loss became nan."
 
 
 def test_slurm_numbers_the_processes_that_train_together_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

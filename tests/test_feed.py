@@ -195,6 +195,13 @@ def test_what_cannot_be_had_is_refused() -> None:
         make(crops=True)
 
 
+def test_where_no_pixel_is_of_any_class_there_is_none_to_paste() -> None:
+    nothing = np.zeros((18, 2))
+    config = TrainConfig(batch_size=4, workers=0, copy_paste=0.5)
+    pasted, plain = (Feed(training_data(shares=nothing), each, CPU) for each in (config, replace(config, copy_paste=0)))
+    assert same(list(pasted.train(0)), list(plain.train(0)))
+
+
 def test_shares_of_classes_travel_like_classes() -> None:
     whole = [(image, np.stack([label == c for c in (0, 1)]).astype(np.float32)) for image, label in blocks(6, 0)]
     tiles = [(image, np.where(share.any(axis=0), share, np.nan)) for image, share in whole]

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from tilth.cli.learning import find as command
 from tilth.config import Recipe, load_recipe
-from tilth.errors import InputError, OutputError, SettingError
+from tilth.errors import DivergedError, InputError, OutputError, SettingError
 from tilth.learn.training.checkpoint import STATE
-from tilth.learn.training.step import NoNumberError
 from tilth.verbs import find as module
 from tilth.verbs.find import TRIALS, Found, find
 from tilth.verbs.find.halving import goes_on
@@ -194,7 +193,7 @@ def test_a_trial_that_diverges_is_counted_as_nothing_and_the_search_goes_on(
 ) -> None:
     def diverging(recipe: Recipe) -> float:
         if recipe.train.decoder_lr >= 1e-3:
-            raise InputError("The loss became nan") from NoNumberError(float("nan"), 0)
+            raise DivergedError("The loss became nan")
         return peak(recipe)
 
     plant(diverging)

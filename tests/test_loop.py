@@ -411,11 +411,12 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
     [
         ({"batch_size": 5}, {}, {}, "batch_size was 4 and is 5"),
         ({"seed": 1, "region_weight": 0.5}, {}, {}, r"region_weight was 0.25 and is 0.5, seed was 0 and is 1"),
-        ({}, {"fingerprint": "other"}, {}, "fingerprint was 'blocks' and is 'other'"),
+        ({}, {"fingerprint": "other"}, {}, "of another run: the tile set was another one. Undo"),
+        ({}, {"network": {"encoder": "resnet18"}}, {}, "encoder was 'resnet34' and is 'resnet18'"),
         ({}, {"classes": 3}, {"outputs": 3}, r"classes was \['class 0', 'class 1'\] and is"),
         ({}, {}, {"bands": 4}, "is of another network"),
         ({}, {}, {"frozen": 1}, "is of another network"),
-        ({"epochs": 2}, {}, {}, "has 3 epochs already"),
+        ({"epochs": 2}, {}, {}, "has 3 epochs already: epochs = 2 is too few. Give more"),
         ({"schedule": "cosine", "epochs": 4}, {}, {}, "schedule was 'exponential' and is 'cosine'"),
     ],
 )

@@ -107,7 +107,7 @@ def test_without_a_labelled_pixel_loss_and_gradient_are_zero(k: int) -> None:
 def test_a_batch_without_a_tile_costs_nothing(k: int, region: Any) -> None:
     logits, label = batch(k, 0)
     mix = LossMix(region, 0.5, 2.0, boundary_weight=1.0, auxiliary_weight=1.0)
-    assert segmentation_loss((logits[:0], [logits[:0, :, ::2, ::2]]), label[:0], mix) == 0
+    assert segmentation_loss((logits[:0], {2: logits[:0, :, ::2, ::2]}), label[:0], mix) == 0
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -289,6 +289,14 @@ def test_balanced_sides_of_overlapping_classes_count_alike() -> None:
     assert loss_mix(TrainConfig(class_weights="balanced"), legend, shares).class_weights == weights
 
 
+def test_what_is_not_labelled_is_of_neither_side() -> None:
+    shares, labelled = np.array([[0.05, 0.02], [0.0, 0.08]]), np.array([0.1, 0.1])
+    np.testing.assert_allclose(balanced_sides(shares, labelled), (3, 1))
+    legend = Legend(("crop", "house"), overlapping=True)
+    mix = loss_mix(TrainConfig(class_weights="balanced"), legend, shares, labelled)
+    np.testing.assert_allclose(mix.class_weights, (3, 1))
+
+
 # Layers within
 
 
@@ -300,10 +308,11 @@ def test_coarser_logits_are_held_to_the_shares_in_their_pixels(k: int) -> None:
     quarters = label.reshape(2, 2, 2, 3, 2).movedim(2, 3).reshape(2, 2, 3, 4).long()
     shares = nn.functional.one_hot(quarters, k).float().mean(dim=3).movedim(-1, 1)[:, 1 if k == 2 else 0 :]
     mix = LossMix(auxiliary_weight=0.4)
-    both = segmentation_loss((logits, [coarse, coarse]), label, mix)
-    close(both, segmentation_loss(logits, label, mix) + 0.4 * segmentation_loss(coarse, shares, mix))
-    assert torch.equal(segmentation_loss((logits, [coarse]), label, PLAIN), segmentation_loss(logits, label, PLAIN))
-    _, alone = segmentation_losses((logits, [coarse, coarse]), label, mix)
+    fine, half = (segmentation_loss(*each, mix) for each in ((logits, label), (coarse, shares)))
+    close(segmentation_loss((logits, {2: coarse}), label, mix), fine + 0.4 * half)
+    close(segmentation_loss((logits, {1: logits, 2: coarse}), label, mix), fine + 0.4 * (fine + half) / 2)
+    assert torch.equal(segmentation_loss((logits, {2: coarse}), label, PLAIN), segmentation_loss(logits, label, PLAIN))
+    _, alone = segmentation_losses((logits, {2: coarse}), label, mix)
     assert torch.equal(alone, segmentation_loss(logits, label, mix))
 
 
@@ -311,7 +320,7 @@ def test_a_coarser_pixel_of_which_little_is_known_is_not_learned() -> None:
     label = torch.full((1, 4, 4), IGNORE, dtype=torch.uint8)
     label[0, 0, 0], label[0, :2, 2:], label[0, 2, 2:] = 1, 0, 1
     coarse = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    segmentation_loss((torch.zeros(1, 1, 4, 4), [coarse]), label, LossMix(auxiliary_weight=1.0)).backward()
+    segmentation_loss((torch.zeros(1, 1, 4, 4), {2: coarse}), label, LossMix(auxiliary_weight=1.0)).backward()
     assert coarse.grad is not None
     assert (coarse.grad != 0).flatten().tolist() == [False, True, False, True]
 

@@ -1,5 +1,7 @@
 """`tilth train --start`: a run that goes on from another run's weights."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from tilth.card import CARD, WEIGHTS, read_card
 from tilth.cli import app
 from tilth.config import ModelConfig, Recipe, load_recipe
 from tilth.errors import InputError, SettingError
-from tilth.files import file_digest
-from tilth.geo.tilesets.tileset import TileSet
+from tilth.files import file_digest, write_json
+from tilth.geo.tilesets.tileset import META, TileSet
 from tilth.learn.feeding.feed import Scaling
 from tilth.learn.training.checkpoint import LAST
 from tilth.learn.training.history import read_history
@@ -68,7 +70,7 @@ def test_it_resumes_to_the_same_weights_to_the_bit_from_the_same_start_alone(
     train(tiles, tmp_path / "halves", recipe_from(first))
     halves = train(tiles, tmp_path / "halves", recipe_from(first, epochs=2), resume=True).run
     assert (halves / LAST).read_bytes() == (whole / LAST).read_bytes()
-    with pytest.raises(SettingError, match="fingerprint was"):
+    with pytest.raises(SettingError, match="start was"):
         train(tiles, halves, recipe_from(whole, epochs=2), resume=True)
 
 
@@ -95,6 +97,19 @@ def test_weights_of_another_network_are_refused_and_nothing_written(first: Path,
     with pytest.raises(InputError, match=r"body\.bottleneck\.0\.bias \(80,\) is needed, and it has none"):
         train(tiles, tmp_path / "run", recipe_from(tmp_path / "start"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_new_band_is_learned_though_stages_were_to_be_frozen(first: Path, tiles: Path, tmp_path: Path) -> None:
+    whole = TileSet.open(tiles)
+    named = tmp_path / "named"
+    shutil.copytree(tiles, named)
+    one, two, three = whole.meta.band_names
+    write_json(named / META, json.loads((tiles / META).read_text()) | {"band_names": [one, two, "nir"]})
+    training = train(named, tmp_path / "run", recipe_from(first))
+    assert training.notes[0].endswith(f"band nir new, from zero; band {three} gone; no stage frozen")
+    assert training.card.model.frozen_stages == load_recipe(training.run / "recipe.toml").model.frozen_stages == 0
+    stem = load_file(training.run / WEIGHTS)["body.stages.0.0.weight"]
+    assert stem[:, 2].any()
 
 
 def test_known_bands_keep_their_scaling(first: Path, tiles: Path) -> None:

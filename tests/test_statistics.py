@@ -37,6 +37,9 @@ def test_small_deviations_on_large_values_are_not_lost() -> None:
 
 def test_a_constant_band_can_be_divided_by() -> None:
     assert Moments.of(np.full((1, 9), 7.0)).std.tolist() == [1.0]
+    for value in (0.3, 287.13, 1e-9):
+        rounded = Moments.of(np.full((1, 50_176), value)) + Moments.of(np.full((1, 33_333), value))
+        assert rounded.std.tolist() == [1.0]
 
 
 def test_overlapping_tiles_count_a_pixel_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """What a label says of each output, and how near its pixels are to a border."""
 
+from itertools import product
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,18 +62,26 @@ def test_borders_count_for_more_and_the_mean_stays_one() -> None:
     torch.testing.assert_close(ours, ((1 + 5 * near) * each).sum() / (1 + 5 * near).sum())
 
 
-@given(seed=seeds, k=st.integers(2, 4), ignored=st.sampled_from([0.0, 0.3]))
-def test_coarser_truth_keeps_what_there_is_of_each_class(seed: int, k: int, ignored: float) -> None:
-    label = patches(k, seed, ignored)
-    truth = Truth.of(label, 1 if k == 2 else k)
-    coarse = truth.coarser(6, 11)
-    parts = truth.share.unflatten(2, (6, 3)).unflatten(4, (11, 2))
-    known = truth.valid.unflatten(2, (6, 3)).unflatten(4, (11, 2)).sum(dim=(3, 5))
-    expected = torch.where(known >= 3, parts.sum(dim=(3, 5)) / known.clamp(min=1), 0.0)
-    assert torch.equal(coarse.valid, known >= 3)
-    torch.testing.assert_close(coarse.share, expected)
-    if k > 2:
-        torch.testing.assert_close(coarse.share.sum(dim=1, keepdim=True), coarse.valid.float())
+@given(seed=seeds, k=st.integers(2, 4), ignored=st.sampled_from([0.0, 0.3]), stride=st.integers(1, 8))
+def test_coarser_truth_keeps_what_there_is_of_each_class(seed: int, k: int, ignored: float, stride: int) -> None:
+    truth = Truth.of(patches(k, seed, ignored), 1 if k == 2 else k)
+    coarse = truth.coarser(stride)
+    rows, cols = (range(0, size, stride) for size in truth.share.shape[2:])
+    assert coarse.share.shape[2:] == (len(rows), len(cols))
+    for (i, row), (j, col) in product(enumerate(rows), enumerate(cols)):
+        share, valid = (each[0, :, row : row + stride, col : col + stride] for each in (truth.share, truth.valid))
+        known = valid[:1].sum()
+        enough = bool(2 * known >= valid[:1].numel())
+        assert coarse.valid[0, :, i, j].tolist() == [enough] * len(valid)
+        mean = share.sum(dim=(1, 2)) / known if enough else torch.zeros(len(share))
+        torch.testing.assert_close(coarse.share[0, :, i, j], mean)
+
+
+@pytest.mark.parametrize("size", [100, 200, 300, 500])
+def test_a_coarser_pixel_sees_what_lies_in_it_whatever_the_size_of_the_tile(size: int) -> None:
+    label = torch.zeros(1, size, size, dtype=torch.uint8)
+    label[:, :, 48:64] = 1
+    assert Truth.of(label, 1).coarser(16).share[0, 0, 0, 2:5].tolist() == [0, 1, 0]
 
 
 def test_shares_known_in_part_are_not_known_where_classes_exclude_each_other() -> None:

@@ -66,4 +66,4 @@ def training_data(classes: int = 2, **changes: Any) -> TrainingData:
     data = TrainingData(
         blocks(18, 0, classes), blocks(5, 1, classes), Legend(names), Scaling((130.0,) * 3, (30.0,) * 3)
     )
-    return replace(data, **{"fingerprint": "blocks", **changes})
+    return replace(data, **{"fingerprint": "blocks", "network": {"encoder": "resnet34"}, **changes})

@@ -50,7 +50,7 @@ class ModelCard:
     calibrated: str = ""
     """What threshold and temperature were chosen on, in words; empty until `tilth calibrate` chose them."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Validation scores of that epoch."""
+    """Validation scores of that epoch: those that exist."""
     data_fingerprint: str = ""
     """Fingerprint of the tile set: images, labels, tiles and split."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -85,13 +85,13 @@ class ModelCard:
         write_json(folder / CARD, self.content)
 
 
-def read_card(run: Path) -> ModelCard:
-    """Read the card of a run folder.
+def read_card(run: Path, name: str = CARD) -> ModelCard:
+    """Read the card of a run folder, or one that lies beside it under another name.
 
     Raises:
         InputError: when `run` is no run folder, or its card cannot be read.
     """
-    path = run / CARD
+    path = run / name
     try:
         return TypeAdapter(ModelCard).validate_json(path.read_bytes())
     except OSError as error:

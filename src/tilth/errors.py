@@ -2,6 +2,7 @@
 
 * TilthError
   + InputError      an image, a label file or a tile set cannot be used as it is
+    - DivergedError  the loss of a training became infinite or no number
   + SettingError    a recipe, a flag or an argument has a value that cannot work
   + WeightsError    pretrained weights cannot be had, read or fitted to the network
   + OutputError     a result cannot be written (disk full, no permission, exists already)
@@ -17,6 +18,10 @@ class TilthError(Exception):
 
 class InputError(TilthError):
     """An image, a label file, a tile set or a run cannot be used as it is."""
+
+
+class DivergedError(InputError):
+    """The loss of a training became infinite or no number: by a tile, or by rates that are too high."""
 
 
 class SettingError(TilthError):

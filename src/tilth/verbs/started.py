@@ -10,7 +10,7 @@ from tilth.files import file_digest
 from tilth.geo.tilesets.tileset import TileSetMeta
 from tilth.learn.feeding.feed import Scaling
 from tilth.learn.networks.network import Network
-from tilth.learn.networks.starting import Ends, start_from
+from tilth.learn.networks.starting import Ends, learns_bands, start_from
 from tilth.learn.networks.weights import read_tensors
 from tilth.legend import Legend
 
@@ -32,13 +32,15 @@ class Start:
         run = Path(model.start).resolve()
         return cls(run, read_card(run)) if model.start else None
 
-    def model(self, chosen: ModelConfig) -> ModelConfig:
-        """Return `chosen` with the run's network in place of its own; what is frozen stays the choice."""
+    def model(self, chosen: ModelConfig, meta: TileSetMeta) -> ModelConfig:
+        """Return `chosen` with the run's network in place of its own, for tiles with other bands perhaps.
+
+        What is frozen stays the choice, unless there are bands to be learned: their filters lie in the first stage.
+        """
         known = self.card.model
-        start = str(self.run)
-        return replace(
-            chosen, architecture=known.architecture, encoder=known.encoder, weights=known.weights, start=start
-        )
+        frozen = 0 if learns_bands(self.card.band_names, meta.band_names) else chosen.frozen_stages
+        network = replace(chosen, architecture=known.architecture, encoder=known.encoder, weights=known.weights)
+        return replace(network, start=str(self.run), frozen_stages=frozen)
 
     def fill(self, network: Network, meta: TileSetMeta) -> str:
         """Fill `network` from the run's weights and return, in a line, what was taken and what is new.
@@ -55,6 +57,8 @@ class Start:
             raise InputError(
                 f"{path} is not of the network that its card describes: {error}. Give a run that tilth train wrote."
             ) from error
+        if learns_bands(before.bands, now.bands):
+            new = (*new, "no stage frozen")
         words = "; ".join(new) or "nothing new"
         first = f"first {self.card.weights_from}"
         network.weights_from = f"run {self.card.name}, sha256 {file_digest(path)[:12]} ({words}), {first}"

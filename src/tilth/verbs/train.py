@@ -1,24 +1,26 @@
 """`tilth train`: a tile set and a recipe become a run, a folder with weights, card and history."""
 
+import math
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tilth.applicability import KNOWN
 from tilth.card import CARD, ModelCard, read_card
 from tilth.config import ModelConfig, Recipe, recipe_toml
 from tilth.errors import InputError, OutputError, SettingError
-from tilth.files import json_digest, write_json, write_text, writing
+from tilth.files import write_json, write_text, writing
 from tilth.geo.splitting.apart import sampled_apart
 from tilth.geo.tilesets.tileset import TileSet, TileSetMeta
 from tilth.learn.feeding.feed import Scaling, TrainingData
 from tilth.learn.losses.mix import loss_mix
 from tilth.learn.networks.network import Network, build
-from tilth.learn.training.checkpoint import STATE
-from tilth.learn.training.crew import rank_of
+from tilth.learn.training.checkpoint import STATE, check_state
+from tilth.learn.training.crew import check_started, rank_of
 from tilth.learn.training.history import History
 from tilth.learn.training.loop import fit
 from tilth.learn.using.known import MOST_CELLS, known_ground, load_encoder
@@ -26,6 +28,8 @@ from tilth.verbs.audit import audit_set
 from tilth.verbs.started import Start
 
 RECIPE = "recipe.toml"
+CARD_BEFORE = "card-before.json"
+"""The card of a finished run that more epochs are added to, until they are done."""
 SOURCE = "tiles.json"
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
@@ -76,7 +80,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     leads = rank_of(recipe.train) == 0
     going_on = _refuse_other_run(out, resume) if leads else _holds_run(out)
     start = Start.of(recipe.model)
-    recipe = replace(recipe, model=start.model(recipe.model)) if start else recipe
+    recipe = replace(recipe, model=start.model(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
@@ -87,8 +91,12 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     data = training_data(tile_set, recipe, scaling)
     # Before the hours of training, and before anything is written: what it cannot read, it says now.
     found = audit_set(tile_set)
+    check_started(recipe.train)
+    ended = going_on and check_state(out, recipe.train, data).ended(recipe.train)
     if leads:
         _write_settings(out, recipe, tiles)
+        if not ended:
+            _set_card_aside(out)
     history = fit(network, data, recipe.train, out, resume=going_on)
     card = _calibrated_as_before(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
     if not leads:
@@ -96,6 +104,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     known = _write_known(out, card, tile_set, recipe.train.device)
     # The card comes last: a run that has one is finished.
     card.write(out)
+    (out / CARD_BEFORE).unlink(missing_ok=True)
     leaks = (found.verdict,) if found.leaks else ()
     return Training(out, card, history, *parameter_counts(network), notes=began + leaks + history.notes + known)
 
@@ -112,15 +121,24 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
             raise InputError(
                 f"{tile_set.folder} has no {split} tiles. Prepare it again with other --val and --test shares."
             )
-    fingerprint = json_digest([tile_set.meta.fingerprint, asdict(recipe.model)])
     val = tile_set.samples("val", once=True)
     several = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
-    samples, shares = several.samples("train"), several.shares("train")
+    samples = several.samples("train")
     if recipe.train.crops:
         samples = replace(samples, crops=tile_set.crops())
-    data = TrainingData(samples, val, tile_set.meta.legend, scaling, fingerprint, shares, len(tile_set.meta.indices))
+    data = TrainingData(
+        samples,
+        val,
+        tile_set.meta.legend,
+        scaling,
+        tile_set.meta.fingerprint,
+        _deciding(recipe.model),
+        several.shares("train"),
+        np.array([tile.valid for tile in several.split("train")]),
+        len(tile_set.meta.indices),
+    )
     # Weights that cannot be are refused before anything is written.
-    loss_mix(recipe.train, data.legend, data.shares)
+    loss_mix(recipe.train, data.legend, data.shares, data.labelled)
     return data
 
 
@@ -180,12 +198,28 @@ def _write_settings(out: Path, recipe: Recipe, tiles: Path) -> None:
     write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
 
 
+def _deciding(model: ModelConfig) -> dict[str, str | int]:
+    """Return the settings that decide a network: of the original U-Net not those of encoders."""
+    idle = {"encoder", "weights"} if model.architecture == "unet" else set()
+    if model.architecture == "unet" and not model.start:
+        idle.add("frozen_stages")
+    return {name: value for name, value in asdict(model).items() if name not in idle}
+
+
+def _set_card_aside(out: Path) -> None:
+    """Take a finished run's card away while more epochs change the weights that it speaks of."""
+    if (out / CARD).exists():
+        with writing(out):
+            (out / CARD).replace(out / CARD_BEFORE)
+
+
 def _write_known(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:
     """Write what the best network knows of its training ground, and return a note where nothing can be said of it."""
     encoder = load_encoder(out, card, device)
     chosen, units = sampled_apart(tile_set, "train", -(-MOST_CELLS // encoder.cells))
     known = known_ground(encoder, tile_set.samples("train"), chosen, units)
     if known is None:
+        (out / KNOWN).unlink(missing_ok=True)
         return (
             "the training tiles lie in one unit of the split or are all alike, so predict cannot say where the run "
             "applies (--applicability). Train on more scenes or blocks.",
@@ -195,9 +229,9 @@ def _write_known(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> 
 
 
 def _calibrated_as_before(out: Path, card: ModelCard) -> ModelCard:
-    """Return the card with the calibration of the one that is there, when that is of the same weights."""
+    """Return the card with the calibration of the one that was there, when that is of the same weights."""
     try:
-        before = read_card(out)
+        before = read_card(out, CARD if (out / CARD).exists() else CARD_BEFORE)
     except InputError:
         return card
     if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
@@ -210,6 +244,7 @@ def _card(
     name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling, history: History
 ) -> ModelCard:
     best = history.best
+    scores = {"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1}
     return ModelCard(
         name=name,
         model=model,
@@ -223,7 +258,7 @@ def _card(
         resolution_m=meta.resolution_m,
         threshold=THRESHOLD,
         epoch=best.epoch,
-        scores={"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1},
+        scores={name: value for name, value in scores.items() if not math.isnan(value)},
         data_fingerprint=meta.fingerprint,
         versions=versions(),
         indices=meta.indices,

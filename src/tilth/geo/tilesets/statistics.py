@@ -16,6 +16,8 @@ from tilth.legend import IGNORE
 
 CELL = (512, 1024)
 """Rows and columns read at a time."""
+ROUNDING = 1e-12
+"""To the mean of a band; below it a deviation of 64-bit numbers is none."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Moments:
     def std(self) -> Float64[ndarray, " b"]:
         """The standard deviation of each band; 1 where a band is constant, so that it can be divided by."""
         found: Float64[ndarray, " b"] = np.sqrt(self.squares / np.maximum(self.count, 1))
-        return np.where(found > 0, found, 1.0)
+        # What is left of a constant after rounding is no deviation.
+        return np.where(found > ROUNDING * np.abs(self.mean), found, 1.0)
 
 
 def band_moments(

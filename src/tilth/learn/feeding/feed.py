@@ -6,13 +6,13 @@ what was read before. So a run can go on in the middle of an epoch.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -77,8 +77,12 @@ class TrainingData:
     scaling: Scaling
     fingerprint: str = ""
     """Of the tile set: a run goes on with the same data only."""
+    network: Mapping[str, str | int] = field(default_factory=dict)
+    """What the network was built from: a run goes on with the same only."""
     shares: Shares | None = None
     """Share of each class among all pixels of each training tile, for what depends on rare classes."""
+    labelled: Float[ndarray, " tiles"] | None = None
+    """Share of the pixels of each training tile that are labelled; None: all."""
     indices: int = 0
     """How many of the last bands are computed from the others. They have no colour that could change."""
 
@@ -198,7 +202,8 @@ class _Prepared(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, data: TrainingData, config: TrainConfig) -> None:
         self._parts: dict[Part, Tiles] = {"train": data.train, "val": data.val}
         self._scaling, self._config = data.scaling, config
-        self._shares = data.shares if config.copy_paste else None
+        some = data.shares is not None and bool(data.shares.any())
+        self._shares = data.shares if config.copy_paste and some else None
         self._colours = np.array(data.scaling.std[: len(data.scaling.std) - data.indices])
 
     def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "o h w"]]:

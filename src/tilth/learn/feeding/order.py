@@ -53,5 +53,5 @@ def check_shared(world: int, size: int, train: int, val: int) -> None:
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Return a source of random numbers of its own for each `key`, whole numbers of any sign and size."""
+    """Return the source of random numbers of a `key`: whole numbers of any sign and size, zeros at its end left out."""
     return np.random.default_rng([part % 2**64 for part in key])

@@ -1,6 +1,6 @@
 """What training makes small: cross-entropy by pixel and a loss of regions, over the labelled pixels of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -18,8 +18,9 @@ from tilth.learn.losses.truth import Label, Truth, nearness
 from tilth.legend import Legend
 
 Logits: TypeAlias = Float[Tensor, "n o h w"]
-Deep: TypeAlias = tuple[Logits, Sequence[Float[Tensor, "n o _ _"]]]
-"""What a network may return in training: its logits, and coarser ones of layers within it."""
+Deep: TypeAlias = tuple[Logits, Mapping[int, Float[Tensor, "n o _ _"]]]
+"""What a network may return in training: its logits, and coarser ones of layers within it by their stride. A coarser
+pixel is stride x stride pixels, the last of each row and column what is left of them."""
 
 LEAST_DISTANCE = 1e-6
 """Of a prediction from the truth, in the focal loss: at 0, its root has no slope."""
@@ -49,8 +50,15 @@ class LossMix:
     """Whether each output stands for itself, so that a pixel may be of several classes or of none."""
 
 
-def loss_mix(config: TrainConfig, legend: Legend, shares: Float[ndarray, "tiles k"] | None = None) -> LossMix:
+def loss_mix(
+    config: TrainConfig,
+    legend: Legend,
+    shares: Float[ndarray, "tiles k"] | None = None,
+    labelled: Float[ndarray, " tiles"] | None = None,
+) -> LossMix:
     """Return the loss that `config` describes, for classes that have these `shares` of each training tile's pixels.
+
+    `labelled` is the share of them that is labelled; without, all are.
 
     Raises:
         SettingError: for class weights that are not numbers, one a class, or that need shares which are not known.
@@ -60,7 +68,7 @@ def loss_mix(config: TrainConfig, legend: Legend, shares: Float[ndarray, "tiles 
         region_weight=config.region_weight,
         gamma=config.focal_gamma if config.entropy == "focal" else 0.0,
         miss=config.tversky_miss,
-        class_weights=_class_weights(config.class_weights, legend, shares),
+        class_weights=_class_weights(config.class_weights, legend, shares, labelled),
         boundary_weight=config.boundary_weight,
         smoothing=config.label_smoothing,
         auxiliary_weight=config.auxiliary_weight,
@@ -79,12 +87,16 @@ def balanced_weights(shares: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def balanced_sides(shares: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
+def balanced_sides(
+    shares: Float[ndarray, "tiles k"], labelled: Float[ndarray, " tiles"] | None = None
+) -> tuple[float, ...]:
     """Return the weight of the pixels of each overlapping class with which they count as much as all others together.
 
-    What is not labelled is among the others. A class that no pixel has, or every pixel, weighs 1.
+    `labelled` is the share of each tile's pixels that is; without, all are. A class that no labelled pixel has, or
+    every one, weighs 1.
     """
-    inside = shares.mean(axis=0)
+    known = len(shares) if labelled is None else labelled.sum()
+    inside = shares.sum(axis=0) / max(known, 1e-12)
     several = (inside > 0) & (inside < 1)
     return tuple(np.where(several, (1 - inside) / np.where(several, inside, 1), 1.0).tolist())
 
@@ -104,13 +116,13 @@ def segmentation_losses(
     logits: Logits | Deep, label: Label, mix: LossMix
 ) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
     """Return `segmentation_loss`, and what it would be without coarser logits: in training and elsewhere the same."""
-    fine, coarser = finest(logits), logits[1] if isinstance(logits, tuple) else ()
+    fine, coarser = finest(logits), logits[1] if isinstance(logits, tuple) else {}
     with torch.autocast(fine.device.type, enabled=False):
         truth = Truth.of(label, fine.shape[1], mix.overlapping)
         loss = _loss(fine, truth, mix)
         if not coarser or not mix.auxiliary_weight:
             return loss, loss
-        others = [_loss(each, truth.coarser(*each.shape[2:]), mix) for each in coarser]
+        others = [_loss(each, truth.coarser(stride), mix) for stride, each in coarser.items()]
         return loss + mix.auxiliary_weight * torch.stack(others).mean(), loss
 
 
@@ -194,7 +206,12 @@ def _region_losses(
     return lovasz_loss(inside, share)
 
 
-def _class_weights(words: str, legend: Legend, shares: Float[ndarray, "tiles k"] | None) -> tuple[float, ...]:
+def _class_weights(
+    words: str,
+    legend: Legend,
+    shares: Float[ndarray, "tiles k"] | None,
+    labelled: Float[ndarray, " tiles"] | None,
+) -> tuple[float, ...]:
     if words == "none":
         return ()
     if words == "balanced":
@@ -202,7 +219,7 @@ def _class_weights(words: str, legend: Legend, shares: Float[ndarray, "tiles k"]
             raise SettingError(
                 "class_weights = 'balanced' needs the shares of the classes. Give the weights themselves."
             )
-        return balanced_sides(shares) if legend.overlapping else balanced_weights(shares)
+        return balanced_sides(shares, labelled) if legend.overlapping else balanced_weights(shares)
     try:
         weights = tuple(float(word) for word in words.split(","))
     except ValueError:

@@ -48,12 +48,15 @@ class Truth:
         valid = finite.all(dim=1, keepdim=True) if exclusive else finite
         return cls(label.masked_fill(~valid, 0.0), valid, exclusive)
 
-    def coarser(self, height: int, width: int) -> "Truth":
-        """Return the truth of larger pixels: the mean of what is known in each, where at least half of it is known."""
-        size = (height, width)
-        known = functional.adaptive_avg_pool2d(self.valid.float(), size)
-        valid = known >= 0.5
-        share = functional.adaptive_avg_pool2d(self.share, size) / known.clamp(min=0.5)
+    def coarser(self, stride: int) -> "Truth":
+        """Return the truth of larger pixels: the mean of what is known in each, where at least half of it is known.
+
+        Each is stride x stride pixels, from the upper left corner on; of the last ones what lies inside counts.
+        """
+        known = _means(self.valid.float(), stride)
+        valid = known >= 0.5 * _means(torch.ones_like(self.valid[:1, :1], dtype=known.dtype), stride)
+        # A pixel alone is the least that is known of a cell.
+        share = _means(self.share, stride) / known.clamp(min=1 / stride**2)
         return Truth(share.clamp(max=1) * valid, valid, self.exclusive)
 
 
@@ -84,6 +87,14 @@ def nearness(truth: Truth) -> Float32[Tensor, "n v h w"]:
     for _ in range(BORDER - 1):
         near = torch.maximum(near, _largest_around(near) / 2)
     return near
+
+
+def _means(values: Float32[Tensor, "n v h w"], stride: int) -> Float32[Tensor, "n v h2 w2"]:
+    """Return the means of stride x stride pixels; beyond the last rows and columns lie zeros."""
+    height, width = values.shape[2:]
+    rows, cols = -(-height // stride), -(-width // stride)
+    continued = functional.pad(values, (0, cols * stride - width, 0, rows * stride - height))
+    return functional.adaptive_avg_pool2d(continued, (rows, cols))
 
 
 def _largest_around(values: Float32[Tensor, "n v h w"]) -> Float32[Tensor, "n v h w"]:

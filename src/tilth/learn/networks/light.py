@@ -115,12 +115,12 @@ class LightUNet(nn.Module):
         """
         maps = dict(zip(self.strides, self.maps(image), strict=True))
         x = self.neck(maps[self.stride])
-        skips = [maps[stride] for stride in self.strides[-2::-1] if stride >= WORK_STRIDE]
-        coarser = []
-        for step, skip, head in zip(self.decoder, skips, self.coarse, strict=True):
-            x = step(x, skip)
+        strides = [stride for stride in self.strides[-2::-1] if stride >= WORK_STRIDE]
+        coarser = {}
+        for step, stride, head in zip(self.decoder, strides, self.coarse, strict=True):
+            x = step(x, maps[stride])
             if self.deep and self.training:
-                coarser.append(head(x))
+                coarser[stride] = head(x)
         fine = maps[FINE_STRIDE] if FINE_STRIDE in maps else self.stem(image)
         logits = pixel_shuffle(self.head(self.detail(x, fine)), FINE_STRIDE)
         return (logits, coarser) if coarser else logits

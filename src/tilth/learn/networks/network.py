@@ -78,8 +78,7 @@ class Network(nn.Module):
         if not isinstance(result, tuple):
             return result[..., :height, :width]
         logits, coarser = result
-        steps = [logits.shape[2] // each.shape[2] for each in coarser]
-        cut = [each[..., : -(-height // n), : -(-width // n)] for each, n in zip(coarser, steps, strict=True)]
+        cut = {n: each[..., : -(-height // n), : -(-width // n)] for n, each in coarser.items()}
         return logits[..., :height, :width], cut
 
 

@@ -54,13 +54,18 @@ def sources(before: Sequence[str], now: Sequence[str]) -> list[int | None]:
     return [before.index(band) if band in before else None for band in now]
 
 
+def learns_bands(before: Sequence[str], now: Sequence[str]) -> bool:
+    """Return whether a band of `now` has no filters of its own from the bands `before`."""
+    return None in sources(before, now)
+
+
 def new_bands(before: Sequence[str], now: Sequence[str]) -> list[str]:
     """Return a phrase for each band that comes or goes."""
     found = sources(before, now)
     if set(found) == {None}:
         return [f"filters of {len(before)} bands shared out among {len(now)}"]
-    added = [f"band {band} new, from zero" for band, source in zip(now, found, strict=True) if source is None]
-    return [*added, *(f"band {band} gone" for i, band in enumerate(before) if i not in found)]
+    added = [f"{_named(band)} new, from zero" for band, source in zip(now, found, strict=True) if source is None]
+    return [*added, *(f"{_named(band)} gone" for i, band in enumerate(before) if i not in found)]
 
 
 def with_bands(
@@ -105,6 +110,10 @@ def input_weights(network: Network, bands: int) -> set[str]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _named(band: str) -> str:
+    return band if band.startswith("band ") else f"band {band}"
 
 
 def _shape(tensor: Tensor | None) -> str:

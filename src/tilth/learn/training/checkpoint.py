@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from tilth.card import CARD
 from tilth.config import TrainConfig
 from tilth.counting import Counting
 from tilth.errors import InputError, SettingError
@@ -31,6 +32,8 @@ from tilth.learn.training.history import Epoch, History
 
 STATE = "state.ckpt"
 LAST = "last.safetensors"
+TILES = "tiles"
+"""What the tile set's fingerprint is called among what tells runs apart."""
 
 FREE = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
 """Settings that may change when a run goes on: they do not touch what an epoch computes."""
@@ -89,6 +92,11 @@ class Position:
     """Spent on the steps of the epoch under way."""
     history: History = field(default_factory=History)
 
+    def ended(self, config: TrainConfig) -> bool:
+        """Return whether no epoch is to come: all are done, or the last ones were in vain."""
+        in_vain = bool(config.patience) and self.history.since_best >= config.patience
+        return self.epoch >= config.epochs or (in_vain and not self.step)
+
 
 def identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return what must be equal for a run to go on: the settings that decide the outcome, and what tells the data."""
@@ -96,7 +104,8 @@ def identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     free = set(FREE) - ({"epochs"} if config.schedule == "cosine" else set())
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     scaling = {name: list(values) for name, values in asdict(data.scaling).items()}
-    return {**settings, **scaling, "classes": list(data.legend.names), "fingerprint": data.fingerprint}
+    told = {TILES: data.fingerprint, "classes": list(data.legend.names), **data.network}
+    return {**told, **settings, **scaling}
 
 
 def save_state(folder: Path, parts: Mapping[str, Stateful], position: Position, known_as: Mapping[str, Any]) -> None:
@@ -117,22 +126,25 @@ def save_state(folder: Path, parts: Mapping[str, Stateful], position: Position, 
         part.write_bytes(buffer.getbuffer())
 
 
-def load_state(folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[str, Any]) -> Position:
+def check_state(folder: Path, config: TrainConfig, data: TrainingData) -> Position:
+    """Return the position of a run that can go on with these settings and data; nothing is changed.
+
+    Raises:
+        InputError, SettingError: as `load_state` does, but for another network under the same settings.
+    """
+    return _read(folder, config, data)[0]
+
+
+def load_state(folder: Path, parts: Mapping[str, Stateful], config: TrainConfig, data: TrainingData) -> Position:
     """Set `parts` and torch's random numbers to what state.ckpt holds, and return the run's position.
 
     Raises:
         InputError: when there is no state, or the file is damaged.
-        SettingError: when the state is of another run: other settings, other data, another network or version.
+        SettingError: when the state is of another run: other settings, other data, another network or version; or when
+            it has more epochs than `config` asks for.
     """
     path = folder / STATE
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        before, position = content["identity"], _unpacked(content["position"])
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} holds no {STATE} to go on from. Train without --resume.") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not Tilth's. Remove {folder} and train again.") from error
-    _refuse_other(path, before, known_as)
+    position, content = _read(folder, config, data)
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
@@ -169,6 +181,31 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise InputError(f"{path} is of another network than its card describes. Train the run again.") from error
 
 
+def _read(folder: Path, config: TrainConfig, data: TrainingData) -> tuple[Position, Mapping[str, Any]]:
+    """Return the position that state.ckpt holds, and all of it, where these settings and data can go on with it."""
+    path = folder / STATE
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        before, position = content["identity"], _unpacked(content["position"])
+    except FileNotFoundError as error:
+        raise InputError(_stateless(folder)) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged or not Tilth's. Remove {folder} and train again.") from error
+    _refuse_other(path, before, identity(config, data))
+    if position.epoch > config.epochs:
+        raise SettingError(
+            f"{folder} has {position.epoch} epochs already: epochs = {config.epochs} is too few. Give more."
+        )
+    return position, content
+
+
+def _stateless(folder: Path) -> str:
+    if (folder / CARD).exists():
+        what = f"{folder} is a finished run without {STATE}, which curve and find remove: it cannot go on"
+        return f"{what}. Begin another one with its weights (--start), or choose another --out."
+    return f"{folder} holds no {STATE} to go on from. Train without --resume."
+
+
 def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if before == now:
         return
@@ -178,7 +215,10 @@ def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
             f"{path} is of a run that another version of tilth began: it has other settings than this one. "
             "Go on with that version, or choose another --out."
         )
-    changes = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
+    changes = ", ".join(
+        "the tile set was another one" if name == TILES else f"{name} was {before[name]!r} and is {now[name]!r}"
+        for name in differing
+    )
     raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
 
 

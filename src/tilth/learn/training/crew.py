@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -28,6 +29,7 @@ from tilth.config import TrainConfig
 from tilth.errors import SettingError, TilthError
 from tilth.learn.device import find_device, find_precision
 from tilth.learn.training.batchnorm import SharedStatistics
+from tilth.wording import counted
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -151,7 +153,7 @@ def _worked(work: Callable[..., Any], given: tuple[Any, ...], fabric: Fabric) ->
 
 def _fabric(config: TrainConfig) -> Fabric:
     device = find_device(config.device)
-    _check_started(config, device)
+    check_started(config)
     several: Any = "auto"
     if config.devices * config.nodes > 1:
         start: Literal["popen", "spawn"] = "popen" if _started_from_outside() else "spawn"
@@ -165,11 +167,14 @@ def _fabric(config: TrainConfig) -> Fabric:
             num_nodes=config.nodes,
             strategy=several,
             precision=find_precision(config.precision, device),
+            # Fabric would take a Slurm job of one process for one whose processes are all there.
+            plugins=None if _started_from_outside() else LightningEnvironment(),
         )
 
 
-def _check_started(config: TrainConfig, device: str) -> None:
+def check_started(config: TrainConfig) -> None:
     """Raise SettingError where the processes or devices that `config` speaks of cannot be there."""
+    device = find_device(config.device)
     if config.devices > 1 and device == "mps":
         raise SettingError(f"devices = {config.devices}: Apple's machines have one GPU. Use --devices 1.")
     if device == "cuda" and config.devices > torch.cuda.device_count():
@@ -178,6 +183,11 @@ def _check_started(config: TrainConfig, device: str) -> None:
         raise SettingError(f"nodes = {config.nodes}: start tilth on each machine with torchrun or srun.")
     if config.compile and config.devices * config.nodes > 1:
         raise SettingError("compile = true is for one device. Train without --compile, or with --devices 1.")
+    _check_counted(config)
+
+
+def _check_counted(config: TrainConfig) -> None:
+    """Raise SettingError where torchrun or Slurm started other numbers of processes than `config` says."""
     if TorchElasticEnvironment.detect():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         if (config.devices, config.devices * config.nodes) != (here, everywhere):
@@ -185,18 +195,34 @@ def _check_started(config: TrainConfig, device: str) -> None:
                 f"torchrun started {everywhere} processes, {here} of them here. "
                 f"Give --devices {here} --nodes {everywhere // here}."
             )
+    elif _slurm_tasks() > 1:
+        tasks, nodes = _slurm_tasks(), int(os.environ.get("SLURM_NNODES", config.nodes))
+        if (config.devices * config.nodes, config.nodes) != (tasks, nodes):
+            raise SettingError(
+                f"The Slurm job has {tasks} processes on {counted(nodes, 'machine')}. Give --devices {tasks // nodes} "
+                f"--nodes {nodes}, or ask Slurm for one (--ntasks 1)."
+            )
 
 
 def _started_from_outside() -> bool:
+    return TorchElasticEnvironment.detect() or _slurm_tasks() > 1
+
+
+def _slurm_tasks() -> int:
+    """Return how many processes the Slurm job has that this one belongs to; 1 where there is none."""
     with warnings.catch_warnings():
         # Fabric's advice to use srun where there is one.
         warnings.simplefilter("ignore")
-        return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+        return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1
 
 
 def _as_it_was_raised(error: ProcessRaisedException) -> Exception:
     """Return the error of another process: as it was when it is Tilth's, which is one line, and the last."""
     name, _, text = str(error).strip().splitlines()[-1].partition(": ")
-    kinds = {kind.__name__: kind for kind in TilthError.__subclasses__()}
-    kind = kinds.get(name.rpartition(".")[2])
+    kind = {kind.__name__: kind for kind in _kinds(TilthError)}.get(name.rpartition(".")[2])
     return kind(text) if kind else error
+
+
+def _kinds(root: type[TilthError]) -> list[type[TilthError]]:
+    """Return an error and all that are kinds of it."""
+    return [root, *(kind for child in root.__subclasses__() for kind in _kinds(child))]

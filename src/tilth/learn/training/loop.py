@@ -12,7 +12,7 @@ import torch
 from tilth.card import WEIGHTS
 from tilth.config import TrainConfig
 from tilth.counting import Counting
-from tilth.errors import InputError, SettingError
+from tilth.errors import DivergedError, InputError
 from tilth.learn.device import layout, repeatable
 from tilth.learn.feeding.feed import Batch, Feed, TrainingData
 from tilth.learn.feeding.order import check_shared, part_of
@@ -87,7 +87,7 @@ class _Run:
         # Torch compiles at the first step; Fabric takes the wrapper off and puts it on again over its own.
         model: Any = torch.compile(network) if config.compile else network
         self._model, self._stepper = self._fabric.setup(model, self._optimizer)
-        self._mix = loss_mix(config, data.legend, data.shares)
+        self._mix = loss_mix(config, data.legend, data.shares, data.labelled)
         crew.begin_alike(network)
         self._step = Step(crew, self._model, self._mix, self._counting.classes)
         self._average = Average(network, config.ema) if config.ema else None
@@ -99,9 +99,7 @@ class _Run:
 
     def finished(self) -> bool:
         """Return whether no epoch is to come: all are done, or the last ones were in vain."""
-        patience = self._config.patience
-        in_vain = bool(patience) and self.position.history.since_best >= patience
-        return self.position.epoch >= self._config.epochs or (in_vain and not self.position.step)
+        return self.position.ended(self._config)
 
     def tiles_left(self) -> int:
         """Return how many tiles, of training and validation, are still to come."""
@@ -166,11 +164,7 @@ class _Run:
     def _begun(self, resume: bool) -> Position:
         if not resume:
             return Position(self._no_tally())
-        position = load_state(self._folder, self._parts, self._identity)
-        if position.epoch > self._config.epochs:
-            epochs = f"epochs = {self._config.epochs} is too few"
-            raise SettingError(f"{self._folder} has {position.epoch} epochs already: {epochs}.")
-        return position
+        return load_state(self._folder, self._parts, self._config, self._data)
 
     @property
     def _parts(self) -> dict[str, Stateful]:
@@ -204,7 +198,7 @@ class _Run:
         try:
             counted = self._step.gradients(batches)
         except NoNumberError as error:
-            raise InputError(self._blame(error, batches[error.batch])) from error
+            raise DivergedError(self._blame(error, batches[error.batch])) from error
         if self._config.clip_norm:
             # Fabric takes the loss scaling of 16-mixed off first; what overflowed there is skipped, not refused.
             self._fabric.clip_gradients(

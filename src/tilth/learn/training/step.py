@@ -128,7 +128,7 @@ class Step:
         label = self._crew.joined(label)
         if isinstance(logits, tuple):
             fine = self._crew.joined(logits[0])
-            coarser = [self._crew.joined(each) for each in logits[1]]
+            coarser = {stride: self._crew.joined(each) for stride, each in logits[1].items()}
             return *segmentation_losses((fine, coarser), label, self._mix), fine, label
         fine = self._crew.joined(logits)
         return *segmentation_losses(fine, label, self._mix), fine, label

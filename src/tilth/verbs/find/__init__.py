@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tilth.config import Recipe
-from tilth.errors import InputError, SettingError
+from tilth.errors import DivergedError, InputError, SettingError
 from tilth.geo.tilesets.tileset import TileSet
 from tilth.learn.networks.network import build
 from tilth.learn.training.checkpoint import STATE
 from tilth.learn.training.crew import rank_of
-from tilth.learn.training.step import NoNumberError
 from tilth.progress import announce
 from tilth.verbs.find.halving import Tried, goes_on
 from tilth.verbs.find.result import Found, run_of
@@ -96,9 +95,7 @@ def _trained(tiles: Path, run: Path, recipe: Recipe) -> tuple[float | None, floa
     began = time.monotonic()
     try:
         history = train(tiles, run, recipe, resume=True).history
-    except InputError as error:
-        if not isinstance(error.__cause__, NoNumberError):
-            raise
+    except DivergedError:
         return None, time.monotonic() - began
     if math.isnan(history.best.val_iou):
         raise InputError(f"{tiles}: no validation tile can be scored. Prepare it again with a larger --val.")

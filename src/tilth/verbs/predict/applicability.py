@@ -17,6 +17,7 @@ from tilth.geo.mapping.coarse import Mirrored, coarse, frames
 from tilth.geo.mapping.tiles import Lanes
 from tilth.geo.rasters.maptags import SCALE_TAG
 from tilth.geo.rasters.rasterout import MapLayout, create_map
+from tilth.learn.training.checkpoint import STATE
 from tilth.learn.using.known import Encoder, load_encoder
 from tilth.progress import meter
 from tilth.verbs.predict.plan import Task
@@ -44,9 +45,13 @@ class Outside:
 def check_known(run: Path) -> None:
     """Raise InputError when a run does not say what it knows, or what says so is damaged."""
     if not (run / KNOWN).exists():
+        again = (
+            f"Give `tilth train TILES --out {run} --resume` with its recipe, which writes it and trains nothing again"
+            if (run / STATE).exists()
+            else "Train it again"
+        )
         raise InputError(
-            f"{run} holds no {KNOWN}, so nobody can say what the run knows. Give `tilth train TILES --out {run} "
-            "--resume` with its recipe, which writes it and trains nothing again; or map without --applicability."
+            f"{run} holds no {KNOWN}, so nobody can say what the run knows. {again}; or map without --applicability."
         )
     Applicability.read(run / KNOWN)
 

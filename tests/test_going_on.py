@@ -1,0 +1,104 @@
+"""`tilth train --resume`: what a run holds while it goes on, and after it was refused."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tilth.card import CARD, WEIGHTS, read_card
+from tilth.config import Recipe
+from tilth.errors import InputError, SettingError
+from tilth.geo.tilesets.tileset import TileSet
+from tilth.learn.feeding.feed import Scaling
+from tilth.learn.networks.network import build
+from tilth.learn.training.checkpoint import STATE
+from tilth.learn.training.history import History, read_history
+from tilth.learn.training.loop import _Run
+from tilth.verbs.train import CARD_BEFORE, _card, train
+
+SMALL = Recipe().changed(
+    model={"architecture": "transfer", "encoder": "mobilenetv3_small_050", "weights": "none"},
+    train={"epochs": 1, "batch_size": 4, "schedule": "constant", "device": "cpu"},
+)
+
+
+@pytest.fixture
+def run(tiles: Path, tmp_path: Path) -> Path:
+    return train(tiles, tmp_path / "run", SMALL).run
+
+
+def content(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"decoder_lr": 0.5}}, "decoder_lr was 0.002 and is 0.5"),
+        ({"model": {"encoder": "resnet10t"}}, "encoder was 'mobilenetv3_small_050' and is 'resnet10t'"),
+    ],
+)
+def test_what_is_refused_changes_nothing_of_the_run(
+    run: Path, tiles: Path, changes: dict[str, Any], message: str
+) -> None:
+    before = content(run)
+    with pytest.raises(SettingError, match=message):
+        train(tiles, run, SMALL.changed(**changes), resume=True)
+    assert content(run) == before
+    train(tiles, run, SMALL, resume=True)
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Training stops after the second epoch."""
+    end_epoch = _Run.end_epoch
+
+    def ended(self: _Run, val: Any) -> None:
+        end_epoch(self, val)
+        if self.position.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "end_epoch", ended)
+    yield
+    monkeypatch.undo()
+
+
+def test_a_run_that_is_prolonged_has_no_card_until_it_is_done(run: Path, tiles: Path, stopping: None) -> None:
+    card = replace(read_card(run), threshold=0.31, temperature=1.7, calibrated="on something")
+    card.write(run)
+    longer = SMALL.changed(train={"epochs": 3})
+    with pytest.raises(KeyboardInterrupt):
+        train(tiles, run, longer, resume=True)
+    with pytest.raises(InputError, match="is not a finished run"):
+        read_card(run)
+    assert read_card(run, CARD_BEFORE) == card
+
+
+def test_a_calibration_stays_with_the_weights_that_it_is_of(run: Path, tiles: Path) -> None:
+    card = replace(read_card(run), threshold=0.31, temperature=1.7, calibrated="on something")
+    card.write(run)
+    weights = (run / WEIGHTS).read_bytes()
+    done = train(tiles, run, SMALL.changed(train={"epochs": 2}), resume=True)
+    kept = (run / WEIGHTS).read_bytes() == weights
+    assert (done.card.threshold == 0.31) == kept == (done.card.epoch == 1)
+    assert not (run / CARD_BEFORE).exists()
+
+
+def test_a_run_without_a_state_is_told_what_else_there_is(run: Path, tiles: Path) -> None:
+    (run / STATE).unlink()
+    before = content(run)
+    with pytest.raises(InputError, match=r"without state\.ckpt, .* Begin another one with its weights \(--start\)"):
+        train(tiles, run, SMALL, resume=True)
+    assert content(run) == before
+
+
+def test_a_score_that_does_not_exist_is_not_in_the_card(run: Path, tiles: Path, tmp_path: Path) -> None:
+    card, epoch = read_card(run), read_history(run).best
+    nothing = History((replace(epoch, val_iou=float("nan"), val_f1=float("nan")),))
+    network = build(card.model, 3, 1)
+    made = _card("other", TileSet.open(tiles).meta, card.model, network, Scaling(card.mean, card.std), nothing)
+    made.write(tmp_path)
+    assert read_card(tmp_path).scores == {"loss": epoch.val_loss}
+    assert "NaN" not in (tmp_path / CARD).read_text()
