@@ -25,7 +25,7 @@ from tilth.learn.training.checkpoint import (
 from tilth.learn.training.history import Epoch, History
 from training import TinyNetwork
 
-IDENTITY = {"seed": 0, "fingerprint": "blocks"}
+IDENTITY = {"seed": 0, "tiles": "blocks"}
 ROW = Epoch(1, *[0.25] * 5, float("nan"), *[0.5] * 4, lr=1e-3, seconds=2.0, tiles_per_second=9.0)
 
 
@@ -45,7 +45,7 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     save_state(tmp_path, parts, position, IDENTITY)
     expected = torch.rand(3)
     other, other_parts = trained(seed=1)
-    restored = load_state(tmp_path, other_parts, IDENTITY)
+    restored = load_state(tmp_path, other_parts, IDENTITY, 9)
     assert repr(restored) == repr(position)
     assert torch.equal(torch.rand(3), expected)
     assert network.state_dict().keys() == other.state_dict().keys()
@@ -68,11 +68,19 @@ def test_a_state_of_another_run_says_what_differs(tmp_path: Path) -> None:
     _, parts = trained()
     save_state(tmp_path, parts, Position(Tally.of(2)), IDENTITY)
     with pytest.raises(SettingError, match="seed was 0 and is 4"):
-        load_state(tmp_path, parts, {**IDENTITY, "seed": 4})
+        load_state(tmp_path, parts, {**IDENTITY, "seed": 4}, 9)
     with pytest.raises(SettingError, match="another version of tilth began"):
-        load_state(tmp_path, parts, {**IDENTITY, "colour": "red"})
+        load_state(tmp_path, parts, {**IDENTITY, "colour": "red"}, 9)
     with pytest.raises(SettingError, match="another network"):
-        load_state(tmp_path, {"network": TinyNetwork(bands=5)}, IDENTITY)
+        load_state(tmp_path, {"network": TinyNetwork(bands=5)}, IDENTITY, 9)
+
+
+def test_a_state_of_more_epochs_is_refused(tmp_path: Path) -> None:
+    _, parts = trained()
+    save_state(tmp_path, parts, Position(Tally.of(2), epoch=3), IDENTITY)
+    assert load_state(tmp_path, parts, IDENTITY, 3).epoch == 3
+    with pytest.raises(SettingError, match="has 3 epochs already: epochs = 2 is too few"):
+        load_state(tmp_path, parts, IDENTITY, 2)
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -30])
@@ -82,13 +90,13 @@ def test_a_truncated_state_is_one_line(tmp_path: Path, length: int) -> None:
     content = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(content[:length])
     with pytest.raises(InputError, match="is damaged") as caught:
-        load_state(tmp_path, parts, IDENTITY)
+        load_state(tmp_path, parts, IDENTITY, 9)
     assert "\n" not in str(caught.value)
 
 
 def test_no_state_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="to go on from"):
-        load_state(tmp_path, {}, IDENTITY)
+        load_state(tmp_path, {}, IDENTITY, 9)
 
 
 class Trap:
@@ -101,7 +109,7 @@ def test_a_state_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     write({"identity": Trap()}, tmp_path / STATE)
     with pytest.raises(InputError, match="is damaged"):
-        load_state(tmp_path, {}, IDENTITY)
+        load_state(tmp_path, {}, IDENTITY, 9)
     assert not (tmp_path / "sprung").exists()
 
 

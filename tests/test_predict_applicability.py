@@ -18,6 +18,7 @@ from tilth.card import CARD, read_card
 from tilth.config import PredictConfig, Recipe
 from tilth.errors import InputError
 from tilth.geo.rasters.maptags import SCALE_TAG
+from tilth.learn.training.checkpoint import STATE
 from tilth.learn.using.known import Encoder, load_encoder
 from tilth.verbs.predict import predict
 from tilth.verbs.predict.applicability import seconds_of
@@ -158,6 +159,9 @@ def test_runs_without_it_say_what_to_do_and_map_without_it(run: Path, fields: Pa
         (tmp_path / "old" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "old" / name).write_bytes((run / name).read_bytes())
     raster = (fields / "scene.tif",)
+    with pytest.raises(InputError, match=r"holds no known\.safetensors.* Train it again; or map without"):
+        predict(tmp_path / "old", raster, tmp_path / "map.tif", ASKED)
+    (tmp_path / "old" / STATE).write_bytes((run / STATE).read_bytes())
     with pytest.raises(InputError, match=r"holds no known\.safetensors.*tilth train TILES --out .*old --resume"):
         predict(tmp_path / "old", raster, tmp_path / "map.tif", ASKED)
     (tmp_path / "old" / KNOWN).write_bytes(b"none")

@@ -132,19 +132,19 @@ def check_state(folder: Path, config: TrainConfig, data: TrainingData) -> Positi
     Raises:
         InputError, SettingError: as `load_state` does, but for another network under the same settings.
     """
-    return _read(folder, config, data)[0]
+    return _read(folder, identity(config, data), config.epochs)[0]
 
 
-def load_state(folder: Path, parts: Mapping[str, Stateful], config: TrainConfig, data: TrainingData) -> Position:
+def load_state(folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[str, Any], epochs: int) -> Position:
     """Set `parts` and torch's random numbers to what state.ckpt holds, and return the run's position.
 
     Raises:
         InputError: when there is no state, or the file is damaged.
         SettingError: when the state is of another run: other settings, other data, another network or version; or when
-            it has more epochs than `config` asks for.
+            it has more than so many `epochs`.
     """
     path = folder / STATE
-    position, content = _read(folder, config, data)
+    position, content = _read(folder, known_as, epochs)
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
@@ -181,8 +181,8 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise InputError(f"{path} is of another network than its card describes. Train the run again.") from error
 
 
-def _read(folder: Path, config: TrainConfig, data: TrainingData) -> tuple[Position, Mapping[str, Any]]:
-    """Return the position that state.ckpt holds, and all of it, where these settings and data can go on with it."""
+def _read(folder: Path, known_as: Mapping[str, Any], epochs: int) -> tuple[Position, Mapping[str, Any]]:
+    """Return the position that state.ckpt holds, and all of it, where such a run can go on with it."""
     path = folder / STATE
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -191,11 +191,9 @@ def _read(folder: Path, config: TrainConfig, data: TrainingData) -> tuple[Positi
         raise InputError(_stateless(folder)) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged or not Tilth's. Remove {folder} and train again.") from error
-    _refuse_other(path, before, identity(config, data))
-    if position.epoch > config.epochs:
-        raise SettingError(
-            f"{folder} has {position.epoch} epochs already: epochs = {config.epochs} is too few. Give more."
-        )
+    _refuse_other(path, before, known_as)
+    if position.epoch > epochs:
+        raise SettingError(f"{folder} has {position.epoch} epochs already: epochs = {epochs} is too few. Give more.")
     return position, content
 
 

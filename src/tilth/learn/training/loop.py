@@ -164,7 +164,7 @@ class _Run:
     def _begun(self, resume: bool) -> Position:
         if not resume:
             return Position(self._no_tally())
-        return load_state(self._folder, self._parts, self._config, self._data)
+        return load_state(self._folder, self._parts, self._identity, self._config.epochs)
 
     @property
     def _parts(self) -> dict[str, Stateful]:
