@@ -1,13 +1,13 @@
 """Ideas against Tilth's default, each alone: IoU on two grounds with intervals, and what a step costs.
 
-    python benchmarks/bench_ideas.py --weights WEIGHTS [--seeds 0 1 2] [--turns 7] [--write]
+    python benchmarks/bench_ideas.py --weights WEIGHTS [--forest 0 1 2] [--crowns 0 1] [--turns 7] [--write]
 
 The ideas are those of `recipes/ideas.toml`, and the other decoders of `decoders.py`. `forest` are Sentinel-2 scenes of
 the Amazon as `make bench-train` prepares them, scored on the val part; `crowns` is the demo's scene with the demo's
-tiles, scored on its test blocks. Every idea trains as `tilth curve` does it, on all training tiles. Differences to the
-default are paired, with 95 % intervals over scenes and blocks. Costs are those on the crowns of a training step with
-its feed and of a prediction: all ideas take turns in one process, on one thread, in seconds of the processor, and
-ratios are taken within a turn.
+tiles, scored on its test blocks; each with the seeds that are given. Every idea trains as `tilth curve` does it, on
+all training tiles. Differences to the default are paired, with 95 % intervals over scenes and blocks. Costs are those
+on the crowns of a training step with its feed and of a prediction, to the default's: all ideas take turns in one
+process, on one thread, and the least seconds of the processor count, for what else the machine does only adds to them.
 
 --write puts the table into LOG.md. Results are kept in --folder; the same command goes on from there. A training takes
 some two minutes of one core, and there are grounds x ideas x seeds of them.
@@ -38,6 +38,7 @@ from tilth.verbs.curve import Curve, curve
 from tilth.verbs.curve.points import Job, Point, finished, noted
 from tilth.verbs.demo import SCENES
 from tilth.verbs.prepare import prepare
+from tilth.wording import counted
 from trainees import ENCODER
 
 COSTS = "costs.json"
@@ -58,6 +59,7 @@ def crowns(folder: Path) -> Path:
     return tiles
 
 
+SEEDS = {"forest": [0, 1, 2], "crowns": [0, 1]}
 GROUNDS: dict[str, Callable[[Path], Path]] = {"forest": forest, "crowns": crowns}
 
 
@@ -134,21 +136,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help=f"weights of {ENCODER}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for name, seeds in SEEDS.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=seeds, help=f"seeds on {name}")
     parser.add_argument("--turns", type=int, default=7, help="in which steps are timed (default 7)")
-    parser.add_argument("--grounds", nargs="+", choices=tuple(GROUNDS), default=list(GROUNDS))
     parser.add_argument("--folder", type=Path, default=Path("build/ideas"))
     parser.add_argument("--write", action="store_true", help="put the table into LOG.md")
     given = parser.parse_args(arguments)
     model = {"encoder": ENCODER, "weights": str(given.weights.resolve())}
-    recipe = replace(load_recipe(Path("ideas")).changed(model=model), seeds=tuple(given.seeds))
-    grounds = {name: Ground(GROUNDS[name](given.folder), recipe, given.folder / name) for name in given.grounds}
-    curves = [ground.found() for ground in grounds.values()]
+    recipe, seeds = load_recipe(Path("ideas")).changed(model=model), {name: getattr(given, name) for name in GROUNDS}
+    grounds = [
+        Ground(tiles(given.folder), replace(recipe, seeds=tuple(seeds[name])), given.folder / name)
+        for name, tiles in GROUNDS.items()
+    ]
+    curves = [ground.found() for ground in grounds]
     cost = measured(ideas_of(recipe), crowns(given.folder), given.turns, given.folder / COSTS)
     head = ["idea, alone", "a step", "a prediction"]
-    head += [cell for name in grounds for cell in (f"IoU of {name}", "to the default")]
-    units = " and ".join(f"{each.points[0].words} of {name}" for name, each in zip(grounds, curves, strict=True))
-    about = f"Means of {len(given.seeds)} seeds; intervals over {units}. {machine.described(('torch', 'timm'))}"
+    head += [cell for name in GROUNDS for cell in (f"IoU of {name}", "to the default")]
+    each = [
+        f"{name}: {counted(len(seeds[name]), 'seed')}, intervals over {found.points[0].words}"
+        for name, found in zip(GROUNDS, curves, strict=True)
+    ]
+    about = f"{'; '.join(each)}. {machine.described(('torch', 'timm'))}"
     text = f"{page.table(head, rows_of(curves, cost))}\n\n{about}"
     print(text)
     if given.write:

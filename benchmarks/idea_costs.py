@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from statistics import median
 
 import torch
 
@@ -79,11 +78,9 @@ class Runner:
 
 
 def costs(ideas: Mapping[str, Runner], turns: int) -> dict[str, dict[str, float]]:
-    """Return what each idea takes to the first: medians of the ratios within a turn, after one that warms up."""
+    """Return what each idea takes to the first: the least of the turns, after one that warms up."""
     torch.set_num_threads(1)
     first = next(iter(ideas))
     found = [{name: runner.seconds() for name, runner in ideas.items()} for _ in range(turns + 1)]
-    return {
-        name: {what: median(turn[name][what] / turn[first][what] for turn in found[1:]) for what in (STEP, PREDICTION)}
-        for name in ideas
-    }
+    least = {name: {what: min(turn[name][what] for turn in found[1:]) for what in (STEP, PREDICTION)} for name in ideas}
+    return {name: {what: own / least[first][what] for what, own in each.items()} for name, each in least.items()}
