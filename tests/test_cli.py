@@ -117,3 +117,13 @@ def test_seeds_on_the_command_line_take_the_place_of_the_recipes(
     refusal("compare", "tiles", "--recipe", "demo", "--out", str(tmp_path), "--seeds", "3", "4")
     refusal("compare", "tiles", "--recipe", "demo", "--out", str(tmp_path))
     assert asked == [(3, 4), (0,)]
+
+
+@pytest.mark.parametrize("flag", [("--tile-px", "0"), ("--val", "1.2"), ("--overlap", "1")])
+def test_a_flag_out_of_range_is_one_line(
+    flag: tuple[str, str], fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["prepare", "vector", str(fields / "scene.tif"), "--labels", str(fields / "fields.gpkg")]
+    with pytest.raises(SettingError, match=rf"^{flag[0]} {flag[1]}(\.0)?: input should be [^\n]*\.$"):
+        app([*arguments, "--out", str(tmp_path / "tiles"), *flag], result_action="return_value")
+    assert not (tmp_path / "tiles").exists()

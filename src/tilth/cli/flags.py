@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 from cyclopts import Group, Parameter
 
 from tilth.config import ModelConfig, Recipe, TrainConfig, load_recipe
+from tilth.errors import SettingError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -43,8 +44,19 @@ def recipe_from(path: Path | None, chosen: Mapping[str, Any]) -> Recipe:
 
 
 def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
-    """Return `base`, an instance of the class `config`, with the given flags applied."""
-    return config(**(asdict(base) | given(config, chosen)))
+    """Return `base`, an instance of the class `config`, with the given flags applied.
+
+    Raises:
+        SettingError: for a value that cannot be.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return config(**(asdict(base) | given(config, chosen)))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        flag = "--" + str(next(iter(fault["loc"]), "")).replace("_", "-")
+        raise SettingError(f"{flag} {fault['input']}: {fault['msg'][:1].lower()}{fault['msg'][1:]}.") from error
 
 
 def _fields(config: Any) -> list[tuple[str, Any]]:
