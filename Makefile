@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 .PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: four networks compared, a map, polygons, a report
-	$(BIN)/tilth demo --out demo-out
+	$(BIN)/geograft demo --out demo-out
 
 # One thread a worker: two workers of two threads each would wait for each other on two cores.
 test: $(READY)  ## every test, lint and types included
@@ -26,10 +26,10 @@ lint: $(READY)
 bench: $(READY)  ## speed and memory, ours beside the limit, in one run
 	$(BIN)/python benchmarks/bench_tiles.py
 
-bench-predict: $(READY)  ## maps by Tilth, a plain loop and other packages: speed, memory, seams; BENCH=--write: docs/speed.md
+bench-predict: $(READY)  ## maps by Geograft, a plain loop and other packages: speed, memory, seams; BENCH=--write: docs/speed.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_predict.py $(BENCH)
 
-bench-train: $(READY)  ## training by Tilth, plain loops and other packages: speed, memory, IoU; BENCH=--write: docs/training.md
+bench-train: $(READY)  ## training by Geograft, plain loops and other packages: speed, memory, IoU; BENCH=--write: docs/training.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_train.py $(BENCH)
 
 bench-memory: $(READY)  ## the most memory of maps and polygons of very large rasters
@@ -37,7 +37,7 @@ bench-memory: $(READY)  ## the most memory of maps and polygons of very large ra
 
 DATA ?= ../shared/data/amazon
 WEIGHTS ?= ../shared/weights/tf_efficientnet_b0_encoder.safetensors
-bench-suggest: $(READY)  ## labels that `tilth suggest` saves, simulated; BENCH=--write: docs/suggest.md
+bench-suggest: $(READY)  ## labels that `geograft suggest` saves, simulated; BENCH=--write: docs/suggest.md
 	$(BIN)/python benchmarks/simulate_suggest.py crowns $(BENCH)
 	$(BIN)/python benchmarks/simulate_suggest.py forest --data $(DATA) --weights $(WEIGHTS) $(BENCH)
 

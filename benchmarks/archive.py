@@ -11,14 +11,14 @@ from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, interpolate
 
-from tilth.config import PrepareConfig
-from tilth.geo.tilesets.sources import MaskSource, VectorSource
-from tilth.geo.tilesets.tileset import SPLITS, Tile, TileSet
-from tilth.learn.networks.pyramid import pyramid
-from tilth.legend import IGNORE
-from tilth.scores import confusion_of, scores
-from tilth.verbs.demo import LITE0, SCENES
-from tilth.verbs.prepare import prepare
+from geograft.config import PrepareConfig
+from geograft.geo.tilesets.sources import MaskSource, VectorSource
+from geograft.geo.tilesets.tileset import SPLITS, Tile, TileSet
+from geograft.learn.networks.pyramid import pyramid
+from geograft.legend import IGNORE
+from geograft.scores import confusion_of, scores
+from geograft.verbs.demo import LITE0, SCENES
+from geograft.verbs.prepare import prepare
 
 TILE_PX, STRIDE, CELL_PX = 128, 4, 64
 ARCHIVE = "archive.npz"

@@ -1,10 +1,10 @@
-"""Ideas against Tilth's default, each alone: IoU on two grounds with intervals, and what a step costs.
+"""Ideas against Geograft's default, each alone: IoU on two grounds with intervals, and what a step costs.
 
     python benchmarks/bench_ideas.py --weights WEIGHTS [--forest 0 1 2] [--crowns 0 1] [--turns 7] [--write]
 
 The ideas are those of `recipes/ideas.toml`, and the other decoders of `decoders.py`. `forest` are Sentinel-2 scenes of
 the Amazon as `make bench-train` prepares them, scored on the val part; `crowns` is the demo's scene with the demo's
-tiles, scored on its test blocks; each with the seeds that are given. Every idea trains as `tilth curve` does it, on
+tiles, scored on its test blocks; each with the seeds that are given. Every idea trains as `geograft curve` does it, on
 all training tiles. Differences to the default are paired, with 95 % intervals over scenes and blocks. Costs are those
 on the crowns of a training step with its feed and of a prediction, to the default's: all ideas take turns in one
 process, on one thread, and the least seconds of the processor count, for what else the machine does only adds to them.
@@ -24,21 +24,21 @@ import machine
 import page
 from bench_train import tile_set
 from decoders import CHANGES
+from geograft.card import WEIGHTS, read_card
+from geograft.config import Recipe, load_recipe
+from geograft.files import write_json
+from geograft.geo.tilesets.sources import VectorSource
+from geograft.geo.tilesets.tileset import META, TileSet
+from geograft.learn.training.checkpoint import load_weights
+from geograft.learn.training.loop import fit
+from geograft.learn.using.inference import Predictor
+from geograft.verbs.compare import slug
+from geograft.verbs.curve import Curve, curve
+from geograft.verbs.curve.points import Job, Point, finished, noted
+from geograft.verbs.demo import SCENES
+from geograft.verbs.prepare import prepare
+from geograft.wording import counted
 from idea_costs import PREDICTION, STEP, Idea, Runner, costs
-from tilth.card import WEIGHTS, read_card
-from tilth.config import Recipe, load_recipe
-from tilth.files import write_json
-from tilth.geo.tilesets.sources import VectorSource
-from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.learn.training.checkpoint import load_weights
-from tilth.learn.training.loop import fit
-from tilth.learn.using.inference import Predictor
-from tilth.verbs.compare import slug
-from tilth.verbs.curve import Curve, curve
-from tilth.verbs.curve.points import Job, Point, finished, noted
-from tilth.verbs.demo import SCENES
-from tilth.verbs.prepare import prepare
-from tilth.wording import counted
 from trainees import ENCODER
 
 COSTS = "costs.json"

@@ -4,8 +4,8 @@
 
 The sparse raster is nodata but for five real scenes, in its corners and centre, and takes a few megabytes; the dense
 one is a real scene, mirrored. The default network predicts with the default settings, the dense one with tiles side by
-side, for time's sake. `tilth.predict` and `tilth.polygons` run in a process each; what counts is the most resident
-memory (VmHWM). --write puts the table into docs/speed.md. Ends with 1 where a process took 1.5 GB or more.
+side, for time's sake. `geograft.predict` and `geograft.polygons` run in a process each; what counts is the most
+resident memory (VmHWM). --write puts the table into docs/speed.md. Ends with 1 where a process took 1.5 GB or more.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Step:
 
 def rows(name: str, raster: Path, run: Path, overlap: float) -> list[tuple[list[str], float]]:
     """Return the table's lines for one raster, each with the memory in MB."""
-    with TemporaryDirectory(prefix="tilth-bench-", dir=raster.parent) as folder:
+    with TemporaryDirectory(prefix="geograft-bench-", dir=raster.parent) as folder:
         made, outlines = Path(folder) / "map.tif", Path(folder) / "map.gpkg"
         steps = [Step("predict", raster, made, overlap), Step("polygons", made, outlines, overlap)]
         return [row(name, step, run) for step in steps]
@@ -68,7 +68,7 @@ def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
 
 def work(given: argparse.Namespace) -> None:
     """Make a map or its polygons in this process, or nothing at all, and print what it took as JSON."""
-    from tilth import PolygonConfig, PredictConfig, polygons, predict
+    from geograft import PolygonConfig, PredictConfig, polygons, predict
 
     start = time.perf_counter()
     if given.verb == "predict":

@@ -1,11 +1,11 @@
-"""Maps of one raster by Tilth's backends, a plain PyTorch loop and other packages: speed, memory, seams, in one run.
+"""Maps of one raster by Geograft's backends, a plain PyTorch loop and other packages: speed, memory, seams, in one run.
 
     python benchmarks/bench_predict.py [--pixels 3584] [--seam-pixels 2240] [--repeats 3] [--write]
 
 One run of the default network, one raster (a real scene, mirrored), one tile, one overlap for all. Every map is made
 in a process of its own. Contestants take turns, so that other load on the machine meets all; what counts is the median
 over the turns of the ratios within one. --write puts the tables into docs/speed.md. PEER_PYTHON names the interpreter
-that has the other packages, where this one does not. Ends with 1 where Tilth's seam is above 1.02.
+that has the other packages, where this one does not. Ends with 1 where Geograft's seam is above 1.02.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from pathlib import Path
 import machine
 import page
 from contestants import BACKENDS, Job
+from geograft.card import read_card
+from geograft.config import PredictConfig
 from measured import importable
 from models import trained_run
 from peers import PEERS
 from quality import Quality, qualities
 from race import Entry, Results, race
 from rasters import dense
-from tilth.card import read_card
-from tilth.config import PredictConfig
 
 SEAM_LIMIT = 1.02
 PEER_PYTHON = os.environ.get("PEER_PYTHON", sys.executable)
@@ -42,7 +42,7 @@ def entries(batch: int) -> tuple[Entry, ...]:
         Entry("plain loop, one tile at a time", PLAIN, 1),
         Entry(f"plain loop, {batch} tiles at a time", PLAIN, batch),
         *(Entry(peer.title, f"peer-{name}", batch, PEER_PYTHON) for name, peer in peers),
-        *(Entry(f"**Tilth, {name}**", f"tilth-{name}", batch) for name in backends),
+        *(Entry(f"**Geograft, {name}**", f"geograft-{name}", batch) for name in backends),
     )
 
 

@@ -23,15 +23,15 @@ import torch
 from affine import Affine
 from shapely import Polygon, box
 
-from tilth.config import ModelConfig, PrepareConfig, TrainConfig
-from tilth.geo.tilesets.sources import VectorSource
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.device import find_device, layout
-from tilth.learn.feeding.feed import Feed, Scaling, TrainingData
-from tilth.learn.losses.mix import LossMix, segmentation_loss
-from tilth.learn.networks.network import build
-from tilth.learn.training.optim import optimizer_of
-from tilth.verbs.prepare import prepare
+from geograft.config import ModelConfig, PrepareConfig, TrainConfig
+from geograft.geo.tilesets.sources import VectorSource
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.device import find_device, layout
+from geograft.learn.feeding.feed import Feed, Scaling, TrainingData
+from geograft.learn.losses.mix import LossMix, segmentation_loss
+from geograft.learn.networks.network import build
+from geograft.learn.training.optim import optimizer_of
+from geograft.verbs.prepare import prepare
 
 LIMIT = 0.1
 CRS = "EPSG:32612"

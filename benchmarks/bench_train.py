@@ -1,4 +1,5 @@
-"""Training by Tilth's default, the article's models, plain loops over other networks and another package, in one run.
+"""Training by Geograft's default, the article's models, plain loops over other networks and another package, in one
+run.
 
     python benchmarks/bench_train.py [--tiles DIR] [--weights FILE] [--epochs 10] [--seeds 3] [--minutes 40] [--write]
 
@@ -8,7 +9,7 @@ a step's time goes; then everybody is trained, each in a process of its own. Wha
 benchmark that was stopped goes on, and no training begins that would not end within --minutes. Give the command again
 then: with ten epochs and three seeds all of it takes about an hour and a half on two cores.
 --write puts the tables into docs/training.md. PEER_PYTHON names the interpreter that has the other package, where this
-one does not. Ends with 1 where Tilth's default is not as fast as asked, or not ahead.
+one does not. Ends with 1 where Geograft's default is not as fast as asked, or not ahead.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from typing import Any
 import machine
 import page
 import train_tables as tables
+from geograft import MaskSource, load_recipe, prepare
+from geograft.errors import GeograftError
+from geograft.geo.tilesets.tileset import TileSet
 from measured import NotRunnableError, importable, in_process
-from tilth import MaskSource, load_recipe, prepare
-from tilth.errors import TilthError
-from tilth.geo.tilesets.tileset import TileSet
 from train_results import Shelf, at_equal_time
 from trainees import ARTICLE, BATCH, ENCODER, OURS, PEER, TRAINEES, Job, opened
 
@@ -70,7 +71,7 @@ class Bench:
             yield replace(self.job, name=name)
 
     def jobs_at_equal_time(self) -> Iterator[Job]:
-        """Yield the trainings of as many epochs as end while Tilth's default trains, for those that need them."""
+        """Yield the trainings of as many epochs as end while Geograft's default trains, for those that need them."""
         for job in self.jobs():
             epochs, kept = at_equal_time(self.shelf, job.name, self.seeds, self.job)
             if epochs and (kept is None or (job.seed not in kept.by_seed and job.name != OURS)):
@@ -90,7 +91,7 @@ def tile_set(given: Path | None, folder: Path) -> Path:
         if not IMAGES.is_dir() or not MASKS.is_dir():
             raise NotRunnableError(
                 f"{IMAGES} and {MASKS.name} beside it are not there. Give --tiles, a tile set of two classes and three "
-                "bands that `tilth prepare` made."
+                "bands that `geograft prepare` made."
             )
         source = MaskSource(IMAGES, MASKS, classes=CLASSES, skip_mismatched=True)
         prepare(source, tiles, load_recipe(ARTICLE).prepare)
@@ -98,7 +99,7 @@ def tile_set(given: Path | None, folder: Path) -> Path:
 
 
 def taking_part(only: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of those that can be run here, of `only` these and Tilth's default where any are given."""
+    """Return the names of those that can be run here, of `only` these and Geograft's default where any are given."""
     chosen = [name for name in TRAINEES if not only or name in only or name == OURS]
     return tuple(name for name in chosen if importable(TRAINEES[name].module or "torch", _python(name)))
 
@@ -151,18 +152,18 @@ def report(bench: Bench, times: dict[str, Any], profile: dict[str, Any]) -> dict
     shelf, seeds = bench.shelf, bench.seeds
     asked = "\n".join(f"- {words}: {'yes' if holds else '**no**'}" for words, holds in verdicts(bench, times))
     return {
-        "asked": f"Tilth's default\n\n{asked}",
+        "asked": f"Geograft's default\n\n{asked}",
         "steps": f"{about}\n\n{steps}\n\n{tables.speed_table(times)}",
         "quality": tables.quality_table(shelf, job, seeds),
         "trainings": tables.cost_table(shelf, job, seeds),
-        "feed": f"The feed of Tilth's default delivers a tile in {1000 * median(times['feed']):.1f} ms: "
+        "feed": f"The feed of Geograft's default delivers a tile in {1000 * median(times['feed']):.1f} ms: "
         f"{tables.feed_ratio(times):.1f} times as fast as the network learns (medians of the turns).",
         "profile": f"{tables.part_table(profile)}\n\n{tables.kind_table(profile)}",
     }
 
 
 def verdicts(bench: Bench, times: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Return what is asked of Tilth's default, and whether it holds."""
+    """Return what is asked of Geograft's default, and whether it holds."""
     return tables.verdicts(bench.shelf, bench.job, bench.seeds, times)
 
 
@@ -247,7 +248,7 @@ def _train(bench: Bench, job: Job, what: str) -> None:
 
 
 def _in_process(job: Job, script: str, arguments: Sequence[str], python: str) -> dict[str, Any]:
-    with TemporaryDirectory(prefix="tilth-bench-") as folder:
+    with TemporaryDirectory(prefix="geograft-bench-") as folder:
         return in_process(script, str(job.write(Path(folder) / "job.json")), *arguments, python=python)
 
 
@@ -270,5 +271,5 @@ def _cores() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (NotRunnableError, TilthError) as error:
+    except (NotRunnableError, GeograftError) as error:
         sys.exit(str(error))

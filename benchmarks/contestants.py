@@ -68,12 +68,12 @@ def plain(job: Job) -> Work:
     return work
 
 
-def tilth_with(backend: str, **settings: Any) -> Callable[[Job], Work]:
-    """Return Tilth with one of its backends."""
+def geograft_with(backend: str, **settings: Any) -> Callable[[Job], Work]:
+    """Return Geograft with one of its backends."""
 
     def contestant(job: Job) -> Work:
         import_backend(backend)
-        from tilth import PredictConfig, predict
+        from geograft import PredictConfig, predict
 
         kind = "float16" if job.probabilities else "none"
         config = PredictConfig(
@@ -94,7 +94,7 @@ def alone(backend: str) -> Callable[[Job], Work]:
 
     def contestant(job: Job) -> Work:
         import_backend(backend)
-        from tilth.learn.using.inference import Mapper
+        from geograft.learn.using.inference import Mapper
 
         mapper = Mapper.load(
             [job.run], device="auto", backend=backend, batch_size=job.batch, tta=1, spread=False, compile=False
@@ -160,11 +160,11 @@ def peer(name: str) -> Callable[[Job], Work]:
 
 
 BACKENDS = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
-"""Tilth's backends, and the library that each needs."""
+"""Geograft's backends, and the library that each needs."""
 
 CONTESTANTS: dict[str, Callable[[Job], Work]] = {
     "plain": plain,
-    **{f"tilth-{backend}": tilth_with(backend) for backend in BACKENDS},
+    **{f"geograft-{backend}": geograft_with(backend) for backend in BACKENDS},
     **{f"alone-{backend}": alone(backend) for backend in BACKENDS},
     **{f"peer-{name}": peer(name) for name in PEERS},
     "side by side": cropped(overlapping=False),
@@ -176,7 +176,7 @@ CONTESTANTS: dict[str, Callable[[Job], Work]] = {
 def import_backend(backend: str) -> None:
     """Import what a backend needs, so that it is not counted."""
     import_module(BACKENDS[backend])
-    import_module("tilth.verbs.predict")
+    import_module("geograft.verbs.predict")
 
 
 def tiling(name: str, tile: int, overlap: float) -> Tiling:
@@ -187,14 +187,14 @@ def tiling(name: str, tile: int, overlap: float) -> Tiling:
     before = reach(name, tile, overlap)
     return (
         Tiling.of(-before, tile - before, stride)
-        if name.startswith("tilth")
+        if name.startswith("geograft")
         else Tiling.of(0, tile - 2 * before, stride)
     )
 
 
 def reach(name: str, tile: int, overlap: float) -> int:
     """Return how many pixels before the raster's first one a contestant's first tile begins."""
-    if name.startswith("tilth") or name == "centres":
+    if name.startswith("geograft") or name == "centres":
         return (tile - round(tile * (1 - overlap))) // 2
     return PEERS[name.removeprefix("peer-")].trimmed if name.startswith("peer") else 0
 

@@ -1,4 +1,4 @@
-"""Other decoders for Tilth's default: each changes one thing of its network."""
+"""Other decoders for Geograft's default: each changes one thing of its network."""
 
 from collections.abc import Callable, Sequence
 from unittest.mock import patch
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, interpolate, leaky_relu
 
-from tilth.learn.networks import light
-from tilth.learn.networks.light import FINE, FINE_STRIDE, SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
-from tilth.learn.networks.network import Network
+from geograft.learn.networks import light
+from geograft.learn.networks.light import FINE, FINE_STRIDE, SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
+from geograft.learn.networks.network import Network
 
 
 class Coarse(nn.Module):

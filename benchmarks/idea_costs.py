@@ -7,13 +7,13 @@ from itertools import count
 
 import torch
 
+from geograft.config import Recipe
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.feeding.feed import Batch, Feed, TrainingData
+from geograft.learn.networks.network import Network, build
+from geograft.learn.training.optim import hold_encoder
+from geograft.verbs.train import scaling_of, training_data
 from learners import Learner, engine_learner
-from tilth.config import Recipe
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feeding.feed import Batch, Feed, TrainingData
-from tilth.learn.networks.network import Network, build
-from tilth.learn.training.optim import hold_encoder
-from tilth.verbs.train import scaling_of, training_data
 
 STEP, PREDICTION = "step", "prediction"
 

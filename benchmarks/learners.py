@@ -10,16 +10,16 @@ from torch.nn import functional
 from torch.optim import Adam, Optimizer
 
 import newcomer
-from peernets import smp_in_tilth, smp_network
-from tilth.config import Recipe, TrainConfig, load_recipe
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feeding.feed import TrainingData
-from tilth.learn.losses.mix import loss_mix, segmentation_loss
-from tilth.learn.networks.network import Network, build
-from tilth.learn.training.averaging import Average
-from tilth.learn.training.optim import optimizer_of
-from tilth.legend import IGNORE
-from tilth.verbs.train import scaling_of, training_data
+from geograft.config import Recipe, TrainConfig, load_recipe
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.feeding.feed import TrainingData
+from geograft.learn.losses.mix import loss_mix, segmentation_loss
+from geograft.learn.networks.network import Network, build
+from geograft.learn.training.averaging import Average
+from geograft.learn.training.optim import optimizer_of
+from geograft.legend import IGNORE
+from geograft.verbs.train import scaling_of, training_data
+from peernets import smp_in_geograft, smp_network
 from trainees import ARTICLE, TRAINEES, Job, opened
 
 LAYOUTS = {"channels last": torch.channels_last, "torch's own": torch.contiguous_format}
@@ -64,10 +64,10 @@ def learner(job: Job) -> Learner:
 
 
 def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileSet]:
-    """Return what Tilth's engine trains: a network, smp's where the name says so, and the data; and the tile set."""
+    """Return what Geograft's engine trains: a network, smp's where the name says so, and the data; and the tile set."""
     tiles = opened(job)
     if job.name.startswith("smp-"):
-        network = smp_in_tilth(job.name.split("-")[1], job.weights, recipe.model.frozen_stages)
+        network = smp_in_geograft(job.name.split("-")[1], job.weights, recipe.model.frozen_stages)
     else:
         network = build(recipe.model, len(tiles.meta.band_names), tiles.meta.legend.outputs)
     scaling = scaling_of(tiles.meta, network, recipe.train.normalise)
@@ -75,7 +75,7 @@ def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileS
 
 
 def engine_learner(network: Network, data: TrainingData, train: TrainConfig) -> Learner:
-    """Return a network that takes steps as Tilth's engine does."""
+    """Return a network that takes steps as Geograft's engine does."""
     network.supervise(deep=train.auxiliary_weight > 0)
     mix = loss_mix(train, data.legend, data.shares, data.labelled)
     average = Average(network, train.ema) if train.ema else None

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from geograft import VectorSource, load_recipe, prepare, train
+from geograft.card import CARD
+from geograft.config import Recipe
+from geograft.errors import WeightsError
+from geograft.learn.networks.network import build
 from rasters import SCENE
-from tilth import VectorSource, load_recipe, prepare, train
-from tilth.card import CARD
-from tilth.config import Recipe
-from tilth.errors import WeightsError
-from tilth.learn.networks.network import build
 
 NETWORK = {"architecture": "transfer", "encoder": "efficientnet_b0", "weights": "hub"}
-"""Tilth's default. Its speed does not depend on the weights; what it shows at the borders of tiles does."""
+"""Geograft's default. Its speed does not depend on the weights; what it shows at the borders of tiles does."""
 
 
 def trained_run(folder: Path, epochs: int) -> Path:

@@ -6,11 +6,11 @@ import segmentation_models_pytorch as smp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from geograft.learn.networks.light import LightUNet
+from geograft.learn.networks.network import Network
+from geograft.learn.networks.pyramid import Pyramid, pyramid_of
+from geograft.learn.networks.weights import unfilled_network
 from measured import NotRunnableError
-from tilth.learn.networks.light import LightUNet
-from tilth.learn.networks.network import Network
-from tilth.learn.networks.pyramid import Pyramid, pyramid_of
-from tilth.learn.networks.weights import unfilled_network
 from trainees import ENCODER
 
 NETWORKS = {"unet": smp.Unet, "fpn": smp.FPN, "deeplab": smp.DeepLabV3Plus}
@@ -38,7 +38,7 @@ def fill(encoder: nn.Module, weights: Path) -> None:
 
 
 class SmpBody(nn.Module):
-    """An smp network as Tilth's engine trains one: its stages are those of a pyramid over its encoder's modules."""
+    """An smp network as Geograft's engine trains one: its stages are those of a pyramid over its encoder's modules."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ class SmpBody(nn.Module):
         return logits
 
 
-def smp_in_tilth(kind: str, weights: Path, frozen: int) -> Network:
-    """Return smp's network for Tilth's engine, with the first `frozen` stages of its encoder frozen."""
+def smp_in_geograft(kind: str, weights: Path, frozen: int) -> Network:
+    """Return smp's network for Geograft's engine, with the first `frozen` stages of its encoder frozen."""
     body = SmpBody(smp_network(kind, weights))
     origin = unfilled_network(ENCODER, 3, str(weights))[1]
-    # Made over the same encoder with a decoder of Tilth's, which smp's then replaces.
+    # Made over the same encoder with a decoder of Geograft's, which smp's then replaces.
     network = Network(LightUNet(body.encoder, 3, 1), origin, frozen, trained=True)
     network.body = body  # type: ignore[assignment]
     return network

@@ -13,8 +13,8 @@ import rasterio
 import torch
 from numpy import ndarray
 
-from tilth.card import ModelCard
-from tilth.learn.networks.network import Network
+from geograft.card import ModelCard
+from geograft.learn.networks.network import Network
 
 Infer: TypeAlias = Callable[[ModelCard, Network, Path, Path, float, int], ndarray]
 """Card, network, raster, where to write, overlap, batch -> the probability of class 1, (h, w)."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, Dataset
 
+from geograft.learn.feeding.feed import Scaling, Tiles
+from geograft.learn.training.metrics import confusion
+from geograft.legend import IGNORE
 from learners import LAYOUTS, Learner
-from tilth.learn.feeding.feed import Scaling, Tiles
-from tilth.learn.training.metrics import confusion
-from tilth.legend import IGNORE
 
 Predict = Callable[[Tensor], Tensor]
 

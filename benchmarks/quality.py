@@ -75,7 +75,7 @@ def quality(maps: Sequence[ndarray], shifts: Sequence[int], whole: ndarray, tili
 
 def probabilities(entry: Entry, job: Job) -> ndarray:
     """Return a contestant's map of the probability of class 1, (h, w)."""
-    with TemporaryDirectory(prefix="tilth-bench-") as folder:
+    with TemporaryDirectory(prefix="geograft-bench-") as folder:
         saved = Path(folder) / "probabilities.npy"
         todo = replace(job, out=Path(folder) / "map.tif", batch=entry.batch, probabilities=saved)
         in_process("contestants.py", entry.name, str(todo.write(Path(folder) / "job.json")), python=entry.python)

@@ -1,4 +1,4 @@
-"""Contestants on one raster, by turns: seconds, memory, and how near Tilth comes to what its backend alone does."""
+"""Contestants on one raster, by turns: seconds, memory, and how near Geograft comes to what its backend alone does."""
 
 import math
 import sys
@@ -30,8 +30,8 @@ class Entry:
 
     @property
     def alone(self) -> str:
-        """The contestant that is its backend alone; empty for those that are not Tilth."""
-        return self.name.replace("tilth-", "alone-") if self.name.startswith("tilth-") else ""
+        """The contestant that is its backend alone; empty for those that are not Geograft."""
+        return self.name.replace("geograft-", "alone-") if self.name.startswith("geograft-") else ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def race(entries: Sequence[Entry], job: Job, size: tuple[int, int], repeats: int
 
 def outcome(entry: Entry, job: Job, size: tuple[int, int]) -> Outcome:
     """Return what one map of one contestant takes, and what its backend alone takes."""
-    with TemporaryDirectory(prefix="tilth-bench-") as folder:
+    with TemporaryDirectory(prefix="geograft-bench-") as folder:
         todo = replace(job, out=Path(folder) / "map.tif", batch=entry.batch)
         alone = _alone_seconds(entry, todo, size)
         found = in_process(
@@ -96,7 +96,7 @@ def outcome(entry: Entry, job: Job, size: tuple[int, int]) -> Outcome:
 
 
 def tiles_in(size: int, tile: int, overlap: float) -> int:
-    """Return how many tiles Tilth needs for `size` x `size` pixels: they reach half an overlap beyond the borders."""
+    """Return how many tiles Geograft needs for `size` x `size` pixels. They reach beyond the borders."""
     stride = round(tile * (1 - overlap))
     margin = (tile - stride) // 2
     return (math.ceil((size + 2 * margin - tile) / stride) + 1) ** 2

@@ -9,9 +9,9 @@ from affine import Affine
 from numpy import ndarray
 from rasterio.windows import Window
 
-import tilth
+import geograft
 
-SCENE = Path(tilth.__file__).parent / "data" / "yellowstone" / "training.tif"
+SCENE = Path(geograft.__file__).parent / "data" / "yellowstone" / "training.tif"
 BLOCK = 512
 
 

@@ -1,4 +1,4 @@
-"""How many labels `tilth suggest` saves: an archive whose labels are hidden and bought back tile by tile.
+"""How many labels `geograft suggest` saves: an archive whose labels are hidden and bought back tile by tile.
 
     python benchmarks/simulate_suggest.py crowns [--seeds 24] [--rounds 9] [--write]
     python benchmarks/simulate_suggest.py forest --data ../shared/data/amazon --weights WEIGHTS
@@ -28,12 +28,12 @@ from scipy.optimize import isotonic_regression
 import machine
 import page
 from archive import CELL_PX, STRIDE, Archive, crowns, forest, iou, made, probabilities, read, trained
-from tilth.files import write_json
-from tilth.geo.grid import Window
-from tilth.intervals import intervals
-from tilth.learn.using.doubt import entropy
-from tilth.verbs.suggest.looking import Candidate, in_cells, quarters
-from tilth.verbs.suggest.ranking import ranked
+from geograft.files import write_json
+from geograft.geo.grid import Window
+from geograft.intervals import intervals
+from geograft.learn.using.doubt import entropy
+from geograft.verbs.suggest.looking import Candidate, in_cells, quarters
+from geograft.verbs.suggest.ranking import ranked
 
 PAGE = Path(__file__).parents[1] / "docs" / "suggest.md"
 FIRST, BATCH = 4, 4
@@ -67,12 +67,12 @@ def by_doubt(state: State) -> ndarray:
 
 
 def by_looks(state: State) -> ndarray:
-    """Return the batch that `tilth suggest` would return were all tiles equally doubtful."""
+    """Return the batch that `geograft suggest` would return were all tiles equally doubtful."""
     return _suggested(state, np.full(state.doubt.shape, DOUBTLESS))
 
 
 def suggested(state: State) -> ndarray:
-    """Return the batch that `tilth suggest` returns."""
+    """Return the batch that `geograft suggest` returns."""
     return _suggested(state, state.doubt)
 
 
@@ -85,7 +85,7 @@ STRATEGIES: dict[str, Callable[[State], ndarray]] = {
 
 
 def _suggested(state: State, doubt: ndarray) -> ndarray:
-    """Return the batch that `tilth suggest` returns for the doubt of the cells of each tile, (n, rows, cols)."""
+    """Return the batch that `geograft suggest` returns for the doubt of the cells of each tile, (n, rows, cols)."""
     seen = np.ones(doubt.shape[1:], bool)
     candidates = [
         Candidate(0, Window(int(tile), 0, 1, 1), float(unsure.mean()), 1.0, *quarters(cells, unsure, seen))

@@ -19,10 +19,10 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from geograft.learn.feeding.feed import Batch
+from geograft.learn.networks.network import Network
 from learners import LAYOUTS, Learner, learner
 from step_times import feed
-from tilth.learn.feeding.feed import Batch
-from tilth.learn.networks.network import Network
 from trainees import BATCH, OURS, Job, opened
 
 MARK = "part: "
@@ -137,7 +137,7 @@ def convolution_kind(weight: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Print the profiles of one job as JSON: of Tilth's default by part, and of all named by kind."""
+    """Print the profiles of one job as JSON: of Geograft's default by part, and of all named by kind."""
     job, steps = Job.read(Path(sys.argv[1])), int(sys.argv[2])
     torch.set_num_threads(job.threads)
     tiles = steps * min(BATCH, len(opened(job).split("train")))

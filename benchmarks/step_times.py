@@ -1,8 +1,8 @@
 """What one training step and one prediction take, by turns in one process: `python step_times.py JOB.json TURNS`.
 
 All networks are given the same batch, in the order in memory that is the faster for each. The contestants take turns,
-so that other load on the machine meets all. Between the steps of Tilth's default the feed that it trains from delivers
-batches, as it does in training, for the time that a tile takes to arrive. Prints all seconds as JSON.
+so that other load on the machine meets all. Between the steps of Geograft's default the feed that it trains from
+delivers batches, as it does in training, for the time that a tile takes to arrive. Prints all seconds as JSON.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geograft.learn.feeding.feed import Batch, Feed
 from learners import LAYOUTS, Learner, engine_parts, learner
-from tilth.learn.feeding.feed import Batch, Feed
 from train_one import CLOCKS
 from trainees import BATCH, OURS, TRAINEES, Job
 
@@ -104,7 +104,7 @@ def step_times(job: Job, names: list[str], turns: int) -> dict[str, Any]:
 
 
 def feed(job: Job) -> Iterator[Batch]:
-    """Return the whole batches that Tilth's default trains from, epoch after epoch."""
+    """Return the whole batches that Geograft's default trains from, epoch after epoch."""
     recipe = TRAINEES[OURS].recipe
     assert recipe is not None
     ours = recipe(job)

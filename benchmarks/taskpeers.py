@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from geograft.config import load_recipe
+from geograft.legend import IGNORE
 from peernets import fill
 from plainloop import Part, TilesInMemory, Validated, validated
-from tilth.config import load_recipe
-from tilth.legend import IGNORE
 from train_one import CLOCKS, Trained, scaling_of_weights
 from trainees import ARTICLE, BATCH, ENCODER, Job, opened, scenes_of
 

@@ -1,6 +1,6 @@
 """Maps in plain PyTorch, for comparison: the loop that one writes first, tiles cut to their centres, a whole image.
 
-Nothing here is fast on purpose, and nothing of it is used by Tilth.
+Nothing here is fast on purpose, and nothing of it is used by Geograft.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ import torch
 from numpy import ndarray
 from rasterio.windows import Window
 
-from tilth.card import WEIGHTS, ModelCard, read_card
-from tilth.learn.networks.network import Network, build
-from tilth.learn.training.checkpoint import load_weights
+from geograft.card import WEIGHTS, ModelCard, read_card
+from geograft.learn.networks.network import Network, build
+from geograft.learn.training.checkpoint import load_weights
 
 Predict: TypeAlias = Callable[[ndarray], ndarray]
 """Tiles as they are in the file, (n, b, h, w) -> the probability of class 1, (n, h, w), float32."""

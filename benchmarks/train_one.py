@@ -1,7 +1,7 @@
 """One training of one contestant, in a process of its own: `python train_one.py JOB.json` prints what it gave.
 
 What is imported does not count, nor does building the network. Reading the tiles, training, and a validation after each
-epoch do; for Tilth's engine also what it saves so that a killed run can go on.
+epoch do; for Geograft's engine also what it saves so that a killed run can go on.
 """
 
 import json
@@ -18,15 +18,15 @@ import torch
 from numpy import ndarray
 from torch import nn
 
+from geograft.card import WEIGHTS
+from geograft.config import Recipe, load_recipe
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.training.checkpoint import LAST, load_weights
+from geograft.learn.training.loop import fit
+from geograft.scores import scores
 from learners import engine_parts, learner
 from measured import peak_mb
 from plainloop import Part, TilesInMemory, Validated, train, validated
-from tilth.card import WEIGHTS
-from tilth.config import Recipe, load_recipe
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.training.checkpoint import LAST, load_weights
-from tilth.learn.training.loop import fit
-from tilth.scores import scores
 from trainees import ARTICLE, BATCH, ENCODER, TRAINEES, Job, opened, scenes_of
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -60,10 +60,10 @@ def iou(counts: ndarray) -> float:
 
 
 def in_engine(job: Job, recipe: Recipe) -> tuple[Trained, nn.Module]:
-    """Return what Tilth's engine makes of a network, and the network."""
+    """Return what Geograft's engine makes of a network, and the network."""
     torch.manual_seed(job.seed)
     network, data, tiles = engine_parts(job, recipe)
-    with TemporaryDirectory(prefix="tilth-bench-") as folder:
+    with TemporaryDirectory(prefix="geograft-bench-") as folder:
         start = CLOCKS[job.clock]()
         history = fit(network, data, recipe.train, Path(folder))
         seconds = CLOCKS[job.clock]() - start

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from tilth.config import Recipe, load_recipe
-from tilth.files import file_digest, json_digest, write_json
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.intervals import intervals, paired_intervals
-from tilth.scores import class_scores
+from geograft.config import Recipe, load_recipe
+from geograft.files import file_digest, json_digest, write_json
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.intervals import intervals, paired_intervals
+from geograft.scores import class_scores
 from trainees import ARTICLE, OURS, TRAINEES, Job, default_recipe, needs_own_run
 
 Ends = tuple[float, float]
@@ -131,7 +131,8 @@ def recipe_of(job: Job) -> Recipe:
 
 
 def at_equal_time(shelf: Shelf, name: str, seeds: int, job: Job) -> tuple[int, Kept | None]:
-    """Return how many epochs a contestant ends while Tilth's default trains, and its trainings that say what they give.
+    """Return how many epochs a contestant ends while Geograft's default trains, and its trainings that say what they
+    give.
 
     None where there is none yet: a schedule that knows its end needs a training of its own.
     """

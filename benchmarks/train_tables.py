@@ -12,7 +12,7 @@ from trainees import OURS, PEER, RIVALS, TRAINEES, Job
 
 TO_PEER = "to smp Unet"
 SPEED_ASKED = 2.0
-"""Times as fast as smp's U-Net that Tilth's default shall train and predict."""
+"""Times as fast as smp's U-Net that Geograft's default shall train and predict."""
 FEED_ASKED = 5.0
 """Times as fast as the network learns that its feed shall deliver."""
 
@@ -24,7 +24,7 @@ def ratio(times: Mapping[str, Any], name: str, to: str, what: str) -> float:
 
 
 def feed_ratio(times: Mapping[str, Any]) -> float:
-    """Return how many tiles the feed delivers in the time in which Tilth's default learns from one."""
+    """Return how many tiles the feed delivers in the time in which Geograft's default learns from one."""
     steps = times["networks"][OURS]["train"]
     return float(median(step / times["batch"] / tile for step, tile in zip(steps, times["feed"], strict=True)))
 
@@ -38,7 +38,14 @@ def speed_table(times: Mapping[str, Any]) -> str:
 
 def quality_table(shelf: Shelf, job: Job, seeds: int) -> str:
     """Return the table of IoU after equal epochs and in equal time."""
-    head = ["", "seeds", f"IoU after {job.epochs} epochs", "95 % interval", "Tilth's default less it", "95 % interval"]
+    head = [
+        "",
+        "seeds",
+        f"IoU after {job.epochs} epochs",
+        "95 % interval",
+        "Geograft's default less it",
+        "95 % interval",
+    ]
     head += ["IoU of the best epoch", "epochs in equal time", "IoU then"]
     ours = shelf.kept(OURS, seeds, job.epochs)
     return page.table(head, [_quality_row(shelf, job, seeds, name, ours) for name in TRAINEES])
@@ -53,7 +60,7 @@ def cost_table(shelf: Shelf, job: Job, seeds: int) -> str:
 
 
 def part_table(profile: Mapping[str, Any]) -> str:
-    """Return the table of where a step of Tilth's default spends its time, by part."""
+    """Return the table of where a step of Geograft's default spends its time, by part."""
     parts: Mapping[str, Sequence[float]] = profile["parts"]
     total = sum(sum(both) for both in parts.values())
     last = [name for name in (LOSS, OPTIMIZER, BETWEEN, FEED) if name in parts]
@@ -76,7 +83,7 @@ def kind_table(profile: Mapping[str, Any]) -> str:
 
 
 def verdicts(shelf: Shelf, job: Job, seeds: int, times: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Return what is asked of Tilth's default, each in words with what was found, and whether it holds."""
+    """Return what is asked of Geograft's default, each in words with what was found, and whether it holds."""
     found = []
     if {OURS, PEER} <= times["networks"].keys():
         for what, words in (("train", "trains"), ("infer", "predicts")):

@@ -1,4 +1,4 @@
-"""Who takes part in the training benchmark, what each is given, and the recipes that Tilth's own train by."""
+"""Who takes part in the training benchmark, what each is given, and the recipes that Geograft's own train by."""
 
 import json
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy import ndarray
 
+from geograft.config import Recipe, load_recipe
+from geograft.geo.tilesets.tileset import SPLITS, Tile, TileSet
 from measured import NotRunnableError
-from tilth.config import Recipe, load_recipe
-from tilth.geo.tilesets.tileset import SPLITS, Tile, TileSet
 
 ENCODER = "tf_efficientnet_b0"
 BATCH = 8
@@ -58,7 +58,7 @@ class Trainee:
     slow: bool = False
     """Whether one seed has to do."""
     recipe: Callable[[Job], Recipe] | None = None
-    """What Tilth's engine trains it by; None: a loop of its own."""
+    """What Geograft's engine trains it by; None: a loop of its own."""
     module: str = ""
     """What an interpreter must have for it."""
     timed: bool = True
@@ -66,7 +66,7 @@ class Trainee:
 
 
 def default_recipe(job: Job) -> Recipe:
-    """Return the recipe of Tilth's default. An epoch is one pass over the tiles for everybody, and none stops early."""
+    """Return the recipe of Geograft's default. Everybody's epoch is one pass over the tiles."""
     return _filled(load_recipe(DEFAULT).changed(train={"repeat": 1, "patience": 0}), job)
 
 
@@ -91,23 +91,23 @@ def needs_own_run(recipe: Recipe) -> bool:
 
 
 TRAINEES = {
-    "tilth": Trainee("**Tilth's default**", recipe=default_recipe),
+    "geograft": Trainee("**Geograft's default**", recipe=default_recipe),
     "smp-unet": Trainee("smp Unet, plain loop"),
     "smp-fpn": Trainee("smp FPN, plain loop"),
     "smp-deeplab": Trainee("smp DeepLabV3Plus, plain loop"),
     "smp-unet-recipe": Trainee("smp Unet, the default's recipe", recipe=default_recipe_alone),
-    "article": Trainee("the article's EfficientNet U-Net in Tilth", recipe=article_recipe(2)),
+    "article": Trainee("the article's EfficientNet U-Net in Geograft", recipe=article_recipe(2)),
     "article-random": Trainee("the same, not pretrained", slow=True, recipe=article_recipe(1)),
-    "article-unet": Trainee("the article's U-Net in Tilth", slow=True, recipe=article_recipe(0)),
+    "article-unet": Trainee("the article's U-Net in Geograft", slow=True, recipe=article_recipe(0)),
     "newcomer": Trainee("the article's EfficientNet U-Net, a newcomer's loop", slow=True),
     "torchgeo": Trainee(
         "TorchGeo's task, smp Unet in it", slow=True, module="torchgeo.trainers, lightning.pytorch", timed=False
     ),
 }
-OURS, PEER = "tilth", "smp-unet"
+OURS, PEER = "geograft", "smp-unet"
 """Who is compared, and with whom."""
 RIVALS = ("smp-unet", "smp-fpn", "smp-deeplab")
-"""Whom Tilth's default shall be ahead of in IoU."""
+"""Whom Geograft's default shall be ahead of in IoU."""
 
 
 def opened(job: Job) -> TileSet:

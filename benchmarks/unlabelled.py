@@ -2,7 +2,7 @@
 
     python benchmarks/unlabelled.py --weights WEIGHTS [--shares 10 25] [--bars 0.9 0.95] [--seeds 0 1 2]
 
-For each share and seed a teacher trains on so many percent of the training tiles, those that `tilth curve` draws. It
+For each share and seed a teacher trains on so many percent of the training tiles, those that `geograft curve` draws. It
 maps the others. A pixel whose class has at least the bar's probability gets it as its label, the rest get none. A
 student trains anew on both: labelled tiles are repeated until there is one for every two others. The teacher sees its
 tiles as much more often, so that both take as many steps. Both are scored on the val part. The table has means over the
@@ -30,19 +30,19 @@ from rasterio.windows import Window as RasterWindow
 import machine
 import page
 from bench_train import tile_set
-from tilth.config import EvaluateConfig, Recipe, load_recipe
-from tilth.files import json_digest, write_json
-from tilth.geo.rasters.raster import close_labels
-from tilth.geo.tilesets.tileset import Tile, TileSet
-from tilth.learn.using.inference import Predictor
-from tilth.legend import IGNORE
-from tilth.verbs.curve.plan import sizes, subset
-from tilth.verbs.curve.result import seed_means
-from tilth.verbs.derived import derived_set
-from tilth.verbs.evaluate import scored
-from tilth.verbs.evaluate.figures import Measure
-from tilth.verbs.shown import batched, read, stacked
-from tilth.verbs.train import train
+from geograft.config import EvaluateConfig, Recipe, load_recipe
+from geograft.files import json_digest, write_json
+from geograft.geo.rasters.raster import close_labels
+from geograft.geo.tilesets.tileset import Tile, TileSet
+from geograft.learn.using.inference import Predictor
+from geograft.legend import IGNORE
+from geograft.verbs.curve.plan import sizes, subset
+from geograft.verbs.curve.result import seed_means
+from geograft.verbs.derived import derived_set
+from geograft.verbs.evaluate import scored
+from geograft.verbs.evaluate.figures import Measure
+from geograft.verbs.shown import batched, read, stacked
+from geograft.verbs.train import train
 
 ENCODER = "tf_efficientnet_b0"
 OTHERS = 2
@@ -81,7 +81,7 @@ class Place:
         return ceil(len(self.others) / OTHERS / len(self.labelled))
 
     def recipe(self, repeat: int) -> Recipe:
-        """Return Tilth's default with this seed, and each tile so often in an epoch."""
+        """Return Geograft's default with this seed, and each tile so often in an epoch."""
         model = {"encoder": ENCODER, "weights": str(self.weights)}
         return load_recipe(Path("default")).changed(model=model, train={"repeat": repeat, "seed": self.seed})
 

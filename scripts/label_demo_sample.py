@@ -1,6 +1,6 @@
 """Label a sample of the demo's map from the crowns drawn by hand, in place of a person.
 
-Usage: python scripts/label_demo_sample.py points.gpkg (from `tilth sample demo-out/map.tif --out points.gpkg`)
+Usage: python scripts/label_demo_sample.py points.gpkg (from `geograft sample demo-out/map.tif --out points.gpkg`)
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import geopandas
 
-CROWNS = Path(__file__).parents[1] / "src" / "tilth" / "data" / "yellowstone" / "elsewhere.gpkg"
+CROWNS = Path(__file__).parents[1] / "src" / "geograft" / "data" / "yellowstone" / "elsewhere.gpkg"
 
 
 def label(points: Path) -> None:

@@ -3,7 +3,7 @@
 pip download deepforest==2.1.0 --no-deps
 python scripts/make_demo_data.py deepforest-2.1.0-py3-none-any.whl
 
-Writes training.tif, training.gpkg, elsewhere.tif, elsewhere.gpkg and LICENSE into src/tilth/data/yellowstone; the
+Writes training.tif, training.gpkg, elsewhere.tif, elsewhere.gpkg and LICENSE into src/geograft/data/yellowstone; the
 README there says what was changed. The same wheel and the same versions of GDAL give the same bytes.
 """
 
@@ -25,11 +25,11 @@ from shapely import Polygon
 from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
-from tilth.files import file_digest
-from tilth.geo.vectors.features import Features
-from tilth.geo.vectors.vectorout import write_polygons
+from geograft.files import file_digest
+from geograft.geo.vectors.features import Features
+from geograft.geo.vectors.vectorout import write_polygons
 
-OUT = Path(__file__).resolve().parents[1] / "src" / "tilth" / "data" / "yellowstone"
+OUT = Path(__file__).resolve().parents[1] / "src" / "geograft" / "data" / "yellowstone"
 WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
 LICENCE = "deepforest-2.1.0.dist-info/licenses/LICENSE"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tilth.cli import app
+from geograft.cli import app
 
 COMMANDS = (
     "prepare vector", "prepare masks", "prepare dstl", "audit", "model", "train", "compare", "curve", "find",
@@ -19,7 +19,7 @@ Made by `make docs` from the program's own help. A flag that is not given leaves
 
 
 def help_of(command: str) -> str:
-    """Return what `tilth COMMAND --help` prints, 100 columns wide."""
+    """Return what `geograft COMMAND --help` prints, 100 columns wide."""
     text = io.StringIO()
     console = Console(file=text, width=100, color_system=None, force_terminal=False)
     app([*command.split(), "--help"], console=console, result_action="return_value")
@@ -28,7 +28,7 @@ def help_of(command: str) -> str:
 
 def page() -> str:
     """Return the whole page."""
-    return HEAD + "".join(f"\n## tilth {command}\n\n```\n{help_of(command)}\n```\n" for command in COMMANDS)
+    return HEAD + "".join(f"\n## geograft {command}\n\n```\n{help_of(command)}\n```\n" for command in COMMANDS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a small class map with its probabilities, to try `tilth polygons` on: MAP.tif and MAP.probabilities.tif.
+"""Write a small class map with its probabilities, to try `geograft polygons` on: MAP.tif and MAP.probabilities.tif.
 
     python scripts/make_example_map.py example.tif
 

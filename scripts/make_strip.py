@@ -1,4 +1,4 @@
-"""Draw docs/strip.png, the picture at the top of the README, from the folder of a finished `tilth demo`."""
+"""Draw docs/strip.png, the picture at the top of the README, from the folder of a finished `geograft demo`."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,9 @@ import rasterio
 from matplotlib.figure import Figure
 from shapely import box
 
-from tilth.legend import PALETTE
+from geograft.legend import PALETTE
 
-SCENES = Path(__file__).parents[1] / "src" / "tilth" / "data" / "yellowstone"
+SCENES = Path(__file__).parents[1] / "src" / "geograft" / "data" / "yellowstone"
 PICTURE = Path(__file__).parents[1] / "docs" / "strip.png"
 EDGE_PX = 420
 ROW, COL = 30, 60

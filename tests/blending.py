@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from tilth.geo.grid import Window
-from tilth.geo.mapping.blend import Model, Plan, Strip, blend
-from tilth.geo.mapping.tiles import Lanes, TileGrid
+from geograft.geo.grid import Window
+from geograft.geo.mapping.blend import Model, Plan, Strip, blend
+from geograft.geo.mapping.tiles import Lanes, TileGrid
 
 GRIDS = st.builds(
     TileGrid,

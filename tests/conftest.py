@@ -11,9 +11,9 @@ from shapely import box
 from helpers import TENTH_METRE, UTM12, write_raster
 
 # A busy machine is no failure, and the same commit gives the same answer: `make fuzz` looks for new examples.
-settings.register_profile("tilth", deadline=None, derandomize=True)
+settings.register_profile("geograft", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None)
-settings.load_profile("tilth")
+settings.load_profile("geograft")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -43,9 +43,9 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiles(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tile set of that scene: 32-pixel tiles, blocks of 64 pixels."""
-    from tilth.config import PrepareConfig
-    from tilth.geo.tilesets.sources import VectorSource
-    from tilth.verbs.prepare import prepare
+    from geograft.config import PrepareConfig
+    from geograft.geo.tilesets.sources import VectorSource
+    from geograft.verbs.prepare import prepare
 
     out = tmp_path_factory.mktemp("tiles") / "tiles"
     config = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=64, buffer_px=0, val=0.2, test=0.2)

@@ -20,20 +20,20 @@ from mapping import COVERS, Contextual, Means, make_run
 from processes import Fuse, in_a_process
 
 # Stands in for the learning library, which takes long to load.
-sys.modules["tilth.learn.using.inference"] = types.ModuleType("tilth.learn.using.inference")
-sys.modules["tilth.learn.using.inference"].Mapper = Contextual  # type: ignore[attr-defined]
-sys.modules["tilth.learn.using.known"] = types.ModuleType("tilth.learn.using.known")
-sys.modules["tilth.learn.using.known"].Encoder = Means  # type: ignore[attr-defined]
-sys.modules["tilth.learn.using.known"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
+sys.modules["geograft.learn.using.inference"] = types.ModuleType("geograft.learn.using.inference")
+sys.modules["geograft.learn.using.inference"].Mapper = Contextual  # type: ignore[attr-defined]
+sys.modules["geograft.learn.using.known"] = types.ModuleType("geograft.learn.using.known")
+sys.modules["geograft.learn.using.known"].Encoder = Means  # type: ignore[attr-defined]
+sys.modules["geograft.learn.using.known"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
 
-import tilth.verbs.predict.plan  # noqa: E402
-from tilth.applicability import KNOWN, fit  # noqa: E402
-from tilth.config import PredictConfig  # noqa: E402
-from tilth.verbs.predict import predict  # noqa: E402
+import geograft.verbs.predict.plan  # noqa: E402
+from geograft.applicability import KNOWN, fit  # noqa: E402
+from geograft.config import PredictConfig  # noqa: E402
+from geograft.verbs.predict import predict  # noqa: E402
 
 CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
 # Two panels of four or five columns of tiles.
-tilth.verbs.predict.plan.panel_width = lambda *_: 80
+geograft.verbs.predict.plan.panel_width = lambda *_: 80
 
 
 def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:

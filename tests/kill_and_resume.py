@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from geograft.config import TrainConfig
+from geograft.learn.training.checkpoint import STATE
+from geograft.learn.training.loop import fit
 from processes import Fuse, in_a_process
-from tilth.config import TrainConfig
-from tilth.learn.training.checkpoint import STATE
-from tilth.learn.training.loop import fit
 from training import Tile, TinyNetwork, blocks, training_data
 
 CONFIG = TrainConfig(

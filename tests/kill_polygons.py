@@ -16,11 +16,11 @@ import numpy as np
 from numpy import ndarray
 from scipy import ndimage
 
+from geograft.config import PolygonConfig
+from geograft.geo.rasters.raster import Image
+from geograft.verbs.polygons import polygons
 from helpers import write_raster
 from processes import Fuse, in_a_process
-from tilth.config import PolygonConfig
-from tilth.geo.rasters.raster import Image
-from tilth.verbs.polygons import polygons
 
 HEIGHT, WIDTH = 2600, 40
 CONFIG = PolygonConfig(fill_holes_m2=0.05, min_area_m2=0.03, simplify_m=0.1, smooth=1, connectivity=8)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 
-from tilth.card import WEIGHTS, ModelCard, read_card
-from tilth.config import ModelConfig
-from tilth.legend import Legend
+from geograft.card import WEIGHTS, ModelCard, read_card
+from geograft.config import ModelConfig
+from geograft.legend import Legend
 
 TREES = Legend(("other", "trees"), (1, 2))
 COVERS = Legend(("water", "grass", "crops", "trees"), (10, 20, 30, 7))

@@ -10,14 +10,14 @@ from numpy import ndarray
 from pyproj import CRS
 from shapely import box
 
+from geograft.config import PrepareConfig
+from geograft.files import write_json
+from geograft.geo.grid import Window
+from geograft.geo.tilesets.tileset import INDEX, META, Scene, Split, TileSetMeta
+from geograft.geo.vectors.vectorout import write_tiles
+from geograft.learn.feeding.feed import Scaling, TrainingData
+from geograft.legend import Legend
 from helpers import TENTH_METRE, UTM12, write_raster
-from tilth.config import PrepareConfig
-from tilth.files import write_json
-from tilth.geo.grid import Window
-from tilth.geo.tilesets.tileset import INDEX, META, Scene, Split, TileSetMeta
-from tilth.geo.vectors.vectorout import write_tiles
-from tilth.learn.feeding.feed import Scaling, TrainingData
-from tilth.legend import Legend
 
 LEGEND = Legend(("red", "green"), overlapping=True)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tilth.errors import InputError, OutputError
-from tilth.geo.ahead import ahead, behind
+from geograft.errors import InputError, OutputError
+from geograft.geo.ahead import ahead, behind
 
 
 def failing() -> Iterator[int]:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from tilth import applicability
-from tilth.applicability import Applicability, fit
-from tilth.errors import InputError
+from geograft import applicability
+from geograft.applicability import Applicability, fit
+from geograft.errors import InputError
 
 
 def cloud(seed: int, n: int = 40, d: int = 3) -> ndarray:

@@ -12,16 +12,16 @@ from affine import Affine
 from numpy import ndarray
 
 from full_disk import files_no_larger_than
+from geograft.cli import main
+from geograft.config import SampleConfig
+from geograft.errors import InputError, OutputError
+from geograft.estimation import Tally, estimates
+from geograft.geo.accuracy.strata import places_of
+from geograft.geo.rasters.raster import Image
+from geograft.legend import Legend
+from geograft.verbs.area import area
+from geograft.verbs.sample import sample
 from helpers import UTM12, write_raster
-from tilth.cli import main
-from tilth.config import SampleConfig
-from tilth.errors import InputError, OutputError
-from tilth.estimation import Tally, estimates
-from tilth.geo.accuracy.strata import places_of
-from tilth.geo.rasters.raster import Image
-from tilth.legend import Legend
-from tilth.verbs.area import area
-from tilth.verbs.sample import sample
 
 CHANGE = Legend(("deforestation", "forest gain", "stable forest", "stable non-forest"), (1, 2, 3, 4))
 TREES = Legend(("other", "trees"), (1, 2))
@@ -276,5 +276,5 @@ def test_the_command_line(
         main(["area", str(path), str(points), "--out", str(tmp_path / "area.json")])
     assert not done.value.code
     assert "% of the map is right" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"tilth: .*points.gpkg exists already"):
+    with pytest.raises(SystemExit, match=r"geograft: .*points.gpkg exists already"):
         main(["sample", str(path), "--out", str(points), "--points", "10"])

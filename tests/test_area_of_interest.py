@@ -13,13 +13,13 @@ from numpy import ndarray
 from pyproj import CRS
 from shapely import Point, Polygon, box
 
+from geograft.errors import InputError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.rasters import area as module
+from geograft.geo.rasters.area import Area
+from geograft.geo.rasters.burn import burned, in_pixels
+from geograft.geo.vectors.vector import valid_polygons
 from helpers import TENTH_METRE, UTM12
-from tilth.errors import InputError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters import area as module
-from tilth.geo.rasters.area import Area
-from tilth.geo.rasters.burn import burned, in_pixels
-from tilth.geo.vectors.vector import valid_polygons
 
 SIZE = 300
 PLACES = {

@@ -10,23 +10,23 @@ import pytest
 from pydantic import TypeAdapter
 from shapely import box
 
-import tilth
+import geograft
+from geograft.config import PrepareConfig
+from geograft.errors import InputError
+from geograft.files import write_text
+from geograft.geo.grid import Window
+from geograft.geo.splitting.splits import Place, Planned, article_tiles, plan
+from geograft.geo.tilesets.sources import MaskSource, VectorSource
+from geograft.geo.tilesets.tileset import INDEX, META, Scene, Tile, TileSetMeta
+from geograft.geo.vectors.vectorout import write_tiles
+from geograft.legend import Legend
+from geograft.verbs.audit import Audit, audit, audit_plan, audit_tiles
+from geograft.verbs.prepare import prepare
 from helpers import textured, write_raster
-from tilth.config import PrepareConfig
-from tilth.errors import InputError
-from tilth.files import write_text
-from tilth.geo.grid import Window
-from tilth.geo.splitting.splits import Place, Planned, article_tiles, plan
-from tilth.geo.tilesets.sources import MaskSource, VectorSource
-from tilth.geo.tilesets.tileset import INDEX, META, Scene, Tile, TileSetMeta
-from tilth.geo.vectors.vectorout import write_tiles
-from tilth.legend import Legend
-from tilth.verbs.audit import Audit, audit, audit_plan, audit_tiles
-from tilth.verbs.prepare import prepare
 
 TREES = Legend(("background", "tree"))
 DOCS = Path(__file__).parents[1] / "docs" / "audit.md"
-YELLOWSTONE = Path(tilth.__file__).parent / "data" / "yellowstone"
+YELLOWSTONE = Path(geograft.__file__).parent / "data" / "yellowstone"
 ARTICLE = [Place(f"s{i:02}", 3248, 3248, f"s{i:02}") for i in range(23)]
 
 

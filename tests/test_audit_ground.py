@@ -13,22 +13,22 @@ from numpy import ndarray
 from PIL import Image as Picture
 from pyproj import Transformer
 
+from geograft.config import ModelConfig, PrepareConfig, Recipe, TrainConfig
+from geograft.errors import InputError
+from geograft.figures.variogram import Curve, variogram_figure
+from geograft.geo.coverage import Overlap
+from geograft.geo.grid import Window
+from geograft.geo.splitting.likeness import Likeness, likeness, sampled_windows
+from geograft.geo.splitting.variogram import Variogram, fitted
+from geograft.geo.tilesets.dstl import SAME_GROUND
+from geograft.geo.tilesets.scenes import Gathered, Source
+from geograft.geo.tilesets.sources import DstlSource, MaskSource
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.verbs.audit import Audit, Held, audit, audit_set
+from geograft.verbs.audit.words import nearness, unlike
+from geograft.verbs.prepare import prepare
+from geograft.verbs.train import train
 from helpers import TENTH_METRE, UTM12, write_raster
-from tilth.config import ModelConfig, PrepareConfig, Recipe, TrainConfig
-from tilth.errors import InputError
-from tilth.figures.variogram import Curve, variogram_figure
-from tilth.geo.coverage import Overlap
-from tilth.geo.grid import Window
-from tilth.geo.splitting.likeness import Likeness, likeness, sampled_windows
-from tilth.geo.splitting.variogram import Variogram, fitted
-from tilth.geo.tilesets.dstl import SAME_GROUND
-from tilth.geo.tilesets.scenes import Gathered, Source
-from tilth.geo.tilesets.sources import DstlSource, MaskSource
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.verbs.audit import Audit, Held, audit, audit_set
-from tilth.verbs.audit.words import nearness, unlike
-from tilth.verbs.prepare import prepare
-from tilth.verbs.train import train
 
 SMALL = PrepareConfig(tile_px=32, overlap=0.0, split="scene", val=0.25, test=0.25)
 

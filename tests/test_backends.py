@@ -14,14 +14,14 @@ import torch
 from numpy import ndarray
 from torch.nn.functional import interpolate
 
-from tilth.card import WEIGHTS, ModelCard, read_card
-from tilth.config import ModelConfig
-from tilth.errors import SettingError
-from tilth.learn.backends import choice, graphs
-from tilth.learn.networks.network import Network, build
-from tilth.learn.training.checkpoint import save_weights
-from tilth.learn.using.inference import Mapper
-from tilth.legend import Legend
+from geograft.card import WEIGHTS, ModelCard, read_card
+from geograft.config import ModelConfig
+from geograft.errors import SettingError
+from geograft.learn.backends import choice, graphs
+from geograft.learn.networks.network import Network, build
+from geograft.learn.training.checkpoint import save_weights
+from geograft.learn.using.inference import Mapper
+from geograft.legend import Legend
 from training import TinyNetwork
 
 OTHERS = ("onnx", "openvino")
@@ -39,7 +39,7 @@ CARD = ModelCard(
     threshold=0.5,
     epoch=1,
 )
-# Tilth's own network, the article's, its kin, and the U-Net where it pads its images, with three classes.
+# Geograft's own network, the article's, its kin, and the U-Net where it pads its images, with three classes.
 LIGHT = replace(CARD, model=ModelConfig(weights="none"), tile_px=128)
 TRANSFER = replace(CARD, model=ModelConfig(architecture="transfer", weights="none"), tile_px=64)
 LITE0 = replace(TRANSFER, model=replace(TRANSFER.model, encoder="efficientnet_lite0"))
@@ -95,7 +95,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch, backend: str, export: Callable[...
 
 @pytest.fixture(scope="module", params=[LIGHT, TRANSFER, LITE0, PADDED], ids=["light", "transfer", "lite0", "padded"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a network that Tilth trains."""
+    """A run of a network that Geograft trains."""
     return make_run(tmp_path_factory.mktemp("real") / "run", request.param)
 
 
@@ -103,7 +103,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of a tiny network, in the real ones' place from here on, with the graphs of both backends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tilth.learn.using.inference.build", tiny)
+        patch.setattr("geograft.learn.using.inference.build", tiny)
         run = make_run(tmp_path_factory.mktemp("kept") / "run", network=tiny)
         for backend in OTHERS:
             assert load(run, backend).backend == backend
@@ -286,7 +286,7 @@ def test_a_backend_that_is_not_installed_is_one_line(
     backend: str, module: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SettingError, match=rf"is not installed\. Run pip install 'tilth\[{backend}\]', or"):
+    with pytest.raises(SettingError, match=rf"is not installed\. Run pip install 'geograft\[{backend}\]', or"):
         load(run, backend)
 
 
@@ -334,7 +334,7 @@ FIRST_CALLS = """
 import os, sys, threading
 from pathlib import Path
 import torch
-from tilth.learn.backends.openvino import Streams
+from geograft.learn.backends.openvino import Streams
 streams, start = Streams(Path(sys.argv[1]), 2), threading.Barrier(2)
 def first_call():
     start.wait()
@@ -350,7 +350,7 @@ os._exit(any(thread.is_alive() for thread in threads))
 def test_two_threads_whose_first_calls_meet_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """OpenVINO makes a table at its first use, and two threads that make it at once would wait for ever."""
     pytest.importorskip("openvino")
-    from tilth.learn.backends import openvino as backend
+    from geograft.learn.backends import openvino as backend
 
     backend.export(torch.nn.Conv2d(3, 1, 1).eval(), torch.zeros(1, 3, 32, 32), tmp_path)
     done = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(tmp_path)], timeout=180, check=False)

@@ -17,23 +17,23 @@ from numpy import ndarray
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.burn import burned, in_pixels
+from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.raster import Image
+from geograft.geo.vectors.vector import read_polygons
+from geograft.verbs.polygons import polygons
+from geograft.verbs.predict import predict
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from mapping import Pointwise, make_run
-from tilth.errors import InputError
-from tilth.geo.grid import Window
-from tilth.geo.rasters.burn import burned, in_pixels
-from tilth.geo.rasters.mosaic import Mosaic
-from tilth.geo.rasters.raster import Image
-from tilth.geo.vectors.vector import read_polygons
-from tilth.verbs.polygons import polygons
-from tilth.verbs.predict import predict
 
 SHAPE = (24, 30)
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilth.verbs.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.verbs.predict.Mapper", Pointwise)
 
 
 @pytest.fixture

@@ -20,29 +20,29 @@ from numpy import ndarray
 from rasterio.errors import NotGeoreferencedWarning
 from shapely import box
 
+from geograft.card import CARD, ModelCard, read_card
+from geograft.cli import main
+from geograft.config import PredictConfig, PrepareConfig, Recipe, SampleConfig
+from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.raster import Image
+from geograft.geo.tilesets.sources import DstlSource, VectorSource
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.indices import Index, with_indices
+from geograft.learn.feeding.feed import Feed, Scaling
+from geograft.learn.networks.weights import InputScaling
+from geograft.learn.using.inference import Mapper
+from geograft.verbs.audit import audit
+from geograft.verbs.derived import derived_set
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.predict import predict
+from geograft.verbs.prepare import prepare
+from geograft.verbs.report import report
+from geograft.verbs.review import review
+from geograft.verbs.sample import sample
+from geograft.verbs.train import scaling_of, train, training_data
 from helpers import TENTH_METRE, UTM12, write_raster
-from tilth.card import CARD, ModelCard, read_card
-from tilth.cli import main
-from tilth.config import PredictConfig, PrepareConfig, Recipe, SampleConfig
-from tilth.errors import InputError, SettingError
-from tilth.geo.grid import Window
-from tilth.geo.rasters.mosaic import Mosaic
-from tilth.geo.rasters.raster import Image
-from tilth.geo.tilesets.sources import DstlSource, VectorSource
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.indices import Index, with_indices
-from tilth.learn.feeding.feed import Feed, Scaling
-from tilth.learn.networks.weights import InputScaling
-from tilth.learn.using.inference import Mapper
-from tilth.verbs.audit import audit
-from tilth.verbs.derived import derived_set
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.predict import predict
-from tilth.verbs.prepare import prepare
-from tilth.verbs.report import report
-from tilth.verbs.review import review
-from tilth.verbs.sample import sample
-from tilth.verbs.train import scaling_of, train, training_data
 from training import TinyNetwork
 
 TINY = Recipe().changed(model={"architecture": "unet"}, train={"epochs": 1, "augment": "none", "workers": 0})
@@ -185,7 +185,7 @@ def test_a_killed_map_goes_on_to_the_same_bytes(
     chain: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Narrow panels, so that what one leaves to the next is in the ledger.
-    monkeypatch.setattr("tilth.verbs.predict.plan.panel_width", lambda *_: 64)
+    monkeypatch.setattr("geograft.verbs.predict.plan.panel_width", lambda *_: 64)
     dies_after(3, monkeypatch)
     with pytest.raises(InputError, match=r"the cable is out .*of the map is kept"):
         predict(chain.folder / "run", (chain.plain,), tmp_path / "map.tif", MAPPED)
@@ -497,5 +497,5 @@ def test_the_command_line_takes_several_indices(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "index nd: (b2 - b1) / (b2 + b1), mean " in printed
     assert "index ratio: b2 / b1, mean " in printed
-    with pytest.raises(SystemExit, match=r"tilth: --index 'nd=\(b2-b9\)/b1': b9 is no band; there are: b1 "):
+    with pytest.raises(SystemExit, match=r"geograft: --index 'nd=\(b2-b9\)/b1': b9 is no band; there are: b1 "):
         main([*command, str(tmp_path / "other"), "--index", "nd=(b2-b9)/b1"])

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import Tensor, distributed, nn
 
-from tilth.learn.training.batchnorm import SharedStatistics
+from geograft.learn.training.batchnorm import SharedStatistics
 
 
 @pytest.fixture

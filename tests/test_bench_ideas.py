@@ -10,14 +10,14 @@ import torch
 import bench_ideas
 from bench_ideas import Ground, ideas_of, rows_of
 from decoders import CHANGES
+from geograft.config import Recipe, load_recipe
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.networks.network import build
+from geograft.verbs.curve import Curve
+from geograft.verbs.curve.plan import Size
+from geograft.verbs.curve.points import Job, Point
 from idea_costs import PREDICTION, STEP, Idea, Runner
 from page import LOG, replaced
-from tilth.config import Recipe, load_recipe
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.networks.network import build
-from tilth.verbs.curve import Curve
-from tilth.verbs.curve.plan import Size
-from tilth.verbs.curve.points import Job, Point
 
 WHOLE = Size(100.0, 8)
 SMALL = {"weights": "none", "encoder": "mobilenetv3_small_050", "frozen_stages": 0}

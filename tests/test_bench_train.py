@@ -1,4 +1,5 @@
-"""The training benchmark's own code: the newcomer's network and loss, smp's in Tilth's engine, what is kept, tables."""
+"""The training benchmark's own code: the newcomer's network and loss, smp's in Geograft's engine, what is kept,
+tables."""
 
 import math
 from dataclasses import replace
@@ -15,17 +16,17 @@ import bench_train
 import newcomer
 import page
 import train_tables as tables
+from geograft.config import ModelConfig, TrainConfig
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.losses.mix import LossMix, segmentation_loss
+from geograft.learn.networks.network import build
+from geograft.learn.training.optim import hold_encoder, parameter_groups
 from learners import Learner, plain_loss
 from measured import NotRunnableError
-from peernets import SmpBody, smp_in_tilth, smp_network
+from peernets import SmpBody, smp_in_geograft, smp_network
 from plainloop import Part, TilesInMemory, train, validated
 from step_profile import BETWEEN, FEED, LOSS, OPTIMIZER, by_kind, by_part, convolution_kind, events_of, parts_of
-from tilth.config import ModelConfig, TrainConfig
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.losses.mix import LossMix, segmentation_loss
-from tilth.learn.networks.network import build
-from tilth.learn.training.optim import hold_encoder, parameter_groups
 from train_one import Trained, iou, scaling_of_weights
 from train_results import Kept, Shelf, at_equal_time, epochs_in, mean_iou
 from trainees import ENCODER, OURS, TRAINEES, Job, opened, scenes_of
@@ -62,7 +63,7 @@ def trained(seconds: float, hits: int, epochs: int = 4) -> dict[str, Any]:
     return {**kept, "losses": ious[::-1], "ious": ious, "last": counts, "best": counts}
 
 
-def test_the_newcomers_network_is_the_articles_in_tilth(weights: Path) -> None:
+def test_the_newcomers_network_is_the_articles_in_geograft(weights: Path) -> None:
     theirs = newcomer.UNet(weights).eval()
     article = ModelConfig(architecture="transfer", encoder=ENCODER, weights=str(weights), frozen_stages=2)
     ours = build(article, 3, 1).eval()
@@ -76,7 +77,7 @@ def test_the_newcomers_network_is_the_articles_in_tilth(weights: Path) -> None:
     assert trainable == [726_573, 726_573]
 
 
-def test_the_plain_losses_are_tilths() -> None:
+def test_the_plain_losses_are_geografts() -> None:
     logits, label = torch.randn(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
     ours = segmentation_loss(logits, label, LossMix())
     torch.testing.assert_close(plain_loss(logits, label, 0.25), ours)
@@ -107,8 +108,8 @@ def test_a_file_that_lacks_weights_is_refused(weights: Path, tmp_path: Path) -> 
         smp_network("unet", tmp_path / "less.safetensors")
 
 
-def test_tilths_engine_trains_smp_by_its_own_stages(weights: Path) -> None:
-    network = smp_in_tilth("unet", weights, frozen=2)
+def test_geografts_engine_trains_smp_by_its_own_stages(weights: Path) -> None:
+    network = smp_in_geograft("unet", weights, frozen=2)
     assert isinstance(network.body, SmpBody)
     inner, image = network.body.network.eval(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -289,7 +290,7 @@ def test_ratios_are_taken_within_a_turn() -> None:
     assert tables.ratio(times(), OURS, "smp-unet", "train") == pytest.approx(2.5)
     assert tables.feed_ratio(times()) == pytest.approx(10)
     ours = tables.speed_table(times()).splitlines()[2]
-    assert ours == "| **Tilth's default** | 5.00 | 200 | 2.50 | 20.00 | 50 | 1.50 | 10 | 8 | channels last |"
+    assert ours == "| **Geograft's default** | 5.00 | 200 | 2.50 | 20.00 | 50 | 1.50 | 10 | 8 | channels last |"
 
 
 def test_what_is_asked_is_judged_by_what_was_found(job: Job, tmp_path: Path) -> None:
@@ -307,13 +308,13 @@ def test_tables_say_who_was_not_run(job: Job, tmp_path: Path) -> None:
     shelf.write(job, trained(10, 8))
     shelf.write(replace(job, name="smp-unet"), trained(20, 6))
     quality = tables.quality_table(shelf, job, 1).splitlines()
-    assert quality[2] == "| **Tilth's default** | 1 | 0.800 | 0.800 to 0.800 |  |  | 0.800 | 4 | 0.800 |"
+    assert quality[2] == "| **Geograft's default** | 1 | 0.800 | 0.800 to 0.800 |  |  | 0.800 | 4 | 0.800 |"
     assert (
         quality[3]
         == "| smp Unet, plain loop | 1 | 0.600 | 0.600 to 0.600 | +0.200 | +0.200 to +0.200 | 0.600 | 2 | 0.300 |"
     )
     assert quality[4] == "| smp FPN, plain loop | not run |  |  |  |  |  |  |  |"
-    assert tables.cost_table(shelf, job, 1).splitlines()[2] == "| **Tilth's default** | 10 | 3.20 | 2.00 | 900 |"
+    assert tables.cost_table(shelf, job, 1).splitlines()[2] == "| **Geograft's default** | 10 | 3.20 | 2.00 | 900 |"
 
 
 def test_the_profile_tables_add_up() -> None:
@@ -326,9 +327,9 @@ def test_the_profile_tables_add_up() -> None:
 
 
 def test_jobs_come_by_seed_and_the_slow_ones_last_and_once(job: Job, tmp_path: Path) -> None:
-    bench = bench_train.Bench(job, Shelf(tmp_path, job), ("tilth", "newcomer", "smp-fpn"), 2, 1, math.inf)
+    bench = bench_train.Bench(job, Shelf(tmp_path, job), ("geograft", "newcomer", "smp-fpn"), 2, 1, math.inf)
     order = [(each.name, each.seed) for each in bench.jobs()]
-    assert order == [("tilth", 0), ("smp-fpn", 0), ("tilth", 1), ("smp-fpn", 1), ("newcomer", 0)]
+    assert order == [("geograft", 0), ("smp-fpn", 0), ("geograft", 1), ("smp-fpn", 1), ("newcomer", 0)]
 
 
 def test_every_recipe_learns_from_the_same_file_and_for_as_long(job: Job) -> None:

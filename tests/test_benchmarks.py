@@ -9,13 +9,13 @@ from numpy import ndarray
 
 import page
 from contestants import reach, tiling
+from geograft.geo.mapping.tiles import TileGrid
 from helpers import textured, write_raster
 from quality import shifts_of
 from race import Entry, Outcome, Results, tiles_in
 from rasters import dense, mirrored, sparse
 from seams import Tiling, mean_steps, seam
 from tiling import cropped_map, plain_loop, tile_places
-from tilth.geo.mapping.tiles import TileGrid
 
 
 def pointwise(tiles: ndarray) -> ndarray:
@@ -73,13 +73,13 @@ def test_a_tile_that_begins_and_ends_elsewhere_has_two_lines_a_period() -> None:
 
 
 def test_tiles_are_looked_for_where_each_contestant_lays_them() -> None:
-    assert tiling("tilth-torch", 224, 0.5) == Tiling(112, frozenset({56}))
+    assert tiling("geograft-torch", 224, 0.5) == Tiling(112, frozenset({56}))
     assert tiling("plain", 224, 0.5) == Tiling(112, frozenset({0}))
     assert tiling("centres", 224, 0.5) == Tiling(112, frozenset({0}))
     assert tiling("side by side", 224, 0.5) == Tiling(224, frozenset({0}))
     assert tiling("peer-terratorch", 224, 0.5) == Tiling(112, frozenset({0, 96}))
-    assert tiling("tilth-onnx", 224, 0.25) == Tiling(168, frozenset({140, 28}))
-    assert [reach(name, 224, 0.5) for name in ("tilth-torch", "plain", "peer-terratorch")] == [56, 0, 8]
+    assert tiling("geograft-onnx", 224, 0.25) == Tiling(168, frozenset({140, 28}))
+    assert [reach(name, 224, 0.5) for name in ("geograft-torch", "plain", "peer-terratorch")] == [56, 0, 8]
 
 
 def test_the_standard_error_says_how_far_the_ratio_scatters() -> None:
@@ -155,12 +155,12 @@ def test_tiles_cover_a_raster_and_lie_inside() -> None:
 
 
 @pytest.mark.parametrize(("size", "tile", "overlap"), [(224, 32, 0.5), (230, 32, 0.5), (230, 32, 0.25), (64, 32, 0.0)])
-def test_as_many_tiles_are_counted_as_tilth_predicts(size: int, tile: int, overlap: float) -> None:
+def test_as_many_tiles_are_counted_as_geograft_predicts(size: int, tile: int, overlap: float) -> None:
     assert tiles_in(size, tile, overlap) == len(TileGrid(size, size, tile, overlap).tops) ** 2
 
 
 def test_ratios_are_taken_within_a_turn() -> None:
-    ours, loop = Entry("Tilth", "tilth-torch"), Entry("loop", "plain")
+    ours, loop = Entry("Geograft", "geograft-torch"), Entry("loop", "plain")
     # The machine is twice as slow in the second turn and three times in the third.
     turns = tuple({ours: Outcome(2 * slow, 400, 1.8 * slow), loop: Outcome(7 * slow, 900)} for slow in (1.0, 2.0, 3.0))
     results = Results(8_000_000, turns)

@@ -1,6 +1,6 @@
-from tilth.geo.grid import Window
-from tilth.geo.tilesets.tileset import Samples, Tile
-from tilth.learn.training.blame import Named, name_of, verdict
+from geograft.geo.grid import Window
+from geograft.geo.tilesets.tileset import Samples, Tile
+from geograft.learn.training.blame import Named, name_of, verdict
 from training import TinyNetwork
 
 

@@ -22,10 +22,10 @@ from blending import (
     pointwise,
     whole,
 )
-from tilth.errors import InputError
-from tilth.geo.grid import Window
-from tilth.geo.mapping.blend import LEVELS, WHOLE, Plan, blend, shares
-from tilth.geo.mapping.tiles import Lanes, TileGrid
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.mapping.blend import LEVELS, WHOLE, Plan, blend, shares
+from geograft.geo.mapping.tiles import Lanes, TileGrid
 
 SEVERAL = settings(deadline=None, max_examples=30)
 

@@ -1,4 +1,4 @@
-"""`tilth calibrate`: chosen on validation tiles, fixed in the card, used by all that follows."""
+"""`geograft calibrate`: chosen on validation tiles, fixed in the card, used by all that follows."""
 
 import json
 from dataclasses import replace
@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geograft.card import read_card
+from geograft.config import PrepareConfig
+from geograft.errors import InputError
+from geograft.files import write_json
+from geograft.geo.tilesets.sources import VectorSource
+from geograft.geo.tilesets.tileset import META, TileSet
+from geograft.learn.using.inference import Predictor
+from geograft.verbs.calibrate import calibrate
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.prepare import prepare
+from geograft.verbs.train import train
 from test_train import SMALL
-from tilth.card import read_card
-from tilth.config import PrepareConfig
-from tilth.errors import InputError
-from tilth.files import write_json
-from tilth.geo.tilesets.sources import VectorSource
-from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.learn.using.inference import Predictor
-from tilth.verbs.calibrate import calibrate
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.prepare import prepare
-from tilth.verbs.train import train
 
 # Sure of itself after a few steps; with warm-up and a mean of weights it would have hardly begun.
 QUICK = SMALL.changed(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
@@ -70,7 +70,7 @@ def test_the_test_tiles_have_no_part_in_it(run: Path, tiles: Path, monkeypatch: 
 
 def test_a_sample_chooses_nearly_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = calibrate(run)
-    monkeypatch.setattr("tilth.verbs.calibrate.MOST_PIXELS", whole.pixels // 4)
+    monkeypatch.setattr("geograft.verbs.calibrate.MOST_PIXELS", whole.pixels // 4)
     part = calibrate(run)
     assert part.pixels == pytest.approx(whole.pixels / 4, rel=0.1)
     assert part.card.temperature == pytest.approx(whole.card.temperature, rel=0.1)

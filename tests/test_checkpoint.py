@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import Adam
 
-from tilth.errors import InputError, OutputError, SettingError
-from tilth.learn.training.checkpoint import (
+from geograft.errors import InputError, OutputError, SettingError
+from geograft.learn.training.checkpoint import (
     STATE,
     Position,
     Stateful,
@@ -22,7 +22,7 @@ from tilth.learn.training.checkpoint import (
     save_state,
     save_weights,
 )
-from tilth.learn.training.history import Epoch, History
+from geograft.learn.training.history import Epoch, History
 from training import TinyNetwork
 
 IDENTITY = {"seed": 0, "tiles": "blocks"}
@@ -69,7 +69,7 @@ def test_a_state_of_another_run_says_what_differs(tmp_path: Path) -> None:
     save_state(tmp_path, parts, Position(Tally.of(2)), IDENTITY)
     with pytest.raises(SettingError, match="seed was 0 and is 4"):
         load_state(tmp_path, parts, {**IDENTITY, "seed": 4}, 9)
-    with pytest.raises(SettingError, match="another version of tilth began"):
+    with pytest.raises(SettingError, match="another version of geograft began"):
         load_state(tmp_path, parts, {**IDENTITY, "colour": "red"}, 9)
     with pytest.raises(SettingError, match="another network"):
         load_state(tmp_path, {"network": TinyNetwork(bands=5)}, IDENTITY, 9)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tilth.cli import app, main
-from tilth.cli.data import parse_classes
-from tilth.config import Recipe
-from tilth.errors import SettingError
+from geograft.cli import app, main
+from geograft.cli.data import parse_classes
+from geograft.config import Recipe
+from geograft.errors import SettingError
 
 COMMANDS = [
     ("prepare", "vector"), ("prepare", "masks"), ("prepare", "dstl"), ("audit",), ("model",), ("train",), ("compare",),
@@ -18,7 +18,7 @@ COMMANDS = [
 
 
 def refusal(*arguments: str) -> str:
-    """Return the message that ends `tilth ARGUMENTS`; Python prints it on stderr and exits with 1."""
+    """Return the message that ends `geograft ARGUMENTS`; Python prints it on stderr and exits with 1."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert isinstance(ended.value.code, str)
@@ -27,7 +27,7 @@ def refusal(*arguments: str) -> str:
 
 def test_the_door_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from tilth.cli import app; app(['--help'], result_action='return_value');"
+        "import sys; from geograft.cli import app; app(['--help'], result_action='return_value');"
         "print({'torch', 'rasterio', 'numpy', 'pydantic', 'matplotlib', 'geopandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -37,11 +37,11 @@ def test_the_door_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_shows_a_worked_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     app([*command, "--help"], result_action="return_value")
-    assert f"Example: $ tilth {' '.join(command)}" in capsys.readouterr().out
+    assert f"Example: $ geograft {' '.join(command)}" in capsys.readouterr().out
 
 
 def test_every_setting_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    from tilth.config import ModelConfig, PrepareConfig, TrainConfig
+    from geograft.config import ModelConfig, PrepareConfig, TrainConfig
 
     for command, configs in ((("prepare", "vector"), [PrepareConfig]), (("train",), [ModelConfig, TrainConfig])):
         app([*command, "--help"], result_action="return_value")
@@ -54,7 +54,7 @@ def test_every_setting_of_a_recipe_is_a_flag(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("audit", "nowhere"), "tilth prepare"),
+        (("audit", "nowhere"), "geograft prepare"),
         (("train", "nowhere", "--out", "run"), "is not a tile set"),
         (("train", "nowhere", "--out", "run", "--epochs", "x"), "--epochs"),
         (("train", "nowhere", "--out", "run", "--epochs", "0"), "train.epochs = 0"),
@@ -69,7 +69,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     message = refusal(*arguments)
-    assert message.startswith("tilth: ") and "\n" not in message
+    assert message.startswith("geograft: ") and "\n" not in message
     assert words in message
     assert not list(tmp_path.iterdir())
 
@@ -81,10 +81,10 @@ def test_an_unknown_recipe_key_is_named(tmp_path: Path) -> None:
 
 
 def test_the_program_exits_with_1_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tilth", "audit", "nowhere"]
+    command = [sys.executable, "-m", "geograft", "audit", "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("tilth: nowhere is not a tile set") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("geograft: nowhere is not a tile set") and done.stderr.count("\n") == 1
 
 
 def test_parse_classes() -> None:
@@ -105,7 +105,7 @@ def test_the_page_of_commands_is_up_to_date() -> None:
 def test_seeds_on_the_command_line_take_the_place_of_the_recipes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tilth.verbs import compare
+    from geograft.verbs import compare
 
     asked: list[tuple[int, ...]] = []
 

@@ -1,4 +1,4 @@
-"""`tilth compare`: equal but for what a variant names; stopped, it goes on."""
+"""`geograft compare`: equal but for what a variant names; stopped, it goes on."""
 
 import csv
 import json
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from geograft.config import Recipe, Variant, parse_recipe
+from geograft.errors import SettingError
+from geograft.learn.training.checkpoint import LAST
+from geograft.learn.training.history import read_history
+from geograft.verbs.compare import Comparison, check_variants, compare, slug, spread
+from geograft.verbs.train import train
 from test_train import SMALL
-from tilth.config import Recipe, Variant, parse_recipe
-from tilth.errors import SettingError
-from tilth.learn.training.checkpoint import LAST
-from tilth.learn.training.history import read_history
-from tilth.verbs.compare import Comparison, check_variants, compare, slug, spread
-from tilth.verbs.train import train
 
 RECIPE = parse_recipe(
     {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilth.config import Recipe, load_recipe, parse_recipe, recipe_toml
-from tilth.errors import SettingError
+from geograft.config import Recipe, load_recipe, parse_recipe, recipe_toml
+from geograft.errors import SettingError
 
 
 @given(

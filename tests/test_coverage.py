@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from tilth.geo import coverage
-from tilth.geo.coverage import Overlap, Placed, boxes_of, covered_pixels, earlier_overlaps, overlap, smallest_gap
-from tilth.geo.grid import Window, tiling
+from geograft.geo import coverage
+from geograft.geo.coverage import Overlap, Placed, boxes_of, covered_pixels, earlier_overlaps, overlap, smallest_gap
+from geograft.geo.grid import Window, tiling
 
 SIDE = 24
 windows = st.builds(Window, st.integers(0, SIDE - 8), st.integers(0, SIDE - 8), st.integers(1, 8), st.integers(1, 8))

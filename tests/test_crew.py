@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.nn.functional import avg_pool2d
 
-from overlapping import overlapping_blocks, overlapping_data
-from tilth.card import WEIGHTS
-from tilth.config import Recipe, TrainConfig
-from tilth.errors import DivergedError, InputError, SettingError
-from tilth.learn.feeding.feed import TrainingData
-from tilth.learn.losses.mix import Deep, Logits
-from tilth.learn.networks.network import Network
-from tilth.learn.training.checkpoint import LAST, STATE
-from tilth.learn.training.crew import (
+from geograft.card import WEIGHTS
+from geograft.config import Recipe, TrainConfig
+from geograft.errors import DivergedError, InputError, SettingError
+from geograft.learn.feeding.feed import TrainingData
+from geograft.learn.losses.mix import Deep, Logits
+from geograft.learn.networks.network import Network
+from geograft.learn.training.checkpoint import LAST, STATE
+from geograft.learn.training.crew import (
     Crew,
     _as_it_was_raised,
     check_started,
@@ -31,9 +30,10 @@ from tilth.learn.training.crew import (
     rank_of,
     starts_others,
 )
-from tilth.learn.training.history import HISTORY, History
-from tilth.learn.training.loop import fit
-from tilth.verbs.train import train
+from geograft.learn.training.history import HISTORY, History
+from geograft.learn.training.loop import fit
+from geograft.verbs.train import train
+from overlapping import overlapping_blocks, overlapping_data
 from training import Tile, TinyNetwork, blocks, training_data
 
 # Batches of 5, 5, 5, 3 tiles in training and of 5 and 1 in validation: parts differ, and one process may have nothing.
@@ -149,7 +149,7 @@ def test_under_torchrun_the_processes_that_are_there_make_one_run(tiles: Path, t
     settings = {"epochs": 1, "batch_size": 4, "device": "cpu", "devices": 2}
     recipe = Recipe().changed(model={"architecture": "unet"}, train=settings)
     expected = train(tiles, tmp_path / "spawned", recipe)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tilth"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geograft"]
     arguments = ["train", tiles, "--out", tmp_path / "run", "--recipe", expected.run / "recipe.toml"]
     done = subprocess.run([sys.executable, *torchrun, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -162,7 +162,7 @@ def test_under_torchrun_the_processes_that_are_there_make_one_run(tiles: Path, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"nodes": 2}, "start tilth on each machine with torchrun or srun"),
+        ({"nodes": 2}, "start geograft on each machine with torchrun or srun"),
         ({"devices": 2, "compile": True}, "compile = true is for one device"),
         ({"devices": 6}, "6 processes cannot share"),
         (
@@ -190,7 +190,7 @@ def test_torchrun_and_settings_must_agree(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def in_a_slurm_job(monkeypatch: pytest.MonkeyPatch, **told: str) -> None:
-    here = {"JOB_ID": "1", "JOB_NAME": "tilth", "JOB_NODELIST": "localhost"}
+    here = {"JOB_ID": "1", "JOB_NAME": "geograft", "JOB_NODELIST": "localhost"}
     for name, value in {**here, "PROCID": "0", "LOCALID": "0", "NODEID": "0", **told}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
 
@@ -217,14 +217,14 @@ def test_slurm_and_settings_must_agree(settings: dict[str, int], monkeypatch: py
 
 
 def test_an_error_of_another_process_is_what_it_was_there() -> None:
-    told = ProcessRaisedException("...\ntilth.errors.DivergedError: The loss became nan.\n", 1, 2)
+    told = ProcessRaisedException("...\ngeograft.errors.DivergedError: The loss became nan.\n", 1, 2)
     error = _as_it_was_raised(told)
     assert isinstance(error, DivergedError)
     assert str(error) == "The loss became nan."
 
 
 def test_slurm_numbers_the_processes_that_train_together_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"NTASKS": "4", "NTASKS_PER_NODE": "2", "PROCID": "3", "JOB_NAME": "tilth"}.items():
+    for name, value in {"NTASKS": "4", "NTASKS_PER_NODE": "2", "PROCID": "3", "JOB_NAME": "geograft"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert rank_of(replace(CONFIG, devices=2, nodes=2)) == 3
     assert rank_of(CONFIG) == 0

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.config import PrepareConfig, Recipe
+from geograft.geo.grid import Window
+from geograft.geo.splitting.splits import Place, Planned, plan
+from geograft.geo.tilesets.crops import Crops
+from geograft.geo.tilesets.sources import MaskSource
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.feeding.feed import Scaling
+from geograft.verbs.prepare import prepare
+from geograft.verbs.train import training_data
 from helpers import write_raster
-from tilth.config import PrepareConfig, Recipe
-from tilth.geo.grid import Window
-from tilth.geo.splitting.splits import Place, Planned, plan
-from tilth.geo.tilesets.crops import Crops
-from tilth.geo.tilesets.sources import MaskSource
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feeding.feed import Scaling
-from tilth.verbs.prepare import prepare
-from tilth.verbs.train import training_data
 
 
 def crops_of(planned: list[Planned], scenes: dict[str, tuple[int, int]]) -> tuple[Crops, list[tuple[str, Window]]]:

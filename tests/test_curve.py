@@ -1,4 +1,5 @@
-"""`tilth curve`: nested subsets, as many steps with few tiles as with many, scored on the same ground; it goes on."""
+"""`geograft curve`: nested subsets, as many steps with few tiles as with many, scored on the same ground; it goes
+on."""
 
 import csv
 import json
@@ -14,24 +15,24 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tilth.cli.learning import curve as command
-from tilth.cli.learning import percents
-from tilth.config import Recipe, TrainConfig, Variant, parse_recipe
-from tilth.errors import InputError, SettingError
-from tilth.figures.colours import DARK, LIGHT
-from tilth.figures.efficiency import Line, Values, efficiency_figure
-from tilth.geo.splitting.nested import spread_order
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.intervals import intervals
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.training.checkpoint import LAST, STATE
-from tilth.scores import scores
-from tilth.verbs.curve import Curve, _notes, curve, points
-from tilth.verbs.curve.plan import LEAST_STEPS, Size, repeats, sizes, steps, subset, variants_of
-from tilth.verbs.curve.plan import SHARES as SHARES_BY_DEFAULT
-from tilth.verbs.curve.points import POINT
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.train import train, training_data
+from geograft.cli.learning import curve as command
+from geograft.cli.learning import percents
+from geograft.config import Recipe, TrainConfig, Variant, parse_recipe
+from geograft.errors import InputError, SettingError
+from geograft.figures.colours import DARK, LIGHT
+from geograft.figures.efficiency import Line, Values, efficiency_figure
+from geograft.geo.splitting.nested import spread_order
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.intervals import intervals
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.training.checkpoint import LAST, STATE
+from geograft.scores import scores
+from geograft.verbs.curve import Curve, _notes, curve, points
+from geograft.verbs.curve.plan import LEAST_STEPS, Size, repeats, sizes, steps, subset, variants_of
+from geograft.verbs.curve.plan import SHARES as SHARES_BY_DEFAULT
+from geograft.verbs.curve.points import POINT
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.train import train, training_data
 
 RECIPE = parse_recipe(
     {
@@ -172,7 +173,7 @@ def test_every_point_is_a_run_on_its_subset_scored_on_the_same_ground(found: Cur
         assert not (run / STATE).exists()
         assert point.ground == pytest.approx(point.job.size.tiles / total)
         assert point.steps == -(-total // 8) or point.job.size.tiles < total
-    # What `tilth evaluate` says of the run, which has a tile set of its own.
+    # What `geograft evaluate` says of the run, which has a tile set of its own.
     assert evaluate(run, "test").confusion.tolist() == point.confusion.sum(axis=0).tolist()
 
 

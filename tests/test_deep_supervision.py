@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tilth.config import ModelConfig, TrainConfig
-from tilth.learn.networks.network import Network, build
-from tilth.learn.training.loop import fit
+from geograft.config import ModelConfig, TrainConfig
+from geograft.learn.networks.network import Network, build
+from geograft.learn.training.loop import fit
 from training import TinyNetwork, training_data
 
 LIGHT = ModelConfig(encoder="test_efficientnet", weights="none")

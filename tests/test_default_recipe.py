@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tilth.config import ModelConfig, PrepareConfig, Recipe, TrainConfig, load_recipe
+from geograft.config import ModelConfig, PrepareConfig, Recipe, TrainConfig, load_recipe
 
 
 def test_the_default_recipe_is_what_is_used_without_one() -> None:

@@ -1,4 +1,4 @@
-"""`tilth demo` on the real scenes, made small; and the API's lazy door."""
+"""`geograft demo` on the real scenes, made small; and the API's lazy door."""
 
 from dataclasses import replace
 from html import unescape
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import rasterio
 
-import tilth
-from tilth.config import load_recipe
-from tilth.verbs.demo import LITE0, demo
+import geograft
+from geograft.config import load_recipe
+from geograft.verbs.demo import LITE0, demo
 
 
 @pytest.mark.slow
@@ -27,15 +27,15 @@ def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
     for variant in recipe.variants:
         assert variant.name in unescape(page)
     text = "\n".join(result.lines())
-    assert "mapped with: Tilth's default" in text
+    assert "mapped with: Geograft's default" in text
     assert "another place" in text and "report.html" in text
 
 
-SCENE = Path(tilth.__file__).parent / "data" / "yellowstone" / "elsewhere.tif"
+SCENE = Path(geograft.__file__).parent / "data" / "yellowstone" / "elsewhere.tif"
 
 
 def test_the_package_opens_lazily_and_knows_its_names() -> None:
-    assert tilth.__version__
-    assert set(dir(tilth)) == set(tilth.__all__)
+    assert geograft.__version__
+    assert set(dir(geograft)) == set(geograft.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = tilth.nonsense  # type: ignore[attr-defined]
+        _ = geograft.nonsense  # type: ignore[attr-defined]

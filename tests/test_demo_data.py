@@ -7,13 +7,13 @@ import pytest
 import shapely
 from numpy import ndarray
 
-import tilth
-from tilth.geo.grid import Grid, Window
-from tilth.geo.metres import resolution_m
-from tilth.geo.rasters.raster import Image
-from tilth.geo.vectors.vector import read_polygons
+import geograft
+from geograft.geo.grid import Grid, Window
+from geograft.geo.metres import resolution_m
+from geograft.geo.rasters.raster import Image
+from geograft.geo.vectors.vector import read_polygons
 
-DATA = Path(tilth.__file__).parent / "data" / "yellowstone"
+DATA = Path(geograft.__file__).parent / "data" / "yellowstone"
 SCENES = {"training": (2472, 2299, 574), "elsewhere": (1035, 1249, 279)}
 
 

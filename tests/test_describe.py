@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tilth.config import ModelConfig
-from tilth.learn.networks.describe import ModelSummary, describe, drawn
-from tilth.learn.networks.footprint import kept_bytes
-from tilth.learn.networks.network import build
+from geograft.config import ModelConfig
+from geograft.learn.networks.describe import ModelSummary, describe, drawn
+from geograft.learn.networks.footprint import kept_bytes
+from geograft.learn.networks.network import build
 
 UNET = ModelConfig(architecture="unet")
 B0 = ModelConfig(architecture="transfer")

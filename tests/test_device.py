@@ -3,8 +3,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tilth.errors import SettingError
-from tilth.learn.device import autocast, find_device, find_precision, layout, repeatable
+from geograft.errors import SettingError
+from geograft.learn.device import autocast, find_device, find_precision, layout, repeatable
 
 
 def seeing(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.card import read_card
+from geograft.errors import InputError
+from geograft.learn.using import doubt as module
+from geograft.learn.using.doubt import MEASURES, Doubt, entropy, margin, mean_inside, spread
 from helpers import textured
 from mapping import COVERS, TREES, USES, Bandwise, Contextual, Pointwise, make_run
-from tilth.card import read_card
-from tilth.errors import InputError
-from tilth.learn.using import doubt as module
-from tilth.learn.using.doubt import MEASURES, Doubt, entropy, margin, mean_inside, spread
 
 
 def views_of(*each: list[float]) -> ndarray:

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from numpy import ndarray
 from shapely import affinity
 
-from tilth.geo.grid import Window
-from tilth.geo.rasters.burn import PixelShapes, burned, in_pixels
-from tilth.geo.tilesets.drawing import Drawing, labeller
-from tilth.labels import FULL, decoded
-from tilth.legend import IGNORE, Legend
+from geograft.geo.grid import Window
+from geograft.geo.rasters.burn import PixelShapes, burned, in_pixels
+from geograft.geo.tilesets.drawing import Drawing, labeller
+from geograft.labels import FULL, decoded
+from geograft.legend import IGNORE, Legend
 
 SIDE = 40
 ALL = Window(0, 0, SIDE, SIDE)

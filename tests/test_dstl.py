@@ -13,13 +13,13 @@ import shapely
 from affine import Affine
 from shapely import MultiPolygon, Polygon, box
 
+from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Grid, cells
+from geograft.geo.rasters.burn import burned
+from geograft.geo.tilesets import dstl
+from geograft.geo.tilesets.sources import DstlSource
+from geograft.legend import Legend
 from helpers import textured, write_raster
-from tilth.errors import InputError, SettingError
-from tilth.geo.grid import Grid, cells
-from tilth.geo.rasters.burn import burned
-from tilth.geo.tilesets import dstl
-from tilth.geo.tilesets.sources import DstlSource
-from tilth.legend import Legend
 
 SCENE, OTHER = "6010_1_2", "6140_1_2"
 X_MAX, Y_MIN = 0.009, -0.0091

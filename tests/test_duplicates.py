@@ -9,14 +9,14 @@ import pytest
 import scipy.ndimage
 from numpy import ndarray
 
-from tilth.errors import InputError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters.burn import burned
-from tilth.geo.rasters.raster import Image
-from tilth.geo.splitting import duplicates
-from tilth.geo.splitting.duplicates import Match, match, matches, matches_among
-from tilth.geo.tilesets import dstl
-from tilth.geo.tilesets.structure import (
+from geograft.errors import InputError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.rasters.burn import burned
+from geograft.geo.rasters.raster import Image
+from geograft.geo.splitting import duplicates
+from geograft.geo.splitting.duplicates import Match, match, matches, matches_among
+from geograft.geo.tilesets import dstl
+from geograft.geo.tilesets.structure import (
     Looks,
     Thumbnail,
     image_structure,
@@ -24,8 +24,8 @@ from tilth.geo.tilesets.structure import (
     read_structures,
     write_structures,
 )
-from tilth.labels import class_shares, coded
-from tilth.legend import IGNORE, Legend
+from geograft.labels import class_shares, coded
+from geograft.legend import IGNORE, Legend
 
 NOTHING = np.zeros((0, 2, 64, 64), np.int8)
 

@@ -3,8 +3,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tilth.errors import SettingError
-from tilth.learn.networks.encoder import Encoder, check_name, classifier, encoder_of
+from geograft.errors import SettingError
+from geograft.learn.networks.encoder import Encoder, check_name, classifier, encoder_of
 
 # One of each family that timm writes differently; the tiny ones are timm's own test networks.
 CHAINS = (

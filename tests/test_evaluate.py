@@ -1,4 +1,4 @@
-"""`tilth evaluate`: every pixel counted once, in one confusion matrix."""
+"""`geograft evaluate`: every pixel counted once, in one confusion matrix."""
 
 import json
 from pathlib import Path
@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix
 
+from geograft.config import EvaluateConfig, PrepareConfig
+from geograft.errors import InputError, OutputError, SettingError
+from geograft.geo.accuracy.boundary import boundary_counts
+from geograft.geo.accuracy.objects import object_counts
+from geograft.geo.grid import Window
+from geograft.geo.splitting.units import units_of
+from geograft.geo.tilesets.tileset import Tile, TileSet
+from geograft.legend import IGNORE
+from geograft.scores import confusion_of
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.evaluate.shapes import ShapeCounter, Wanted
+from geograft.verbs.report.sources import ScoreTable, read_json
+from geograft.verbs.train import train
 from test_train import SMALL
 from test_units import grid_of, tile_set
-from tilth.config import EvaluateConfig, PrepareConfig
-from tilth.errors import InputError, OutputError, SettingError
-from tilth.geo.accuracy.boundary import boundary_counts
-from tilth.geo.accuracy.objects import object_counts
-from tilth.geo.grid import Window
-from tilth.geo.splitting.units import units_of
-from tilth.geo.tilesets.tileset import Tile, TileSet
-from tilth.legend import IGNORE
-from tilth.scores import confusion_of
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.evaluate.shapes import ShapeCounter, Wanted
-from tilth.verbs.report.sources import ScoreTable, read_json
-from tilth.verbs.train import train
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_scores_are_those_of_the_confusion_matrix(run: Path, tiles: Path) ->
 
 
 def test_validation_scores_are_those_of_training(run: Path) -> None:
-    from tilth.learn.training.history import read_history
+    from geograft.learn.training.history import read_history
 
     found = evaluate(run, "val").content("val")["overall"]["iou"]
     assert found == pytest.approx(read_history(run).best.val_iou, abs=1e-3)
@@ -136,7 +136,7 @@ def test_shapes_are_counted_on_whole_blocks_though_tiles_cut_them(block_px: int)
 
 
 def test_a_cell_larger_than_a_canvas_is_cut_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilth.verbs.evaluate.shapes.CANVAS_PX", 48)
+    monkeypatch.setattr("geograft.verbs.evaluate.shapes.CANVAS_PX", 48)
     truth = np.zeros((128, 128), np.uint8)
     truth[10:20, 10:20] = truth[60:80, 100:110] = 1
     tiles = grid_of("a")

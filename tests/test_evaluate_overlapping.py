@@ -9,19 +9,19 @@ import pytest
 from numpy import ndarray
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, jaccard_score, log_loss
 
+from geograft.card import read_card
+from geograft.config import EvaluateConfig
+from geograft.errors import InputError
+from geograft.geo.accuracy.boundary import boundary_counts
+from geograft.geo.accuracy.objects import object_counts
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.using.inference import Predictor
+from geograft.verbs.calibrate import calibrate
+from geograft.verbs.evaluate import decided, evaluate
+from geograft.verbs.shown import stacked
+from geograft.verbs.train import train
 from overlapping import LEGEND, overlapping_set
 from test_train import SMALL
-from tilth.card import read_card
-from tilth.config import EvaluateConfig
-from tilth.errors import InputError
-from tilth.geo.accuracy.boundary import boundary_counts
-from tilth.geo.accuracy.objects import object_counts
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.using.inference import Predictor
-from tilth.verbs.calibrate import calibrate
-from tilth.verbs.evaluate import decided, evaluate
-from tilth.verbs.shown import stacked
-from tilth.verbs.train import train
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import pytest
 import rasterio
 from numpy import ndarray
 
+from geograft.files import write_json
+from geograft.geo.tilesets.tileset import META, TileSet
+from geograft.verbs.calibrate import calibrate
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.report import report
+from geograft.verbs.review import review
+from geograft.verbs.train import train
 from test_train import SMALL
-from tilth.files import write_json
-from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.verbs.calibrate import calibrate
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.report import report
-from tilth.verbs.review import review
-from tilth.verbs.train import train
 
 
 @pytest.fixture(scope="module")

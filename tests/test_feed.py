@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tilth.config import TrainConfig
-from tilth.errors import InputError, SettingError
-from tilth.labels import class_shares
-from tilth.learn.feeding import feed
-from tilth.learn.feeding.feed import Feed, Scaling, imaged, worker_count
-from tilth.learn.feeding.order import batched, epoch_order, part_of
-from tilth.learn.losses.truth import class_index
-from tilth.legend import Legend
+from geograft.config import TrainConfig
+from geograft.errors import InputError, SettingError
+from geograft.labels import class_shares
+from geograft.learn.feeding import feed
+from geograft.learn.feeding.feed import Feed, Scaling, imaged, worker_count
+from geograft.learn.feeding.order import batched, epoch_order, part_of
+from geograft.learn.losses.truth import class_index
+from geograft.legend import Legend
 from training import Tile, blocks, training_data
 
 CPU = torch.device("cpu")

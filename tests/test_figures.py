@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.image import imread
 from numpy import ndarray
 
-from tilth.figures import Sample, curves_figure, loss_figure, samples_figure
-from tilth.figures.colours import DARK, FOUND, INVENTED, LIGHT, MISSED, SPLIT_COLOURS, UNKNOWN, Look, rgb
-from tilth.figures.curves import mean_over_seeds
-from tilth.figures.pictures import (
+from geograft.figures import Sample, curves_figure, loss_figure, samples_figure
+from geograft.figures.colours import DARK, FOUND, INVENTED, LIGHT, MISSED, SPLIT_COLOURS, UNKNOWN, Look, rgb
+from geograft.figures.curves import mean_over_seeds
+from geograft.figures.pictures import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     TRUE_POSITIVE,
@@ -36,8 +36,8 @@ from tilth.figures.pictures import (
     stretched,
     tile_iou,
 )
-from tilth.figures.samples import label_picture
-from tilth.legend import IGNORE, PALETTE, Legend
+from geograft.figures.samples import label_picture
+from geograft.legend import IGNORE, PALETTE, Legend
 
 LABELS = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1, IGNORE]))
 MAPS = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1]))

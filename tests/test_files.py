@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tilth.errors import OutputError
-from tilth.files import building, file_digest, json_digest, replacing, write_json
+from geograft.errors import OutputError
+from geograft.files import building, file_digest, json_digest, replacing, write_json
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

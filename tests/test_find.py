@@ -1,4 +1,4 @@
-"""`tilth find`: trials that are cut short where they are poor, the same after a kill, and a recipe that trains."""
+"""`geograft find`: trials that are cut short where they are poor, the same after a kill, and a recipe that trains."""
 
 import csv
 import math
@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilth.cli.learning import find as command
-from tilth.config import Recipe, load_recipe
-from tilth.errors import DivergedError, InputError, OutputError, SettingError
-from tilth.learn.training.checkpoint import STATE
-from tilth.verbs import find as module
-from tilth.verbs.find import TRIALS, Found, find
-from tilth.verbs.find.halving import goes_on
-from tilth.verbs.find.result import BEST, TABLE, run_of
-from tilth.verbs.find.space import REACH, Space
-from tilth.verbs.find.study import JOURNAL
-from tilth.verbs.train import train
+from geograft.cli.learning import find as command
+from geograft.config import Recipe, load_recipe
+from geograft.errors import DivergedError, InputError, OutputError, SettingError
+from geograft.learn.training.checkpoint import STATE
+from geograft.verbs import find as module
+from geograft.verbs.find import TRIALS, Found, find
+from geograft.verbs.find.halving import goes_on
+from geograft.verbs.find.result import BEST, TABLE, run_of
+from geograft.verbs.find.space import REACH, Space
+from geograft.verbs.find.study import JOURNAL
+from geograft.verbs.train import train
 
 RECIPE = Recipe().changed(
     model={"weights": "none", "encoder": "test_efficientnet"},
@@ -270,8 +270,8 @@ def test_without_optuna_one_line_says_what_to_install(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "tilth.verbs.find.study")
-    with pytest.raises(SettingError, match=r"^tilth find needs Optuna: pip install tilth\[find\]$"):
+    monkeypatch.delitem(sys.modules, "geograft.verbs.find.study")
+    with pytest.raises(SettingError, match=r"^geograft find needs Optuna: pip install geograft\[find\]$"):
         find(tiles, tmp_path / "out", RECIPE)
     assert not list(tmp_path.iterdir())
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import efficientnet_b0
 
-from tilth.errors import WeightsError
-from tilth.learn.networks.encoder import encoder_of
-from tilth.learn.networks.fitting import load_features, load_stages, pairs_by_name, pairs_in_order, stage_names
+from geograft.errors import WeightsError
+from geograft.learn.networks.encoder import encoder_of
+from geograft.learn.networks.fitting import load_features, load_stages, pairs_by_name, pairs_in_order, stage_names
 
 TINY = "test_efficientnet"
 FILE = Path("weights.pth")

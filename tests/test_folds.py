@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tilth.config import PrepareConfig, parse_recipe
-from tilth.errors import SettingError
-from tilth.geo.splitting.folds import fold_plans
-from tilth.geo.splitting.splits import Place
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.training.checkpoint import LAST
-from tilth.verbs.compare import compare
-from tilth.verbs.folds import fold_sets
+from geograft.config import PrepareConfig, parse_recipe
+from geograft.errors import SettingError
+from geograft.geo.splitting.folds import fold_plans
+from geograft.geo.splitting.splits import Place
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.training.checkpoint import LAST
+from geograft.verbs.compare import compare
+from geograft.verbs.folds import fold_sets
 
 BLOCKS = PrepareConfig(tile_px=32, overlap=0.5, split="block", block_px=64, buffer_px=8, val=0.2, test=0.2)
 

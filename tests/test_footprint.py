@@ -1,9 +1,9 @@
 import torch
 from torch import Tensor, nn
 
-from tilth.config import ModelConfig
-from tilth.learn.networks.footprint import flop, kept_bytes, peak_bytes, weight_bytes
-from tilth.learn.networks.network import build
+from geograft.config import ModelConfig
+from geograft.learn.networks.footprint import flop, kept_bytes, peak_bytes, weight_bytes
+from geograft.learn.networks.network import build
 
 EDGE = 40
 MAP = EDGE * EDGE * 4

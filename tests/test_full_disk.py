@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from full_disk import files_no_larger_than
+from geograft.errors import OutputError
+from geograft.learn.training.checkpoint import LAST
+from geograft.verbs.compare import compare
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.model import draw, model
+from geograft.verbs.polygons import polygons
+from geograft.verbs.predict import predict
+from geograft.verbs.report import report
+from geograft.verbs.train import train
 from test_compare import RECIPE
 from test_train import SMALL
-from tilth.errors import OutputError
-from tilth.learn.training.checkpoint import LAST
-from tilth.verbs.compare import compare
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.model import draw, model
-from tilth.verbs.polygons import polygons
-from tilth.verbs.predict import predict
-from tilth.verbs.report import report
-from tilth.verbs.train import train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a limit on file size stands for a full disk")
 

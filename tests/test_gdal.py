@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from tilth.geo.rasters.gdal import CACHE_MB
+from geograft.geo.rasters.gdal import CACHE_MB
 
 ASK = """
 from concurrent.futures import ThreadPoolExecutor
 import rasterio
 from rasterio._env import get_gdal_config
 {before}
-import tilth.geo.rasters.gdal
+import geograft.geo.rasters.gdal
 with ThreadPoolExecutor(1) as thread, rasterio.Env():
     print(thread.submit(get_gdal_config, "GDAL_CACHEMAX").result(), get_gdal_config("GDAL_CACHEMAX"))
 """

@@ -1,4 +1,4 @@
-"""`tilth train --resume`: what a run holds while it goes on, and after it was refused."""
+"""`geograft train --resume`: what a run holds while it goes on, and after it was refused."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from tilth.card import CARD, WEIGHTS, read_card
-from tilth.config import Recipe
-from tilth.errors import InputError, SettingError
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.networks.network import build
-from tilth.learn.training.checkpoint import STATE
-from tilth.learn.training.history import History, read_history
-from tilth.learn.training.loop import _Run
-from tilth.verbs.train import CARD_BEFORE, _card, train
+from geograft.card import CARD, WEIGHTS, read_card
+from geograft.config import Recipe
+from geograft.errors import InputError, SettingError
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.networks.network import build
+from geograft.learn.training.checkpoint import STATE
+from geograft.learn.training.history import History, read_history
+from geograft.learn.training.loop import _Run
+from geograft.verbs.train import CARD_BEFORE, _card, train
 
 SMALL = Recipe().changed(
     model={"architecture": "transfer", "encoder": "mobilenetv3_small_050", "weights": "none"},

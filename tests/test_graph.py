@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tilth.figures.graph import Node, placed, png, rows, sheets, svg
+from geograft.figures.graph import Node, placed, png, rows, sheets, svg
 
 
 def u_of(depth: int, edge: int = 256) -> list[Node]:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import CRS
 
+from geograft.geo.grid import Grid, Window, starts, tiling
 from helpers import TENTH_METRE
-from tilth.geo.grid import Grid, Window, starts, tiling
 
 small = st.integers(0, 12)
 size = st.integers(1, 12)

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.geo.polygons.holes import filled, first_pixels, swallowed
+from geograft.geo.polygons.shapes import as_array
 from test_shapes import CONNECTIVITY, by_blocks, class_maps
-from tilth.geo.polygons.holes import filled, first_pixels, swallowed
-from tilth.geo.polygons.shapes import as_array
 
 
 def without_holes(values: ndarray, kept: ndarray, area: float, connectivity: int) -> tuple[ndarray, ndarray]:

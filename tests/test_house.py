@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import tilth
-from tilth.config import (
+import geograft
+from geograft.config import (
     EvaluateConfig,
     ModelConfig,
     PolygonConfig,
@@ -23,7 +23,7 @@ from tilth.config import (
 )
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "tilth"
+SOURCE = ROOT / "src" / "geograft"
 MODULES = sorted(SOURCE.rglob("*.py"))
 VERBS = (
     "prepare",
@@ -83,7 +83,7 @@ def room(path: Path) -> str:
 
 
 def dotted(path: Path) -> str:
-    return ".".join(("tilth", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+    return ".".join(("geograft", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -103,7 +103,7 @@ def imports(path: Path) -> Iterator[str]:
 def upward(path: Path, name: str) -> bool:
     """Whether importing `name` in `path` goes up or sideways."""
     parts = name.split(".")
-    if parts[0] != "tilth" or (path.name in ("__init__.py", "__main__.py") and room(path) == "ground"):
+    if parts[0] != "geograft" or (path.name in ("__init__.py", "__main__.py") and room(path) == "ground"):
         return False
     there = parts[1] if len(parts) > 1 and parts[1] in FLOORS else "ground"
     here = room(path)
@@ -125,7 +125,7 @@ def inner_imports(path: Path) -> Iterator[tuple[str, int]]:
     """Yield what a module imports from the room it is in, with the place of that in the order."""
     outer = room(path)
     for name in imports(path):
-        if name.startswith(f"tilth.{outer}."):
+        if name.startswith(f"geograft.{outer}."):
             parts = tuple(name.split(".")[2:])
             yield name, inner_room(outer, parts if parts[0] not in INNER[outer] else (*parts, ""))
 
@@ -143,11 +143,11 @@ def test_rooms_within_a_room_import_in_their_order(path: Path) -> None:
 
 
 def test_a_planted_upward_import_is_seen() -> None:
-    assert upward(SOURCE / "geo" / "grid.py", "tilth.learn.training.loop")
-    assert upward(SOURCE / "learn" / "loop.py", "tilth.verbs.train")
-    assert upward(SOURCE / "card.py", "tilth.geo.grid")
-    assert upward(SOURCE / "geo" / "grid.py", "tilth")
-    assert not upward(SOURCE / "verbs" / "train.py", "tilth.geo.grid")
+    assert upward(SOURCE / "geo" / "grid.py", "geograft.learn.training.loop")
+    assert upward(SOURCE / "learn" / "loop.py", "geograft.verbs.train")
+    assert upward(SOURCE / "card.py", "geograft.geo.grid")
+    assert upward(SOURCE / "geo" / "grid.py", "geograft")
+    assert not upward(SOURCE / "verbs" / "train.py", "geograft.geo.grid")
 
 
 @pytest.mark.parametrize("library", OPENERS)
@@ -188,15 +188,15 @@ def test_lint_format_and_types(command: str) -> None:
 
 
 def test_every_exported_name_is_there() -> None:
-    for name in tilth.__all__:
-        assert getattr(tilth, name) is not None
-    assert set(VERBS) <= set(tilth.__all__)
+    for name in geograft.__all__:
+        assert getattr(geograft, name) is not None
+    assert set(VERBS) <= set(geograft.__all__)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_page(verb: str) -> None:
     page = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
-    assert f"The result of `tilth {verb}` is" in page
+    assert f"The result of `geograft {verb}` is" in page
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_every_setting_is_explained(config: type) -> None:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
 def test_every_recipe_parses_and_is_headed_by_its_command(recipe: Path) -> None:
     assert load_recipe(recipe).title
-    assert "#   tilth " in recipe.read_text(encoding="utf-8")
+    assert "#   geograft " in recipe.read_text(encoding="utf-8")
 
 
 def test_no_page_or_module_speaks_of_this_machine() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from tilth.errors import SettingError
-from tilth.indices import Index, check_indices, index_of, indices_of, with_indices
+from geograft.errors import SettingError
+from geograft.indices import Index, check_indices, index_of, indices_of, with_indices
 
 NAMES = ("coastal", "blue", "green", "band 4")
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from numpy import ndarray
 
-from tilth.card import WEIGHTS, ModelCard
-from tilth.config import ModelConfig, TrainConfig
-from tilth.errors import InputError, SettingError
-from tilth.learn.networks.network import build
-from tilth.learn.training.checkpoint import save_weights
-from tilth.learn.training.loop import fit
-from tilth.learn.using.inference import Predictor, probabilities
-from tilth.legend import Legend
+from geograft.card import WEIGHTS, ModelCard
+from geograft.config import ModelConfig, TrainConfig
+from geograft.errors import InputError, SettingError
+from geograft.learn.networks.network import build
+from geograft.learn.training.checkpoint import save_weights
+from geograft.learn.training.loop import fit
+from geograft.learn.using.inference import Predictor, probabilities
+from geograft.legend import Legend
 from training import TinyNetwork, blocks, training_data
 
 SETTINGS = ModelConfig(architecture="unet")

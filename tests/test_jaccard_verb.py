@@ -1,4 +1,4 @@
-"""`tilth jaccard`: submissions against labels, by the competition's rule."""
+"""`geograft jaccard`: submissions against labels, by the competition's rule."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from shapely import box
 
-from tilth.errors import InputError, OutputError
-from tilth.verbs.jaccard import jaccard
+from geograft.errors import InputError, OutputError
+from geograft.verbs.jaccard import jaccard
 
 
 def write_table(path: Path, rows: dict[tuple[str, int], object]) -> Path:

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.config import ModelConfig
+from geograft.geo.grid import Grid, Window
+from geograft.geo.mapping.batches import batches, tiles_of
+from geograft.geo.mapping.coarse import Mirrored, coarse, frames
+from geograft.geo.splitting.apart import apart, sampled_apart
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.networks.network import build
+from geograft.learn.using.known import Encoder, known_ground
 from helpers import TENTH_METRE
-from tilth.config import ModelConfig
-from tilth.geo.grid import Grid, Window
-from tilth.geo.mapping.batches import batches, tiles_of
-from tilth.geo.mapping.coarse import Mirrored, coarse, frames
-from tilth.geo.splitting.apart import apart, sampled_apart
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.networks.network import build
-from tilth.learn.using.known import Encoder, known_ground
 
 MEAN, STD = (130.0, 120.0, 110.0), (30.0, 20.0, 10.0)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
-from tilth.labels import FULL, class_shares, coded, coded_together, decoded, labelled, unknown
-from tilth.learn.losses.truth import Truth
-from tilth.legend import IGNORE, Legend
+from geograft.labels import FULL, class_shares, coded, coded_together, decoded, labelled, unknown
+from geograft.learn.losses.truth import Truth
+from geograft.legend import IGNORE, Legend
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from tilth.config import TrainConfig
-from tilth.errors import InputError
-from tilth.files import json_digest, write_json
-from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.learn.losses.mix import loss_mix
-from tilth.legend import BACKGROUND_COLOUR, Legend
+from geograft.config import TrainConfig
+from geograft.errors import InputError
+from geograft.files import json_digest, write_json
+from geograft.geo.tilesets.tileset import META, TileSet
+from geograft.learn.losses.mix import loss_mix
+from geograft.legend import BACKGROUND_COLOUR, Legend
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import interpolate
 
-from tilth.config import ModelConfig
-from tilth.errors import SettingError
-from tilth.learn.networks.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
-from tilth.learn.networks.network import Network, build
+from geograft.config import ModelConfig
+from geograft.errors import SettingError
+from geograft.learn.networks.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
+from geograft.learn.networks.network import Network, build
 
 B0 = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="none")
 

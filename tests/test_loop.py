@@ -12,19 +12,19 @@ import torch
 from safetensors.torch import load_file
 from torchmetrics.functional.classification import multilabel_jaccard_index
 
+from geograft.card import WEIGHTS
+from geograft.config import TrainConfig
+from geograft.errors import InputError, SettingError
+from geograft.learn.feeding.feed import Feed
+from geograft.learn.losses.mix import LossMix, segmentation_loss
+from geograft.learn.networks.network import Network
+from geograft.learn.training.blame import verdict
+from geograft.learn.training.checkpoint import LAST, STATE
+from geograft.learn.training.history import HISTORY, History, read_history
+from geograft.learn.training.loop import fit
+from geograft.learn.training.metrics import confusion
+from geograft.scores import scores
 from overlapping import overlapping_blocks, overlapping_data
-from tilth.card import WEIGHTS
-from tilth.config import TrainConfig
-from tilth.errors import InputError, SettingError
-from tilth.learn.feeding.feed import Feed
-from tilth.learn.losses.mix import LossMix, segmentation_loss
-from tilth.learn.networks.network import Network
-from tilth.learn.training.blame import verdict
-from tilth.learn.training.checkpoint import LAST, STATE
-from tilth.learn.training.history import HISTORY, History, read_history
-from tilth.learn.training.loop import fit
-from tilth.learn.training.metrics import confusion
-from tilth.scores import scores
 from training import Tile, TinyNetwork, blocks, training_data
 
 ARTICLE = TrainConfig(optimizer="adam", schedule="exponential", warmup_epochs=0, ema=0)

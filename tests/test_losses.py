@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from tilth.config import TrainConfig
-from tilth.errors import SettingError
-from tilth.learn.losses.mix import (
+from geograft.config import TrainConfig
+from geograft.errors import SettingError
+from geograft.learn.losses.mix import (
     LossMix,
     balanced_sides,
     balanced_weights,
@@ -21,7 +21,7 @@ from tilth.learn.losses.mix import (
     segmentation_loss,
     segmentation_losses,
 )
-from tilth.legend import IGNORE, Legend
+from geograft.legend import IGNORE, Legend
 
 PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)
 seeds = st.integers(0, 10**6)

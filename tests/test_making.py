@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilth.errors import InputError, OutputError
-from tilth.making import (
+from geograft.errors import InputError, OutputError
+from geograft.making import (
     LEDGER,
     as_json,
     begun,

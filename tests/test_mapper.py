@@ -10,15 +10,15 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from tilth.card import WEIGHTS, ModelCard
-from tilth.config import ModelConfig
-from tilth.errors import InputError
-from tilth.learn.backends.workers import Workers
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.networks.network import build
-from tilth.learn.training.checkpoint import save_weights
-from tilth.learn.using.inference import Mapper, Member, Predictor
-from tilth.legend import Legend
+from geograft.card import WEIGHTS, ModelCard
+from geograft.config import ModelConfig
+from geograft.errors import InputError
+from geograft.learn.backends.workers import Workers
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.networks.network import build
+from geograft.learn.training.checkpoint import save_weights
+from geograft.learn.using.inference import Mapper, Member, Predictor
+from geograft.legend import Legend
 
 CARD = ModelCard(
     name="squares",

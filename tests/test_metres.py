@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 
+from geograft.geo.grid import Grid
+from geograft.geo.metres import central_sides_m, method, resolution_m
 from helpers import TENTH_METRE
-from tilth.geo.grid import Grid
-from tilth.geo.metres import central_sides_m, method, resolution_m
 
 METRE = Affine(1, 0, 500_000, 0, -1, 4_900_000)
 

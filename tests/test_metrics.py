@@ -9,9 +9,9 @@ from torchmetrics.functional.classification import (
     multilabel_confusion_matrix,
 )
 
-from tilth.counting import Counting
-from tilth.learn.training.metrics import confusion, predicted, tables
-from tilth.legend import IGNORE
+from geograft.counting import Counting
+from geograft.learn.training.metrics import confusion, predicted, tables
+from geograft.legend import IGNORE
 
 
 def batch(k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.places import Places
+from geograft.geo.rasters import mosaic as module
+from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.raster import Image, ImageInfo
 from helpers import TENTH_METRE, textured, write_raster
-from tilth.errors import InputError
-from tilth.geo.grid import Window
-from tilth.geo.places import Places
-from tilth.geo.rasters import mosaic as module
-from tilth.geo.rasters.mosaic import Mosaic
-from tilth.geo.rasters.raster import Image, ImageInfo
 
 ROWS, COLS = 130, 170
 WINDOWS = st.builds(Window, st.integers(-30, 150), st.integers(-30, 190), st.integers(1, 120), st.integers(1, 120))

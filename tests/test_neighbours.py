@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from pyproj import CRS, Geod
 
-from tilth.errors import InputError
-from tilth.geo.grid import Window
-from tilth.geo.splitting.neighbours import Outlines, nearest_distances, nearest_in_scene, on_mercator, shared_ground
-from tilth.geo.vectors.vector import reprojected
-from tilth.geo.vectors.vectorindex import read_outlines
-from tilth.geo.vectors.vectorout import write_tiles
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.splitting.neighbours import Outlines, nearest_distances, nearest_in_scene, on_mercator, shared_ground
+from geograft.geo.vectors.vector import reprojected
+from geograft.geo.vectors.vectorindex import read_outlines
+from geograft.geo.vectors.vectorout import write_tiles
 
 UTM21S = CRS.from_epsg(32721)
 boxes = st.builds(

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tilth.config import ModelConfig
-from tilth.errors import SettingError, WeightsError
-from tilth.learn.networks.network import Network, build, padded, padded_px
+from geograft.config import ModelConfig
+from geograft.errors import SettingError, WeightsError
+from geograft.learn.networks.network import Network, build, padded, padded_px
 
 B0 = ModelConfig(architecture="transfer")
 UNET = ModelConfig(architecture="unet")

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tilth.config import ModelConfig, TrainConfig
-from tilth.learn.networks.network import Network, build
-from tilth.learn.training.optim import hold_encoder, optimizer_of, parameter_groups, set_rates
-from tilth.learn.training.schedule import Schedule
+from geograft.config import ModelConfig, TrainConfig
+from geograft.learn.networks.network import Network, build
+from geograft.learn.training.optim import hold_encoder, optimizer_of, parameter_groups, set_rates
+from geograft.learn.training.schedule import Schedule
 from training import TinyNetwork
 
 CONFIG = TrainConfig(optimizer="adam", warmup_epochs=0, encoder_lr=1e-4, decoder_lr=1e-3)

@@ -5,9 +5,9 @@ from affine import Affine
 from pyproj import CRS
 from shapely import box
 
+from geograft.geo.grid import Grid, Window
+from geograft.geo.vectors.outlines import common_crs, outlines
 from helpers import TENTH_METRE
-from tilth.geo.grid import Grid, Window
-from tilth.geo.vectors.outlines import common_crs, outlines
 
 UTM12, UTM11, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(32611), CRS.from_epsg(4326)
 HERE = Grid(60, 80, TENTH_METRE, UTM12)

@@ -6,9 +6,9 @@ import shapely
 from affine import Affine
 from pyproj import CRS
 
-from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters.pixelarea import pixel_areas
-from tilth.geo.vectors.measure import areas_and_perimeters
+from geograft.geo.grid import Grid, Window
+from geograft.geo.rasters.pixelarea import pixel_areas
+from geograft.geo.vectors.measure import areas_and_perimeters
 
 GRIDS = {
     "degrees": ("EPSG:4326", Affine(3e-4, 0, 25, 0, -3e-4, 60)),

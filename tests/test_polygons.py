@@ -16,14 +16,14 @@ from pyproj import CRS, Geod
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 
+from geograft.config import PolygonConfig
+from geograft.errors import InputError, OutputError
+from geograft.geo.grid import Grid
+from geograft.geo.vectors.measure import areas_and_perimeters
+from geograft.legend import Legend
+from geograft.verbs.polygons import polygons
 from helpers import UTM12, write_raster
 from mapping import COVERS, TREES, Pointwise, make_run
-from tilth.config import PolygonConfig
-from tilth.errors import InputError, OutputError
-from tilth.geo.grid import Grid
-from tilth.geo.vectors.measure import areas_and_perimeters
-from tilth.legend import Legend
-from tilth.verbs.polygons import polygons
 
 METRE = Affine(1, 0, 500000, 0, -1, 5000000)
 
@@ -31,7 +31,7 @@ METRE = Affine(1, 0, 500000, 0, -1, 5000000)
 def write_map(
     path: Path, values: ndarray, legend: Legend | None = TREES, transform: Affine = METRE, crs: str | None = UTM12
 ) -> Path:
-    """Write a class map, with its classes stated as `tilth predict` states them."""
+    """Write a class map, with its classes stated as `geograft predict` states them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         write_raster(path, values[None].astype(np.uint8), transform, crs, nodata=255)
@@ -83,9 +83,9 @@ def test_each_tree_is_a_polygon_with_its_figures(grove: Path, tmp_path: Path) ->
 
 
 def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tilth.verbs.predict import predict
+    from geograft.verbs.predict import predict
 
-    monkeypatch.setattr("tilth.verbs.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.verbs.predict.Mapper", Pointwise)
     pixels = np.full((3, 40, 50), 10, np.uint8)
     pixels[:, 5:15, 10:30] = 200
     pixels[:, 20:, 40:] = 0

@@ -10,19 +10,19 @@ import rasterio
 import shapely
 from numpy import ndarray
 
+from geograft.config import PolygonConfig, PredictConfig, SampleConfig
+from geograft.errors import InputError
+from geograft.geo.accuracy.strata import strata_of
+from geograft.geo.polygons.polygonledger import PolygonLedger
+from geograft.geo.rasters.raster import Image
+from geograft.legend import Legend
+from geograft.verbs.area import area
+from geograft.verbs.polygons import polygons
+from geograft.verbs.predict import predict
+from geograft.verbs.sample import sample
 from helpers import TENTH_METRE, write_raster
 from mapping import USES, Bandwise, make_run
 from test_polygons import write_map
-from tilth.config import PolygonConfig, PredictConfig, SampleConfig
-from tilth.errors import InputError
-from tilth.geo.accuracy.strata import strata_of
-from tilth.geo.polygons.polygonledger import PolygonLedger
-from tilth.geo.rasters.raster import Image
-from tilth.legend import Legend
-from tilth.verbs.area import area
-from tilth.verbs.polygons import polygons
-from tilth.verbs.predict import predict
-from tilth.verbs.sample import sample
 
 SETTINGS = PolygonConfig(fill_holes_m2=0.5, min_area_m2=0.1, simplify_m=0.2)
 
@@ -40,7 +40,7 @@ def pixels(request: pytest.FixtureRequest) -> ndarray:
 
 @pytest.fixture
 def map_path(tmp_path: Path, pixels: ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tilth.verbs.predict.Mapper", Bandwise)
+    monkeypatch.setattr("geograft.verbs.predict.Mapper", Bandwise)
     run = make_run(tmp_path / "run", USES, tile_px=64)
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="uint8"))

@@ -12,15 +12,15 @@ import shapely
 from hypothesis import given, settings
 from numpy import ndarray
 
+from geograft.config import PolygonConfig
+from geograft.errors import InputError, OutputError
+from geograft.geo.polygons.polygonledger import PolygonLedger
+from geograft.geo.polygons.regions import Source, finished
+from geograft.geo.polygons.seams import Seams
+from geograft.geo.rasters.raster import Image
+from geograft.verbs.polygons import polygons
 from test_polygons import covers, write_map
 from test_shapes import CONNECTIVITY, class_maps, reader
-from tilth.config import PolygonConfig
-from tilth.errors import InputError, OutputError
-from tilth.geo.polygons.polygonledger import PolygonLedger
-from tilth.geo.polygons.regions import Source, finished
-from tilth.geo.polygons.seams import Seams
-from tilth.geo.rasters.raster import Image
-from tilth.verbs.polygons import polygons
 
 HERE = Path(__file__).parent
 

@@ -15,24 +15,24 @@ from rasterio.features import rasterize
 from scipy import ndimage
 from shapely.geometry import shape as geometry
 
+from geograft.config import PolygonConfig
+from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Grid
+from geograft.geo.rasters.burn import burned
+from geograft.geo.rasters.raster import Image
+from geograft.geo.tilesets import dstl
+from geograft.legend import Legend
+from geograft.verbs.polygons import polygons
 from helpers import write_raster
 from mapping import COVERS
 from test_dstl import SCENE, X_MAX, Y_MIN
 from test_polygons import METRE, UTM12, covers, grove, trees, write_map
-from tilth.config import PolygonConfig
-from tilth.errors import InputError, SettingError
-from tilth.geo.grid import Grid
-from tilth.geo.rasters.burn import burned
-from tilth.geo.rasters.raster import Image
-from tilth.geo.tilesets import dstl
-from tilth.legend import Legend
-from tilth.verbs.polygons import polygons
 
 __all__ = ["grove"]
 
 
 def write_probabilities(path: Path, probabilities: ndarray, legend: Legend, dtype: str) -> None:
-    """Write the probability of every class as `tilth predict` does."""
+    """Write the probability of every class as `geograft predict` does."""
     kind = {"nodata": 255} if dtype == "uint8" else {"nodata": np.nan, "nbits": 16}
     write_raster(path, probabilities, METRE, UTM12, **kind)
     with rasterio.open(path, "r+") as raster:
@@ -82,7 +82,7 @@ def test_certainty_is_that_of_the_polygons_own_pixels(tmp_path: Path, dtype: str
 def test_without_probabilities_a_note_says_how_to_get_them(grove: Path, tmp_path: Path) -> None:
     (note,) = polygons(grove, tmp_path / "trees.gpkg").notes
     assert "map.probabilities.tif does not lie beside the map" in note
-    assert "`tilth predict --probabilities uint8` writes it" in note
+    assert "`geograft predict --probabilities uint8` writes it" in note
     assert "mean_probability" not in geopandas.read_file(tmp_path / "trees.gpkg").columns
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tilth.config import ModelConfig
-from tilth.learn.networks.network import Network, build
-from tilth.learn.networks.pooled import as_rows, cell_features, known_cells
+from geograft.config import ModelConfig
+from geograft.learn.networks.network import Network, build
+from geograft.learn.networks.pooled import as_rows, cell_features, known_cells
 
 MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
 

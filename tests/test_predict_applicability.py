@@ -11,19 +11,19 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
+from geograft.applicability import KNOWN, Applicability
+from geograft.card import CARD, read_card
+from geograft.config import PredictConfig, Recipe
+from geograft.errors import InputError
+from geograft.geo.rasters.maptags import SCALE_TAG
+from geograft.learn.training.checkpoint import STATE
+from geograft.learn.using.known import Encoder, load_encoder
+from geograft.verbs.predict import predict
+from geograft.verbs.predict.applicability import seconds_of
+from geograft.verbs.predict.result import MadeMap
+from geograft.verbs.train import train
 from helpers import TENTH_METRE, UTM12, write_raster
 from mapping import Pointwise
-from tilth.applicability import KNOWN, Applicability
-from tilth.card import CARD, read_card
-from tilth.config import PredictConfig, Recipe
-from tilth.errors import InputError
-from tilth.geo.rasters.maptags import SCALE_TAG
-from tilth.learn.training.checkpoint import STATE
-from tilth.learn.using.known import Encoder, load_encoder
-from tilth.verbs.predict import predict
-from tilth.verbs.predict.applicability import seconds_of
-from tilth.verbs.predict.result import MadeMap
-from tilth.verbs.train import train
 
 SMALL = Recipe().changed(model={"architecture": "unet"}, train={"epochs": 1, "device": "cpu"})
 ASKED = PredictConfig(applicability=True, device="cpu", overlap=0.0)
@@ -37,7 +37,7 @@ def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map itself is not looked at here."""
-    monkeypatch.setattr("tilth.verbs.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.verbs.predict.Mapper", Pointwise)
 
 
 def read(path: Path) -> ndarray:
@@ -66,7 +66,7 @@ def test_a_run_says_what_it_knows_the_same_way_every_time(run: Path, tiles: Path
 def test_a_run_whose_tiles_cannot_be_compared_says_so(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tilth.verbs.train.known_ground", lambda *_: None)
+    monkeypatch.setattr("geograft.verbs.train.known_ground", lambda *_: None)
     made = train(tiles, tmp_path / "run", SMALL)
     assert made.notes[0].startswith("the training tiles lie in one unit of the split or are all alike")
     assert not (made.run / KNOWN).exists()
@@ -89,7 +89,7 @@ def test_the_negative_of_it_is_outside_and_the_user_is_told(run: Path, fields: P
     assert (read(tmp_path / "map.applicability.tif") > 1).all()
     assert len(made.notes) == 1
     assert made.notes[0].startswith(f"100.0% of {tmp_path}/map.tif looks unlike all that the run was trained on")
-    assert "`tilth sample`" in made.notes[0]
+    assert "`geograft sample`" in made.notes[0]
 
 
 @pytest.mark.parametrize(("outside", "notes"), [(None, 0), (0.0, 0), (0.1, 0), (0.1001, 1)])
@@ -162,7 +162,7 @@ def test_runs_without_it_say_what_to_do_and_map_without_it(run: Path, fields: Pa
     with pytest.raises(InputError, match=r"holds no known\.safetensors.* Train it again; or map without"):
         predict(tmp_path / "old", raster, tmp_path / "map.tif", ASKED)
     (tmp_path / "old" / STATE).write_bytes((run / STATE).read_bytes())
-    with pytest.raises(InputError, match=r"holds no known\.safetensors.*tilth train TILES --out .*old --resume"):
+    with pytest.raises(InputError, match=r"holds no known\.safetensors.*geograft train TILES --out .*old --resume"):
         predict(tmp_path / "old", raster, tmp_path / "map.tif", ASKED)
     (tmp_path / "old" / KNOWN).write_bytes(b"none")
     with pytest.raises(InputError, match="cannot be read as what a model knows"):
@@ -203,9 +203,9 @@ def test_a_raster_that_changes_in_between_leaves_nothing(
 
 
 def test_a_dry_run_counts_it_in(run: Path, fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["tilth.verbs.predict.forecast"], "seconds_of", lambda _: 1e6)
+    monkeypatch.setattr(sys.modules["geograft.verbs.predict.forecast"], "seconds_of", lambda _: 1e6)
     made = predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert 1e6 <= made.forecasts[0].seconds < 2e6
-    monkeypatch.setattr(sys.modules["tilth.verbs.predict.forecast"], "seconds_of", seconds_of)
+    monkeypatch.setattr(sys.modules["geograft.verbs.predict.forecast"], "seconds_of", seconds_of)
     predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert not list(tmp_path.iterdir())

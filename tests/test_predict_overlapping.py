@@ -9,19 +9,19 @@ import rasterio
 import torch
 from numpy import ndarray
 
+from geograft.card import ModelCard, read_card
+from geograft.config import ModelConfig, PredictConfig, TrainConfig
+from geograft.errors import InputError
+from geograft.geo.mapping.ledger import Ledger
+from geograft.geo.rasters.maptags import stated_legend
+from geograft.geo.rasters.overviews import halved
+from geograft.learn.probability import layers_of, probabilities
+from geograft.learn.training.loop import fit
+from geograft.learn.using.inference import Predictor
+from geograft.verbs.predict import predict
 from helpers import textured, write_raster
 from mapping import USES, Bandwise, make_run
 from overlapping import LEGEND, overlapping_blocks, overlapping_data
-from tilth.card import ModelCard, read_card
-from tilth.config import ModelConfig, PredictConfig, TrainConfig
-from tilth.errors import InputError
-from tilth.geo.mapping.ledger import Ledger
-from tilth.geo.rasters.maptags import stated_legend
-from tilth.geo.rasters.overviews import halved
-from tilth.learn.probability import layers_of, probabilities
-from tilth.learn.training.loop import fit
-from tilth.learn.using.inference import Predictor
-from tilth.verbs.predict import predict
 from training import TinyNetwork
 
 CUTS = (0.2, 0.5, 0.8)
@@ -29,7 +29,7 @@ CUTS = (0.2, 0.5, 0.8)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilth.verbs.predict.Mapper", Bandwise)
+    monkeypatch.setattr("geograft.verbs.predict.Mapper", Bandwise)
 
 
 @pytest.fixture

@@ -17,16 +17,16 @@ from PIL import Image as Picture
 from pyproj import CRS
 
 from full_disk import files_no_larger_than
+from geograft.config import PrepareConfig
+from geograft.errors import GeograftError, InputError, OutputError, SettingError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.rasters.raster import Image, read_labels
+from geograft.geo.tilesets.scenes import Source
+from geograft.geo.tilesets.sources import DstlSource, MaskSource, VectorSource
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.legend import IGNORE
+from geograft.verbs.prepare import prepare
 from helpers import TENTH_METRE, UTM12, textured, write_raster
-from tilth.config import PrepareConfig
-from tilth.errors import InputError, OutputError, SettingError, TilthError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters.raster import Image, read_labels
-from tilth.geo.tilesets.scenes import Source
-from tilth.geo.tilesets.sources import DstlSource, MaskSource, VectorSource
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.legend import IGNORE
-from tilth.verbs.prepare import prepare
 
 GRID = Grid(256, 256, TENTH_METRE, CRS.from_user_input(UTM12))
 SQUARES = [Window(16 + 64 * row, 16 + 64 * col, 32, 32) for row in range(4) for col in range(4)]
@@ -258,7 +258,7 @@ def truncated_mask(folder: Path) -> Source:
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, make: Callable[[Path], Source], message: str) -> None:
     source = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(TilthError, match=message) as caught:
+    with pytest.raises(GeograftError, match=message) as caught:
         prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=32))
     assert isinstance(caught.value, InputError | SettingError)
     assert "\n" not in str(caught.value)
@@ -269,13 +269,13 @@ def test_a_class_that_training_never_sees(tmp_path: Path, monkeypatch: pytest.Mo
     kinds = ["field"] * 16 + ["pond"]
     source = VectorSource((scene(tmp_path),), squares(tmp_path, [*SQUARES, Window(0, 0, 8, 8)], kinds), "kind")
     planned = [("scene", Window(0, 0, 32, 32), "val"), ("scene", Window(16, 80, 32, 32), "train")]
-    monkeypatch.setattr("tilth.verbs.prepare.plan", lambda places, config: planned)
+    monkeypatch.setattr("geograft.verbs.prepare.plan", lambda places, config: planned)
     with pytest.raises(InputError, match=r"no training tile holds a pixel of class pond, .* --seed"):
         prepare(source, tmp_path / "tiles", replace(BLOCKS, test=0))
 
 
 def test_a_split_without_labelled_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilth.verbs.prepare.plan", lambda places, config: [("scene", Window(0, 0, 32, 32), "val")])
+    monkeypatch.setattr("geograft.verbs.prepare.plan", lambda places, config: [("scene", Window(0, 0, 32, 32), "val")])
     with pytest.raises(InputError, match="no train and no test tile has 10% of its pixels labelled"):
         prepare(vector(tmp_path), tmp_path / "tiles", BLOCKS)
 
@@ -340,9 +340,9 @@ def test_dstl_from_its_zip_files(tmp_path: Path, shared: Path) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from tilth.config import PrepareConfig
-from tilth.geo.tilesets.sources import VectorSource
-from tilth.verbs.prepare import prepare
+from geograft.config import PrepareConfig
+from geograft.geo.tilesets.sources import VectorSource
+from geograft.verbs.prepare import prepare
 folder = Path(sys.argv[1])
 source = VectorSource((folder / "scene.tif",), folder / "a.gpkg")
 prepare(source, folder / "tiles", PrepareConfig(tile_px=256, overlap=0))

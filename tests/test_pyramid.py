@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tilth.errors import SettingError
-from tilth.learn.networks.pyramid import Pyramid, pyramid, pyramid_of
-from tilth.learn.networks.weights import LITE0, LITE0_SCALING
+from geograft.errors import SettingError
+from geograft.learn.networks.pyramid import Pyramid, pyramid, pyramid_of
+from geograft.learn.networks.weights import LITE0, LITE0_SCALING
 
 
 def image(bands: int = 3) -> Tensor:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 from rasterio.enums import ColorInterp
 
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import MOST_OPEN, Image, close_labels, read_labels
+from geograft.legend import IGNORE
 from helpers import textured, write_raster
-from tilth.errors import InputError
-from tilth.geo.grid import Window
-from tilth.geo.rasters.raster import MOST_OPEN, Image, close_labels, read_labels
-from tilth.legend import IGNORE
 
 ALL = Window(0, 0, 20, 30)
 WINDOWS = st.builds(Window, st.integers(-40, 160), st.integers(-40, 260), st.integers(1, 90), st.integers(1, 90))
@@ -200,7 +200,7 @@ def test_a_truncated_picture_is_not_filled_up(tmp_path: Path, suffix: str, bands
 def test_a_forked_process_opens_the_file_again(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(scene) as image:
         before, opened = image.read(ALL), image._raster
-        monkeypatch.setattr("tilth.geo.rasters.raster.os.getpid", lambda: -1)
+        monkeypatch.setattr("geograft.geo.rasters.raster.os.getpid", lambda: -1)
         after = image.read(ALL)
         assert image._raster is not opened
         opened.close()

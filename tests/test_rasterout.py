@@ -14,13 +14,13 @@ from PIL import Image as Picture
 from pyproj import CRS
 
 from full_disk import files_no_larger_than
+from geograft.errors import InputError, OutputError
+from geograft.geo.grid import Grid, Window, cells
+from geograft.geo.rasters.raster import Image, read_labels, read_mask
+from geograft.geo.rasters.rasterout import MapLayout, copy_tiled, create_labels, create_map
+from geograft.geo.rasters.written import Blocks
+from geograft.legend import IGNORE, Legend
 from helpers import TENTH_METRE, UTM12, textured, write_raster
-from tilth.errors import InputError, OutputError
-from tilth.geo.grid import Grid, Window, cells
-from tilth.geo.rasters.raster import Image, read_labels, read_mask
-from tilth.geo.rasters.rasterout import MapLayout, copy_tiled, create_labels, create_map
-from tilth.geo.rasters.written import Blocks
-from tilth.legend import IGNORE, Legend
 
 GRID = Grid(700, 900, TENTH_METRE, CRS.from_user_input(UTM12))
 LEGEND = Legend(("background", "trees"))

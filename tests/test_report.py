@@ -1,4 +1,4 @@
-"""`tilth report`: one page that says what the files say, holds all it needs, and survives what is missing."""
+"""`geograft report`: one page that says what the files say, holds all it needs, and survives what is missing."""
 
 import base64
 import io
@@ -16,29 +16,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from geograft.card import WEIGHTS, ModelCard
+from geograft.config import ModelConfig, PrepareConfig, Recipe, Variant
+from geograft.errors import InputError, OutputError
+from geograft.files import write_json
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import Image
+from geograft.geo.tilesets.sources import MaskSource
+from geograft.geo.tilesets.tileset import Tile, TileSet
+from geograft.learn.training.history import Epoch, History, read_history
+from geograft.legend import Legend
+from geograft.verbs.compare import compare
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.prepare import prepare
+from geograft.verbs.report import report
+from geograft.verbs.report.certainty import between, ends_of, iou_of
+from geograft.verbs.report.head import headline, lead, remarks
+from geograft.verbs.report.numbers import with_spread
+from geograft.verbs.report.pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
+from geograft.verbs.report.scorefile import ScoreTable
+from geograft.verbs.report.sources import Row, Run, Subject, read_subject
+from geograft.verbs.report.sources import Variant as Compared
+from geograft.verbs.train import train
 from helpers import write_raster
-from tilth.card import WEIGHTS, ModelCard
-from tilth.config import ModelConfig, PrepareConfig, Recipe, Variant
-from tilth.errors import InputError, OutputError
-from tilth.files import write_json
-from tilth.geo.grid import Window
-from tilth.geo.rasters.raster import Image
-from tilth.geo.tilesets.sources import MaskSource
-from tilth.geo.tilesets.tileset import Tile, TileSet
-from tilth.learn.training.history import Epoch, History, read_history
-from tilth.legend import Legend
-from tilth.verbs.compare import compare
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.prepare import prepare
-from tilth.verbs.report import report
-from tilth.verbs.report.certainty import between, ends_of, iou_of
-from tilth.verbs.report.head import headline, lead, remarks
-from tilth.verbs.report.numbers import with_spread
-from tilth.verbs.report.pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
-from tilth.verbs.report.scorefile import ScoreTable
-from tilth.verbs.report.sources import Row, Run, Subject, read_subject
-from tilth.verbs.report.sources import Variant as Compared
-from tilth.verbs.train import train
 
 QUICK = Recipe(title="Fields & <b>more</b>").changed(
     model={"architecture": "unet"}, train={"epochs": 2, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
@@ -297,7 +297,7 @@ def test_old_scores_make_a_page_that_says_how_to_renew_them(run: Path) -> None:
     new = {key: scores[key] for key in old} | {"overall": {key: scores["overall"][key] for key in ("iou", "f1")}}
     write_json(run / "scores-test.json", new)
     (note,) = report(run).notes
-    assert f"tilth evaluate {run} --split test" in note
+    assert f"geograft evaluate {run} --split test" in note
     found = Page((run / "report.html").read_text(encoding="utf-8"))
     assert "sureness" not in found.ids
     assert "test tiles that the model never saw" in found.words

@@ -11,24 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilth.calibration import calibration_error, reliability_counts, reliability_rows
-from tilth.card import ModelCard
-from tilth.config import ModelConfig
-from tilth.errors import InputError
-from tilth.figures.calibration import Chosen, precision_recall_figure, reliability_figure
-from tilth.figures.colours import DARK
-from tilth.intervals import intervals, paired_intervals
-from tilth.learn.training.history import Epoch, History
-from tilth.legend import Legend
-from tilth.scores import overall_scores
-from tilth.verbs.report.certainty import Estimate, few_units, iou_of, lead_in_words, lead_of, signed
-from tilth.verbs.report.head import facts, headline, lead, outdated, remarks
-from tilth.verbs.report.numbers import NBSP
-from tilth.verbs.report.scorefile import AreaFile, FoldsFile, IntervalNote, ReliabilityBin, ScoreTable, read_json
-from tilth.verbs.report.sources import Row, Run, Subject, Variant
-from tilth.verbs.report.sureness import decision_in_words, guess, sureness_in_words, sureness_plates, told_bin
-from tilth.verbs.report.tables import area_table, networks, score_tables
-from tilth.verbs.report.text import scores_in_words
+from geograft.calibration import calibration_error, reliability_counts, reliability_rows
+from geograft.card import ModelCard
+from geograft.config import ModelConfig
+from geograft.errors import InputError
+from geograft.figures.calibration import Chosen, precision_recall_figure, reliability_figure
+from geograft.figures.colours import DARK
+from geograft.intervals import intervals, paired_intervals
+from geograft.learn.training.history import Epoch, History
+from geograft.legend import Legend
+from geograft.scores import overall_scores
+from geograft.verbs.report.certainty import Estimate, few_units, iou_of, lead_in_words, lead_of, signed
+from geograft.verbs.report.head import facts, headline, lead, outdated, remarks
+from geograft.verbs.report.numbers import NBSP
+from geograft.verbs.report.scorefile import AreaFile, FoldsFile, IntervalNote, ReliabilityBin, ScoreTable, read_json
+from geograft.verbs.report.sources import Row, Run, Subject, Variant
+from geograft.verbs.report.sureness import decision_in_words, guess, sureness_in_words, sureness_plates, told_bin
+from geograft.verbs.report.tables import area_table, networks, score_tables
+from geograft.verbs.report.text import scores_in_words
 
 LEGEND = Legend(("rest", "tree"))
 CONFUSION = np.array([[70, 10], [5, 15]])
@@ -196,7 +196,7 @@ def test_scores_from_before_there_were_intervals_still_make_a_page() -> None:
     (note,) = outdated(subject)
     assert "without intervals" in note
     assert "scores-test.json of a/0 and 1 more" in note
-    assert note.endswith("tilth evaluate c/a/0 --split test")
+    assert note.endswith("geograft evaluate c/a/0 --split test")
     assert outdated(compared(network("b", [replace(old, name="far")])))[0].endswith("--split test --tiles /place/tiles")
     assert outdated(compared(network("a", [scores_file(counts_of(12, 1))]))) == []
     assert sureness_in_words(old) == sureness_plates(old) == []
@@ -252,7 +252,7 @@ def test_where_the_threshold_comes_from() -> None:
     assert decision_in_words(run, table) == ""
     made = {"threshold": 0.397, "temperature": 1.177, "calibrated": ""}
     plain = scores_file(counts_of(12, 1), decision=made)
-    assert decision_in_words(run, plain).endswith("To fit them to the validation tiles: tilth calibrate c/a/0")
+    assert decision_in_words(run, plain).endswith("To fit them to the validation tiles: geograft calibrate c/a/0")
     chosen = decision_in_words(
         run, scores_file(counts_of(12, 1), decision=made | {"calibrated": "46 validation tiles"})
     )

@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geograft.config import Variant
+from geograft.figures.colours import rgb
+from geograft.figures.pictures import class_picture, error_picture, grey, tile_iou
+from geograft.figures.samples import Sample, label_picture, samples_figure
+from geograft.verbs.compare import compare
+from geograft.verbs.curve import curve
+from geograft.verbs.evaluate import evaluate
+from geograft.verbs.report import report
+from geograft.verbs.report.certainty import iou_of
+from geograft.verbs.report.scorefile import ScoreTable, read_json
+from geograft.verbs.report.sources import read_subject
+from geograft.verbs.report.sureness import guess, sureness_in_words, sureness_plates
+from geograft.verbs.report.tables import score_tables
+from geograft.verbs.train import train
 from overlapping import LEGEND, overlapping_set
 from test_report import Page
 from test_train import SMALL
-from tilth.config import Variant
-from tilth.figures.colours import rgb
-from tilth.figures.pictures import class_picture, error_picture, grey, tile_iou
-from tilth.figures.samples import Sample, label_picture, samples_figure
-from tilth.verbs.compare import compare
-from tilth.verbs.curve import curve
-from tilth.verbs.evaluate import evaluate
-from tilth.verbs.report import report
-from tilth.verbs.report.certainty import iou_of
-from tilth.verbs.report.scorefile import ScoreTable, read_json
-from tilth.verbs.report.sources import read_subject
-from tilth.verbs.report.sureness import guess, sureness_in_words, sureness_plates
-from tilth.verbs.report.tables import score_tables
-from tilth.verbs.train import train
 
 
 @pytest.fixture(scope="module")

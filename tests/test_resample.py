@@ -15,13 +15,13 @@ from pyproj import CRS
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
+from geograft.errors import InputError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.metres import central_sides_m, resolution_m
+from geograft.geo.rasters import resample
+from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.resample import Scaling, scaled_to, taps
 from helpers import TENTH_METRE, textured, write_raster
-from tilth.errors import InputError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.metres import central_sides_m, resolution_m
-from tilth.geo.rasters import resample
-from tilth.geo.rasters.raster import Image
-from tilth.geo.rasters.resample import Scaling, scaled_to, taps
 
 ROWS, COLS = 61, 83
 STEPS = st.sampled_from([0.25, 1 / 3, 0.618, 0.93, 1.0, 1.07, 2.0, 2.5, math.pi, 7.0, 40.3])

@@ -1,4 +1,4 @@
-"""`tilth review`: planted mistakes are found where they lie; the error raster is the difference of label and map."""
+"""`geograft review`: planted mistakes are found where they lie; the error raster is the difference of label and map."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
+from geograft.card import read_card
+from geograft.config import PrepareConfig, ReviewConfig
+from geograft.errors import InputError, OutputError
+from geograft.geo.tilesets.sources import VectorSource
+from geograft.learn.using.inference import Predictor
+from geograft.legend import Legend
+from geograft.verbs.prepare import prepare
+from geograft.verbs.review import review
 from helpers import TENTH_METRE, UTM12
 from mapping import make_run
-from tilth.card import read_card
-from tilth.config import PrepareConfig, ReviewConfig
-from tilth.errors import InputError, OutputError
-from tilth.geo.tilesets.sources import VectorSource
-from tilth.learn.using.inference import Predictor
-from tilth.legend import Legend
-from tilth.verbs.prepare import prepare
-from tilth.verbs.review import review
 
 FIELDS = Legend(("background", "fields"))
 MISSING, EXTRA = (16, 16), (208, 48)
@@ -43,7 +43,7 @@ class Oracle(Predictor):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilth.verbs.review.Predictor", Oracle)
+    monkeypatch.setattr("geograft.verbs.review.Predictor", Oracle)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_canvases_hold_every_tile_however_small_they_are(
     run: Path, flawed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = review(run, tmp_path / "whole", flawed).found.worst
-    monkeypatch.setattr("tilth.verbs.review.canvases.CANVAS_PX", 100)
+    monkeypatch.setattr("geograft.verbs.review.canvases.CANVAS_PX", 100)
     assert review(run, tmp_path / "cut", flawed).found.worst == whole
     np.testing.assert_array_equal(read_errors(tmp_path / "cut"), read_errors(tmp_path / "whole"))
 

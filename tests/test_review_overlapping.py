@@ -9,13 +9,13 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
+from geograft.config import ReviewConfig
+from geograft.geo.accuracy.errors_map import FALSE, MISSED, RIGHT
+from geograft.verbs.review import review
 from helpers import TENTH_METRE
 from mapping import make_run
 from overlapping import LEGEND, overlapping_set
 from test_review import Oracle
-from tilth.config import ReviewConfig
-from tilth.geo.accuracy.errors_map import FALSE, MISSED, RIGHT
-from tilth.verbs.review import review
 
 PLANTED = (96, 144)
 
@@ -30,7 +30,7 @@ class Eyes(Oracle):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilth.verbs.review.Predictor", Eyes)
+    monkeypatch.setattr("geograft.verbs.review.Predictor", Eyes)
 
 
 @pytest.fixture

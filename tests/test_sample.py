@@ -12,15 +12,15 @@ from numpy import ndarray
 from rasterio.shutil import copy
 
 from full_disk import files_no_larger_than
+from geograft.config import SampleConfig
+from geograft.errors import InputError, OutputError
+from geograft.geo.accuracy import strata as strata_module
+from geograft.geo.accuracy.strata import Pixels, centres, drawn, places_of, strata_of, stratum_at
+from geograft.geo.rasters.raster import Image
+from geograft.geo.vectors.measure import areas_and_perimeters
+from geograft.verbs.sample import sample
 from helpers import UTM12, write_raster
 from mapping import COVERS
-from tilth.config import SampleConfig
-from tilth.errors import InputError, OutputError
-from tilth.geo.accuracy import strata as strata_module
-from tilth.geo.accuracy.strata import Pixels, centres, drawn, places_of, strata_of, stratum_at
-from tilth.geo.rasters.raster import Image
-from tilth.geo.vectors.measure import areas_and_perimeters
-from tilth.verbs.sample import sample
 
 GRID = Affine(10, 0, 500000, 0, -10, 5000000)
 DEGREES = Affine(0.05, 0, 10, 0, -0.05, 60)
@@ -184,7 +184,7 @@ def test_the_number_of_points_follows_from_the_standard_error(cover_map: Path, t
 
 @pytest.mark.parametrize("transform", [GRID, Affine(10, 2, 5, -3, -10, 7), Affine.identity()])
 def test_places_go_to_the_ground_and_back(tmp_path: Path, transform: Affine) -> None:
-    from tilth.geo.grid import Grid
+    from geograft.geo.grid import Grid
 
     grid = Grid(50, 40, transform, None)
     places = Pixels(np.array([0, 49, 7]), np.array([39, 0, 11]))

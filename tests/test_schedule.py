@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from tilth.config import TrainConfig
-from tilth.learn.training.schedule import Schedule
+from geograft.config import TrainConfig
+from geograft.learn.training.schedule import Schedule
 
 FULL = 5e-4
 

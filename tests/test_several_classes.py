@@ -7,11 +7,11 @@ import pytest
 from jaxtyping import Float32
 from numpy import ndarray
 
+from geograft.card import read_card
+from geograft.cli import app
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.learn.training.history import read_history
 from helpers import write_raster
-from tilth.card import read_card
-from tilth.cli import app
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.learn.training.history import read_history
 
 SIDE = 64
 LIGHT = (

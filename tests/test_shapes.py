@@ -14,9 +14,9 @@ from rasterio.features import shapes as gdal_shapes
 from scipy import ndimage
 from shapely.geometry import shape
 
-from tilth.geo.grid import Window
-from tilth.geo.polygons.regions import Source, regions
-from tilth.geo.polygons.shapes import Region, labelled
+from geograft.geo.grid import Window
+from geograft.geo.polygons.regions import Source, regions
+from geograft.geo.polygons.shapes import Region, labelled
 
 SEVERAL = settings(deadline=None, max_examples=60)
 BLOCKS = st.sampled_from([1, 2, 3, 5, 8, 64])

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
+from geograft.config import PrepareConfig
+from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import read_mask
+from geograft.geo.tilesets.sources import MaskSource
+from geograft.geo.tilesets.tileset import TileSet
+from geograft.labels import FULL
+from geograft.legend import IGNORE
+from geograft.verbs.prepare import prepare
 from helpers import textured, write_raster
-from tilth.config import PrepareConfig
-from tilth.errors import InputError, SettingError
-from tilth.geo.grid import Window
-from tilth.geo.rasters.raster import read_mask
-from tilth.geo.tilesets.sources import MaskSource
-from tilth.geo.tilesets.tileset import TileSet
-from tilth.labels import FULL
-from tilth.legend import IGNORE
-from tilth.verbs.prepare import prepare
 
 SIDE = 32
 ALL = Window(0, 0, SIDE, SIDE)

@@ -9,8 +9,8 @@ from numpy import ndarray
 
 import simulate_suggest as simulation
 from archive import TILE_PX, Archive
+from geograft.intervals import intervals
 from simulate_suggest import STRATEGIES, curve, needed, rows_of, saved
-from tilth.intervals import intervals
 
 
 def test_tiles_needed_lie_on_straight_lines_between_rounds() -> None:

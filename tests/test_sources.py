@@ -13,12 +13,12 @@ from PIL import Image as Picture
 from pyproj import CRS
 from shapely import Polygon, box
 
+from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.tilesets.scenes import Gathered, scene_groups, scene_names
+from geograft.geo.tilesets.sources import MaskSource, VectorSource
+from geograft.legend import IGNORE, Legend
 from helpers import TENTH_METRE, UTM12, textured, write_raster
-from tilth.errors import InputError, SettingError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.tilesets.scenes import Gathered, scene_groups, scene_names
-from tilth.geo.tilesets.sources import MaskSource, VectorSource
-from tilth.legend import IGNORE, Legend
 
 GRID = Grid(60, 80, TENTH_METRE, CRS.from_user_input(UTM12))
 FIELD, POND = Window(10, 20, 20, 30), Window(25, 40, 20, 30)

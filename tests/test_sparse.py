@@ -10,10 +10,10 @@ import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from geograft.errors import InputError
+from geograft.geo.grid import Window, cells
+from geograft.geo.rasters.raster import Image
 from helpers import TENTH_METRE, UTM12, textured, write_raster
-from tilth.errors import InputError
-from tilth.geo.grid import Window, cells
-from tilth.geo.rasters.raster import Image
 
 ROWS, COLS, BLOCK = 200, 300, 64
 WINDOWS = st.builds(Window, st.integers(-70, 260), st.integers(-70, 360), st.integers(1, 150), st.integers(1, 200))
@@ -120,7 +120,7 @@ def test_a_file_that_is_carried_into_another_process_is_asked_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Image.open(write_sparse(tmp_path / "a.tif", nodata=0)) as image:
-        monkeypatch.setattr("tilth.geo.rasters.raster.os.getpid", lambda: -1)
+        monkeypatch.setattr("geograft.geo.rasters.raster.os.getpid", lambda: -1)
         assert image.empty(Window(0, 0, 20, 20))
         assert not image.empty(HELD)
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from tilth.config import PrepareConfig
-from tilth.errors import SettingError
-from tilth.geo.coverage import Placed, overlap, smallest_gap
-from tilth.geo.grid import Window, tiling
-from tilth.geo.splitting.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
-from tilth.geo.tilesets.tileset import Split
+from geograft.config import PrepareConfig
+from geograft.errors import SettingError
+from geograft.geo.coverage import Placed, overlap, smallest_gap
+from geograft.geo.grid import Window, tiling
+from geograft.geo.splitting.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
+from geograft.geo.tilesets.tileset import Split
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

@@ -8,8 +8,8 @@ from rasterio.features import rasterize
 from shapely import Polygon, box
 from shapely.affinity import rotate, translate
 
+from geograft.geo.polygons.square import iou, squared
 from test_shapes import by_blocks
-from tilth.geo.polygons.square import iou, squared
 
 L_SHAPE = Polygon([(0, 0), (40, 0), (40, 15), (15, 15), (15, 30), (0, 30)])
 COURT = box(0, 0, 40, 36).difference(box(12, 12, 28, 24))

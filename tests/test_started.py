@@ -1,4 +1,4 @@
-"""`tilth train --start`: a run that goes on from another run's weights."""
+"""`geograft train --start`: a run that goes on from another run's weights."""
 
 import json
 import shutil
@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tilth.card import CARD, WEIGHTS, read_card
-from tilth.cli import app
-from tilth.config import ModelConfig, Recipe, load_recipe
-from tilth.errors import InputError, SettingError
-from tilth.files import file_digest, write_json
-from tilth.geo.tilesets.tileset import META, TileSet
-from tilth.learn.feeding.feed import Scaling
-from tilth.learn.training.checkpoint import LAST
-from tilth.learn.training.history import read_history
-from tilth.verbs.started import Start
-from tilth.verbs.train import train
+from geograft.card import CARD, WEIGHTS, read_card
+from geograft.cli import app
+from geograft.config import ModelConfig, Recipe, load_recipe
+from geograft.errors import InputError, SettingError
+from geograft.files import file_digest, write_json
+from geograft.geo.tilesets.tileset import META, TileSet
+from geograft.learn.feeding.feed import Scaling
+from geograft.learn.training.checkpoint import LAST
+from geograft.learn.training.history import read_history
+from geograft.verbs.started import Start
+from geograft.verbs.train import train
 
 SMALL = Recipe().changed(
     model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tilth.config import ModelConfig
-from tilth.learn.networks.network import Network, build
-from tilth.learn.networks.starting import Ends, input_weights, new_bands, sources, start_from, with_bands
+from geograft.config import ModelConfig
+from geograft.learn.networks.network import Network, build
+from geograft.learn.networks.starting import Ends, input_weights, new_bands, sources, start_from, with_bands
 
 RGB = ("red", "green", "blue")
 TREES = ("other", "tree")

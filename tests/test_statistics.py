@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from geograft.geo.grid import Window
+from geograft.geo.tilesets import statistics
+from geograft.geo.tilesets.statistics import Moments, band_moments
 from helpers import textured, write_raster
-from tilth.geo.grid import Window
-from tilth.geo.tilesets import statistics
-from tilth.geo.tilesets.statistics import Moments, band_moments
 
 pixels = arrays(np.float64, st.tuples(st.just(2), st.integers(0, 30)), elements=st.floats(-1e6, 1e6))
 

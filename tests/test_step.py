@@ -7,11 +7,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from tilth.errors import SettingError
-from tilth.learn.losses.mix import LossMix, segmentation_loss
-from tilth.learn.training.crew import Crew
-from tilth.learn.training.metrics import confusion
-from tilth.learn.training.step import NoNumberError, Step, grouped, in_parts, is_out_of_memory
+from geograft.errors import SettingError
+from geograft.learn.losses.mix import LossMix, segmentation_loss
+from geograft.learn.training.crew import Crew
+from geograft.learn.training.metrics import confusion
+from geograft.learn.training.step import NoNumberError, Step, grouped, in_parts, is_out_of_memory
 from training import TinyNetwork, blocks
 
 Batch = tuple[Tensor, Tensor]

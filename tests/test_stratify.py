@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilth.errors import SettingError
-from tilth.geo.grid import Window
-from tilth.geo.splitting.stratify import Part, assign
-from tilth.geo.tilesets.tileset import Split
+from geograft.errors import SettingError
+from geograft.geo.grid import Window
+from geograft.geo.splitting.stratify import Part, assign
+from geograft.geo.tilesets.tileset import Split
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

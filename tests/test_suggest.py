@@ -1,4 +1,4 @@
-"""`tilth suggest`: what is suggested, what is not, and what the layer says."""
+"""`geograft suggest`: what is suggested, what is not, and what the layer says."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ from numpy import ndarray
 from shapely import box
 
 from full_disk import files_no_larger_than
+from geograft.applicability import KNOWN, fit
+from geograft.card import read_card
+from geograft.cli import main
+from geograft.config import PrepareConfig, Recipe, SuggestConfig
+from geograft.errors import InputError, OutputError, SettingError
+from geograft.geo.tilesets.sources import VectorSource
+from geograft.learn.using.doubt import Doubt, Measure
+from geograft.learn.using.known import Encoder
+from geograft.legend import Legend
+from geograft.verbs.prepare import prepare
+from geograft.verbs.suggest import looking, suggest
+from geograft.verbs.train import train
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from mapping import Means, Pointwise, make_run
-from tilth.applicability import KNOWN, fit
-from tilth.card import read_card
-from tilth.cli import main
-from tilth.config import PrepareConfig, Recipe, SuggestConfig
-from tilth.errors import InputError, OutputError, SettingError
-from tilth.geo.tilesets.sources import VectorSource
-from tilth.learn.using.doubt import Doubt, Measure
-from tilth.learn.using.known import Encoder
-from tilth.legend import Legend
-from tilth.verbs.prepare import prepare
-from tilth.verbs.suggest import looking, suggest
-from tilth.verbs.train import train
 
 FIELDS = Legend(("background", "fields"))
 CPU = SuggestConfig(device="cpu", backend="torch", tiles=100)
@@ -51,8 +51,8 @@ class BandMeans(Means, Encoder):
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no network look: doubt comes from the first band, features are the means of the bands."""
-    monkeypatch.setattr("tilth.verbs.suggest.Doubt", FirstBand)
-    monkeypatch.setattr("tilth.verbs.suggest.load_encoder", lambda *_: BandMeans())
+    monkeypatch.setattr("geograft.verbs.suggest.Doubt", FirstBand)
+    monkeypatch.setattr("geograft.verbs.suggest.load_encoder", lambda *_: BandMeans())
 
 
 @pytest.fixture
@@ -292,5 +292,5 @@ def test_the_command_line_prints_the_first_ones(
     assert "and 2 more" in said
     assert f"Note: {run} does not say which ground is labelled" in said
     assert f"Note: {run} holds no {KNOWN}" in said
-    with pytest.raises(SystemExit, match=r"tilth: .*exists already"):
+    with pytest.raises(SystemExit, match=r"geograft: .*exists already"):
         main(["suggest", str(run), str(fields / "scene.tif"), "--out", str(out)])

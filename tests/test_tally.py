@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
-from tilth.geo.grid import Grid, Window
-from tilth.geo.rasters.rasterout import create_labels
-from tilth.geo.tilesets.tally import counted, labelled_tiles, tally
-from tilth.labels import FULL, class_shares, coded, decoded
-from tilth.legend import IGNORE, Legend
+from geograft.geo.grid import Grid, Window
+from geograft.geo.rasters.rasterout import create_labels
+from geograft.geo.tilesets.tally import counted, labelled_tiles, tally
+from geograft.labels import FULL, class_shares, coded, decoded
+from geograft.legend import IGNORE, Legend
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))

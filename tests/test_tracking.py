@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from tilth.config import TrainConfig
-from tilth.errors import SettingError
-from tilth.learn.training import events, experiments
-from tilth.learn.training.experiments import RUN_ID
-from tilth.learn.training.history import Epoch
-from tilth.learn.training.loop import fit
-from tilth.learn.training.tracking import figures
+from geograft.config import TrainConfig
+from geograft.errors import SettingError
+from geograft.learn.training import events, experiments
+from geograft.learn.training.experiments import RUN_ID
+from geograft.learn.training.history import Epoch
+from geograft.learn.training.loop import fit
+from geograft.learn.training.tracking import figures
 from training import TinyNetwork, training_data
 
 CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, device="cpu")
@@ -41,7 +41,7 @@ def test_mlflow_has_one_run_with_settings_and_every_epoch(tmp_path: Path) -> Non
     history = fit(TinyNetwork(), training_data(), config, out, resume=True)
     assert not history.notes
     client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
-    (run,) = client.search_runs([client.get_experiment_by_name("tilth").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("geograft").experiment_id])
     assert (run.info.run_name, run.info.status) == ("trees", "FINISHED")
     assert run.info.run_id == (out / RUN_ID).read_text().strip()
     assert run.data.params["batch_size"] == "4"
@@ -80,5 +80,5 @@ def test_without_the_package_it_says_what_to_install(
         raise ImportError(name)
 
     monkeypatch.setattr(module, "import_module", missing)
-    with pytest.raises(SettingError, match=rf"pip install tilth\[{extra}\]"):
+    with pytest.raises(SettingError, match=rf"pip install geograft\[{extra}\]"):
         fit(TinyNetwork(), training_data(), replace(CONFIG, **settings), tmp_path)

@@ -1,4 +1,4 @@
-"""`tilth train`: a run that says all about itself, and that a kill cannot harm."""
+"""`geograft train`: a run that says all about itself, and that a kill cannot harm."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tilth.card import WEIGHTS, read_card
-from tilth.config import Recipe, load_recipe
-from tilth.errors import InputError, OutputError, SettingError
-from tilth.learn.training.checkpoint import LAST, STATE
-from tilth.learn.training.history import read_history
-from tilth.verbs.train import train
+from geograft.card import WEIGHTS, read_card
+from geograft.config import Recipe, load_recipe
+from geograft.errors import InputError, OutputError, SettingError
+from geograft.learn.training.checkpoint import LAST, STATE
+from geograft.learn.training.history import read_history
+from geograft.verbs.train import train
 
 SMALL = Recipe().changed(
     model={"architecture": "unet"}, train={"epochs": 3, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(run: Path, tiles: Path,
 def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(run: Path, tiles: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     command = [
-        sys.executable, "-m", "tilth", "train", str(tiles), "--out", str(out), "--recipe", str(run / "recipe.toml"),
+        sys.executable, "-m", "geograft", "train", str(tiles), "--out", str(out), "--recipe", str(run / "recipe.toml"),
         "--save-minutes", "0.0001", "--resume",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -84,7 +84,7 @@ def test_resuming_with_other_settings_is_refused(run: Path, tiles: Path) -> None
 
 
 def test_a_folder_that_is_no_tile_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="tilth prepare"):
+    with pytest.raises(InputError, match="geograft prepare"):
         train(tmp_path, tmp_path / "run", SMALL)
     assert not list(tmp_path.iterdir())
 

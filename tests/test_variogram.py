@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from tilth.geo.splitting.variogram import Lags, fitted, lag_edges, pooled, window_lags
+from geograft.geo.splitting.variogram import Lags, fitted, lag_edges, pooled, window_lags
 
 EDGES = lag_edges(8)
 

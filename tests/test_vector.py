@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pyproj import CRS, Geod
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
-from tilth.errors import InputError
-from tilth.geo.vectors.vector import read_polygons, reprojected, valid_polygons
+from geograft.errors import InputError
+from geograft.geo.vectors.vector import read_polygons, reprojected, valid_polygons
 
 UTM12, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(4326)
 BOWTIE = Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])

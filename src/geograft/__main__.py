@@ -1,0 +1,5 @@
+"""`python -m geograft` is `geograft`."""
+
+from geograft.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""Flags made from settings, so that each setting is described in one place: its field in geograft.config."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
+from geograft.errors import SettingError
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def settings(**tables: Any) -> Callable[[Command], Command]:
+    """Give a command one optional flag per field of each config class; those given arrive in its `**chosen`.
+
+    A flag that is not given is None: the recipe's value, or the field's default, holds.
+    """
+
+    def wrap(command: Command) -> Command:
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        hints = get_type_hints(command, include_extras=True)
+        flags = [_flag(name, info, table) for table, config in tables.items() for name, info in _fields(config)]
+        parameters = [*(p.replace(annotation=hints[p.name]) for p in own), *flags]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return wrap
+
+
+def given(config: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the flags in `chosen` that were given and belong to `config`."""
+    return {name: chosen[name] for name, _ in _fields(config) if chosen.get(name) is not None}
+
+
+def recipe_from(path: Path | None, chosen: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of the file at `path` (default: the default recipe) with the given flags applied."""
+    recipe = load_recipe(path) if path else Recipe()
+    return recipe.changed(model=given(ModelConfig, chosen), train=given(TrainConfig, chosen))
+
+
+def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
+    """Return `base`, an instance of the class `config`, with the given flags applied.
+
+    Raises:
+        SettingError: for a value that cannot be.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return config(**(asdict(base) | given(config, chosen)))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        flag = "--" + str(next(iter(fault["loc"]), "")).replace("_", "-")
+        raise SettingError(f"{flag} {fault['input']}: {fault['msg'][:1].lower()}{fault['msg'][1:]}.") from error
+
+
+def _fields(config: Any) -> list[tuple[str, Any]]:
+    return list(config.__pydantic_fields__.items())
+
+
+def _flag(name: str, info: Any, table: str) -> inspect.Parameter:
+    help_text = f"{' '.join(info.description.split())} [default: {info.default}]"
+    several = True if get_origin(info.annotation) is tuple else None
+    parameter = Parameter(help=help_text, group=Group(f"Settings: {table}"), consume_multiple=several)
+    annotation = Annotated[info.annotation | None, parameter]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -1,0 +1,183 @@
+"""Tiles and scenes as RGB pictures, uint8 (H, W, 3)."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped, UInt8
+from matplotlib.image import imsave
+from numpy import ndarray
+
+from geograft.counting import Counting
+from geograft.figures.colours import FOUND, INVENTED, MISSED, UNKNOWN, rgb
+from geograft.legend import IGNORE
+
+Picture = UInt8[ndarray, "h w 3"]
+Limits = Float32[ndarray, "shown 2"]
+
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3
+"""What `outcomes` calls the pixels of a class; 0 is the rest."""
+
+LUMA = np.array([0.299, 0.587, 0.114])
+VEIL, WASH, PAINT = 0.3, 0.45, 0.85
+"""How much of the picture a colour covers: where a split lies, where the map is right, and where it is wrong."""
+
+
+def stretch_limits(images: Iterable[Shaped[ndarray, "_ _ _"]], valids: Iterable[Bool[ndarray, "_ _"]]) -> Limits:
+    """Return the 2nd and 98th percentile of the first bands over all valid pixels, (1 or 3, 2).
+
+    Three bands where there are three or more, else the first. Holds every image's valid pixels of those bands at once.
+    """
+    shown = [image[: _bands_shown(len(image))][:, valid] for image, valid in zip(images, valids, strict=True)]
+    pixels = np.concatenate(shown, axis=1)
+    if pixels.shape[1] == 0:
+        return np.tile(np.array([0, 1], np.float32), (len(pixels), 1))
+    limits: ndarray = np.percentile(pixels, (2, 98), axis=1).T
+    return limits.astype(np.float32)
+
+
+def stretched(image: Shaped[ndarray, "b h w"], valid: Bool[ndarray, "h w"], limits: Limits) -> Picture:
+    """Return the first bands in their own order, `limits` taken to 0 and 255; grey where the image is not valid."""
+    low, high = limits[:, 0, None, None], limits[:, 1, None, None]
+    bands = image[: len(limits)].astype(np.float32)
+    scaled = (bands - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    picture = np.clip(np.nan_to_num(scaled) * 255, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.where(valid[..., None], picture, np.array(rgb(UNKNOWN), np.uint8))
+
+
+def grey(picture: Picture) -> Picture:
+    """Return the picture's luma (ITU-R BT.601), lifted so that colours on top of it stay clear."""
+    luma = picture @ LUMA
+    return np.repeat((48 + luma * 0.75).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def painted(picture: Picture, where: Bool[ndarray, "h w"], colour: str, share: float) -> Picture:
+    """Return the picture with `share` of `colour` mixed in where `where` holds."""
+    mixed = np.rint((1 - share) * picture + share * np.array(rgb(colour))).astype(np.uint8)
+    return np.where(where[..., None], mixed, picture)
+
+
+def outlined(picture: Picture, where: Bool[ndarray, "h w"], colour: str, width: int = 1) -> Picture:
+    """Return the picture with the inner edge of `where` drawn `width` pixels wide in `colour`.
+
+    The picture's own border counts as an edge.
+    """
+    inner = np.pad(where, width)
+    for _ in range(width):
+        inner = np.pad(inner[1:-1, 1:-1] & inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:], 1)
+    edge = where & ~inner[width:-width, width:-width]
+    return painted(picture, edge, colour, 1.0)
+
+
+def outcomes(label: UInt8[ndarray, "h w"], mapped: UInt8[ndarray, "h w"], of: int = 1) -> UInt8[ndarray, "h w"]:
+    """Return TRUE_POSITIVE, FALSE_POSITIVE or FALSE_NEGATIVE of class `of`; 0 elsewhere and where unlabelled."""
+    labelled, here = label == of, mapped == of
+    result = np.zeros(label.shape, np.uint8)
+    result[labelled & here] = TRUE_POSITIVE
+    result[~labelled & here & (label != IGNORE)] = FALSE_POSITIVE
+    result[labelled & ~here] = FALSE_NEGATIVE
+    return result
+
+
+def outcome_picture(picture: Picture, outcome: UInt8[ndarray, "h w"]) -> Picture:
+    """Return the grey picture with found pixels washed in green, invented ones in vermilion, missed ones in blue."""
+    result = painted(grey(picture), outcome == TRUE_POSITIVE, FOUND, WASH)
+    result = painted(result, outcome == FALSE_POSITIVE, INVENTED, PAINT)
+    return painted(result, outcome == FALSE_NEGATIVE, MISSED, PAINT)
+
+
+def error_picture(picture: Picture, label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"]) -> Picture:
+    """Return the grey picture with every labelled pixel of another class than mapped in vermilion.
+
+    Of overlapping classes (k, h, w), every pixel of which one class is missed or invented.
+    """
+    wrong = (label != mapped) & (label != IGNORE)
+    return painted(grey(picture), wrong if wrong.ndim == 2 else wrong.any(axis=0), INVENTED, PAINT)
+
+
+def class_picture(picture: Picture, classes: UInt8[ndarray, "*k h w"], colours: Sequence[str]) -> Picture:
+    """Return the grey picture washed in the colours of its classes; class 0 of two and unlabelled pixels stay grey.
+
+    Of overlapping classes, (k, h, w) of 0 and 1, a pixel has the mean colour of those that it is of.
+    """
+    if classes.ndim == 3:
+        return _blended(grey(picture), classes == 1, colours)
+    result = grey(picture)
+    first = 1 if len(colours) == 2 else 0
+    for index in range(first, len(colours)):
+        result = painted(result, classes == index, colours[index], 0.6)
+    return result
+
+
+def _blended(picture: Picture, there: Bool[ndarray, "k h w"], colours: Sequence[str]) -> Picture:
+    total = np.einsum("khw,kc->hwc", there.astype(np.float64), np.array([rgb(colour) for colour in colours], float))
+    count = there.sum(axis=0)[..., None]
+    mixed = np.rint(0.4 * picture + 0.6 * total / np.maximum(count, 1)).astype(np.uint8)
+    return np.where(count > 0, mixed, picture)
+
+
+def split_picture(
+    picture: Picture, covered: Mapping[str, Bool[ndarray, "h w"]], colours: Mapping[str, str], line_px: int = 3
+) -> Picture:
+    """Return the picture with the ground of each split outlined in its colour; the rest turns grey.
+
+    Where there are several splits their ground is washed in their colours too.
+    """
+    there = {name: where for name, where in covered.items() if where.any()}
+    held = np.any([np.zeros(picture.shape[:2], bool), *there.values()], axis=0)
+    result = np.where(held[..., None], picture, grey(picture))
+    for name, where in there.items():
+        washed = painted(result, where, colours[name], VEIL) if len(there) > 1 else result
+        result = outlined(washed, where, colours[name], line_px)
+    return result
+
+
+def shrunk(picture: Picture, longest_px: int) -> UInt8[ndarray, "shrunk_h shrunk_w 3"]:
+    """Return the picture at a whole fraction of its size, the mean of each square, no side over `longest_px`.
+
+    Rows and columns that fill no whole square at the lower and right edge fall away.
+    """
+    factor = shrink_factor(picture.shape[0], picture.shape[1], longest_px)
+    height, width = (max(side // factor, 1) for side in picture.shape[:2])
+    if factor == 1:
+        return picture
+    squares = picture[: height * factor, : width * factor].reshape(height, -1, width, min(factor, picture.shape[1]), 3)
+    mean: ndarray = np.rint(squares.mean(axis=(1, 3)))
+    return mean.astype(np.uint8)
+
+
+def shrink_factor(height: int, width: int, longest_px: int) -> int:
+    """Return the least whole number that brings both sides to `longest_px` or less when they are divided by it.
+
+    >>> shrink_factor(1000, 640, 480)
+    3
+    """
+    return -(-max(height, width) // longest_px)
+
+
+def tile_iou(label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], classes: int) -> float:
+    """Return a tile's IoU: of class 1 of two, else the mean over the classes that label or map show; NaN for none."""
+    counting = Counting(classes, overlapping=label.ndim == 3)
+    return counting.headline(counting.counts(label, mapped))["iou"]
+
+
+def jpeg(picture: Picture, quality: int = 84) -> bytes:
+    """Return the picture as JPEG with full colour resolution, so that painted edges stay sharp."""
+    options = {"quality": quality, "subsampling": 0, "optimize": True}
+    return _encoded(picture, "jpg", options)
+
+
+def png(picture: Picture) -> bytes:
+    """Return the picture as PNG, without loss."""
+    return _encoded(picture, "png", {"optimize": True})
+
+
+def _encoded(picture: Picture, form: str, options: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    imsave(buffer, np.ascontiguousarray(picture), format=form, pil_kwargs=options)
+    return buffer.getvalue()
+
+
+def _bands_shown(bands: int) -> int:
+    return 3 if bands >= 3 else 1

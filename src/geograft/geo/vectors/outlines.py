@@ -1,0 +1,45 @@
+"""Where tiles lie on the ground, for the index that a GIS shows."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import shapely
+from affine import Affine
+from pyproj import CRS
+from shapely.geometry.base import BaseGeometry
+
+from geograft.geo.grid import Grid, Window
+from geograft.geo.vectors.vector import WGS84, reprojected
+
+
+def common_crs(grids: Sequence[Grid]) -> CRS | None:
+    """Return the CRS of all grids; WGS 84 where they differ; None where one has none."""
+    first = grids[0].crs
+    if first is None or any(grid.crs is None for grid in grids):
+        return None
+    same = all(grid.crs is not None and first.equals(grid.crs, ignore_axis_order=True) for grid in grids)
+    return first if same else WGS84
+
+
+def outlines(tiles: Sequence[tuple[str, Window]], grids: Mapping[str, Grid]) -> tuple[list[BaseGeometry], CRS | None]:
+    """Return the outline of every tile of a (scene, window), and their CRS, see `common_crs`.
+
+    Without CRS a GIS draws an image below y = 0, and so the outlines lie there too.
+    """
+    crs = common_crs(list(grids.values()))
+    shapes: list[BaseGeometry] = [_outline(grids[scene], window) for scene, window in tiles]
+    if crs is not WGS84:
+        return shapes, crs
+    moved = np.array(shapes, object)
+    for name, grid in grids.items():
+        mine = np.array([scene == name for scene, _ in tiles], bool)
+        if grid.crs is not None and mine.any():
+            moved[mine] = reprojected(moved[mine], grid.crs, WGS84)
+    return list(moved), crs
+
+
+def _outline(grid: Grid, window: Window) -> shapely.Polygon:
+    if grid.crs is None and grid.transform.e > 0:
+        upright = Grid(grid.height, grid.width, Affine.scale(1, -1) @ grid.transform, None)
+        return upright.footprint(window)
+    return grid.footprint(window)

@@ -1,5 +1,0 @@
-"""`python -m tilth` is `tilth`."""
-
-from tilth.cli import main
-
-main()
