@@ -12,7 +12,7 @@ from shapely import affinity
 
 from geograft.geo.grid import Window
 from geograft.geo.rasters.burn import PixelShapes, burned, in_pixels
-from geograft.geo.tilesets.drawing import Drawing, labeller
+from geograft.geo.tilesets.drawing import Drawing, polygon_reader
 from geograft.labels import FULL, decoded
 from geograft.legend import IGNORE, Legend
 
@@ -42,7 +42,7 @@ def exact(parts: ndarray) -> Float[ndarray, "h w"]:
 
 
 def test_each_overlapping_class_is_where_it_would_be_alone() -> None:
-    found = labeller(shapes(), None, Drawing(OVERLAPPING))(ALL)
+    found = polygon_reader(shapes(), None, Drawing(OVERLAPPING))(ALL)
     for index, value in enumerate((1, 2)):
         alone = burned(shapes().only(value), ALL, fill=0) > 0
         assert np.array_equal(found[index], np.where(alone, FULL, 0))
@@ -53,7 +53,7 @@ def test_each_overlapping_class_is_where_it_would_be_alone() -> None:
 @pytest.mark.parametrize("legend", [PAIR, OVERLAPPING])
 def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
     drawn = shapes(legend.outputs)
-    found = decoded(labeller(drawn, None, Drawing(legend, fractions=True))(ALL))
+    found = decoded(polygon_reader(drawn, None, Drawing(legend, fractions=True))(ALL))
     for value, share in enumerate(found, start=1):
         error = np.abs(share - exact(drawn.only(value).parts))
         # An edge through a pixel parts 64 points about as it parts the pixel.
@@ -63,7 +63,7 @@ def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
 
 def test_of_classes_that_exclude_each_other_the_later_polygon_has_the_ground() -> None:
     drawn = shapes()
-    found = labeller(drawn, None, Drawing(COVERS, fractions=True))(ALL)
+    found = polygon_reader(drawn, None, Drawing(COVERS, fractions=True))(ALL)
     assert (found.sum(axis=0, dtype=int) == FULL).all()
     left = drawn.parts.copy()
     for index in range(len(left) - 1):
@@ -75,7 +75,7 @@ def test_of_classes_that_exclude_each_other_the_later_polygon_has_the_ground() -
 @pytest.mark.parametrize("legend", [PAIR, COVERS, OVERLAPPING])
 @pytest.mark.parametrize("fractions", [False, True])
 def test_windows_agree_with_the_whole(legend: Legend, fractions: bool) -> None:
-    label = labeller(shapes(len(legend.names) - (not legend.overlapping)), None, Drawing(legend, fractions))
+    label = polygon_reader(shapes(len(legend.names) - (not legend.overlapping)), None, Drawing(legend, fractions))
     for window in (Window(3, 5, 20, 11), Window(17, 0, 23, 40)):
         assert np.array_equal(label(window), label(ALL)[..., *window.slices])
 
@@ -84,6 +84,6 @@ def test_windows_agree_with_the_whole(legend: Legend, fractions: bool) -> None:
 def test_what_was_not_looked_at_is_known_of_no_class(drawing: Drawing) -> None:
     looked = in_pixels(np.array([shapely.box(0, 0, 20, SIDE)], object), np.ones(1, np.uint8), Affine.identity())
     drawn = shapes(drawing.legend.outputs)
-    found, whole = labeller(drawn, looked, drawing)(ALL), labeller(drawn, None, drawing)(ALL)
+    found, whole = polygon_reader(drawn, looked, drawing)(ALL), polygon_reader(drawn, None, drawing)(ALL)
     assert np.array_equal(found[..., :20], whole[..., :20])
     assert (found[..., 20:] == IGNORE).all()

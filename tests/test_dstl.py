@@ -75,7 +75,7 @@ def zipped(path: Path) -> None:
 
 def burnt(source: DstlSource, scene: int = 0) -> np.ndarray:
     found = source.gather().scenes[scene]
-    return found.labeller()(found.info.grid.window)
+    return found.label_reader()(found.info.grid.window)
 
 
 def expected(*values: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from affine import Affine
 from shapely import box
 
 from geograft.errors import InputError
-from geograft.geo.accuracy.jaccard import area_counts, dstl_score, jaccard
+from geograft.geo.accuracy.jaccard import area_counts, dstl_score, jaccard_index
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.burn import PixelShapes, burned, in_pixels
 from geograft.geo.tilesets import dstl
@@ -29,7 +29,7 @@ def test_areas_are_summed_over_scenes_before_the_index_is_taken() -> None:
     assert by_class == pytest.approx((2 / 7, 0))
     assert score == pytest.approx(1 / 7)
     # The mean over scenes is another figure.
-    assert np.nanmean(jaccard(counts)[:, 0]) == pytest.approx((2 / 5 + 0) / 2)
+    assert np.nanmean(jaccard_index(counts)[:, 0]) == pytest.approx((2 / 5 + 0) / 2)
 
 
 def test_a_class_in_neither_is_left_out_and_a_strange_scene_refused() -> None:

@@ -37,7 +37,7 @@ def write_pixel_layer(path: Path, shapes: list[Polygon]) -> Path:
 
 def labels_of(gathered: Gathered, scene: int = 0) -> ndarray:
     found = gathered.scenes[scene]
-    return found.labeller()(found.info.grid.window)
+    return found.label_reader()(found.info.grid.window)
 
 
 def filled(*windows: Window) -> ndarray:
@@ -277,7 +277,7 @@ def test_an_undeclared_value_is_named_with_its_file(folders: Folders) -> None:
     folders.mask("a.png", np.array([0, 1, 99], np.uint8)[filled(FIELD, POND)])
     gathered = folders.source({1: "field", 0: "rest"}).gather()
     with pytest.raises(InputError, match=r"a\.png holds the values 99, which are neither .*declared: 0, 1\)"):
-        gathered.scenes[0].labeller()(Window(30, 50, 5, 5))
+        gathered.scenes[0].label_reader()(Window(30, 50, 5, 5))
 
 
 def test_fractions_are_undeclared(folders: Folders) -> None:

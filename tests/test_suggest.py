@@ -71,7 +71,7 @@ def flat(*values: int, size: int = 32) -> ndarray:
 
 @pytest.fixture(scope="module")
 def half(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tile set of the scene with fields, of which only the left half was looked at by the labeller."""
+    """A tile set of the scene with fields, of which only the left half was looked at by the annotator."""
     folder = tmp_path_factory.mktemp("half")
     left = geopandas.GeoDataFrame(geometry=[box(*(TENTH_METRE @ (0, 256)), *(TENTH_METRE @ (128, 0)))], crs=UTM12)
     left.to_file(folder / "left.gpkg")

@@ -1,4 +1,4 @@
-"""Planted mistakes of a labeller are found, drawn lines and doubts are not; errors by pixel and by tile."""
+"""Planted mistakes of an annotator are found, drawn lines and doubts are not; errors by pixel and by tile."""
 
 from itertools import product
 

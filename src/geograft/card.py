@@ -1,5 +1,6 @@
 """The model card: everything needed to use a run's weights elsewhere, beside the weights as card.json."""
 
+import json
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from geograft.legend import Legend
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
+SOURCE = "tiles.json"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -101,3 +103,15 @@ def read_card(run: Path, name: str = CARD) -> ModelCard:
     except ValidationError as error:
         fault: Any = error.errors(include_url=False)[0]
         raise InputError(f"{path} cannot be read: {fault['loc']}: {fault['msg']}. Train the run again.") from error
+
+
+def tiles_of(run: Path) -> Path:
+    """Return the tile set that a run was trained on.
+
+    Raises:
+        InputError: when `run` does not say.
+    """
+    try:
+        return Path(json.loads((run / SOURCE).read_text(encoding="utf-8"))["tiles"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{run} does not say what it was trained on ({SOURCE}). Give --tiles.") from error

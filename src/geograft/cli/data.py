@@ -35,7 +35,7 @@ def vector(
         labels: Polygons: GeoPackage, GeoJSON or Shapefile.
         out: Folder of the tile set.
         class_field: Attribute that holds the class. Without it all polygons are of one class.
-        aoi: Polygons of what the labeller looked at; the rest is neither trained nor scored.
+        aoi: Polygons of what the annotator looked at; the rest is neither trained nor scored.
         overlapping: Each class has an output of its own: a pixel is of every class that has a polygon over it.
         fractions: A pixel is of the classes by how much of it lies in their polygons, seen on 8 x 8 points.
         groups: CSV file with the columns scene and group, for --split group.

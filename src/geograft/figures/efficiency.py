@@ -51,7 +51,7 @@ def efficiency_figure(lines: Sequence[Line], score: str, look: Look = LIGHT, for
     furnish(axes, f"{score[0].upper()}{score[1:]}, by the number of training tiles", look)
     axes.set_xscale("log")
     for index, line in enumerate(lines):
-        _draw(axes, line, line_colour(look, index), MARKERS[index % len(MARKERS)])
+        _draw_scores(axes, line, line_colour(look, index), MARKERS[index % len(MARKERS)])
     _label_tiles(axes, np.unique(np.concatenate([line.tiles for line in lines])))
     axes.set_ylim(_lowest(lines), 1)
     axes.set_xlabel(f"training tiles, log scale\n{_words(lines)}", color=look.faint, fontsize=9.5, linespacing=1.5)
@@ -78,7 +78,7 @@ def _words(lines: Sequence[Line]) -> str:
     return f"{mean}band: 95 % interval over the ground that is scored"
 
 
-def _draw(axes: Axes, line: Line, colour: str, marker: str) -> None:
+def _draw_scores(axes: Axes, line: Line, colour: str, marker: str) -> None:
     values = line.values
     axes.fill_between(line.tiles, values.low, values.high, color=colour, alpha=0.15, linewidth=0)
     # The ends of bands that lie over each other.

@@ -89,3 +89,8 @@ def repeatable(device: torch.device) -> Iterator[None]:
     finally:
         deterministic.fill_uninitialized_memory = fills
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def in_short(error: Exception) -> str:
+    """Return the first line of an error's message, cut to a length that fits into another message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")

@@ -21,16 +21,15 @@ from geograft.calibration import (
     reliability_rows,
     squared_error,
 )
-from geograft.card import ModelCard
+from geograft.card import ModelCard, tiles_of
 from geograft.counting import Counting
 from geograft.errors import InputError
 from geograft.files import write_json
-from geograft.geo.tilesets.tileset import TileSet
+from geograft.geo.tilesets.tileset import TileSet, check_fit
 from geograft.learn.using.inference import Predictor
 from geograft.legend import IGNORE
 from geograft.progress import track
 from geograft.table import table
-from geograft.verbs.evaluate import check_fit, tiles_of
 from geograft.verbs.shown import batched, read, stacked
 
 RECORD = "calibration.json"

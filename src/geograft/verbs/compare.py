@@ -24,7 +24,7 @@ from geograft.learn.training.history import read_history
 from geograft.learn.using.inference import Predictor
 from geograft.table import table
 from geograft.verbs.crossed import Crossed, cross
-from geograft.verbs.evaluate import mapped
+from geograft.verbs.evaluate.counting import mapped
 from geograft.verbs.folds import fold_sets
 from geograft.verbs.train import train
 

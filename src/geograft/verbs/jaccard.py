@@ -10,8 +10,7 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.files import refuse_existing, write_json
-from geograft.geo.accuracy.jaccard import Layers, area_counts
-from geograft.geo.accuracy.jaccard import jaccard as index_of
+from geograft.geo.accuracy.jaccard import Layers, area_counts, jaccard_index
 from geograft.geo.tilesets.dstl import NAMES, group, labels_table, read_wkt
 from geograft.intervals import caveat, intervals
 from geograft.scores import present_mean
@@ -95,7 +94,7 @@ def _score(counts: Float64[ndarray, "s k 3"], scenes: tuple[str, ...], classes: 
     by_ground = np.stack([counts[[group(scene) == ground for scene in scenes]].sum(axis=0) for ground in grounds])
 
     def figures(sums: Float64[ndarray, "n c"]) -> Float64[ndarray, "n f"]:
-        index = index_of(sums.reshape(len(sums), -1, 3))
+        index = jaccard_index(sums.reshape(len(sums), -1, 3))
         return np.column_stack([present_mean(index), index])
 
     flat = by_ground.reshape(len(grounds), -1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from geograft.applicability import KNOWN
-from geograft.card import CARD, ModelCard, read_card
+from geograft.card import CARD, SOURCE, ModelCard, read_card
 from geograft.config import ModelConfig, Recipe, recipe_toml
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import write_json, write_text, writing
@@ -30,7 +30,6 @@ from geograft.verbs.started import Start
 RECIPE = "recipe.toml"
 CARD_BEFORE = "card-before.json"
 """The card of a finished run that more epochs are added to, until they are done."""
-SOURCE = "tiles.json"
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
 

@@ -41,7 +41,7 @@ def area_counts(
     return np.array(rows, np.float64).reshape(len(true), len(classes), 3)
 
 
-def jaccard(counts: Float64[ndarray, "*n k 3"]) -> Float64[ndarray, "*n k"]:
+def jaccard_index(counts: Float64[ndarray, "*n k 3"]) -> Float64[ndarray, "*n k"]:
     """Return the index of each class of summed areas (..., k, 3); NaN for a class that is in neither."""
     whole = counts.sum(axis=-1)
     index: Float64[ndarray, "*n k"] = np.where(whole > 0, counts[..., 0] / np.where(whole > 0, whole, 1), np.nan)
@@ -56,7 +56,7 @@ def dstl_score(
     Raises:
         InputError: when a scene of the prediction is not among the true ones.
     """
-    by_class = jaccard(area_counts(predicted, true, classes).sum(axis=0))
+    by_class = jaccard_index(area_counts(predicted, true, classes).sum(axis=0))
     return float(present_mean(by_class)), tuple(by_class.tolist())
 
 

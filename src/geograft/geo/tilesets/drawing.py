@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from geograft.geo.grid import Window, cells
 from geograft.geo.rasters.burn import PixelShapes, burned
-from geograft.geo.tilesets.scenes import Labeller
+from geograft.geo.tilesets.scenes import LabelReader
 from geograft.labels import FULL, coded, coded_together
 from geograft.legend import IGNORE, Legend
 
@@ -32,7 +32,7 @@ class Drawing:
         return self.fractions or self.legend.overlapping
 
 
-def labeller(shapes: PixelShapes, seen: PixelShapes | None, drawing: Drawing) -> Labeller:
+def polygon_reader(shapes: PixelShapes, seen: PixelShapes | None, drawing: Drawing) -> LabelReader:
     """Return what gives the labels of one scene; 255 in pixels whose centre is outside the `seen` polygons.
 
     The polygons' values are 1 for the first class that has polygons, and so on: class indices, or one more than these

@@ -16,9 +16,8 @@ from geograft.errors import InputError
 from geograft.geo.grid import Grid
 from geograft.geo.rasters.burn import PixelShapes, in_pixels
 from geograft.geo.rasters.raster import ImageInfo
-from geograft.geo.tilesets.drawing import Drawing
-from geograft.geo.tilesets.drawing import labeller as drawn_labeller
-from geograft.geo.tilesets.scenes import Labeller, counted
+from geograft.geo.tilesets.drawing import Drawing, polygon_reader
+from geograft.geo.tilesets.scenes import LabelReader, counted
 from geograft.geo.vectors.vector import Polygons, read_polygons
 
 
@@ -60,12 +59,14 @@ def placements(path: Path, infos: Sequence[ImageInfo], class_field: str | None =
     return tuple(placed)
 
 
-def labeller(labels: Placement, looked: Placement | None, index_of: Mapping[str, int], drawing: Drawing) -> Labeller:
+def placed_polygon_reader(
+    labels: Placement, looked: Placement | None, index_of: Mapping[str, int], drawing: Drawing
+) -> LabelReader:
     """Return what gives the labels of one image, of polygons with the values `index_of` their classes.
 
     See `geograft.geo.tilesets.drawing`; 255 outside the `looked` ones.
     """
-    return drawn_labeller(labels.shapes(index_of), looked.shapes({}) if looked else None, drawing)
+    return polygon_reader(labels.shapes(index_of), looked.shapes({}) if looked else None, drawing)
 
 
 def summary(path: Path, placed: Sequence[Placement]) -> str:

@@ -11,7 +11,7 @@ from numpy import ndarray
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, cells
 from geograft.geo.rasters.raster import Image
-from geograft.geo.tilesets.scenes import Labeller, counted
+from geograft.geo.tilesets.scenes import LabelReader, counted
 from geograft.legend import IGNORE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -37,7 +37,7 @@ def pairs(images: Path, masks: Path, bands: int | None = None) -> tuple[list[tup
     return [pair for pair in found if not misfits[pair]], faults + [fault for fault in misfits.values() if fault]
 
 
-def labeller(path: Path, values: Sequence[int], ignore: int | None) -> Labeller:
+def mask_reader(path: Path, values: Sequence[int], ignore: int | None) -> LabelReader:
     """Return what gives the labels of one mask image: class indices by their place in `values`, 255 for `ignore`.
 
     What it returns raises InputError, naming the file and all its other values, when there are any.

@@ -15,7 +15,7 @@ from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.legend import Legend
 
-Labeller = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]]
+LabelReader = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]]
 """Gives the class indices of a window inside one scene, or how much of a pixel is of each output's class, 0 to 250; 255
 where the label is not known."""
 Groups = Path | Mapping[str, str] | None
@@ -31,7 +31,7 @@ class LabelledScene:
     name: str
     info: ImageInfo
     group: str
-    labeller: Callable[[], Labeller]
+    label_reader: Callable[[], LabelReader]
     """Prepares the labels of this scene, which may take memory for as long as the result is kept."""
 
 

@@ -11,7 +11,7 @@ from numpy import ndarray
 from geograft.errors import InputError
 from geograft.geo.grid import Window, cells
 from geograft.geo.rasters.raster import Image
-from geograft.geo.tilesets.scenes import Labeller
+from geograft.geo.tilesets.scenes import LabelReader
 from geograft.labels import coded, coded_together
 from geograft.legend import Legend
 
@@ -48,7 +48,7 @@ class ShareBands:
         return max(self.bands)
 
 
-def labeller(path: Path, form: ShareBands) -> Labeller:
+def fraction_mask_reader(path: Path, form: ShareBands) -> LabelReader:
     """Return what gives the shares in one mask image, one band an output, in 250ths.
 
     A class is not known of a pixel where its band holds NaN, the value to ignore, or a nodata value that is no share;

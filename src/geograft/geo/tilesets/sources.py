@@ -9,12 +9,12 @@ from pathlib import Path
 from geograft.errors import InputError, SettingError
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.geo.tilesets import dstl, ground, pairs, sharemasks
-from geograft.geo.tilesets.drawing import Drawing, labeller
+from geograft.geo.tilesets.drawing import Drawing, polygon_reader
 from geograft.geo.tilesets.scenes import (
     Gathered,
     Groups,
     LabelledScene,
-    Labeller,
+    LabelReader,
     counted,
     listed,
     open_infos,
@@ -41,7 +41,7 @@ class VectorSource:
     class_field: str | None = None
     """Attribute that holds the class. Without it all polygons are of one class, called as the file."""
     aoi: Path | None = None
-    """Polygons of what the labeller looked at; the rest is neither trained nor scored."""
+    """Polygons of what the annotator looked at; the rest is neither trained nor scored."""
     groups: Groups = None
     overlapping: bool = False
     """Whether a pixel is of every class that has a polygon over it, instead of the last of them."""
@@ -65,7 +65,9 @@ class VectorSource:
         drawing = Drawing(_legend(names_of_classes, self.overlapping), self.fractions)
         index_of = {name: index for index, name in enumerate(names_of_classes)}
         scenes = tuple(
-            LabelledScene(name, info, groups[name], partial(ground.labeller, layer, seen, index_of, drawing))
+            LabelledScene(
+                name, info, groups[name], partial(ground.placed_polygon_reader, layer, seen, index_of, drawing)
+            )
             for name, info, layer, seen in zip(names, infos, labels, looked or [None] * len(infos), strict=True)
         )
         notes = {"labels": ground.summary(self.labels, labels)}
@@ -119,7 +121,7 @@ class MaskSource:
         names = tuple(image.stem for image, _ in sound)
         groups = scene_groups(self.groups, names)
         scenes = tuple(
-            LabelledScene(name, info, groups[name], partial(self._labeller, mask, values, form))
+            LabelledScene(name, info, groups[name], partial(self._mask_reader, mask, values, form))
             for name, info, (_, mask) in zip(names, infos, sound, strict=True)
         )
         notes = {"labels": f"{counted(len(sound), 'mask')} in {self.masks}"}
@@ -149,8 +151,8 @@ class MaskSource:
             raise SettingError(f"--full-value {self.full_value:g}: a whole pixel needs a value above 0.")
         return ShareBands(values, self.full_value, self.fractions, self._legend(values), self.ignore)
 
-    def _labeller(self, mask: Path, values: tuple[int, ...], form: ShareBands | None) -> Labeller:
-        return sharemasks.labeller(mask, form) if form else pairs.labeller(mask, values, self.ignore)
+    def _mask_reader(self, mask: Path, values: tuple[int, ...], form: ShareBands | None) -> LabelReader:
+        return sharemasks.fraction_mask_reader(mask, form) if form else pairs.mask_reader(mask, values, self.ignore)
 
     def _legend(self, values: tuple[int, ...]) -> Legend:
         names = tuple(self.classes[value] for value in values)
@@ -190,7 +192,7 @@ class DstlSource:
         paths, missing = dstl.image_paths(self.folder, sorted(labels.shapes))
         infos = open_infos(paths.values())
         scenes = tuple(
-            LabelledScene(name, info, dstl.group(name), partial(_dstl_labeller, labels, name, extents, drawing, info))
+            LabelledScene(name, info, dstl.group(name), partial(_dstl_reader, labels, name, extents, drawing, info))
             for name, info in zip(paths, infos, strict=True)
         )
         notes = {"labels": labels.summary()}
@@ -201,10 +203,10 @@ class DstlSource:
         return Gathered(drawing.legend, scenes, notes, scale, implied, drawing.shares)
 
 
-def _dstl_labeller(
+def _dstl_reader(
     labels: dstl.DstlLabels, scene: str, extents: Mapping[str, tuple[float, float]], drawing: Drawing, info: ImageInfo
-) -> Labeller:
-    return labeller(labels.in_pixels(scene, extents[scene], info.grid), None, drawing)
+) -> LabelReader:
+    return polygon_reader(labels.in_pixels(scene, extents[scene], info.grid), None, drawing)
 
 
 def _legend(names: tuple[str, ...], overlapping: bool) -> Legend:

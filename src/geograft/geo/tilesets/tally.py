@@ -16,7 +16,7 @@ from geograft.geo.tilesets.tileset import Split, Tile
 from geograft.labels import FULL
 from geograft.legend import IGNORE, Legend
 
-CELL = (512, 4096)
+TALLY_CELL = (512, 4096)
 """Rows and columns read at a time."""
 
 
@@ -70,7 +70,7 @@ def tally(mask: Path, window: Window, legend: Legend, shares: bool) -> Tally:
     Raises:
         InputError: when the mask cannot be read.
     """
-    return reduce(add, (counted(read_mask(mask, cell), legend, shares) for cell in cells(window, *CELL)))
+    return reduce(add, (counted(read_mask(mask, cell), legend, shares) for cell in cells(window, *TALLY_CELL)))
 
 
 def labelled_tiles(

@@ -23,6 +23,7 @@ from numpy import ndarray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 
+from geograft.card import ModelCard
 from geograft.config import PrepareConfig
 from geograft.errors import InputError
 from geograft.geo.coverage import earlier_overlaps
@@ -269,3 +270,17 @@ class Samples:
                 self._open.pop(next(iter(self._open))).close()
             self._open[str(path)] = Image.open(path)
         return self._open[str(path)]
+
+
+def check_fit(card: ModelCard, tile_set: TileSet) -> None:
+    """Raise InputError when a tile set has other classes, bands or pixels than a run was trained on."""
+    meta = tile_set.meta
+    seen = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
+    needed = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
+    for what, got, want in zip(("classes", "bands", "pixels", "indices"), seen, needed, strict=True):
+        if got != want:
+            raise InputError(f"{tile_set.folder} has the {what} {got}; the run was trained on {want}.")
+
+
+def _classes(legend: Legend) -> tuple[str, ...]:
+    return (*legend.names, "(overlapping)") if legend.overlapping else legend.names

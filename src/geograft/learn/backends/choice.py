@@ -18,10 +18,10 @@ from geograft.card import WEIGHTS, ModelCard
 from geograft.errors import SettingError
 from geograft.files import file_digest
 from geograft.learn.backends import onnx, openvino
-from geograft.learn.backends.eager import Eager, in_short
+from geograft.learn.backends.eager import Eager
 from geograft.learn.backends.graphs import exported
 from geograft.learn.backends.workers import Workers
-from geograft.learn.device import find_device
+from geograft.learn.device import find_device, in_short
 from geograft.learn.networks.network import Network
 from geograft.learn.probability import probabilities
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from geograft.learn.backends.graphs import quiet
 from geograft.learn.backends.workers import Workers
-from geograft.learn.device import autocast, layout
+from geograft.learn.device import autocast, in_short, layout
 
 
 class Eager:
@@ -41,8 +41,3 @@ class Eager:
         except Exception as error:  # whatever a compiler, its toolchain or its driver may raise
             self._network = plain
             self.note = f"torch cannot compile the network here ({in_short(error)}); it runs as it is"
-
-
-def in_short(error: Exception) -> str:
-    """Return the first line of an error's message, cut to a length that fits into another message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")

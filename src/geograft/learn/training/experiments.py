@@ -9,7 +9,7 @@ from typing import Any
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
 from geograft.files import write_text
-from geograft.learn.backends.eager import in_short
+from geograft.learn.device import in_short
 
 EXPERIMENT = "geograft"
 RUN_ID = "mlflow.txt"

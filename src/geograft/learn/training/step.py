@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geograft.counting import Counting
 from geograft.errors import SettingError
-from geograft.learn.backends.eager import in_short
+from geograft.learn.device import in_short
 from geograft.learn.feeding.feed import Batch
 from geograft.learn.losses.mix import Deep, Logits, LossMix, segmentation_losses
 from geograft.learn.losses.truth import Label

@@ -1,23 +1,20 @@
 """`geograft evaluate`: a run and a split become scores with intervals; every pixel of the split counts once."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from geograft.card import ModelCard
+from geograft.card import ModelCard, tiles_of
 from geograft.config import EvaluateConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import refuse_existing, write_json
 from geograft.geo.splitting.units import units_of
-from geograft.geo.tilesets.tileset import Split, TileSet
+from geograft.geo.tilesets.tileset import Split, TileSet, check_fit
 from geograft.learn.using.inference import Predictor
-from geograft.legend import Legend
 from geograft.verbs.evaluate.counting import count, decided, mapped
 from geograft.verbs.evaluate.result import Evaluation
 from geograft.verbs.evaluate.shapes import ShapeCounter, Wanted, class_index
-from geograft.verbs.train import SOURCE
 
-__all__ = ["Evaluation", "check_fit", "decided", "evaluate", "mapped", "tiles_of"]
+__all__ = ["Evaluation", "decided", "evaluate", "mapped"]
 
 DEFAULT = EvaluateConfig()
 
@@ -79,32 +76,6 @@ def scored(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, con
     chosen = split == "val" and card.calibrated
     notes = ("threshold and temperature were chosen on validation tiles: these scores flatter.",) if chosen else ()
     return Evaluation(run, split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
-
-
-def tiles_of(run: Path) -> Path:
-    """Return the tile set that a run was trained on.
-
-    Raises:
-        InputError: when `run` does not say.
-    """
-    try:
-        return Path(json.loads((run / SOURCE).read_text(encoding="utf-8"))["tiles"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run} does not say what it was trained on ({SOURCE}). Give --tiles.") from error
-
-
-def check_fit(card: ModelCard, tile_set: TileSet) -> None:
-    """Raise InputError when a tile set has other classes, bands or pixels than a run was trained on."""
-    meta = tile_set.meta
-    seen = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
-    needed = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
-    for what, got, want in zip(("classes", "bands", "pixels", "indices"), seen, needed, strict=True):
-        if got != want:
-            raise InputError(f"{tile_set.folder} has the {what} {got}; the run was trained on {want}.")
-
-
-def _classes(legend: Legend) -> tuple[str, ...]:
-    return (*legend.names, "(overlapping)") if legend.overlapping else legend.names
 
 
 def _rival(run: Path, card: ModelCard, tile_set: TileSet) -> Predictor:

@@ -1,62 +1,9 @@
 """What `geograft predict` returns, and how it reads."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_OUTSIDE = 0.1
-"""From this share of a map outside the area of applicability on, it is said to be doubtful."""
-
-
-@dataclass(frozen=True)
-class MadeMap:
-    """One map that was written."""
-
-    path: Path
-    probabilities: Path | None
-    uncertainty: Path | None
-    shape: tuple[int, int]
-    """Rows and columns."""
-    pixels: Mapping[str, int]
-    """Mapped pixels by class name; empty for a map that an earlier job finished."""
-    computed_px: int = 0
-    """Pixels of the raster that this job went through; the rest a job before it that was killed."""
-    seconds: float = 0.0
-    """Time that this job took to compute them."""
-    applicability: Path | None = None
-    outside: float | None = None
-    """Share of the mapped area outside the area of applicability; None where that was not asked, or found before."""
-    mapped_px: int = 0
-    """Pixels that have a value, of whatever class; where classes overlap, those of all classes are more or fewer."""
-
-    def lines(self) -> list[str]:
-        """Return size, speed and the shares of the classes as text."""
-        size = f"{self.path}: {self.shape[1]:,} x {self.shape[0]:,} pixels"
-        if not self.pixels:
-            return [f"{size}, finished before"]
-        mpx, before = self.computed_px / 1e6, (self.shape[0] * self.shape[1] - self.computed_px) / 1e6
-        speed = f", {mpx:.2f} Mpx in {self.seconds:.1f} s ({mpx / self.seconds:.2g} Mpx/s)" if mpx else ""
-        speed += f", {before:.2f} Mpx kept from before" if before else ""
-        wide = max(map(len, self.pixels))
-        shares = [f"  {name:{wide}} {count / self.mapped_px:7.1%}" for name, count in self.pixels.items()]
-        also = [f"{self.probabilities}: the probability of every class"] if self.probabilities else []
-        also += [f"{self.uncertainty}: the uncertainty of every pixel"] if self.uncertainty else []
-        if self.outside is not None:
-            also += [
-                f"{self.applicability}: {self.outside:.1%} of the mapped area lies outside the area of applicability"
-            ]
-        return [f"{size}{speed}", *shares, *also]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about the map, a line each."""
-        if self.outside is None or self.outside <= MOST_OUTSIDE:
-            return ()
-        return (
-            f"{self.outside:.1%} of {self.path} looks unlike all that the run was trained on; its scores say nothing "
-            f"about that. {self.applicability} shows where (above 1). Label some of it and train again; "
-            "`geograft sample` draws places to look at.",
-        )
+from geograft.verbs.predict.job import MadeMap
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from geograft.geo.rasters.rasterout import copy_tiled, create_labels
 from geograft.geo.splitting.splits import Place
 from geograft.geo.tilesets.scenes import Gathered, LabelledScene
 from geograft.geo.tilesets.structure import Looks
-from geograft.geo.tilesets.tally import CELL, Tally, counted, tally
+from geograft.geo.tilesets.tally import TALLY_CELL, Tally, counted, tally
 from geograft.geo.tilesets.tileset import IMAGES, MASKS
 from geograft.legend import IGNORE, Legend
 from geograft.progress import Meter, meter
@@ -70,13 +70,13 @@ def burn_all(gathered: Gathered, folder: Path) -> list[BurntScene]:
 
 def _burn(scene: LabelledScene, gathered: Gathered, folder: Path, bar: Meter, looked: bool) -> BurntScene:
     image, mask = _readable_image(scene, folder), folder / MASKS / f"{scene.name}.tif"
-    label, digest, grid = scene.labeller(), hashlib.sha256(), scene.info.grid
+    label, digest, grid = scene.label_reader(), hashlib.sha256(), scene.info.grid
     legend, shares = gathered.legend, gathered.shares
     layers = len(legend.names) - (not legend.overlapping)
     looks = Looks(scene.info.bands, layers, grid.height, grid.width) if looked else None
     held = []
     with Image.open(image) as opened, create_labels(mask, grid, legend, shares) as writer:
-        for cell in cells(grid.window, *CELL):
+        for cell in cells(grid.window, *TALLY_CELL):
             labels = label(cell)
             pixels, valid = opened.read(cell)
             labels[..., ~valid] = IGNORE

@@ -9,7 +9,7 @@ from geograft.geo.splitting.likeness import likeness
 from geograft.geo.tilesets.tileset import Split, TileSet
 from geograft.learn.using.inference import Predictor
 from geograft.verbs.audit import Audit, audit_set
-from geograft.verbs.evaluate import mapped
+from geograft.verbs.evaluate.counting import mapped
 from geograft.verbs.report.fairness import Fairness, fairness, unlike_in_words
 from geograft.verbs.report.head import Fact, facts, headline, headline_score, lead, leaks, outdated, remarks
 from geograft.verbs.report.pictures import (

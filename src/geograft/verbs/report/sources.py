@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass as record
 
-from geograft.card import CARD, ModelCard, read_card
+from geograft.card import CARD, ModelCard, read_card, tiles_of
 from geograft.errors import InputError
 from geograft.geo.tilesets.tileset import TileSet
 from geograft.learn.networks.describe import title_of
 from geograft.learn.training.history import HISTORY, Epoch, History, read_history
 from geograft.verbs.compare import COMPARISON, Row
-from geograft.verbs.evaluate import tiles_of
 from geograft.verbs.report.scorefile import LENIENT, AreaFile, FoldsFile, ScoreTable, read_json
 from geograft.verbs.train import RECIPE
 

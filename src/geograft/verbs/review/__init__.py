@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from geograft.card import tiles_of
 from geograft.config import ReviewConfig
 from geograft.errors import InputError
 from geograft.files import building, refuse_existing
-from geograft.geo.tilesets.tileset import Split, TileSet
+from geograft.geo.tilesets.tileset import Split, TileSet, check_fit
 from geograft.learn.using.inference import Predictor
-from geograft.verbs.evaluate import check_fit, tiles_of
 from geograft.verbs.review.canvases import Look, kept_canvases
 from geograft.verbs.review.finding import Found, found_in
 from geograft.verbs.review.layers import write_layers

@@ -21,7 +21,7 @@ from geograft.geo.tilesets.tileset import Samples, Split, Tile, TileSet
 from geograft.learn.using.inference import Predictor
 from geograft.legend import IGNORE
 from geograft.progress import Meter, meter
-from geograft.verbs.evaluate import decided
+from geograft.verbs.evaluate.counting import decided
 from geograft.verbs.shown import batched, read, stacked
 
 Slices: TypeAlias = tuple[slice, slice]

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geograft.applicability import KNOWN, Applicability
-from geograft.card import ModelCard, read_card
+from geograft.card import ModelCard, read_card, tiles_of
 from geograft.config import PredictConfig, SuggestConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import refuse_existing
-from geograft.geo.tilesets.tileset import META, TileSet
+from geograft.geo.tilesets.tileset import META, TileSet, check_fit
 from geograft.learn.using.doubt import Doubt
 from geograft.learn.using.known import load_encoder
-from geograft.verbs.evaluate import check_fit, tiles_of
 from geograft.verbs.predict.plan import Job, planned
 from geograft.verbs.suggest.labelled import check_some_left, labelled_on
 from geograft.verbs.suggest.layer import check_suffix, write_suggestions
