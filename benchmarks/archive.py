@@ -11,14 +11,14 @@ from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, interpolate
 
+from geograft.commands.demo import LITE0, SCENES
+from geograft.commands.prepare import prepare
 from geograft.config import PrepareConfig
-from geograft.geo.tilesets.sources import MaskSource, VectorSource
-from geograft.geo.tilesets.tileset import SPLITS, Tile, TileSet
-from geograft.learn.networks.pyramid import pyramid
+from geograft.dataset.sources import MaskSource, VectorSource
+from geograft.dataset.tileset import SPLITS, Tile, TileSet
 from geograft.legend import IGNORE
-from geograft.scores import confusion_of, scores
-from geograft.verbs.demo import LITE0, SCENES
-from geograft.verbs.prepare import prepare
+from geograft.metrics.scores import confusion_of, scores
+from geograft.networks.pyramid import pyramid
 
 TILE_PX, STRIDE, CELL_PX = 128, 4, 64
 ARCHIVE = "archive.npz"

@@ -25,19 +25,19 @@ import page
 from bench_train import tile_set
 from decoders import CHANGES
 from geograft.card import WEIGHTS, read_card
+from geograft.commands.compare import slug
+from geograft.commands.curve import Curve, curve
+from geograft.commands.demo import SCENES
+from geograft.commands.prepare import prepare
+from geograft.commands.trials import Job, Point, finished, noted
 from geograft.config import Recipe, load_recipe
+from geograft.dataset.sources import VectorSource
+from geograft.dataset.tileset import META, TileSet
 from geograft.files import write_json
-from geograft.geo.tilesets.sources import VectorSource
-from geograft.geo.tilesets.tileset import META, TileSet
-from geograft.learn.training.checkpoint import load_weights
-from geograft.learn.training.loop import fit
-from geograft.learn.using.inference import Predictor
-from geograft.verbs.compare import slug
-from geograft.verbs.curve import Curve, curve
-from geograft.verbs.curve.points import Job, Point, finished, noted
-from geograft.verbs.demo import SCENES
-from geograft.verbs.prepare import prepare
-from geograft.wording import counted
+from geograft.inference.predictor import Predictor
+from geograft.text import counted
+from geograft.training.checkpoint import load_weights
+from geograft.training.loop import fit
 from idea_costs import PREDICTION, STEP, Idea, Runner, costs
 from trainees import ENCODER
 

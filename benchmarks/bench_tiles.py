@@ -23,15 +23,15 @@ import torch
 from affine import Affine
 from shapely import Polygon, box
 
+from geograft.commands.prepare import prepare
 from geograft.config import ModelConfig, PrepareConfig, TrainConfig
-from geograft.geo.tilesets.sources import VectorSource
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.device import find_device, layout
-from geograft.learn.feeding.feed import Feed, Scaling, TrainingData
-from geograft.learn.losses.mix import LossMix, segmentation_loss
-from geograft.learn.networks.network import build
-from geograft.learn.training.optim import optimizer_of
-from geograft.verbs.prepare import prepare
+from geograft.dataset.sources import VectorSource
+from geograft.dataset.tileset import TileSet
+from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.networks.device import find_device, layout
+from geograft.networks.network import build
+from geograft.training.loader import Feed, Scaling, TrainingData
+from geograft.training.optim import optimizer_of
 
 LIMIT = 0.1
 CRS = "EPSG:32612"

@@ -27,8 +27,8 @@ import machine
 import page
 import train_tables as tables
 from geograft import MaskSource, load_recipe, prepare
+from geograft.dataset.tileset import TileSet
 from geograft.errors import GeograftError
-from geograft.geo.tilesets.tileset import TileSet
 from measured import NotRunnableError, importable, in_process
 from train_results import Shelf, at_equal_time
 from trainees import ARTICLE, BATCH, ENCODER, OURS, PEER, TRAINEES, Job, opened

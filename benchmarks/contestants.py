@@ -94,7 +94,7 @@ def alone(backend: str) -> Callable[[Job], Work]:
 
     def contestant(job: Job) -> Work:
         import_backend(backend)
-        from geograft.learn.using.inference import Mapper
+        from geograft.inference.predictor import Mapper
 
         mapper = Mapper.load(
             [job.run], device="auto", backend=backend, batch_size=job.batch, tta=1, spread=False, compile=False
@@ -176,7 +176,7 @@ CONTESTANTS: dict[str, Callable[[Job], Work]] = {
 def import_backend(backend: str) -> None:
     """Import what a backend needs, so that it is not counted."""
     import_module(BACKENDS[backend])
-    import_module("geograft.verbs.predict")
+    import_module("geograft.commands.predict")
 
 
 def tiling(name: str, tile: int, overlap: float) -> Tiling:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, interpolate, leaky_relu
 
-from geograft.learn.networks import light
-from geograft.learn.networks.light import FINE, FINE_STRIDE, SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
-from geograft.learn.networks.network import Network
+from geograft.networks import light
+from geograft.networks.light import FINE, FINE_STRIDE, SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
+from geograft.networks.network import Network
 
 
 class Coarse(nn.Module):

@@ -7,12 +7,12 @@ from itertools import count
 
 import torch
 
+from geograft.commands.train import scaling_of, training_data
 from geograft.config import Recipe
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.feeding.feed import Batch, Feed, TrainingData
-from geograft.learn.networks.network import Network, build
-from geograft.learn.training.optim import hold_encoder
-from geograft.verbs.train import scaling_of, training_data
+from geograft.dataset.tileset import TileSet
+from geograft.networks.network import Network, build
+from geograft.training.loader import Batch, Feed, TrainingData
+from geograft.training.optim import hold_encoder
 from learners import Learner, engine_learner
 
 STEP, PREDICTION = "step", "prediction"

@@ -10,15 +10,14 @@ from torch.nn import functional
 from torch.optim import Adam, Optimizer
 
 import newcomer
+from geograft.commands.train import scaling_of, training_data
 from geograft.config import Recipe, TrainConfig, load_recipe
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.feeding.feed import TrainingData
-from geograft.learn.losses.mix import loss_mix, segmentation_loss
-from geograft.learn.networks.network import Network, build
-from geograft.learn.training.averaging import Average
-from geograft.learn.training.optim import optimizer_of
+from geograft.dataset.tileset import TileSet
 from geograft.legend import IGNORE
-from geograft.verbs.train import scaling_of, training_data
+from geograft.losses.segmentation import loss_mix, segmentation_loss
+from geograft.networks.network import Network, build
+from geograft.training.loader import TrainingData
+from geograft.training.optim import Average, optimizer_of
 from peernets import smp_in_geograft, smp_network
 from trainees import ARTICLE, TRAINEES, Job, opened
 

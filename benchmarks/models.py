@@ -6,7 +6,7 @@ from geograft import VectorSource, load_recipe, prepare, train
 from geograft.card import CARD
 from geograft.config import Recipe
 from geograft.errors import WeightsError
-from geograft.learn.networks.network import build
+from geograft.networks.network import build
 from rasters import SCENE
 
 NETWORK = {"architecture": "transfer", "encoder": "efficientnet_b0", "weights": "hub"}

@@ -6,10 +6,10 @@ import segmentation_models_pytorch as smp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from geograft.learn.networks.light import LightUNet
-from geograft.learn.networks.network import Network
-from geograft.learn.networks.pyramid import Pyramid, pyramid_of
-from geograft.learn.networks.weights import unfilled_network
+from geograft.networks.light import LightUNet
+from geograft.networks.network import Network
+from geograft.networks.pyramid import Pyramid, pyramid_of
+from geograft.networks.weights import unfilled_network
 from measured import NotRunnableError
 from trainees import ENCODER
 

@@ -14,7 +14,7 @@ import torch
 from numpy import ndarray
 
 from geograft.card import ModelCard
-from geograft.learn.networks.network import Network
+from geograft.networks.network import Network
 
 Infer: TypeAlias = Callable[[ModelCard, Network, Path, Path, float, int], ndarray]
 """Card, network, raster, where to write, overlap, batch -> the probability of class 1, (h, w)."""

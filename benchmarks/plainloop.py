@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, Dataset
 
-from geograft.learn.feeding.feed import Scaling, Tiles
-from geograft.learn.training.metrics import confusion
 from geograft.legend import IGNORE
+from geograft.training.loader import Scaling, Tiles
+from geograft.training.step import confusion
 from learners import LAYOUTS, Learner
 
 Predict = Callable[[Tensor], Tensor]

@@ -28,12 +28,12 @@ from scipy.optimize import isotonic_regression
 import machine
 import page
 from archive import CELL_PX, STRIDE, Archive, crowns, forest, iou, made, probabilities, read, trained
+from geograft.commands.suggest import ranked
 from geograft.files import write_json
 from geograft.geo.grid import Window
-from geograft.intervals import intervals
-from geograft.learn.using.doubt import entropy
-from geograft.verbs.suggest.looking import Candidate, in_cells, quarters
-from geograft.verbs.suggest.ranking import ranked
+from geograft.inference.uncertainty import entropy
+from geograft.mapping.pool import Candidate, in_cells, quarters
+from geograft.metrics.intervals import intervals
 
 PAGE = Path(__file__).parents[1] / "docs" / "suggest.md"
 FIRST, BATCH = 4, 4

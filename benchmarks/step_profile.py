@@ -19,8 +19,8 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from geograft.learn.feeding.feed import Batch
-from geograft.learn.networks.network import Network
+from geograft.networks.network import Network
+from geograft.training.loader import Batch
 from learners import LAYOUTS, Learner, learner
 from step_times import feed
 from trainees import BATCH, OURS, Job, opened

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geograft.learn.feeding.feed import Batch, Feed
+from geograft.training.loader import Batch, Feed
 from learners import LAYOUTS, Learner, engine_parts, learner
 from train_one import CLOCKS
 from trainees import BATCH, OURS, TRAINEES, Job

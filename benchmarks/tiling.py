@@ -14,8 +14,8 @@ from numpy import ndarray
 from rasterio.windows import Window
 
 from geograft.card import WEIGHTS, ModelCard, read_card
-from geograft.learn.networks.network import Network, build
-from geograft.learn.training.checkpoint import load_weights
+from geograft.networks.network import Network, build
+from geograft.training.checkpoint import load_weights
 
 Predict: TypeAlias = Callable[[ndarray], ndarray]
 """Tiles as they are in the file, (n, b, h, w) -> the probability of class 1, (n, h, w), float32."""

@@ -20,10 +20,10 @@ from torch import nn
 
 from geograft.card import WEIGHTS
 from geograft.config import Recipe, load_recipe
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.training.checkpoint import LAST, load_weights
-from geograft.learn.training.loop import fit
-from geograft.scores import scores
+from geograft.metrics.scores import scores
+from geograft.training.checkpoint import LAST, load_weights
+from geograft.training.loader import Scaling
+from geograft.training.loop import fit
 from learners import engine_parts, learner
 from measured import peak_mb
 from plainloop import Part, TilesInMemory, Validated, train, validated

@@ -12,10 +12,10 @@ import numpy as np
 from numpy import ndarray
 
 from geograft.config import Recipe, load_recipe
+from geograft.dataset.tileset import TileSet
 from geograft.files import file_digest, json_digest, write_json
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.intervals import intervals, paired_intervals
-from geograft.scores import class_scores
+from geograft.metrics.intervals import intervals, paired_intervals
+from geograft.metrics.scores import class_scores
 from trainees import ARTICLE, OURS, TRAINEES, Job, default_recipe, needs_own_run
 
 Ends = tuple[float, float]

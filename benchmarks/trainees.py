@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from geograft.config import Recipe, load_recipe
-from geograft.geo.tilesets.tileset import SPLITS, Tile, TileSet
+from geograft.dataset.tileset import SPLITS, Tile, TileSet
 from measured import NotRunnableError
 
 ENCODER = "tf_efficientnet_b0"

@@ -30,19 +30,18 @@ from rasterio.windows import Window as RasterWindow
 import machine
 import page
 from bench_train import tile_set
+from geograft.commands.curve import seed_means
+from geograft.commands.evaluate import scored
+from geograft.commands.train import train
+from geograft.commands.trials import sizes, subset
 from geograft.config import EvaluateConfig, Recipe, load_recipe
+from geograft.dataset.folds import derived_set
+from geograft.dataset.tileset import Tile, TileSet
 from geograft.files import json_digest, write_json
 from geograft.geo.rasters.raster import close_labels
-from geograft.geo.tilesets.tileset import Tile, TileSet
-from geograft.learn.using.inference import Predictor
+from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.verbs.curve.plan import sizes, subset
-from geograft.verbs.curve.result import seed_means
-from geograft.verbs.derived import derived_set
-from geograft.verbs.evaluate import scored
-from geograft.verbs.evaluate.figures import Measure
-from geograft.verbs.shown import batched, read, stacked
-from geograft.verbs.train import train
+from geograft.mapping.scoring import Measure, batched, read, stacked
 
 ENCODER = "tf_efficientnet_b0"
 OTHERS = 2

@@ -26,8 +26,8 @@ from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
 from geograft.files import file_digest
-from geograft.geo.vectors.features import Features
-from geograft.geo.vectors.vectorout import write_polygons
+from geograft.geo.vectors.reader import Features
+from geograft.geo.vectors.writer import write_polygons
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "geograft" / "data" / "yellowstone"
 WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.geo.grid import Window
-from geograft.geo.mapping.blend import Model, Plan, Strip, blend
-from geograft.geo.mapping.tiles import Lanes, TileGrid
+from geograft.mapping.blend import Model, Plan, Strip, blend
+from geograft.mapping.windows import Lanes, TileGrid
 
 GRIDS = st.builds(
     TileGrid,

@@ -43,9 +43,9 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiles(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tile set of that scene: 32-pixel tiles, blocks of 64 pixels."""
+    from geograft.commands.prepare import prepare
     from geograft.config import PrepareConfig
-    from geograft.geo.tilesets.sources import VectorSource
-    from geograft.verbs.prepare import prepare
+    from geograft.dataset.sources import VectorSource
 
     out = tmp_path_factory.mktemp("tiles") / "tiles"
     config = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=64, buffer_px=0, val=0.2, test=0.2)

@@ -12,7 +12,7 @@ from numpy import ndarray
 from scipy import fft
 from scipy.stats import multivariate_normal, norm
 
-from geograft.intervals import intervals, resampled
+from geograft.metrics.intervals import intervals, resampled
 
 BLOCK, REACH, LIMIT, NOISE = 16, 2.0, 0.5, 0.7
 ROWS, SHARE, TIMES, AT_ONCE = 8, 6, 3, 40

@@ -20,20 +20,20 @@ from mapping import COVERS, Contextual, Means, make_run
 from processes import Fuse, in_a_process
 
 # Stands in for the learning library, which takes long to load.
-sys.modules["geograft.learn.using.inference"] = types.ModuleType("geograft.learn.using.inference")
-sys.modules["geograft.learn.using.inference"].Mapper = Contextual  # type: ignore[attr-defined]
-sys.modules["geograft.learn.using.known"] = types.ModuleType("geograft.learn.using.known")
-sys.modules["geograft.learn.using.known"].Encoder = Means  # type: ignore[attr-defined]
-sys.modules["geograft.learn.using.known"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
+sys.modules["geograft.inference.predictor"] = types.ModuleType("geograft.inference.predictor")
+sys.modules["geograft.inference.predictor"].Mapper = Contextual  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"] = types.ModuleType("geograft.inference.embedding")
+sys.modules["geograft.inference.embedding"].Encoder = Means  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
 
-import geograft.verbs.predict.plan  # noqa: E402
-from geograft.applicability import KNOWN, fit  # noqa: E402
+import geograft.mapping.plan  # noqa: E402
+from geograft.commands.predict import predict  # noqa: E402
 from geograft.config import PredictConfig  # noqa: E402
-from geograft.verbs.predict import predict  # noqa: E402
+from geograft.metrics.applicability import KNOWN, fit  # noqa: E402
 
 CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
 # Two panels of four or five columns of tiles.
-geograft.verbs.predict.plan.panel_width = lambda *_: 80
+geograft.mapping.plan.panel_width = lambda *_: 80
 
 
 def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:

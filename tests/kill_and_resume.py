@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from geograft.config import TrainConfig
-from geograft.learn.training.checkpoint import STATE
-from geograft.learn.training.loop import fit
+from geograft.training.checkpoint import STATE
+from geograft.training.loop import fit
 from processes import Fuse, in_a_process
 from training import Tile, TinyNetwork, blocks, training_data
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy import ndarray
 from scipy import ndimage
 
+from geograft.commands.polygons import polygons
 from geograft.config import PolygonConfig
 from geograft.geo.rasters.raster import Image
-from geograft.verbs.polygons import polygons
 from helpers import write_raster
 from processes import Fuse, in_a_process
 

@@ -11,12 +11,12 @@ from pyproj import CRS
 from shapely import box
 
 from geograft.config import PrepareConfig
+from geograft.dataset.tileset import INDEX, META, Scene, Split, TileSetMeta
 from geograft.files import write_json
 from geograft.geo.grid import Window
-from geograft.geo.tilesets.tileset import INDEX, META, Scene, Split, TileSetMeta
-from geograft.geo.vectors.vectorout import write_tiles
-from geograft.learn.feeding.feed import Scaling, TrainingData
+from geograft.geo.vectors.writer import write_tiles
 from geograft.legend import Legend
+from geograft.training.loader import Scaling, TrainingData
 from helpers import TENTH_METRE, UTM12, write_raster
 
 LEGEND = Legend(("red", "green"), overlapping=True)

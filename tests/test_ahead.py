@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from geograft.errors import InputError, OutputError
-from geograft.geo.ahead import ahead, behind
+from geograft.mapping.prefetch import ahead, behind
 
 
 def failing() -> Iterator[int]:

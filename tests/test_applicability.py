@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft import applicability
-from geograft.applicability import Applicability, fit
+from geograft.metrics import applicability
 from geograft.errors import InputError
+from geograft.metrics.applicability import Applicability, fit
 
 
 def cloud(seed: int, n: int = 40, d: int = 3) -> ndarray:

@@ -13,14 +13,14 @@ from numpy import ndarray
 
 from full_disk import files_no_larger_than
 from geograft.cli import main
+from geograft.commands.area import area
+from geograft.commands.sample import sample
 from geograft.config import SampleConfig
 from geograft.errors import InputError, OutputError
-from geograft.estimation import Tally, estimates
-from geograft.geo.accuracy.strata import places_of
 from geograft.geo.rasters.raster import Image
 from geograft.legend import Legend
-from geograft.verbs.area import area
-from geograft.verbs.sample import sample
+from geograft.mapping.strata import places_of
+from geograft.metrics.estimation import Tally, estimates
 from helpers import UTM12, write_raster
 
 CHANGE = Legend(("deforestation", "forest gain", "stable forest", "stable non-forest"), (1, 2, 3, 4))

@@ -15,10 +15,9 @@ from shapely import Point, Polygon, box
 
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters import area as module
-from geograft.geo.rasters.area import Area
-from geograft.geo.rasters.burn import burned, in_pixels
-from geograft.geo.vectors.vector import valid_polygons
+from geograft.geo.rasters import rasterize as module
+from geograft.geo.rasters.rasterize import Area, burned, in_pixels
+from geograft.geo.vectors.reader import valid_polygons
 from helpers import TENTH_METRE, UTM12
 
 SIZE = 300

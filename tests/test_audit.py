@@ -11,17 +11,17 @@ from pydantic import TypeAdapter
 from shapely import box
 
 import geograft
+from geograft.commands.audit import Audit, audit, audit_plan, audit_tiles
+from geograft.commands.prepare import prepare
 from geograft.config import PrepareConfig
+from geograft.dataset.sources import MaskSource, VectorSource
+from geograft.dataset.splits import Place, Planned, article_tiles, plan
+from geograft.dataset.tileset import INDEX, META, Scene, Tile, TileSetMeta
 from geograft.errors import InputError
 from geograft.files import write_text
 from geograft.geo.grid import Window
-from geograft.geo.splitting.splits import Place, Planned, article_tiles, plan
-from geograft.geo.tilesets.sources import MaskSource, VectorSource
-from geograft.geo.tilesets.tileset import INDEX, META, Scene, Tile, TileSetMeta
-from geograft.geo.vectors.vectorout import write_tiles
+from geograft.geo.vectors.writer import write_tiles
 from geograft.legend import Legend
-from geograft.verbs.audit import Audit, audit, audit_plan, audit_tiles
-from geograft.verbs.prepare import prepare
 from helpers import textured, write_raster
 
 TREES = Legend(("background", "tree"))

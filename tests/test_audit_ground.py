@@ -13,21 +13,19 @@ from numpy import ndarray
 from PIL import Image as Picture
 from pyproj import Transformer
 
+from geograft.commands.audit import Audit, Held, audit, audit_set, nearness, unlike
+from geograft.commands.prepare import prepare
+from geograft.commands.train import train
 from geograft.config import ModelConfig, PrepareConfig, Recipe, TrainConfig
+from geograft.dataset.autocorrelation import Likeness, Variogram, fitted, likeness, sampled_windows
+from geograft.dataset.dstl import SAME_GROUND
+from geograft.dataset.scenes import Gathered, Source
+from geograft.dataset.sources import DstlSource, MaskSource
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.figures.variogram import Curve, variogram_figure
 from geograft.geo.coverage import Overlap
 from geograft.geo.grid import Window
-from geograft.geo.splitting.likeness import Likeness, likeness, sampled_windows
-from geograft.geo.splitting.variogram import Variogram, fitted
-from geograft.geo.tilesets.dstl import SAME_GROUND
-from geograft.geo.tilesets.scenes import Gathered, Source
-from geograft.geo.tilesets.sources import DstlSource, MaskSource
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.verbs.audit import Audit, Held, audit, audit_set
-from geograft.verbs.audit.words import nearness, unlike
-from geograft.verbs.prepare import prepare
-from geograft.verbs.train import train
 from helpers import TENTH_METRE, UTM12, write_raster
 
 SMALL = PrepareConfig(tile_px=32, overlap=0.0, split="scene", val=0.25, test=0.25)

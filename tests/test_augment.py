@@ -5,16 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from geograft.learn.feeding.augment import (
-    JITTER,
-    augmented,
-    dihedral,
-    inverse,
-    jittered,
-    pasted,
-    rescaled,
-    scale_jittered,
-)
+from geograft.training.augment import JITTER, augmented, dihedral, inverse, jittered, pasted, rescaled, scale_jittered
 
 ELEMENTS = range(8)
 SQUARE = np.arange(25).reshape(5, 5)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from geograft.learn.training.averaging import EARLY, Average
+from geograft.training.optim import EARLY, Average
 from training import TinyNetwork
 
 

@@ -17,11 +17,12 @@ from torch.nn.functional import interpolate
 from geograft.card import WEIGHTS, ModelCard, read_card
 from geograft.config import ModelConfig
 from geograft.errors import SettingError
-from geograft.learn.backends import choice, graphs
-from geograft.learn.networks.network import Network, build
-from geograft.learn.training.checkpoint import save_weights
-from geograft.learn.using.inference import Mapper
+from geograft.inference import backends as choice
+from geograft.inference import graphs
+from geograft.inference.predictor import Mapper
 from geograft.legend import Legend
+from geograft.networks.network import Network, build
+from geograft.training.checkpoint import save_weights
 from training import TinyNetwork
 
 OTHERS = ("onnx", "openvino")
@@ -103,7 +104,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of a tiny network, in the real ones' place from here on, with the graphs of both backends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("geograft.learn.using.inference.build", tiny)
+        patch.setattr("geograft.inference.predictor.build", tiny)
         run = make_run(tmp_path_factory.mktemp("kept") / "run", network=tiny)
         for backend in OTHERS:
             assert load(run, backend).backend == backend
@@ -334,7 +335,7 @@ FIRST_CALLS = """
 import os, sys, threading
 from pathlib import Path
 import torch
-from geograft.learn.backends.openvino import Streams
+from geograft.inference.openvino import Streams
 streams, start = Streams(Path(sys.argv[1]), 2), threading.Barrier(2)
 def first_call():
     start.wait()
@@ -350,7 +351,7 @@ os._exit(any(thread.is_alive() for thread in threads))
 def test_two_threads_whose_first_calls_meet_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """OpenVINO makes a table at its first use, and two threads that make it at once would wait for ever."""
     pytest.importorskip("openvino")
-    from geograft.learn.backends import openvino as backend
+    from geograft.inference import openvino as backend
 
     backend.export(torch.nn.Conv2d(3, 1, 1).eval(), torch.zeros(1, 3, 32, 32), tmp_path)
     done = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(tmp_path)], timeout=180, check=False)

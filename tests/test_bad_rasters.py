@@ -17,14 +17,14 @@ from numpy import ndarray
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
+from geograft.commands.polygons import polygons
+from geograft.commands.predict import predict
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.rasters.burn import burned, in_pixels
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
-from geograft.geo.vectors.vector import read_polygons
-from geograft.verbs.polygons import polygons
-from geograft.verbs.predict import predict
+from geograft.geo.rasters.rasterize import burned, in_pixels
+from geograft.geo.vectors.reader import read_polygons
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from mapping import Pointwise, make_run
 
@@ -33,7 +33,7 @@ SHAPE = (24, 30)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Pointwise)
 
 
 @pytest.fixture

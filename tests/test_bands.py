@@ -22,26 +22,26 @@ from shapely import box
 
 from geograft.card import CARD, ModelCard, read_card
 from geograft.cli import main
+from geograft.commands.audit import audit
+from geograft.commands.evaluate import evaluate
+from geograft.commands.predict import predict
+from geograft.commands.prepare import prepare
+from geograft.commands.report import report
+from geograft.commands.review import review
+from geograft.commands.sample import sample
+from geograft.commands.train import scaling_of, train, training_data
 from geograft.config import PredictConfig, PrepareConfig, Recipe, SampleConfig
+from geograft.dataset.folds import derived_set
+from geograft.dataset.sources import DstlSource, VectorSource
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
-from geograft.geo.tilesets.sources import DstlSource, VectorSource
-from geograft.geo.tilesets.tileset import TileSet
 from geograft.indices import Index, with_indices
-from geograft.learn.feeding.feed import Feed, Scaling
-from geograft.learn.networks.weights import InputScaling
-from geograft.learn.using.inference import Mapper
-from geograft.verbs.audit import audit
-from geograft.verbs.derived import derived_set
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.predict import predict
-from geograft.verbs.prepare import prepare
-from geograft.verbs.report import report
-from geograft.verbs.review import review
-from geograft.verbs.sample import sample
-from geograft.verbs.train import scaling_of, train, training_data
+from geograft.inference.predictor import Mapper
+from geograft.networks.weights import InputScaling
+from geograft.training.loader import Feed, Scaling
 from helpers import TENTH_METRE, UTM12, write_raster
 from training import TinyNetwork
 
@@ -185,7 +185,7 @@ def test_a_killed_map_goes_on_to_the_same_bytes(
     chain: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Narrow panels, so that what one leaves to the next is in the ledger.
-    monkeypatch.setattr("geograft.verbs.predict.plan.panel_width", lambda *_: 64)
+    monkeypatch.setattr("geograft.mapping.plan.panel_width", lambda *_: 64)
     dies_after(3, monkeypatch)
     with pytest.raises(InputError, match=r"the cable is out .*of the map is kept"):
         predict(chain.folder / "run", (chain.plain,), tmp_path / "map.tif", MAPPED)

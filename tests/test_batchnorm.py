@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import Tensor, distributed, nn
 
-from geograft.learn.training.batchnorm import SharedStatistics
+from geograft.training.distributed import SharedStatistics
 
 
 @pytest.fixture

@@ -10,12 +10,11 @@ import torch
 import bench_ideas
 from bench_ideas import Ground, ideas_of, rows_of
 from decoders import CHANGES
+from geograft.commands.curve import Curve
+from geograft.commands.trials import Job, Point, Size
 from geograft.config import Recipe, load_recipe
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.networks.network import build
-from geograft.verbs.curve import Curve
-from geograft.verbs.curve.plan import Size
-from geograft.verbs.curve.points import Job, Point
+from geograft.dataset.tileset import TileSet
+from geograft.networks.network import build
 from idea_costs import PREDICTION, STEP, Idea, Runner
 from page import LOG, replaced
 

@@ -17,11 +17,11 @@ import newcomer
 import page
 import train_tables as tables
 from geograft.config import ModelConfig, TrainConfig
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.losses.mix import LossMix, segmentation_loss
-from geograft.learn.networks.network import build
-from geograft.learn.training.optim import hold_encoder, parameter_groups
+from geograft.dataset.tileset import TileSet
+from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.networks.network import build
+from geograft.training.loader import Scaling
+from geograft.training.optim import hold_encoder, parameter_groups
 from learners import Learner, plain_loss
 from measured import NotRunnableError
 from peernets import SmpBody, smp_in_geograft, smp_network

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 import page
 from contestants import reach, tiling
-from geograft.geo.mapping.tiles import TileGrid
+from geograft.mapping.windows import TileGrid
 from helpers import textured, write_raster
 from quality import shifts_of
 from race import Entry, Outcome, Results, tiles_in

@@ -1,6 +1,6 @@
+from geograft.dataset.tileset import Samples, Tile
 from geograft.geo.grid import Window
-from geograft.geo.tilesets.tileset import Samples, Tile
-from geograft.learn.training.blame import Named, name_of, verdict
+from geograft.training.step import Named, name_of, verdict
 from training import TinyNetwork
 
 

@@ -24,8 +24,8 @@ from blending import (
 )
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.mapping.blend import LEVELS, WHOLE, Plan, blend, shares
-from geograft.geo.mapping.tiles import Lanes, TileGrid
+from geograft.mapping.blend import LEVELS, WHOLE, Plan, blend, shares
+from geograft.mapping.windows import Lanes, TileGrid
 
 SEVERAL = settings(deadline=None, max_examples=30)
 

@@ -12,8 +12,8 @@ from pyproj import CRS
 from shapely import MultiPolygon, Point, Polygon, box
 
 from geograft.geo.grid import Grid, Window, cells
-from geograft.geo.rasters.burn import burned, in_pixels
-from geograft.geo.vectors.vector import reprojected, valid_polygons
+from geograft.geo.rasters.rasterize import burned, in_pixels
+from geograft.geo.vectors.reader import reprojected, valid_polygons
 
 SIZE = 60
 UTM12, WGS84, MERCATOR = CRS.from_epsg(32612), CRS.from_epsg(4326), CRS.from_epsg(3857)

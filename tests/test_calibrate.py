@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from geograft.card import read_card
+from geograft.commands.calibrate import calibrate
+from geograft.commands.evaluate import evaluate
+from geograft.commands.prepare import prepare
+from geograft.commands.train import train
 from geograft.config import PrepareConfig
+from geograft.dataset.sources import VectorSource
+from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError
 from geograft.files import write_json
-from geograft.geo.tilesets.sources import VectorSource
-from geograft.geo.tilesets.tileset import META, TileSet
-from geograft.learn.using.inference import Predictor
-from geograft.verbs.calibrate import calibrate
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.prepare import prepare
-from geograft.verbs.train import train
+from geograft.inference.predictor import Predictor
 from test_train import SMALL
 
 # Sure of itself after a few steps; with warm-up and a mean of weights it would have hardly begun.
@@ -70,7 +70,7 @@ def test_the_test_tiles_have_no_part_in_it(run: Path, tiles: Path, monkeypatch: 
 
 def test_a_sample_chooses_nearly_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = calibrate(run)
-    monkeypatch.setattr("geograft.verbs.calibrate.MOST_PIXELS", whole.pixels // 4)
+    monkeypatch.setattr("geograft.commands.calibrate.MOST_PIXELS", whole.pixels // 4)
     part = calibrate(run)
     assert part.pixels == pytest.approx(whole.pixels / 4, rel=0.1)
     assert part.card.temperature == pytest.approx(whole.card.temperature, rel=0.1)

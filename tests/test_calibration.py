@@ -12,8 +12,8 @@ from scipy.special import expit, softmax
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, log_loss, precision_recall_curve
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from geograft import calibration
-from geograft.calibration import (
+from geograft.metrics import calibration
+from geograft.metrics.calibration import (
     EDGES,
     average_precision,
     best_temperature,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.optim import Adam
 
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.learn.training.checkpoint import (
+from geograft.training.checkpoint import (
     STATE,
     Position,
     Stateful,
@@ -22,7 +22,7 @@ from geograft.learn.training.checkpoint import (
     save_state,
     save_weights,
 )
-from geograft.learn.training.history import Epoch, History
+from geograft.training.history import Epoch, History
 from training import TinyNetwork
 
 IDENTITY = {"seed": 0, "tiles": "blocks"}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.learn.feeding.choice import class_rates, donor, drawn_order
+from geograft.training.sampling import class_rates, donor, drawn_order
 
 
 def shares_of(seed: int, tiles: int = 12, k: int = 3) -> ndarray:

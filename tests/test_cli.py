@@ -105,7 +105,7 @@ def test_the_page_of_commands_is_up_to_date() -> None:
 def test_seeds_on_the_command_line_take_the_place_of_the_recipes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from geograft.verbs import compare
+    from geograft.commands import compare
 
     asked: list[tuple[int, ...]] = []
 

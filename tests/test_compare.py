@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from geograft.commands.compare import Comparison, check_variants, compare, slug, spread
+from geograft.commands.train import train
 from geograft.config import Recipe, Variant, parse_recipe
 from geograft.errors import SettingError
-from geograft.learn.training.checkpoint import LAST
-from geograft.learn.training.history import read_history
-from geograft.verbs.compare import Comparison, check_variants, compare, slug, spread
-from geograft.verbs.train import train
+from geograft.training.checkpoint import LAST
+from geograft.training.history import read_history
 from test_train import SMALL
 
 RECIPE = parse_recipe(

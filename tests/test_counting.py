@@ -14,9 +14,9 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from geograft.counting import Counting, known_in
 from geograft.legend import IGNORE, Legend
-from geograft.scores import HEADLINES, class_scores, overall_scores, scores
+from geograft.metrics.confusion import Counting, known_in
+from geograft.metrics.scores import HEADLINES, class_scores, overall_scores, scores
 
 pairs = st.integers(2, 4).flatmap(lambda k: arrays(np.uint8, (2, k, 4, 5), elements=st.sampled_from([0, 1, 255])))
 THEIRS = {"iou": jaccard_score, "f1": f1_score, "precision": precision_score, "recall": recall_score}

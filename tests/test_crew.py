@@ -16,23 +16,16 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.nn.functional import avg_pool2d
 
 from geograft.card import WEIGHTS
+from geograft.commands.train import train
 from geograft.config import Recipe, TrainConfig
 from geograft.errors import DivergedError, InputError, SettingError
-from geograft.learn.feeding.feed import TrainingData
-from geograft.learn.losses.mix import Deep, Logits
-from geograft.learn.networks.network import Network
-from geograft.learn.training.checkpoint import LAST, STATE
-from geograft.learn.training.crew import (
-    Crew,
-    _as_it_was_raised,
-    check_started,
-    in_crew,
-    rank_of,
-    starts_others,
-)
-from geograft.learn.training.history import HISTORY, History
-from geograft.learn.training.loop import fit
-from geograft.verbs.train import train
+from geograft.losses.segmentation import Deep, Logits
+from geograft.networks.network import Network
+from geograft.training.checkpoint import LAST, STATE
+from geograft.training.distributed import Crew, _as_it_was_raised, check_started, in_crew, rank_of, starts_others
+from geograft.training.history import HISTORY, History
+from geograft.training.loader import TrainingData
+from geograft.training.loop import fit
 from overlapping import overlapping_blocks, overlapping_data
 from training import Tile, TinyNetwork, blocks, training_data
 

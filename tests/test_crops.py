@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.commands.prepare import prepare
+from geograft.commands.train import training_data
 from geograft.config import PrepareConfig, Recipe
+from geograft.dataset.sources import MaskSource
+from geograft.dataset.splits import Place, Planned, plan
+from geograft.dataset.tileset import Crops, TileSet
 from geograft.geo.grid import Window
-from geograft.geo.splitting.splits import Place, Planned, plan
-from geograft.geo.tilesets.crops import Crops
-from geograft.geo.tilesets.sources import MaskSource
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.feeding.feed import Scaling
-from geograft.verbs.prepare import prepare
-from geograft.verbs.train import training_data
+from geograft.training.loader import Scaling
 from helpers import write_raster
 
 

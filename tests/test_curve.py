@@ -17,22 +17,22 @@ from hypothesis import strategies as st
 
 from geograft.cli.learning import curve as command
 from geograft.cli.learning import percents
+from geograft.commands import trials as points
+from geograft.commands.curve import Curve, _notes, curve
+from geograft.commands.evaluate import evaluate
+from geograft.commands.train import train, training_data
+from geograft.commands.trials import LEAST_STEPS, POINT, Size, repeats, sizes, steps, subset, variants_of
+from geograft.commands.trials import SHARES as SHARES_BY_DEFAULT
 from geograft.config import Recipe, TrainConfig, Variant, parse_recipe
+from geograft.dataset.splits import spread_order
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
-from geograft.figures.colours import DARK, LIGHT
-from geograft.figures.efficiency import Line, Values, efficiency_figure
-from geograft.geo.splitting.nested import spread_order
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.intervals import intervals
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.training.checkpoint import LAST, STATE
-from geograft.scores import scores
-from geograft.verbs.curve import Curve, _notes, curve, points
-from geograft.verbs.curve.plan import LEAST_STEPS, Size, repeats, sizes, steps, subset, variants_of
-from geograft.verbs.curve.plan import SHARES as SHARES_BY_DEFAULT
-from geograft.verbs.curve.points import POINT
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.train import train, training_data
+from geograft.figures.curves import Line, Values, efficiency_figure
+from geograft.figures.style import DARK, LIGHT
+from geograft.metrics.intervals import intervals
+from geograft.metrics.scores import scores
+from geograft.training.checkpoint import LAST, STATE
+from geograft.training.loader import Scaling
 
 RECIPE = parse_recipe(
     {

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from geograft.config import ModelConfig, TrainConfig
-from geograft.learn.networks.network import Network, build
-from geograft.learn.training.loop import fit
+from geograft.networks.network import Network, build
+from geograft.training.loop import fit
 from training import TinyNetwork, training_data
 
 LIGHT = ModelConfig(encoder="test_efficientnet", weights="none")

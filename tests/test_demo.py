@@ -8,8 +8,8 @@ import pytest
 import rasterio
 
 import geograft
+from geograft.commands.demo import LITE0, demo
 from geograft.config import load_recipe
-from geograft.verbs.demo import LITE0, demo
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from numpy import ndarray
 
 import geograft
 from geograft.geo.grid import Grid, Window
-from geograft.geo.metres import resolution_m
+from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image
-from geograft.geo.vectors.vector import read_polygons
+from geograft.geo.vectors.reader import read_polygons
 
 DATA = Path(geograft.__file__).parent / "data" / "yellowstone"
 SCENES = {"training": (2472, 2299, 574), "elsewhere": (1035, 1249, 279)}

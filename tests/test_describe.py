@@ -3,9 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from geograft.config import ModelConfig
-from geograft.learn.networks.describe import ModelSummary, describe, drawn
-from geograft.learn.networks.footprint import kept_bytes
-from geograft.learn.networks.network import build
+from geograft.networks.network import build
+from geograft.networks.summary import ModelSummary, describe, drawn, kept_bytes
 
 UNET = ModelConfig(architecture="unet")
 B0 = ModelConfig(architecture="transfer")

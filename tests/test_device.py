@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geograft.errors import SettingError
-from geograft.learn.device import autocast, find_device, find_precision, layout, repeatable
+from geograft.networks.device import autocast, find_device, find_precision, layout, repeatable
 
 
 def seeing(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:

@@ -11,8 +11,8 @@ from numpy import ndarray
 
 from geograft.card import read_card
 from geograft.errors import InputError
-from geograft.learn.using import doubt as module
-from geograft.learn.using.doubt import MEASURES, Doubt, entropy, margin, mean_inside, spread
+from geograft.inference import uncertainty as module
+from geograft.inference.uncertainty import MEASURES, Doubt, entropy, margin, mean_inside, spread
 from helpers import textured
 from mapping import COVERS, TREES, USES, Bandwise, Contextual, Pointwise, make_run
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from shapely import affinity
 
+from geograft.dataset.vector_labels import Drawing, polygon_reader
 from geograft.geo.grid import Window
-from geograft.geo.rasters.burn import PixelShapes, burned, in_pixels
-from geograft.geo.tilesets.drawing import Drawing, polygon_reader
+from geograft.geo.rasters.rasterize import PixelShapes, burned, in_pixels
 from geograft.labels import FULL, decoded
 from geograft.legend import IGNORE, Legend
 

@@ -13,11 +13,11 @@ import shapely
 from affine import Affine
 from shapely import MultiPolygon, Polygon, box
 
+from geograft.dataset import dstl
+from geograft.dataset.sources import DstlSource
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid, cells
-from geograft.geo.rasters.burn import burned
-from geograft.geo.tilesets import dstl
-from geograft.geo.tilesets.sources import DstlSource
+from geograft.geo.rasters.rasterize import burned
 from geograft.legend import Legend
 from helpers import textured, write_raster
 

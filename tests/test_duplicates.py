@@ -9,21 +9,23 @@ import pytest
 import scipy.ndimage
 from numpy import ndarray
 
-from geograft.errors import InputError
-from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.burn import burned
-from geograft.geo.rasters.raster import Image
-from geograft.geo.splitting import duplicates
-from geograft.geo.splitting.duplicates import Match, match, matches, matches_among
-from geograft.geo.tilesets import dstl
-from geograft.geo.tilesets.structure import (
+from geograft.dataset import dstl, duplicates
+from geograft.dataset.duplicates import (
     Looks,
+    Match,
     Thumbnail,
     image_structure,
     label_structure,
+    match,
+    matches,
+    matches_among,
     read_structures,
     write_structures,
 )
+from geograft.errors import InputError
+from geograft.geo.grid import Grid, Window
+from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.rasterize import burned
 from geograft.labels import class_shares, coded
 from geograft.legend import IGNORE, Legend
 

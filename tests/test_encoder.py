@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
-from geograft.learn.networks.encoder import Encoder, check_name, classifier, encoder_of
+from geograft.networks.encoder import Encoder, check_name, classifier, encoder_of
 
 # One of each family that timm writes differently; the tiny ones are timm's own test networks.
 CHAINS = (

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.estimation import Tally, allocation, estimates, sample_size, short
+from geograft.metrics.estimation import Tally, allocation, estimates, sample_size, short
 
 # Olofsson et al. 2014, section 5, table 8: deforestation, forest gain, stable forest, stable non-forest.
 POINTS = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])

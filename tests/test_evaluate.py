@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import confusion_matrix
 
+from geograft.commands.evaluate import evaluate
+from geograft.commands.report.sources import ScoreTable, read_json
+from geograft.commands.train import train
 from geograft.config import EvaluateConfig, PrepareConfig
+from geograft.dataset.tileset import Tile, TileSet
+from geograft.dataset.units import units_of
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.geo.accuracy.boundary import boundary_counts
-from geograft.geo.accuracy.objects import object_counts
 from geograft.geo.grid import Window
-from geograft.geo.splitting.units import units_of
-from geograft.geo.tilesets.tileset import Tile, TileSet
 from geograft.legend import IGNORE
-from geograft.scores import confusion_of
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.evaluate.shapes import ShapeCounter, Wanted
-from geograft.verbs.report.sources import ScoreTable, read_json
-from geograft.verbs.train import train
+from geograft.mapping.shapes import ShapeCounter, Wanted
+from geograft.metrics.boundary import boundary_counts
+from geograft.metrics.objects import object_counts
+from geograft.metrics.scores import confusion_of
 from test_train import SMALL
 from test_units import grid_of, tile_set
 
@@ -46,7 +46,7 @@ def test_the_scores_are_those_of_the_confusion_matrix(run: Path, tiles: Path) ->
 
 
 def test_validation_scores_are_those_of_training(run: Path) -> None:
-    from geograft.learn.training.history import read_history
+    from geograft.training.history import read_history
 
     found = evaluate(run, "val").content("val")["overall"]["iou"]
     assert found == pytest.approx(read_history(run).best.val_iou, abs=1e-3)
@@ -136,7 +136,7 @@ def test_shapes_are_counted_on_whole_blocks_though_tiles_cut_them(block_px: int)
 
 
 def test_a_cell_larger_than_a_canvas_is_cut_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.verbs.evaluate.shapes.CANVAS_PX", 48)
+    monkeypatch.setattr("geograft.mapping.shapes.CANVAS_PX", 48)
     truth = np.zeros((128, 128), np.uint8)
     truth[10:20, 10:20] = truth[60:80, 100:110] = 1
     tiles = grid_of("a")

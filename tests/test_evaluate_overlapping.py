@@ -10,16 +10,16 @@ from numpy import ndarray
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, jaccard_score, log_loss
 
 from geograft.card import read_card
+from geograft.commands.calibrate import calibrate
+from geograft.commands.evaluate import evaluate
+from geograft.commands.train import train
 from geograft.config import EvaluateConfig
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
-from geograft.geo.accuracy.boundary import boundary_counts
-from geograft.geo.accuracy.objects import object_counts
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.using.inference import Predictor
-from geograft.verbs.calibrate import calibrate
-from geograft.verbs.evaluate import decided, evaluate
-from geograft.verbs.shown import stacked
-from geograft.verbs.train import train
+from geograft.inference.predictor import Predictor
+from geograft.mapping.scoring import decided, stacked
+from geograft.metrics.boundary import boundary_counts
+from geograft.metrics.objects import object_counts
 from overlapping import LEGEND, overlapping_set
 from test_train import SMALL
 

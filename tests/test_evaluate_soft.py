@@ -9,13 +9,13 @@ import pytest
 import rasterio
 from numpy import ndarray
 
+from geograft.commands.calibrate import calibrate
+from geograft.commands.evaluate import evaluate
+from geograft.commands.report import report
+from geograft.commands.review import review
+from geograft.commands.train import train
+from geograft.dataset.tileset import META, TileSet
 from geograft.files import write_json
-from geograft.geo.tilesets.tileset import META, TileSet
-from geograft.verbs.calibrate import calibrate
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.report import report
-from geograft.verbs.review import review
-from geograft.verbs.train import train
 from test_train import SMALL
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from geograft.learn.networks.pyramid import Pyramid, pyramid
+from geograft.networks.pyramid import Pyramid, pyramid
 
 CHAINS = (
     "resnet10t",

@@ -12,11 +12,11 @@ from torch import Tensor
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.labels import class_shares
-from geograft.learn.feeding import feed
-from geograft.learn.feeding.feed import Feed, Scaling, imaged, worker_count
-from geograft.learn.feeding.order import batched, epoch_order, part_of
-from geograft.learn.losses.truth import class_index
 from geograft.legend import Legend
+from geograft.losses.targets import class_index
+from geograft.training import loader as feed
+from geograft.training.loader import Feed, Scaling, imaged, worker_count
+from geograft.training.sampling import batched, epoch_order, part_of
 from training import Tile, blocks, training_data
 
 CPU = torch.device("cpu")

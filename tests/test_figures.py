@@ -14,7 +14,6 @@ from matplotlib.image import imread
 from numpy import ndarray
 
 from geograft.figures import Sample, curves_figure, loss_figure, samples_figure
-from geograft.figures.colours import DARK, FOUND, INVENTED, LIGHT, MISSED, SPLIT_COLOURS, UNKNOWN, Look, rgb
 from geograft.figures.curves import mean_over_seeds
 from geograft.figures.pictures import (
     FALSE_NEGATIVE,
@@ -24,6 +23,7 @@ from geograft.figures.pictures import (
     error_picture,
     grey,
     jpeg,
+    label_picture,
     outcome_picture,
     outcomes,
     outlined,
@@ -36,7 +36,7 @@ from geograft.figures.pictures import (
     stretched,
     tile_iou,
 )
-from geograft.figures.samples import label_picture
+from geograft.figures.style import DARK, FOUND, INVENTED, LIGHT, MISSED, SPLIT_COLOURS, UNKNOWN, Look, rgb
 from geograft.legend import IGNORE, PALETTE, Legend
 
 LABELS = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1, IGNORE]))

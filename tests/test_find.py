@@ -14,16 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geograft.cli.learning import find as command
+from geograft.commands import find as module
+from geograft.commands.find import BEST, TABLE, TRIALS, Found, find, run_of
+from geograft.commands.search import JOURNAL, REACH, Space, goes_on
+from geograft.commands.train import train
 from geograft.config import Recipe, load_recipe
 from geograft.errors import DivergedError, InputError, OutputError, SettingError
-from geograft.learn.training.checkpoint import STATE
-from geograft.verbs import find as module
-from geograft.verbs.find import TRIALS, Found, find
-from geograft.verbs.find.halving import goes_on
-from geograft.verbs.find.result import BEST, TABLE, run_of
-from geograft.verbs.find.space import REACH, Space
-from geograft.verbs.find.study import JOURNAL
-from geograft.verbs.train import train
+from geograft.training.checkpoint import STATE
 
 RECIPE = Recipe().changed(
     model={"weights": "none", "encoder": "test_efficientnet"},
@@ -270,7 +267,7 @@ def test_without_optuna_one_line_says_what_to_install(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "geograft.verbs.find.study")
+    monkeypatch.delitem(sys.modules, "geograft.commands.search")
     with pytest.raises(SettingError, match=r"^geograft find needs Optuna: pip install geograft\[find\]$"):
         find(tiles, tmp_path / "out", RECIPE)
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torchvision.models import efficientnet_b0
 
 from geograft.errors import WeightsError
-from geograft.learn.networks.encoder import encoder_of
-from geograft.learn.networks.fitting import load_features, load_stages, pairs_by_name, pairs_in_order, stage_names
+from geograft.networks.encoder import encoder_of
+from geograft.networks.weights import load_features, load_stages, pairs_by_name, pairs_in_order, stage_names
 
 TINY = "test_efficientnet"
 FILE = Path("weights.pth")

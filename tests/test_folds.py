@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from geograft.commands.compare import compare
 from geograft.config import PrepareConfig, parse_recipe
+from geograft.dataset.folds import fold_plans, fold_sets
+from geograft.dataset.splits import Place
+from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
-from geograft.geo.splitting.folds import fold_plans
-from geograft.geo.splitting.splits import Place
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.training.checkpoint import LAST
-from geograft.verbs.compare import compare
-from geograft.verbs.folds import fold_sets
+from geograft.training.checkpoint import LAST
 
 BLOCKS = PrepareConfig(tile_px=32, overlap=0.5, split="block", block_px=64, buffer_px=8, val=0.2, test=0.2)
 

@@ -2,8 +2,8 @@ import torch
 from torch import Tensor, nn
 
 from geograft.config import ModelConfig
-from geograft.learn.networks.footprint import flop, kept_bytes, peak_bytes, weight_bytes
-from geograft.learn.networks.network import build
+from geograft.networks.network import build
+from geograft.networks.summary import flop, kept_bytes, peak_bytes, weight_bytes
 
 EDGE = 40
 MAP = EDGE * EDGE * 4

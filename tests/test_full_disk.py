@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from full_disk import files_no_larger_than
+from geograft.commands.compare import compare
+from geograft.commands.evaluate import evaluate
+from geograft.commands.model import draw, model
+from geograft.commands.polygons import polygons
+from geograft.commands.predict import predict
+from geograft.commands.report import report
+from geograft.commands.train import train
 from geograft.errors import OutputError
-from geograft.learn.training.checkpoint import LAST
-from geograft.verbs.compare import compare
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.model import draw, model
-from geograft.verbs.polygons import polygons
-from geograft.verbs.predict import predict
-from geograft.verbs.report import report
-from geograft.verbs.train import train
+from geograft.training.checkpoint import LAST
 from test_compare import RECIPE
 from test_train import SMALL
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from geograft.card import CARD, WEIGHTS, read_card
+from geograft.commands.train import CARD_BEFORE, _card, train
 from geograft.config import Recipe
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.networks.network import build
-from geograft.learn.training.checkpoint import STATE
-from geograft.learn.training.history import History, read_history
-from geograft.learn.training.loop import _Run
-from geograft.verbs.train import CARD_BEFORE, _card, train
+from geograft.networks.network import build
+from geograft.training.checkpoint import STATE
+from geograft.training.history import History, read_history
+from geograft.training.loader import Scaling
+from geograft.training.loop import _Run
 
 SMALL = Recipe().changed(
     model={"architecture": "transfer", "encoder": "mobilenetv3_small_050", "weights": "none"},

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geograft.errors import InputError, OutputError
-from geograft.learn.training.history import HISTORY, Epoch, History, read_history
+from geograft.training.history import HISTORY, Epoch, History, read_history
 
 figures = st.floats(0, 10) | st.just(math.nan)
 epochs = st.builds(
@@ -71,5 +71,5 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_reading_it_needs_no_torch() -> None:
-    code = "import sys, geograft.learn.training.history, geograft.scores; sys.exit('torch' in sys.modules)"
+    code = "import sys, geograft.training.history, geograft.metrics.scores; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.geo.polygons.holes import filled, first_pixels, swallowed
-from geograft.geo.polygons.shapes import as_array
+from geograft.mapping.polygons.outlines import filled, first_pixels, swallowed
+from geograft.mapping.polygons.shapes import as_array
 from test_shapes import CONNECTIVITY, by_blocks, class_maps
 
 

@@ -9,11 +9,11 @@ from numpy import ndarray
 from geograft.card import WEIGHTS, ModelCard
 from geograft.config import ModelConfig, TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.learn.networks.network import build
-from geograft.learn.training.checkpoint import save_weights
-from geograft.learn.training.loop import fit
-from geograft.learn.using.inference import Predictor, probabilities
+from geograft.inference.predictor import Predictor, probabilities
 from geograft.legend import Legend
+from geograft.networks.network import build
+from geograft.training.checkpoint import save_weights
+from geograft.training.loop import fit
 from training import TinyNetwork, blocks, training_data
 
 SETTINGS = ModelConfig(architecture="unet")

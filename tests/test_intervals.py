@@ -8,7 +8,7 @@ from numpy import ndarray
 from scipy.stats import bootstrap, t
 
 from correlated import covered, iou, pixel_ends, simulated
-from geograft.intervals import caveat, drawn_units, intervals, paired_intervals, spread_tail
+from geograft.metrics.intervals import caveat, drawn_units, intervals, paired_intervals, spread_tail
 
 
 def mean(sums: ndarray) -> ndarray:
@@ -45,7 +45,7 @@ def test_the_interval_of_a_mean_is_nearly_students() -> None:
 
 
 def test_without_the_spread_it_is_the_percentile_interval_of_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.intervals.spread_tail", lambda units, level: 0.025)
+    monkeypatch.setattr("geograft.metrics.intervals.spread_tail", lambda units, level: 0.025)
     values = np.random.default_rng(4).gamma(2, 1, 40)
     theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=5).confidence_interval
     assert intervals(with_count(values), mean)[0] == pytest.approx(theirs, abs=0.02)
@@ -61,7 +61,7 @@ def test_every_draw_holds_as_many_units_as_there_are(units: int, draws: int, see
 def test_draws_in_parts_are_as_many_and_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
     values = with_count(np.random.default_rng(6).normal(0, 1, 25))
     whole = intervals(values, mean)
-    monkeypatch.setattr("geograft.intervals.NUMBERS_AT_ONCE", 25 * 700)
+    monkeypatch.setattr("geograft.metrics.intervals.NUMBERS_AT_ONCE", 25 * 700)
     parts = list(drawn_units(25, 10_000, 0))
     assert [len(part) for part in parts] == [700] * 14 + [200]
     assert not (parts[0] == parts[1]).all()

@@ -8,12 +8,12 @@ import shapely
 from affine import Affine
 from shapely import box
 
+from geograft.commands.jaccard import area_counts, dstl_score, jaccard_index
+from geograft.dataset import dstl
 from geograft.errors import InputError
-from geograft.geo.accuracy.jaccard import area_counts, dstl_score, jaccard_index
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.burn import PixelShapes, burned, in_pixels
-from geograft.geo.tilesets import dstl
-from geograft.scores import scores
+from geograft.geo.rasters.rasterize import PixelShapes, burned, in_pixels
+from geograft.metrics.scores import scores
 
 GRID = Grid(3348, 3403, Affine.identity(), None)
 CORNER = Window(0, 0, 900, 900)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from shapely import box
 
+from geograft.commands.jaccard import jaccard
 from geograft.errors import InputError, OutputError
-from geograft.verbs.jaccard import jaccard
 
 
 def write_table(path: Path, rows: dict[tuple[str, int], object]) -> Path:

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.config import ModelConfig
+from geograft.dataset.tileset import TileSet
+from geograft.dataset.units import apart, sampled_apart
 from geograft.geo.grid import Grid, Window
-from geograft.geo.mapping.batches import batches, tiles_of
-from geograft.geo.mapping.coarse import Mirrored, coarse, frames
-from geograft.geo.splitting.apart import apart, sampled_apart
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.networks.network import build
-from geograft.learn.using.known import Encoder, known_ground
+from geograft.inference.embedding import Encoder, known_ground
+from geograft.mapping.batches import Mirrored, batches, coarse, frames, tiles_of
+from geograft.networks.network import build
+from geograft.training.loader import Scaling
 from helpers import TENTH_METRE
 
 MEAN, STD = (130.0, 120.0, 110.0), (30.0, 20.0, 10.0)

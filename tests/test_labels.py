@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
 from geograft.labels import FULL, class_shares, coded, coded_together, decoded, labelled, unknown
-from geograft.learn.losses.truth import Truth
 from geograft.legend import IGNORE, Legend
+from geograft.losses.targets import Truth
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))

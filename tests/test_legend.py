@@ -8,11 +8,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from geograft.config import TrainConfig
+from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError
 from geograft.files import json_digest, write_json
-from geograft.geo.tilesets.tileset import META, TileSet
-from geograft.learn.losses.mix import loss_mix
 from geograft.legend import BACKGROUND_COLOUR, Legend
+from geograft.losses.segmentation import loss_mix
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))

@@ -9,8 +9,8 @@ from torch.nn.functional import interpolate
 
 from geograft.config import ModelConfig
 from geograft.errors import SettingError
-from geograft.learn.networks.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
-from geograft.learn.networks.network import Network, build
+from geograft.networks.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
+from geograft.networks.network import Network, build
 
 B0 = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="none")
 

@@ -15,15 +15,14 @@ from torchmetrics.functional.classification import multilabel_jaccard_index
 from geograft.card import WEIGHTS
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.learn.feeding.feed import Feed
-from geograft.learn.losses.mix import LossMix, segmentation_loss
-from geograft.learn.networks.network import Network
-from geograft.learn.training.blame import verdict
-from geograft.learn.training.checkpoint import LAST, STATE
-from geograft.learn.training.history import HISTORY, History, read_history
-from geograft.learn.training.loop import fit
-from geograft.learn.training.metrics import confusion
-from geograft.scores import scores
+from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.metrics.scores import scores
+from geograft.networks.network import Network
+from geograft.training.checkpoint import LAST, STATE
+from geograft.training.history import HISTORY, History, read_history
+from geograft.training.loader import Feed
+from geograft.training.loop import fit
+from geograft.training.step import confusion, verdict
 from overlapping import overlapping_blocks, overlapping_data
 from training import Tile, TinyNetwork, blocks, training_data
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
-from geograft.learn.losses.mix import (
+from geograft.legend import IGNORE, Legend
+from geograft.losses.segmentation import (
     LossMix,
     balanced_sides,
     balanced_weights,
@@ -21,7 +22,6 @@ from geograft.learn.losses.mix import (
     segmentation_loss,
     segmentation_losses,
 )
-from geograft.legend import IGNORE, Legend
 
 PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)
 seeds = st.integers(0, 10**6)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geograft.errors import InputError, OutputError
-from geograft.making import (
+from geograft.resume import (
     LEDGER,
     as_json,
     begun,

@@ -13,12 +13,12 @@ from torch import Tensor
 from geograft.card import WEIGHTS, ModelCard
 from geograft.config import ModelConfig
 from geograft.errors import InputError
-from geograft.learn.backends.workers import Workers
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.networks.network import build
-from geograft.learn.training.checkpoint import save_weights
-from geograft.learn.using.inference import Mapper, Member, Predictor
+from geograft.inference.backends import Workers
+from geograft.inference.predictor import Mapper, Member, Predictor
 from geograft.legend import Legend
+from geograft.networks.network import build
+from geograft.training.checkpoint import save_weights
+from geograft.training.loader import Scaling
 
 CARD = ModelCard(
     name="squares",

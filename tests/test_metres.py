@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 
 from geograft.geo.grid import Grid
-from geograft.geo.metres import central_sides_m, method, resolution_m
+from geograft.geo.measure import central_sides_m, method, resolution_m
 from helpers import TENTH_METRE
 
 METRE = Affine(1, 0, 500_000, 0, -1, 4_900_000)

@@ -9,9 +9,9 @@ from torchmetrics.functional.classification import (
     multilabel_confusion_matrix,
 )
 
-from geograft.counting import Counting
-from geograft.learn.training.metrics import confusion, predicted, tables
 from geograft.legend import IGNORE
+from geograft.metrics.confusion import Counting
+from geograft.training.step import confusion, predicted, tables
 
 
 def batch(k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from geograft.commands.model import config_of, draw, model, svg_of
 from geograft.config import ModelConfig
 from geograft.errors import OutputError, SettingError
-from geograft.verbs.model import config_of, draw, model, svg_of
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.errors import InputError
-from geograft.geo.grid import Window
-from geograft.geo.places import Places
+from geograft.geo.grid import Places, Window
 from geograft.geo.rasters import mosaic as module
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image, ImageInfo

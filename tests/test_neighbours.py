@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from pyproj import CRS, Geod
 
+from geograft.dataset.neighbours import Outlines, nearest_distances, nearest_in_scene, on_mercator, shared_ground
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.splitting.neighbours import Outlines, nearest_distances, nearest_in_scene, on_mercator, shared_ground
-from geograft.geo.vectors.vector import reprojected
-from geograft.geo.vectors.vectorindex import read_outlines
-from geograft.geo.vectors.vectorout import write_tiles
+from geograft.geo.vectors.reader import read_outlines, reprojected
+from geograft.geo.vectors.writer import write_tiles
 
 UTM21S = CRS.from_epsg(32721)
 boxes = st.builds(

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from geograft.config import ModelConfig
 from geograft.errors import SettingError, WeightsError
-from geograft.learn.networks.network import Network, build, padded, padded_px
+from geograft.networks.network import Network, build, padded, padded_px
 
 B0 = ModelConfig(architecture="transfer")
 UNET = ModelConfig(architecture="unet")

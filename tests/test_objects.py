@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
-from geograft.geo.accuracy.objects import matched_objects, object_counts
+from geograft.metrics.objects import matched_objects, object_counts
 
 MAPS = arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 1, 1, 255]))
 IOUS = st.sampled_from([0.5, 0.6, 0.75])

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from geograft.config import ModelConfig, TrainConfig
-from geograft.learn.networks.network import Network, build
-from geograft.learn.training.optim import hold_encoder, optimizer_of, parameter_groups, set_rates
-from geograft.learn.training.schedule import Schedule
+from geograft.networks.network import Network, build
+from geograft.training.optim import Schedule, hold_encoder, optimizer_of, parameter_groups, set_rates
 from training import TinyNetwork
 
 CONFIG = TrainConfig(optimizer="adam", warmup_epochs=0, encoder_lr=1e-4, decoder_lr=1e-3)

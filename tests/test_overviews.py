@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.geo.rasters.overviews import blocks_above, halved
+from geograft.geo.rasters.writer import blocks_above, halved
 
 
 def fours(band: ndarray, row: int, col: int) -> list[Any]:

@@ -7,8 +7,7 @@ from affine import Affine
 from pyproj import CRS
 
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.pixelarea import pixel_areas
-from geograft.geo.vectors.measure import areas_and_perimeters
+from geograft.geo.measure import areas_and_perimeters, pixel_areas
 
 GRIDS = {
     "degrees": ("EPSG:4326", Affine(3e-4, 0, 25, 0, -3e-4, 60)),

@@ -16,12 +16,12 @@ from pyproj import CRS, Geod
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 
+from geograft.commands.polygons import polygons
 from geograft.config import PolygonConfig
 from geograft.errors import InputError, OutputError
 from geograft.geo.grid import Grid
-from geograft.geo.vectors.measure import areas_and_perimeters
+from geograft.geo.measure import areas_and_perimeters
 from geograft.legend import Legend
-from geograft.verbs.polygons import polygons
 from helpers import UTM12, write_raster
 from mapping import COVERS, TREES, Pointwise, make_run
 
@@ -83,9 +83,9 @@ def test_each_tree_is_a_polygon_with_its_figures(grove: Path, tmp_path: Path) ->
 
 
 def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from geograft.verbs.predict import predict
+    from geograft.commands.predict import predict
 
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Pointwise)
     pixels = np.full((3, 40, 50), 10, np.uint8)
     pixels[:, 5:15, 10:30] = 200
     pixels[:, 20:, 40:] = 0

@@ -10,16 +10,16 @@ import rasterio
 import shapely
 from numpy import ndarray
 
+from geograft.commands.area import area
+from geograft.commands.polygons import polygons
+from geograft.commands.predict import predict
+from geograft.commands.sample import sample
 from geograft.config import PolygonConfig, PredictConfig, SampleConfig
 from geograft.errors import InputError
-from geograft.geo.accuracy.strata import strata_of
-from geograft.geo.polygons.polygonledger import PolygonLedger
 from geograft.geo.rasters.raster import Image
 from geograft.legend import Legend
-from geograft.verbs.area import area
-from geograft.verbs.polygons import polygons
-from geograft.verbs.predict import predict
-from geograft.verbs.sample import sample
+from geograft.mapping.polygons.ledger import PolygonLedger
+from geograft.mapping.strata import strata_of
 from helpers import TENTH_METRE, write_raster
 from mapping import USES, Bandwise, make_run
 from test_polygons import write_map
@@ -40,7 +40,7 @@ def pixels(request: pytest.FixtureRequest) -> ndarray:
 
 @pytest.fixture
 def map_path(tmp_path: Path, pixels: ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Bandwise)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Bandwise)
     run = make_run(tmp_path / "run", USES, tile_px=64)
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="uint8"))

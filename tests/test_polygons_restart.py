@@ -12,13 +12,12 @@ import shapely
 from hypothesis import given, settings
 from numpy import ndarray
 
+from geograft.commands.polygons import polygons
 from geograft.config import PolygonConfig
 from geograft.errors import InputError, OutputError
-from geograft.geo.polygons.polygonledger import PolygonLedger
-from geograft.geo.polygons.regions import Source, finished
-from geograft.geo.polygons.seams import Seams
 from geograft.geo.rasters.raster import Image
-from geograft.verbs.polygons import polygons
+from geograft.mapping.polygons.ledger import PolygonLedger
+from geograft.mapping.polygons.regions import Seams, Source, finished
 from test_polygons import covers, write_map
 from test_shapes import CONNECTIVITY, class_maps, reader
 

@@ -15,14 +15,14 @@ from rasterio.features import rasterize
 from scipy import ndimage
 from shapely.geometry import shape as geometry
 
+from geograft.commands.polygons import polygons
 from geograft.config import PolygonConfig
+from geograft.dataset import dstl
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid
-from geograft.geo.rasters.burn import burned
 from geograft.geo.rasters.raster import Image
-from geograft.geo.tilesets import dstl
+from geograft.geo.rasters.rasterize import burned
 from geograft.legend import Legend
-from geograft.verbs.polygons import polygons
 from helpers import write_raster
 from mapping import COVERS
 from test_dstl import SCENE, X_MAX, Y_MIN

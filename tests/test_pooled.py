@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from geograft.config import ModelConfig
-from geograft.learn.networks.network import Network, build
-from geograft.learn.networks.pooled import as_rows, cell_features, known_cells
+from geograft.inference.embedding import as_rows, cell_features, known_cells
+from geograft.networks.network import Network, build
 
 MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
 

@@ -20,14 +20,14 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from full_disk import files_no_larger_than
 from geograft.card import read_card
+from geograft.commands.predict import predict
 from geograft.config import ModelConfig, PredictConfig
 from geograft.errors import InputError, OutputError
-from geograft.geo.rasters.maptags import CARD_TAG, stated_legend
 from geograft.geo.rasters.mosaic import Mosaic
-from geograft.learn.networks.network import build
-from geograft.learn.training.checkpoint import save_weights
+from geograft.geo.rasters.tags import CARD_TAG, stated_legend
 from geograft.legend import Legend
-from geograft.verbs.predict import predict
+from geograft.networks.network import build
+from geograft.training.checkpoint import save_weights
 from helpers import TENTH_METRE, textured, write_raster
 from mapping import COVERS, TREES, Contextual, Pointwise, make_run
 
@@ -37,7 +37,7 @@ LEDGER = ".map.part/ledger.json"
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Every test maps with the pointwise network unless it is parametrised or says otherwise."""
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", getattr(request, "param", Pointwise))
+    monkeypatch.setattr("geograft.commands.predict.Mapper", getattr(request, "param", Pointwise))
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_class_1_is_where_its_probability_reaches_the_threshold(
             p = levels[seen[:, 0].astype(int) - 1]
             return np.stack([1 - p, p], axis=1)
 
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Levels)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Levels)
     pixels = np.tile(np.arange(1, 5, dtype=np.uint8), (3, 9, 1))
     run = make_run(tmp_path / "run", threshold=threshold)
     predict(run, (write_raster(tmp_path / "scene.tif", pixels),), tmp_path / "map.tif")

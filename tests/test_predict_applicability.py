@@ -11,17 +11,16 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
-from geograft.applicability import KNOWN, Applicability
 from geograft.card import CARD, read_card
+from geograft.commands.predict import MadeMap, predict
+from geograft.commands.train import train
 from geograft.config import PredictConfig, Recipe
 from geograft.errors import InputError
-from geograft.geo.rasters.maptags import SCALE_TAG
-from geograft.learn.training.checkpoint import STATE
-from geograft.learn.using.known import Encoder, load_encoder
-from geograft.verbs.predict import predict
-from geograft.verbs.predict.applicability import seconds_of
-from geograft.verbs.predict.result import MadeMap
-from geograft.verbs.train import train
+from geograft.geo.rasters.tags import SCALE_TAG
+from geograft.inference.embedding import Encoder, load_encoder
+from geograft.mapping.applicability import seconds_of
+from geograft.metrics.applicability import KNOWN, Applicability
+from geograft.training.checkpoint import STATE
 from helpers import TENTH_METRE, UTM12, write_raster
 from mapping import Pointwise
 
@@ -37,7 +36,7 @@ def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map itself is not looked at here."""
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Pointwise)
 
 
 def read(path: Path) -> ndarray:
@@ -66,7 +65,7 @@ def test_a_run_says_what_it_knows_the_same_way_every_time(run: Path, tiles: Path
 def test_a_run_whose_tiles_cannot_be_compared_says_so(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geograft.verbs.train.known_ground", lambda *_: None)
+    monkeypatch.setattr("geograft.commands.train.known_ground", lambda *_: None)
     made = train(tiles, tmp_path / "run", SMALL)
     assert made.notes[0].startswith("the training tiles lie in one unit of the split or are all alike")
     assert not (made.run / KNOWN).exists()
@@ -203,9 +202,9 @@ def test_a_raster_that_changes_in_between_leaves_nothing(
 
 
 def test_a_dry_run_counts_it_in(run: Path, fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["geograft.verbs.predict.forecast"], "seconds_of", lambda _: 1e6)
+    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", lambda _: 1e6)
     made = predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert 1e6 <= made.forecasts[0].seconds < 2e6
-    monkeypatch.setattr(sys.modules["geograft.verbs.predict.forecast"], "seconds_of", seconds_of)
+    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", seconds_of)
     predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert not list(tmp_path.iterdir())

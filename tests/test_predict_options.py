@@ -13,16 +13,16 @@ from affine import Affine
 from numpy import ndarray
 from shapely import box
 
-import geograft.verbs.predict.plan
+import geograft.mapping.plan
 from geograft.cli import main
+from geograft.commands.predict import predict
 from geograft.config import PredictConfig
 from geograft.errors import InputError
-from geograft.geo.mapping.blend import LEVELS, WHOLE, Plan, blend
-from geograft.geo.mapping.tiles import Lanes, TileGrid
-from geograft.geo.rasters.maptags import BACKEND_TAG, SCALE_TAG
 from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.tags import BACKEND_TAG, SCALE_TAG
 from geograft.legend import Legend
-from geograft.verbs.predict import predict
+from geograft.mapping.blend import LEVELS, WHOLE, Plan, blend
+from geograft.mapping.windows import Lanes, TileGrid
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from mapping import COVERS, TREES, Contextual, Pointwise, make_run
 from test_predict import left_in, read
@@ -31,7 +31,7 @@ from test_predict import left_in, read
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Every test maps with the contextual network unless it is parametrised or says otherwise."""
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", getattr(request, "param", Contextual))
+    monkeypatch.setattr("geograft.commands.predict.Mapper", getattr(request, "param", Contextual))
 
 
 pointwise = pytest.mark.parametrize("network", [Pointwise], indirect=True)
@@ -61,7 +61,7 @@ def test_the_files_are_the_same_for_any_width_of_panels(
     scene = write_raster(tmp_path / "scene.tif", holed(160, 130), nodata=0)
     config = PredictConfig(probabilities="float16", uncertainty=True, batch_size=3)
     predict(run, (scene,), tmp_path / "expected" / "map.tif", config)
-    monkeypatch.setattr(geograft.verbs.predict.plan, "panel_width", lambda *_: panel_px)
+    monkeypatch.setattr(geograft.mapping.plan, "panel_width", lambda *_: panel_px)
     predict(run, (scene,), tmp_path / "map.tif", config)
     for name in ("map.tif", "map.probabilities.tif", "map.uncertainty.tif"):
         assert (tmp_path / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
@@ -72,12 +72,12 @@ def test_probabilities_hardly_depend_on_the_batch_size(tmp_path: Path) -> None:
     import torch
 
     from geograft.config import ModelConfig
-    from geograft.learn.networks.network import build
-    from geograft.learn.using.inference import Mapper
+    from geograft.inference.predictor import Mapper
+    from geograft.networks.network import build
 
     torch.manual_seed(0)
     run = make_run(tmp_path / "run")
-    from geograft.learn.training.checkpoint import save_weights
+    from geograft.training.checkpoint import save_weights
 
     save_weights(run / "model.safetensors", build(ModelConfig(architecture="unet"), 3, 1))
     with rasterio.open(write_raster(tmp_path / "scene.tif", holed(150, 60), nodata=0)) as raster:
@@ -200,7 +200,7 @@ def test_settings_reach_the_mapper(tmp_path: Path, run: Path, monkeypatch: pytes
             seen.update(options, runs=runs)
             return super().load(runs, **options)
 
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Asked)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Asked)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 70))
     config = PredictConfig(tta=4, backend="onnx", compile=True, device="cpu", batch_size=5)
     predict(run, (scene,), tmp_path / "map.tif", config)
@@ -288,7 +288,7 @@ def test_a_dry_run_knows_what_is_done_and_what_is_all_nodata(
 ) -> None:
     scene = write_raster(tmp_path / "scene.tif", textured(3, 150, 100))
     with monkeypatch.context() as patch:
-        patch.setattr("geograft.verbs.predict.job.write_class_map", lambda *_: 1 / 0)
+        patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(run, (scene,), tmp_path / "map.tif")
     (forecast,) = predict(run, (scene,), tmp_path / "map.tif", dry_run=True).forecasts
@@ -323,7 +323,7 @@ def test_a_source_of_a_vrt_that_changed_is_noticed(tmp_path: Path, run: Path, mo
     vrt = tmp_path / "scene.vrt"
     rasterio.shutil.copy(source, vrt, driver="VRT")
     with monkeypatch.context() as patch:
-        patch.setattr("geograft.verbs.predict.job.write_class_map", lambda *_: 1 / 0)
+        patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(run, (vrt,), tmp_path / "map.tif")
     os.utime(source, ns=(0, 10**18))
@@ -345,10 +345,10 @@ def test_a_job_goes_on_with_the_backend_it_began_with(
             made.backend = f"day {len(asked)}" if options["backend"] == "auto" else options["backend"]
             return made
 
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Fastest)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Fastest)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 50))
     with monkeypatch.context() as patch:
-        patch.setattr("geograft.verbs.predict.job.write_class_map", lambda *_: 1 / 0)
+        patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(run, (scene,), tmp_path / "maps")
     predict(run, (scene,), tmp_path / "maps")
@@ -364,7 +364,7 @@ def test_a_line_that_a_kill_cut_short_is_not_counted(
     scene = write_raster(tmp_path / "scene.tif", textured(3, 150, 100))
     whole = predict(run, (scene,), tmp_path / "whole" / "map.tif")
     with monkeypatch.context() as patch:
-        patch.setattr("geograft.verbs.predict.job.write_class_map", lambda *_: 1 / 0)
+        patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(run, (scene,), tmp_path / "map.tif")
     strips = tmp_path / ".map.part" / "strips.tsv"
@@ -380,7 +380,7 @@ def test_a_line_that_a_kill_cut_short_is_not_counted(
 def test_a_lost_or_short_strip_is_one_line(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = write_raster(tmp_path / "scene.tif", textured(3, 150, 100))
     with monkeypatch.context() as patch:
-        patch.setattr("geograft.verbs.predict.job.write_class_map", lambda *_: 1 / 0)
+        patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(run, (scene,), tmp_path / "map.tif")
     strip = tmp_path / ".map.part" / "strip-00000003.npz"

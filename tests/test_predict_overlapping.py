@@ -10,15 +10,15 @@ import torch
 from numpy import ndarray
 
 from geograft.card import ModelCard, read_card
+from geograft.commands.predict import predict
 from geograft.config import ModelConfig, PredictConfig, TrainConfig
 from geograft.errors import InputError
-from geograft.geo.mapping.ledger import Ledger
-from geograft.geo.rasters.maptags import stated_legend
-from geograft.geo.rasters.overviews import halved
-from geograft.learn.probability import layers_of, probabilities
-from geograft.learn.training.loop import fit
-from geograft.learn.using.inference import Predictor
-from geograft.verbs.predict import predict
+from geograft.geo.rasters.tags import stated_legend
+from geograft.geo.rasters.writer import halved
+from geograft.inference.predictor import Predictor
+from geograft.inference.probability import layers_of, probabilities
+from geograft.mapping.ledger import Ledger
+from geograft.training.loop import fit
 from helpers import textured, write_raster
 from mapping import USES, Bandwise, make_run
 from overlapping import LEGEND, overlapping_blocks, overlapping_data
@@ -29,7 +29,7 @@ CUTS = (0.2, 0.5, 0.8)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.verbs.predict.Mapper", Bandwise)
+    monkeypatch.setattr("geograft.commands.predict.Mapper", Bandwise)
 
 
 @pytest.fixture

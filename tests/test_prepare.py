@@ -17,15 +17,15 @@ from PIL import Image as Picture
 from pyproj import CRS
 
 from full_disk import files_no_larger_than
+from geograft.commands.prepare import prepare
 from geograft.config import PrepareConfig
+from geograft.dataset.scenes import Source
+from geograft.dataset.sources import DstlSource, MaskSource, VectorSource
+from geograft.dataset.tileset import TileSet
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.raster import Image, read_labels
-from geograft.geo.tilesets.scenes import Source
-from geograft.geo.tilesets.sources import DstlSource, MaskSource, VectorSource
-from geograft.geo.tilesets.tileset import TileSet
 from geograft.legend import IGNORE
-from geograft.verbs.prepare import prepare
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 
 GRID = Grid(256, 256, TENTH_METRE, CRS.from_user_input(UTM12))
@@ -269,13 +269,15 @@ def test_a_class_that_training_never_sees(tmp_path: Path, monkeypatch: pytest.Mo
     kinds = ["field"] * 16 + ["pond"]
     source = VectorSource((scene(tmp_path),), squares(tmp_path, [*SQUARES, Window(0, 0, 8, 8)], kinds), "kind")
     planned = [("scene", Window(0, 0, 32, 32), "val"), ("scene", Window(16, 80, 32, 32), "train")]
-    monkeypatch.setattr("geograft.verbs.prepare.plan", lambda places, config: planned)
+    monkeypatch.setattr("geograft.commands.prepare.plan", lambda places, config: planned)
     with pytest.raises(InputError, match=r"no training tile holds a pixel of class pond, .* --seed"):
         prepare(source, tmp_path / "tiles", replace(BLOCKS, test=0))
 
 
 def test_a_split_without_labelled_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.verbs.prepare.plan", lambda places, config: [("scene", Window(0, 0, 32, 32), "val")])
+    monkeypatch.setattr(
+        "geograft.commands.prepare.plan", lambda places, config: [("scene", Window(0, 0, 32, 32), "val")]
+    )
     with pytest.raises(InputError, match="no train and no test tile has 10% of its pixels labelled"):
         prepare(vector(tmp_path), tmp_path / "tiles", BLOCKS)
 
@@ -341,8 +343,8 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from geograft.config import PrepareConfig
-from geograft.geo.tilesets.sources import VectorSource
-from geograft.verbs.prepare import prepare
+from geograft.dataset.sources import VectorSource
+from geograft.commands.prepare import prepare
 folder = Path(sys.argv[1])
 source = VectorSource((folder / "scene.tif",), folder / "a.gpkg")
 prepare(source, folder / "tiles", PrepareConfig(tile_px=256, overlap=0))

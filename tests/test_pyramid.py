@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
-from geograft.learn.networks.pyramid import Pyramid, pyramid, pyramid_of
-from geograft.learn.networks.weights import LITE0, LITE0_SCALING
+from geograft.networks.pyramid import Pyramid, pyramid, pyramid_of
+from geograft.networks.weights import LITE0, LITE0_SCALING
 
 
 def image(bands: int = 3) -> Tensor:

@@ -17,8 +17,7 @@ from full_disk import files_no_larger_than
 from geograft.errors import InputError, OutputError
 from geograft.geo.grid import Grid, Window, cells
 from geograft.geo.rasters.raster import Image, read_labels, read_mask
-from geograft.geo.rasters.rasterout import MapLayout, copy_tiled, create_labels, create_map
-from geograft.geo.rasters.written import Blocks
+from geograft.geo.rasters.writer import Blocks, MapLayout, copy_tiled, create_labels, create_map
 from geograft.legend import IGNORE, Legend
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 

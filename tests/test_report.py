@@ -17,27 +17,27 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from geograft.card import WEIGHTS, ModelCard
+from geograft.commands.compare import compare
+from geograft.commands.evaluate import evaluate
+from geograft.commands.prepare import prepare
+from geograft.commands.report import report
+from geograft.commands.report.certainty import between, ends_of, iou_of
+from geograft.commands.report.headline import headline, lead, remarks
+from geograft.commands.report.numbers import with_spread
+from geograft.commands.report.pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
+from geograft.commands.report.scores import ScoreTable
+from geograft.commands.report.sources import Row, Run, Subject, read_subject
+from geograft.commands.report.sources import Variant as Compared
+from geograft.commands.train import train
 from geograft.config import ModelConfig, PrepareConfig, Recipe, Variant
+from geograft.dataset.sources import MaskSource
+from geograft.dataset.tileset import Tile, TileSet
 from geograft.errors import InputError, OutputError
 from geograft.files import write_json
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image
-from geograft.geo.tilesets.sources import MaskSource
-from geograft.geo.tilesets.tileset import Tile, TileSet
-from geograft.learn.training.history import Epoch, History, read_history
 from geograft.legend import Legend
-from geograft.verbs.compare import compare
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.prepare import prepare
-from geograft.verbs.report import report
-from geograft.verbs.report.certainty import between, ends_of, iou_of
-from geograft.verbs.report.head import headline, lead, remarks
-from geograft.verbs.report.numbers import with_spread
-from geograft.verbs.report.pictures import RankedTile, extremes, sample_indices, scene_picture, thinned, thumbnail
-from geograft.verbs.report.scorefile import ScoreTable
-from geograft.verbs.report.sources import Row, Run, Subject, read_subject
-from geograft.verbs.report.sources import Variant as Compared
-from geograft.verbs.train import train
+from geograft.training.history import Epoch, History, read_history
 from helpers import write_raster
 
 QUICK = Recipe(title="Fields & <b>more</b>").changed(

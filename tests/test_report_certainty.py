@@ -11,24 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geograft.calibration import calibration_error, reliability_counts, reliability_rows
 from geograft.card import ModelCard
+from geograft.commands.report.calibration import decision_in_words, guess, sureness_in_words, sureness_plates, told_bin
+from geograft.commands.report.certainty import Estimate, few_units, iou_of, lead_in_words, lead_of, signed
+from geograft.commands.report.headline import facts, headline, lead, outdated, remarks
+from geograft.commands.report.numbers import NBSP
+from geograft.commands.report.scores import AreaFile, FoldsFile, IntervalNote, ReliabilityBin, ScoreTable, read_json
+from geograft.commands.report.sources import Row, Run, Subject, Variant
+from geograft.commands.report.tables import area_table, networks, score_tables
+from geograft.commands.report.text import scores_in_words
 from geograft.config import ModelConfig
 from geograft.errors import InputError
 from geograft.figures.calibration import Chosen, precision_recall_figure, reliability_figure
-from geograft.figures.colours import DARK
-from geograft.intervals import intervals, paired_intervals
-from geograft.learn.training.history import Epoch, History
+from geograft.figures.style import DARK
 from geograft.legend import Legend
-from geograft.scores import overall_scores
-from geograft.verbs.report.certainty import Estimate, few_units, iou_of, lead_in_words, lead_of, signed
-from geograft.verbs.report.head import facts, headline, lead, outdated, remarks
-from geograft.verbs.report.numbers import NBSP
-from geograft.verbs.report.scorefile import AreaFile, FoldsFile, IntervalNote, ReliabilityBin, ScoreTable, read_json
-from geograft.verbs.report.sources import Row, Run, Subject, Variant
-from geograft.verbs.report.sureness import decision_in_words, guess, sureness_in_words, sureness_plates, told_bin
-from geograft.verbs.report.tables import area_table, networks, score_tables
-from geograft.verbs.report.text import scores_in_words
+from geograft.metrics.calibration import calibration_error, reliability_counts, reliability_rows
+from geograft.metrics.intervals import intervals, paired_intervals
+from geograft.metrics.scores import overall_scores
+from geograft.training.history import Epoch, History
 
 LEGEND = Legend(("rest", "tree"))
 CONFUSION = np.array([[70, 10], [5, 15]])

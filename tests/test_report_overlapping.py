@@ -7,20 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geograft.commands.compare import compare
+from geograft.commands.curve import curve
+from geograft.commands.evaluate import evaluate
+from geograft.commands.report import report
+from geograft.commands.report.calibration import guess, sureness_in_words, sureness_plates
+from geograft.commands.report.certainty import iou_of
+from geograft.commands.report.scores import ScoreTable, read_json
+from geograft.commands.report.sources import read_subject
+from geograft.commands.report.tables import score_tables
+from geograft.commands.train import train
 from geograft.config import Variant
-from geograft.figures.colours import rgb
-from geograft.figures.pictures import class_picture, error_picture, grey, tile_iou
-from geograft.figures.samples import Sample, label_picture, samples_figure
-from geograft.verbs.compare import compare
-from geograft.verbs.curve import curve
-from geograft.verbs.evaluate import evaluate
-from geograft.verbs.report import report
-from geograft.verbs.report.certainty import iou_of
-from geograft.verbs.report.scorefile import ScoreTable, read_json
-from geograft.verbs.report.sources import read_subject
-from geograft.verbs.report.sureness import guess, sureness_in_words, sureness_plates
-from geograft.verbs.report.tables import score_tables
-from geograft.verbs.train import train
+from geograft.figures.pictures import (
+    Sample,
+    class_picture,
+    error_picture,
+    grey,
+    label_picture,
+    samples_figure,
+    tile_iou,
+)
+from geograft.figures.style import rgb
 from overlapping import LEGEND, overlapping_set
 from test_report import Page
 from test_train import SMALL

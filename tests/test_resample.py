@@ -17,7 +17,7 @@ from rasterio.vrt import WarpedVRT
 
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window
-from geograft.geo.metres import central_sides_m, resolution_m
+from geograft.geo.measure import central_sides_m, resolution_m
 from geograft.geo.rasters import resample
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.resample import Scaling, scaled_to, taps

@@ -11,13 +11,13 @@ from numpy import ndarray
 from shapely import box
 
 from geograft.card import read_card
+from geograft.commands.prepare import prepare
+from geograft.commands.review import review
 from geograft.config import PrepareConfig, ReviewConfig
+from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError
-from geograft.geo.tilesets.sources import VectorSource
-from geograft.learn.using.inference import Predictor
+from geograft.inference.predictor import Predictor
 from geograft.legend import Legend
-from geograft.verbs.prepare import prepare
-from geograft.verbs.review import review
 from helpers import TENTH_METRE, UTM12
 from mapping import make_run
 
@@ -43,7 +43,7 @@ class Oracle(Predictor):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.verbs.review.Predictor", Oracle)
+    monkeypatch.setattr("geograft.commands.review.Predictor", Oracle)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_canvases_hold_every_tile_however_small_they_are(
     run: Path, flawed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = review(run, tmp_path / "whole", flawed).found.worst
-    monkeypatch.setattr("geograft.verbs.review.canvases.CANVAS_PX", 100)
+    monkeypatch.setattr("geograft.mapping.canvases.CANVAS_PX", 100)
     assert review(run, tmp_path / "cut", flawed).found.worst == whole
     np.testing.assert_array_equal(read_errors(tmp_path / "cut"), read_errors(tmp_path / "whole"))
 

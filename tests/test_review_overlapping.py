@@ -9,9 +9,9 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
+from geograft.commands.review import review
 from geograft.config import ReviewConfig
-from geograft.geo.accuracy.errors_map import FALSE, MISSED, RIGHT
-from geograft.verbs.review import review
+from geograft.metrics.errors import FALSE, MISSED, RIGHT
 from helpers import TENTH_METRE
 from mapping import make_run
 from overlapping import LEGEND, overlapping_set
@@ -30,7 +30,7 @@ class Eyes(Oracle):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.verbs.review.Predictor", Eyes)
+    monkeypatch.setattr("geograft.commands.review.Predictor", Eyes)
 
 
 @pytest.fixture

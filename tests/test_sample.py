@@ -12,13 +12,13 @@ from numpy import ndarray
 from rasterio.shutil import copy
 
 from full_disk import files_no_larger_than
+from geograft.commands.sample import sample
 from geograft.config import SampleConfig
 from geograft.errors import InputError, OutputError
-from geograft.geo.accuracy import strata as strata_module
-from geograft.geo.accuracy.strata import Pixels, centres, drawn, places_of, strata_of, stratum_at
+from geograft.geo.measure import areas_and_perimeters
 from geograft.geo.rasters.raster import Image
-from geograft.geo.vectors.measure import areas_and_perimeters
-from geograft.verbs.sample import sample
+from geograft.mapping import strata as strata_module
+from geograft.mapping.strata import Pixels, centres, drawn, places_of, strata_of, stratum_at
 from helpers import UTM12, write_raster
 from mapping import COVERS
 

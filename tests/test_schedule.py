@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from geograft.config import TrainConfig
-from geograft.learn.training.schedule import Schedule
+from geograft.training.optim import Schedule
 
 FULL = 5e-4
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from scipy.spatial.distance import cdist
 
-from geograft.selection import batch
+from geograft.metrics.selection import batch
 
 SEEDS = st.integers(0, 10**6)
 Pieces = tuple[ndarray, ndarray, ndarray]

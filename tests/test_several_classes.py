@@ -9,8 +9,8 @@ from numpy import ndarray
 
 from geograft.card import read_card
 from geograft.cli import app
-from geograft.geo.tilesets.tileset import TileSet
-from geograft.learn.training.history import read_history
+from geograft.dataset.tileset import TileSet
+from geograft.training.history import read_history
 from helpers import write_raster
 
 SIDE = 64

@@ -15,8 +15,8 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from geograft.geo.grid import Window
-from geograft.geo.polygons.regions import Source, regions
-from geograft.geo.polygons.shapes import Region, labelled
+from geograft.mapping.polygons.regions import Source, regions
+from geograft.mapping.polygons.shapes import Region, labelled
 
 SEVERAL = settings(deadline=None, max_examples=60)
 BLOCKS = st.sampled_from([1, 2, 3, 5, 8, 64])

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
+from geograft.commands.prepare import prepare
 from geograft.config import PrepareConfig
+from geograft.dataset.sources import MaskSource
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import read_mask
-from geograft.geo.tilesets.sources import MaskSource
-from geograft.geo.tilesets.tileset import TileSet
 from geograft.labels import FULL
 from geograft.legend import IGNORE
-from geograft.verbs.prepare import prepare
 from helpers import textured, write_raster
 
 SIDE = 32

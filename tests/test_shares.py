@@ -8,7 +8,7 @@ import torch
 from numpy import ndarray
 
 from geograft.config import TrainConfig
-from geograft.learn.training.loop import fit
+from geograft.training.loop import fit
 from training import Tile, TinyNetwork, training_data
 
 CONFIG = TrainConfig(epochs=10, batch_size=4, decoder_lr=1e-2, encoder_lr=1e-2, workers=0, device="cpu")

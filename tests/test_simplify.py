@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.geo.grid import Window
-from geograft.geo.polygons.regions import Source, finished
-from geograft.geo.polygons.seams import Seams
-from geograft.geo.polygons.simplify import eased, reach_px
+from geograft.mapping.polygons.regions import Seams, Source, finished
+from geograft.mapping.polygons.simplify import eased, reach_px
 from test_shapes import CONNECTIVITY, blobs, class_maps, reader
 
 DISTANCES = st.sampled_from([0.0, 0.5, 1.0, 1.5, 3.0])

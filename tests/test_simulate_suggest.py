@@ -9,7 +9,7 @@ from numpy import ndarray
 
 import simulate_suggest as simulation
 from archive import TILE_PX, Archive
-from geograft.intervals import intervals
+from geograft.metrics.intervals import intervals
 from simulate_suggest import STRATEGIES, curve, needed, rows_of, saved
 
 

@@ -13,10 +13,10 @@ from PIL import Image as Picture
 from pyproj import CRS
 from shapely import Polygon, box
 
+from geograft.dataset.scenes import Gathered, scene_groups, scene_names
+from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid, Window
-from geograft.geo.tilesets.scenes import Gathered, scene_groups, scene_names
-from geograft.geo.tilesets.sources import MaskSource, VectorSource
 from geograft.legend import IGNORE, Legend
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.config import PrepareConfig
+from geograft.dataset.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
+from geograft.dataset.tileset import Split
 from geograft.errors import SettingError
 from geograft.geo.coverage import Placed, overlap, smallest_gap
 from geograft.geo.grid import Window, tiling
-from geograft.geo.splitting.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
-from geograft.geo.tilesets.tileset import Split
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

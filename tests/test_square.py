@@ -8,7 +8,7 @@ from rasterio.features import rasterize
 from shapely import Polygon, box
 from shapely.affinity import rotate, translate
 
-from geograft.geo.polygons.square import iou, squared
+from geograft.mapping.polygons.simplify import iou, squared
 from test_shapes import by_blocks
 
 L_SHAPE = Polygon([(0, 0), (40, 0), (40, 15), (15, 15), (15, 30), (0, 30)])

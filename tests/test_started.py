@@ -10,15 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from geograft.card import CARD, WEIGHTS, read_card
 from geograft.cli import app
+from geograft.commands.train import Start, train
 from geograft.config import ModelConfig, Recipe, load_recipe
+from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.files import file_digest, write_json
-from geograft.geo.tilesets.tileset import META, TileSet
-from geograft.learn.feeding.feed import Scaling
-from geograft.learn.training.checkpoint import LAST
-from geograft.learn.training.history import read_history
-from geograft.verbs.started import Start
-from geograft.verbs.train import train
+from geograft.training.checkpoint import LAST
+from geograft.training.history import read_history
+from geograft.training.loader import Scaling
 
 SMALL = Recipe().changed(
     model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}

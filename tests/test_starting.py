@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geograft.config import ModelConfig
-from geograft.learn.networks.network import Network, build
-from geograft.learn.networks.starting import Ends, input_weights, new_bands, sources, start_from, with_bands
+from geograft.networks.finetune import Ends, input_weights, new_bands, sources, start_from, with_bands
+from geograft.networks.network import Network, build
 
 RGB = ("red", "green", "blue")
 TREES = ("other", "tree")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from geograft.dataset import statistics
+from geograft.dataset.statistics import Moments, band_moments
 from geograft.geo.grid import Window
-from geograft.geo.tilesets import statistics
-from geograft.geo.tilesets.statistics import Moments, band_moments
 from helpers import textured, write_raster
 
 pixels = arrays(np.float64, st.tuples(st.just(2), st.integers(0, 30)), elements=st.floats(-1e6, 1e6))

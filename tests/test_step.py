@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from geograft.errors import SettingError
-from geograft.learn.losses.mix import LossMix, segmentation_loss
-from geograft.learn.training.crew import Crew
-from geograft.learn.training.metrics import confusion
-from geograft.learn.training.step import NoNumberError, Step, grouped, in_parts, is_out_of_memory
+from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.training.distributed import Crew
+from geograft.training.step import NoNumberError, Step, confusion, grouped, in_parts, is_out_of_memory
 from training import TinyNetwork, blocks
 
 Batch = tuple[Tensor, Tensor]

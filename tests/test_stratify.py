@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geograft.dataset.stratify import Part, assign
+from geograft.dataset.tileset import Split
 from geograft.errors import SettingError
 from geograft.geo.grid import Window
-from geograft.geo.splitting.stratify import Part, assign
-from geograft.geo.tilesets.tileset import Split
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 

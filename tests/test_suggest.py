@@ -15,18 +15,19 @@ from numpy import ndarray
 from shapely import box
 
 from full_disk import files_no_larger_than
-from geograft.applicability import KNOWN, fit
 from geograft.card import read_card
 from geograft.cli import main
+from geograft.commands.prepare import prepare
+from geograft.commands.suggest import suggest
+from geograft.commands.train import train
 from geograft.config import PrepareConfig, Recipe, SuggestConfig
+from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.geo.tilesets.sources import VectorSource
-from geograft.learn.using.doubt import Doubt, Measure
-from geograft.learn.using.known import Encoder
+from geograft.inference.embedding import Encoder
+from geograft.inference.uncertainty import Doubt, Measure
 from geograft.legend import Legend
-from geograft.verbs.prepare import prepare
-from geograft.verbs.suggest import looking, suggest
-from geograft.verbs.train import train
+from geograft.mapping import pool as looking
+from geograft.metrics.applicability import KNOWN, fit
 from helpers import TENTH_METRE, UTM12, textured, write_raster
 from mapping import Means, Pointwise, make_run
 
@@ -51,8 +52,8 @@ class BandMeans(Means, Encoder):
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no network look: doubt comes from the first band, features are the means of the bands."""
-    monkeypatch.setattr("geograft.verbs.suggest.Doubt", FirstBand)
-    monkeypatch.setattr("geograft.verbs.suggest.load_encoder", lambda *_: BandMeans())
+    monkeypatch.setattr("geograft.commands.suggest.Doubt", FirstBand)
+    monkeypatch.setattr("geograft.commands.suggest.load_encoder", lambda *_: BandMeans())
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from geograft.geo.accuracy.errors_map import FALSE, MISSED, error_names, error_raster, tile_counts, worst_tiles
-from geograft.geo.accuracy.suspects import confident_from, of_two, self_confidence, suspects
 from geograft.geo.grid import Window
 from geograft.legend import IGNORE
+from geograft.mapping.suspects import confident_from, of_two, self_confidence, suspects
+from geograft.metrics.errors import FALSE, MISSED, error_names, error_raster, tile_counts, worst_tiles
 
 EVEN = np.array([0.5, 0.5])
 LABELS = arrays(np.uint8, (9, 8), elements=st.sampled_from([0, 1, 2, IGNORE]))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geograft.learn.using.symmetry import CHAIN, Turn, turned, turned_back, turns
+from geograft.inference.probability import CHAIN, Turn, turned, turned_back, turns
 
 SQUARE = torch.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
+from geograft.dataset.statistics import counted, labelled_tiles, tally
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.rasterout import create_labels
-from geograft.geo.tilesets.tally import counted, labelled_tiles, tally
+from geograft.geo.rasters.writer import create_labels
 from geograft.labels import FULL, class_shares, coded, decoded
 from geograft.legend import IGNORE, Legend
 

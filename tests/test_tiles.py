@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from blending import GRIDS, PANELS
 from geograft.geo.grid import Window
-from geograft.geo.mapping.tiles import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflected
+from geograft.mapping.windows import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflected
 
 
 @given(st.integers(-300, 300), st.integers(1, 200), st.integers(1, 60))

@@ -7,11 +7,11 @@ import pytest
 
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
-from geograft.learn.training import events, experiments
-from geograft.learn.training.experiments import RUN_ID
-from geograft.learn.training.history import Epoch
-from geograft.learn.training.loop import fit
-from geograft.learn.training.tracking import figures
+from geograft.training import tracking as events
+from geograft.training import tracking as experiments
+from geograft.training.history import Epoch
+from geograft.training.loop import fit
+from geograft.training.tracking import RUN_ID, figures
 from training import TinyNetwork, training_data
 
 CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, device="cpu")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from geograft.card import WEIGHTS, read_card
+from geograft.commands.train import train
 from geograft.config import Recipe, load_recipe
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.learn.training.checkpoint import LAST, STATE
-from geograft.learn.training.history import read_history
-from geograft.verbs.train import train
+from geograft.training.checkpoint import LAST, STATE
+from geograft.training.history import read_history
 
 SMALL = Recipe().changed(
     model={"architecture": "unet"}, train={"epochs": 3, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, interpolate
 
-from geograft.learn.networks.encoder import Encoder, encoder_of
-from geograft.learn.networks.transfer import JoinThenUp, TransferUNet
+from geograft.networks.encoder import Encoder, encoder_of
+from geograft.networks.unet import JoinThenUp, TransferUNet
 
 
 def parameters(network: nn.Module) -> int:

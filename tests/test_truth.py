@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
-from geograft.learn.losses.mix import LossMix, segmentation_loss
-from geograft.learn.losses.truth import BORDER, Truth, nearness
 from geograft.legend import IGNORE
+from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.losses.targets import BORDER, Truth, nearness
 
 seeds = st.integers(0, 10**6)
 

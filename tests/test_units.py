@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from geograft.config import PrepareConfig
+from geograft.dataset.tileset import Scene, Tile, TileSet, TileSetMeta
+from geograft.dataset.units import units_of
 from geograft.geo.grid import Window
-from geograft.geo.splitting.units import units_of
-from geograft.geo.tilesets.tileset import Scene, Tile, TileSet, TileSetMeta
 from geograft.legend import Legend
 from helpers import textured, write_raster
 
@@ -94,8 +94,8 @@ def test_scenes_of_one_group_that_do_not_fit_together_stay_whole() -> None:
 
 
 def test_a_split_as_prepare_makes_it(tmp_path: Path) -> None:
-    from geograft.geo.tilesets.sources import MaskSource
-    from geograft.verbs.prepare import prepare
+    from geograft.commands.prepare import prepare
+    from geograft.dataset.sources import MaskSource
 
     for i in range(3):
         write_raster(tmp_path / "images" / f"s{i}.tif", textured(1, 256, 256, i))

@@ -7,8 +7,8 @@ import pytest
 from numpy import ndarray
 
 import unlabelled
+from geograft.dataset.tileset import TileSet
 from geograft.geo.rasters.raster import close_labels, read_labels
-from geograft.geo.tilesets.tileset import TileSet
 from geograft.legend import IGNORE
 from unlabelled import TEACHER, Place, Shelf, name_of, pseudo_labels, rows_of
 

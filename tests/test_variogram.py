@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from geograft.geo.splitting.variogram import Lags, fitted, lag_edges, pooled, window_lags
+from geograft.dataset.autocorrelation import Lags, fitted, lag_edges, pooled, window_lags
 
 EDGES = lag_edges(8)
 

@@ -16,7 +16,7 @@ from pyproj import CRS, Geod
 from shapely import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
 from geograft.errors import InputError
-from geograft.geo.vectors.vector import read_polygons, reprojected, valid_polygons
+from geograft.geo.vectors.reader import read_polygons, reprojected, valid_polygons
 
 UTM12, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(4326)
 BOWTIE = Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])

@@ -17,10 +17,9 @@ from shapely import box
 from full_disk import files_no_larger_than
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
-from geograft.geo.polygons.polygonfile import Target, check_target, write_into
-from geograft.geo.vectors.features import Features
-from geograft.geo.vectors.vector import read_tiles
-from geograft.geo.vectors.vectorout import write_polygons, write_tiles
+from geograft.geo.vectors.reader import Features, read_tiles
+from geograft.geo.vectors.writer import write_polygons, write_tiles
+from geograft.mapping.polygons.writer import Target, check_target, write_into
 from test_vector import SQUARE, UTM12, WGS84, write_layer
 
 METRE = Affine(1, 0, 500000, 0, -1, 4979010)
@@ -164,7 +163,7 @@ def test_what_cannot_be_a_target_is_one_line(tmp_path: Path, monkeypatch: pytest
         check_target(target(tmp_path / "map.csv"))
     with pytest.raises(SettingError, match="--dstl-grid"):
         check_target(target(tmp_path / "map.gpkg", dstl_grid=tmp_path / "grid_sizes.csv"))
-    monkeypatch.setattr("geograft.geo.polygons.polygonfile.find_spec", lambda name: None)
+    monkeypatch.setattr("geograft.mapping.polygons.writer.find_spec", lambda name: None)
     with pytest.raises(OutputError, match=r"\.fgb needs pyarrow. Install it: pip install 'geograft\[parquet\]'"):
         check_target(target(tmp_path / "map.fgb"))
 

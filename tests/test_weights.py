@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from geograft.errors import SettingError, WeightsError
 from geograft.files import file_digest
-from geograft.learn.networks import weights
-from geograft.learn.networks.encoder import encoder_of
-from geograft.learn.networks.weights import (
+from geograft.networks import weights
+from geograft.networks.encoder import encoder_of
+from geograft.networks.weights import (
     LITE0,
     LITE0_SCALING,
     pretrained_network,
@@ -226,7 +226,7 @@ def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch,
 PROGRAM = """
 import json, sys, time, torch
 from geograft.errors import WeightsError
-from geograft.learn.networks.weights import pretrained_network
+from geograft.networks.weights import pretrained_network
 for asked in sys.argv[1:]:
     name, bands = asked.split(":")
     start = time.monotonic()

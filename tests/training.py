@@ -8,9 +8,9 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from geograft.learn.feeding.feed import Scaling, TrainingData
-from geograft.learn.networks.network import Network
 from geograft.legend import Legend
+from geograft.networks.network import Network
+from geograft.training.loader import Scaling, TrainingData
 
 Tile = tuple[ndarray, ndarray]
 

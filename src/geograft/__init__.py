@@ -8,6 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geograft.commands.area import area
+    from geograft.commands.audit import audit
+    from geograft.commands.calibrate import calibrate
+    from geograft.commands.compare import compare
+    from geograft.commands.curve import curve
+    from geograft.commands.demo import demo
+    from geograft.commands.evaluate import evaluate
+    from geograft.commands.find import find
+    from geograft.commands.jaccard import jaccard
+    from geograft.commands.model import model
+    from geograft.commands.polygons import polygons
+    from geograft.commands.predict import predict
+    from geograft.commands.prepare import prepare
+    from geograft.commands.report import report
+    from geograft.commands.review import review
+    from geograft.commands.sample import sample
+    from geograft.commands.suggest import suggest
+    from geograft.commands.train import train
     from geograft.config import (
         EvaluateConfig,
         ModelConfig,
@@ -22,27 +40,9 @@ if TYPE_CHECKING:
         Variant,
         load_recipe,
     )
+    from geograft.dataset.sources import DstlSource, MaskSource, VectorSource
+    from geograft.dataset.tileset import TileSet
     from geograft.errors import GeograftError, InputError, OutputError, SettingError, WeightsError
-    from geograft.geo.tilesets.sources import DstlSource, MaskSource, VectorSource
-    from geograft.geo.tilesets.tileset import TileSet
-    from geograft.verbs.area import area
-    from geograft.verbs.audit import audit
-    from geograft.verbs.calibrate import calibrate
-    from geograft.verbs.compare import compare
-    from geograft.verbs.curve import curve
-    from geograft.verbs.demo import demo
-    from geograft.verbs.evaluate import evaluate
-    from geograft.verbs.find import find
-    from geograft.verbs.jaccard import jaccard
-    from geograft.verbs.model import model
-    from geograft.verbs.polygons import polygons
-    from geograft.verbs.predict import predict
-    from geograft.verbs.prepare import prepare
-    from geograft.verbs.report import report
-    from geograft.verbs.review import review
-    from geograft.verbs.sample import sample
-    from geograft.verbs.suggest import suggest
-    from geograft.verbs.train import train
 
 _HOMES = {
     **dict.fromkeys(
@@ -62,11 +62,11 @@ _HOMES = {
         "geograft.config",
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
-    **dict.fromkeys(("DstlSource", "MaskSource", "VectorSource"), "geograft.geo.tilesets.sources"),
-    "TileSet": "geograft.geo.tilesets.tileset",
+    **dict.fromkeys(("DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
+    "TileSet": "geograft.dataset.tileset",
     "load_recipe": "geograft.config",
     **{
-        verb: f"geograft.verbs.{verb}"
+        verb: f"geograft.commands.{verb}"
         for verb in (
             "area",
             "audit",

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, settings
-from geograft.cli.show import show
+from geograft.cli.flags import config_from, settings, show
 from geograft.config import ReviewConfig, SampleConfig
 
 
@@ -18,7 +17,7 @@ def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (th
         map: Class map, a GeoTIFF from `geograft predict`.
         out: GeoPackage to write, .gpkg.
     """
-    from geograft.verbs.sample import sample
+    from geograft.commands.sample import sample
 
     show(sample(map, out, config_from(SampleConfig, SampleConfig(), chosen)))
 
@@ -31,7 +30,7 @@ def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noq
         points: GeoPackage from `geograft sample` with the field `reference` filled in.
         out: JSON file to write all figures to.
     """
-    from geograft.verbs.area import area
+    from geograft.commands.area import area
 
     show(area(map, points, out))
 
@@ -47,7 +46,7 @@ def review(
         out: Folder to write: errors/SCENE.tif, worst.gpkg, suspects.gpkg.
         tiles: Another tile set with the same classes, of ground that the run did not train on.
     """
-    from geograft.verbs.review import review
+    from geograft.commands.review import review
 
     show(review(runs, out, tiles, config_from(ReviewConfig, ReviewConfig(), chosen)))
 
@@ -62,6 +61,6 @@ def jaccard(
         labels: Kaggle's folder, or train_wkt_v4.csv itself.
         out: JSON file to write all figures to.
     """
-    from geograft.verbs.jaccard import jaccard
+    from geograft.commands.jaccard import jaccard
 
     show(jaccard(submissions, labels, out))

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, settings
-from geograft.cli.show import show
+from geograft.cli.flags import config_from, settings, show
 from geograft.config import PrepareConfig, Recipe, load_recipe
 from geograft.errors import SettingError
 
@@ -41,8 +40,8 @@ def vector(
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
-    from geograft.geo.tilesets.sources import VectorSource
-    from geograft.verbs.prepare import prepare
+    from geograft.commands.prepare import prepare
+    from geograft.dataset.sources import VectorSource
 
     source = VectorSource(images, labels, class_field, aoi, groups, overlapping, fractions)
     show(prepare(source, out, _config(recipe, chosen)))
@@ -80,8 +79,8 @@ def masks(
         groups: CSV file with the columns scene and group, for --split group.
         recipe: TOML file whose [prepare] table gives the settings.
     """
-    from geograft.geo.tilesets.sources import MaskSource
-    from geograft.verbs.prepare import prepare
+    from geograft.commands.prepare import prepare
+    from geograft.dataset.sources import MaskSource
 
     table = parse_classes(classes)
     source = MaskSource(images, masks, table, ignore, skip_mismatched, groups, overlapping, fractions, full_value)
@@ -109,8 +108,8 @@ def dstl(
         fractions: A pixel is of the classes by how much of it lies in their polygons, seen on 8 x 8 points.
         recipe: TOML file whose [prepare] table gives the settings.
     """
-    from geograft.geo.tilesets.sources import DstlSource
-    from geograft.verbs.prepare import prepare
+    from geograft.commands.prepare import prepare
+    from geograft.dataset.sources import DstlSource
 
     numbers = tuple(_number(part, "--classes") for part in classes.split(","))
     show(prepare(DstlSource(folder, numbers, overlapping, fractions), out, _config(recipe, chosen)))
@@ -123,7 +122,7 @@ def audit(tiles: Path, /, *, figure: Path | None = None) -> None:
         tiles: Folder of a tile set.
         figure: PNG file: how far the ground resembles itself, over the distances of held-out tiles from training.
     """
-    from geograft.verbs.audit import audit
+    from geograft.commands.audit import audit
 
     show(audit(tiles, figure))
 

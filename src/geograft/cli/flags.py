@@ -1,15 +1,33 @@
-"""Flags made from settings, so that each setting is described in one place: its field in geograft.config."""
+"""Printing what a verb returns.
+
+Flags made from settings, so that each setting is described in one place: its field in geograft.config.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, TypeVar, get_origin, get_type_hints, runtime_checkable
 
 from cyclopts import Group, Parameter
+from rich.console import Console
 
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
 from geograft.errors import SettingError
+
+
+@runtime_checkable
+class Printable(Protocol):
+    """Whatever a verb returns for people to read."""
+
+    def lines(self) -> list[str]:
+        """Return the text, line by line."""
+
+
+def show(result: Printable) -> None:
+    """Print a verb's result on stdout as plain text."""
+    Console(highlight=False, markup=False, soft_wrap=True).print("\n".join(result.lines()))
+
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

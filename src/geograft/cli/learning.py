@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, recipe_from, settings
-from geograft.cli.show import show
+from geograft.cli.flags import config_from, recipe_from, settings, show
 from geograft.config import EvaluateConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
@@ -22,7 +21,7 @@ def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, dr
         size: Edge of a tile in pixels.
         draw_to: File to draw the graph to, .svg or .png.
     """
-    from geograft.verbs.model import draw, model
+    from geograft.commands.model import draw, model
 
     summary = model(name, bands=bands, outputs=outputs, size=size)
     show(summary)
@@ -40,7 +39,7 @@ def train(tiles: Path, /, *, out: Path, recipe: Path | None = None, resume: bool
         recipe: TOML file with the tables [model] and [train]; flags come on top.
         resume: Go on with the run in --out where it was stopped.
     """
-    from geograft.verbs.train import train
+    from geograft.commands.train import train
 
     show(train(tiles, out, recipe_from(recipe, chosen), resume=resume))
 
@@ -67,7 +66,7 @@ def compare(
         seeds: Seeds to train every variant with, in place of the recipe's.
         folds: Share the ground out in so many folds and train each variant once a fold, on the rest; 0: do not.
     """
-    from geograft.verbs.compare import compare
+    from geograft.commands.compare import compare
 
     base = recipe_from(recipe, chosen)
     show(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
@@ -97,7 +96,7 @@ def curve(
         seeds: Seeds to draw tiles and to train with, in place of the recipe's.
         least_steps: Few tiles are shown as often as all tiles would be, or for so many steps if that is less.
     """
-    from geograft.verbs.curve import curve
+    from geograft.commands.curve import curve
 
     base = recipe_from(recipe, chosen)
     show(curve(tiles, out, replace(base, seeds=seeds or base.seeds), percents(shares), least_steps))
@@ -139,7 +138,7 @@ def find(
         minutes: Begin no trial once trainings took so long together; 0: no limit.
         encoders: timm's names of the encoders to try, by commas; the recipe's alone by default.
     """
-    from geograft.verbs.find import find
+    from geograft.commands.find import find
 
     names = [name.strip() for name in encoders.split(",") if name.strip()]
     show(find(tiles, out, recipe_from(recipe, chosen), trials, minutes, names))
@@ -154,7 +153,7 @@ def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
         run: Folder of a run.
         tiles: Where its tile set lies now, if it was moved.
     """
-    from geograft.verbs.calibrate import calibrate
+    from geograft.commands.calibrate import calibrate
 
     show(calibrate(run, tiles))
 
@@ -179,7 +178,7 @@ def evaluate(
         against: Folder of another run: how much better the first one is, with an interval.
         out: JSON file of the scores; default: scores-SPLIT.json in the run.
     """
-    from geograft.verbs.evaluate import evaluate
+    from geograft.commands.evaluate import evaluate
 
     config = config_from(EvaluateConfig, EvaluateConfig(), chosen)
     show(evaluate(run, split, tiles, out, against, config))

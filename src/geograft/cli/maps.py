@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, settings
-from geograft.cli.show import show
+from geograft.cli.flags import config_from, settings, show
 from geograft.config import PolygonConfig, PredictConfig, SuggestConfig
 
 
@@ -32,7 +31,7 @@ def predict(
         aoi: Vector file: only what its polygons cover is mapped.
         dry_run: Say how many tiles and bytes it is and about how long it takes, and write nothing.
     """
-    from geograft.verbs.predict import predict
+    from geograft.commands.predict import predict
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
     show(predict((run, *ensemble), rasters, out, config, aoi, dry_run))
@@ -54,7 +53,7 @@ def polygons(
         out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for DSTL's submission.
         dstl_grid: DSTL's grid_sizes.csv, for .csv; the map must be called as its image.
     """
-    from geograft.verbs.polygons import polygons
+    from geograft.commands.polygons import polygons
 
     show(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
 
@@ -81,7 +80,7 @@ def suggest(
         known: Tile set whose ground is labelled; default: the run's own.
         aoi: Vector file: only what its polygons cover is suggested.
     """
-    from geograft.verbs.suggest import suggest
+    from geograft.commands.suggest import suggest
 
     config = config_from(SuggestConfig, SuggestConfig(), chosen)
     show(suggest((run, *ensemble), rasters, out, config, known, aoi))
@@ -94,7 +93,7 @@ def report(folder: Path, /, *, out: Path | None = None) -> None:
         folder: Folder of a run or of a comparison.
         out: Page to write; default: report.html in the folder.
     """
-    from geograft.verbs.report import report
+    from geograft.commands.report import report
 
     show(report(folder, out))
 
@@ -105,6 +104,6 @@ def demo(*, out: Path = Path("demo-out")) -> None:
     Args:
         out: Folder for everything that the demo makes.
     """
-    from geograft.verbs.demo import demo
+    from geograft.commands.demo import demo
 
     show(demo(out))

@@ -1,8 +1,6 @@
 """Settings: what each is called, its default, its unit, its check. Flags and recipes are made from these fields."""
 
-from geograft.config.recipes import Recipe, Variant, load_recipe, parse_recipe, recipe_toml
-from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
-from geograft.config.using import (
+from geograft.config.inference import (
     EvaluateConfig,
     PolygonConfig,
     PredictConfig,
@@ -10,6 +8,8 @@ from geograft.config.using import (
     SampleConfig,
     SuggestConfig,
 )
+from geograft.config.recipes import Recipe, Variant, load_recipe, parse_recipe, recipe_toml
+from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
 
 __all__ = [
     "EvaluateConfig",

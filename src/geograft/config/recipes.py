@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from geograft.config.fields import STRICT
-from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
+from geograft.config.training import STRICT, ModelConfig, PrepareConfig, TrainConfig
 from geograft.errors import SettingError
 
 SHIPPED = Path(__file__).parents[1] / "recipes"

@@ -1,11 +1,18 @@
-"""Settings of tile sets, networks and training: the tables of a recipe."""
+"""What all settings share: unknown names are errors, docstrings are help, and a few kinds of numbers.
+
+Settings of tile sets, networks and training: the tables of a recipe.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from geograft.config.fields import STRICT, Positive, Rate, Share
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,7 +11,6 @@
 """
 
 from geograft.figures.curves import curves_figure, loss_figure
-from geograft.figures.pictures import stretch_limits, stretched
-from geograft.figures.samples import Sample, samples_figure
+from geograft.figures.pictures import Sample, samples_figure, stretch_limits, stretched
 
 __all__ = ["Sample", "curves_figure", "loss_figure", "samples_figure", "stretch_limits", "stretched"]

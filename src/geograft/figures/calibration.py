@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
-from geograft.figures.colours import LIGHT, Look, line_colour
-from geograft.figures.sheet import blank_sheet, encoded, furnish
+from geograft.figures.style import LIGHT, Look, blank_sheet, encoded, furnish, line_colour
 
 LEAST_DOT, MOST_DOT = 12.0, 130.0
 """Areas of a dot, in square points: of no pixels, of the fullest bin."""

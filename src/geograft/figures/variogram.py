@@ -8,8 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy import ndarray
 
-from geograft.figures.colours import LIGHT, Look, line_colour
-from geograft.figures.sheet import blank_sheet, encoded, furnish
+from geograft.figures.style import LIGHT, Look, blank_sheet, encoded, furnish, line_colour
 
 BARS = 24
 HELD_LINE = 4

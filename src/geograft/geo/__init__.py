@@ -1,1 +1,1 @@
-"""Geography: grids, rasters, vectors, splits, tiles. Imports no torch."""
+"""Grids, rasters and vector layers: the only code that opens geodata."""

@@ -1,1 +1,1 @@
-"""Rasters: read, resampled while they are read, joined, written; polygons burnt into them."""
+"""Raster files, read and written by windows."""

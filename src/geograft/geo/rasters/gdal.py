@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 CACHE_MB = 64
 """GDAL's cache of decoded blocks, one for all threads of a process.
 
-Two rows of blocks under a panel of `geograft.geo.mapping.tiles` fit, so that no block is decoded again for the next row
+Two rows of blocks under a panel of `geograft.mapping.windows` fit, so that no block is decoded again for the next row
 of tiles. GDAL's own default is a twentieth of the machine's memory, in every worker process.
 """
 

@@ -7,8 +7,7 @@ from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
 from geograft.errors import InputError
-from geograft.geo.grid import Grid, Window
-from geograft.geo.places import Places
+from geograft.geo.grid import Grid, Places, Window
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.resample import scaled_to
 from geograft.indices import Index, with_indices

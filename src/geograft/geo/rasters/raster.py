@@ -1,9 +1,13 @@
-"""Images and label masks, read by windows. The one way into raster files; `rasterout` is the way out."""
+"""Images and label masks, read by windows. The one way into raster files; `rasterout` is the way out.
+
+What tells whether a raster is still the same, without reading its pixels.
+"""
 
 import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +23,11 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
 from geograft.errors import InputError
+from geograft.files import json_digest
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.gdal import RASTER_FAULTS, quietly, reason
+from geograft.geo.rasters.nodata import Gaps, gaps, known, nodata_as
 from geograft.geo.rasters.resample import scaled_to
-from geograft.geo.rasters.sparse import Gaps, gaps
-from geograft.geo.rasters.validity import known, nodata_as
 from geograft.legend import IGNORE
 
 MOST_OPEN = 16
@@ -298,3 +302,26 @@ def _windowed(raster: DatasetReader) -> bool:
     decoded_px = -(-PROBE_PX // rows) * rows * -(-PROBE_PX // cols) * cols
     packed = raster.driver in SEQUENTIAL or raster.name.startswith("/vsi")
     return not packed and decoded_px <= MOST_DECODED_PX
+
+
+STATISTICS = ".aux.xml"
+"""Written by programs that only looked at a raster."""
+
+
+def raster_state(path: Path) -> dict[str, Any]:
+    """Return path, size and time of a raster, with all files that belong to it: masks, world files, a VRT's sources.
+
+    Raises:
+        InputError: when it is not there, or no raster.
+    """
+    with open_raster(path) as raster:
+        files = sorted({Path(name) for name in raster.files if not name.endswith(STATISTICS)} | {path})
+    states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
+    several = {"files": len(files), "state": json_digest(states)[:16]} if len(files) > 1 else {}
+    size, modified = sum(size for _, size, _ in states), max(time for *_, time in states)
+    return {"path": str(path.resolve()), "bytes": size, "modified": _utc(modified), **several}
+
+
+def _utc(ns: int) -> str:
+    """Return a time in UTC to the nanosecond."""
+    return f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d %H:%M:%S}.{ns % 10**9:09d}"

@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, cells
-from geograft.geo.metres import central_sides_m
+from geograft.geo.measure import central_sides_m
 
 SNAP = 1e-3
 """A ratio this close to a whole number, or to one divided by a whole number, is taken for it."""

@@ -1,1 +1,1 @@
-"""Vector layers: read and written, measured on the ground."""
+"""Vector layers, read and written."""

@@ -9,7 +9,7 @@ from pyproj import CRS
 from shapely.geometry.base import BaseGeometry
 
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.vector import WGS84, reprojected
+from geograft.geo.vectors.reader import WGS84, reprojected
 
 
 def common_crs(grids: Sequence[Grid]) -> CRS | None:

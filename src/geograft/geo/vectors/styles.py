@@ -13,8 +13,8 @@ import pyogrio
 from pyproj import CRS
 
 from geograft.files import replacing_with_scratch
-from geograft.geo.vectors.features import Features
-from geograft.geo.vectors.vectorout import refusals, write_geopackage
+from geograft.geo.vectors.reader import Features
+from geograft.geo.vectors.writer import refusals, write_geopackage
 
 STYLES_LAYER = "layer_styles"
 

@@ -1,0 +1,1 @@
+"""One command each; geography and learning meet here and in `mapping`."""

@@ -1,0 +1,1 @@
+"""Scenes, tiles, labels and splits."""

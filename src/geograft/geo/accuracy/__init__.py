@@ -1,1 +1,0 @@
-"""Where a map is right and where it is not: counts that add up."""

@@ -1,1 +1,0 @@
-"""A raster of any size as tiles, and tiles blended into a map."""

@@ -1,1 +1,0 @@
-"""A class map of any size as polygons."""

@@ -1,1 +1,0 @@
-"""Which ground trains and which is held out, and what that gives away."""

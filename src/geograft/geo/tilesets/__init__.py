@@ -1,1 +1,0 @@
-"""Images and labels of every kind become tile sets."""

@@ -1,1 +1,0 @@
-"""Learning: networks, losses, the loop, checkpoints. Opens no file of geodata."""

@@ -1,1 +1,0 @@
-"""Tiles on their way to the network."""

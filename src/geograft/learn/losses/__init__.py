@@ -1,1 +1,0 @@
-"""What training makes small, and what labels say to it."""

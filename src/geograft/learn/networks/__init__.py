@@ -1,1 +1,0 @@
-"""Networks: built, filled with weights, described."""

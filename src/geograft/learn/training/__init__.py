@@ -1,1 +1,0 @@
-"""The loop, its optimizer and schedule, what it keeps and what it tells."""

@@ -1,1 +1,0 @@
-"""What a trained network says of tiles."""

@@ -1,0 +1,1 @@
+"""Losses of segmentation and the targets they compare with."""

@@ -1,0 +1,1 @@
+"""Maps and polygons of rasters of any size."""

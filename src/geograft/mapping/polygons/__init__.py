@@ -1,0 +1,1 @@
+"""Polygons from class maps, block by block."""

@@ -1,0 +1,1 @@
+"""Networks, and the pretrained encoders they are built on."""
