@@ -14,7 +14,7 @@ test: $(READY)  ## every test, lint and types included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(READY)  ## property tests with examples never tried before; what they find becomes an @example
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz $$(grep -l "@given" tests/test_*.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz $$(grep -rl --include=test_*.py "@given" tests)
 
 check: lint test  ## what a change must pass
 

@@ -62,9 +62,7 @@ def phrases_in(path: Path) -> list[str]:
 def main() -> int:
     """Print what is found in the files given, or in all; return 1 if there is anything."""
     given = [path for name in sys.argv[1:] for path in _files(Path(name).resolve())]
-    files = [
-        path for path in given or tracked_files() if path.is_file() and str(path.relative_to(ROOT)) not in EXEMPT
-    ]
+    files = [path for path in given or tracked_files() if path.is_file() and str(path.relative_to(ROOT)) not in EXEMPT]
     found = [line for path in files for line in phrases_in(path)]
     print("\n".join(found))
     return 1 if found else 0

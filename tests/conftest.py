@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from shapely import box
 
-from helpers import TENTH_METRE, UTM12, write_raster
+from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 
 # A busy machine is no failure, and the same commit gives the same answer: `make fuzz` looks for new examples.
 settings.register_profile("geograft", deadline=None, derandomize=True)

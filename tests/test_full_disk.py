@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from full_disk import files_no_larger_than
 from geograft.commands.compare import compare
 from geograft.commands.evaluate import evaluate
 from geograft.commands.model import draw, model
@@ -16,8 +15,9 @@ from geograft.commands.report import report
 from geograft.commands.train import train
 from geograft.errors import OutputError
 from geograft.training.checkpoint import LAST
-from test_compare import RECIPE
-from test_train import SMALL
+from tests.commands.test_compare import RECIPE
+from tests.commands.test_train import SMALL
+from tests.support.full_disk import files_no_larger_than
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a limit on file size stands for a full disk")
 

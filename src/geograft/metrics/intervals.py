@@ -9,7 +9,7 @@ Dependent Data, chapter 12) for maps, there with blocks that do not overlap.
 What is resampled are counts that add up over units (a confusion matrix, say), and the score is taken of their sum.
 With few units the percentiles of the draws lie too close together; they are spread as Hesterberg (2015, The American
 Statistician 69, 371-386, "expanded percentile interval") proposes, so that for a mean they match Student's t.
-`python tests/correlated.py` prints what that gains over plain percentiles, BCa and the bootstrap of pixels.
+`python -m tests.support.correlated` prints what that gains over plain percentiles, BCa and the bootstrap of pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ Statistic = Callable[[Float64[ndarray, "n c"]], Float64[ndarray, "n f"]]
 LEVEL = 0.95
 DRAWS = 10_000
 ENOUGH_UNITS = 10
-"""With fewer units the interval is too narrow: see `tests/correlated.py`."""
+"""With fewer units the interval is too narrow: see `tests/support/correlated.py`."""
 NUMBERS_AT_ONCE = 4_000_000
 MOST_MISSING = 0.5
 """A figure that does not exist in more than this share of the draws has no interval."""

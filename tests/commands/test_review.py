@@ -1,0 +1,153 @@
+"""`geograft review`: planted mistakes are found where they lie; the error raster is the difference of label and map."""
+
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from numpy import ndarray
+from shapely import box
+
+from geograft.card import read_card
+from geograft.commands.prepare import prepare
+from geograft.commands.review import review
+from geograft.config import PrepareConfig, ReviewConfig
+from geograft.dataset.sources import VectorSource
+from geograft.errors import InputError, OutputError
+from geograft.inference.predictor import Predictor
+from geograft.legend import Legend
+from tests.support.rasters import TENTH_METRE, UTM12
+from tests.support.runs import make_run
+
+FIELDS = Legend(("background", "fields"))
+MISSING, EXTRA = (16, 16), (208, 48)
+"""Corners (row, col) of a field that nobody drew, and of one of 16 pixels that was drawn where none is."""
+
+
+class Oracle(Predictor):
+    """Sees a field where the first band is bright, and is sure of it."""
+
+    def __init__(self, card: Any) -> None:
+        self.card = card
+
+    @classmethod
+    def load(cls, run: Path, device: str = "auto") -> "Oracle":
+        return cls(read_card(run))
+
+    def __call__(self, images: ndarray, valid: ndarray | None = None) -> ndarray:
+        field = np.where(images[:, 0] > 120, 0.94, 0.04).astype(np.float32)
+        return np.stack([1 - field, field], axis=1)
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geograft.commands.review.Predictor", Oracle)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run", FIELDS)
+
+
+def square(row: int, col: int, size: int = 32) -> Any:
+    return box(*(TENTH_METRE @ (col, row + size)), *(TENTH_METRE @ (col + size, row)))
+
+
+@pytest.fixture(scope="module")
+def flawed(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tile set of `fields`, all held out, with one field missing from the labels and one invented."""
+    folder = tmp_path_factory.mktemp("flawed")
+    drawn = geopandas.read_file(fields / "fields.gpkg")
+    drawn = drawn[~drawn.geometry.intersects(square(*MISSING).buffer(-0.5))]
+    drawn = geopandas.GeoDataFrame(geometry=[*drawn.geometry, square(*EXTRA, size=16)], crs=UTM12)
+    drawn.to_file(folder / "fields.gpkg")
+    config = PrepareConfig(tile_px=48, overlap=0.0, split="scene", val=0.0, test=1.0)
+    prepare(VectorSource(images=(fields / "scene.tif",), labels=folder / "fields.gpkg"), folder / "tiles", config)
+    return folder / "tiles"
+
+
+def read_errors(folder: Path) -> ndarray:
+    with rasterio.open(folder / "errors" / "scene.tif") as raster:
+        assert raster.nodata == 255
+        assert raster.tags()["CLASS_1"] == "fields missed"
+        pixels: ndarray = raster.read(1)
+    return pixels
+
+
+def test_planted_mistakes_of_the_labels_are_found_where_they_lie(run: Path, flawed: Path, tmp_path: Path) -> None:
+    review(run, tmp_path / "review", flawed)
+    layer = geopandas.read_file(tmp_path / "review" / "suspects.gpkg")
+    assert layer.crs == UTM12
+    assert list(layer["rank"]) == [1, 2]
+    missing, invented = layer.iloc[0], layer.iloc[1]
+    assert (missing["labelled"], missing["model_sees"]) == ("background", "fields")
+    assert (invented["labelled"], invented["model_sees"]) == ("fields", "background")
+    assert missing.geometry.symmetric_difference(square(*MISSING)).area == pytest.approx(0, abs=1e-6)
+    assert invented.geometry.symmetric_difference(square(*EXTRA, size=16)).area == pytest.approx(0, abs=1e-6)
+    assert missing["area_m2"] == pytest.approx(10.24, rel=2e-3)
+    assert missing["confidence"] == pytest.approx(0.94, abs=0.003)
+    assert missing["label_left"] == pytest.approx(0.06, abs=0.003)
+
+
+def test_the_error_raster_is_the_difference_of_label_and_map(run: Path, flawed: Path, tmp_path: Path) -> None:
+    found = review(run, tmp_path / "review", flawed)
+    expected = np.zeros((256, 256), np.uint8)
+    expected[MISSING[0] :, MISSING[1] :][:32, :32] = 2
+    expected[EXTRA[0] :, EXTRA[1] :][:16, :16] = 1
+    np.testing.assert_array_equal(read_errors(tmp_path / "review"), expected)
+    assert found.found.wrong == pytest.approx((expected > 0).mean())
+    assert {path.name for path in (tmp_path / "review").iterdir()} == {"errors", "worst.gpkg", "suspects.gpkg"}
+
+
+def test_the_worst_tiles_are_ranked_by_what_is_wrong_in_them(run: Path, flawed: Path, tmp_path: Path) -> None:
+    review(run, tmp_path / "review", flawed, ReviewConfig(worst=3))
+    layer = geopandas.read_file(tmp_path / "review" / "worst.gpkg")
+    errors = read_errors(tmp_path / "review")
+    assert 0 < len(layer) <= 3
+    assert layer["wrong"].is_monotonic_decreasing
+    first = layer.iloc[0]
+    part = errors[first["row"] : first["row"] + 48, first["col"] : first["col"] + 48]
+    assert first["wrong"] == pytest.approx((part > 0).mean())
+    (left, top) = TENTH_METRE @ (first["col"], first["row"])
+    assert first.geometry.bounds == pytest.approx((left, top - 4.8, left + 4.8, top))
+
+
+def test_canvases_hold_every_tile_however_small_they_are(
+    run: Path, flawed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = review(run, tmp_path / "whole", flawed).found.worst
+    monkeypatch.setattr("geograft.mapping.canvases.CANVAS_PX", 100)
+    assert review(run, tmp_path / "cut", flawed).found.worst == whole
+    np.testing.assert_array_equal(read_errors(tmp_path / "cut"), read_errors(tmp_path / "whole"))
+
+
+def test_small_places_are_not_listed(run: Path, flawed: Path, tmp_path: Path) -> None:
+    found = review(run, tmp_path / "review", flawed, ReviewConfig(suspect_px=300))
+    assert [place.pixels for place in found.found.suspects] == [32 * 32]
+
+
+def test_runs_of_several_folds_share_one_error_raster(run: Path, tiles: Path, flawed: Path, tmp_path: Path) -> None:
+    for name, held in (("a", tiles), ("b", flawed)):
+        make_run(tmp_path / name, FIELDS)
+        (tmp_path / name / "tiles.json").write_text(f'{{"tiles": "{held}"}}')
+    review([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert (read_errors(tmp_path / "both") == 255).sum() == 0
+    review(tmp_path / "a", tmp_path / "one")
+    assert (read_errors(tmp_path / "one") == 255).sum() > 0
+
+
+def test_what_cannot_be_reviewed_is_refused(run: Path, flawed: Path, fields: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Give --tiles"):
+        review(run, tmp_path / "review")
+    config = PrepareConfig(tile_px=48, overlap=0.0, split="scene", val=0.0, test=0.0)
+    only = prepare(VectorSource(images=(fields / "scene.tif",), labels=fields / "fields.gpkg"), tmp_path / "t", config)
+    (make_run(tmp_path / "own", FIELDS) / "tiles.json").write_text(f'{{"tiles": "{only.folder}"}}')
+    with pytest.raises(InputError, match="holds no tile back"):
+        review(tmp_path / "own", tmp_path / "review")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    with pytest.raises(OutputError, match="exists already"):
+        review(run, tmp_path / "there", flawed)
+    assert not (tmp_path / "review").exists()

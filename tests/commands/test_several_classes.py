@@ -1,0 +1,69 @@
+"""From images and masks on the command line to a network that learnt classes which overlap, or parts of pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import Float32
+from numpy import ndarray
+
+from geograft.card import read_card
+from geograft.cli import app
+from geograft.dataset.tileset import TileSet
+from geograft.training.history import read_history
+from tests.support.rasters import write_raster
+
+SIDE = 64
+LIGHT = (
+    *("--architecture", "light", "--encoder", "test_efficientnet", "--weights", "none", "--device", "cpu"),
+    *("--epochs", "8", "--batch-size", "2", "--encoder-lr", "0.003", "--decoder-lr", "0.003"),
+    *("--crops", "--copy-paste", "0.3", "--scale-jitter", "0.2", "--sampling", "classes"),
+    *("--class-weights", "balanced"),
+)
+
+
+def call(*words: object) -> None:
+    app([str(word) for word in words], result_action="return_value")
+
+
+def shares(rng: np.random.Generator, classes: int) -> Float32[ndarray, "k h w"]:
+    """Return shares of blocks of 8 pixels, each class by itself, in steps of 1/8."""
+    steps = rng.integers(0, 9, (classes, SIDE // 8, SIDE // 8)) / 8
+    return steps.repeat(8, axis=1).repeat(8, axis=2).astype(np.float32)
+
+
+def folders(folder: Path, classes: int, whole: bool) -> tuple[Path, Path]:
+    """Write six images, each band as bright as its class has of a pixel, and their masks, with a corner not known."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        there = shares(rng, classes)
+        there = np.rint(there) if whole else there
+        image = rng.normal(60, 8, (3, SIDE, SIDE))
+        image[:classes] += 120 * there
+        there[:, :8, :8] = np.nan
+        write_raster(folder / "images" / f"{number}.tif", image.clip(1, 255).astype(np.uint8))
+        write_raster(folder / "masks" / f"{number}.tif", there)
+    return folder / "images", folder / "masks"
+
+
+CASES = {
+    "overlapping": (2, ("--classes", "1=red,2=green", "--overlapping")),
+    "overlapping fractions": (2, ("--classes", "1=red,2=green", "--overlapping", "--fractions")),
+    "fractions": (1, ("--classes", "1=red,0=other", "--fractions")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_network_learns_them(case: str, tmp_path: Path) -> None:
+    bands, flags = CASES[case]
+    images, masks = folders(tmp_path, bands, whole="--fractions" not in flags)
+    parts = ("--tile-px", SIDE, "--split", "scene", "--val", "0.2", "--test", "0")
+    call("prepare", "masks", images, masks, *flags, *parts, "--out", tmp_path / "tiles")
+    call("train", tmp_path / "tiles", "--out", tmp_path / "run", *LIGHT)
+    history, card = read_history(tmp_path / "run"), read_card(tmp_path / "run")
+    legend = TileSet.open(tmp_path / "tiles").meta.legend
+    assert card.legend == legend
+    assert legend.overlapping is ("--overlapping" in flags)
+    losses = [epoch.train_loss for epoch in history.epochs]
+    assert losses[-1] < 0.8 * losses[0]
+    assert history.best.val_loss < history.epochs[0].val_loss

@@ -1,0 +1,247 @@
+"""Images are read by windows, and every pixel knows whether it is valid."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Picture
+from rasterio.enums import ColorInterp
+
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import MOST_OPEN, Image, close_labels, read_labels
+from geograft.legend import IGNORE
+from tests.support.rasters import textured, write_raster
+
+ALL = Window(0, 0, 20, 30)
+WINDOWS = st.builds(Window, st.integers(-40, 160), st.integers(-40, 260), st.integers(1, 90), st.integers(1, 90))
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_raster(tmp_path_factory.mktemp("raster") / "scene.tif", textured(3, 150, 250))
+
+
+@given(window=WINDOWS)
+@settings(deadline=None, max_examples=50)
+def test_a_window_is_the_part_of_the_padded_image(scene: Path, window: Window) -> None:
+    padded = np.pad(textured(3, 150, 250), ((0, 0), (50, 350), (50, 350)))
+    rows, cols = Window(window.row + 50, window.col + 50, window.height, window.width).slices
+    with Image.open(scene) as image:
+        pixels, valid = image.read(window)
+    assert np.array_equal(pixels, padded[:, rows, cols])
+    assert np.array_equal(valid, padded[0, rows, cols] > 0)  # the texture is never 0
+    assert pixels.dtype == np.uint8
+
+
+def test_what_is_known_before_reading(scene: Path) -> None:
+    with Image.open(scene) as image:
+        info = image.info
+    assert (info.grid.height, info.grid.width, info.bands, info.dtype) == (150, 250, 3, "uint8")
+    assert info.band_names == ("red", "green", "blue")
+    assert info.grid.crs is not None
+    assert info.grid.crs.to_epsg() == 32612
+    assert info.windowed
+    assert not info.palette
+
+
+def test_bands_are_counted_from_one(scene: Path) -> None:
+    with Image.open(scene) as image:
+        both, _ = image.read(ALL, bands=[3, 1])
+        every, _ = image.read(ALL)
+    assert np.array_equal(both, every[[2, 0]])
+
+
+def test_a_pixel_is_nodata_only_where_all_bands_are(tmp_path: Path) -> None:
+    pixels = textured(3, 20, 30)
+    pixels[:, 0, 0] = 0
+    pixels[1, 5, 5] = 0
+    with Image.open(write_raster(tmp_path / "a.tif", pixels, nodata=0)) as image:
+        found, valid = image.read(ALL)
+    assert np.argwhere(~valid).tolist() == [[0, 0]]
+    assert np.array_equal(found, pixels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("float32", -9999), ("float64", 0.1), ("float32", -3.4028234663852886e38), ("int16", -1)]
+)
+def test_nodata_of_other_formats(tmp_path: Path, dtype: str, nodata: float) -> None:
+    pixels = textured(2, 20, 30).astype(dtype)
+    pixels[:, 3, 4] = nodata
+    with Image.open(write_raster(tmp_path / "a.tif", pixels, nodata=nodata)) as image:
+        found, valid = image.read(ALL)
+    assert np.argwhere(~valid).tolist() == [[3, 4]]
+    assert (found[:, 3, 4] == 0).all()
+    assert np.array_equal(found[:, valid], pixels[:, valid])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_pixel_that_is_not_finite_in_one_band_is_not_valid(tmp_path: Path, bad: float) -> None:
+    pixels = textured(3, 20, 30).astype(np.float32)
+    pixels[1, 7, 8] = bad
+    with Image.open(write_raster(tmp_path / "a.tif", pixels)) as image:
+        found, valid = image.read(ALL)
+    assert np.argwhere(~valid).tolist() == [[7, 8]]
+    assert (found[:, 7, 8] == 0).all()
+
+
+def test_nodata_that_no_pixel_can_hold_hides_none(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.vrt.tif", textured(1, 20, 30).astype(np.float32), nodata=np.nan)
+    with Image.open(path) as image:
+        assert image.read(ALL)[1].all()
+
+
+def test_alpha_hides_pixels_and_is_no_band(tmp_path: Path) -> None:
+    pixels = textured(4, 20, 30)
+    pixels[3] = 255
+    pixels[3, 2, 3] = 0
+    path = write_raster(tmp_path / "a.tif", pixels, photometric="RGB", alpha="unspecified")
+    with rasterio.open(path, "r+") as raster:
+        raster.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    with Image.open(path) as image:
+        found, valid = image.read(ALL)
+        assert image.info.bands == 3
+    assert np.argwhere(~valid).tolist() == [[2, 3]]
+    assert np.array_equal(found[:, valid], pixels[:3, valid])
+
+
+@pytest.mark.parametrize("internal", [True, False])
+def test_a_mask_band_hides_pixels(tmp_path: Path, internal: bool) -> None:
+    path = write_raster(tmp_path / "a.tif", textured(3, 20, 30))
+    mask = np.full((20, 30), 255, np.uint8)
+    mask[4:6, 9] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "r+") as raster:
+        raster.write_mask(mask)
+    assert (tmp_path / "a.tif.msk").exists() is not internal
+    with Image.open(path) as image:
+        assert np.array_equal(image.read(ALL)[1], mask > 0)
+
+
+def test_values_are_what_the_file_holds(tmp_path: Path) -> None:
+    pixels = textured(1, 20, 30)
+    with Image.open(write_raster(tmp_path / "a.tif", pixels, nodata=int(pixels[0, 0, 0]))) as image:
+        assert np.array_equal(image.values(ALL), pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pictures_decode_from_the_start(tmp_path: Path, suffix: str) -> None:
+    Picture.fromarray(np.moveaxis(textured(3, 20, 30), 0, 2)).save(tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert not image.info.windowed
+        assert image.info.grid.crs is None
+        assert image.info.grid.transform == Affine.identity()
+
+
+@pytest.mark.parametrize(
+    ("options", "windowed"),
+    [
+        ({"tiled": True, "blockxsize": 512, "blockysize": 512}, True),
+        ({"tiled": True, "blockxsize": 2048, "blockysize": 2048}, False),
+        ({"tiled": False, "blockysize": 8}, True),
+        ({"tiled": False, "blockysize": 2000, "compress": "deflate"}, False),
+    ],
+)
+def test_large_blocks_cannot_be_read_by_windows(tmp_path: Path, options: dict[str, Any], windowed: bool) -> None:
+    path = write_raster(tmp_path / "a.tif", np.zeros((1, 2000, 2100), np.uint8), **{"blockxsize": 16, **options})
+    with Image.open(path) as image:
+        assert image.info.windowed is windowed
+
+
+@pytest.mark.parametrize("content", [None, b"", b"this is no image", b"II*\0" + bytes(50)])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "scene.tif"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"scene\.tif (cannot be opened|does not exist)"):
+        Image.open(path)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be opened"):
+        Image.open(tmp_path)
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="complex64"):
+        Image.open(write_raster(tmp_path / "radar.tif", np.ones((1, 20, 30), np.complex64)))
+
+
+@pytest.mark.parametrize("compress", ["none", "deflate", "lzw"])
+@pytest.mark.parametrize("tiled", [True, False])
+def test_a_truncated_file_names_itself_and_the_window(tmp_path: Path, compress: str, tiled: bool) -> None:
+    size = {"blockxsize": 64, "blockysize": 64} if tiled else {"blockxsize": 16, "blockysize": 16}
+    path = write_raster(tmp_path / "cut.tif", textured(3, 400, 400), compress=compress, tiled=tiled, **size)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with Image.open(path) as image:
+        assert image.read(Window(0, 0, 50, 50))[1].all()
+        with pytest.raises(
+            InputError, match=r"cut\.tif: rows 350 to 400, columns 10 to 60, cannot be read: .*cut short"
+        ):
+            image.read(Window(350, 10, 50, 50))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_truncated_picture_is_not_filled_up(tmp_path: Path, suffix: str, bands: int) -> None:
+    path = tmp_path / f"cut{suffix}"
+    Picture.fromarray(np.moveaxis(textured(bands, 400, 400), 0, 2).squeeze()).save(path)
+    path.write_bytes(path.read_bytes()[:20000])
+    with Image.open(path) as image, pytest.raises(InputError, match=r"cut\.\w+: rows 0 to 400"):
+        image.read(Window(0, 0, 400, 400))
+
+
+def test_a_forked_process_opens_the_file_again(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(scene) as image:
+        before, opened = image.read(ALL), image._raster
+        monkeypatch.setattr("geograft.geo.rasters.raster.os.getpid", lambda: -1)
+        after = image.read(ALL)
+        assert image._raster is not opened
+        opened.close()
+    assert np.array_equal(before[0], after[0])
+
+
+def test_labels_outside_the_file_are_ignored(tmp_path: Path) -> None:
+    labels = textured(1, 20, 30) % 3
+    path = write_raster(tmp_path / "mask.tif", labels, nodata=IGNORE)
+    found = read_labels(path, Window(-5, -5, 30, 40))
+    assert np.array_equal(found[5:25, 5:35], labels[0])
+    found[5:25, 5:35] = IGNORE
+    assert (found == IGNORE).all()
+    assert (read_labels(path, Window(100, 100, 5, 5)) == IGNORE).all()
+
+
+def test_labels_written_anew_are_read_anew(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "mask.tif", np.zeros((1, 20, 30), np.uint8))
+    assert (read_labels(path, ALL) == 0).all()
+    write_raster(path, np.ones((1, 20, 31), np.uint8))
+    assert (read_labels(path, ALL) == 1).all()
+
+
+def test_more_masks_than_stay_open(tmp_path: Path) -> None:
+    masks = [np.full((1, 20, 30), n, np.uint8) for n in range(MOST_OPEN + 3)]
+    paths = [write_raster(tmp_path / f"{n}.tif", mask) for n, mask in enumerate(masks)]
+    for _ in range(2):
+        assert [int(read_labels(path, ALL)[0, 0]) for path in paths] == list(range(len(paths)))
+    close_labels()
+    assert (read_labels(paths[0], ALL) == 0).all()
+
+
+def test_threads_read_labels_at_the_same_time(tmp_path: Path) -> None:
+    labels = textured(1, 600, 600)
+    path = write_raster(tmp_path / "mask.tif", labels, compress="deflate")
+    windows = [Window(row, col, 100, 100) for row in range(0, 500, 20) for col in range(0, 500, 50)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda window: read_labels(path, window), windows))
+    assert all(np.array_equal(part, labels[0][window.slices]) for part, window in zip(found, windows, strict=True))
+
+
+def test_a_missing_mask_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.tif"):
+        read_labels(tmp_path / "gone.tif", ALL)

@@ -1,0 +1,358 @@
+"""ONNX Runtime and OpenVINO beside torch: the same maps, kept graphs, and torch where they fail."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy import ndarray
+from torch.nn.functional import interpolate
+
+from geograft.card import WEIGHTS, ModelCard, read_card
+from geograft.config import ModelConfig
+from geograft.errors import SettingError
+from geograft.inference import backends as choice
+from geograft.inference import graphs
+from geograft.inference.predictor import Mapper
+from geograft.legend import Legend
+from geograft.networks.network import Network, build
+from geograft.training.checkpoint import save_weights
+from tests.support.training import TinyNetwork
+
+OTHERS = ("onnx", "openvino")
+CARD = ModelCard(
+    name="squares",
+    model=ModelConfig(architecture="unet"),
+    weights_from="random",
+    legend=Legend(("rest", "crown")),
+    band_names=("red", "green", "blue"),
+    dtype="uint8",
+    mean=(130.0, 90.5, 60.0),
+    std=(30.0, 20.0, 10.0),
+    tile_px=32,
+    resolution_m=None,
+    threshold=0.5,
+    epoch=1,
+)
+# Geograft's own network, the article's, its kin, and the U-Net where it pads its images, with three classes.
+LIGHT = replace(CARD, model=ModelConfig(weights="none"), tile_px=128)
+TRANSFER = replace(CARD, model=ModelConfig(architecture="transfer", weights="none"), tile_px=64)
+LITE0 = replace(TRANSFER, model=replace(TRANSFER.model, encoder="efficientnet_lite0"))
+PADDED = replace(CARD, legend=Legend(("rest", "crown", "road")), tile_px=40)
+
+
+def tiles(card: ModelCard, count: int = 3) -> tuple[ndarray, ndarray]:
+    """Return noise like the training's images, with a corner that is not valid."""
+    shape = (count, card.tile_px, card.tile_px, 3)
+    noise = np.random.default_rng(0).normal(card.mean, card.std, shape).clip(0, 255).astype(np.uint8)
+    valid = np.ones(shape[:3], bool)
+    valid[:, :9, :9] = False
+    return noise.transpose(0, 3, 1, 2), valid
+
+
+def tiny(_model: ModelConfig, bands: int, outputs: int, pretrained: bool = True) -> Network:
+    """Return a network that is exported in a moment."""
+    assert not pretrained
+    return TinyNetwork(bands, outputs)
+
+
+def make_run(folder: Path, card: ModelCard = CARD, *, seed: int = 0, network: Callable[..., Network] = build) -> Path:
+    """Write a run whose network is sure of itself, as a trained one is, so that differences show."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
+    card.write(folder)
+    trained = network(card.model, 3, card.legend.outputs, pretrained=False).train()
+    for module in trained.modules():
+        module.momentum = 1.0
+    with torch.no_grad():
+        # Batch norm takes the statistics of its maps: of fine noise and of patches, for in an image unlike any of
+        # those a deep network makes much of each last bit.
+        fine = torch.randn(16, 3, card.tile_px, card.tile_px)
+        patches = interpolate(torch.randn(16, 3, card.tile_px // 8, card.tile_px // 8), scale_factor=8.0)
+        trained(torch.cat([fine, (fine + patches) / 2**0.5]))
+        trained.body.head.weight *= 3 + seed
+    save_weights(folder / WEIGHTS, trained)
+    return folder
+
+
+def load(run: Path, backend: str, batch_size: int = 3, **options: Any) -> Mapper:
+    return Mapper.load([run], device="cpu", backend=backend, batch_size=batch_size, **options)
+
+
+def never(*_given: Any) -> None:
+    raise AssertionError("exported again")
+
+
+def exporter(monkeypatch: pytest.MonkeyPatch, backend: str, export: Callable[..., None]) -> None:
+    """Let a backend export with `export`."""
+    monkeypatch.setitem(choice.OTHERS, backend, replace(choice.OTHERS[backend], export=export))
+
+
+@pytest.fixture(scope="module", params=[LIGHT, TRANSFER, LITE0, PADDED], ids=["light", "transfer", "lite0", "padded"])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a network that Geograft trains."""
+    return make_run(tmp_path_factory.mktemp("real") / "run", request.param)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of a tiny network, in the real ones' place from here on, with the graphs of both backends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geograft.inference.predictor.build", tiny)
+        run = make_run(tmp_path_factory.mktemp("kept") / "run", network=tiny)
+        for backend in OTHERS:
+            assert load(run, backend).backend == backend
+        yield run
+
+
+@pytest.fixture
+def run(kept: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(kept, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_both_give_torchs_probabilities(backend: str, real: Path) -> None:
+    expected = load(real, "torch")(*tiles(read_card(real)))
+    assert expected[:, 0].std() > 0.05
+    mapper = load(real, backend)
+    assert (mapper.backend, mapper.notes) == (backend, ())
+    found = mapper(*tiles(read_card(real)))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", *OTHERS])
+def test_a_tile_gives_the_same_bits_wherever_it_is_and_on_any_number_of_cores(backend: str, real: Path) -> None:
+    pixels, valid = tiles(read_card(real), 5)
+    mapper = load(real, backend, 5)
+    upright = mapper(pixels, valid)
+    for place in (1, 4):
+        assert np.array_equal(mapper(np.roll(pixels, place, axis=0), valid)[place], upright[0])
+    cores = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        alone = load(real, backend, 1)(pixels[:1], valid[:1])
+        together = load(real, backend, 5)(pixels, valid)
+    finally:
+        torch.set_num_threads(cores)
+    assert np.array_equal(alone[0], upright[0])
+    assert np.array_equal(together, upright)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_kept_graph_is_used_and_gives_the_same_bits(
+    backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "exported")
+    anew = load(run, backend)(*tiles(CARD))
+    said = capfd.readouterr()
+    assert not said.out + said.err
+    exporter(monkeypatch, backend, never)
+    mapper = load(kept, backend)
+    assert (mapper.backend, mapper.notes) == (backend, ())
+    assert np.array_equal(mapper(*tiles(CARD)), anew)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_other_weights_and_other_tiles_have_graphs_of_their_own(
+    backend: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter(monkeypatch, backend, never)
+    for changes in ({"seed": 1}, {"card": replace(CARD, tile_px=48)}):
+        make_run(run, network=tiny)
+        assert load(run, backend).backend == backend
+        make_run(run, network=tiny, **changes)
+        assert "exported again" in load(run, backend).notes[0]
+
+
+def copying(monkeypatch: pytest.MonkeyPatch, backend: str, kept: Path) -> None:
+    """Let a backend export by copying the graph of that run, which takes no time."""
+    (graph,) = kept.glob(f"exported/{backend}-*")
+
+    def export(_network: Any, _image: Any, folder: Path) -> None:
+        for file in graph.glob("graph.*"):
+            shutil.copy(file, folder)
+
+    exporter(monkeypatch, backend, export)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_damaged_graph_is_exported_anew(backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copying(monkeypatch, backend, kept)
+    expected = load(kept, backend)(*tiles(CARD))
+    (folder,) = run.glob(f"exported/{backend}-*")
+    for damage in (lambda file: file.write_bytes(file.read_bytes()[:-100]), lambda file: file.unlink()):
+        for name in sorted(file.name for file in folder.iterdir()):
+            damage(folder / name)
+            mapper = load(run, backend)
+            assert (mapper.backend, mapper.notes) == (backend, ())
+            assert np.array_equal(mapper(*tiles(CARD)), expected)
+            assert graphs.is_whole(folder)
+    assert {file.name for file in (run / "exported").iterdir()} == {file.name for file in folder.parent.iterdir()}
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_a_run_folder_that_cannot_be_written_will_do(
+    backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying(monkeypatch, backend, kept)
+    expected = load(run, backend)(*tiles(CARD))
+    shutil.rmtree(run / "exported")
+    (run / "exported").write_text("in the way")
+    mapper = load(run, backend)
+    assert (mapper.backend, mapper.notes) == (backend, ())
+    assert np.array_equal(mapper(*tiles(CARD)), expected)
+
+
+def with_runner(monkeypatch: pytest.MonkeyPatch, backend: str, change: Callable[[Any], Any]) -> None:
+    """Change what a backend computes."""
+    known = choice.OTHERS[backend]
+
+    def runner(folder: Path, workers: int) -> Any:
+        real = known.runner(folder, workers)
+        return lambda images: change(real(images))
+
+    monkeypatch.setitem(choice.OTHERS, backend, replace(known, runner=runner))
+
+
+@pytest.mark.parametrize(("off", "agrees"), [(0.0035, True), (0.02, False), (float("nan"), False)])
+def test_a_backend_that_is_off_gives_way_to_torch(
+    off: float, agrees: bool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_runner(monkeypatch, "onnx", lambda logits: logits + off)
+    mapper = load(run, "onnx")
+    if agrees:
+        assert (mapper.backend, mapper.notes) == ("onnx", ())
+        return
+    assert mapper.backend == "torch"
+    assert len(mapper.notes) == 1
+    assert mapper.notes[0].startswith("ONNX Runtime is not used: its probabilities differ from torch's by up to")
+    assert np.array_equal(mapper(*tiles(CARD)), load(run, "torch")(*tiles(CARD)))
+
+
+def test_one_run_of_an_ensemble_that_is_off_brings_torch_for_all(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_run(tmp_path / "other", seed=1, network=tiny)
+    together = Mapper.load([run, other], device="cpu", backend="onnx", batch_size=3)
+    assert together.backend == "onnx"
+    expected = Mapper.load([run, other], device="cpu", backend="torch", batch_size=3)(*tiles(CARD))
+    np.testing.assert_allclose(together(*tiles(CARD)), expected, atol=2e-5)
+    calls = iter(range(100))
+    with_runner(monkeypatch, "onnx", lambda logits: logits + next(calls))
+    mapper = Mapper.load([run, other], device="cpu", backend="onnx", batch_size=3)
+    assert mapper.backend == "torch"
+    assert np.array_equal(mapper(*tiles(CARD)), expected)
+
+
+def test_an_exporter_that_fails_gives_way_to_torch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_given: Any) -> None:
+        raise RuntimeError("no such operator: aten::swirl.\nand much more")
+
+    shutil.rmtree(run / "exported")
+    exporter(monkeypatch, "openvino", fails)
+    mapper = load(run, "openvino")
+    assert mapper.backend == "torch"
+    assert mapper.notes == ("OpenVINO is not used: it cannot run this network (no such operator: aten::swirl).",)
+
+
+@pytest.mark.parametrize("fastest", ["torch", *OTHERS])
+def test_auto_takes_the_fastest_that_agrees(fastest: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = iter(("torch", "openvino", "onnx"))
+    monkeypatch.setattr(choice, "_seconds", lambda *_given: 0.1 if next(names) == fastest else 0.2)
+    mapper = load(run, "auto")
+    assert (mapper.backend, mapper.notes) == (fastest, ())
+    assert np.array_equal(mapper(*tiles(CARD)), load(run, fastest)(*tiles(CARD)))
+
+
+def test_auto_passes_over_what_is_off_or_not_installed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_seconds", lambda runner, *_given: isinstance(runner, choice.Eager))
+    with_runner(monkeypatch, "openvino", lambda logits: logits + 1)
+    mapper = load(run, "auto")
+    assert mapper.backend == "onnx"
+    assert ["OpenVINO is not used" in note for note in mapper.notes] == [True]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert load(run, "auto").backend == "torch"
+
+
+@pytest.mark.parametrize(("backend", "module"), [("onnx", "onnxruntime"), ("onnx", "onnxscript"), ("openvino",) * 2])
+def test_a_backend_that_is_not_installed_is_one_line(
+    backend: str, module: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SettingError, match=rf"is not installed\. Run pip install 'geograft\[{backend}\]', or"):
+        load(run, backend)
+
+
+def test_the_others_run_on_the_cpu_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingError, match="'onnx' runs on the CPU, not on cuda"):
+        Mapper.load([run], device="cuda", backend="onnx", batch_size=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choice.device_for("onnx", "auto") == "cpu"
+    assert choice.device_for("auto", "auto") == choice.device_for("torch", "auto") == "cuda"
+
+
+def test_backends_are_compared_on_the_batch_given(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that is off where the first band is bright only."""
+    bright = np.full((3, 3, 32, 32), 255, np.uint8)
+    known = choice.OTHERS["onnx"]
+
+    def runner(folder: Path, workers: int) -> Any:
+        real = known.runner(folder, workers)
+        return lambda images: real(images) + (images[:, :1] > 4)
+
+    monkeypatch.setitem(choice.OTHERS, "onnx", replace(known, runner=runner))
+    assert load(run, "onnx", sample=(bright, np.ones((3, 32, 32), bool))).backend == "torch"
+    assert load(run, "onnx", sample=(bright, np.zeros((3, 32, 32), bool))).backend == "onnx"
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_given: Any, **_options: Any) -> Any:
+        def fails(_images: Any) -> None:
+            raise RuntimeError("no C++ compiler found.")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    mapper = load(run, "torch", compile=True)
+    assert mapper.notes == ("torch cannot compile the network here (no C++ compiler found); it runs as it is",)
+    assert np.array_equal(mapper(*tiles(CARD)), load(run, "torch")(*tiles(CARD)))
+
+
+def test_what_was_compiled_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_options: lambda images: 0 * network(images))
+    assert (load(run, "torch", compile=True)(*tiles(CARD)) == 0.5).all()
+
+
+FIRST_CALLS = """
+import os, sys, threading
+from pathlib import Path
+import torch
+from geograft.inference.openvino import Streams
+streams, start = Streams(Path(sys.argv[1]), 2), threading.Barrier(2)
+def first_call():
+    start.wait()
+    streams(torch.zeros(1, 3, 32, 32))
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=first_call, daemon=True) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join(60) for thread in threads]
+os._exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+def test_two_threads_whose_first_calls_meet_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """OpenVINO makes a table at its first use, and two threads that make it at once would wait for ever."""
+    pytest.importorskip("openvino")
+    from geograft.inference import openvino as backend
+
+    backend.export(torch.nn.Conv2d(3, 1, 1).eval(), torch.zeros(1, 3, 32, 32), tmp_path)
+    done = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(tmp_path)], timeout=180, check=False)
+    assert done.returncode == 0

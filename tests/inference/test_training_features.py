@@ -1,0 +1,175 @@
+"""What a run knows: which tiles it is taken from, and what the encoder is shown."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy import ndarray
+
+from geograft.config import ModelConfig
+from geograft.dataset.tileset import TileSet
+from geograft.dataset.units import apart, sampled_apart
+from geograft.geo.grid import Grid, Window
+from geograft.inference.embedding import Encoder, known_ground
+from geograft.mapping.batches import Mirrored, batches, coarse, frames, tiles_of
+from geograft.networks.network import build
+from geograft.training.loader import Scaling
+from tests.support.rasters import TENTH_METRE
+
+MEAN, STD = (130.0, 120.0, 110.0), (30.0, 20.0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(build(ModelConfig(architecture="unet"), 3, 1), Scaling(MEAN, STD), 40, "cpu")
+
+
+def noise(count: int, size: int, seed: int = 0) -> ndarray:
+    return np.random.default_rng(seed).integers(1, 255, (count, 3, size, size), dtype=np.uint8)
+
+
+# -------------------------------------------------------------------------------------------------------- tiles apart
+
+windows = st.builds(Window, st.integers(0, 60), st.integers(0, 60), st.integers(5, 20), st.integers(5, 20))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), windows), max_size=40))
+def test_no_two_tiles_share_a_pixel_and_no_other_could_be_added(tiles: list[tuple[str, Window]]) -> None:
+    found = apart(tiles)
+    assert all(first < second for first, second in pairwise(found))
+    for position, (scene, window) in enumerate(tiles):
+        others = [other for i in found if i != position for name, other in [tiles[i]] if name == scene]
+        assert any(window.overlap(other) for other in others) == (position not in found)
+
+
+def test_of_many_tiles_the_same_choice_is_taken_with_its_units(tiles: Path) -> None:
+    tile_set = TileSet.open(tiles)
+    every, units = sampled_apart(tile_set, "train", 10**6)
+    # Blocks of 64 pixels hold four tiles of 32 that do not overlap.
+    assert len(every) == len(tile_set.split("train"))
+    assert (np.bincount(units) == 4).all()
+    some, of = sampled_apart(tile_set, "train", 9)
+    assert len(some) == len(of) == 9
+    assert some == sorted(some) == sampled_apart(tile_set, "train", 9)[0]
+
+
+# ------------------------------------------------------------------------------------------------------ frames, cells
+
+
+class Array:
+    """A source in memory, of which some pixels are valid and some are wanted."""
+
+    def __init__(self, pixels: ndarray, valid: ndarray, asked: ndarray | None) -> None:
+        self.pixels, self.valid, self.asked = pixels, valid, asked
+        self.largest = 0
+
+    def empty(self, window: Window) -> bool:
+        return False
+
+    def read(self, window: Window) -> tuple[ndarray, ndarray]:
+        assert window.overlap(Window(0, 0, *self.valid.shape)) == window
+        self.largest = max(self.largest, window.height * window.width)
+        return self.pixels[:, *window.slices], self.valid[window.slices]
+
+    def wanted(self, window: Window) -> ndarray | None:
+        return None if self.asked is None else self.asked[window.slices]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 90), st.integers(1, 90), st.booleans(), st.integers(0, 10**6))
+def test_frames_are_the_raster_continued_as_its_mirror_image(height: int, width: int, part: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels, valid = noise(1, 90, seed)[0, :, :height, :width], rng.random((height, width)) < 0.8
+    source = Array(pixels, valid, rng.random((height, width)) < 0.5 if part else None)
+    grid = Grid(height, width, TENTH_METRE, None)
+    lanes = frames(grid, 32, 3)
+    size = lanes.tiles.height, lanes.tiles.width
+    beyond = [(0, size[0] - height), (0, size[1] - width)]
+    whole, seen = np.pad(pixels, [(0, 0), *beyond], "reflect"), np.pad(valid, beyond, "reflect")
+    mapped = np.pad(valid if source.asked is None else valid & source.asked, beyond)
+    left = mapped.copy()
+    for tile in tiles_of(lanes, Mirrored(source, height, width)):
+        here = Window(lanes.place(tile.lane)[1] * 32, tile.column * 32, 32, 32).slices
+        assert np.array_equal(tile.pixels, whole[:, *here])
+        assert np.array_equal(tile.valid, seen[here])
+        assert np.array_equal(tile.mapped, mapped[here])
+        left[here] = False
+    assert not left.any()
+
+
+def test_no_more_than_a_few_frames_are_read_at_once() -> None:
+    source = Array(np.ones((1, 300, 2000), np.uint8), np.ones((300, 2000), bool), None)
+    lanes = frames(Grid(300, 2000, TENTH_METRE, None), 32, 1)
+    shapes = [batch.pixels.shape for batch in batches(tiles_of(lanes, Mirrored(source, 300, 2000)), 4)]
+    assert set(shapes) == {(4, 1, 32, 32)}
+    assert len(shapes) == -(-10 * 63 // 4)
+    assert source.largest <= 8 * 32 * 32
+
+
+def test_the_coarse_grid_has_the_same_corner() -> None:
+    made = coarse(Grid(100, 129, TENTH_METRE, None), 64)
+    assert (made.height, made.width) == (2, 3)
+    assert made.transform @ (1, 1) == pytest.approx(TENTH_METRE @ (64, 64))
+
+
+def test_cells_are_64_pixels_or_what_fits_a_tile() -> None:
+    torch.manual_seed(0)
+    network = build(ModelConfig(architecture="unet"), 3, 1)
+    sizes = {px: Encoder(network, Scaling(MEAN, STD), px, "cpu") for px in (16, 40, 64, 160, 224)}
+    assert [(px, one.cell_px, one.frame_px) for px, one in sizes.items()] == [
+        (16, 16, 16),
+        (40, 32, 32),
+        (64, 64, 64),
+        (160, 64, 128),
+        (224, 64, 192),
+    ]
+    assert sizes[224].cells == 9
+
+
+def test_what_is_not_valid_is_seen_as_the_mean(encoder: Encoder) -> None:
+    pixels, valid = noise(2, 32), np.ones((2, 32, 32), bool)
+    valid[:, 5:9, 20:] = False
+    other = np.where(valid[:, None], pixels, noise(2, 32, 1)).astype(np.float32)
+    mean = np.where(valid[:, None], pixels, np.array(MEAN)[:, None, None]).astype(np.float32)
+    found, known = encoder(pixels, valid)
+    assert known.all()
+    assert np.array_equal(found, encoder(other, valid)[0])
+    assert np.allclose(found, encoder(mean, np.ones_like(valid))[0], atol=1e-6)
+
+
+def test_cells_that_are_mostly_not_valid_have_no_features(encoder: Encoder) -> None:
+    valid = np.ones((3, 32, 32), bool)
+    valid[1, :17] = False
+    found, known = encoder(noise(3, 32), valid)
+    assert known[:, 0, 0].tolist() == [True, False, True]
+    assert len(found) == 2
+
+
+# -------------------------------------------------------------------------------------------------------- known ground
+
+
+def samples(count: int) -> list[tuple[ndarray, ndarray]]:
+    return [(one.astype(np.float32), np.zeros((40, 40), np.uint8)) for one in noise(count, 40)]
+
+
+def test_tiles_without_a_label_but_with_an_image_are_known_ground_too(encoder: Encoder) -> None:
+    tiles = samples(11)
+    tiles[3][1][:] = 255
+    found = known_ground(encoder, tiles, list(range(11)), np.arange(11) // 3)
+    assert found is not None
+    assert len(found.points) == 11
+    features, _ = encoder(np.stack([image[:, :32, :32] for image, _ in tiles]), np.ones((11, 32, 32), bool))
+    assert found.index(features) == pytest.approx(np.zeros(11), abs=1e-3)
+
+
+def test_one_unit_or_equal_cells_are_nothing_to_compare(encoder: Encoder) -> None:
+    tiles = samples(4)
+    assert known_ground(encoder, tiles, [0, 1, 2, 3], np.zeros(4, int)) is None
+    assert known_ground(encoder, [tiles[0]] * 4, [0, 1, 2, 3], np.arange(4)) is None
+    tiles[1][0][:], tiles[1][1][:] = 0, 255
+    assert known_ground(encoder, tiles, [0, 1], np.arange(2)) is None

@@ -1,0 +1,86 @@
+"""Where tiles and lanes lie: what any raster, tile size and overlap must keep."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geograft.geo.grid import Window
+from geograft.mapping.windows import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflected
+from tests.support.blending import GRIDS, PANELS
+
+
+@given(st.integers(-300, 300), st.integers(1, 200), st.integers(1, 60))
+def test_reflected_is_numpys_reflection(start: int, size: int, length: int) -> None:
+    before, after = max(0, -start), max(0, start + size - length)
+    expected = np.pad(np.arange(length), (before, after), mode="reflect")[start + before :][:size]
+    assert reflected(start, size, length).tolist() == expected.tolist()
+
+
+SPANS = st.tuples(st.integers(-40, 40), st.integers(1, 40), st.integers(1, 20))
+
+
+@given(SPANS, SPANS)
+def test_a_window_unfolds_from_the_part_of_the_raster_that_holds_it(
+    down: tuple[int, int, int], across: tuple[int, int, int]
+) -> None:
+    (row, high, height), (col, wide, width) = down, across
+    raster = np.arange(height * width).reshape(height, width)
+    shown = Reflection.of(Window(row, col, high, wide), height, width)
+    expected = raster[reflected(row, high, height)[:, None], reflected(col, wide, width)]
+    assert (shown.unfolded(raster[shown.inside.slices]) == expected).all()
+
+
+@given(GRIDS)
+def test_tiles_cover_the_raster_and_its_margin_at_the_stride(tiles: TileGrid) -> None:
+    for begins, length in ((tiles.tops, tiles.height), (tiles.lefts, tiles.width)):
+        assert begins[0] == -tiles.margin
+        assert begins[-1] + tiles.tile_px == max(length + tiles.margin, tiles.tile_px - tiles.margin)
+        assert all(after - before <= tiles.stride for before, after in pairwise(begins))
+        assert all(after - before == tiles.stride for before, after in pairwise(begins[:-1]))
+
+
+@given(GRIDS, PANELS)
+def test_strips_are_the_raster_once(tiles: TileGrid, panel_px: int) -> None:
+    lanes = Lanes(tiles, panel_px)
+    times = np.zeros((tiles.height, tiles.width), int)
+    for lane in range(len(lanes)):
+        times[lanes.strip(lane).slices] += 1
+    assert (times == 1).all()
+
+
+@given(GRIDS, PANELS)
+def test_panels_are_the_columns_of_tiles_once_and_even(tiles: TileGrid, panel_px: int) -> None:
+    panels = Lanes(tiles, panel_px).panels
+    assert [column for panel in panels for column in panel] == list(range(len(tiles.lefts)))
+    sizes = {len(panel) for panel in panels}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) * tiles.stride <= max(panel_px, tiles.stride)
+
+
+@given(GRIDS, PANELS)
+def test_a_strip_is_complete_when_its_lane_and_those_to_the_left_are(tiles: TileGrid, panel_px: int) -> None:
+    lanes = Lanes(tiles, panel_px)
+    for lane in range(len(lanes)):
+        columns, row = lanes.place(lane)
+        strip = lanes.strip(lane)
+        if strip.height and strip.width:
+            assert all(top >= strip.stop_row for top in tiles.tops[row + 1 :])
+            assert all(left >= strip.stop_col for left in tiles.lefts[columns.stop :])
+            # Every pixel lies in a tile of the lane itself, which is what tells whether it is mapped.
+            assert tiles.tops[row] <= strip.row < strip.stop_row <= tiles.tops[row] + tiles.tile_px
+            assert tiles.lefts[columns.start] <= strip.col
+            assert strip.stop_col <= tiles.lefts[columns.stop - 1] + tiles.tile_px
+        touching = [i for i, top in enumerate(tiles.tops[: row + 1]) if top + tiles.tile_px > strip.row]
+        assert lanes.first_reaching(lane) - (lane - row) <= min(touching)
+        before = lanes.before(lane)
+        assert before is None or lanes.strip(before).row == strip.row
+
+
+@given(st.integers(1, 40), st.integers(1, 64))
+def test_panels_are_as_wide_as_memory_allows(layers: int, pixel_bytes: int) -> None:
+    tiles = TileGrid(10**5, 10**5, 224, 0.5)
+    width = panel_width(tiles, layers, pixel_bytes)
+    taken = width * (4 * layers * 224 + 512 * pixel_bytes)
+    assert width == 224 or PANEL_BYTES * 0.99 < taken <= PANEL_BYTES

@@ -1,0 +1,119 @@
+"""Predict a map, killed by SIGKILL at each moment worth trying, then go on. Run by test_predict.py.
+
+    python -m tests.support.kill_predict FOLDER
+
+Every prediction is a process of its own, forked. FOLDER/whole is not interrupted; FOLDER/<moment> is, three times over.
+Prints one line a moment: its name, the signal that ended the first process, and the strips that it had finished.
+"""
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.processes import Fuse, in_a_process
+from tests.support.rasters import textured, write_raster
+from tests.support.runs import COVERS, Contextual, Means, make_run
+
+# Stands in for the learning library, which takes long to load.
+sys.modules["geograft.inference.predictor"] = types.ModuleType("geograft.inference.predictor")
+sys.modules["geograft.inference.predictor"].Mapper = Contextual  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"] = types.ModuleType("geograft.inference.embedding")
+sys.modules["geograft.inference.embedding"].Encoder = Means  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
+
+import geograft.mapping.plan  # noqa: E402
+from geograft.commands.predict import predict  # noqa: E402
+from geograft.config import PredictConfig  # noqa: E402
+from geograft.metrics.applicability import KNOWN, fit  # noqa: E402
+
+CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
+# Two panels of four or five columns of tiles.
+geograft.mapping.plan.panel_width = lambda *_: 80
+
+
+def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:
+    """Return what arms a fuse on the moments before or after a method is called."""
+
+    def arm() -> None:
+        fuse, method = Fuse(length), getattr(owner, name)
+
+        def burning(*args: Any, **options: Any) -> Any:
+            if not after:
+                fuse.burn()
+            result = method(*args, **options)
+            if after:
+                fuse.burn()
+            return result
+
+        setattr(owner, name, burning)
+
+    return arm
+
+
+def calls(folder: Path, owner: type, name: str) -> int:
+    """Return how often a prediction that is not interrupted calls a method."""
+
+    def counted() -> None:
+        found, method = [0], getattr(owner, name)
+
+        def counting(*args: Any, **options: Any) -> Any:
+            found[0] += 1
+            return method(*args, **options)
+
+        setattr(owner, name, counting)
+        mapped(folder, f"counted-{name}")
+        (folder / f"counted-{name}" / "count.json").write_text(json.dumps(found[0]))
+
+    assert in_a_process(counted) == 0
+    number: int = json.loads((folder / f"counted-{name}" / "count.json").read_text())
+    return number
+
+
+def try_moment(folder: Path, name: str, arm: Callable[[], None]) -> str:
+    """Kill a prediction twice at the same moment, let it come to its end, and say what the first kill left."""
+    strips = folder / name / ".map.part" / "strips.tsv"
+
+    def doomed() -> None:
+        arm()
+        mapped(folder, name)
+
+    ended_by = in_a_process(doomed)
+    finished = len(strips.read_text(encoding="ascii").splitlines()) - 1 if strips.exists() else 0
+    if strips.parent.exists():
+        in_a_process(doomed)
+    if strips.parent.exists():
+        assert in_a_process(lambda: mapped(folder, name)) == 0
+    return f"{name} {ended_by} {finished}"
+
+
+def mapped(folder: Path, name: str) -> None:
+    predict(folder / "run", (folder / "scene.tif",), folder / name / "map.tif", CONFIG)
+
+
+def main(folder: Path) -> None:
+    pixels = textured(3, 110, 130)
+    pixels[:, 30:65] = 0
+    write_raster(folder / "scene.tif", pixels, nodata=0)
+    make_run(folder / "run", COVERS)
+    fit(np.random.default_rng(0).normal(128, 30, (40, 3))).write(folder / "run" / KNOWN)
+    assert in_a_process(lambda: mapped(folder, "whole")) == 0
+    batches, files = calls(folder, Contextual, "__call__"), calls(folder, Path, "replace")
+    removed = calls(folder, Path, "unlink")
+    moments = {f"batch-{n}": killed_at(Contextual, "__call__", n) for n in (1, batches // 2, batches)}
+    # The last are the complete ledger, the probabilities, the uncertainty, the area of applicability and the map.
+    ends = range(files - 4, files + 1)
+    moments |= {f"before-file-{n}": killed_at(Path, "replace", n) for n in (2, 3, files // 2, *ends)}
+    moments |= {f"after-file-{n}": killed_at(Path, "replace", n, after=True) for n in (1, 2, files // 3, *ends)}
+    # The last files to go are strips and, at the very end, the ledger.
+    moments |= {f"removed-{n}": killed_at(Path, "unlink", n) for n in (removed - 5, removed)}
+    for name, arm in moments.items():
+        sys.stdout.write(try_moment(folder, name, arm) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

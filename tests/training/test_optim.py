@@ -1,0 +1,114 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from geograft.config import ModelConfig, TrainConfig
+from geograft.networks.network import Network, build
+from geograft.training.optim import Schedule, hold_encoder, optimizer_of, parameter_groups, set_rates
+from tests.support.training import TinyNetwork
+
+CONFIG = TrainConfig(optimizer="adam", warmup_epochs=0, encoder_lr=1e-4, decoder_lr=1e-3)
+ADAMW = replace(CONFIG, optimizer="adamw", weight_decay=0.5, layer_decay=0.5)
+
+NETWORKS = {
+    "pretrained": TinyNetwork,
+    "two stages frozen": lambda: TinyNetwork(frozen=2),
+    "all stages frozen": lambda: TinyNetwork(frozen=5),
+    "from scratch": lambda: TinyNetwork(trained=False),
+    "the article's": lambda: build(ModelConfig(architecture="unet"), 3, 1),
+    "pretrained shape of the article": lambda: build(ModelConfig(), 3, 1, pretrained=False),
+}
+
+
+@pytest.mark.parametrize("config", [CONFIG, ADAMW])
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_every_trainable_parameter_is_in_exactly_one_group(make: Callable[[], Network], config: TrainConfig) -> None:
+    network = make()
+    grouped = [id(p) for group in parameter_groups(network, config) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+
+
+def by_name(network: TinyNetwork, key: str, config: TrainConfig = CONFIG) -> dict[str, float]:
+    """Return what the groups say of each parameter under `key`."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {names[id(p)]: group[key] for group in parameter_groups(network, config) for p in group["params"]}
+
+
+def rates(network: TinyNetwork, config: TrainConfig = CONFIG) -> dict[str, float]:
+    return by_name(network, "lr", config)
+
+
+def test_pretrained_stages_learn_slowly_and_frozen_ones_not_at_all() -> None:
+    found = rates(TinyNetwork(frozen=2))
+    assert {name: rate for name, rate in found.items() if "stages" in name}.keys() == {
+        f"body.stages.{stage}.{layer}.{kind}" for stage in (2, 3, 4) for layer in (0, 1) for kind in ("weight", "bias")
+    }
+    assert all(rate == (1e-4 if "stages" in name else 1e-3) for name, rate in found.items())
+
+
+def test_an_encoder_from_scratch_learns_at_the_decoders_rate() -> None:
+    assert set(rates(TinyNetwork(trained=False)).values()) == {1e-3}
+
+
+def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
+    network = TinyNetwork(frozen=2)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    optimizer = optimizer_of(network, CONFIG)
+    network.train()
+    network(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+    moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == rates(network).keys()
+
+
+def test_each_stage_before_the_last_learns_slower_by_the_same_factor() -> None:
+    found = rates(TinyNetwork(frozen=1), replace(CONFIG, layer_decay=0.5))
+    weights = [found.get(f"body.stages.{stage}.0.weight") for stage in range(5)]
+    assert weights == [None, 1e-4 / 8, 1e-4 / 4, 1e-4 / 2, 1e-4]
+    assert found["body.head.weight"] == 1e-3
+
+
+def test_only_adamw_decays_and_only_what_is_no_bias_and_no_norm() -> None:
+    assert set(by_name(TinyNetwork(), "weight_decay").values()) == {0.0}
+    decays = by_name(TinyNetwork(), "weight_decay", ADAMW)
+    assert {name for name, decay in decays.items() if decay == 0.5} == {
+        *(f"body.stages.{stage}.0.weight" for stage in range(5)),
+        "body.head.weight",
+    }
+
+
+def test_without_a_gradient_adamw_pulls_weights_to_zero_by_rate_times_decay() -> None:
+    network = TinyNetwork()
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    optimizer = optimizer_of(network, ADAMW)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    found = rates(network, ADAMW), by_name(network, "weight_decay", ADAMW)
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(value, before[name] * (1 - found[0][name] * found[1][name]))
+
+
+def test_the_decoders_group_is_the_last() -> None:
+    assert parameter_groups(TinyNetwork(), ADAMW)[-1]["lr"] == 1e-3
+
+
+def test_all_groups_follow_the_schedule_from_their_own_rate() -> None:
+    optimizer = optimizer_of(TinyNetwork(), ADAMW)
+    schedule = Schedule(replace(ADAMW, schedule="cosine", epochs=1), 10)
+    set_rates(optimizer, schedule, 5)
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(group["initial_lr"] / 2)
+
+
+def test_an_encoder_that_is_held_stands_still_until_it_is_let_go() -> None:
+    network = TinyNetwork(frozen=2)
+    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
+    hold_encoder(network, 5)
+    assert not any(p.requires_grad for p in network.stages.parameters())
+    assert not any(module.training for module in network.train().stages.modules() if module is not network.stages)
+    hold_encoder(network, 2)
+    assert {name for name, p in network.named_parameters() if p.requires_grad} == trainable
+    assert [stage.training for stage in network.train().stages] == [False, False, True, True, True]

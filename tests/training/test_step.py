@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from geograft.errors import SettingError
+from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.training.distributed import Crew
+from geograft.training.step import NoNumberError, Step, confusion, grouped, in_parts, is_out_of_memory
+from tests.support.training import TinyNetwork, blocks
+
+Batch = tuple[Tensor, Tensor]
+ENTROPY = LossMix(region_weight=0.0)
+
+
+def batch(count: int, seed: int = 0) -> Batch:
+    """Return so many tiles, of which each next one has fewer labelled pixels."""
+    tiles = blocks(count, seed)
+    for index, (_, label) in enumerate(tiles):
+        label[: index + 1] = 255
+    images, labels = zip(*tiles, strict=True)
+    return (torch.tensor(np.stack(images)) - 130) / 30, torch.tensor(np.stack(labels))
+
+
+class Small(TinyNetwork):
+    """A network whose memory holds `most` tiles."""
+
+    most = 10**9
+
+    def forward(self, image: Tensor) -> Tensor:
+        if len(image) > self.most:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return super().forward(image)
+
+
+def step_of(network: nn.Module, mix: LossMix = ENTROPY) -> Step:
+    # Evaluation mode, for batch norm sees a part at a time.
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return Step(Crew(fabric), fabric.setup(network.eval()), mix, 2)
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+def torchs(batches: list[Batch], mix: LossMix = ENTROPY) -> tuple[list[Tensor], list[float]]:
+    """Return gradients of the mean of the batches' losses, and the losses, as torch has them."""
+    network = TinyNetwork().eval()
+    losses = [segmentation_loss(network(images), label, mix) for images, label in batches]
+    torch.stack(losses).mean().backward()
+    return gradients(network), [loss.item() for loss in losses]
+
+
+@pytest.mark.parametrize("mix", [ENTROPY, LossMix(region_weight=0.6)])
+def test_gradients_of_several_batches_are_those_of_their_mean_loss(mix: LossMix) -> None:
+    batches = [batch(4, seed) for seed in range(3)]
+    network = TinyNetwork()
+    counted = step_of(network, mix).gradients(batches)
+    expected, losses = torchs(batches, mix)
+    torch.testing.assert_close(gradients(network), expected)
+    assert [each.loss for each in counted] == pytest.approx(losses)
+    for (images, label), (_, matrix, tiles) in zip(batches, counted, strict=True):
+        assert (matrix == confusion(network(images), label, 2).numpy()).all()
+        assert tiles == 4
+
+
+@pytest.mark.parametrize("cuts", [2, 3, 5, 8])
+def test_a_batch_in_parts_has_the_entropy_and_gradients_of_the_whole(cuts: int) -> None:
+    network = TinyNetwork()
+    step = step_of(network)
+    step.load_state_dict({"cuts": cuts})
+    counted = step.gradients([batch(5), batch(6, seed=1)])
+    expected, losses = torchs([batch(5), batch(6, seed=1)])
+    torch.testing.assert_close(gradients(network), expected)
+    assert [each.loss for each in counted] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("most", "cuts"), [(8, 1), (4, 2), (3, 4), (2, 4), (1, 8)])
+def test_where_memory_runs_out_parts_are_halved_until_they_fit(most: int, cuts: int) -> None:
+    network = Small()
+    network.most = most
+    step = step_of(network)
+    first = step.gradients([batch(8)])
+    assert step.state_dict() == {"cuts": cuts}
+    assert [f"in {cuts} parts" in note for note in step.notes()] == [True] * (cuts > 1)
+    expected, losses = torchs([batch(8)])
+    torch.testing.assert_close(gradients(network), expected)
+    assert first[0].loss == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_memory_for_less_than_a_tile_is_one_line() -> None:
+    network = Small()
+    network.most = 0
+    with pytest.raises(SettingError, match="single tile") as caught:
+        step_of(network).gradients([batch(4)])
+    assert "\n" not in str(caught.value)
+
+
+def test_it_knows_when_memory_ran_out() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**56, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("no")])
+def test_other_errors_pass(error: Exception) -> None:
+    class Broken(TinyNetwork):
+        def forward(self, image: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        step_of(Broken()).gradients([batch(4)])
+
+
+def test_what_cannot_be_compiled_is_one_line() -> None:
+    class Uncompiled(TinyNetwork):
+        def forward(self, image: Tensor) -> Tensor:
+            raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler found\nand more"), None)
+
+    with pytest.raises(SettingError, match=r"compile = true: .*Train without --compile\.$") as caught:
+        step_of(Uncompiled()).gradients([batch(4)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_names_its_batch() -> None:
+    bad = batch(4)
+    bad[0][2, :, 5, 5] = torch.inf
+    bad[1][2, 5, 5] = 1
+    with pytest.raises(NoNumberError) as caught:
+        step_of(TinyNetwork()).gradients([batch(4), bad])
+    assert caught.value.batch == 1
+    assert not torch.tensor(caught.value.loss).isfinite()
+
+
+@given(tiles=st.integers(1, 9), parts=st.integers(1, 12))
+def test_parts_are_the_batch_in_order_and_of_like_size(tiles: int, parts: int) -> None:
+    images, label = torch.arange(tiles)[:, None, None, None].float(), torch.zeros(tiles, 1, 1, dtype=torch.uint8)
+    found = in_parts((images, label), parts)
+    sizes = [len(part) for part, _ in found]
+    assert len(found) == min(tiles, parts)
+    assert max(sizes) - min(sizes) <= 1
+    assert torch.equal(torch.cat([part for part, _ in found]), images)
+    assert [len(part) for _, part in found] == sizes
+
+
+def test_groups_are_the_batches_in_order() -> None:
+    batches = [batch(1, seed) for seed in range(7)]
+    for size in (1, 3, 9):
+        groups = list(grouped(iter(batches), size))
+        assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1)
+        found = [images for group in groups for images, _ in group]
+        assert all(map(torch.equal, found, [images for images, _ in batches]))
