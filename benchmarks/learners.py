@@ -17,7 +17,7 @@ from geograft.legend import IGNORE
 from geograft.losses.segmentation import loss_mix, segmentation_loss
 from geograft.networks.network import Network, build
 from geograft.training.loader import TrainingData
-from geograft.training.optim import Average, optimizer_of
+from geograft.training.optim import ModelEMA, optimizer_of
 from peernets import smp_in_geograft, smp_network
 from trainees import ARTICLE, TRAINEES, Job, opened
 
@@ -77,7 +77,7 @@ def engine_learner(network: Network, data: TrainingData, train: TrainConfig) -> 
     """Return a network that takes steps as Geograft's engine does."""
     network.supervise(deep=train.auxiliary_weight > 0)
     mix = loss_mix(train, data.legend, data.shares, data.labelled)
-    average = Average(network, train.ema) if train.ema else None
+    average = ModelEMA(network, train.ema) if train.ema else None
     after = partial(average.take, network) if average is not None else lambda: None
     return Learner(network, optimizer_of(network, train), partial(segmentation_loss, mix=mix), after=after)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from geograft.training.optim import EARLY, Average
+from geograft.training.optim import EARLY, ModelEMA
 from tests.support.training import TinyNetwork
 
 
@@ -19,7 +19,7 @@ def walk(network: TinyNetwork, seed: int) -> None:
 
 def test_after_the_first_steps_it_is_torchs_exponential_mean() -> None:
     network = TinyNetwork()
-    ours = Average(network, decay=0.5)
+    ours = ModelEMA(network, decay=0.5)
     ours.steps = 8  # from here on (1 + n) / (EARLY + n) is not below 0.5
     assert (1 + ours.steps) / (EARLY + ours.steps) == 0.5
     theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
@@ -37,7 +37,7 @@ def test_after_the_first_steps_it_is_torchs_exponential_mean() -> None:
 
 def test_weights_from_before_training_are_soon_forgotten() -> None:
     network = TinyNetwork()
-    average = Average(network, decay=0.9999)
+    average = ModelEMA(network, decay=0.9999)
     with torch.no_grad():
         network.body.head.weight.zero_()
     for _ in range(20):
@@ -50,7 +50,7 @@ def test_weights_from_before_training_are_soon_forgotten() -> None:
 
 def test_what_stands_still_stays_to_the_bit() -> None:
     network = TinyNetwork(frozen=2)
-    average = Average(network, decay=0.9)
+    average = ModelEMA(network, decay=0.9)
     for _ in range(30):
         average.take(network)
     for name, value in network.state_dict().items():
@@ -59,7 +59,7 @@ def test_what_stands_still_stays_to_the_bit() -> None:
 
 def test_it_is_a_network_of_its_own_that_is_not_trained() -> None:
     network = TinyNetwork()
-    average = Average(network, decay=0.9)
+    average = ModelEMA(network, decay=0.9)
     before = average.network.body.head.weight.clone()
     walk(network, 0)
     assert torch.equal(average.network.body.head.weight, before)

@@ -31,7 +31,7 @@ from geograft.training.checkpoint import (
 from geograft.training.distributed import Crew, in_crew, starts_others
 from geograft.training.history import Epoch, History
 from geograft.training.loader import Batch, Feed, TrainingData
-from geograft.training.optim import Average, Schedule, hold_encoder, optimizer_of, set_rates
+from geograft.training.optim import ModelEMA, Schedule, hold_encoder, optimizer_of, set_rates
 from geograft.training.sampling import check_shared, part_of
 from geograft.training.step import NoNumberError, Pair, Step, culprits, grouped, name_of, verdict
 from geograft.training.tracking import figures, trackers
@@ -87,7 +87,7 @@ class _Run:
         self._mix = loss_mix(config, data.legend, data.shares, data.labelled)
         crew.begin_alike(network)
         self._step = Step(crew, self._model, self._mix, self._counting.classes)
-        self._average = Average(network, config.ema) if config.ema else None
+        self._average = ModelEMA(network, config.ema) if config.ema else None
         self._schedule = Schedule(config, -(-len(self._feed.batches(0)) // config.accumulate))
         self._identity = identity(config, data)
         self.position = self._begun(resume)

@@ -121,7 +121,7 @@ EARLY = 10
 """Step n has a decay of at most (1 + n) / (EARLY + n): the first weights are forgotten, whatever the decay."""
 
 
-class Average:
+class ModelEMA:
     """A second network, whose weights and batch-norm statistics are exponential means of another's.
 
     The decay of step n is min(decay, (1 + n) / (EARLY + n)), so that the weights from before training are soon
