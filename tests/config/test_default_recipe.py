@@ -21,7 +21,7 @@ def test_ideas_are_tried_one_at_a_time_against_the_default_before_one_was_taken(
 def test_the_demos_last_network_is_the_default_but_for_epochs_and_colours() -> None:
     demo, default = load_recipe(Path("demo")), load_recipe(Path("default"))
     variant = demo.variants[-1]
-    last = demo.changed(model=variant.model, train=variant.train)
+    last = demo.with_settings(model=variant.model, train=variant.train)
     assert last.model == default.model
     assert replace(last.train, epochs=default.train.epochs, augment=default.train.augment) == default.train
 
@@ -36,9 +36,9 @@ def test_the_articles_recipes_train_as_the_article_does(name: str) -> None:
         "lr_decay": 0.85,
         "warmup_epochs": 0,
         "ema": 0,
-        "region": "dice",
-        "region_weight": 0.25,
-        "entropy": "plain",
+        "region_loss": "dice",
+        "region_loss_weight": 0.25,
+        "pixel_loss": "ce",
         "class_weights": "none",
         "layer_decay": 1,
         "freeze_epochs": 0,

@@ -18,7 +18,7 @@ from geograft.errors import SettingError
     encoder=st.sampled_from(["efficientnet_b0", "resnet18"]),
 )
 def test_a_recipe_written_as_toml_reads_back_equal(epochs: int, dice: float, title: str, encoder: str) -> None:
-    recipe = Recipe(title=title).changed(train={"epochs": epochs, "region_weight": dice}, model={"encoder": encoder})
+    recipe = Recipe(title=title).with_settings(train={"epochs": epochs, "region_loss_weight": dice}, model={"encoder": encoder})
     assert parse_recipe(tomllib.loads(recipe_toml(recipe))) == recipe
 
 

@@ -69,7 +69,7 @@ class SampleConfig:
     """Standard error that overall accuracy shall have; its 95 % interval is twice that to either side."""
     expected_accuracy: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Share of every class that is expected to be mapped right. Only the number of points depends on it."""
-    least: Annotated[int, Field(ge=2)] = 50
+    min_points: Annotated[int, Field(ge=2)] = 50
     """Least number of points of a class, however rare it is."""
     band: str = ""
     """Of a map of overlapping classes, the class to look at: where it is and where it is not are sampled."""
@@ -93,7 +93,7 @@ class SuggestConfig:
 
     tiles: Positive = 20
     """Number of tiles to suggest."""
-    doubt: Literal["entropy", "margin", "spread"] = "entropy"
+    acquisition: Literal["entropy", "margin", "disagreement"] = "entropy"
     """How unsure of a pixel: entropy of its probabilities, how near the two largest are, or how far runs (--ensemble)
     and turns (--tta) disagree."""
     tta: Literal[1, 2, 4, 8] = 1

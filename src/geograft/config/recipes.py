@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from geograft.config.training import STRICT, ModelConfig, PrepareConfig, TrainConfig
 from geograft.errors import SettingError
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
+RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
 """The recipes that come with Geograft."""
 
 
@@ -43,8 +43,8 @@ class Recipe:
     variants: tuple[Variant, ...] = ()
     """The configurations that a comparison trains."""
 
-    def changed(self, **tables: Mapping[str, Any]) -> "Recipe":
-        """Return the recipe with some settings replaced: `recipe.changed(train={"epochs": 3})`.
+    def with_settings(self, **tables: Mapping[str, Any]) -> "Recipe":
+        """Return the recipe with some settings replaced: `recipe.with_settings(train={"epochs": 3})`.
 
         Raises:
             SettingError: for an unknown key or a value that cannot work, with its path.
@@ -56,7 +56,7 @@ class Recipe:
 
     def variant(self, variant: Variant, seed: int) -> "Recipe":
         """Return the recipe of one run of a comparison."""
-        return self.changed(model=variant.model, train={**variant.train, "seed": seed})
+        return self.with_settings(model=variant.model, train={**variant.train, "seed": seed})
 
 
 def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -80,11 +80,11 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         SettingError: when the file is missing, is not TOML, or holds an unknown key or an impossible value.
     """
-    shipped = SHIPPED / f"{path}.toml"
+    shipped = RECIPES_FOLDER / f"{path}.toml"
     try:
         content = tomllib.loads((shipped if shipped.is_file() else path).read_text(encoding="utf-8"))
     except OSError as error:
-        names = ", ".join(sorted(recipe.stem for recipe in SHIPPED.glob("*.toml")))
+        names = ", ".join(sorted(recipe.stem for recipe in RECIPES_FOLDER.glob("*.toml")))
         raise SettingError(f"{path}: {error.strerror}. Give a TOML file, or one of Geograft's: {names}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not a TOML file: {error}. See recipes/ for examples.") from error

@@ -10,9 +10,9 @@ from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
+LearningRate = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -21,7 +21,7 @@ class PrepareConfig:
 
     tile_px: Annotated[int, Field(ge=16)] = 224
     """Edge of a tile in pixels."""
-    overlap: Share = 0.5
+    overlap: Fraction = 0.5
     """Share of a training tile that its neighbour also holds. Validation and test tiles do not overlap."""
     split: Literal["auto", "scene", "block", "group", "article"] = "auto"
     """Unit of the split: whole scenes, square blocks, groups of scenes (--groups), or the article's own, which leaks.
@@ -34,7 +34,7 @@ class PrepareConfig:
     """Edge of a block in pixels, for split = block. 0: two tiles."""
     buffer_px: Annotated[int, Field(ge=0)] = 32
     """Least distance in pixels between a training pixel and a validation or test pixel, for split = block."""
-    min_valid: Share = 0.1
+    min_valid: Fraction = 0.1
     """Least share of labelled, valid pixels in a tile; tiles with less are left out."""
     index: tuple[str, ...] = ()
     """Spectral indices, computed from the bands and given to the network as further bands: ndvi=(b4-b3)/(b4+b3), with
@@ -75,9 +75,9 @@ class TrainConfig:
     between two validations, and rates that fall as slowly as with many."""
     batch_size: Positive = 8
     """Tiles in one step."""
-    decoder_lr: Rate = 2e-3
+    decoder_lr: LearningRate = 2e-3
     """Adam's learning rate of everything but the pretrained encoder stages."""
-    encoder_lr: Rate = 5e-4
+    encoder_lr: LearningRate = 5e-4
     """Adam's learning rate of the encoder stages that are pretrained and not frozen."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Factor on all learning rates after each epoch, for schedule = exponential."""
@@ -101,15 +101,15 @@ class TrainConfig:
     """Largest norm of all gradients together; larger ones are scaled down to it. 0: any."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Training stops after so many epochs in a row without a lower validation loss. 0: never early."""
-    entropy: Literal["plain", "focal"] = "plain"
+    pixel_loss: Literal["ce", "focal"] = "ce"
     """Cross-entropy as it is, or focal: pixels that are right already count less, by focal_gamma."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     """Exponent of the focal loss; 0 is cross-entropy."""
-    region: Literal["dice", "tversky", "lovasz"] = "dice"
+    region_loss: Literal["dice", "tversky", "lovasz"] = "dice"
     """Loss of whole regions beside cross-entropy."""
-    tversky_miss: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    tversky_beta: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """Weight of missed pixels in the Tversky loss; that of false ones is the rest. 0.5 is Dice."""
-    region_weight: Annotated[float, Field(ge=0, le=1)] = 0.25
+    region_loss_weight: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of the region loss; the rest is cross-entropy."""
     class_weights: str = "none"
     """Weight of each class in cross-entropy: none, balanced (by the inverse of its share of the training pixels), or
@@ -126,7 +126,7 @@ class TrainConfig:
     """Take each training tile from a random place near its own in its scene's training ground; not from the grid."""
     scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Largest change of a training tile's scale: from 1 / (1 + jitter) to 1 + jitter."""
-    copy_paste: Share = 0.0
+    copy_paste: Fraction = 0.0
     """Share of training tiles that get pixels of a rare class from another tile."""
     augment: Literal["none", "dihedral", "colour"] = "dihedral"
     """none, dihedral (the eight flips and quarter turns), or colour (those, and brightness, contrast, saturation)."""
