@@ -17,8 +17,8 @@ from geograft.config import PrepareConfig
 from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.dataset.tileset import SPLITS, Tile, TileSet
 from geograft.legend import IGNORE
-from geograft.metrics.scores import confusion_of, scores
-from geograft.networks.pyramid import pyramid
+from geograft.metrics.scores import confusion_matrix, scores
+from geograft.networks.pyramid import build_pyramid
 
 TILE_PX, STRIDE, CELL_PX = 128, 4, 64
 ARCHIVE = "archive.npz"
@@ -110,7 +110,7 @@ def read(folder: Path) -> Archive:
 
 
 def _seen(tile_set: TileSet, ground: Ground) -> Archive:
-    encoder, origin = pyramid(ground.encoder, len(tile_set.meta.band_names), ground.weights)
+    encoder, origin = build_pyramid(ground.encoder, len(tile_set.meta.band_names), ground.weights)
     assert origin.scaling is not None
     mean, std = (np.array(values)[:, None, None] * 255 for values in (origin.scaling.mean, origin.scaling.std))
     encoder.eval()
@@ -170,4 +170,4 @@ def iou(head: nn.Module, ground: Archive, tiles: ndarray) -> float:
     """Return the IoU of class 1 over all pixels of some tiles."""
     coarse = torch.from_numpy(probabilities(head, ground, tiles))[:, None]
     fine = interpolate(coarse, size=(TILE_PX, TILE_PX), mode="bilinear", align_corners=False)[:, 0].numpy()
-    return scores(confusion_of(ground.labels[tiles], (fine >= 0.5).astype(np.uint8), 2)).headline()["iou"]
+    return scores(confusion_matrix(ground.labels[tiles], (fine >= 0.5).astype(np.uint8), 2)).headline()["iou"]

@@ -29,13 +29,13 @@ from geograft.commands.compare import slug
 from geograft.commands.curve import Curve, curve
 from geograft.commands.demo import SCENES
 from geograft.commands.prepare import prepare
-from geograft.commands.trials import Job, Point, finished, noted
+from geograft.commands.trials import CurveJob, ScoredRun, read_scored_run, score_and_save
 from geograft.config import Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, TileSet
 from geograft.files import write_json
 from geograft.inference.predictor import Predictor
-from geograft.text import counted
+from geograft.text import pluralise
 from geograft.training.checkpoint import load_weights
 from geograft.training.loop import fit
 from idea_costs import PREDICTION, STEP, Idea, Runner, costs
@@ -79,24 +79,24 @@ class Ground:
     def found(self) -> Curve:
         """Return the figures of all ideas; trains what is missing."""
         settings = curve(self.tiles, self.folder, self.recipe, ALL_TILES)
-        decoders = [self._decoder(name, base) for name in CHANGES for base in settings.points if self._is_first(base)]
-        return replace(settings, points=(*settings.points, *decoders))
+        decoders = [self._decoder(name, base) for name in CHANGES for base in settings.runs if self._is_first(base)]
+        return replace(settings, points=(*settings.runs, *decoders))
 
-    def _is_first(self, point: Point) -> bool:
+    def _is_first(self, point: ScoredRun) -> bool:
         return point.job.variant == self.recipe.variants[0].name
 
-    def _decoder(self, name: str, base: Point) -> Point:
+    def _decoder(self, name: str, base: ScoredRun) -> ScoredRun:
         job = replace(base.job, variant=name, run=f"{slug(name)}/seed{base.job.seed}")
-        return finished(job, self.whole, self.folder) or self._trained(job, self.folder / base.job.run)
+        return read_scored_run(job, self.whole, self.folder) or self._trained(job, self.folder / base.job.run)
 
-    def _trained(self, job: Job, base: Path) -> Point:
+    def _trained(self, job: CurveJob, base: Path) -> ScoredRun:
         run = self.folder / job.run
         network, data = Idea(job.variant, job.recipe, CHANGES[job.variant]).parts(self.whole)
         history = fit(network, data, job.recipe.train, run, resume=run.exists())
         load_weights(run / WEIGHTS, network)
         # Of the same tiles and settings: all but the epoch is the default's.
         card = replace(read_card(base), epoch=history.best.epoch)
-        return noted(job, self.whole, run, Predictor(card, network, "cpu"))
+        return score_and_save(job, self.whole, run, Predictor(card, network, "cpu"))
 
 
 def ideas_of(recipe: Recipe) -> Iterator[Idea]:
@@ -129,7 +129,7 @@ def rows_of(curves: Sequence[Curve], costs: Mapping[str, Mapping[str, float]]) -
 def _cells(found: Curve, name: str, first: str) -> list[str]:
     (mine,), (default,) = (found.by_variant[each] for each in (name, first))
     own = f"{mine.figures['iou'].value:.3f}"
-    return [own, "" if name == first else " ".join(mine.measure.less(default.measure)["iou"].words("+.3f"))]
+    return [own, "" if name == first else " ".join(mine.measure.difference(default.measure)["iou"].format("+.3f"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the table into LOG.md")
     given = parser.parse_args(arguments)
     model = {"encoder": ENCODER, "weights": str(given.weights.resolve())}
-    recipe, seeds = load_recipe(Path("ideas")).changed(model=model), {name: getattr(given, name) for name in GROUNDS}
+    recipe, seeds = load_recipe(Path("ideas")).with_settings(model=model), {name: getattr(given, name) for name in GROUNDS}
     grounds = [
         Ground(tiles(given.folder), replace(recipe, seeds=tuple(seeds[name])), given.folder / name)
         for name, tiles in GROUNDS.items()
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     head = ["idea, alone", "a step", "a prediction"]
     head += [cell for name in GROUNDS for cell in (f"IoU of {name}", "to the default")]
     each = [
-        f"{name}: {counted(len(seeds[name]), 'seed')}, intervals over {found.points[0].words}"
+        f"{name}: {pluralise(len(seeds[name]), 'seed')}, intervals over {found.runs[0].words}"
         for name, found in zip(GROUNDS, curves, strict=True)
     ]
     about = f"{'; '.join(each)}. {machine.described(('torch', 'timm'))}"

@@ -27,11 +27,11 @@ from geograft.commands.prepare import prepare
 from geograft.config import ModelConfig, PrepareConfig, TrainConfig
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import TileSet
-from geograft.losses.segmentation import LossMix, segmentation_loss
-from geograft.networks.device import find_device, layout
+from geograft.losses.segmentation import LossConfig, segmentation_loss
+from geograft.networks.device import find_device, memory_format_for
 from geograft.networks.network import build
-from geograft.training.loader import Feed, Scaling, TrainingData
-from geograft.training.optim import optimizer_of
+from geograft.training.loader import TileLoader, Scaling, TrainingData
+from geograft.training.optim import build_optimizer
 
 LIMIT = 0.1
 CRS = "EPSG:32612"
@@ -73,11 +73,11 @@ def tile_set(folder: Path, size: int) -> TileSet:
 
 def training_step(bands: int, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """Return what takes one step on a batch: forward, loss, backward, Adam."""
-    network = build(ModelConfig(weights="none"), bands, 1).to(device, memory_format=layout(device)).train()
-    optimizer = optimizer_of(network, CONFIG)
+    network = build(ModelConfig(weights="none"), bands, 1).to(device, memory_format=memory_format_for(device)).train()
+    optimizer = build_optimizer(network, CONFIG)
 
     def step(images: torch.Tensor, label: torch.Tensor) -> None:
-        loss = segmentation_loss(network(images), label, LossMix())
+        loss = segmentation_loss(network(images), label, LossConfig())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -99,7 +99,7 @@ def milliseconds_a_tile(tiles: TileSet, batches: int) -> tuple[float, float]:
     data = TrainingData(
         tiles.samples("train"), tiles.samples("val"), tiles.meta.legend, Scaling(tiles.meta.mean, tiles.meta.std)
     )
-    stream, step = Feed(data, CONFIG, device).train(epoch=0), training_step(len(tiles.meta.band_names), device)
+    stream, step = TileLoader(data, CONFIG, device).train(epoch=0), training_step(len(tiles.meta.band_names), device)
     spent = []
     for _ in range(batches + 1):
         reading, (images, label) = timed(lambda: next(stream))

@@ -94,9 +94,9 @@ def alone(backend: str) -> Callable[[Job], Work]:
 
     def contestant(job: Job) -> Work:
         import_backend(backend)
-        from geograft.inference.predictor import Mapper
+        from geograft.inference.predictor import EnsemblePredictor
 
-        mapper = Mapper.load(
+        mapper = EnsemblePredictor.load(
             [job.run], device="auto", backend=backend, batch_size=job.batch, tta=1, spread=False, compile=False
         )
         size = mapper.card.tile_px

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, interpolate, leaky_relu
 
 from geograft.networks import light
-from geograft.networks.light import FINE, FINE_STRIDE, SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
+from geograft.networks.light import FINE, FINE_STRIDE, NEGATIVE_SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
 from geograft.networks.network import Network
 
 
@@ -31,7 +31,7 @@ class Enlarged(nn.Module):
     def forward(self, x: Tensor, fine: Tensor) -> Tensor:
         """Return the map at stride 2."""
         x = interpolate(self.narrow(x), size=fine.shape[2:], mode="bilinear", align_corners=False)
-        mixed: Tensor = self.mix(leaky_relu(x + self.lateral(fine), SLOPE))
+        mixed: Tensor = self.mix(leaky_relu(x + self.lateral(fine), NEGATIVE_SLOPE))
         return mixed
 
 
@@ -72,7 +72,7 @@ class Aligned(nn.Module):
         cells = 2 / torch.tensor([narrow.shape[3], narrow.shape[2]], dtype=x.dtype)
         moved = moved + self.flow(torch.cat([large, beside], 1)).permute(0, 2, 3, 1) * cells
         x = grid_sample(narrow, moved, mode="bilinear", padding_mode="border", align_corners=False)
-        mixed: Tensor = self.mix(leaky_relu(x + beside, SLOPE))
+        mixed: Tensor = self.mix(leaky_relu(x + beside, NEGATIVE_SLOPE))
         return mixed
 
 
@@ -163,4 +163,4 @@ def _point(channels: int, width: int) -> tuple[nn.Module, ...]:
 
 
 def _unit() -> nn.Module:
-    return nn.LeakyReLU(SLOPE, inplace=True)
+    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)

@@ -11,8 +11,8 @@ from geograft.commands.train import scaling_of, training_data
 from geograft.config import Recipe
 from geograft.dataset.tileset import TileSet
 from geograft.networks.network import Network, build
-from geograft.training.loader import Batch, Feed, TrainingData
-from geograft.training.optim import hold_encoder
+from geograft.training.loader import TrainingBatch, TileLoader, TrainingData
+from geograft.training.optim import freeze_encoder
 from learners import Learner, engine_learner
 
 STEP, PREDICTION = "step", "prediction"
@@ -39,7 +39,7 @@ class Runner:
     """An idea that trains: its network, and the batches that come to it."""
 
     learning: Learner
-    stream: Iterator[Batch]
+    stream: Iterator[TrainingBatch]
     phases: tuple[tuple[float, int], ...]
     """Share of the epochs, and how many stages of the encoder stand still in them."""
 
@@ -48,7 +48,7 @@ class Runner:
         """Return what trains as the engine does it."""
         config = idea.recipe.train
         network, data = idea.parts(tiles)
-        feed = Feed(data, config, torch.device("cpu"))
+        feed = TileLoader(data, config, torch.device("cpu"))
         held = config.freeze_epochs / config.epochs
         phases = ((held, len(network.stages)), (1 - held, network.frozen))
         stream = (batch for epoch in count() for batch in feed.train(epoch) if len(batch[0]) == config.batch_size)
@@ -62,7 +62,7 @@ class Runner:
     def _step(self, frozen: int) -> float:
         network = self.learning.network
         assert isinstance(network, Network)
-        hold_encoder(network, frozen)
+        freeze_encoder(network, frozen)
         network.train()
         start = time.process_time()
         self.learning.step(*next(self.stream))

@@ -14,10 +14,10 @@ from geograft.commands.train import scaling_of, training_data
 from geograft.config import Recipe, TrainConfig, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.legend import IGNORE
-from geograft.losses.segmentation import loss_mix, segmentation_loss
+from geograft.losses.segmentation import build_loss_config, segmentation_loss
 from geograft.networks.network import Network, build
 from geograft.training.loader import TrainingData
-from geograft.training.optim import ModelEMA, optimizer_of
+from geograft.training.optim import ModelEMA, build_optimizer
 from peernets import smp_in_geograft, smp_network
 from trainees import ARTICLE, TRAINEES, Job, opened
 
@@ -75,11 +75,11 @@ def engine_parts(job: Job, recipe: Recipe) -> tuple[Network, TrainingData, TileS
 
 def engine_learner(network: Network, data: TrainingData, train: TrainConfig) -> Learner:
     """Return a network that takes steps as Geograft's engine does."""
-    network.supervise(deep=train.auxiliary_weight > 0)
-    mix = loss_mix(train, data.legend, data.shares, data.labelled)
+    network.set_deep_supervision(enabled=train.auxiliary_weight > 0)
+    mix = build_loss_config(train, data.legend, data.class_fractions, data.labelled_fractions)
     average = ModelEMA(network, train.ema) if train.ema else None
-    after = partial(average.take, network) if average is not None else lambda: None
-    return Learner(network, optimizer_of(network, train), partial(segmentation_loss, mix=mix), after=after)
+    after = partial(average.update, network) if average is not None else lambda: None
+    return Learner(network, build_optimizer(network, train), partial(segmentation_loss, config=mix), after=after)
 
 
 def plain_loss(logits: Tensor, label: Tensor, dice_share: float) -> Tensor:
@@ -99,7 +99,7 @@ def _smp(job: Job) -> Learner:
         {"params": list(encoder), "lr": train.encoder_lr},
         {"params": [p for p in network.parameters() if p not in encoder], "lr": train.decoder_lr},
     ]
-    return Learner(network, Adam(groups), partial(plain_loss, dice_share=train.region_weight))
+    return Learner(network, Adam(groups), partial(plain_loss, dice_share=train.region_loss_weight))
 
 
 def _newcomer(job: Job) -> Learner:

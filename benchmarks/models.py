@@ -31,9 +31,9 @@ def trained_run(folder: Path, epochs: int) -> Path:
 
 def _recipe(epochs: int) -> Recipe:
     shipped = load_recipe(Path("demo"))
-    recipe = shipped.changed(prepare={"tile_px": 224}, model=NETWORK, train={"epochs": epochs})
+    recipe = shipped.with_settings(prepare={"tile_px": 224}, model=NETWORK, train={"epochs": epochs})
     try:
         build(recipe.model, bands=3, outputs=1)
     except WeightsError:
-        return recipe.changed(model={"weights": "none"})
+        return recipe.with_settings(model={"weights": "none"})
     return recipe

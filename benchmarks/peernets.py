@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from geograft.networks.light import LightUNet
 from geograft.networks.network import Network
-from geograft.networks.pyramid import Pyramid, pyramid_of
-from geograft.networks.weights import unfilled_network
+from geograft.networks.pyramid import Pyramid, pyramid_from_network
+from geograft.networks.weights import uninitialised_network
 from measured import NotRunnableError
 from trainees import ENCODER
 
@@ -43,7 +43,7 @@ class SmpBody(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        cut = pyramid_of(network.get_submodule("encoder.model"), ENCODER, bands=3)
+        cut = pyramid_from_network(network.get_submodule("encoder.model"), ENCODER, bands=3)
         self.strides, self.stride = cut.strides, cut.strides[-1]
         self._cut = (cut,)  # in a tuple, so that no weight has two names
 
@@ -70,7 +70,7 @@ class SmpBody(nn.Module):
 def smp_in_geograft(kind: str, weights: Path, frozen: int) -> Network:
     """Return smp's network for Geograft's engine, with the first `frozen` stages of its encoder frozen."""
     body = SmpBody(smp_network(kind, weights))
-    origin = unfilled_network(ENCODER, 3, str(weights))[1]
+    origin = uninitialised_network(ENCODER, 3, str(weights))[1]
     # Made over the same encoder with a decoder of Geograft's, which smp's then replaces.
     network = Network(LightUNet(body.encoder, 3, 1), origin, frozen, trained=True)
     network.body = body  # type: ignore[assignment]

@@ -28,12 +28,12 @@ from scipy.optimize import isotonic_regression
 import machine
 import page
 from archive import CELL_PX, STRIDE, Archive, crowns, forest, iou, made, probabilities, read, trained
-from geograft.commands.suggest import ranked
+from geograft.commands.suggest import rank_candidates
 from geograft.files import write_json
 from geograft.geo.grid import Window
 from geograft.inference.uncertainty import entropy
-from geograft.mapping.pool import Candidate, in_cells, quarters
-from geograft.metrics.intervals import intervals
+from geograft.mapping.pool import Candidate, cell_means, pool_quarters
+from geograft.metrics.intervals import confidence_intervals
 
 PAGE = Path(__file__).parents[1] / "docs" / "suggest.md"
 FIRST, BATCH = 4, 4
@@ -88,10 +88,10 @@ def _suggested(state: State, doubt: ndarray) -> ndarray:
     """Return the batch that `geograft suggest` returns for the doubt of the cells of each tile, (n, rows, cols)."""
     seen = np.ones(doubt.shape[1:], bool)
     candidates = [
-        Candidate(0, Window(int(tile), 0, 1, 1), float(unsure.mean()), 1.0, *quarters(cells, unsure, seen))
+        Candidate(0, Window(int(tile), 0, 1, 1), float(unsure.mean()), 1.0, *pool_quarters(cells, unsure, seen))
         for tile, unsure, cells in zip(state.pool, doubt, state.ground.cells[state.pool], strict=True)
     ]
-    return np.array([one.window.row for one in ranked(candidates, BATCH)])
+    return np.array([one.window.row for one in rank_candidates(candidates, BATCH)])
 
 
 def curve(ground: Archive, strategy: str, seed: int, rounds: int) -> list[float]:
@@ -108,7 +108,7 @@ def curve(ground: Archive, strategy: str, seed: int, rounds: int) -> list[float]
         if number < rounds:
             pool = np.setdiff1d(others, labelled)
             doubt = entropy(_views(probabilities(head, ground, pool)))
-            state = State(ground, pool, labelled, in_cells(doubt, CELL_PX // STRIDE), rng)
+            state = State(ground, pool, labelled, cell_means(doubt, CELL_PX // STRIDE), rng)
             labelled = np.concatenate([labelled, STRATEGIES[strategy](state)])
     return found
 
@@ -157,7 +157,7 @@ def rows_of(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
     for name, curves in results.items():
         mine = np.array([curves[seed] for seed in seeds])
         both = np.concatenate([random, mine, np.ones((len(seeds), 1))], axis=1)
-        (_, tiles, share), ends = saved(both.sum(axis=0)[None])[0], intervals(both, saved, draws=2000)
+        (_, tiles, share), ends = saved(both.sum(axis=0)[None])[0], confidence_intervals(both, saved, draws=2000)
         last = mine.shape[1] - 1
         shown = [f"{mine[:, i].mean():.3f}" for i in (0, last // 2, last)]
         most = FIRST + BATCH * last
@@ -171,7 +171,7 @@ def rows_of(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
 def above(gains: ndarray) -> str:
     """Return the mean of IoU gained on random, (seeds, rounds + 1), after the first few tiles, with its interval."""
     counts = np.stack([gains[:, 1:].mean(axis=1), np.ones(len(gains))], axis=1)
-    low, high = intervals(counts, lambda sums: sums[:, :1] / sums[:, 1:], draws=2000)[0]
+    low, high = confidence_intervals(counts, lambda sums: sums[:, :1] / sums[:, 1:], draws=2000)[0]
     return f"{counts[:, 0].mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 

@@ -20,7 +20,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from geograft.networks.network import Network
-from geograft.training.loader import Batch
+from geograft.training.loader import TrainingBatch
 from learners import LAYOUTS, Learner, learner
 from step_times import feed
 from trainees import BATCH, OURS, Job, opened
@@ -62,7 +62,7 @@ def marked(network: nn.Module) -> None:
         _mark(module, MARK + name)
 
 
-def events_of(learning: Learner, stream: Iterator[Batch], steps: int) -> list[FunctionEvent]:
+def events_of(learning: Learner, stream: Iterator[TrainingBatch], steps: int) -> list[FunctionEvent]:
     """Return the operators of `steps` training steps, after one that warms up."""
     layout = LAYOUTS[learning.layouts[0]]
     learning.network.to(memory_format=layout).train()

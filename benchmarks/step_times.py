@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geograft.training.loader import Batch, Feed
+from geograft.training.loader import TrainingBatch, TileLoader
 from learners import LAYOUTS, Learner, engine_parts, learner
 from train_one import CLOCKS
 from trainees import BATCH, OURS, TRAINEES, Job
@@ -56,7 +56,7 @@ class Stand:
         with torch.inference_mode():
             return self._timed(lambda: self.learning.network(images))
 
-    def both(self, batch: Batch) -> tuple[float, float]:
+    def both(self, batch: TrainingBatch) -> tuple[float, float]:
         """Return the seconds of a training step and of a prediction, in this order in memory."""
         images = batch[0].contiguous(memory_format=LAYOUTS[self.layout])
         return self.train(images, batch[1]), self.infer(images)
@@ -67,7 +67,7 @@ class Stand:
         return self.clock() - start
 
 
-def stand(learning: Learner, batch: Batch, clock: Callable[[], float]) -> Stand:
+def stand(learning: Learner, batch: TrainingBatch, clock: Callable[[], float]) -> Stand:
     """Return a learner in the order in memory in which a step and a prediction together are faster, warmed up."""
     found = {}
     for name in learning.layouts:
@@ -103,13 +103,13 @@ def step_times(job: Job, names: list[str], turns: int) -> dict[str, Any]:
     }
 
 
-def feed(job: Job) -> Iterator[Batch]:
+def feed(job: Job) -> Iterator[TrainingBatch]:
     """Return the whole batches that Geograft's default trains from, epoch after epoch."""
     recipe = TRAINEES[OURS].recipe
     assert recipe is not None
     ours = recipe(job)
     _, data, _ = engine_parts(replace(job, name=OURS), ours)
-    batches = Feed(data, ours.train, torch.device("cpu"))
+    batches = TileLoader(data, ours.train, torch.device("cpu"))
     whole = min(BATCH, len(data.train))
     return (batch for epoch in count() for batch in batches.train(epoch) if len(batch[0]) == whole)
 

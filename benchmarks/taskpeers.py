@@ -47,7 +47,7 @@ def in_torchgeo(job: Job) -> tuple[Trained, nn.Module]:
     fill(task.model.encoder.model, job.weights)
     start = clock()
     scaling = scaling_of_weights(tiles.meta.scale or 1.0)
-    val = Part(TilesInMemory(tiles.samples("val", once=True), scaling), scenes_of(tiles)[1], BATCH)
+    val = Part(TilesInMemory(tiles.samples("val", unique_pixels=True), scaling), scenes_of(tiles)[1], BATCH)
     shown = AsDictionaries(TilesInMemory(tiles.samples("train"), scaling, turned=True))
     epochs: list[Validated] = []
     scoring = [0.0]

@@ -78,7 +78,7 @@ def in_plain_loop(job: Job) -> tuple[Trained, nn.Module]:
     learning, tiles = learner(job), opened(job)
     start = CLOCKS[job.clock]()
     scaling = scaling_of_weights(tiles.meta.scale or 1.0)
-    val = Part(TilesInMemory(tiles.samples("val", once=True), scaling), scenes_of(tiles)[1], BATCH)
+    val = Part(TilesInMemory(tiles.samples("val", unique_pixels=True), scaling), scenes_of(tiles)[1], BATCH)
     shown = TilesInMemory(tiles.samples("train"), scaling, learning.turned)
     epochs = train(learning, shown, val, job.epochs, load_recipe(ARTICLE).train.lr_decay)
     return Trained.of(CLOCKS[job.clock]() - start, epochs), learning.network

@@ -14,7 +14,7 @@ from numpy import ndarray
 from geograft.config import Recipe, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.files import file_digest, json_digest, write_json
-from geograft.metrics.intervals import intervals, paired_intervals
+from geograft.metrics.intervals import confidence_intervals, paired_confidence_intervals
 from geograft.metrics.scores import class_scores
 from trainees import ARTICLE, OURS, TRAINEES, Job, default_recipe, needs_own_run
 
@@ -53,12 +53,12 @@ class Kept:
 
     def interval(self, weights: str) -> Ends:
         """Return the 95 % interval of `iou`, resampling scenes."""
-        low, high = intervals(self.counts(weights), mean_iou)[0]
+        low, high = confidence_intervals(self.counts(weights), mean_iou)[0]
         return float(low), float(high)
 
     def less(self, other: "Kept", weights: str) -> tuple[float, Ends]:
         """Return the difference of `iou` from another contestant's, and its 95 % interval on the same scenes."""
-        low, high = paired_intervals(self.counts(weights), other.counts(weights), mean_iou)[0]
+        low, high = paired_confidence_intervals(self.counts(weights), other.counts(weights), mean_iou)[0]
         return self.iou(weights) - other.iou(weights), (float(low), float(high))
 
     @property

@@ -67,12 +67,12 @@ class Trainee:
 
 def default_recipe(job: Job) -> Recipe:
     """Return the recipe of Geograft's default. Everybody's epoch is one pass over the tiles."""
-    return _filled(load_recipe(DEFAULT).changed(train={"repeat": 1, "patience": 0}), job)
+    return _filled(load_recipe(DEFAULT).with_settings(train={"repeat": 1, "patience": 0}), job)
 
 
 def default_recipe_alone(job: Job) -> Recipe:
     """Return it for another network, without the loss on the coarser maps, which are those of the default's own."""
-    return default_recipe(job).changed(train={"auxiliary_weight": 0})
+    return default_recipe(job).with_settings(train={"auxiliary_weight": 0})
 
 
 def article_recipe(variant: int) -> Callable[[Job], Recipe]:
@@ -137,7 +137,7 @@ def scenes_of(tiles: TileSet) -> tuple[tuple[str, ...], ndarray]:
 def _filled(recipe: Recipe, job: Job) -> Recipe:
     weights = "none" if recipe.model.weights == "none" else str(job.weights)
     train = {"epochs": job.epochs, "seed": job.seed, "batch_size": BATCH, "workers": 0, "device": "cpu"}
-    return recipe.changed(model={"encoder": ENCODER, "weights": weights}, train=train)
+    return recipe.with_settings(model={"encoder": ENCODER, "weights": weights}, train=train)
 
 
 def _spread(tiles: tuple[Tile, ...], limit: int) -> tuple[Tile, ...]:

@@ -31,17 +31,17 @@ import machine
 import page
 from bench_train import tile_set
 from geograft.commands.curve import seed_means
-from geograft.commands.evaluate import scored
+from geograft.commands.evaluate import score_split
 from geograft.commands.train import train
-from geograft.commands.trials import sizes, subset
+from geograft.commands.trials import subset_sizes, subset
 from geograft.config import EvaluateConfig, Recipe, load_recipe
-from geograft.dataset.folds import derived_set
+from geograft.dataset.folds import write_derived_set
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.files import json_digest, write_json
 from geograft.geo.rasters.raster import close_labels
 from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.mapping.scoring import Measure, batched, read, stacked
+from geograft.mapping.scoring import BootstrapEstimator, batch_indices, read_batches, stack_tiles
 
 ENCODER = "tf_efficientnet_b0"
 OTHERS = 2
@@ -72,7 +72,7 @@ class Place:
 
     @property
     def _count(self) -> int:
-        return sizes([self.share], len(self.whole.split("train")))[0].tiles
+        return subset_sizes([self.share], len(self.whole.split("train")))[0].tiles
 
     @property
     def times(self) -> int:
@@ -82,14 +82,14 @@ class Place:
     def recipe(self, repeat: int) -> Recipe:
         """Return Geograft's default with this seed, and each tile so often in an epoch."""
         model = {"encoder": ENCODER, "weights": str(self.weights)}
-        return load_recipe(Path("default")).changed(model=model, train={"repeat": repeat, "seed": self.seed})
+        return load_recipe(Path("default")).with_settings(model=model, train={"repeat": repeat, "seed": self.seed})
 
     def trained(self, tiles: Sequence[Tile], masks: Path, repeat: int, name: str) -> Path:
         """Return the run that is trained on some tiles with the labels in `masks`; what is there already stays."""
         marked = json_digest([self.whole.meta.fingerprint, name])
         seen = replace(self.whole, meta=replace(self.whole.meta, masks=str(masks.resolve()), fingerprint=marked))
         held = [tile for tile in self.whole.tiles if tile.split != "train"]
-        derived_set(seen, [*tiles, *held], self.folder / f"{name}-tiles")
+        write_derived_set(seen, [*tiles, *held], self.folder / f"{name}-tiles")
         close_labels()
         train(self.folder / f"{name}-tiles", self.folder / name, self.recipe(repeat), resume=True)
         return self.folder / name
@@ -130,9 +130,9 @@ def labels(place: Place, bar: float) -> Iterator[tuple[Tile, ndarray, ndarray]]:
     """Yield each tile without labels, with the teacher's labels and the hidden ones."""
     predictor = Predictor.load(place.folder / "teacher")
     samples = replace(place.whole, tiles=tuple(place.others)).samples("train")
-    batches = batched(range(len(samples)))
-    for indices, tiles in read(samples, batches):
-        likely = predictor(*stacked(tiles))
+    batches = batch_indices(range(len(samples)))
+    for indices, tiles in read_batches(samples, batches):
+        likely = predictor(*stack_tiles(tiles))
         sure = np.where(likely.max(axis=1) >= bar, likely.argmax(axis=1), IGNORE).astype(np.uint8)
         for index, (_, truth), label in zip(indices, tiles, sure, strict=True):
             yield samples.tiles[index], np.where(truth == IGNORE, IGNORE, label).astype(np.uint8), truth
@@ -140,10 +140,10 @@ def labels(place: Place, bar: float) -> Iterator[tuple[Tile, ndarray, ndarray]]:
 
 def point(place: Place, run: Path) -> dict[str, Any]:
     """Return the pixel counts of a run by unit of the val part, and what the units are."""
-    result = scored(run, Predictor.load(run), place.whole, "val", EvaluateConfig())
+    result = score_split(run, Predictor.load(run), place.whole, "val", EvaluateConfig())
     units = result.counts.units
     close_labels()
-    return {"confusion": units.summed(result.counts.confusion).tolist(), "units": units.words}
+    return {"confusion": units.sum_by_unit(result.counts.confusion).tolist(), "units": units.description}
 
 
 class Shelf:
@@ -162,10 +162,10 @@ class Shelf:
                 run, said = student(place, bar)
                 self._put(place, name_of(bar), point(place, run) | said)
 
-    def measure(self, share: float, name: str, seeds: Sequence[int]) -> Measure:
+    def measure(self, share: float, name: str, seeds: Sequence[int]) -> BootstrapEstimator:
         """Return the counts of a network by unit and seed, and the mean of its scores over the seeds."""
         counts = [self.points[_key(share, seed, name)]["confusion"] for seed in seeds]
-        return Measure(np.stack(counts, axis=1), seed_means)
+        return BootstrapEstimator(np.stack(counts, axis=1), seed_means)
 
     def mean(self, share: float, name: str, seeds: Sequence[int], figure: str) -> float:
         """Return what the teachers said, the mean over the seeds."""
@@ -196,7 +196,7 @@ def rows_of(shelf: Shelf, shares: Sequence[float], bars: Sequence[float], seeds:
         rows.append([f"{share:g} %: {TEACHER}", *_words(base), "", "", "", ""])
         for bar in bars:
             mine = shelf.measure(share, name_of(bar), seeds)
-            gain = mine.less(base)["iou"]
+            gain = mine.difference(base)["iou"]
             each = [_iou(one) - _iou(other) for one, other in zip(_each(mine), _each(base), strict=True)]
             said = [f"{shelf.mean(share, name_of(bar), seeds, figure):.1%}" for figure in ("labelled", "right")]
             gained = f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
@@ -205,11 +205,11 @@ def rows_of(shelf: Shelf, shares: Sequence[float], bars: Sequence[float], seeds:
     return rows
 
 
-def _words(measure: Measure) -> list[str]:
-    return [" ".join(measure.figures()["iou"].words())]
+def _words(measure: BootstrapEstimator) -> list[str]:
+    return [" ".join(measure.estimate()["iou"].format())]
 
 
-def _each(measure: Measure) -> list[ndarray]:
+def _each(measure: BootstrapEstimator) -> list[ndarray]:
     return [measure.counts[:, seed : seed + 1] for seed in range(measure.counts.shape[1])]
 
 

@@ -11,28 +11,28 @@ import bench_ideas
 from bench_ideas import Ground, ideas_of, rows_of
 from decoders import CHANGES
 from geograft.commands.curve import Curve
-from geograft.commands.trials import Job, Point, Size
+from geograft.commands.trials import CurveJob, ScoredRun, SubsetSize
 from geograft.config import Recipe, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.networks.network import build
 from idea_costs import PREDICTION, STEP, Idea, Runner
 from page import LOG, replaced
 
-WHOLE = Size(100.0, 8)
+WHOLE = SubsetSize(100.0, 8)
 SMALL = {"weights": "none", "encoder": "mobilenetv3_small_050", "frozen_stages": 0}
 
 
 @pytest.fixture
 def recipe() -> Recipe:
     """The ideas over a small encoder."""
-    return load_recipe(Path("ideas")).changed(model=SMALL)
+    return load_recipe(Path("ideas")).with_settings(model=SMALL)
 
 
-def point(name: str, hits: int, seed: int) -> Point:
+def point(name: str, hits: int, seed: int) -> ScoredRun:
     """A point that found `hits` of 10 pixels in each of three scenes, and nothing wrong."""
-    job = Job(name, WHOLE, Recipe().changed(train={"seed": seed}), "val", f"{name}/{seed}")
+    job = CurveJob(name, WHOLE, Recipe().with_settings(train={"seed": seed}), "val", f"{name}/{seed}")
     counts = np.array([[[5, 0], [10 - hits, hits]]] * 3)
-    return Point(job, 1, 1, 1.0, "3 scenes", "", ("a", "b", "c"), counts)
+    return ScoredRun(job, 1, 1, 1.0, "3 scenes", "", ("a", "b", "c"), counts)
 
 
 def found(hits: dict[str, tuple[int, int]], folder: Path) -> Curve:
@@ -53,7 +53,7 @@ def test_rows_hold_each_idea_against_the_first(tmp_path: Path) -> None:
 def test_a_held_encoder_counts_for_its_epochs(tiles: Path, recipe: Recipe) -> None:
     whole = TileSet.open(tiles)
     assert Runner.of(Idea("", recipe), whole).phases == ((1.0, 0),)
-    held = Runner.of(Idea("", recipe.changed(train={"freeze_epochs": 4, "batch_size": 2})), whole)
+    held = Runner.of(Idea("", recipe.with_settings(train={"freeze_epochs": 4, "batch_size": 2})), whole)
     network = held.learning.network
     assert held.phases == ((0.4, len(list(network.get_submodule("body.encoder.stages")))), (0.6, 0))
     assert all(seconds > 0 for seconds in held.seconds().values())
@@ -101,7 +101,7 @@ def test_decoders_are_trained_once_and_scored_as_the_ideas_are(
     tiles: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_ideas, "CHANGES", {"no context": CHANGES["no context"]})
-    short = replace(recipe.changed(train={"epochs": 1}), variants=recipe.variants[:1], seeds=(0, 1))
+    short = replace(recipe.with_settings(train={"epochs": 1}), variants=recipe.variants[:1], seeds=(0, 1))
     ground = Ground(tiles, short, tmp_path)
     first = ground.found()
     assert list(first.by_variant) == ["the default", "no context"]
@@ -109,7 +109,7 @@ def test_decoders_are_trained_once_and_scored_as_the_ideas_are(
     np.testing.assert_array_equal(totals["the default"], totals["no context"])
     monkeypatch.setattr(bench_ideas, "fit", lambda *_: pytest.fail("trained again"))
     again = ground.found()
-    for one, other in zip(first.points, again.points, strict=True):
+    for one, other in zip(first.runs, again.runs, strict=True):
         np.testing.assert_array_equal(one.confusion, other.confusion)
 
 

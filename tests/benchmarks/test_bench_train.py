@@ -18,10 +18,10 @@ import page
 import train_tables as tables
 from geograft.config import ModelConfig, TrainConfig
 from geograft.dataset.tileset import TileSet
-from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.losses.segmentation import LossConfig, segmentation_loss
 from geograft.networks.network import build
 from geograft.training.loader import Scaling
-from geograft.training.optim import hold_encoder, parameter_groups
+from geograft.training.optim import freeze_encoder, parameter_groups
 from learners import Learner, plain_loss
 from measured import NotRunnableError
 from peernets import SmpBody, smp_in_geograft, smp_network
@@ -79,12 +79,12 @@ def test_the_newcomers_network_is_the_articles_in_geograft(weights: Path) -> Non
 
 def test_the_plain_losses_are_geografts() -> None:
     logits, label = torch.randn(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16), dtype=torch.uint8)
-    ours = segmentation_loss(logits, label, LossMix())
+    ours = segmentation_loss(logits, label, LossConfig())
     torch.testing.assert_close(plain_loss(logits, label, 0.25), ours)
     combined = newcomer.CombinedLoss()(torch.sigmoid(logits[:, 0]), (label == 1).float())
     torch.testing.assert_close(combined, ours)
     label[0, :4] = 255
-    torch.testing.assert_close(plain_loss(logits, label, 0.25), segmentation_loss(logits, label, LossMix()))
+    torch.testing.assert_close(plain_loss(logits, label, 0.25), segmentation_loss(logits, label, LossConfig()))
 
 
 @pytest.mark.parametrize("kind", ["unet", "fpn", "deeplab"])
@@ -116,7 +116,7 @@ def test_geografts_engine_trains_smp_by_its_own_stages(weights: Path) -> None:
         torch.testing.assert_close(network.eval()(image), inner(image))
     assert network.body.strides == (2, 4, 8, 16, 32)
     assert len(network.state_dict()) == len(inner.state_dict())
-    hold_encoder(network, 2)
+    freeze_encoder(network, 2)
     groups = parameter_groups(network, TrainConfig(encoder_lr=1e-4, layer_decay=0.5, optimizer="adam"))
     encoder = [group for group in groups if group["name"] == "encoder"]
     assert [group["lr"] for group in encoder] == [0.25e-4, 0.5e-4, 1e-4]
@@ -159,7 +159,7 @@ class Threshold(nn.Module):
 
 def test_a_validation_counts_every_pixel_once_in_its_scene(tiles: Path) -> None:
     tile_set = TileSet.open(tiles)
-    val = Part(TilesInMemory(tile_set.samples("val", once=True), Scaling((0, 0, 0), (1, 1, 1))), np.arange(3) % 2, 2)
+    val = Part(TilesInMemory(tile_set.samples("val", unique_pixels=True), Scaling((0, 0, 0), (1, 1, 1))), np.arange(3) % 2, 2)
     val = replace(val, scenes=np.arange(len(val.tiles)) % 2)
     found = validated(Threshold(100.0), val)
     assert math.isnan(found.loss)
@@ -172,7 +172,7 @@ def test_a_validation_counts_every_pixel_once_in_its_scene(tiles: Path) -> None:
 
 def test_a_plain_loop_learns_and_keeps_the_best_epoch(tiles: Path) -> None:
     tile_set, scaling = TileSet.open(tiles), Scaling((120, 120, 120), (60, 60, 60))
-    val = Part(TilesInMemory(tile_set.samples("val", once=True), scaling), scenes_of(tile_set)[1], 4)
+    val = Part(TilesInMemory(tile_set.samples("val", unique_pixels=True), scaling), scenes_of(tile_set)[1], 4)
     network = Threshold(-3.0)
     learning = Learner(
         network, torch.optim.Adam([{"params": [network.at], "lr": 0.5}]), lambda o, y: plain_loss(o, y, 0.25)
@@ -194,8 +194,8 @@ def test_the_part_of_a_step_is_known_forward_and_backward(tiles: Path) -> None:
     assert {"bottleneck", "decoder", "head"} <= set(names)
     modules = [module for _, part in parts_of(network) for module in part.modules()]
     assert len(modules) == len(set(modules))
-    hold_encoder(network, 1)
-    learning = Learner(network, torch.optim.Adam(network.parameters()), lambda o, y: segmentation_loss(o, y, LossMix()))
+    freeze_encoder(network, 1)
+    learning = Learner(network, torch.optim.Adam(network.parameters()), lambda o, y: segmentation_loss(o, y, LossConfig()))
     stream = ((torch.randn(2, 3, 32, 32), torch.randint(0, 2, (2, 32, 32), dtype=torch.uint8)) for _ in range(3))
     events = events_of(learning, stream, steps=2)
     parts = by_part(events)

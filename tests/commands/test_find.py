@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from geograft.cli.learning import find as command
 from geograft.commands import find as module
-from geograft.commands.find import BEST, TABLE, TRIALS, Found, find, run_of
-from geograft.commands.search import JOURNAL, REACH, Space, goes_on
+from geograft.commands.find import BEST, TABLE, TRIALS, SearchResult, find, run_of
+from geograft.commands.search import JOURNAL, LEARNING_RATE_SPAN, SearchSpace, should_promote
 from geograft.commands.train import train
 from geograft.config import Recipe, load_recipe
 from geograft.errors import DivergedError, InputError, OutputError, SettingError
 from geograft.training.checkpoint import STATE
 
-RECIPE = Recipe().changed(
+RECIPE = Recipe().with_settings(
     model={"weights": "none", "encoder": "test_efficientnet"},
     train={"epochs": 4, "batch_size": 8, "decoder_lr": 1e-3, "device": "cpu"},
 )
@@ -31,8 +31,8 @@ Planted = Callable[[Recipe], float]
 
 def peak(recipe: Recipe) -> float:
     """A landscape with its top at decoder_lr 0.004, lovasz and focal, seen the better the more epochs."""
-    away = abs(math.log(recipe.train.decoder_lr / 4e-3)) + abs(recipe.train.region_weight - 0.6)
-    other = (recipe.train.region != "lovasz") + (recipe.train.entropy != "focal")
+    away = abs(math.log(recipe.train.decoder_lr / 4e-3)) + abs(recipe.train.region_loss_weight - 0.6)
+    other = (recipe.train.region_loss != "lovasz") + (recipe.train.pixel_loss != "focal")
     return (1 - 0.1 * away - 0.1 * other) * (1 - 1 / (5 + recipe.train.epochs))
 
 
@@ -65,18 +65,18 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ground]:
     return planting
 
 
-def told(found: Found) -> list[tuple[Mapping[str, Any], Mapping[int, float]]]:
+def told(found: SearchResult) -> list[tuple[Mapping[str, Any], Mapping[int, float]]]:
     return [(dict(trial.values), dict(trial.scores)) for trial in found.trials]
 
 
 @pytest.fixture(scope="module")
-def found(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """A search with true trainings."""
     return find(tiles, tmp_path_factory.mktemp("find") / "found", RECIPE, trials=4)
 
 
 def test_the_recipe_that_is_found_trains_to_the_score_that_it_was_found_by(
-    found: Found, tiles: Path, tmp_path: Path
+    found: SearchResult, tiles: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(found.folder / BEST)
     assert recipe == found.recipe
@@ -87,14 +87,14 @@ def test_the_recipe_that_is_found_trains_to_the_score_that_it_was_found_by(
     assert not list(found.folder.rglob(STATE))
 
 
-def test_the_first_trial_is_the_recipe_itself_and_trains_with_all_epochs(found: Found) -> None:
+def test_the_first_trial_is_the_recipe_itself_and_trains_with_all_epochs(found: SearchResult) -> None:
     first = found.trials[0]
     assert list(first.scores) == [1, 2, 4]
     assert found.space.recipe_of(first.values, 4) == RECIPE
     assert found.best.iou >= first.iou
 
 
-def test_the_table_and_the_csv_hold_every_trial(found: Found) -> None:
+def test_the_table_and_the_csv_hold_every_trial(found: SearchResult) -> None:
     with (found.folder / TABLE).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == [1, 2, 3, 4]
@@ -114,10 +114,10 @@ def test_the_table_and_the_csv_hold_every_trial(found: Found) -> None:
 
 
 def test_a_finished_search_trains_nothing_and_says_the_same(
-    found: Found, tiles: Path, plant: Callable[..., Ground]
+    found: SearchResult, tiles: Path, plant: Callable[..., Ground]
 ) -> None:
     ground = plant()
-    again = find(tiles, found.folder, RECIPE.changed(train={"workers": 0}), trials=4)
+    again = find(tiles, found.folder, RECIPE.with_settings(train={"workers": 0}), trials=4)
     assert again.lines() == found.lines()
     assert not ground.trained
 
@@ -136,11 +136,14 @@ def test_the_search_beats_the_recipe_on_a_planted_landscape_and_poor_trials_stop
     for trial in found.trials:
         for epochs in set(trial.scores) - {4}:
             before = [t.scores[epochs] for t in found.trials[: trial.number - 1] if epochs in t.scores]
-            assert goes_on(trial.scores[epochs], before) == (epochs < trial.epochs)
+            assert should_promote(trial.scores[epochs], before) == (epochs < trial.epochs)
     assert found.epochs == sum(recipe.train.epochs for recipe in ground.trained)
     # Rates lie around the recipe's, and are short.
     rates = [trial.values["decoder_lr"] for trial in found.trials]
-    assert all(1e-3 / REACH <= float(rate) <= 1e-3 * REACH and len(f"{rate:.3g}") < 9 for rate in rates)
+    assert all(
+        1e-3 / LEARNING_RATE_SPAN <= float(rate) <= 1e-3 * LEARNING_RATE_SPAN and len(f"{rate:.3g}") < 9
+        for rate in rates
+    )
     # Three digits near the best meet now and then; that is no reason not to draw another encoder rate with it.
     assert len(set(rates)) > 20
 
@@ -171,7 +174,7 @@ def test_more_trials_later_are_those_that_would_have_come_at_once(
     once = find(tiles, tmp_path / "once", RECIPE, trials=9)
     find(tiles, tmp_path / "twice", RECIPE, trials=4)
     assert told(find(tiles, tmp_path / "twice", RECIPE, trials=9)) == told(once)
-    other = find(tiles, tmp_path / "other", RECIPE.changed(train={"seed": 1}), trials=4)
+    other = find(tiles, tmp_path / "other", RECIPE.with_settings(train={"seed": 1}), trials=4)
     assert told(other)[1:] != told(once)[1:4]
 
 
@@ -195,12 +198,12 @@ def test_a_trial_that_diverges_is_counted_as_nothing_and_the_search_goes_on(
 
     plant(diverging)
     found = find(tiles, tmp_path / "out", RECIPE, trials=8)
-    assert found.trials[0].lost
-    assert not found.best.lost
+    assert found.trials[0].diverged
+    assert not found.best.diverged
     assert found.best.epochs == 4
-    assert f"{sum(t.lost for t in found.trials)} of the trials, counted as IoU 0" in "\n".join(found.lines())
+    assert f"{sum(t.diverged for t in found.trials)} of the trials, counted as IoU 0" in "\n".join(found.lines())
     assert "the recipe's own settings diverged" in "\n".join(found.lines())
-    plant(lambda recipe: diverging(recipe.changed(train={"decoder_lr": 1.0})))
+    plant(lambda recipe: diverging(recipe.with_settings(train={"decoder_lr": 1.0})))
     with pytest.raises(InputError, match="smaller learning rates"):
         find(tiles, tmp_path / "all", RECIPE, trials=2)
     assert not (tmp_path / "all" / BEST).exists()
@@ -220,29 +223,32 @@ def test_encoders_are_tried_and_the_best_is_in_the_recipe(
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
 def test_the_best_third_goes_on(others: list[float], iou: float) -> None:
     place = sorted([*others, iou], reverse=True).index(iou)
-    assert goes_on(iou, others) == (place < max(1, (len(others) + 1) // 3))
+    assert should_promote(iou, others) == (place < max(1, (len(others) + 1) // 3))
 
 
 @given(st.integers(1, 200), st.floats(0, 9), st.integers(0, 9))
 def test_every_rung_has_the_whole_schedule_in_its_epochs(epochs: int, warmup: float, freeze: int) -> None:
-    recipe = Recipe().changed(train={"epochs": epochs, "warmup_epochs": warmup, "freeze_epochs": freeze})
-    space = Space.of(recipe, ())
+    recipe = Recipe().with_settings(train={"epochs": epochs, "warmup_epochs": warmup, "freeze_epochs": freeze})
+    space = SearchSpace.around(recipe, ())
     rungs = space.rungs()
     assert rungs[-1] == epochs
     assert rungs == tuple(sorted(set(rungs)))
-    assert space.recipe_of(space.own(), epochs) == recipe
+    assert space.recipe_of(space.default_values(), epochs) == recipe
     for rung in rungs:
-        shorter = space.recipe_of(space.own(), rung).train
+        shorter = space.recipe_of(space.default_values(), rung).train
         assert shorter.epochs == rung
         assert shorter.warmup_epochs / rung == pytest.approx(warmup / epochs)
         assert shorter.freeze_epochs <= freeze
 
 
 def test_what_has_no_pretrained_encoder_has_no_rate_of_it_to_search() -> None:
-    assert "encoder_lr" in Space.of(Recipe(), ()).searched()
-    assert "encoder" not in Space.of(Recipe(), (Recipe().model.encoder,)).searched()
-    assert "encoder_lr" not in Space.of(RECIPE, ()).searched()
-    assert Space.of(Recipe().changed(model={"architecture": "unet"}), ()).searched()[0] == "decoder_lr"
+    assert "encoder_lr" in SearchSpace.around(Recipe(), ()).parameter_names()
+    assert "encoder" not in SearchSpace.around(Recipe(), (Recipe().model.encoder,)).parameter_names()
+    assert "encoder_lr" not in SearchSpace.around(RECIPE, ()).parameter_names()
+    assert (
+        SearchSpace.around(Recipe().with_settings(model={"architecture": "unet"}), ()).parameter_names()[0]
+        == "decoder_lr"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,7 +264,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     tiles: Path, tmp_path: Path, model: dict[str, Any], encoders: tuple[str, ...], trials: int, message: str
 ) -> None:
     with pytest.raises(SettingError, match=message) as refused:
-        find(tiles, tmp_path / "out", RECIPE.changed(model=model), trials, encoders=encoders)
+        find(tiles, tmp_path / "out", RECIPE.with_settings(model=model), trials, encoders=encoders)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 

@@ -48,15 +48,15 @@ def folders(folder: Path, classes: int, whole: bool) -> tuple[Path, Path]:
 
 CASES = {
     "overlapping": (2, ("--classes", "1=red,2=green", "--overlapping")),
-    "overlapping fractions": (2, ("--classes", "1=red,2=green", "--overlapping", "--fractions")),
-    "fractions": (1, ("--classes", "1=red,0=other", "--fractions")),
+    "overlapping fractional": (2, ("--classes", "1=red,2=green", "--overlapping", "--fractional")),
+    "fractional": (1, ("--classes", "1=red,0=other", "--fractional")),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_network_learns_them(case: str, tmp_path: Path) -> None:
     bands, flags = CASES[case]
-    images, masks = folders(tmp_path, bands, whole="--fractions" not in flags)
+    images, masks = folders(tmp_path, bands, whole="--fractional" not in flags)
     parts = ("--tile-px", SIDE, "--split", "scene", "--val", "0.2", "--test", "0")
     call("prepare", "masks", images, masks, *flags, *parts, "--out", tmp_path / "tiles")
     call("train", tmp_path / "tiles", "--out", tmp_path / "run", *LIGHT)

@@ -16,7 +16,7 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.training.checkpoint import LAST, STATE
 from geograft.training.history import read_history
 
-SMALL = Recipe().changed(
+SMALL = Recipe().with_settings(
     model={"architecture": "unet"}, train={"epochs": 3, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
 )
 
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(run: Path, tiles: Path,
     again = train(tiles, tmp_path / "again", SMALL).run
     assert (again / LAST).read_bytes() == (run / LAST).read_bytes()
     assert (again / WEIGHTS).read_bytes() == (run / WEIGHTS).read_bytes()
-    other = train(tiles, tmp_path / "other", SMALL.changed(train={"seed": 1})).run
+    other = train(tiles, tmp_path / "other", SMALL.with_settings(train={"seed": 1})).run
     assert (other / LAST).read_bytes() != (run / LAST).read_bytes()
 
 
@@ -78,9 +78,9 @@ def test_a_run_is_never_overwritten(run: Path, tiles: Path, tmp_path: Path) -> N
 
 def test_resuming_with_other_settings_is_refused(run: Path, tiles: Path) -> None:
     with pytest.raises(SettingError):
-        train(tiles, run, SMALL.changed(train={"decoder_lr": 1e-3}), resume=True)
+        train(tiles, run, SMALL.with_settings(train={"decoder_lr": 1e-3}), resume=True)
     with pytest.raises(SettingError):
-        train(tiles, run, SMALL.changed(model={"architecture": "transfer", "weights": "none"}), resume=True)
+        train(tiles, run, SMALL.with_settings(model={"architecture": "transfer", "weights": "none"}), resume=True)
 
 
 def test_a_folder_that_is_no_tile_set(tmp_path: Path) -> None:
@@ -91,5 +91,5 @@ def test_a_folder_that_is_no_tile_set(tmp_path: Path) -> None:
 
 def test_scaling_by_weights_needs_pretrained_weights(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="pretrained"):
-        train(tiles, tmp_path / "run", SMALL.changed(train={"normalise": "weights"}))
+        train(tiles, tmp_path / "run", SMALL.with_settings(train={"normalise": "weights"}))
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from geograft.card import CARD, WEIGHTS, read_card
 from geograft.cli import app
-from geograft.commands.train import Start, train
+from geograft.commands.train import StartingRun, train
 from geograft.config import ModelConfig, Recipe, load_recipe
 from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, SettingError
@@ -19,7 +19,7 @@ from geograft.training.checkpoint import LAST
 from geograft.training.history import read_history
 from geograft.training.loader import Scaling
 
-SMALL = Recipe().changed(
+SMALL = Recipe().with_settings(
     model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
 )
 
@@ -40,7 +40,7 @@ CONSTANT = {
 
 
 def recipe_from(first: Path, **settings: object) -> Recipe:
-    return Recipe().changed(
+    return Recipe().with_settings(
         model={"start": str(first), "frozen_stages": 1},
         train=CONSTANT | settings,
     )
@@ -112,7 +112,7 @@ def test_a_new_band_is_learned_though_stages_were_to_be_frozen(first: Path, tile
 
 
 def test_known_bands_keep_their_scaling(first: Path, tiles: Path) -> None:
-    start = Start.of(ModelConfig(start=str(first)))
+    start = StartingRun.from_config(ModelConfig(start=str(first)))
     assert start
     card = start.card
     names = (card.band_names[2], "nir", card.band_names[0])

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from geograft.training.augment import JITTER, augmented, dihedral, inverse, jittered, pasted, rescaled, scale_jittered
+from geograft.training.augment import (
+    JITTER,
+    augment_tile,
+    dihedral,
+    inverse,
+    jitter_colours,
+    jitter_scale,
+    paste_class,
+    rescale,
+)
 
 ELEMENTS = range(8)
 SQUARE = np.arange(25).reshape(5, 5)
@@ -52,7 +61,7 @@ def tile(bands: int = 3, shape: tuple[int, int] = (12, 12), seed: int = 0) -> tu
 @given(seed=st.integers(0, 1000), bands=st.sampled_from([1, 3, 8]))
 def test_image_and_label_turn_together_and_no_pixel_changes(seed: int, bands: int) -> None:
     given_tile = tile(bands)
-    image, label, valid = augmented(*given_tile, np.ones(bands), "dihedral", np.random.default_rng(seed))
+    image, label, valid = augment_tile(*given_tile, np.ones(bands), "dihedral", np.random.default_rng(seed))
     assert np.array_equal(image[0], label)
     assert valid.sum() == given_tile[2].sum()
     assert np.array_equal(np.sort(image, axis=None), np.sort(given_tile[0], axis=None))
@@ -62,31 +71,31 @@ def test_every_symmetry_comes_up_as_often() -> None:
     label = np.arange(25, dtype=np.uint8).reshape(5, 5)
     rng = np.random.default_rng(0)
     sample = label[None].astype(np.float32), label, np.ones((5, 5), bool)
-    drawn = [element_of(augmented(*sample, np.ones(1), "dihedral", rng)[1]) for _ in range(800)]
+    drawn = [element_of(augment_tile(*sample, np.ones(1), "dihedral", rng)[1]) for _ in range(800)]
     assert np.bincount(drawn, minlength=8).min() > 70
 
 
 def test_a_tile_that_is_not_square_keeps_its_shape() -> None:
     for seed in range(20):
-        image, label, valid = augmented(*tile(shape=(8, 12)), np.ones(3), "colour", np.random.default_rng(seed))
+        image, label, valid = augment_tile(*tile(shape=(8, 12)), np.ones(3), "colour", np.random.default_rng(seed))
         assert image.shape[1:] == label.shape == valid.shape == (8, 12)
 
 
 def test_colours_leave_an_index_as_it_is() -> None:
     image, label, valid = tile(bands=4)
     image[3], valid[:] = np.arange(144).reshape(12, 12), True
-    turned, _, _ = augmented(image, label, valid, np.ones(3), "colour", np.random.default_rng(0))
+    turned, _, _ = augment_tile(image, label, valid, np.ones(3), "colour", np.random.default_rng(0))
     assert np.array_equal(np.sort(turned[3], axis=None), np.arange(144))
     # Where each pixel went is what the index says: its three colours are all others.
     there = np.take_along_axis(image[:3].reshape(3, -1), turned[3].astype(int).reshape(1, -1), axis=1)
     assert (np.abs(there - turned[:3].reshape(3, -1)).max(axis=1) > 0.01).all()
     # As many colours, as many draws: what becomes of them does not depend on the index.
-    alone, _, _ = augmented(image[:3], label, valid, np.ones(3), "colour", np.random.default_rng(0))
+    alone, _, _ = augment_tile(image[:3], label, valid, np.ones(3), "colour", np.random.default_rng(0))
     assert np.array_equal(turned[:3], alone)
 
 
 def test_none_gives_the_tile_itself() -> None:
-    for before, after in zip(tile(), augmented(*tile(), np.ones(3), "none", np.random.default_rng(0)), strict=True):
+    for before, after in zip(tile(), augment_tile(*tile(), np.ones(3), "none", np.random.default_rng(0)), strict=True):
         assert np.array_equal(before, after)
 
 
@@ -95,47 +104,49 @@ def test_colours_do_not_depend_on_the_unit(changes: tuple[float, float], bands: 
     image, _, valid = tile(bands)
     std = np.full(bands, 20.0)
     light = np.random.default_rng(seed).uniform(-JITTER, JITTER, bands)
-    in_other_units = jittered(image * 50 - 300, valid, std * 50, light, *changes)
-    as_before = jittered(image, valid, std, light, *changes) * 50 - 300
+    in_other_units = jitter_colours(image * 50 - 300, valid, std * 50, light, *changes)
+    as_before = jitter_colours(image, valid, std, light, *changes) * 50 - 300
     np.testing.assert_allclose(in_other_units, as_before, rtol=1e-4, atol=0.05)
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
 def test_no_change_changes_nothing(bands: int) -> None:
     image, _, valid = tile(bands)
-    np.testing.assert_allclose(jittered(image, valid, np.ones(bands), np.zeros(bands), 0.0, 0.0), image, atol=1e-4)
+    np.testing.assert_allclose(
+        jitter_colours(image, valid, np.ones(bands), np.zeros(bands), 0.0, 0.0), image, atol=1e-4
+    )
 
 
 def test_each_change_is_what_it_is_called() -> None:
     image, _, valid = tile(3)
     std = np.array([1.0, 20.0, 30.0])
     same, light = np.zeros(3), np.array([0.1, 0.2, -0.3])
-    brighter = jittered(image, valid, std, light, 0.0, 0.0)
+    brighter = jitter_colours(image, valid, std, light, 0.0, 0.0)
     np.testing.assert_allclose(brighter - image, np.broadcast_to((light * std)[:, None, None], image.shape), atol=1e-3)
-    crisper = jittered(image, valid, std, same, 0.2, 0.0)
+    crisper = jitter_colours(image, valid, std, same, 0.2, 0.0)
     np.testing.assert_allclose(crisper[:, valid].mean(axis=1), image[:, valid].mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(crisper[:, valid].std(axis=1), 1.2 * image[:, valid].std(axis=1), rtol=1e-4)
-    greyer = jittered(image, valid, std, same, 0.0, -0.2)
+    greyer = jitter_colours(image, valid, std, same, 0.0, -0.2)
     np.testing.assert_allclose(greyer.mean(axis=0), image.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.ptp(greyer, axis=0), 0.8 * np.ptp(image, axis=0), rtol=1e-3)
-    assert np.array_equal(jittered(image[:2], valid, std[:2], same[:2], 0.0, -0.2), image[:2])
+    assert np.array_equal(jitter_colours(image[:2], valid, std[:2], same[:2], 0.0, -0.2), image[:2])
 
 
 def test_pixels_without_an_image_do_not_move_the_contrast() -> None:
     image, _, valid = tile(3)
     other = np.where(valid, image, np.float32(5000))
     light = np.full(3, 0.1)
-    changed = [jittered(each, valid, np.ones(3), light, 0.2, 0.1)[:, valid] for each in (image, other)]
+    changed = [jitter_colours(each, valid, np.ones(3), light, 0.2, 0.1)[:, valid] for each in (image, other)]
     assert np.array_equal(*changed)
     nowhere = np.zeros_like(valid)
-    assert np.isfinite(jittered(image, nowhere, np.ones(3), light, 0.2, 0.1)).all()
+    assert np.isfinite(jitter_colours(image, nowhere, np.ones(3), light, 0.2, 0.1)).all()
 
 
 # Scale
 
 
 def test_the_same_scale_changes_nothing() -> None:
-    for before, after in zip(tile(), rescaled(*tile(), 1.0, (0.3, 0.8)), strict=True):
+    for before, after in zip(tile(), rescale(*tile(), 1.0, (0.3, 0.8)), strict=True):
         np.testing.assert_allclose(after, np.where(tile()[2], before, 0) if before.ndim == 3 else before, rtol=1e-6)
 
 
@@ -143,7 +154,7 @@ def test_the_same_scale_changes_nothing() -> None:
 @given(scale=st.floats(0.5, 2), row=st.floats(0, 1), col=st.floats(0, 1))
 def test_scaling_is_torchs_bilinear_resampling(bands: int, scale: float, row: float, col: float) -> None:
     image, label, _ = tile(bands, (12, 14))
-    ours, labels, valid = rescaled(image, label, np.ones((12, 14), bool), scale, (row, col))
+    ours, labels, valid = rescale(image, label, np.ones((12, 14), bool), scale, (row, col))
     # Where each new pixel lies in the old tile, as grid_sample counts: from -1 to 1 between the outer edges.
     at = [
         2 * (place * (length - length / scale) + (np.arange(length) + 0.5) / scale) / length - 1
@@ -161,7 +172,7 @@ def test_scaling_is_torchs_bilinear_resampling(bands: int, scale: float, row: fl
 def test_twice_the_scale_makes_four_pixels_of_one() -> None:
     image, label, valid = tile(shape=(8, 8))
     for row, col in ((0, 0), (0, 1), (1, 0)):
-        _, labels, kept = rescaled(image, label, valid, 2.0, (row, col))
+        _, labels, kept = rescale(image, label, valid, 2.0, (row, col))
         part = slice(4 * row, 4 * row + 4), slice(4 * col, 4 * col + 4)
         assert np.array_equal(labels, label[part].repeat(2, 0).repeat(2, 1))
         assert np.array_equal(kept, valid[part].repeat(2, 0).repeat(2, 1))
@@ -170,7 +181,7 @@ def test_twice_the_scale_makes_four_pixels_of_one() -> None:
 def test_half_the_scale_holds_the_whole_tile_and_its_mirror_image() -> None:
     label = np.arange(64, dtype=np.uint8).reshape(8, 8).repeat(2, 0).repeat(2, 1)[:8, :8]
     image, valid = label[None].astype(np.float32), np.ones((8, 8), bool)
-    _, labels, _ = rescaled(image, label, valid, 0.5, (0.0, 0.0))
+    _, labels, _ = rescale(image, label, valid, 0.5, (0.0, 0.0))
     small = label[::2, ::2]
     assert np.array_equal(labels[:4, :4], small)
     assert np.array_equal(labels[:4, 4:], small[:, ::-1])
@@ -182,7 +193,7 @@ def test_what_has_no_image_does_not_bleed(scale: float, place: float) -> None:
     valid = np.random.default_rng(0).random((12, 12)) < 0.7
     image = np.full((2, 12, 12), 700, np.float32)
     wild = np.where(valid, image, 9e9).astype(np.float32)
-    scaled, _, kept = rescaled(wild, valid.astype(np.uint8), valid, scale, (place, 1 - place))
+    scaled, _, kept = rescale(wild, valid.astype(np.uint8), valid, scale, (place, 1 - place))
     np.testing.assert_allclose(scaled[:, kept], 700, rtol=1e-5)
     assert not scaled[:, ~kept].any()
 
@@ -192,7 +203,7 @@ def test_scales_go_both_ways_as_often() -> None:
     image[0, 30:34, 30:34] = 1
     label, valid = image[0].astype(np.uint8), np.ones((64, 64), bool)
     rng = np.random.default_rng(0)
-    sizes = [scale_jittered(image, label, valid, 0.5, rng)[0].sum() for _ in range(300)]
+    sizes = [jitter_scale(image, label, valid, 0.5, rng)[0].sum() for _ in range(300)]
     seen = np.array([size for size in sizes if size > 5])
     assert 16 / 1.5**2 * 0.9 < seen.min() < 9
     assert 30 < seen.max() < 16 * 1.5**2 * 1.1
@@ -206,7 +217,7 @@ def test_scales_go_both_ways_as_often() -> None:
 @pytest.mark.parametrize("bands", [1, 4])
 def test_pasting_takes_image_and_label_of_one_class(bands: int) -> None:
     (image, label, _), (other, other_label, _) = tile(bands, seed=1), tile(bands, seed=2)
-    new, new_label = pasted((image, label), (other, other_label), 3)
+    new, new_label = paste_class((image, label), (other, other_label), 3)
     there = other_label == 3
     assert np.array_equal(new[:, there], other[:, there])
     assert (new_label[there] == 3).all()
@@ -220,7 +231,7 @@ def test_shares_are_pasted_where_they_are_most() -> None:
     rng = np.random.default_rng(0)
     shares, other = (rng.dirichlet([1, 1, 1], (6, 6)).transpose(2, 0, 1).astype(np.float32) for _ in range(2))
     other[:, 0, 0] = np.nan
-    _, label = pasted((shares[:1], shares), (other[:1], other), 2)
+    _, label = paste_class((shares[:1], shares), (other[:1], other), 2)
     there = other[2] > 0.5
     assert np.array_equal(label[:, there], other[:, there])
     assert np.array_equal(label[:, ~there], shares[:, ~there])
@@ -231,6 +242,6 @@ def test_one_output_gives_both_of_its_classes(index: int) -> None:
     rng = np.random.default_rng(0)
     shares, other = rng.random((2, 1, 6, 6)).astype(np.float32)
     other[0, 0, 0] = np.nan
-    _, label = pasted((shares, shares), (other, other), index)
+    _, label = paste_class((shares, shares), (other, other), index)
     there = other > 0.5 if index else other < 0.5
     assert np.array_equal(label, np.where(there, other, shares))

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import Tensor, distributed, nn
 
-from geograft.training.distributed import SharedStatistics
+from geograft.training.distributed import SyncBatchNormMode
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ LAYERS = {
 def test_of_one_process_it_is_torchs_with_all_gradients(layer: str, training: bool) -> None:
     images = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(1)) * 7 + 100
     expected = passed(LAYERS[layer]().train(training), images)
-    with SharedStatistics():
+    with SyncBatchNormMode():
         found = passed(LAYERS[layer]().train(training), images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -48,7 +48,7 @@ def test_of_one_process_it_is_torchs_with_all_gradients(layer: str, training: bo
 @pytest.mark.usefixtures("alone")
 def test_half_precision_stays_half_and_counts_in_full() -> None:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).bfloat16() + 50
-    with SharedStatistics():
+    with SyncBatchNormMode():
         found = nn.BatchNorm2d(3)(images)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), nn.BatchNorm2d(3)(images.float()), rtol=1e-2, atol=1e-2)

@@ -14,9 +14,9 @@ from torch.optim import Adam
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.training.checkpoint import (
     STATE,
-    Position,
+    EpochTotals,
     Stateful,
-    Tally,
+    TrainingProgress,
     load_state,
     load_weights,
     save_state,
@@ -41,7 +41,7 @@ def trained(seed: int = 0) -> tuple[TinyNetwork, dict[str, Stateful]]:
 
 def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     network, parts = trained()
-    position = Position(Tally(np.array([[3, 2**40], [1, 0]]), 1 / 3), 2, 5, 7.5, History((ROW,)))
+    position = TrainingProgress(EpochTotals(np.array([[3, 2**40], [1, 0]]), 1 / 3), 2, 5, 7.5, History((ROW,)))
     save_state(tmp_path, parts, position, IDENTITY)
     expected = torch.rand(3)
     other, other_parts = trained(seed=1)
@@ -55,7 +55,7 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_the_tally_is_a_mean_over_pixels() -> None:
-    tally = Tally.of(2)
+    tally = EpochTotals.zero(2)
     assert np.isnan(tally.mean_loss)
     tally.add(1.0, np.array([[1, 0], [0, 0]]))
     tally.add(0.5, np.array([[0, 1], [1, 1]]))
@@ -66,7 +66,7 @@ def test_the_tally_is_a_mean_over_pixels() -> None:
 
 def test_a_state_of_another_run_says_what_differs(tmp_path: Path) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, Position(Tally.of(2)), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
     with pytest.raises(SettingError, match="seed was 0 and is 4"):
         load_state(tmp_path, parts, {**IDENTITY, "seed": 4}, 9)
     with pytest.raises(SettingError, match="another version of geograft began"):
@@ -77,7 +77,7 @@ def test_a_state_of_another_run_says_what_differs(tmp_path: Path) -> None:
 
 def test_a_state_of_more_epochs_is_refused(tmp_path: Path) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, Position(Tally.of(2), epoch=3), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2), epoch=3), IDENTITY)
     assert load_state(tmp_path, parts, IDENTITY, 3).epoch == 3
     with pytest.raises(SettingError, match="has 3 epochs already: epochs = 2 is too few"):
         load_state(tmp_path, parts, IDENTITY, 2)
@@ -86,7 +86,7 @@ def test_a_state_of_more_epochs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -30])
 def test_a_truncated_state_is_one_line(tmp_path: Path, length: int) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, Position(Tally.of(2)), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
     content = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(content[:length])
     with pytest.raises(InputError, match="is damaged") as caught:
@@ -115,7 +115,7 @@ def test_a_state_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_state_holds_plain_values_only(tmp_path: Path) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, Position(Tally.of(2), history=History((ROW,))), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2), history=History((ROW,))), IDENTITY)
     torch.load(io.BytesIO((tmp_path / STATE).read_bytes()), weights_only=True)
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, file: str) -> None:
 
     def write() -> None:
         if file == "state":
-            save_state(tmp_path, parts, Position(Tally.of(2)), IDENTITY)
+            save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
         else:
             save_weights(path, network)
 

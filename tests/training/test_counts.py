@@ -10,8 +10,8 @@ from torchmetrics.functional.classification import (
 )
 
 from geograft.legend import IGNORE
-from geograft.metrics.confusion import Counting
-from geograft.training.step import confusion, predicted, tables
+from geograft.metrics.confusion import ConfusionScheme
+from geograft.training.step import confusion, overlapping_confusion, predict_classes
 
 
 def batch(k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,7 @@ def test_rows_are_the_truth() -> None:
 
 
 def test_a_probability_of_one_half_is_class_1() -> None:
-    assert predicted(torch.zeros(1, 1, 1, 1)).item() == 1
+    assert predict_classes(torch.zeros(1, 1, 1, 1)).item() == 1
 
 
 def test_all_ignored_counts_nothing() -> None:
@@ -75,9 +75,9 @@ def test_tables_of_overlapping_classes_are_those_of_torchmetrics(k: int, seed: i
     logits, label = torch.randn(3, k, 8, 5, generator=rng), torch.randint(-1, 2, (3, k, 8, 5), generator=rng)
     share = label.float().masked_fill(label < 0, torch.nan)
     theirs = multilabel_confusion_matrix(logits.sigmoid(), label, num_labels=k, ignore_index=-1)
-    assert torch.equal(tables(logits, share), theirs)
+    assert torch.equal(overlapping_confusion(logits, share), theirs)
     # What the map shows is what is counted.
-    counting = Counting(k, overlapping=True)
-    seen = counting.decided(logits.sigmoid().numpy(), (0.5,) * k).swapaxes(0, 1).reshape(k, 3, -1)
-    truth = np.stack([counting.classed(each) for each in share.numpy()]).swapaxes(0, 1).reshape(k, 3, -1)
-    np.testing.assert_array_equal(counting.counts(truth, seen), theirs)
+    counting = ConfusionScheme(k, overlapping=True)
+    seen = counting.apply_thresholds(logits.sigmoid().numpy(), (0.5,) * k).swapaxes(0, 1).reshape(k, 3, -1)
+    truth = np.stack([counting.to_classes(each) for each in share.numpy()]).swapaxes(0, 1).reshape(k, 3, -1)
+    np.testing.assert_array_equal(counting.confusion(truth, seen), theirs)

@@ -19,10 +19,17 @@ from geograft.card import WEIGHTS
 from geograft.commands.train import train
 from geograft.config import Recipe, TrainConfig
 from geograft.errors import DivergedError, InputError, SettingError
-from geograft.losses.segmentation import Deep, Logits
+from geograft.losses.segmentation import Logits, MultiScaleLogits
 from geograft.networks.network import Network
 from geograft.training.checkpoint import LAST, STATE
-from geograft.training.distributed import Crew, _as_it_was_raised, check_started, in_crew, rank_of, starts_others
+from geograft.training.distributed import (
+    ProcessGroup,
+    _original_error,
+    check_devices,
+    launch,
+    rank_of,
+    spawns_processes,
+)
 from geograft.training.history import HISTORY, History
 from geograft.training.loader import TrainingData
 from geograft.training.loop import fit
@@ -54,7 +61,7 @@ class Coarser(Certain):
         super().__init__()
         self.coarse = nn.Conv2d(3, 1, 1)
 
-    def forward(self, image: Tensor) -> Logits | Deep:
+    def forward(self, image: Tensor) -> Logits | MultiScaleLogits:
         logits = super().forward(image)
         return (logits, {4: self.coarse(avg_pool2d(image, 4))}) if self.training else logits
 
@@ -91,7 +98,11 @@ FEATURES = {"ema": 0.9, "optimizer": "adamw", "clip_norm": 0.5, "accumulate": 2,
 
 CASES: dict[str, tuple[Callable[[], Network], Callable[[], TrainingData], dict[str, Any]]] = {
     "two classes": (Certain, data, {}),
-    "overlapping": (partial(Certain, 2), partial(overlapping_data, val=overlapping_blocks(6, 1)), {"entropy": "focal"}),
+    "overlapping": (
+        partial(Certain, 2),
+        partial(overlapping_data, val=overlapping_blocks(6, 1)),
+        {"pixel_loss": "focal"},
+    ),
     "coarser maps": (Coarser, data, {"auxiliary_weight": 1.0}),
 }
 
@@ -140,7 +151,7 @@ def test_a_process_that_meets_a_bad_tile_names_it_in_one_line(tmp_path: Path) ->
 @pytest.mark.slow
 def test_under_torchrun_the_processes_that_are_there_make_one_run(tiles: Path, tmp_path: Path) -> None:
     settings = {"epochs": 1, "batch_size": 4, "device": "cpu", "devices": 2}
-    recipe = Recipe().changed(model={"architecture": "unet"}, train=settings)
+    recipe = Recipe().with_settings(model={"architecture": "unet"}, train=settings)
     expected = train(tiles, tmp_path / "spawned", recipe)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geograft"]
     arguments = ["train", tiles, "--out", tmp_path / "run", "--recipe", expected.run / "recipe.toml"]
@@ -191,27 +202,27 @@ def in_a_slurm_job(monkeypatch: pytest.MonkeyPatch, **told: str) -> None:
 @pytest.mark.slow
 def test_a_slurm_job_of_one_process_starts_the_others_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_a_slurm_job(monkeypatch, NTASKS="1", NNODES="1")
-    assert starts_others(TWO)
-    assert in_crew(TWO, ranks) == [0, 1]
-    assert in_crew(CONFIG, ranks) == [0]
+    assert spawns_processes(TWO)
+    assert launch(TWO, ranks) == [0, 1]
+    assert launch(CONFIG, ranks) == [0]
 
 
-def ranks(crew: Crew) -> list[int]:
+def ranks(crew: ProcessGroup) -> list[int]:
     """Return the numbers of all processes."""
-    return [int(line) for line in crew.gathered([str(crew.rank)])]
+    return [int(line) for line in crew.all_gather_lines([str(crew.rank)])]
 
 
 @pytest.mark.parametrize("settings", [{"devices": 2}, {"devices": 1}, {"devices": 4}, {"devices": 1, "nodes": 4}])
 def test_slurm_and_settings_must_agree(settings: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     in_a_slurm_job(monkeypatch, NTASKS="4", NNODES="2")
     with pytest.raises(SettingError, match=r"has 4 processes on 2 machines\. Give --devices 2 --nodes 2, or"):
-        check_started(replace(CONFIG, **settings))
-    check_started(replace(CONFIG, devices=2, nodes=2))
+        check_devices(replace(CONFIG, **settings))
+    check_devices(replace(CONFIG, devices=2, nodes=2))
 
 
 def test_an_error_of_another_process_is_what_it_was_there() -> None:
     told = ProcessRaisedException("...\ngeograft.errors.DivergedError: The loss became nan.\n", 1, 2)
-    error = _as_it_was_raised(told)
+    error = _original_error(told)
     assert isinstance(error, DivergedError)
     assert str(error) == "The loss became nan."
 

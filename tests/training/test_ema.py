@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from geograft.training.optim import EARLY, ModelEMA
+from geograft.training.optim import EMA_WARMUP, ModelEMA
 from tests.support.training import TinyNetwork
 
 
@@ -21,12 +21,12 @@ def test_after_the_first_steps_it_is_torchs_exponential_mean() -> None:
     network = TinyNetwork()
     ours = ModelEMA(network, decay=0.5)
     ours.steps = 8  # from here on (1 + n) / (EARLY + n) is not below 0.5
-    assert (1 + ours.steps) / (EARLY + ours.steps) == 0.5
+    assert (1 + ours.steps) / (EMA_WARMUP + ours.steps) == 0.5
     theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
     theirs.n_averaged.fill_(1)  # the mean begins at the first weights, not at the first step's
     for seed in range(5):
         walk(network, seed)
-        ours.take(network)
+        ours.update(network)
         theirs.update_parameters(network)
     for name, value in theirs.module.state_dict().items():
         if value.is_floating_point():
@@ -41,9 +41,9 @@ def test_weights_from_before_training_are_soon_forgotten() -> None:
     with torch.no_grad():
         network.body.head.weight.zero_()
     for _ in range(20):
-        average.take(network)
+        average.update(network)
     left = average.network.body.head.weight / TinyNetwork().body.head.weight
-    expected = torch.tensor([(1 + n) / (EARLY + n) for n in range(20)]).prod()
+    expected = torch.tensor([(1 + n) / (EMA_WARMUP + n) for n in range(20)]).prod()
     assert left.flatten().tolist() == pytest.approx([expected.item()] * left.numel())
     assert expected < 1e-5
 
@@ -52,7 +52,7 @@ def test_what_stands_still_stays_to_the_bit() -> None:
     network = TinyNetwork(frozen=2)
     average = ModelEMA(network, decay=0.9)
     for _ in range(30):
-        average.take(network)
+        average.update(network)
     for name, value in network.state_dict().items():
         assert torch.equal(average.network.state_dict()[name], value)
 

@@ -47,7 +47,7 @@ def test_the_best_epoch_has_the_least_validation_loss() -> None:
 
 def test_and_then_adds_an_epoch_to_a_new_history() -> None:
     first = History((row(1, 0.5),))
-    assert first.and_then(row(2, 0.4)).epochs == (row(1, 0.5), row(2, 0.4))
+    assert first.append(row(2, 0.4)).epochs == (row(1, 0.5), row(2, 0.4))
     assert first.epochs == (row(1, 0.5),)
 
 

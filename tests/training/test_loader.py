@@ -11,19 +11,19 @@ from torch import Tensor
 
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.labels import class_shares
+from geograft.labels import class_fractions
 from geograft.legend import Legend
 from geograft.losses.targets import class_index
 from geograft.training import loader as feed
-from geograft.training.loader import Feed, Scaling, imaged, worker_count
-from geograft.training.sampling import batched, epoch_order, part_of
+from geograft.training.loader import Scaling, TileLoader, image_mask, worker_count
+from geograft.training.sampling import epoch_order, make_batches, shard
 from tests.support.training import Tile, blocks, training_data
 
 CPU = torch.device("cpu")
 
 
-def make(**settings: Any) -> Feed:
-    return Feed(training_data(), TrainConfig(batch_size=4, workers=0, **settings), CPU)
+def make(**settings: Any) -> TileLoader:
+    return TileLoader(training_data(), TrainConfig(batch_size=4, workers=0, **settings), CPU)
 
 
 def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
@@ -44,7 +44,7 @@ def test_the_order_depends_on_seed_and_epoch() -> None:
 
 @given(length=st.integers(0, 60), size=st.integers(1, 12))
 def test_batches_hold_everything_in_order(length: int, size: int) -> None:
-    batches = batched(range(length), size)
+    batches = make_batches(range(length), size)
     assert list(chain.from_iterable(batches)) == list(range(length))
     assert all(len(batch) == size for batch in batches[:-1])
     if size > 1 and length > 1:
@@ -54,10 +54,10 @@ def test_batches_hold_everything_in_order(length: int, size: int) -> None:
 @given(length=st.integers(1, 60), size=st.integers(1, 12), world=st.integers(1, 8))
 def test_processes_share_batches_without_loss_or_repetition(length: int, size: int, world: int) -> None:
     world = min(world, size, length)
-    batches = batched(range(length), size, world)
+    batches = make_batches(range(length), size, world)
     assert list(chain.from_iterable(batches)) == list(range(length))
     for batch in batches:
-        parts = [part_of(batch, rank, world) for rank in range(world)]
+        parts = [shard(batch, rank, world) for rank in range(world)]
         assert sorted(chain.from_iterable(parts)) == sorted(batch)
         assert 1 <= min(map(len, parts)) <= max(map(len, parts)) <= min(map(len, parts)) + 1
 
@@ -66,8 +66,8 @@ def test_processes_share_batches_without_loss_or_repetition(length: int, size: i
 def test_the_batches_of_all_processes_are_those_of_one(world: int) -> None:
     # Of 19 tiles three remain, enough for three.
     data, config = training_data(train=blocks(19, 0)), TrainConfig(batch_size=4, workers=0, augment="colour")
-    feeds = [Feed(data, config, CPU, rank, world) for rank in range(world)]
-    alone = Feed(data, config, CPU)
+    feeds = [TileLoader(data, config, CPU, rank, world) for rank in range(world)]
+    alone = TileLoader(data, config, CPU)
     whole = [list(alone.train(3)), list(alone.val())]
     shared = [[list(one.train(3)) for one in feeds], [list(one.val()) for one in feeds]]
     for batches, parts in zip(whole, shared, strict=True):
@@ -79,7 +79,7 @@ def test_the_batches_of_all_processes_are_those_of_one(world: int) -> None:
 
 def test_more_processes_than_tiles_are_refused() -> None:
     with pytest.raises(SettingError, match="5 processes cannot share batches of 4"):
-        Feed(training_data(), TrainConfig(batch_size=4, workers=0), CPU, 0, 5)
+        TileLoader(training_data(), TrainConfig(batch_size=4, workers=0), CPU, 0, 5)
 
 
 def test_the_network_sees_the_mean_where_there_is_no_image() -> None:
@@ -93,9 +93,9 @@ def test_the_network_sees_the_mean_where_there_is_no_image() -> None:
 def test_pixels_that_are_only_not_labelled_keep_their_image() -> None:
     image, label = blocks(1, 0)[0]
     label[8:] = 255
-    assert np.array_equal(imaged(image, label)[8:], np.ones((8, 16), bool))
+    assert np.array_equal(image_mask(image, label)[8:], np.ones((8, 16), bool))
     data = training_data(train=[(image, label)])
-    ((images, _),) = Feed(data, TrainConfig(workers=0, augment="none"), CPU).train(0)
+    ((images, _),) = TileLoader(data, TrainConfig(workers=0, augment="none"), CPU).train(0)
     torch.testing.assert_close(images[0, :, 8:], torch.from_numpy((image[:, 8:] - 130) / 30))
 
 
@@ -139,7 +139,7 @@ class Counting(list[Tile]):
 
 def test_starting_in_the_middle_reads_only_the_rest() -> None:
     tiles = Counting(blocks(18, 0))
-    loaded = Feed(training_data(train=tiles), TrainConfig(batch_size=4, workers=0), CPU)
+    loaded = TileLoader(training_data(train=tiles), TrainConfig(batch_size=4, workers=0), CPU)
     whole = list(loaded.train(2))
     tiles.read.clear()
     rest = list(loaded.train(2, start=3))
@@ -166,7 +166,10 @@ RARE = np.array([[1.0, 0.0]] * 16 + [[0.5, 0.5]] * 2)
 def test_each_setting_changes_what_is_seen_and_nothing_hidden_decides(settings: dict[str, Any]) -> None:
     data = training_data(train=Moving(blocks(18, 0)), shares=RARE)
     config = TrainConfig(batch_size=4, workers=0, seed=3)
-    plain, (one, again) = Feed(data, config, CPU), (Feed(data, replace(config, **settings), CPU) for _ in range(2))
+    plain, (one, again) = (
+        TileLoader(data, config, CPU),
+        (TileLoader(data, replace(config, **settings), CPU) for _ in range(2)),
+    )
     whole = list(one.train(2))
     assert not same(whole, list(plain.train(2)))
     assert not same(whole, list(one.train(1)))
@@ -178,8 +181,8 @@ def test_each_setting_changes_what_is_seen_and_nothing_hidden_decides(settings: 
 
 def test_tiles_of_rare_classes_come_more_often_and_never_twice_alike() -> None:
     data = training_data(shares=RARE)
-    loaded = Feed(data, TrainConfig(batch_size=4, workers=0, sampling="classes", augment="colour"), CPU)
-    counts = np.bincount(list(chain.from_iterable(loaded.batches(0))), minlength=18)
+    loaded = TileLoader(data, TrainConfig(batch_size=4, workers=0, sampling="classes", augment="colour"), CPU)
+    counts = np.bincount(list(chain.from_iterable(loaded.batch_indices(0))), minlength=18)
     assert counts.sum() == 18
     assert counts[16:].min() >= 4
     images = torch.cat([images for images, _ in loaded.train(0)])
@@ -198,7 +201,9 @@ def test_what_cannot_be_had_is_refused() -> None:
 def test_where_no_pixel_is_of_any_class_there_is_none_to_paste() -> None:
     nothing = np.zeros((18, 2))
     config = TrainConfig(batch_size=4, workers=0, copy_paste=0.5)
-    pasted, plain = (Feed(training_data(shares=nothing), each, CPU) for each in (config, replace(config, copy_paste=0)))
+    pasted, plain = (
+        TileLoader(training_data(shares=nothing), each, CPU) for each in (config, replace(config, copy_paste=0))
+    )
     assert same(list(pasted.train(0)), list(plain.train(0)))
 
 
@@ -206,7 +211,7 @@ def test_shares_of_classes_travel_like_classes() -> None:
     whole = [(image, np.stack([label == c for c in (0, 1)]).astype(np.float32)) for image, label in blocks(6, 0)]
     tiles = [(image, np.where(share.any(axis=0), share, np.nan)) for image, share in whole]
     config = TrainConfig(batch_size=4, workers=0, augment="colour", scale_jitter=0.3)
-    one, other = (Feed(training_data(train=train), config, CPU).train(0) for train in (blocks(6, 0), tiles))
+    one, other = (TileLoader(training_data(train=train), config, CPU).train(0) for train in (blocks(6, 0), tiles))
     for (images, label), (same_images, shares) in zip(one, other, strict=True):
         assert torch.equal(images, same_images)
         assert torch.equal(shares.isnan().all(dim=1), label == 255)
@@ -223,8 +228,8 @@ class Broken(list[Tile]):
 def test_workers_give_the_same_batches_and_pass_on_errors_in_one_line() -> None:
     data = training_data(val=Broken(blocks(5, 1)))
     config = TrainConfig(batch_size=4, augment="colour")
-    with_workers = Feed(data, TrainConfig(**{**config.__dict__, "workers": 2}), CPU)
-    alone = Feed(data, TrainConfig(**{**config.__dict__, "workers": 0}), CPU)
+    with_workers = TileLoader(data, TrainConfig(**{**config.__dict__, "workers": 2}), CPU)
+    alone = TileLoader(data, TrainConfig(**{**config.__dict__, "workers": 0}), CPU)
     assert same(list(with_workers.train(0)), list(alone.train(0)))
     for loaded in (with_workers, alone):
         with pytest.raises(InputError, match=r"^scene.tif is truncated. Copy it again.$"):
@@ -259,7 +264,7 @@ def test_shares_of_whole_pixels_are_fed_as_their_classes_are(classes: int, setti
     parts = {part: [_as_shares(tile, data.legend) for tile in getattr(data, part)] for part in ("train", "val")}
     config = TrainConfig(batch_size=4, workers=0, **settings)
     plain, soft = (
-        Feed(each, config, CPU) for each in (replace(data, shares=shares), replace(data, shares=shares, **parts))
+        TileLoader(each, config, CPU) for each in (replace(data, shares=shares), replace(data, shares=shares, **parts))
     )
     for one, other in zip(chain(plain.train(1), plain.val()), chain(soft.train(1), soft.val()), strict=True):
         assert torch.equal(one[0], other[0])
@@ -268,5 +273,5 @@ def test_shares_of_whole_pixels_are_fed_as_their_classes_are(classes: int, setti
 
 
 def _as_shares(tile: Tile, legend: Legend) -> Tile:
-    shares = class_shares(tile[1], legend)
+    shares = class_fractions(tile[1], legend)
     return tile[0], shares[1:] if legend.binary else shares

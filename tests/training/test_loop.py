@@ -15,14 +15,14 @@ from torchmetrics.functional.classification import multilabel_jaccard_index
 from geograft.card import WEIGHTS
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.losses.segmentation import LossMix, segmentation_loss
+from geograft.losses.segmentation import LossConfig, segmentation_loss
 from geograft.metrics.scores import scores
 from geograft.networks.network import Network
 from geograft.training.checkpoint import LAST, STATE
 from geograft.training.history import HISTORY, History, read_history
-from geograft.training.loader import Feed
+from geograft.training.loader import TileLoader
 from geograft.training.loop import fit
-from geograft.training.step import confusion, verdict
+from geograft.training.step import confusion, nonfinite_message
 from tests.support.overlapping import overlapping_blocks, overlapping_data
 from tests.support.training import Tile, TinyNetwork, blocks, training_data
 
@@ -69,7 +69,7 @@ def validation(network: Network, path: Path) -> tuple[float, float]:
     valid = (labels != 255)[:, None]
     with torch.no_grad():
         logits = network.eval()((images - 130) / 30 * valid)
-    loss = segmentation_loss(logits, labels, LossMix()).item()
+    loss = segmentation_loss(logits, labels, LossConfig()).item()
     return loss, float(scores(confusion(logits, labels, 2).numpy()).iou[1])
 
 
@@ -121,7 +121,7 @@ def test_losses_are_means_over_labelled_pixels(tmp_path: Path) -> None:
     tiles = blocks(7, 1)
     for _, label in tiles[:4]:
         label[4:] = 255
-    config = replace(CONFIG, epochs=1, region_weight=0.0, augment="none", decoder_lr=1e-12, encoder_lr=1e-12)
+    config = replace(CONFIG, epochs=1, region_loss_weight=0.0, augment="none", decoder_lr=1e-12, encoder_lr=1e-12)
     data = training_data(val=tiles)
     histories = [
         # Frozen, for the statistics of batch norm depend on the batch size.
@@ -238,13 +238,13 @@ def test_tiles_without_names_are_numbered(tmp_path: Path) -> None:
 def test_when_all_tiles_are_at_fault_only_some_are_named_or_the_rate_is(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Each tile of its batch does so alone"):
         fit(TinyNetwork(), training_data(train=spoilt(list(range(18)))), CONFIG, tmp_path)
-    assert "scene 2 and 1 more." in verdict(TinyNetwork(), [f"scene {n}" for n in range(4)], 9)
+    assert "scene 2 and 1 more." in nonfinite_message(TinyNetwork(), [f"scene {n}" for n in range(4)], 9)
     network = TinyNetwork()
     with torch.no_grad():
         network.body.head.bias.fill_(torch.nan)
     with pytest.raises(InputError, match="The weights are no numbers any more"):
         fit(network, training_data(), CONFIG, tmp_path)
-    assert "No tile of its batch" in verdict(TinyNetwork(), [], 4)
+    assert "No tile of its batch" in nonfinite_message(TinyNetwork(), [], 4)
 
 
 class Small(TinyNetwork):
@@ -277,14 +277,14 @@ class Certain(TinyNetwork):
 def plain_loop(network: Network, config: TrainConfig) -> None:
     """Train as a newcomer would write it."""
     optimizer = torch.optim.Adam(network.to(memory_format=torch.channels_last).train().parameters(), 3e-3)
-    feed = Feed(training_data(), config, torch.device("cpu"))
+    feed = TileLoader(training_data(), config, torch.device("cpu"))
     for epoch in range(config.epochs):
         batches = list(feed.train(epoch))
         for start in range(0, len(batches), config.accumulate):
             group = batches[start : start + config.accumulate]
             optimizer.zero_grad()
             for images, label in group:
-                (segmentation_loss(network(images), label, LossMix()) / len(group)).backward()
+                (segmentation_loss(network(images), label, LossConfig()) / len(group)).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
             optimizer.step()
 
@@ -411,7 +411,12 @@ def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
     ("changed", "data", "network", "message"),
     [
         ({"batch_size": 5}, {}, {}, "batch_size was 4 and is 5"),
-        ({"seed": 1, "region_weight": 0.5}, {}, {}, r"region_weight was 0.25 and is 0.5, seed was 0 and is 1"),
+        (
+            {"seed": 1, "region_loss_weight": 0.5},
+            {},
+            {},
+            r"region_loss_weight was 0.25 and is 0.5, seed was 0 and is 1",
+        ),
         ({}, {"fingerprint": "other"}, {}, "of another run: the tile set was another one. Undo"),
         ({}, {"network": {"encoder": "resnet18"}}, {}, "encoder was 'resnet34' and is 'resnet18'"),
         ({}, {"classes": 3}, {"outputs": 3}, r"classes was \['class 0', 'class 1'\] and is"),

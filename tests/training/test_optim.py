@@ -6,7 +6,7 @@ import torch
 
 from geograft.config import ModelConfig, TrainConfig
 from geograft.networks.network import Network, build
-from geograft.training.optim import Schedule, hold_encoder, optimizer_of, parameter_groups, set_rates
+from geograft.training.optim import Schedule, build_optimizer, freeze_encoder, parameter_groups, set_learning_rates
 from tests.support.training import TinyNetwork
 
 CONFIG = TrainConfig(optimizer="adam", warmup_epochs=0, encoder_lr=1e-4, decoder_lr=1e-3)
@@ -55,7 +55,7 @@ def test_an_encoder_from_scratch_learns_at_the_decoders_rate() -> None:
 def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
     network = TinyNetwork(frozen=2)
     before = {name: value.clone() for name, value in network.named_parameters()}
-    optimizer = optimizer_of(network, CONFIG)
+    optimizer = build_optimizer(network, CONFIG)
     network.train()
     network(torch.randn(2, 3, 8, 8)).square().mean().backward()
     optimizer.step()
@@ -82,7 +82,7 @@ def test_only_adamw_decays_and_only_what_is_no_bias_and_no_norm() -> None:
 def test_without_a_gradient_adamw_pulls_weights_to_zero_by_rate_times_decay() -> None:
     network = TinyNetwork()
     before = {name: value.clone() for name, value in network.named_parameters()}
-    optimizer = optimizer_of(network, ADAMW)
+    optimizer = build_optimizer(network, ADAMW)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -96,9 +96,9 @@ def test_the_decoders_group_is_the_last() -> None:
 
 
 def test_all_groups_follow_the_schedule_from_their_own_rate() -> None:
-    optimizer = optimizer_of(TinyNetwork(), ADAMW)
+    optimizer = build_optimizer(TinyNetwork(), ADAMW)
     schedule = Schedule(replace(ADAMW, schedule="cosine", epochs=1), 10)
-    set_rates(optimizer, schedule, 5)
+    set_learning_rates(optimizer, schedule, 5)
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(group["initial_lr"] / 2)
 
@@ -106,9 +106,9 @@ def test_all_groups_follow_the_schedule_from_their_own_rate() -> None:
 def test_an_encoder_that_is_held_stands_still_until_it_is_let_go() -> None:
     network = TinyNetwork(frozen=2)
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
-    hold_encoder(network, 5)
+    freeze_encoder(network, 5)
     assert not any(p.requires_grad for p in network.stages.parameters())
     assert not any(module.training for module in network.train().stages.modules() if module is not network.stages)
-    hold_encoder(network, 2)
+    freeze_encoder(network, 2)
     assert {name for name, p in network.named_parameters() if p.requires_grad} == trainable
     assert [stage.training for stage in network.train().stages] == [False, False, True, True, True]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from geograft.card import CARD, WEIGHTS, read_card
-from geograft.commands.train import CARD_BEFORE, _card, train
+from geograft.commands.train import PREVIOUS_CARD, _card, train
 from geograft.config import Recipe
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
@@ -18,7 +18,7 @@ from geograft.training.history import History, read_history
 from geograft.training.loader import Scaling
 from geograft.training.loop import _Run
 
-SMALL = Recipe().changed(
+SMALL = Recipe().with_settings(
     model={"architecture": "transfer", "encoder": "mobilenetv3_small_050", "weights": "none"},
     train={"epochs": 1, "batch_size": 4, "schedule": "constant", "device": "cpu"},
 )
@@ -45,7 +45,7 @@ def test_what_is_refused_changes_nothing_of_the_run(
 ) -> None:
     before = content(run)
     with pytest.raises(SettingError, match=message):
-        train(tiles, run, SMALL.changed(**changes), resume=True)
+        train(tiles, run, SMALL.with_settings(**changes), resume=True)
     assert content(run) == before
     train(tiles, run, SMALL, resume=True)
 
@@ -57,7 +57,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def ended(self: _Run, val: Any) -> None:
         end_epoch(self, val)
-        if self.position.epoch == 2:
+        if self.progress.epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(_Run, "end_epoch", ended)
@@ -68,22 +68,22 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_run_that_is_prolonged_has_no_card_until_it_is_done(run: Path, tiles: Path, stopping: None) -> None:
     card = replace(read_card(run), threshold=0.31, temperature=1.7, calibrated="on something")
     card.write(run)
-    longer = SMALL.changed(train={"epochs": 3})
+    longer = SMALL.with_settings(train={"epochs": 3})
     with pytest.raises(KeyboardInterrupt):
         train(tiles, run, longer, resume=True)
     with pytest.raises(InputError, match="is not a finished run"):
         read_card(run)
-    assert read_card(run, CARD_BEFORE) == card
+    assert read_card(run, PREVIOUS_CARD) == card
 
 
 def test_a_calibration_stays_with_the_weights_that_it_is_of(run: Path, tiles: Path) -> None:
     card = replace(read_card(run), threshold=0.31, temperature=1.7, calibrated="on something")
     card.write(run)
     weights = (run / WEIGHTS).read_bytes()
-    done = train(tiles, run, SMALL.changed(train={"epochs": 2}), resume=True)
+    done = train(tiles, run, SMALL.with_settings(train={"epochs": 2}), resume=True)
     kept = (run / WEIGHTS).read_bytes() == weights
     assert (done.card.threshold == 0.31) == kept == (done.card.epoch == 1)
-    assert not (run / CARD_BEFORE).exists()
+    assert not (run / PREVIOUS_CARD).exists()
 
 
 def test_a_run_without_a_state_is_told_what_else_there_is(run: Path, tiles: Path) -> None:

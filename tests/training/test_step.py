@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from geograft.errors import SettingError
-from geograft.losses.segmentation import LossMix, segmentation_loss
-from geograft.training.distributed import Crew
-from geograft.training.step import NoNumberError, Step, confusion, grouped, in_parts, is_out_of_memory
+from geograft.losses.segmentation import LossConfig, segmentation_loss
+from geograft.training.distributed import ProcessGroup
+from geograft.training.step import NonFiniteLossError, Step, confusion, group_batches, is_out_of_memory, split_batch
 from tests.support.training import TinyNetwork, blocks
 
 Batch = tuple[Tensor, Tensor]
-ENTROPY = LossMix(region_weight=0.0)
+ENTROPY = LossConfig(region_loss_weight=0.0)
 
 
 def batch(count: int, seed: int = 0) -> Batch:
@@ -39,17 +39,17 @@ class Small(TinyNetwork):
         return super().forward(image)
 
 
-def step_of(network: nn.Module, mix: LossMix = ENTROPY) -> Step:
+def step_of(network: nn.Module, mix: LossConfig = ENTROPY) -> Step:
     # Evaluation mode, for batch norm sees a part at a time.
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Step(Crew(fabric), fabric.setup(network.eval()), mix, 2)
+    return Step(ProcessGroup(fabric), fabric.setup(network.eval()), mix, 2)
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
-def torchs(batches: list[Batch], mix: LossMix = ENTROPY) -> tuple[list[Tensor], list[float]]:
+def torchs(batches: list[Batch], mix: LossConfig = ENTROPY) -> tuple[list[Tensor], list[float]]:
     """Return gradients of the mean of the batches' losses, and the losses, as torch has them."""
     network = TinyNetwork().eval()
     losses = [segmentation_loss(network(images), label, mix) for images, label in batches]
@@ -57,11 +57,11 @@ def torchs(batches: list[Batch], mix: LossMix = ENTROPY) -> tuple[list[Tensor], 
     return gradients(network), [loss.item() for loss in losses]
 
 
-@pytest.mark.parametrize("mix", [ENTROPY, LossMix(region_weight=0.6)])
-def test_gradients_of_several_batches_are_those_of_their_mean_loss(mix: LossMix) -> None:
+@pytest.mark.parametrize("mix", [ENTROPY, LossConfig(region_loss_weight=0.6)])
+def test_gradients_of_several_batches_are_those_of_their_mean_loss(mix: LossConfig) -> None:
     batches = [batch(4, seed) for seed in range(3)]
     network = TinyNetwork()
-    counted = step_of(network, mix).gradients(batches)
+    counted = step_of(network, mix).compute_gradients(batches)
     expected, losses = torchs(batches, mix)
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses)
@@ -75,7 +75,7 @@ def test_a_batch_in_parts_has_the_entropy_and_gradients_of_the_whole(cuts: int) 
     network = TinyNetwork()
     step = step_of(network)
     step.load_state_dict({"cuts": cuts})
-    counted = step.gradients([batch(5), batch(6, seed=1)])
+    counted = step.compute_gradients([batch(5), batch(6, seed=1)])
     expected, losses = torchs([batch(5), batch(6, seed=1)])
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses, rel=1e-5)
@@ -86,7 +86,7 @@ def test_where_memory_runs_out_parts_are_halved_until_they_fit(most: int, cuts: 
     network = Small()
     network.most = most
     step = step_of(network)
-    first = step.gradients([batch(8)])
+    first = step.compute_gradients([batch(8)])
     assert step.state_dict() == {"cuts": cuts}
     assert [f"in {cuts} parts" in note for note in step.notes()] == [True] * (cuts > 1)
     expected, losses = torchs([batch(8)])
@@ -98,7 +98,7 @@ def test_memory_for_less_than_a_tile_is_one_line() -> None:
     network = Small()
     network.most = 0
     with pytest.raises(SettingError, match="single tile") as caught:
-        step_of(network).gradients([batch(4)])
+        step_of(network).compute_gradients([batch(4)])
     assert "\n" not in str(caught.value)
 
 
@@ -119,7 +119,7 @@ def test_other_errors_pass(error: Exception) -> None:
             raise error
 
     with pytest.raises(type(error), match=str(error)):
-        step_of(Broken()).gradients([batch(4)])
+        step_of(Broken()).compute_gradients([batch(4)])
 
 
 def test_what_cannot_be_compiled_is_one_line() -> None:
@@ -128,7 +128,7 @@ def test_what_cannot_be_compiled_is_one_line() -> None:
             raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler found\nand more"), None)
 
     with pytest.raises(SettingError, match=r"compile = true: .*Train without --compile\.$") as caught:
-        step_of(Uncompiled()).gradients([batch(4)])
+        step_of(Uncompiled()).compute_gradients([batch(4)])
     assert "\n" not in str(caught.value)
 
 
@@ -136,8 +136,8 @@ def test_a_loss_that_is_no_number_names_its_batch() -> None:
     bad = batch(4)
     bad[0][2, :, 5, 5] = torch.inf
     bad[1][2, 5, 5] = 1
-    with pytest.raises(NoNumberError) as caught:
-        step_of(TinyNetwork()).gradients([batch(4), bad])
+    with pytest.raises(NonFiniteLossError) as caught:
+        step_of(TinyNetwork()).compute_gradients([batch(4), bad])
     assert caught.value.batch == 1
     assert not torch.tensor(caught.value.loss).isfinite()
 
@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_names_its_batch() -> None:
 @given(tiles=st.integers(1, 9), parts=st.integers(1, 12))
 def test_parts_are_the_batch_in_order_and_of_like_size(tiles: int, parts: int) -> None:
     images, label = torch.arange(tiles)[:, None, None, None].float(), torch.zeros(tiles, 1, 1, dtype=torch.uint8)
-    found = in_parts((images, label), parts)
+    found = split_batch((images, label), parts)
     sizes = [len(part) for part, _ in found]
     assert len(found) == min(tiles, parts)
     assert max(sizes) - min(sizes) <= 1
@@ -156,7 +156,7 @@ def test_parts_are_the_batch_in_order_and_of_like_size(tiles: int, parts: int) -
 def test_groups_are_the_batches_in_order() -> None:
     batches = [batch(1, seed) for seed in range(7)]
     for size in (1, 3, 9):
-        groups = list(grouped(iter(batches), size))
+        groups = list(group_batches(iter(batches), size))
         assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1)
         found = [images for group in groups for images, _ in group]
         assert all(map(torch.equal, found, [images for images, _ in batches]))

@@ -11,7 +11,7 @@ from geograft.training import tracking as events
 from geograft.training import tracking as experiments
 from geograft.training.history import Epoch
 from geograft.training.loop import fit
-from geograft.training.tracking import RUN_ID, figures
+from geograft.training.tracking import RUN_ID, tracked_metrics
 from tests.support.training import TinyNetwork, training_data
 
 CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, device="cpu")
@@ -21,7 +21,7 @@ NAN = float("nan")
 def test_figures_of_both_parts_share_a_name_and_what_does_not_exist_is_left_out() -> None:
     row = Epoch(3, 0.5, 0.1, 0.2, 0.3, 0.4, NAN, NAN, NAN, NAN, NAN, lr=1e-3, seconds=2.0, tiles_per_second=9.0)
     train = {"loss/train": 0.5, "iou/train": 0.1, "f1/train": 0.2, "precision/train": 0.3, "recall/train": 0.4}
-    assert figures(row) == {**train, "lr": 1e-3, "seconds": 2.0, "tiles_per_second": 9.0}
+    assert tracked_metrics(row) == {**train, "lr": 1e-3, "seconds": 2.0, "tiles_per_second": 9.0}
 
 
 def test_tensorboard_reads_every_epoch_once(tmp_path: Path) -> None:

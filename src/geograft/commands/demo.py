@@ -17,10 +17,10 @@ from geograft.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META
 from geograft.errors import WeightsError
-from geograft.mapping.scoring import Figure
-from geograft.metrics.applicability import KNOWN
+from geograft.mapping.scoring import Metric
+from geograft.metrics.applicability import FEATURES_FILE
 from geograft.networks.network import build
-from geograft.text import table
+from geograft.text import format_table
 
 SCENES = Path(__file__).parent.parent / "data" / "yellowstone"
 EVERYTHING_TESTS: dict[str, Any] = {"split": "scene", "val": 0.0, "test": 1.0}
@@ -34,11 +34,11 @@ class Demo:
     folder: Path
     weights_from: str
     comparison: Comparison
-    ious: Mapping[str, Mapping[str, Figure]]
+    ious: Mapping[str, Mapping[str, Metric]]
     """IoU by variant, on "test" (blocks of the training scene that no training saw) and "elsewhere"."""
-    mapper: str
+    map_variant: str
     """The variant that made the map: the last of the recipe."""
-    outside: float | None
+    outside_fraction: float | None
     """Share of the other place that looks unlike all that this network was trained on."""
     crowns: PolygonSummary
     seconds: float
@@ -46,9 +46,14 @@ class Demo:
     def lines(self) -> list[str]:
         """Return what the command line prints."""
         rows = [
-            (name, *(_with_ends(found[where]) for where in ("test", "elsewhere"))) for name, found in self.ious.items()
+            (name, *(_with_interval(found[where]) for where in ("test", "elsewhere")))
+            for name, found in self.ious.items()
         ]
-        outside = [] if self.outside is None else [f"{self.outside:.1%} of it looks unlike all that this network saw."]
+        outside = (
+            []
+            if self.outside_fraction is None
+            else [f"{self.outside_fraction:.1%} of it looks unlike all that this network saw."]
+        )
         places = {
             "report": "report.html",
             "map of the other place": "map.tif",
@@ -59,9 +64,9 @@ class Demo:
             f"Encoder weights: {self.weights_from}",
             *self.comparison.lines()[:-1],
             "",
-            *table([("IoU of tree crowns, 95 % interval", "held-out blocks", "another place"), *rows]),
+            *format_table([("IoU of tree crowns, 95 % interval", "held-out blocks", "another place"), *rows]),
             "",
-            f"The other place was mapped with: {self.mapper}",
+            f"The other place was mapped with: {self.map_variant}",
             *outside,
             *self.crowns.lines(),
             "",
@@ -84,11 +89,11 @@ def demo(out: Path, recipe: Recipe | None = None) -> Demo:
     began = time.monotonic()
     chosen, weights_from = with_weights(recipe or load_recipe(Path("demo")))
     tiles = _prepared("training", chosen, out / "tiles")
-    elsewhere = _prepared("elsewhere", chosen.changed(prepare=EVERYTHING_TESTS), out / "elsewhere")
+    elsewhere = _prepared("elsewhere", chosen.with_settings(prepare=EVERYTHING_TESTS), out / "elsewhere")
     comparison = compare(tiles, chosen, out / "comparison")
     found = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
     mapper = chosen.variants[-1].name
-    outside, crowns = _mapped(comparison.folder / comparison.best_of(mapper).run, out)
+    outside, crowns = _mapped(comparison.folder / comparison.best_run(mapper).run, out)
     report(comparison.folder, out / "report.html")
     return Demo(out, weights_from, comparison, found, mapper, outside, crowns, time.monotonic() - began)
 
@@ -98,7 +103,7 @@ def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
     try:
         return recipe, build(recipe.model, bands=3, outputs=1).weights_from
     except WeightsError:
-        changed = recipe.changed(model=LITE0)
+        changed = recipe.with_settings(model=LITE0)
         return changed, build(changed.model, bands=3, outputs=1).weights_from
 
 
@@ -109,12 +114,12 @@ def _prepared(scene: str, recipe: Recipe, folder: Path) -> Path:
     return folder
 
 
-def _ious(run: Path, elsewhere: Path) -> dict[str, Figure]:
+def _ious(run: Path, elsewhere: Path) -> dict[str, Metric]:
     found = {"test": evaluate(run, "test"), "elsewhere": evaluate(run, "test", tiles=elsewhere)}
     return {place: result.headline["iou"] for place, result in found.items()}
 
 
-def _with_ends(figure: Figure) -> str:
+def _with_interval(figure: Metric) -> str:
     return f"{figure.value:.3f} ({figure.low:.2f} to {figure.high:.2f})"
 
 
@@ -123,7 +128,7 @@ def _mapped(run: Path, out: Path) -> tuple[float | None, PolygonSummary]:
         (out / name).unlink(missing_ok=True)
     # What a killed demo left is of the map before.
     shutil.rmtree(out / ".map.gpkg.part", ignore_errors=True)
-    settings = PredictConfig(probabilities="uint8", applicability=(run / KNOWN).exists())
+    settings = PredictConfig(probabilities="uint8", applicability=(run / FEATURES_FILE).exists())
     prediction = predict(run, (SCENES / "elsewhere.tif",), out / "map.tif", settings)
     crowns = polygons(out / "map.tif", out / "map.gpkg", PolygonConfig(min_area_m2=1.0))
-    return prediction.maps[0].outside, crowns
+    return prediction.maps[0].outside_fraction, crowns

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from geograft.commands.search import Space, Tried, Values, goes_on
+from geograft.commands.search import SearchSpace, TrialResult, Values, should_promote
 from geograft.commands.train import DEFAULT_RECIPE, train
 from geograft.config import Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet
@@ -21,32 +21,34 @@ from geograft.errors import DivergedError, InputError, SettingError
 from geograft.files import write_text
 from geograft.networks.network import build
 from geograft.progress import announce
-from geograft.text import table
+from geograft.text import format_table
 from geograft.training.checkpoint import STATE
 from geograft.training.distributed import rank_of
 
 BEST = "best.toml"
 TABLE = "find.csv"
-FLATTERS = "The best of several flatters on the tiles that chose it. Score it on others: geograft evaluate --split test"
-SHOWN = 10
+OPTIMISM_NOTE = (
+    "The best of several flatters on the tiles that chose it. Score it on others: geograft evaluate --split test"
+)
+MAX_SHOWN = 10
 """Trials in the printed table."""
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The trials of a search."""
 
     folder: Path
-    space: Space
-    trials: tuple[Tried, ...]
+    space: SearchSpace
+    trials: tuple[TrialResult, ...]
 
     @property
-    def ranked(self) -> list[Tried]:
+    def ranked(self) -> list[TrialResult]:
         """The trials, the best first: by how long they trained, then by validation IoU, the earlier of equals."""
-        return sorted(self.trials, key=lambda each: (each.lost, -each.epochs, -each.iou, each.number))
+        return sorted(self.trials, key=lambda each: (each.diverged, -each.epochs, -each.iou, each.number))
 
     @property
-    def best(self) -> Tried:
+    def best(self) -> TrialResult:
         """The trial of the best validation IoU among those that trained with all epochs."""
         return self.ranked[0]
 
@@ -67,21 +69,21 @@ class Found:
 
     def lines(self) -> list[str]:
         """Return what the command line prints: the best trials, what was tried, what it cost, what it is worth."""
-        rungs, names = self.space.rungs(), self.space.searched()
+        rungs, names = self.space.rungs(), self.space.parameter_names()
         header = ("trial", *names, *(f"IoU after {epochs}" for epochs in rungs))
         rows = [(f"{t.number}", *(_shown(t.values[name]) for name in names), *_cells(t, rungs)) for t in self.ranked]
         return [
-            *table([header, *rows[:SHOWN]]),
+            *format_table([header, *rows[:MAX_SHOWN]]),
             *self._more(),
             self._cost(),
             self._gain(),
-            FLATTERS,
+            OPTIMISM_NOTE,
             f"search: {self.folder}",
         ]
 
     def write(self) -> None:
         """Write find.csv, one row a trial in their order, and best.toml."""
-        rungs, names = self.space.rungs(), self.space.searched()
+        rungs, names = self.space.rungs(), self.space.parameter_names()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trial", *names, *(f"val_iou_{epochs}" for epochs in rungs), "epochs", "seconds", "lost"])
@@ -89,25 +91,25 @@ class Found:
             scores = [trial.scores.get(epochs, "") for epochs in rungs]
             values = [trial.values[name] for name in names]
             seconds = round(trial.seconds, 1)
-            writer.writerow([trial.number, *values, *scores, sum(trial.scores), seconds, int(trial.lost)])
+            writer.writerow([trial.number, *values, *scores, sum(trial.scores), seconds, int(trial.diverged)])
         write_text(self.folder / TABLE, text.getvalue())
         head = f"# Found by `geograft find`, trial {self.best.number} of {len(self.trials)}: {self._gain()}.\n"
         write_text(self.folder / BEST, head + recipe_toml(self.recipe))
 
     def _more(self) -> list[str]:
-        more, lost = len(self.trials) - SHOWN, sum(trial.lost for trial in self.trials)
+        more, lost = len(self.trials) - MAX_SHOWN, sum(trial.diverged for trial in self.trials)
         diverged = f"{lost} of the trials, counted as IoU 0, had a loss that became infinite or no number"
         return [*([f"... and {more} more in {TABLE}"] if more > 0 else []), *([diverged] if lost else [])]
 
     def _cost(self) -> str:
         seconds = sum(trial.seconds for trial in self.trials)
         whole = len(self.trials) * self.space.recipe.train.epochs
-        what = f"{', '.join(self.space.searched())}: {len(self.trials)} trials"
+        what = f"{', '.join(self.space.parameter_names())}: {len(self.trials)} trials"
         return f"{what}, {self.epochs} epochs in {seconds:.0f} s; each trial in full would be {whole}"
 
     def _gain(self) -> str:
         first, best = self.trials[0], self.best
-        own = "the recipe's own settings diverged" if first.lost else f"the recipe's own settings: {first.iou:.3f}"
+        own = "the recipe's own settings diverged" if first.diverged else f"the recipe's own settings: {first.iou:.3f}"
         return f"best validation IoU {best.iou:.3f}, {own}"
 
 
@@ -120,7 +122,7 @@ def _shown(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
-def _cells(trial: Tried, rungs: tuple[int, ...]) -> list[str]:
+def _cells(trial: TrialResult, rungs: tuple[int, ...]) -> list[str]:
     return [f"{trial.scores[epochs]:.3f}" if epochs in trial.scores else "-" for epochs in rungs]
 
 
@@ -134,7 +136,7 @@ def find(
     trials: int = TRIALS,
     minutes: float = 0.0,
     encoders: Sequence[str] = (),
-) -> Found:
+) -> SearchResult:
     """Search around `recipe` for settings of a better validation IoU, and return all trials; writes `out`.
 
     The first trial is the recipe's own settings. A trial trains with a quarter of the epochs, and where it is among
@@ -148,24 +150,24 @@ def find(
         InputError, WeightsError, OutputError: as `train` does; InputError too when every trial diverged.
     """
     whole = TileSet.open(tiles)
-    space = Space.of(recipe, tuple(encoders))
+    space = SearchSpace.around(recipe, tuple(encoders))
     _check(whole, space, trials, minutes)
-    search = _searching().Search(out, space, space.settings(whole.meta.fingerprint))
-    while _goes_on(search.tried, trials, minutes):
-        trial, values = search.drawn()
-        tried = _tried(tiles, out, space, values, search.tried)
-        search.note(trial, tried, whole=not tried.lost and tried.epochs == recipe.train.epochs)
+    search = _import_search().Search(out, space, space.settings(whole.meta.fingerprint))
+    while _needs_trial(search.results, trials, minutes):
+        trial, values = search.ask()
+        tried = _run_trial(tiles, out, space, values, search.results)
+        search.tell(trial, tried, whole=not tried.diverged and tried.epochs == recipe.train.epochs)
         # Twice the size of the weights, and of no use any more.
         for epochs in tried.scores:
             (run_of(out, tried.number, epochs) / STATE).unlink(missing_ok=True)
-    found = Found(out, space, tuple(search.tried))
-    if found.best.lost:
+    found = SearchResult(out, space, tuple(search.results))
+    if found.best.diverged:
         raise InputError(f"The loss of every trial in {out} became infinite or no number. Give smaller learning rates.")
     found.write()
     return found
 
 
-def _searching() -> Any:
+def _import_search() -> Any:
     """Return the module that knows Optuna."""
     try:
         return import_module("geograft.commands.search")
@@ -173,27 +175,29 @@ def _searching() -> Any:
         raise SettingError("geograft find needs Optuna: pip install geograft[find]") from error
 
 
-def _goes_on(tried: Sequence[Tried], trials: int, minutes: float) -> bool:
+def _needs_trial(tried: Sequence[TrialResult], trials: int, minutes: float) -> bool:
     spent = sum(each.seconds for each in tried)
     return not tried or (len(tried) < trials and not (minutes and spent >= 60 * minutes))
 
 
-def _tried(tiles: Path, out: Path, space: Space, values: Values, before: Sequence[Tried]) -> Tried:
+def _run_trial(
+    tiles: Path, out: Path, space: SearchSpace, values: Values, before: Sequence[TrialResult]
+) -> TrialResult:
     number, scores, seconds = len(before) + 1, dict[int, float](), 0.0
-    rivals = [each.scores for each in before if not each.lost]
+    rivals = [each.scores for each in before if not each.diverged]
     shown = ", ".join(f"{name} {value}" for name, value in values.items())
     for epochs in space.rungs():
         announce(f"trial {number}, {epochs} epochs: {shown}")
-        iou, took = _trained(tiles, run_of(out, number, epochs), space.recipe_of(values, epochs))
+        iou, took = _train_rung(tiles, run_of(out, number, epochs), space.recipe_of(values, epochs))
         scores[epochs], seconds = iou or 0.0, seconds + took
         if iou is None:
-            return Tried(number, values, scores, seconds, lost=True)
-        if not goes_on(iou, [each[epochs] for each in rivals if epochs in each]):
+            return TrialResult(number, values, scores, seconds, diverged=True)
+        if not should_promote(iou, [each[epochs] for each in rivals if epochs in each]):
             break
-    return Tried(number, values, scores, seconds, lost=False)
+    return TrialResult(number, values, scores, seconds, diverged=False)
 
 
-def _trained(tiles: Path, run: Path, recipe: Recipe) -> tuple[float | None, float]:
+def _train_rung(tiles: Path, run: Path, recipe: Recipe) -> tuple[float | None, float]:
     """Return a run's validation IoU, None where its loss became no number, and how many seconds it took."""
     began = time.monotonic()
     try:
@@ -205,7 +209,7 @@ def _trained(tiles: Path, run: Path, recipe: Recipe) -> tuple[float | None, floa
     return history.best.val_iou, history.seconds
 
 
-def _check(whole: TileSet, space: Space, trials: int, minutes: float) -> None:
+def _check(whole: TileSet, space: SearchSpace, trials: int, minutes: float) -> None:
     """Raise what would else come up in the middle of the search."""
     if trials < 1 or minutes < 0:
         raise SettingError(f"--trials {trials} --minutes {minutes:g}: give a trial or more, and minutes of 0 or more.")
@@ -218,5 +222,5 @@ def _check(whole: TileSet, space: Space, trials: int, minutes: float) -> None:
             raise InputError(f"{whole.folder} has no {part} tiles. Prepare it again with other shares.")
     # A network that starts from a run is that run's, and train says what is wrong with it.
     for encoder in () if space.recipe.model.start else space.encoders:
-        model = space.recipe.changed(model={"encoder": encoder}).model
+        model = space.recipe.with_settings(model={"encoder": encoder}).model
         build(model, len(whole.meta.band_names), whole.meta.legend.outputs, pretrained=False)

@@ -21,33 +21,33 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from geograft.commands.trials import WITHOUT_EFFECT
+from geograft.commands.trials import SETTINGS_WITHOUT_EFFECT
 from geograft.config import ModelConfig, Recipe
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import writing
-from geograft.resume import as_json, differences
+from geograft.files import translate_write_errors
+from geograft.resume import differences, to_json_types
 
 Values = dict[str, str | float]
 """What a trial sets, by the name of the setting."""
-REACH = 5.0
+LEARNING_RATE_SPAN = 5.0
 """Learning rates are drawn from a fifth of the recipe's to five times it."""
-REGIONS = ("dice", "tversky", "lovasz")
-ENTROPIES = ("plain", "focal")
-PARTS = (4, 2, 1)
+REGION_LOSSES = ("dice", "tversky", "lovasz")
+PIXEL_LOSSES = ("ce", "focal")
+RUNG_DIVISORS = (4, 2, 1)
 """A trial trains with a quarter of the epochs, then half, then all."""
 DIGITS = 3
 """Of a learning rate that is drawn; finer than any difference it makes, and short in a recipe."""
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """A recipe, and the encoders to try in it."""
 
     recipe: Recipe
     encoders: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, encoders: tuple[str, ...]) -> "Space":
+    def around(cls, recipe: Recipe, encoders: tuple[str, ...]) -> "SearchSpace":
         """Return the space around `recipe` with `encoders`, or with the recipe's own where none are given.
 
         Raises:
@@ -62,17 +62,17 @@ class Space:
             raise SettingError(f"--encoders {','.join(several)}: {weights}. Give --weights hub or none.")
         return cls(replace(recipe, variants=()), several or (model.encoder,))
 
-    def own(self) -> Values:
+    def default_values(self) -> Values:
         """Return the recipe's own settings; the first encoder where the recipe's is not among those to try."""
         train, model = self.recipe.train, self.recipe.model
         encoder = model.encoder if model.encoder in self.encoders else self.encoders[0]
-        return {name: encoder if name == "encoder" else getattr(train, name) for name in self.searched()}
+        return {name: encoder if name == "encoder" else getattr(train, name) for name in self.parameter_names()}
 
-    def searched(self) -> tuple[str, ...]:
+    def parameter_names(self) -> tuple[str, ...]:
         """Return the names of what is searched; an encoder from scratch has no rate of its own."""
         several = ("encoder",) if len(self.encoders) > 1 or self.encoders[0] != self.recipe.model.encoder else ()
         fine_tuned = ("encoder_lr",) if _fine_tuned(self.recipe.model) else ()
-        return (*several, "decoder_lr", *fine_tuned, "region", "region_weight", "entropy")
+        return (*several, "decoder_lr", *fine_tuned, "region_loss", "region_loss_weight", "pixel_loss")
 
     def recipe_of(self, values: Mapping[str, Any], epochs: int) -> Recipe:
         """Return the recipe with `values`, with all of its schedule in `epochs` epochs."""
@@ -84,7 +84,7 @@ class Space:
         }
         model = {name: value for name, value in values.items() if name == "encoder"}
         train = {name: value for name, value in values.items() if name != "encoder"}
-        return self.recipe.changed(model=model, train=train | length)
+        return self.recipe.with_settings(model=model, train=train | length)
 
     def rungs(self) -> tuple[int, ...]:
         """Return how many epochs a trial trains at first, then, and at last.
@@ -92,35 +92,35 @@ class Space:
         >>> Space(Recipe(), ()).rungs()
         (3, 5, 10)
         """
-        return tuple(sorted({-(-self.recipe.train.epochs // part) for part in PARTS}))
+        return tuple(sorted({-(-self.recipe.train.epochs // part) for part in RUNG_DIVISORS}))
 
     def settings(self, fingerprint: str) -> dict[str, Any]:
         """Return all that a trial's score depends on but for its number, as JSON gives it back."""
         recipe = asdict(self.recipe)
-        train = {name: value for name, value in recipe["train"].items() if name not in WITHOUT_EFFECT}
+        train = {name: value for name, value in recipe["train"].items() if name not in SETTINGS_WITHOUT_EFFECT}
         encoders = list(self.encoders)
-        return as_json({"tiles": fingerprint, "encoders": encoders, "model": recipe["model"], "train": train})
+        return to_json_types({"tiles": fingerprint, "encoders": encoders, "model": recipe["model"], "train": train})
 
-    def rates(self, name: str) -> tuple[float, float]:
+    def learning_rate_range(self, name: str) -> tuple[float, float]:
         """Return the least and the largest of the learning rate `name`."""
         rate = getattr(self.recipe.train, name)
-        return rate / REACH, rate * REACH
+        return rate / LEARNING_RATE_SPAN, rate * LEARNING_RATE_SPAN
 
     def choices(self, name: str) -> tuple[str, ...]:
         """Return what the setting `name` is chosen from; nothing where it is a number."""
-        return {"encoder": self.encoders, "region": REGIONS, "entropy": ENTROPIES}.get(name, ())
+        return {"encoder": self.encoders, "region_loss": REGION_LOSSES, "pixel_loss": PIXEL_LOSSES}.get(name, ())
 
 
 def _fine_tuned(model: ModelConfig) -> bool:
     return bool(model.start) or (model.architecture != "unet" and model.weights != "none")
 
 
-KEEP = 3
+REDUCTION_FACTOR = 3
 """One in so many trials goes on to more epochs."""
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """A trial that ended."""
 
     number: int
@@ -130,7 +130,7 @@ class Tried:
     """Validation IoU by number of epochs."""
     seconds: float
     """That its trainings took."""
-    lost: bool
+    diverged: bool
     """Whether its loss became infinite or no number."""
 
     @property
@@ -144,7 +144,7 @@ class Tried:
         return self.scores[self.epochs]
 
 
-def goes_on(iou: float, others: Sequence[float]) -> bool:
+def should_promote(iou: float, others: Sequence[float]) -> bool:
     """Return whether a trial is among the best third of those that trained so long, `others` before it and itself.
 
     The best so far always is. This is successive halving as Li et al. (2020), "A system for massively parallel
@@ -154,19 +154,19 @@ def goes_on(iou: float, others: Sequence[float]) -> bool:
     [True, False, False, True]
     """
     better = sum(other > iou for other in others)
-    return better < max(1, (len(others) + 1) // KEEP)
+    return better < max(1, (len(others) + 1) // REDUCTION_FACTOR)
 
 
 JOURNAL = "journal.log"
 NAME = "find"
-AT_RANDOM = 6
+RANDOM_TRIALS = 6
 """Trials, with the recipe's own, that are drawn blindly before Optuna's model of the earlier ones chooses."""
 
 
 class Search:
     """The trials of the search in a folder, and the next one."""
 
-    def __init__(self, out: Path, space: Space, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, space: SearchSpace, settings: Mapping[str, Any]) -> None:
         """Open the search in `out`, or begin it.
 
         Raises:
@@ -175,27 +175,27 @@ class Search:
             OutputError: when `out` holds something else, or cannot be written.
         """
         self._space = space
-        self._study = _opened(out, settings)
+        self._study = _open_study(out, settings)
 
     @property
-    def tried(self) -> list[Tried]:
+    def results(self) -> list[TrialResult]:
         """The trials that ended, in order."""
-        return [_tried(number, trial) for number, trial in enumerate(self._in(*ENDED), start=1)]
+        return [_trial_result(number, trial) for number, trial in enumerate(self._in(*ENDED), start=1)]
 
-    def drawn(self) -> tuple[Trial, Values]:
+    def ask(self) -> tuple[Trial, Values]:
         """Return the next trial and its settings; the recipe's own for the first one."""
         for killed in self._in(TrialState.RUNNING):
             self._study.tell(killed.number, state=TrialState.FAIL)
         ended = len(self._in(*ENDED))
         seed = np.random.SeedSequence([self._space.recipe.train.seed % 2**64, ended]).generate_state(1)[0]
-        self._study.sampler = TPESampler(n_startup_trials=AT_RANDOM, seed=int(seed))
+        self._study.sampler = TPESampler(n_startup_trials=RANDOM_TRIALS, seed=int(seed))
         if not ended and not self._in(TrialState.WAITING):
-            self._study.enqueue_trial(self._space.own())
+            self._study.enqueue_trial(self._space.default_values())
         trial = self._study.ask()
-        values = {name: _one(trial, name, self._space) for name in self._space.searched()}
-        return trial, values if ended else self._space.own()
+        values = {name: _suggest(trial, name, self._space) for name in self._space.parameter_names()}
+        return trial, values if ended else self._space.default_values()
 
-    def note(self, trial: Trial, tried: Tried, whole: bool) -> None:
+    def tell(self, trial: Trial, tried: TrialResult, whole: bool) -> None:
         """Keep what `trial` gave; `whole` is whether it trained with all epochs."""
         for epochs, iou in tried.scores.items():
             trial.report(iou, epochs)
@@ -213,14 +213,14 @@ class Search:
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def _opened(out: Path, settings: Mapping[str, Any]) -> optuna.Study:
+def _open_study(out: Path, settings: Mapping[str, Any]) -> optuna.Study:
     journal = out / JOURNAL
     if out.exists() and not journal.is_file() and (out.is_file() or any(out.iterdir())):
         raise OutputError(f"{out} exists already and is no search; nothing was changed. Choose another --out.")
     # Geograft says itself how the search goes.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with writing(out):
+        with translate_write_errors(out):
             out.mkdir(parents=True, exist_ok=True)
             storage = JournalStorage(JournalFileBackend(str(journal)))
         study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
@@ -234,16 +234,16 @@ def _opened(out: Path, settings: Mapping[str, Any]) -> optuna.Study:
     return study
 
 
-def _one(trial: Trial, name: str, space: Space) -> str | float:
+def _suggest(trial: Trial, name: str, space: SearchSpace) -> str | float:
     """Return what Optuna draws for one setting, rounded."""
     choices = space.choices(name)
     if choices:
         return str(trial.suggest_categorical(name, choices))
-    if name == "region_weight":
+    if name == "region_loss_weight":
         return round(trial.suggest_float(name, 0.0, 1.0), 2)
-    return float(f"{trial.suggest_float(name, *space.rates(name), log=True):.{DIGITS}g}")
+    return float(f"{trial.suggest_float(name, *space.learning_rate_range(name), log=True):.{DIGITS}g}")
 
 
-def _tried(number: int, trial: FrozenTrial) -> Tried:
+def _trial_result(number: int, trial: FrozenTrial) -> TrialResult:
     kept = trial.user_attrs
-    return Tried(number, kept["values"], trial.intermediate_values, kept["seconds"], kept["lost"])
+    return TrialResult(number, kept["values"], trial.intermediate_values, kept["seconds"], kept["lost"])

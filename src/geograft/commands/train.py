@@ -12,36 +12,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geograft.card import CARD, SOURCE, WEIGHTS, ModelCard, read_card
+from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
 from geograft.commands.audit import audit_set
 from geograft.config import ModelConfig, Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
-from geograft.dataset.units import sampled_apart
+from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import file_digest, write_json, write_text, writing
-from geograft.inference.embedding import MOST_CELLS, known_ground, load_encoder
+from geograft.files import file_digest, translate_write_errors, write_json, write_text
+from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_cell_encoder
 from geograft.legend import Legend
-from geograft.losses.segmentation import loss_mix
-from geograft.metrics.applicability import KNOWN
-from geograft.networks.finetune import Ends, learns_bands, start_from
+from geograft.losses.segmentation import build_loss_config
+from geograft.metrics.applicability import FEATURES_FILE
+from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
 from geograft.networks.network import Network, build
 from geograft.networks.weights import read_tensors
 from geograft.training.checkpoint import STATE, check_state
-from geograft.training.distributed import check_started, rank_of
+from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
 from geograft.training.loader import Scaling, TrainingData
 from geograft.training.loop import fit
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingRun:
     """An earlier run, from whose weights training goes on."""
 
     run: Path
     card: ModelCard
 
     @classmethod
-    def of(cls, model: ModelConfig) -> "Start | None":
+    def from_config(cls, model: ModelConfig) -> "StartingRun | None":
         """Return the run that `model` names as its start, or None where it names none.
 
         Raises:
@@ -50,17 +50,17 @@ class Start:
         run = Path(model.start).resolve()
         return cls(run, read_card(run)) if model.start else None
 
-    def model(self, chosen: ModelConfig, meta: TileSetMeta) -> ModelConfig:
+    def model_config(self, chosen: ModelConfig, meta: TileSetMeta) -> ModelConfig:
         """Return `chosen` with the run's network in place of its own, for tiles with other bands perhaps.
 
         What is frozen stays the choice, unless there are bands to be learned: their filters lie in the first stage.
         """
         known = self.card.model
-        frozen = 0 if learns_bands(self.card.band_names, meta.band_names) else chosen.frozen_stages
+        frozen = 0 if has_new_bands(self.card.band_names, meta.band_names) else chosen.frozen_stages
         network = replace(chosen, architecture=known.architecture, encoder=known.encoder, weights=known.weights)
         return replace(network, start=str(self.run), frozen_stages=frozen)
 
-    def fill(self, network: Network, meta: TileSetMeta) -> str:
+    def load_into(self, network: Network, meta: TileSetMeta) -> str:
         """Fill `network` from the run's weights and return, in a line, what was taken and what is new.
 
         Raises:
@@ -70,12 +70,12 @@ class Start:
         path = self.run / WEIGHTS
         before, now = (_ends(each.band_names, each.legend) for each in (self.card, meta))
         try:
-            new = start_from(network, read_tensors(path), before, now)
+            new = transfer_weights(network, read_tensors(path), before, now)
         except ValueError as error:
             raise InputError(
                 f"{path} is not of the network that its card describes: {error}. Give a run that geograft train wrote."
             ) from error
-        if learns_bands(before.bands, now.bands):
+        if has_new_bands(before.bands, now.bands):
             new = (*new, "no stage frozen")
         words = "; ".join(new) or "nothing new"
         first = f"first {self.card.weights_from}"
@@ -92,12 +92,12 @@ class Start:
         return Scaling(mean, std)
 
 
-def _ends(bands: tuple[str, ...], legend: Legend) -> Ends:
-    return Ends(bands, legend.names, legend.overlapping)
+def _ends(bands: tuple[str, ...], legend: Legend) -> Signature:
+    return Signature(bands, legend.names, legend.overlapping)
 
 
 RECIPE = "recipe.toml"
-CARD_BEFORE = "card-before.json"
+PREVIOUS_CARD = "card-before.json"
 """The card of a finished run that more epochs are added to, until they are done."""
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
@@ -147,32 +147,32 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     # Of processes that torchrun or Slurm started together, the first one writes; the others train and are silent.
     leads = rank_of(recipe.train) == 0
     going_on = _refuse_other_run(out, resume) if leads else _holds_run(out)
-    start = Start.of(recipe.model)
-    recipe = replace(recipe, model=start.model(recipe.model, tile_set.meta)) if start else recipe
+    start = StartingRun.from_config(recipe.model)
+    recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
     began: tuple[str, ...] = ()
     if start:
-        began = (start.fill(network, tile_set.meta),)
+        began = (start.load_into(network, tile_set.meta),)
         scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
     data = training_data(tile_set, recipe, scaling)
     # Before the hours of training, and before anything is written: what it cannot read, it says now.
     found = audit_set(tile_set)
-    check_started(recipe.train)
-    ended = going_on and check_state(out, recipe.train, data).ended(recipe.train)
+    check_devices(recipe.train)
+    ended = going_on and check_state(out, recipe.train, data).is_finished(recipe.train)
     if leads:
         _write_settings(out, recipe, tiles)
         if not ended:
-            _set_card_aside(out)
+            _move_card(out)
     history = fit(network, data, recipe.train, out, resume=going_on)
-    card = _calibrated_as_before(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
+    card = _keep_calibration(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
     if not leads:
         return Training(out, card, history, *parameter_counts(network), silent=True)
-    known = _write_known(out, card, tile_set, recipe.train.device)
+    known = _write_training_features(out, card, tile_set, recipe.train.device)
     # The card comes last: a run that has one is finished.
     card.write(out)
-    (out / CARD_BEFORE).unlink(missing_ok=True)
+    (out / PREVIOUS_CARD).unlink(missing_ok=True)
     leaks = (found.verdict,) if found.leaks else ()
     return Training(out, card, history, *parameter_counts(network), notes=began + leaks + history.notes + known)
 
@@ -189,24 +189,24 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
             raise InputError(
                 f"{tile_set.folder} has no {split} tiles. Prepare it again with other --val and --test shares."
             )
-    val = tile_set.samples("val", once=True)
+    val = tile_set.samples("val", unique_pixels=True)
     several = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
     samples = several.samples("train")
     if recipe.train.crops:
-        samples = replace(samples, crops=tile_set.crops())
+        samples = replace(samples, crops=tile_set.training_area())
     data = TrainingData(
         samples,
         val,
         tile_set.meta.legend,
         scaling,
         tile_set.meta.fingerprint,
-        _deciding(recipe.model),
-        several.shares("train"),
+        _network_settings(recipe.model),
+        several.class_fractions("train"),
         np.array([tile.valid for tile in several.split("train")]),
         len(tile_set.meta.indices),
     )
     # Weights that cannot be are refused before anything is written.
-    loss_mix(recipe.train, data.legend, data.shares, data.labelled)
+    build_loss_config(recipe.train, data.legend, data.class_fractions, data.labelled_fractions)
     return data
 
 
@@ -238,7 +238,7 @@ def parameter_counts(network: torch.nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions of what decides a run's outcome."""
     libraries = ("geograft", "torch", "timm", "numpy", "rasterio")
     return {"python": platform.python_version()} | {name: version(name) for name in libraries}
@@ -249,7 +249,7 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     if exists and not resume:
         raise OutputError(f"{out} holds a run already; nothing was changed. Give --resume to go on, or another --out.")
     # What stopped before its first state was written holds settings alone, and nothing is lost by beginning again.
-    begun = (out / SOURCE).exists()
+    begun = (out / TILES_FILE).exists()
     if out.exists() and not exists and not begun and (out.is_file() or any(out.iterdir())):
         raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
     return exists
@@ -260,13 +260,13 @@ def _holds_run(out: Path) -> bool:
 
 
 def _write_settings(out: Path, recipe: Recipe, tiles: Path) -> None:
-    with writing(out):
+    with translate_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / RECIPE, recipe_toml(recipe))
-    write_json(out / SOURCE, {"tiles": str(tiles.resolve())})
+    write_json(out / TILES_FILE, {"tiles": str(tiles.resolve())})
 
 
-def _deciding(model: ModelConfig) -> dict[str, str | int]:
+def _network_settings(model: ModelConfig) -> dict[str, str | int]:
     """Return the settings that decide a network: of the original U-Net not those of encoders."""
     idle = {"encoder", "weights"} if model.architecture == "unet" else set()
     if model.architecture == "unet" and not model.start:
@@ -274,32 +274,32 @@ def _deciding(model: ModelConfig) -> dict[str, str | int]:
     return {name: value for name, value in asdict(model).items() if name not in idle}
 
 
-def _set_card_aside(out: Path) -> None:
+def _move_card(out: Path) -> None:
     """Take a finished run's card away while more epochs change the weights that it speaks of."""
     if (out / CARD).exists():
-        with writing(out):
-            (out / CARD).replace(out / CARD_BEFORE)
+        with translate_write_errors(out):
+            (out / CARD).replace(out / PREVIOUS_CARD)
 
 
-def _write_known(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:
+def _write_training_features(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:
     """Write what the best network knows of its training ground, and return a note where nothing can be said of it."""
-    encoder = load_encoder(out, card, device)
-    chosen, units = sampled_apart(tile_set, "train", -(-MOST_CELLS // encoder.cells))
-    known = known_ground(encoder, tile_set.samples("train"), chosen, units)
+    encoder = load_cell_encoder(out, card, device)
+    chosen, units = sample_non_overlapping_tiles(tile_set, "train", -(-MAX_CELLS // encoder.cells))
+    known = fit_training_features(encoder, tile_set.samples("train"), chosen, units)
     if known is None:
-        (out / KNOWN).unlink(missing_ok=True)
+        (out / FEATURES_FILE).unlink(missing_ok=True)
         return (
             "the training tiles lie in one unit of the split or are all alike, so predict cannot say where the run "
             "applies (--applicability). Train on more scenes or blocks.",
         )
-    known.write(out / KNOWN)
+    known.write(out / FEATURES_FILE)
     return ()
 
 
-def _calibrated_as_before(out: Path, card: ModelCard) -> ModelCard:
+def _keep_calibration(out: Path, card: ModelCard) -> ModelCard:
     """Return the card with the calibration of the one that was there, when that is of the same weights."""
     try:
-        before = read_card(out, CARD if (out / CARD).exists() else CARD_BEFORE)
+        before = read_card(out, CARD if (out / CARD).exists() else PREVIOUS_CARD)
     except InputError:
         return card
     if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
@@ -328,6 +328,6 @@ def _card(
         epoch=best.epoch,
         scores={name: value for name, value in scores.items() if not math.isnan(value)},
         data_fingerprint=meta.fingerprint,
-        versions=versions(),
+        versions=library_versions(),
         indices=meta.indices,
     )

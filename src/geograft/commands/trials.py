@@ -14,65 +14,67 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from geograft.commands.evaluate import scored
+from geograft.commands.evaluate import score_split
 from geograft.commands.train import train
 from geograft.config import EvaluateConfig, Recipe, TrainConfig, Variant
-from geograft.dataset.folds import derived_fingerprint, derived_set
-from geograft.dataset.splits import spread_order
+from geograft.dataset.folds import derived_fingerprint, write_derived_set
+from geograft.dataset.splits import stratified_order
 from geograft.dataset.tileset import Split, Tile, TileSet
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
 from geograft.files import write_json
-from geograft.geo.coverage import overlap
+from geograft.geo.coverage import tile_overlap
 from geograft.geo.rasters.raster import close_labels
 from geograft.inference.predictor import Predictor
-from geograft.metrics.confusion import Counting
-from geograft.resume import as_json, differences
+from geograft.metrics.confusion import ConfusionScheme
+from geograft.resume import differences, to_json_types
 from geograft.training.checkpoint import STATE
-from geograft.training.sampling import batched
+from geograft.training.sampling import make_batches
 
-SHARES = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0)
+PERCENTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0)
 """Percent of the training tiles."""
-LEAST_STEPS = 1000
+MIN_STEPS = 1000
 """Steps of the optimizer that a point with few tiles takes, if the one with all takes as many."""
 
 
 @dataclass(frozen=True)
-class Size:
+class SubsetSize:
     """One place on the axis of a curve."""
 
-    share: float
+    percent: float
     """Percent of the training tiles."""
     tiles: int
 
 
-def sizes(shares: Sequence[float], total: int) -> list[Size]:
+def subset_sizes(percents: Sequence[float], total: int) -> list[SubsetSize]:
     """Return the number of tiles that each share in percent is of `total`, to the nearest, in ascending order.
 
     Raises:
         SettingError: for a share that is none, gives no tile, or gives as many as another one.
     """
-    strange = [share for share in shares if not 0 < share <= 100]
-    if strange or not shares:
-        raise SettingError(f"--shares {joined(shares)}: each is more than 0 and at most 100, in percent.")
-    found = [Size(share, int(share * total / 100 + 0.5)) for share in sorted(shares)]
+    strange = [share for share in percents if not 0 < share <= 100]
+    if strange or not percents:
+        raise SettingError(f"--percent {format_percents(percents)}: each is more than 0 and at most 100, in percent.")
+    found = [SubsetSize(share, int(share * total / 100 + 0.5)) for share in sorted(percents)]
     # Of several shares of one number of tiles the largest comes nearest to what it says.
     kept = {size.tiles: size for size in found if size.tiles}
     if len(kept) < len(found):
-        none = [size.share for size in found if not size.tiles]
-        what = f"{joined(none)} % give no tile" if none else "some give the same number of tiles"
-        remedy = f"Give --shares {joined([size.share for size in kept.values()])}." if kept else "Prepare more."
-        raise SettingError(f"--shares {joined(shares)}: of {total:,} training tiles {what}. {remedy}")
+        none = [size.percent for size in found if not size.tiles]
+        what = f"{format_percents(none)} % give no tile" if none else "some give the same number of tiles"
+        remedy = (
+            f"Give --percent {format_percents([size.percent for size in kept.values()])}." if kept else "Prepare more."
+        )
+        raise SettingError(f"--percent {format_percents(percents)}: of {total:,} training tiles {what}. {remedy}")
     return found
 
 
-def joined(shares: Sequence[float]) -> str:
+def format_percents(percents: Sequence[float]) -> str:
     """Return shares as the command line takes them.
 
     >>> joined([0.5, 10.0])
     '0.5,10'
     """
-    return ",".join(f"{share:g}" for share in shares)
+    return ",".join(f"{share:g}" for share in percents)
 
 
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
@@ -92,38 +94,38 @@ def subset(whole: TileSet, seed: int, count: int) -> list[Tile]:
     """
     train = whole.split("train")
     units = units_of(whole, "train")
-    order = spread_order([units.cells[cell].unit for cell in units.cell_of], seed)
+    order = stratified_order([units.cells[cell].unit for cell in units.cell_of], seed)
     chosen = {id(train[position]) for position in order[:count]}
     return [tile for tile in whole.tiles if tile.split != "train" or id(tile) in chosen]
 
 
-def repeats(tiles: int, total: int, config: TrainConfig, least_steps: int) -> int:
+def repeats(tiles: int, total: int, config: TrainConfig, min_steps: int) -> int:
     """Return how often each of `tiles` training tiles comes in an epoch, of which `total` tiles make the full one.
 
     So often that the run takes about as many steps as that with all tiles, or `least_steps` where that is fewer. Epochs
     stay what they are: as many validations to choose the best from, and rates that fall alike.
     """
-    enough = least_steps * config.batch_size * config.accumulate / config.epochs
+    enough = min_steps * config.batch_size * config.accumulate / config.epochs
     return max(config.repeat, int(min(total * config.repeat, enough) / tiles + 0.5))
 
 
-def steps(tiles: int, config: TrainConfig) -> int:
+def optimizer_steps(tiles: int, config: TrainConfig) -> int:
     """Return how many steps of the optimizer a run on `tiles` training tiles takes when nothing stops it early."""
-    batches = len(batched(range(tiles * config.repeat), config.batch_size))
+    batches = len(make_batches(range(tiles * config.repeat), config.batch_size))
     return config.epochs * math.ceil(batches / config.accumulate)
 
 
 POINT = "point.json"
-WITHOUT_EFFECT = ("workers", "save_minutes", "tensorboard", "mlflow")
+SETTINGS_WITHOUT_EFFECT = ("workers", "save_minutes", "tensorboard", "mlflow")
 """Settings of [train] that do not touch what a run computes."""
 
 
 @dataclass(frozen=True)
-class Job:
+class CurveJob:
     """What decides a point."""
 
     variant: str
-    size: Size
+    size: SubsetSize
     recipe: Recipe
     """With its seed, and with how often tiles are repeated."""
     split: Split
@@ -139,20 +141,22 @@ class Job:
     def settings(self, whole: TileSet) -> dict[str, Any]:
         """Return all that the point's figures depend on, as JSON gives it back."""
         recipe = asdict(self.recipe)
-        train_settings = {name: value for name, value in recipe["train"].items() if name not in WITHOUT_EFFECT}
+        train_settings = {name: value for name, value in recipe["train"].items() if name not in SETTINGS_WITHOUT_EFFECT}
         fingerprint = derived_fingerprint(whole, subset(whole, self.seed, self.size.tiles))
-        return as_json({"tiles": fingerprint, "split": self.split, "model": recipe["model"], "train": train_settings})
+        return to_json_types(
+            {"tiles": fingerprint, "split": self.split, "model": recipe["model"], "train": train_settings}
+        )
 
 
 @dataclass(frozen=True)
-class Point:
+class ScoredRun:
     """A trained and scored run."""
 
-    job: Job
+    job: CurveJob
     steps: int
     epoch: int
     """Whose weights were kept."""
-    ground: float
+    area_fraction: float
     """Share of the ground of all training tiles that its tiles hold."""
     words: str
     """What the units are."""
@@ -164,12 +168,12 @@ class Point:
     """Whether each class has counts of its own."""
 
     @property
-    def counting(self) -> Counting:
+    def counting(self) -> ConfusionScheme:
         """How pixels are counted."""
-        return Counting(self.confusion.shape[1], self.overlapping)
+        return ConfusionScheme(self.confusion.shape[1], self.overlapping)
 
 
-def finished(job: Job, whole: TileSet, out: Path) -> Point | None:
+def read_scored_run(job: CurveJob, whole: TileSet, out: Path) -> ScoredRun | None:
     """Return the point that was computed before; None where there is none.
 
     Raises:
@@ -183,7 +187,7 @@ def finished(job: Job, whole: TileSet, out: Path) -> Point | None:
         content = json.loads(path.read_bytes())
         before, figures = content["settings"], content["point"]
         counts = np.array(figures.pop("confusion"), np.int64)
-        point = Point(job, **{**figures, "units": tuple(figures["units"])}, confusion=counts)
+        point = ScoredRun(job, **{**figures, "units": tuple(figures["units"])}, confusion=counts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be understood: {error!r}. Remove {path.parent} to begin it anew.") from error
     changed = differences(before, job.settings(whole))
@@ -192,7 +196,7 @@ def finished(job: Job, whole: TileSet, out: Path) -> Point | None:
     return point
 
 
-def computed(job: Job, whole: TileSet, out: Path) -> Point:
+def train_and_score(job: CurveJob, whole: TileSet, out: Path) -> ScoredRun:
     """Train and score a point, and return what was found; its file is written last. Goes on where a kill stopped it.
 
     Raises:
@@ -200,23 +204,23 @@ def computed(job: Job, whole: TileSet, out: Path) -> Point:
     """
     run = out / job.run
     train(_tiles(job, whole, out), run, job.recipe, resume=True)
-    return noted(job, whole, run, Predictor.load(run))
+    return score_and_save(job, whole, run, Predictor.load(run))
 
 
-def noted(job: Job, whole: TileSet, run: Path, trained: Predictor) -> Point:
+def score_and_save(job: CurveJob, whole: TileSet, run: Path, predictor: Predictor) -> ScoredRun:
     """Score a point's network, write what was found to its run, and return it."""
-    result = scored(run, trained, whole, job.split, EvaluateConfig())
+    result = score_split(run, predictor, whole, job.split, EvaluateConfig())
     units = result.counts.units
-    point = Point(
+    point = ScoredRun(
         job,
-        steps=steps(job.size.tiles, job.recipe.train),
+        steps=optimizer_steps(job.size.tiles, job.recipe.train),
         epoch=result.card.epoch,
-        ground=_ground(job, whole),
-        words=units.words,
+        area_fraction=_ground(job, whole),
+        words=units.description,
         caveat=units.caveat,
         units=units.names,
-        confusion=units.summed(result.counts.confusion),
-        overlapping=result.counting.overlapping,
+        confusion=units.sum_by_unit(result.counts.confusion),
+        overlapping=result.scheme.overlapping,
     )
     write_json(run / POINT, {"settings": job.settings(whole), "point": _plain(point)})
     # Twice the size of the weights, and of no use any more.
@@ -224,25 +228,26 @@ def noted(job: Job, whole: TileSet, run: Path, trained: Predictor) -> Point:
     return point
 
 
-def _tiles(job: Job, whole: TileSet, out: Path) -> Path:
+def _tiles(job: CurveJob, whole: TileSet, out: Path) -> Path:
     if job.size.tiles == len(whole.split("train")):
         return whole.folder
-    folder = out / "tiles" / f"share{job.size.share:g}" / f"seed{job.seed}"
+    folder = out / "tiles" / f"share{job.size.percent:g}" / f"seed{job.seed}"
     try:
-        return derived_set(whole, subset(whole, job.seed, job.size.tiles), folder)
+        return write_derived_set(whole, subset(whole, job.seed, job.size.tiles), folder)
     finally:
         close_labels()
 
 
-def _ground(job: Job, whole: TileSet) -> float:
+def _ground(job: CurveJob, whole: TileSet) -> float:
     mine = [tile for tile in subset(whole, job.seed, job.size.tiles) if tile.split == "train"]
     held, all_of_it = (
-        overlap([(tile.scene, tile.window) for tile in tiles], ()).ground for tiles in (mine, whole.split("train"))
+        tile_overlap([(tile.scene, tile.window) for tile in tiles], ()).unique_pixels
+        for tiles in (mine, whole.split("train"))
     )
     return held / all_of_it
 
 
-def _plain(point: Point) -> Mapping[str, Any]:
+def _plain(point: ScoredRun) -> Mapping[str, Any]:
     names = ("steps", "epoch", "ground", "words", "caveat")
     return {
         **{name: getattr(point, name) for name in names},

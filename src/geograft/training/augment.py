@@ -39,7 +39,7 @@ def inverse(element: int) -> int:
     return element if element < 4 else (4, 6, 5, 7)[element - 4]
 
 
-def jittered(
+def jitter_colours(
     image: Float32[ndarray, "b h w"],
     valid: Bool[ndarray, "h w"],
     std: Float[ndarray, " b"],
@@ -62,7 +62,7 @@ def jittered(
     return result.astype(np.float32)
 
 
-def augmented(
+def augment_tile(
     image: Float32[ndarray, "b h w"],
     label: Label,
     valid: Bool[ndarray, "h w"],
@@ -79,13 +79,13 @@ def augmented(
         return image, label, valid
     if augment == "colour":
         common, contrast, saturation, *by_band = rng.uniform(-JITTER, JITTER, 3 + len(std))
-        colours = jittered(image[: len(std)], valid, std, common + np.array(by_band), contrast, saturation)
+        colours = jitter_colours(image[: len(std)], valid, std, common + np.array(by_band), contrast, saturation)
         image = np.concatenate([colours, image[len(std) :]])
     element = int(rng.integers(8 if valid.shape[0] == valid.shape[1] else 4))
     return dihedral(image, element), dihedral(label, element), dihedral(valid, element)
 
 
-def rescaled(
+def rescale(
     image: Float32[ndarray, "b h w"],
     label: Label,
     valid: Bool[ndarray, "h w"],
@@ -99,8 +99,8 @@ def rescaled(
     number and the unit of the bands; a label is that of the nearest pixel.
     """
     height, width = valid.shape
-    above, below, down, row = _lattice(height, scale, place[0])
-    left, beside, right, col = _lattice(width, scale, place[1])
+    above, below, down, row = _sample_positions(height, scale, place[0])
+    left, beside, right, col = _sample_positions(width, scale, place[1])
 
     def between(values: Float32[ndarray, "*n h w"]) -> Float32[ndarray, "*n h w"]:
         rows = values[..., above, :] * (1 - down)[:, None] + values[..., below, :] * down[:, None]
@@ -115,7 +115,7 @@ def rescaled(
     return np.where(kept, between(image * valid) / weight, np.float32(0)), label[..., row[:, None], col], kept
 
 
-def scale_jittered(
+def jitter_scale(
     image: Float32[ndarray, "b h w"],
     label: Label,
     valid: Bool[ndarray, "h w"],
@@ -124,20 +124,20 @@ def scale_jittered(
 ) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
     """Return the tile at a random scale from 1 / (1 + jitter) to 1 + jitter, enlarged as often as not: `rescaled`."""
     power, row, col = rng.random(3)
-    return rescaled(image, label, valid, float((1 + jitter) ** (2 * power - 1)), (float(row), float(col)))
+    return rescale(image, label, valid, float((1 + jitter) ** (2 * power - 1)), (float(row), float(col)))
 
 
-def pasted(sample: Sample, other: Sample, index: int) -> Sample:
+def paste_class(sample: Sample, other: Sample, index: int) -> Sample:
     """Return `sample` with those pixels of `other`, image and label, that are of the class `index`.
 
     A pixel of shares is of a class that has more than half of it. Ghiasi et al. (2021), "Simple copy-paste".
     """
     (image, label), (from_image, from_label) = sample, other
-    mask = _belongs(from_label, index)
+    mask = _class_mask(from_label, index)
     return np.where(mask, from_image, image), np.where(mask, from_label, label)
 
 
-def _belongs(label: Label, index: int) -> Bool[ndarray, "h w"]:
+def _class_mask(label: Label, index: int) -> Bool[ndarray, "h w"]:
     """Return which pixels are of the class `index`; one output is the class of index 1, the other has the rest."""
     if label.ndim == 2:
         return np.asarray(label == index)
@@ -145,18 +145,18 @@ def _belongs(label: Label, index: int) -> Bool[ndarray, "h w"]:
     return np.asarray(share > 0.5)
 
 
-def _lattice(
+def _sample_positions(
     length: int, scale: float, place: float
 ) -> tuple[Int64[ndarray, " n"], Int64[ndarray, " n"], Float32[ndarray, " n"], Int64[ndarray, " n"]]:
     """Return of each new pixel the old ones on both sides, how far it is towards the second, and the nearest."""
     centre = place * (length - length / scale) + (np.arange(length) + 0.5) / scale
     first = np.floor(centre - 0.5)
     part = (centre - 0.5 - first).astype(np.float32)
-    before, after, nearest = (_mirrored(values, length) for values in (first, first + 1, np.floor(centre)))
+    before, after, nearest = (_mirror(values, length) for values in (first, first + 1, np.floor(centre)))
     return before, after, part, nearest
 
 
-def _mirrored(position: Float[ndarray, " n"], length: int) -> Int64[ndarray, " n"]:
+def _mirror(position: Float[ndarray, " n"], length: int) -> Int64[ndarray, " n"]:
     """Return positions inside `length` for those outside: the edge is a mirror."""
     turned = position.astype(np.int64) % (2 * length)
     return np.where(turned < length, turned, 2 * length - 1 - turned)

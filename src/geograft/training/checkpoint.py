@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from geograft.card import CARD
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.files import replacing
-from geograft.metrics.confusion import Counting
+from geograft.files import atomic_write
+from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.history import Epoch, History
 from geograft.training.loader import TrainingData
 
@@ -35,7 +35,7 @@ LAST = "last.safetensors"
 TILES = "tiles"
 """What the tile set's fingerprint is called among what tells runs apart."""
 
-FREE = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
+CHANGEABLE_SETTINGS = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
 """Settings that may change when a run goes on: they do not touch what an epoch computes."""
 
 
@@ -53,7 +53,7 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Tally:
+class EpochTotals:
     """Sums over the batches seen so far."""
 
     confusion: Int64[ndarray, "..."]
@@ -62,9 +62,9 @@ class Tally:
     """Each batch's loss times its labelled pixels; of overlapping classes, times its labels of each class."""
 
     @classmethod
-    def of(cls, k: int) -> "Tally":
+    def zero(cls, k: int) -> "EpochTotals":
         """Return the sums over no batch, for `k` classes that exclude each other."""
-        return cls(Counting(k).none())
+        return cls(ConfusionScheme(k).zeros())
 
     def add(self, loss: float, confusion: Int64[ndarray, "..."]) -> None:
         """Count one more batch."""
@@ -79,10 +79,10 @@ class Tally:
 
 
 @dataclass
-class Position:
+class TrainingProgress:
     """How far a run has come."""
 
-    tally: Tally
+    totals: EpochTotals
     """Of the training tiles of the epoch under way."""
     epoch: int = 0
     """Epochs finished."""
@@ -92,23 +92,25 @@ class Position:
     """Spent on the steps of the epoch under way."""
     history: History = field(default_factory=History)
 
-    def ended(self, config: TrainConfig) -> bool:
+    def is_finished(self, config: TrainConfig) -> bool:
         """Return whether no epoch is to come: all are done, or the last ones were in vain."""
-        in_vain = bool(config.patience) and self.history.since_best >= config.patience
+        in_vain = bool(config.patience) and self.history.epochs_since_best >= config.patience
         return self.epoch >= config.epochs or (in_vain and not self.step)
 
 
-def identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+def run_identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return what must be equal for a run to go on: the settings that decide the outcome, and what tells the data."""
     # The cosine ends with the last epoch, so that the number of epochs decides each rate.
-    free = set(FREE) - ({"epochs"} if config.schedule == "cosine" else set())
+    free = set(CHANGEABLE_SETTINGS) - ({"epochs"} if config.schedule == "cosine" else set())
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     scaling = {name: list(values) for name, values in asdict(data.scaling).items()}
-    told = {TILES: data.fingerprint, "classes": list(data.legend.names), **data.network}
+    told = {TILES: data.fingerprint, "classes": list(data.legend.names), **data.network_settings}
     return {**told, **settings, **scaling}
 
 
-def save_state(folder: Path, parts: Mapping[str, Stateful], position: Position, known_as: Mapping[str, Any]) -> None:
+def save_state(
+    folder: Path, parts: Mapping[str, Stateful], position: TrainingProgress, known_as: Mapping[str, Any]
+) -> None:
     """Write state.ckpt: the state of `parts`, torch's random numbers, `position`, and the run's identity.
 
     Raises:
@@ -118,24 +120,26 @@ def save_state(folder: Path, parts: Mapping[str, Stateful], position: Position, 
         "identity": dict(known_as),
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "random": _random_state(),
-        "position": _packed(position),
+        "position": _to_dict(position),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replacing(folder / STATE) as part:
+    with atomic_write(folder / STATE) as part:
         part.write_bytes(buffer.getbuffer())
 
 
-def check_state(folder: Path, config: TrainConfig, data: TrainingData) -> Position:
+def check_state(folder: Path, config: TrainConfig, data: TrainingData) -> TrainingProgress:
     """Return the position of a run that can go on with these settings and data; nothing is changed.
 
     Raises:
         InputError, SettingError: as `load_state` does, but for another network under the same settings.
     """
-    return _read(folder, identity(config, data), config.epochs)[0]
+    return _read(folder, run_identity(config, data), config.epochs)[0]
 
 
-def load_state(folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[str, Any], epochs: int) -> Position:
+def load_state(
+    folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[str, Any], epochs: int
+) -> TrainingProgress:
     """Set `parts` and torch's random numbers to what state.ckpt holds, and return the run's position.
 
     Raises:
@@ -161,7 +165,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
         OutputError: when the disk refuses.
     """
     content = save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
 
 
@@ -181,30 +185,30 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise InputError(f"{path} is of another network than its card describes. Train the run again.") from error
 
 
-def _read(folder: Path, known_as: Mapping[str, Any], epochs: int) -> tuple[Position, Mapping[str, Any]]:
+def _read(folder: Path, known_as: Mapping[str, Any], epochs: int) -> tuple[TrainingProgress, Mapping[str, Any]]:
     """Return the position that state.ckpt holds, and all of it, where such a run can go on with it."""
     path = folder / STATE
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        before, position = content["identity"], _unpacked(content["position"])
+        before, position = content["identity"], _from_dict(content["position"])
     except FileNotFoundError as error:
-        raise InputError(_stateless(folder)) from error
+        raise InputError(_missing_state_message(folder)) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged or not Geograft's. Remove {folder} and train again.") from error
-    _refuse_other(path, before, known_as)
+    _check_identity(path, before, known_as)
     if position.epoch > epochs:
         raise SettingError(f"{folder} has {position.epoch} epochs already: epochs = {epochs} is too few. Give more.")
     return position, content
 
 
-def _stateless(folder: Path) -> str:
+def _missing_state_message(folder: Path) -> str:
     if (folder / CARD).exists():
         what = f"{folder} is a finished run without {STATE}, which curve and find remove: it cannot go on"
         return f"{what}. Begin another one with its weights (--start), or choose another --out."
     return f"{folder} holds no {STATE} to go on from. Train without --resume."
 
 
-def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if before == now:
         return
     differing = [name for name in now if name in before and before[name] != now[name]]
@@ -220,11 +224,11 @@ def _refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
 
 
-def _packed(position: Position) -> dict[str, Any]:
+def _to_dict(position: TrainingProgress) -> dict[str, Any]:
     # Plain values only: the file is read without pickle's powers.
     return {
-        "confusion": position.tally.confusion.tolist(),
-        "loss": position.tally.loss,
+        "confusion": position.totals.confusion.tolist(),
+        "loss": position.totals.loss,
         "epoch": position.epoch,
         "step": position.step,
         "seconds": position.seconds,
@@ -232,10 +236,10 @@ def _packed(position: Position) -> dict[str, Any]:
     }
 
 
-def _unpacked(content: Mapping[str, Any]) -> Position:
-    tally = Tally(np.array(content["confusion"], dtype=np.int64), content["loss"])
+def _from_dict(content: Mapping[str, Any]) -> TrainingProgress:
+    tally = EpochTotals(np.array(content["confusion"], dtype=np.int64), content["loss"])
     history = History(tuple(Epoch(**epoch) for epoch in content["history"]))
-    return Position(tally, content["epoch"], content["step"], content["seconds"], history)
+    return TrainingProgress(tally, content["epoch"], content["step"], content["seconds"], history)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from geograft.config import TrainConfig
 from geograft.errors import GeograftError, SettingError
 from geograft.networks.device import find_device, find_precision
-from geograft.text import counted
+from geograft.text import pluralise
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -45,14 +45,14 @@ Value = TypeVar("Value")
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
-class _Side(DDPStrategy):
+class _UnwrappedDDPStrategy(DDPStrategy):
     """Processes side by side, without torch's wrapper around the network, which needs a gradient in every parameter."""
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]  # torch's wrapper is a module too
         return module
 
 
-class Crew:
+class ProcessGroup:
     """One process among those that train together.
 
     Attributes:
@@ -62,25 +62,25 @@ class Crew:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
-        self.rank, self.world = fabric.global_rank, fabric.world_size
+        self.rank, self.world_size = fabric.global_rank, fabric.world_size
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and shows progress."""
         return self.rank == 0
 
-    def shared_statistics(self) -> AbstractContextManager[object]:
+    def sync_batchnorm(self) -> AbstractContextManager[object]:
         """Return the context in which batch norm sees the tiles of all processes."""
-        return SharedStatistics() if self.world > 1 else nullcontext()
+        return SyncBatchNormMode() if self.world_size > 1 else nullcontext()
 
-    def joined(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all processes, one after another by rank; only the own one has a gradient.
 
         Parts differ at most in their first dimension. Costs a transfer of the whole.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return part
-        counts = torch.zeros(self.world, dtype=torch.int64, device=part.device)
+        counts = torch.zeros(self.world_size, dtype=torch.int64, device=part.device)
         counts[self.rank] = len(part)
         distributed.all_reduce(counts)
         start, total = int(counts[: self.rank].sum()), int(counts.sum())
@@ -89,49 +89,49 @@ class Crew:
         distributed.all_reduce(whole)
         return torch.cat([whole[:start], part, whole[start + len(part) :]])
 
-    def begin_alike(self, network: nn.Module) -> None:
+    def sync_parameters(self, network: nn.Module) -> None:
         """Give `network` the values that it has in the first process."""
-        if self.world > 1:
+        if self.world_size > 1:
             for value in network.state_dict().values():
                 distributed.broadcast(value, 0)
 
-    def add_gradients(self, network: nn.Module) -> None:
+    def all_reduce_gradients(self, network: nn.Module) -> None:
         """Replace the gradients of `network` by their sums over all processes, in one transfer."""
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        if self.world == 1 or not gradients:
+        if self.world_size == 1 or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         for gradient, total in zip(gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True):
             gradient.copy_(total.view(gradient.shape))
 
-    def agreed(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return what the first process has for `value`."""
-        return self.fabric.broadcast(value) if self.world > 1 else value
+        return self.fabric.broadcast(value) if self.world_size > 1 else value
 
-    def gathered(self, lines: list[str]) -> list[str]:
+    def all_gather_lines(self, lines: list[str]) -> list[str]:
         """Return the lines of all processes, by rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return lines
-        everyones: list[Any] = [None] * self.world
+        everyones: list[Any] = [None] * self.world_size
         distributed.all_gather_object(everyones, lines)
         return [line for each in everyones for line in each]
 
 
 def rank_of(config: TrainConfig) -> int:
     """Return the number of this process among those that torchrun or Slurm started to train together; else 0."""
-    if config.devices * config.nodes == 1 or not _started_from_outside():
+    if config.devices * config.nodes == 1 or not _externally_launched():
         return 0
     environment = TorchElasticEnvironment if TorchElasticEnvironment.detect() else SLURMEnvironment
     return environment().global_rank()
 
 
-def starts_others(config: TrainConfig) -> bool:
+def spawns_processes(config: TrainConfig) -> bool:
     """Return whether training starts processes of its own, each with a copy of the network."""
-    return config.devices * config.nodes > 1 and not _started_from_outside()
+    return config.devices * config.nodes > 1 and not _externally_launched()
 
 
-def in_crew(config: TrainConfig, work: Callable[..., Result], *given: Any) -> Result:
+def launch(config: TrainConfig, work: Callable[..., Result], *given: Any) -> Result:
     """Return what `work(crew, *given)` returns in the first of the processes that `config` asks for.
 
     Raises:
@@ -139,31 +139,31 @@ def in_crew(config: TrainConfig, work: Callable[..., Result], *given: Any) -> Re
     """
     fabric = _fabric(config)
     if fabric.world_size == 1:
-        return work(Crew(fabric), *given)
+        return work(ProcessGroup(fabric), *given)
     try:
         # Wrapped, both ways, for Fabric looks for tensors in what it hands over, and stops at frozen dataclasses.
-        result: Result = fabric.launch(partial(_worked, work, given)).result
+        result: Result = fabric.launch(partial(_run_process, work, given)).result
     except ProcessRaisedException as error:
-        raise _as_it_was_raised(error) from error
+        raise _original_error(error) from error
     return result
 
 
-def _worked(work: Callable[..., Any], given: tuple[Any, ...], fabric: Fabric) -> SimpleNamespace:
+def _run_process(work: Callable[..., Any], given: tuple[Any, ...], fabric: Fabric) -> SimpleNamespace:
     # Networks come in memory that the processes share: what one trained, all would.
     own = [deepcopy(each) if isinstance(each, nn.Module) else each for each in given]
     try:
-        return SimpleNamespace(result=work(Crew(fabric), *own))
+        return SimpleNamespace(result=work(ProcessGroup(fabric), *own))
     finally:
         distributed.destroy_process_group()
 
 
 def _fabric(config: TrainConfig) -> Fabric:
     device = find_device(config.device)
-    check_started(config)
+    check_devices(config)
     several: Any = "auto"
     if config.devices * config.nodes > 1:
-        start: Literal["popen", "spawn"] = "popen" if _started_from_outside() else "spawn"
-        several = _Side(start_method=start)
+        start: Literal["popen", "spawn"] = "popen" if _externally_launched() else "spawn"
+        several = _UnwrappedDDPStrategy(start_method=start)
     with warnings.catch_warnings():
         # Advice on clusters that has no use here.
         warnings.simplefilter("ignore")
@@ -174,25 +174,25 @@ def _fabric(config: TrainConfig) -> Fabric:
             strategy=several,
             precision=find_precision(config.precision, device),
             # Fabric would take a Slurm job of one process for one whose processes are all there.
-            plugins=None if _started_from_outside() else LightningEnvironment(),
+            plugins=None if _externally_launched() else LightningEnvironment(),
         )
 
 
-def check_started(config: TrainConfig) -> None:
+def check_devices(config: TrainConfig) -> None:
     """Raise SettingError where the processes or devices that `config` speaks of cannot be there."""
     device = find_device(config.device)
     if config.devices > 1 and device == "mps":
         raise SettingError(f"devices = {config.devices}: Apple's machines have one GPU. Use --devices 1.")
     if device == "cuda" and config.devices > torch.cuda.device_count():
         raise SettingError(f"devices = {config.devices}: this machine has {torch.cuda.device_count()} GPUs. Use those.")
-    if config.nodes > 1 and not _started_from_outside():
+    if config.nodes > 1 and not _externally_launched():
         raise SettingError(f"nodes = {config.nodes}: start geograft on each machine with torchrun or srun.")
     if config.compile and config.devices * config.nodes > 1:
         raise SettingError("compile = true is for one device. Train without --compile, or with --devices 1.")
-    _check_counted(config)
+    _check_process_count(config)
 
 
-def _check_counted(config: TrainConfig) -> None:
+def _check_process_count(config: TrainConfig) -> None:
     """Raise SettingError where torchrun or Slurm started other numbers of processes than `config` says."""
     if TorchElasticEnvironment.detect():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -205,12 +205,12 @@ def _check_counted(config: TrainConfig) -> None:
         tasks, nodes = _slurm_tasks(), int(os.environ.get("SLURM_NNODES", config.nodes))
         if (config.devices * config.nodes, config.nodes) != (tasks, nodes):
             raise SettingError(
-                f"The Slurm job has {tasks} processes on {counted(nodes, 'machine')}. Give --devices {tasks // nodes} "
+                f"The Slurm job has {tasks} processes on {pluralise(nodes, 'machine')}. Give --devices {tasks // nodes} "
                 f"--nodes {nodes}, or ask Slurm for one (--ntasks 1)."
             )
 
 
-def _started_from_outside() -> bool:
+def _externally_launched() -> bool:
     return TorchElasticEnvironment.detect() or _slurm_tasks() > 1
 
 
@@ -222,22 +222,22 @@ def _slurm_tasks() -> int:
         return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1
 
 
-def _as_it_was_raised(error: ProcessRaisedException) -> Exception:
+def _original_error(error: ProcessRaisedException) -> Exception:
     """Return the error of another process: as it was when it is Geograft's, which is one line, and the last."""
     name, _, text = str(error).strip().splitlines()[-1].partition(": ")
-    kind = {kind.__name__: kind for kind in _kinds(GeograftError)}.get(name.rpartition(".")[2])
+    kind = {kind.__name__: kind for kind in _subclasses(GeograftError)}.get(name.rpartition(".")[2])
     return kind(text) if kind else error
 
 
-def _kinds(root: type[GeograftError]) -> list[type[GeograftError]]:
+def _subclasses(root: type[GeograftError]) -> list[type[GeograftError]]:
     """Return an error and all that are kinds of it."""
-    return [root, *(kind for child in root.__subclasses__() for kind in _kinds(child))]
+    return [root, *(kind for child in root.__subclasses__() for kind in _subclasses(child))]
 
 
 SIGNATURE = inspect.signature(batch_norm)
 
 
-class SharedStatistics(TorchFunctionMode):
+class SyncBatchNormMode(TorchFunctionMode):
     """While it is active, batch norm in training takes mean and variance over the tiles of all processes.
 
     A mode, for networks call torch's function from classes of their own (timm's BatchNormAct2d).
@@ -247,10 +247,10 @@ class SharedStatistics(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Return what `func` gives; batch norm's result where it is that."""
-        return (_shared if func is batch_norm else func)(*args, **(kwargs or {}))
+        return (_sync_batch_norm if func is batch_norm else func)(*args, **(kwargs or {}))
 
 
-def _shared(*args: Any, **kwargs: Any) -> Tensor:
+def _sync_batch_norm(*args: Any, **kwargs: Any) -> Tensor:
     """Return what torch's `batch_norm` gives, for the tiles of all processes."""
     given = SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
@@ -261,7 +261,7 @@ def _shared(*args: Any, **kwargs: Any) -> Tensor:
     if given.arguments["running_mean"] is not None:
         given.arguments["running_mean"].lerp_(mean, given.arguments["momentum"])
         given.arguments["running_var"].lerp_(variance * (count / (count - 1)), given.arguments["momentum"])
-    result: Tensor = _Normalised.apply(values.float(), mean, torch.rsqrt(variance + eps), count)
+    result: Tensor = _Normalize.apply(values.float(), mean, torch.rsqrt(variance + eps), count)
     if given.arguments["weight"] is not None:
         result = result * _by_channel(given.arguments["weight"])
     if given.arguments["bias"] is not None:
@@ -269,7 +269,7 @@ def _shared(*args: Any, **kwargs: Any) -> Tensor:
     return result.to(values.dtype)
 
 
-class _Normalised(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """(x - mean) / deviation, where both come from the x of all processes.
 
     Source of the gradient: S. Ioffe and C. Szegedy, "Batch Normalization" (2015), section 3.

@@ -63,7 +63,7 @@ class History:
         return min(scored, key=lambda epoch: epoch.val_loss) if scored else max(self.epochs, key=lambda e: e.epoch)
 
     @property
-    def since_best(self) -> int:
+    def epochs_since_best(self) -> int:
         """How many epochs came after the best; 0 where there is none."""
         return self.epochs[-1].epoch - self.best.epoch if self.epochs else 0
 
@@ -72,7 +72,7 @@ class History:
         """Time that the epochs took together."""
         return sum(epoch.seconds for epoch in self.epochs)
 
-    def and_then(self, epoch: Epoch) -> "History":
+    def append(self, epoch: Epoch) -> "History":
         """Return the history with one more epoch."""
         return History((*self.epochs, epoch))
 

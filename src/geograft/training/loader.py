@@ -19,25 +19,25 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from geograft.config import TrainConfig
 from geograft.errors import GeograftError, SettingError
-from geograft.labels import Label, labelled
+from geograft.labels import Label, labelled_mask
 from geograft.legend import Legend
-from geograft.networks.device import layout
-from geograft.training.augment import Augment, augmented, pasted, scale_jittered
+from geograft.networks.device import memory_format_for
+from geograft.training.augment import Augment, augment_tile, jitter_scale, paste_class
 from geograft.training.sampling import (
-    Shares,
-    batched,
-    check_shared,
-    class_rates,
-    donor,
-    drawn_order,
+    ClassFractions,
+    check_batch_size,
+    choose_donor,
+    class_balanced_weights,
     epoch_order,
     generator,
-    part_of,
+    make_batches,
+    shard,
+    weighted_order,
 )
 
-Part = Literal["train", "val"]
-Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
-Batch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]]
+TrainingSplit = Literal["train", "val"]
+TrainingTile: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
+TrainingBatch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]]
 
 
 @runtime_checkable
@@ -50,14 +50,14 @@ class Tiles(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Sample: ...
+    def __getitem__(self, index: int, /) -> TrainingTile: ...
 
 
 @runtime_checkable
-class Movable(Protocol):
+class CroppableTiles(Protocol):
     """Tiles that can also be taken from a random place near their own."""
 
-    def drawn(self, index: int, rng: np.random.Generator, /) -> Sample:
+    def random_crop(self, index: int, rng: np.random.Generator, /) -> TrainingTile:
         """Return the tile from a place that `rng` decides."""
         ...
 
@@ -86,29 +86,29 @@ class TrainingData:
     scaling: Scaling
     fingerprint: str = ""
     """Of the tile set: a run goes on with the same data only."""
-    network: Mapping[str, str | int] = field(default_factory=dict)
+    network_settings: Mapping[str, str | int] = field(default_factory=dict)
     """What the network was built from: a run goes on with the same only."""
-    shares: Shares | None = None
+    class_fractions: ClassFractions | None = None
     """Share of each class among all pixels of each training tile, for what depends on rare classes."""
-    labelled: Float[ndarray, " tiles"] | None = None
+    labelled_fractions: Float[ndarray, " tiles"] | None = None
     """Share of the pixels of each training tile that are labelled; None: all."""
     indices: int = 0
     """How many of the last bands are computed from the others. They have no colour that could change."""
 
 
-class Key(NamedTuple):
+class TileKey(NamedTuple):
     """One tile in one epoch: all that decides what the feed makes of it."""
 
-    part: Part
+    split: TrainingSplit
     epoch: int
     tile: int
-    again: int = 0
+    repetition: int = 0
     """How often the epoch has had it before."""
 
 
-def imaged(image: Float32[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
+def image_mask(image: Float32[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
     """Return which pixels of a sample have an image: all but those that are 0 in every band and have no label."""
-    seen: Bool[ndarray, "h w"] = labelled(label) | image.any(axis=0)
+    seen: Bool[ndarray, "h w"] = labelled_mask(label) | image.any(axis=0)
     return seen
 
 
@@ -123,7 +123,7 @@ def worker_count(workers: int, device: str) -> int:
     return 0 if device == "cpu" else min(8, max(0, _cores() - 1))
 
 
-class Feed:
+class TileLoader:
     """Batches of both parts on `device`, from one set of worker processes that live as long as the feed.
 
     Of `world` processes that train together each has a feed, and `rank` says which part of every batch it gives. All
@@ -135,18 +135,22 @@ class Feed:
     """
 
     def __init__(
-        self, data: TrainingData, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1
+        self, data: TrainingData, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> None:
-        self._parts: dict[Part, int] = {"train": len(data.train), "val": len(data.val)}
-        self._rank, self._world = rank, world
-        check_shared(world, config.batch_size, len(data.train), len(data.val))
+        self._parts: dict[TrainingSplit, int] = {"train": len(data.train), "val": len(data.val)}
+        self._rank, self._world = rank, world_size
+        check_batch_size(world_size, config.batch_size, len(data.train), len(data.val))
         _check_settings(data, config)
-        self._rates = class_rates(data.shares) if config.sampling == "classes" and data.shares is not None else None
+        self._rates = (
+            class_balanced_weights(data.class_fractions)
+            if config.sampling == "classes" and data.class_fractions is not None
+            else None
+        )
         self._seed, self._size, self._device = config.seed, config.batch_size, device
-        self._plan: list[list[Key]] = []
+        self._plan: list[list[TileKey]] = []
         workers = worker_count(config.workers, device.type)
         self._loader = DataLoader(
-            _Prepared(data, config),
+            _TileDataset(data, config),
             # The loader takes the plan anew for each pass, so that its workers outlive a pass.
             batch_sampler=self._plan,
             num_workers=workers,
@@ -159,18 +163,18 @@ class Feed:
             generator=torch.Generator(),
         )
 
-    def batches(self, epoch: int) -> list[list[int]]:
+    def batch_indices(self, epoch: int) -> list[list[int]]:
         """Return the indices of the training tiles of each batch of an epoch, of all processes together."""
         return [[key.tile for key in batch] for batch in self._batches(epoch)]
 
-    def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def train(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
         """Return the epoch's batches in random order, augmented, without the first `start`, which are not read.
 
         Every process has as many; none is empty.
         """
         return self._pass(self._batches(epoch)[start:])
 
-    def val(self) -> Iterator[Batch]:
+    def val(self) -> Iterator[TrainingBatch]:
         """Return the validation tiles in their own order, as they are. A process may have a batch less than another."""
         return self._pass(self._val_batches())
 
@@ -179,77 +183,79 @@ class Feed:
         """Batches of a pass over the validation tiles, of all processes together."""
         return len(self._val_batches())
 
-    def _val_batches(self) -> list[list[Key]]:
-        return batched([Key("val", 0, index) for index in range(self._parts["val"])], self._size)
+    def _val_batches(self) -> list[list[TileKey]]:
+        return make_batches([TileKey("val", 0, index) for index in range(self._parts["val"])], self._size)
 
-    def _batches(self, epoch: int) -> list[list[Key]]:
+    def _batches(self, epoch: int) -> list[list[TileKey]]:
         if self._rates is None:
             order = epoch_order(self._parts["train"], self._seed, epoch)
         else:
-            order = drawn_order(self._rates, generator(self._seed, epoch))
+            order = weighted_order(self._rates, generator(self._seed, epoch))
         had: Counter[int] = Counter()
         keys = []
         for tile in order:
-            keys.append(Key("train", epoch, tile, had[tile]))
+            keys.append(TileKey("train", epoch, tile, had[tile]))
             had[tile] += 1
-        return batched(keys, self._size, self._world)
+        return make_batches(keys, self._size, self._world)
 
-    def _pass(self, batches: Sequence[Sequence[Key]]) -> Iterator[Batch]:
-        mine = (part_of(batch, self._rank, self._world) for batch in batches)
+    def _pass(self, batches: Sequence[Sequence[TileKey]]) -> Iterator[TrainingBatch]:
+        mine = (shard(batch, self._rank, self._world) for batch in batches)
         self._plan[:] = [batch for batch in mine if batch]
         for batch in self._loader:
             if isinstance(batch, GeograftError):
                 raise batch
             images, label = batch
-            images = images.to(self._device, non_blocking=True, memory_format=layout(self._device))
+            images = images.to(self._device, non_blocking=True, memory_format=memory_format_for(self._device))
             yield images, label.to(self._device, non_blocking=True)
 
 
-class _Prepared(Dataset[tuple[Tensor, Tensor]]):
+class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
     """Tiles as the network takes them: augmented, scaled, 0 where there is no image."""
 
     def __init__(self, data: TrainingData, config: TrainConfig) -> None:
-        self._parts: dict[Part, Tiles] = {"train": data.train, "val": data.val}
+        self._parts: dict[TrainingSplit, Tiles] = {"train": data.train, "val": data.val}
         self._scaling, self._config = data.scaling, config
-        some = data.shares is not None and bool(data.shares.any())
-        self._shares = data.shares if config.copy_paste and some else None
+        some = data.class_fractions is not None and bool(data.class_fractions.any())
+        self._shares = data.class_fractions if config.copy_paste and some else None
         self._colours = np.array(data.scaling.std[: len(data.scaling.std) - data.indices])
 
-    def __getitem__(self, key: Key) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "o h w"]]:
-        if key.part == "train":
-            image, label, valid = self._augmented(key)
+    def __getitem__(
+        self, key: TileKey
+    ) -> tuple[Float32[Tensor, "b h w"], UInt8[Tensor, "h w"] | Float32[Tensor, "o h w"]]:
+        if key.split == "train":
+            image, label, valid = self._augment(key)
         else:
-            image, label = self._parts[key.part][key.tile]
-            valid = imaged(image, label)
+            image, label = self._parts[key.split][key.tile]
+            valid = image_mask(image, label)
         scaled = np.where(valid, self._scaling(image), np.float32(0))
         return torch.from_numpy(scaled), torch.from_numpy(np.array(label))
 
-    def _augmented(self, key: Key) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
-        config, number = self._config, key.tile + key.again * len(self._parts["train"])
+    def _augment(self, key: TileKey) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
+        config, number = self._config, key.tile + key.repetition * len(self._parts["train"])
         # Each change draws from a stream of its own, so that no setting changes what another one draws.
         common = generator(config.seed, key.epoch, number)
         crop, paste, other, scale = (generator(config.seed, key.epoch, number, stream) for stream in range(1, 5))
         sample = self._read(key.tile, crop)
         if self._shares is not None and paste.random() < config.copy_paste:
-            donating, index = donor(self._shares, paste)
-            sample = pasted(sample, self._turned(donating, other), index)
-        image, label, valid = (*sample, imaged(*sample))
+            donating, index = choose_donor(self._shares, paste)
+            sample = paste_class(sample, self._read_flipped(donating, other), index)
+        image, label, valid = (*sample, image_mask(*sample))
         if config.scale_jitter:
-            image, label, valid = scale_jittered(image, label, valid, config.scale_jitter, scale)
-        return augmented(image, label, valid, self._colours, config.augment, common)
+            image, label, valid = jitter_scale(image, label, valid, config.scale_jitter, scale)
+        return augment_tile(image, label, valid, self._colours, config.augment, common)
 
-    def _read(self, tile: int, rng: np.random.Generator) -> Sample:
+    def _read(self, tile: int, rng: np.random.Generator) -> TrainingTile:
         tiles = self._parts["train"]
-        return tiles.drawn(tile, rng) if self._config.crops and isinstance(tiles, Movable) else tiles[tile]
+        return tiles.random_crop(tile, rng) if self._config.crops and isinstance(tiles, CroppableTiles) else tiles[tile]
 
-    def _turned(self, tile: int, rng: np.random.Generator) -> Sample:
+    def _read_flipped(self, tile: int, rng: np.random.Generator) -> TrainingTile:
         """Return a tile under a random symmetry, where tiles are augmented at all."""
         image, label = self._read(tile, rng)
         turn: Augment = "none" if self._config.augment == "none" else "dihedral"
-        image, label, _ = augmented(image, label, imaged(image, label), self._colours, turn, rng)
+        image, label, _ = augment_tile(image, label, image_mask(image, label), self._colours, turn, rng)
         return image, label
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[Tensor, Tensor]] | GeograftError:
+    def __getitems__(self, keys: list[TileKey]) -> list[tuple[Tensor, Tensor]] | GeograftError:
         # An error that leaves a worker by itself arrives with the worker's traceback in its message.
         try:
             return [self[key] for key in keys]
@@ -265,9 +271,9 @@ def _collate(tiles: list[tuple[Tensor, Tensor]] | GeograftError) -> list[Tensor]
 
 
 def _check_settings(data: TrainingData, config: TrainConfig) -> None:
-    if data.shares is None and (config.sampling == "classes" or config.copy_paste):
+    if data.class_fractions is None and (config.sampling == "classes" or config.copy_paste):
         raise SettingError("sampling = 'classes' and copy_paste need the shares of the classes in each training tile.")
-    if config.crops and not isinstance(data.train, Movable):
+    if config.crops and not isinstance(data.train, CroppableTiles):
         raise SettingError("crops = true needs training tiles that can be moved: windows of a tile set.")
 
 

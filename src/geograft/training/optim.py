@@ -31,29 +31,29 @@ class Schedule:
     epoch_steps: int
     """Steps of the optimizer in one epoch."""
 
-    def rate(self, full: float, step: int) -> float:
+    def learning_rate(self, full: float, step: int) -> float:
         """Return the learning rate at `step` of what has the rate `full` once warm-up is over."""
         if self.config.schedule == "exponential":
-            full = _fallen(full, self.config.lr_decay, step // self.epoch_steps)
+            full = _exponential_decay(full, self.config.lr_decay, step // self.epoch_steps)
         if self.config.schedule == "cosine":
-            full *= 0.5 * (1 + math.cos(math.pi * self._past(step)))
-        return full * self._warmth(step)
+            full *= 0.5 * (1 + math.cos(math.pi * self._progress(step)))
+        return full * self._warmup_factor(step)
 
     @property
     def _warm_steps(self) -> float:
         return self.config.warmup_epochs * self.epoch_steps
 
-    def _warmth(self, step: int) -> float:
+    def _warmup_factor(self, step: int) -> float:
         """Return the share of the full rate: it rises by the same amount with each step, and the first has some."""
         return min(1.0, (step + 1) / self._warm_steps) if self._warm_steps else 1.0
 
-    def _past(self, step: int) -> float:
+    def _progress(self, step: int) -> float:
         """Return the share of the steps after warm-up that lie behind `step`: 0 to 1."""
         rest = self.config.epochs * self.epoch_steps - self._warm_steps
         return min(1.0, max(0.0, step - self._warm_steps) / rest) if rest > 0 else 0.0
 
 
-def _fallen(full: float, factor: float, times: int) -> float:
+def _exponential_decay(full: float, factor: float, times: int) -> float:
     # One product after another, as torch's ExponentialLR has it: a power differs in the last bit.
     for _ in range(times):
         full *= factor
@@ -73,19 +73,19 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
     return encoder + _grouped("decoder", [p for p in trainable if p not in rates], rates, config)
 
 
-def optimizer_of(network: Network, config: TrainConfig) -> Optimizer:
+def build_optimizer(network: Network, config: TrainConfig) -> Optimizer:
     """Return Adam or AdamW over `parameter_groups`, with torch's own defaults for everything but rates and decay."""
     groups = parameter_groups(network, config)
     return AdamW(groups) if config.optimizer == "adamw" else Adam(groups)
 
 
-def set_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
+def set_learning_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
     """Give every group of `optimizer` its learning rate of one step."""
     for group in optimizer.param_groups:
-        group["lr"] = schedule.rate(group["initial_lr"], step)
+        group["lr"] = schedule.learning_rate(group["initial_lr"], step)
 
 
-def hold_encoder(network: Network, frozen: int) -> None:
+def freeze_encoder(network: Network, frozen: int) -> None:
     """Let the first `frozen` stages of the encoder stand still, weights and batch-norm statistics, and no others."""
     network.frozen = frozen
     for index, stage in enumerate(network.stages):
@@ -93,7 +93,7 @@ def hold_encoder(network: Network, frozen: int) -> None:
 
 
 def _stage_rates(network: Network, config: TrainConfig) -> dict[Parameter, float]:
-    if not network.trained_stages:
+    if not network.pretrained_encoder:
         return {}
     last = len(network.stages) - 1
     return {
@@ -117,7 +117,7 @@ def _grouped(
     ]
 
 
-EARLY = 10
+EMA_WARMUP = 10
 """Step n has a decay of at most (1 + n) / (EARLY + n): the first weights are forgotten, whatever the decay."""
 
 
@@ -138,9 +138,9 @@ class ModelEMA:
         self.decay, self.steps = decay, 0
 
     @torch.no_grad()
-    def take(self, network: Network) -> None:
+    def update(self, network: Network) -> None:
         """Move the mean towards the weights that `network` has now."""
-        share = 1 - min(self.decay, (1 + self.steps) / (EARLY + self.steps))
+        share = 1 - min(self.decay, (1 + self.steps) / (EMA_WARMUP + self.steps))
         means, weights = _values(self.network), _values(network)
         torch._foreach_lerp_(  # as torch.optim.swa_utils does; one kernel for all tensors
             [mean for mean in means if mean.is_floating_point()],

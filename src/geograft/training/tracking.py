@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
 from geograft.files import write_text
-from geograft.networks.device import in_short
+from geograft.networks.device import short_message
 from geograft.training.history import Epoch
 
 
@@ -23,7 +23,7 @@ from geograft.training.history import Epoch
 class Tracker(Protocol):
     """Something that takes the epochs of a run."""
 
-    def write(self, epoch: int, figures: dict[str, float]) -> None:
+    def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch, counted from 1: its figures by name."""
         ...
 
@@ -38,11 +38,11 @@ def trackers(config: TrainConfig, folder: Path, finished: int) -> list[Tracker]:
     Raises:
         SettingError: when a package is not installed, or MLflow cannot be reached.
     """
-    chosen: list[Tracker] = [EventLog(folder, finished)] if config.tensorboard else []
-    return [*chosen, ExperimentLog(folder, config)] if config.mlflow else chosen
+    chosen: list[Tracker] = [TensorBoardTracker(folder, finished)] if config.tensorboard else []
+    return [*chosen, MLflowTracker(folder, config)] if config.mlflow else chosen
 
 
-def figures(row: Epoch) -> dict[str, float]:
+def tracked_metrics(row: Epoch) -> dict[str, float]:
     """Return what is tracked of an epoch; what has a train_ and a val_ figure shares the part of its name after that.
 
     Figures that do not exist (NaN) are left out.
@@ -58,7 +58,7 @@ def figures(row: Epoch) -> dict[str, float]:
 EVENTS = "tensorboard"
 
 
-class EventLog:
+class TensorBoardTracker:
     """The folder tensorboard/ of a run. Events of epochs after `finished` are struck out, for they come again.
 
     Raises:
@@ -72,9 +72,9 @@ class EventLog:
             raise SettingError("tensorboard = true needs TensorBoard: pip install geograft[tensorboard]") from error
         self._writer: Any = tensorboard.SummaryWriter(str(folder / EVENTS), purge_step=finished + 1)
 
-    def write(self, epoch: int, figures: dict[str, float]) -> None:
+    def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch."""
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
@@ -89,7 +89,7 @@ RUN_ID = "mlflow.txt"
 """In the run folder: MLflow's number of the run, for a run that goes on."""
 
 
-class ExperimentLog:
+class MLflowTracker:
     """A run in MLflow's experiment "geograft", named as the folder, with the settings of training as its parameters.
 
     An epoch that is done again after a kill is there twice, with the same figures.
@@ -116,22 +116,22 @@ class ExperimentLog:
             self._client: Any = mlflow.MlflowClient(tracking_uri=address)
             self._run = _run_id(self._client, folder, config)
         except self._fault as error:
-            raise SettingError(f"mlflow = {config.mlflow!r} cannot be used: {in_short(error)}") from error
+            raise SettingError(f"mlflow = {config.mlflow!r} cannot be used: {short_message(error)}") from error
 
-    def write(self, epoch: int, figures: dict[str, float]) -> None:
+    def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Add one epoch. Where the server is gone, training goes on without it."""
         try:
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self._client.log_metric(self._run, name, value, step=epoch)
         except self._fault as error:
-            self._lost = (f"MLflow missed epoch {epoch}: {in_short(error)}",)
+            self._lost = (f"MLflow missed epoch {epoch}: {short_message(error)}",)
 
     def close(self) -> tuple[str, ...]:
         """Mark the run as finished."""
         try:
             self._client.set_terminated(self._run)
         except self._fault as error:
-            self._lost = (f"MLflow does not know that the run has finished: {in_short(error)}",)
+            self._lost = (f"MLflow does not know that the run has finished: {short_message(error)}",)
         return self._lost
 
 
