@@ -12,19 +12,19 @@ from numpy import ndarray
 from shapely import box
 
 from geograft.card import CARD, read_card
-from geograft.commands.predict import MadeMap, predict
+from geograft.commands.predict import MapResult, predict
 from geograft.commands.train import train
 from geograft.config import PredictConfig, Recipe
 from geograft.errors import InputError
 from geograft.geo.rasters.tags import SCALE_TAG
-from geograft.inference.embedding import Encoder, load_encoder
-from geograft.mapping.applicability import seconds_of
-from geograft.metrics.applicability import KNOWN, Applicability
+from geograft.inference.embedding import CellEncoder, load_cell_encoder
+from geograft.mapping.applicability import estimate_seconds
+from geograft.metrics.applicability import FEATURES_FILE, Applicability
 from geograft.training.checkpoint import STATE
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.runs import Pointwise
 
-SMALL = Recipe().changed(model={"architecture": "unet"}, train={"epochs": 1, "device": "cpu"})
+SMALL = Recipe().with_settings(model={"architecture": "unet"}, train={"epochs": 1, "device": "cpu"})
 ASKED = PredictConfig(applicability=True, device="cpu", overlap=0.0)
 
 
@@ -36,7 +36,7 @@ def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map itself is not looked at here."""
-    monkeypatch.setattr("geograft.commands.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Pointwise)
 
 
 def read(path: Path) -> ndarray:
@@ -52,29 +52,29 @@ def scene(fields: Path) -> ndarray:
 
 
 def test_a_run_says_what_it_knows_the_same_way_every_time(run: Path, tiles: Path) -> None:
-    before = (run / KNOWN).read_bytes()
-    known = Applicability.read(run / KNOWN)
+    before = (run / FEATURES_FILE).read_bytes()
+    known = Applicability.read(run / FEATURES_FILE)
     assert len(known.points) == 40
     assert known.threshold > 0
-    for name in (KNOWN, CARD):
+    for name in (FEATURES_FILE, CARD):
         (run / name).unlink()
     assert train(tiles, run, SMALL, resume=True).notes == ()
-    assert (run / KNOWN).read_bytes() == before
+    assert (run / FEATURES_FILE).read_bytes() == before
 
 
 def test_a_run_whose_tiles_cannot_be_compared_says_so(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geograft.commands.train.known_ground", lambda *_: None)
+    monkeypatch.setattr("geograft.commands.train.fit_training_features", lambda *_: None)
     made = train(tiles, tmp_path / "run", SMALL)
     assert made.notes[0].startswith("the training tiles lie in one unit of the split or are all alike")
-    assert not (made.run / KNOWN).exists()
+    assert not (made.run / FEATURES_FILE).exists()
     assert (made.run / CARD).exists()
 
 
 def test_the_ground_of_training_is_inside(run: Path, fields: Path, tmp_path: Path) -> None:
     made = predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED)
-    outside = made.maps[0].outside
+    outside = made.maps[0].outside_fraction
     assert outside is not None
     assert outside <= 0.1
     assert made.notes == ()
@@ -84,7 +84,7 @@ def test_the_ground_of_training_is_inside(run: Path, fields: Path, tmp_path: Pat
 def test_the_negative_of_it_is_outside_and_the_user_is_told(run: Path, fields: Path, tmp_path: Path) -> None:
     other = write_raster(tmp_path / "scene.tif", 255 - scene(fields))
     made = predict(run, (other,), tmp_path / "map.tif", ASKED)
-    assert made.maps[0].outside == 1
+    assert made.maps[0].outside_fraction == 1
     assert (read(tmp_path / "map.applicability.tif") > 1).all()
     assert len(made.notes) == 1
     assert made.notes[0].startswith(f"100.0% of {tmp_path}/map.tif looks unlike all that the run was trained on")
@@ -93,7 +93,7 @@ def test_the_negative_of_it_is_outside_and_the_user_is_told(run: Path, fields: P
 
 @pytest.mark.parametrize(("outside", "notes"), [(None, 0), (0.0, 0), (0.1, 0), (0.1001, 1)])
 def test_more_than_a_tenth_is_noted(outside: float | None, notes: int) -> None:
-    made = MadeMap(Path("map.tif"), None, None, (2, 2), {"a": 4}, 4, 1.0, Path("map.applicability.tif"), outside, 4)
+    made = MapResult(Path("map.tif"), None, None, (2, 2), {"a": 4}, 4, 1.0, Path("map.applicability.tif"), outside, 4)
     assert len(made.notes) == notes
 
 
@@ -103,12 +103,12 @@ def test_each_pixel_is_the_index_of_its_cell(run: Path, fields: Path, tmp_path: 
     pixels[:, :, 50:] //= 2
     other = write_raster(tmp_path / "scene.tif", pixels)
     predict(run, (other,), tmp_path / "map.tif", ASKED)
-    card, known = read_card(run), Applicability.read(run / KNOWN)
-    encoder = load_encoder(run, card, "cpu")
+    card, known = read_card(run), Applicability.read(run / FEATURES_FILE)
+    encoder = load_cell_encoder(run, card, "cpu")
     whole = np.pad(pixels, [(0, 0), (0, 26), (0, 29)], "reflect").reshape(3, 3, 32, 4, 32)
     tiles = whole.transpose(1, 3, 0, 2, 4).reshape(12, 3, 32, 32)
     features, _ = encoder(tiles, np.ones((12, 32, 32), bool))
-    expected = (known.index(features) / known.threshold).reshape(3, 4)
+    expected = (known.dissimilarity_index(features) / known.threshold).reshape(3, 4)
     with rasterio.open(tmp_path / "map.applicability.tif") as raster:
         assert raster.read(1) == pytest.approx(expected, rel=1e-3)
         assert (raster.count, raster.dtypes, str(raster.crs)) == (1, ("float32",), UTM12)
@@ -150,7 +150,7 @@ def test_shares_are_of_mapped_pixels(run: Path, fields: Path, tmp_path: Path) ->
     made = predict(run, (other,), tmp_path / "map.tif", ASKED, tmp_path / "area.gpkg")
     inside = read(tmp_path / "map.applicability.tif") <= 1
     assert inside.tolist() == [[True, False, False]]
-    assert made.maps[0].outside == pytest.approx(48 / 80)
+    assert made.maps[0].outside_fraction == pytest.approx(48 / 80)
 
 
 def test_runs_without_it_say_what_to_do_and_map_without_it(run: Path, fields: Path, tmp_path: Path) -> None:
@@ -163,12 +163,12 @@ def test_runs_without_it_say_what_to_do_and_map_without_it(run: Path, fields: Pa
     (tmp_path / "old" / STATE).write_bytes((run / STATE).read_bytes())
     with pytest.raises(InputError, match=r"holds no known\.safetensors.*geograft train TILES --out .*old --resume"):
         predict(tmp_path / "old", raster, tmp_path / "map.tif", ASKED)
-    (tmp_path / "old" / KNOWN).write_bytes(b"none")
+    (tmp_path / "old" / FEATURES_FILE).write_bytes(b"none")
     with pytest.raises(InputError, match="cannot be read as what a model knows"):
         predict(tmp_path / "old", raster, tmp_path / "map.tif", ASKED)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     made = predict(tmp_path / "old", raster, tmp_path / "map.tif", PredictConfig(device="cpu", overlap=0.0))
-    assert made.maps[0].outside is None
+    assert made.maps[0].outside_fraction is None
     assert {path.name for path in tmp_path.iterdir()} == {"old", "map.tif"}
     # Of several runs it is the first that is asked.
     predict((run, tmp_path / "old"), raster, tmp_path / "both.tif", ASKED)
@@ -189,13 +189,13 @@ def test_a_raster_that_changes_in_between_leaves_nothing(
     run: Path, fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_raster(tmp_path / "scene.tif", scene(fields))
-    look = Encoder.__call__
+    look = CellEncoder.__call__
 
-    def touching(encoder: Encoder, pixels: ndarray, valid: ndarray) -> tuple[ndarray, ndarray]:
+    def touching(encoder: CellEncoder, pixels: ndarray, valid: ndarray) -> tuple[ndarray, ndarray]:
         os.utime(other, (1, 1))
         return look(encoder, pixels, valid)
 
-    monkeypatch.setattr(Encoder, "__call__", touching)
+    monkeypatch.setattr(CellEncoder, "__call__", touching)
     with pytest.raises(InputError, match="changed while it was read"):
         predict(run, (other,), tmp_path / "map.tif", ASKED)
     assert {path.name for path in tmp_path.iterdir()} == {"scene.tif"}
@@ -205,6 +205,6 @@ def test_a_dry_run_counts_it_in(run: Path, fields: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", lambda _: 1e6)
     made = predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert 1e6 <= made.forecasts[0].seconds < 2e6
-    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", seconds_of)
+    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", estimate_seconds)
     predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert not list(tmp_path.iterdir())

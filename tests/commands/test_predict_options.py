@@ -21,7 +21,7 @@ from geograft.errors import InputError
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.tags import BACKEND_TAG, SCALE_TAG
 from geograft.legend import Legend
-from geograft.mapping.blend import LEVELS, WHOLE, Plan, blend
+from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, BlendPlan, blend
 from geograft.mapping.windows import Lanes, TileGrid
 from tests.commands.test_predict import left_in, read
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
@@ -31,7 +31,7 @@ from tests.support.runs import COVERS, TREES, Contextual, Pointwise, make_run
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Every test maps with the contextual network unless it is parametrised or says otherwise."""
-    monkeypatch.setattr("geograft.commands.predict.Mapper", getattr(request, "param", Contextual))
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", getattr(request, "param", Contextual))
 
 
 pointwise = pytest.mark.parametrize("network", [Pointwise], indirect=True)
@@ -72,7 +72,7 @@ def test_probabilities_hardly_depend_on_the_batch_size(tmp_path: Path) -> None:
     import torch
 
     from geograft.config import ModelConfig
-    from geograft.inference.predictor import Mapper
+    from geograft.inference.predictor import EnsemblePredictor
     from geograft.networks.network import build
 
     torch.manual_seed(0)
@@ -84,13 +84,13 @@ def test_probabilities_hardly_depend_on_the_batch_size(tmp_path: Path) -> None:
         pixels = raster.read()
     found = []
     for batch_size in (1, 3, 8):
-        from tests.support.blending import Kept, Scene, whole
+        from tests.support.blending import Scene, whole
 
-        mapper = Mapper.load((run,), device="cpu", backend="torch", batch_size=batch_size)
-        tiles, store = TileGrid(150, 60, 32, 0.5), Kept()
-        blend(Plan(Lanes(tiles, 10**6), 1, batch_size), Scene(pixels, pixels.any(axis=0)), mapper, store)
-        sums, mapped = whole(tiles, store.strips)
-        found.append(sums[:, mapped] / (LEVELS * WHOLE**2))
+        mapper = EnsemblePredictor.load((run,), device="cpu", backend="torch", batch_size=batch_size)
+        tiles = TileGrid(150, 60, 32, 0.5)
+        strips = list(blend(BlendPlan(Lanes(tiles, 10**6), 1, batch_size), Scene(pixels, pixels.any(axis=0)), mapper))
+        sums, mapped = whole(tiles, strips)
+        found.append(sums[:, mapped] / (PROBABILITY_STEPS * WEIGHT_SUM**2))
     assert np.ptp(np.array(found), axis=0).max() <= 1e-5
     assert np.ptp(found[0]) > 0.01
 
@@ -200,7 +200,7 @@ def test_settings_reach_the_mapper(tmp_path: Path, run: Path, monkeypatch: pytes
             seen.update(options, runs=runs)
             return super().load(runs, **options)
 
-    monkeypatch.setattr("geograft.commands.predict.Mapper", Asked)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Asked)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 70))
     config = PredictConfig(tta=4, backend="onnx", compile=True, device="cpu", batch_size=5)
     predict(run, (scene,), tmp_path / "map.tif", config)
@@ -345,7 +345,7 @@ def test_a_job_goes_on_with_the_backend_it_began_with(
             made.backend = f"day {len(asked)}" if options["backend"] == "auto" else options["backend"]
             return made
 
-    monkeypatch.setattr("geograft.commands.predict.Mapper", Fastest)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Fastest)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 50))
     with monkeypatch.context() as patch:
         patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)

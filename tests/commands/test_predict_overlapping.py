@@ -13,10 +13,10 @@ from geograft.card import ModelCard, read_card
 from geograft.commands.predict import predict
 from geograft.config import ModelConfig, PredictConfig, TrainConfig
 from geograft.errors import InputError
-from geograft.geo.rasters.tags import stated_legend
-from geograft.geo.rasters.writer import halved
+from geograft.geo.rasters.tags import legend_from_tags
+from geograft.geo.rasters.writer import downsample_2x
 from geograft.inference.predictor import Predictor
-from geograft.inference.probability import layers_of, probabilities
+from geograft.inference.probability import output_layers, probabilities
 from geograft.mapping.ledger import Ledger
 from geograft.training.loop import fit
 from tests.support.overlapping import LEGEND, overlapping_blocks, overlapping_data
@@ -29,7 +29,7 @@ CUTS = (0.2, 0.5, 0.8)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.Mapper", Bandwise)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Bandwise)
 
 
 @pytest.fixture
@@ -78,11 +78,11 @@ def test_the_file_says_which_band_is_which_class(tmp_path: Path, run: Path, pixe
         assert raster.descriptions == USES.names
         assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert raster.tags()["CLASS_1"] == "of the band's class"
-        assert stated_legend(raster.tags()) == USES
+        assert legend_from_tags(raster.tags()) == USES
         assert raster.overviews(1) == [2, 4]
         whole = raster.read()
     with rasterio.open(tmp_path / "map.tif", overview_level=0) as raster:
-        np.testing.assert_array_equal(raster.read(), halved(whole, "mode", 255))
+        np.testing.assert_array_equal(raster.read(), downsample_2x(whole, "mode", 255))
 
 
 def test_a_map_that_was_stopped_ends_with_the_same_bytes(
@@ -110,12 +110,12 @@ def test_a_map_that_was_stopped_ends_with_the_same_bytes(
 
 def test_the_card_keeps_its_thresholds_and_others_know_nothing_of_them(tmp_path: Path, run: Path) -> None:
     card = read_card(run)
-    assert (card.cuts, card.thresholds, card.legend) == (CUTS, CUTS, USES)
+    assert (card.output_thresholds, card.thresholds, card.legend) == (CUTS, CUTS, USES)
     plain = make_run(tmp_path / "plain")
-    assert read_card(plain).cuts == (0.5,)
+    assert read_card(plain).output_thresholds == (0.5,)
     assert "overlapping" not in (plain / "card.json").read_text()
     assert "thresholds" not in (plain / "card.json").read_text()
-    assert read_card(make_run(tmp_path / "even", USES)).cuts == (0.5,) * 3
+    assert read_card(make_run(tmp_path / "even", USES)).output_thresholds == (0.5,) * 3
 
 
 def test_a_trained_network_maps_each_class_by_itself(tmp_path: Path) -> None:
@@ -139,5 +139,5 @@ def test_a_trained_network_maps_each_class_by_itself(tmp_path: Path) -> None:
 def test_probabilities_of_overlapping_classes_are_sigmoids() -> None:
     logits = torch.randn(2, 3, 4, 4)
     assert torch.equal(probabilities(logits, overlapping=True), logits.sigmoid())
-    assert torch.equal(layers_of(logits, overlapping=True), logits.sigmoid())
-    assert torch.equal(layers_of(logits), logits.softmax(dim=1))
+    assert torch.equal(output_layers(logits, overlapping=True), logits.sigmoid())
+    assert torch.equal(output_layers(logits), logits.softmax(dim=1))

@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,12 +12,11 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.mapping.blend import LEVELS, WHOLE, Plan, blend, shares
+from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, BlendPlan, Strip, blend, blend_weights
 from geograft.mapping.windows import Lanes, TileGrid
 from tests.support.blending import (
     GRIDS,
     PANELS,
-    Kept,
     Scene,
     blended,
     constant,
@@ -26,6 +26,15 @@ from tests.support.blending import (
     pointwise,
     whole,
 )
+
+
+def one_panel(height: int) -> BlendPlan:
+    return BlendPlan(Lanes(TileGrid(height, 200, 16, 0.5), 10**9), 1)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
 
 SEVERAL = settings(deadline=None, max_examples=30)
 
@@ -42,17 +51,17 @@ def patches(tiles: TileGrid, seed: int, share: float) -> ndarray:
 def test_shares_add_up_to_the_whole_at_every_pixel(tiles: TileGrid) -> None:
     for begins in (tiles.tops, tiles.lefts):
         total = np.zeros(begins[-1] - begins[0] + tiles.tile_px, int)
-        for begin, share in zip(begins, shares(begins, tiles.tile_px), strict=True):
+        for begin, share in zip(begins, blend_weights(begins, tiles.tile_px), strict=True):
             total[begin - begins[0] :][: tiles.tile_px] += share
-        assert (total == WHOLE).all()
+        assert (total == WEIGHT_SUM).all()
 
 
 def test_shares_fall_from_the_centre_to_the_edge() -> None:
-    inner = shares((0, 112, 224), 224)[1]
+    inner = blend_weights((0, 112, 224), 224)[1]
     assert (np.diff(inner[:112].astype(int)) >= 0).all()
     assert (np.diff(inner[112:].astype(int)) <= 0).all()
     assert inner[0] <= 1
-    assert inner[111] >= WHOLE - 1
+    assert inner[111] >= WEIGHT_SUM - 1
 
 
 @SEVERAL
@@ -61,9 +70,9 @@ def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float, pa
     strips = blended(tiles, Scene(noise(1, tiles.height, tiles.width)), constant(value), panel_px=panel_px)
     sums, mapped = whole(tiles, strips)
     assert mapped.all()
-    assert (sums == round(value * np.float32(LEVELS)) * WHOLE**2).all()
+    assert (sums == round(value * np.float32(PROBABILITY_STEPS)) * WEIGHT_SUM**2).all()
     filled = [strip for strip in strips if strip.sums.size]
-    assert all(abs(strip.layers - value).max() <= 0.5 / LEVELS + 1e-7 for strip in filled)
+    assert all(abs(strip.layers - value).max() <= 0.5 / PROBABILITY_STEPS + 1e-7 for strip in filled)
     assert all(strip.at_least(value).all() for strip in filled)
 
 
@@ -73,12 +82,12 @@ def test_a_pointwise_model_by_tiles_equals_the_whole_image(tiles: TileGrid, batc
     image = noise(2, tiles.height, tiles.width)
     sums, _ = whole(tiles, blended(tiles, Scene(image), pointwise, layers=2, batch_size=batch_size))
     expected = pointwise(image[None], np.ones(1))[0]
-    np.testing.assert_allclose(sums / (LEVELS * WHOLE**2), expected, atol=1 / LEVELS)
+    np.testing.assert_allclose(sums / (PROBABILITY_STEPS * WEIGHT_SUM**2), expected, atol=1 / PROBABILITY_STEPS)
 
 
 @SEVERAL
 @given(GRIDS, st.integers(1, 9), st.integers(1, 9), PANELS, st.integers(0, 2**31))
-@example(TileGrid(27, 36, 16, 0.1), 1, 1, 1, 48)  # A lane without tiles gets a spill; the lane below it has tiles.
+@example(TileGrid(27, 36, 16, 0.1), 1, 1, 1, 48)  # A lane without tiles gets a carry-over; the lane below it has tiles.
 def test_bits_depend_neither_on_batches_nor_chunks_nor_panels(
     tiles: TileGrid, batch_size: int, chunk_tiles: int, panel_px: int, seed: int
 ) -> None:
@@ -99,13 +108,13 @@ def test_bits_do_not_depend_on_restarts_even_if_tiles_of_a_batch_did(
     cut = {"batch_size": batch_size, "panel_px": panel_px}
     strips = blended(tiles, scene, entangled, **cut)
     done = data.draw(st.integers(0, len(strips)))
-    again = blended(tiles, scene, entangled, strips=strips[:done], **cut)
+    again = blended(tiles, scene, entangled, finished=strips[:done], **cut)
     for one, other in zip(again, strips, strict=True):
         assert (one.lane, one.window, one.tiles, one.data) == (other.lane, other.window, other.tiles, other.data)
         np.testing.assert_array_equal(one.sums, other.sums)
         np.testing.assert_array_equal(one.mapped, other.mapped)
-        assert (one.spill is None) == (other.spill is None)
-        np.testing.assert_array_equal(one.spill, other.spill)
+        assert (one.carry_over is None) == (other.carry_over is None)
+        np.testing.assert_array_equal(one.carry_over, other.carry_over)
 
 
 @SEVERAL
@@ -129,7 +138,7 @@ def test_nothing_is_computed_when_all_strips_are_done() -> None:
     tiles = TileGrid(40, 40, 16, 0.5)
     strips = blended(tiles, Scene(noise(1, 40, 40)), constant(0.5))
     scene = Scene(noise(1, 40, 40))
-    assert blended(tiles, scene, constant(0.5), strips=strips) == strips
+    assert blended(tiles, scene, constant(0.5), finished=strips) == strips
     assert not scene.reads
 
 
@@ -141,7 +150,7 @@ def test_weights_are_whole_wherever_a_pixel_is_mapped(tiles: TileGrid, seed: int
     scene = Scene(noise(1, tiles.height, tiles.width), valid, area)
     sums, mapped = whole(tiles, blended(tiles, scene, constant(1.0), panel_px=panel_px))
     np.testing.assert_array_equal(mapped, valid & area)
-    assert (sums[:, mapped] == LEVELS * WHOLE**2).all()
+    assert (sums[:, mapped] == PROBABILITY_STEPS * WEIGHT_SUM**2).all()
 
 
 @SEVERAL
@@ -184,8 +193,8 @@ def test_tiles_without_a_mapped_pixel_cost_no_call_and_no_read(by_area: bool, pa
 
     strips = blended(tiles, scene, counting, panel_px=panel_px, batch_size=1, chunk_tiles=2)
     assert sum(seen) == sum(strip.tiles for strip in strips) == touched(tiles, some) < 20
-    reach = Window(70, 220, 10, 10).grown(2 * 16)
-    assert all(window.overlap(reach) for window in scene.reads)
+    reach = Window(70, 220, 10, 10).pad(2 * 16)
+    assert all(window.intersection(reach) for window in scene.reads)
     assert 0 < len(scene.reads) < 20
     # One question for each empty lane, and some to find the chunks of the others.
     assert scene.asked < len(Lanes(tiles, panel_px)) + 60
@@ -231,28 +240,13 @@ def test_neighbouring_tiles_meet_without_a_step(overlap: float) -> None:
         return constant(calls[-1])(pixels, valid)
 
     sums, _ = whole(tiles, blended(tiles, Scene(noise(1, 1, 200)), quarrelling, batch_size=1))
-    step = np.abs(np.diff(sums[0, 0] / (LEVELS * WHOLE**2))).max()
+    step = np.abs(np.diff(sums[0, 0] / (PROBABILITY_STEPS * WEIGHT_SUM**2))).max()
     assert step == 1 if overlap == 0 else step < 0.25
 
 
 def test_a_network_that_puts_out_nan_is_refused() -> None:
     with pytest.raises(InputError, match="NaN"):
         blended(TileGrid(20, 20, 16, 0.5), Scene(noise(1, 20, 20)), constant(float("nan")))
-
-
-class Forgetful(Kept):
-    """A store that keeps of each strip what a restart needs, and not the pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: list[int] = []
-
-    @property
-    def tiles(self) -> list[int]:
-        return self.counts
-
-    def add(self, strip: object) -> None:
-        self.counts.append(strip.tiles)  # type: ignore[attr-defined]
 
 
 class Endless(Scene):
@@ -262,7 +256,7 @@ class Endless(Scene):
         super().__init__(noise(1, 1, 1))
         self.shape = height, width
 
-    def empty(self, window: Window) -> bool:
+    def is_empty(self, window: Window) -> bool:
         return False
 
     def read(self, window: Window) -> tuple[ndarray, ndarray]:
@@ -271,13 +265,11 @@ class Endless(Scene):
 
 def peak(height: int, width: int, panel_px: int) -> int:
     """Return the memory that blending such a raster takes, in bytes."""
-    store = Forgetful()
-    if panel_px < width:
-        store.spill = lambda lane: None  # type: ignore[method-assign, assignment]
-    # Single tiles, for how many batches wait when the peak comes is chance.
-    plan = Plan(Lanes(TileGrid(height, width, 16, 0.5), panel_px), layers=1, batch_size=1, chunk_tiles=1)
+    # Single tiles, because the number of batches that wait at the peak is up to chance.
+    plan = BlendPlan(Lanes(TileGrid(height, width, 16, 0.5), panel_px), layers=1, batch_size=1, chunk_tiles=1)
     tracemalloc.start()
-    blend(plan, Endless(height, width), constant(0.5), store)
+    for _ in blend(plan, Endless(height, width), constant(0.5), carry_over=lambda lane: None):
+        pass
     size = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return size
@@ -291,27 +283,33 @@ def test_memory_hardly_grows_with_height_or_width() -> None:
     assert peak(40, 900, 200) - peak(40, 400, 200) < 500 * 40
 
 
-def test_an_error_of_reading_keeps_what_was_computed_and_stops() -> None:
-    class Cut(Scene):
+def test_strips_before_a_reading_error_are_yielded() -> None:
+    class Truncated(Scene):
         def read(self, window: Window) -> tuple[ndarray, ndarray]:
             if window.row > 90:
                 raise InputError("the file ends here")
             return super().read(window)
 
-    tiles, store = TileGrid(200, 200, 16, 0.5), Kept()
+    strips: list[Strip] = []
     with pytest.raises(InputError, match="ends here"):
-        blend(Plan(Lanes(tiles, 10**9), 1), Cut(noise(1, 200, 200)), constant(0.5), store)
-    assert 8 <= len(store.strips) <= 13
-    assert all(strip.mapped.all() for strip in store.strips)
-    assert not any(t.name.startswith(("ahead", "behind")) for t in threading.enumerate())
+        strips.extend(blend(one_panel(200), Truncated(noise(1, 200, 200)), constant(0.5)))
+    assert 8 <= len(strips) <= 13
+    assert all(strip.mapped.all() for strip in strips)
+    assert not threads()
 
 
-def test_an_error_of_storing_stops_reading() -> None:
-    class Full(Kept):
-        def add(self, strip: object) -> None:
-            raise InputError("no room")
-
+def test_closing_stops_reading_and_predicting() -> None:
     scene = Scene(noise(1, 400, 200))
-    with pytest.raises(InputError, match="no room"):
-        blend(Plan(Lanes(TileGrid(400, 200, 16, 0.5), 10**9), 1), scene, constant(0.5), Full())
+    with closing(blend(one_panel(400), scene, constant(0.5))) as strips:
+        next(strips)
     assert len(scene.reads) < 60
+    assert not threads()
+
+
+@SEVERAL
+@given(GRIDS, PANELS, st.integers(0, 2**31))
+def test_carry_overs_in_memory_give_the_same_bits(tiles: TileGrid, panel_px: int, seed: int) -> None:
+    scene = Scene(noise(1, tiles.height, tiles.width), patches(tiles, seed, 0.5))
+    in_memory = list(blend(BlendPlan(Lanes(tiles, panel_px), 1), scene, contextual))
+    expected = whole(tiles, blended(tiles, scene, contextual, panel_px=panel_px))
+    np.testing.assert_array_equal(whole(tiles, in_memory)[0], expected[0])

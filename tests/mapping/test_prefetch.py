@@ -1,13 +1,13 @@
-"""Threads before and behind: order, errors where they belong, and nothing left running."""
+"""Items are computed in advance: order, errors at their position, and no thread left running."""
 
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from geograft.errors import InputError, OutputError
-from geograft.mapping.prefetch import ahead, behind
+from geograft.errors import InputError
+from geograft.mapping.prefetch import prefetch
 
 
 def failing() -> Iterator[int]:
@@ -15,65 +15,32 @@ def failing() -> Iterator[int]:
     raise InputError("the fourth")
 
 
-def running() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("ahead", "behind"))]
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_ahead_keeps_order_and_raises_where_the_item_would_be() -> None:
-    assert list(ahead(iter(range(50)))) == list(range(50))
-    found = []
-    with pytest.raises(InputError, match="the fourth"):
-        found.extend(ahead(failing()))
-    items = ahead(failing())
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_order_is_kept_and_errors_are_raised_at_their_position(depth: int) -> None:
+    assert list(prefetch(iter(range(50)), depth)) == list(range(50))
+    items = prefetch(failing(), depth)
     assert [next(items), next(items), next(items)] == [0, 1, 2]
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="the fourth"):
         next(items)
-    assert not running()
+    assert not threads()
 
 
-def test_behind_uses_all_items_in_order() -> None:
-    used: list[int] = []
-    with behind(used.extend) as put:
-        for item in range(50):
-            put(item)
-    assert used == list(range(50))
-    assert not running()
+@pytest.mark.parametrize("depth", [1, 3])
+def test_at_most_depth_items_are_computed_in_advance(depth: int) -> None:
+    computed: list[int] = []
+    with closing(prefetch((computed.append(n) or n for n in range(50)), depth)) as items:
+        for expected in range(10):
+            assert next(items) == expected
+            assert len(computed) <= expected + 1 + depth
+    assert len(computed) <= 10 + depth
+    assert not threads()
 
 
-def test_an_error_behind_comes_up_at_a_later_item_or_at_the_end() -> None:
-    def use(items: Iterator[int]) -> None:
-        assert next(items) == 0
-        raise OutputError("the disk is full")
-
-    with pytest.raises(OutputError, match="full"), behind(use) as put:
-        for item in range(10**6):
-            put(item)
-    with pytest.raises(OutputError, match="full"), behind(use) as put:
-        put(0)
-    assert not running()
-
-
-def test_when_the_block_fails_what_was_passed_on_is_used_and_no_end_is_seen() -> None:
-    used: list[object] = []
-
-    def use(items: Iterator[int]) -> None:
-        for item in items:
-            time.sleep(0.01)
-            used.append(item)
-        used.append("end")
-
-    with pytest.raises(InputError, match="the fourth"), behind(use) as put:
-        for item in failing():
-            put(item)
-    assert used == [0, 1, 2]
-    assert not running()
-
-
-def test_the_error_of_the_block_comes_before_one_behind_it() -> None:
-    def use(items: Iterator[int]) -> None:
-        list(items)
-        raise OutputError("never reached")
-
-    with pytest.raises(InputError, match="the fourth"), behind(use) as put:
-        for item in failing():
-            put(item)
+def test_items_are_computed_in_one_thread_other_than_the_caller() -> None:
+    found = set(prefetch((threading.get_ident() for _ in range(20)), 3))
+    assert len(found) == 1
+    assert found != {threading.get_ident()}

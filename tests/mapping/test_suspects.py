@@ -14,8 +14,8 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from geograft.geo.grid import Window
 from geograft.legend import IGNORE
-from geograft.mapping.suspects import confident_from, of_two, self_confidence, suspects
-from geograft.metrics.errors import FALSE, MISSED, error_names, error_raster, tile_counts, worst_tiles
+from geograft.mapping.suspects import binary_probabilities, confidence_thresholds, find_suspects, self_confidence
+from geograft.metrics.errors import FALSE_NEGATIVE, FALSE_POSITIVE, error_names, error_raster, tile_counts, worst_tiles
 
 EVEN = np.array([0.5, 0.5])
 LABELS = arrays(np.uint8, (9, 8), elements=st.sampled_from([0, 1, 2, IGNORE]))
@@ -33,11 +33,11 @@ def test_planted_mistakes_are_found_with_their_place_and_area() -> None:
     truth, probability = forest()
     truth[5:15, 10:20] = 0
     truth[30:36, 40:50] = 1
-    found = suspects(truth, of_two(probability), EVEN)
+    found = find_suspects(truth, binary_probabilities(probability), EVEN)
     assert found.pixels.tolist() == [100, 60]
     assert (found.labelled.tolist(), found.predicted.tolist()) == ([0, 1], [1, 0])
     assert found.confidence == pytest.approx([0.9, 0.9])
-    assert found.doubt == pytest.approx([0.1, 0.1])
+    assert found.label_probability == pytest.approx([0.1, 0.1])
     assert found.shapes[0].equals(shapely.box(10, 5, 20, 15))
     assert found.shapes[1].equals(shapely.box(40, 30, 50, 36))
 
@@ -45,7 +45,7 @@ def test_planted_mistakes_are_found_with_their_place_and_area() -> None:
 def test_outlines_lie_where_the_transform_leads() -> None:
     truth, probability = forest()
     truth[5:15, 10:20] = 0
-    found = suspects(truth, of_two(probability), EVEN, transform=Affine(2, 0, 1000, 0, -2, 500))
+    found = find_suspects(truth, binary_probabilities(probability), EVEN, transform=Affine(2, 0, 1000, 0, -2, 500))
     assert found.shapes[0].equals(shapely.box(1020, 470, 1040, 490))
 
 
@@ -56,11 +56,11 @@ def test_what_is_thin_small_unlabelled_or_unsure_is_no_suspect() -> None:
     truth[10:20, 45:55] = IGNORE
     probability[10:20, 45:55] = 0.99
     probability[30:40, 45:55] = 0.6  # The model leans to class 1, but is less sure of it than usual.
-    thresholds = confident_from(self_confidence(truth, of_two(probability)))
+    thresholds = confidence_thresholds(self_confidence(truth, binary_probabilities(probability)))
     assert 0.85 < thresholds[1] < 0.92
-    assert len(suspects(truth, of_two(probability), thresholds)) == 0
-    assert suspects(truth, of_two(probability), thresholds, min_px=16).pixels.tolist() == [16]
-    assert suspects(truth, of_two(probability), EVEN).pixels.tolist() == [100]
+    assert len(find_suspects(truth, binary_probabilities(probability), thresholds)) == 0
+    assert find_suspects(truth, binary_probabilities(probability), thresholds, min_px=16).pixels.tolist() == [16]
+    assert find_suspects(truth, binary_probabilities(probability), EVEN).pixels.tolist() == [100]
 
 
 def test_the_larger_and_surer_mistake_comes_first() -> None:
@@ -68,7 +68,7 @@ def test_the_larger_and_surer_mistake_comes_first() -> None:
     for row, size, sure in ((5, 10, 0.95), (30, 12, 0.6), (60, 9, 0.99)):
         truth[row : row + size, 10 : 10 + size] = 0
         probability[row : row + size, 10 : 10 + size] = sure
-    assert suspects(truth, of_two(probability), EVEN).pixels.tolist() == [100, 81, 144]
+    assert find_suspects(truth, binary_probabilities(probability), EVEN).pixels.tolist() == [100, 81, 144]
 
 
 def test_places_of_several_classes_are_kept_apart() -> None:
@@ -77,17 +77,17 @@ def test_places_of_several_classes_are_kept_apart() -> None:
     seen[0] = 0.8
     seen[1, 5:12, 5:20], seen[0, 5:12, 5:20] = 0.9, 0.1
     seen[2, 5:12, 20:30], seen[0, 5:12, 20:30] = 0.7, 0.2
-    found = suspects(truth, seen, np.full(3, 0.5))
+    found = find_suspects(truth, seen, np.full(3, 0.5))
     assert found.predicted.tolist() == [1, 2]
     assert found.pixels.tolist() == [105, 70]
-    assert found.doubt == pytest.approx([0.1, 0.2])
+    assert found.label_probability == pytest.approx([0.1, 0.2])
 
 
 def test_a_place_with_a_hole_is_one_polygon_with_a_hole() -> None:
     truth, probability = forest()
     truth[5:25, 5:25] = 0
     truth[10:15, 10:15] = 1
-    found = suspects(truth, of_two(probability), EVEN)
+    found = find_suspects(truth, binary_probabilities(probability), EVEN)
     assert found.pixels.tolist() == [375]
     assert found.shapes[0].area == 375
     assert len(found.shapes[0].interiors) == 1
@@ -100,8 +100,8 @@ def test_confidence_adds_up_over_scenes_and_a_class_without_pixels_is_never_seen
     both = self_confidence(truth[0], seen[0]) + self_confidence(truth[1], seen[1])
     plain = [seen[:, k][truth == k].mean() for k in range(2)]
     np.testing.assert_allclose(both[:2, 0] / both[:2, 1], plain, rtol=1e-6)
-    assert confident_from(both)[2] == 1
-    assert (confident_from(both)[:2] >= 0.5).all()
+    assert confidence_thresholds(both)[2] == 1
+    assert (confidence_thresholds(both)[:2] >= 0.5).all()
 
 
 @given(LABELS, MAPS)
@@ -109,8 +109,8 @@ def test_errors_of_two_classes_are_missed_false_or_right(label: ndarray, mapped:
     truth, predicted = (np.where(one == 2, 0, one).astype(np.uint8) for one in (label, mapped))
     found = error_raster(truth, predicted, 2)
     assert found.dtype == np.uint8
-    assert ((found == MISSED) == ((truth == 1) & (predicted == 0))).all()
-    assert ((found == FALSE) == ((truth == 0) & (predicted == 1))).all()
+    assert ((found == FALSE_NEGATIVE) == ((truth == 1) & (predicted == 0))).all()
+    assert ((found == FALSE_POSITIVE) == ((truth == 0) & (predicted == 1))).all()
     assert ((found == IGNORE) == (truth == IGNORE)).all()
     assert ((found == 0) == (truth == predicted)).all()
 
@@ -138,7 +138,7 @@ def test_tile_counts_are_confusion_matrices(label: ndarray, mapped: ndarray) -> 
         if len(ranked.tiles):
             present = sorted(set(pair[0].tolist()) | set(pair[1].tolist()))
             assert ranked.iou[0] == pytest.approx(jaccard_score(*pair, labels=present, average="macro"))
-            assert ranked.wrong[0] == pytest.approx((pair[0] != pair[1]).mean())
+            assert ranked.error_rate[0] == pytest.approx((pair[0] != pair[1]).mean())
 
 
 def test_the_worst_tiles_have_the_largest_share_wrong_and_enough_labels() -> None:
@@ -147,9 +147,9 @@ def test_the_worst_tiles_have_the_largest_share_wrong_and_enough_labels() -> Non
     )
     ranked = worst_tiles(counts, 10)
     assert ranked.tiles.tolist() == [0, 4, 3]
-    assert ranked.wrong.tolist() == [0.5, 0.5, 0.1]
+    assert ranked.error_rate.tolist() == [0.5, 0.5, 0.1]
     assert ranked.iou == pytest.approx([0, 40 / 90, 0])
-    assert worst_tiles(counts, 10, least=0).tiles.tolist()[0] == 2
-    assert worst_tiles(counts, 10, most=1).tiles.tolist() == [0]
+    assert worst_tiles(counts, 10, min_labelled=0).tiles.tolist()[0] == 2
+    assert worst_tiles(counts, 10, max_tiles=1).tiles.tolist() == [0]
     nothing = worst_tiles(np.array([[[60, 40], [0, 0]], [[90, 0], [0, 0]]]), 10)
     assert nothing.tiles.tolist() == [0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geograft.geo.grid import Window
-from geograft.mapping.windows import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflected
+from geograft.mapping.windows import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflect_indices
 from tests.support.blending import GRIDS, PANELS
 
 
@@ -15,7 +15,7 @@ from tests.support.blending import GRIDS, PANELS
 def test_reflected_is_numpys_reflection(start: int, size: int, length: int) -> None:
     before, after = max(0, -start), max(0, start + size - length)
     expected = np.pad(np.arange(length), (before, after), mode="reflect")[start + before :][:size]
-    assert reflected(start, size, length).tolist() == expected.tolist()
+    assert reflect_indices(start, size, length).tolist() == expected.tolist()
 
 
 SPANS = st.tuples(st.integers(-40, 40), st.integers(1, 40), st.integers(1, 20))
@@ -28,8 +28,8 @@ def test_a_window_unfolds_from_the_part_of_the_raster_that_holds_it(
     (row, high, height), (col, wide, width) = down, across
     raster = np.arange(height * width).reshape(height, width)
     shown = Reflection.of(Window(row, col, high, wide), height, width)
-    expected = raster[reflected(row, high, height)[:, None], reflected(col, wide, width)]
-    assert (shown.unfolded(raster[shown.inside.slices]) == expected).all()
+    expected = raster[reflect_indices(row, high, height)[:, None], reflect_indices(col, wide, width)]
+    assert (shown.unfold(raster[shown.inside.slices]) == expected).all()
 
 
 @given(GRIDS)
@@ -63,7 +63,7 @@ def test_panels_are_the_columns_of_tiles_once_and_even(tiles: TileGrid, panel_px
 def test_a_strip_is_complete_when_its_lane_and_those_to_the_left_are(tiles: TileGrid, panel_px: int) -> None:
     lanes = Lanes(tiles, panel_px)
     for lane in range(len(lanes)):
-        columns, row = lanes.place(lane)
+        columns, row = lanes.position(lane)
         strip = lanes.strip(lane)
         if strip.height and strip.width:
             assert all(top >= strip.stop_row for top in tiles.tops[row + 1 :])
@@ -73,8 +73,8 @@ def test_a_strip_is_complete_when_its_lane_and_those_to_the_left_are(tiles: Tile
             assert tiles.lefts[columns.start] <= strip.col
             assert strip.stop_col <= tiles.lefts[columns.stop - 1] + tiles.tile_px
         touching = [i for i, top in enumerate(tiles.tops[: row + 1]) if top + tiles.tile_px > strip.row]
-        assert lanes.first_reaching(lane) - (lane - row) <= min(touching)
-        before = lanes.before(lane)
+        assert lanes.first_overlapping(lane) - (lane - row) <= min(touching)
+        before = lanes.left_neighbour(lane)
         assert before is None or lanes.strip(before).row == strip.row
 
 

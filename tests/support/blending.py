@@ -1,4 +1,4 @@
-"""Scenes, models and stores in memory for tests of blending."""
+"""Scenes and models for tests of blending."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.geo.grid import Window
-from geograft.mapping.blend import Model, Plan, Strip, blend
+from geograft.mapping.blend import BlendPlan, Model, Strip, blend
 from geograft.mapping.windows import Lanes, TileGrid
 
 GRIDS = st.builds(
@@ -33,48 +33,33 @@ class Scene:
     def mapped(self) -> ndarray:
         return self.valid if self.area is None else self.valid & self.area
 
-    def empty(self, window: Window) -> bool:
+    def is_empty(self, window: Window) -> bool:
         self.asked += 1
-        area = self.wanted(window)
+        area = self.mask_of_interest(window)
         return not self._of(self.valid, window).any() or (area is not None and not area.any())
 
     def read(self, window: Window) -> tuple[ndarray, ndarray]:
         self.reads.append(window)
         return self._of(self.pixels, window), self._of(self.valid, window)
 
-    def wanted(self, window: Window) -> ndarray | None:
+    def mask_of_interest(self, window: Window) -> ndarray | None:
         return None if self.area is None else self._of(self.area, window)
 
     def _of(self, array: ndarray, window: Window) -> ndarray:
-        assert window.overlap(Window(0, 0, *self.valid.shape)) == window
+        assert window.intersection(Window(0, 0, *self.valid.shape)) == window
         return array[..., *window.slices]
 
 
-class Kept:
-    """A store in memory that can stand for what an earlier job left."""
-
-    def __init__(self, strips: Sequence[Strip] = ()) -> None:
-        self.strips = list(strips)
-
-    @property
-    def tiles(self) -> list[int]:
-        return [strip.tiles for strip in self.strips]
-
-    def add(self, strip: Strip) -> None:
-        assert strip.lane == len(self.strips)
-        self.strips.append(strip)
-
-    def spill(self, lane: int) -> ndarray | None:
-        return self.strips[lane].spill
-
-
 def blended(
-    tiles: TileGrid, scene: Scene, model: Model, *, panel_px: int = 10**9, strips: Sequence[Strip] = (), **cut: int
+    tiles: TileGrid, scene: Scene, model: Model, *, panel_px: int = 10**9, finished: Sequence[Strip] = (), **cut: int
 ) -> list[Strip]:
-    """Return the strips of all lanes, the first of which are given."""
-    store = Kept(strips)
-    blend(Plan(Lanes(tiles, panel_px), **{"layers": 1, **cut}), scene, model, store)
-    return store.strips
+    """Return the strips of all lanes. The `finished` ones stand for those that an earlier job left."""
+    strips = list(finished)
+    plan = BlendPlan(Lanes(tiles, panel_px), **{"layers": 1, **cut})
+    for strip in blend(plan, scene, model, [strip.tiles for strip in finished], lambda lane: strips[lane].carry_over):
+        assert strip.lane == len(strips)
+        strips.append(strip)
+    return strips
 
 
 def whole(tiles: TileGrid, strips: Sequence[Strip]) -> tuple[ndarray, ndarray]:

@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.processes import Fuse, in_a_process
+from tests.support.processes import Fuse, run_in_child
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, Contextual, Means, make_run
 
 # Stands in for the learning library, which takes long to load.
 sys.modules["geograft.inference.predictor"] = types.ModuleType("geograft.inference.predictor")
-sys.modules["geograft.inference.predictor"].Mapper = Contextual  # type: ignore[attr-defined]
+sys.modules["geograft.inference.predictor"].EnsemblePredictor = Contextual  # type: ignore[attr-defined]
 sys.modules["geograft.inference.embedding"] = types.ModuleType("geograft.inference.embedding")
-sys.modules["geograft.inference.embedding"].Encoder = Means  # type: ignore[attr-defined]
-sys.modules["geograft.inference.embedding"].load_encoder = lambda *_: Means()  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"].CellEncoder = Means  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"].load_cell_encoder = lambda *_: Means()  # type: ignore[attr-defined]
 
 import geograft.mapping.plan  # noqa: E402
 from geograft.commands.predict import predict  # noqa: E402
 from geograft.config import PredictConfig  # noqa: E402
-from geograft.metrics.applicability import KNOWN, fit  # noqa: E402
+from geograft.metrics.applicability import FEATURES_FILE, fit_applicability  # noqa: E402
 
 CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
 # Two panels of four or five columns of tiles.
@@ -69,7 +69,7 @@ def calls(folder: Path, owner: type, name: str) -> int:
         mapped(folder, f"counted-{name}")
         (folder / f"counted-{name}" / "count.json").write_text(json.dumps(found[0]))
 
-    assert in_a_process(counted) == 0
+    assert run_in_child(counted) == 0
     number: int = json.loads((folder / f"counted-{name}" / "count.json").read_text())
     return number
 
@@ -82,12 +82,12 @@ def try_moment(folder: Path, name: str, arm: Callable[[], None]) -> str:
         arm()
         mapped(folder, name)
 
-    ended_by = in_a_process(doomed)
+    ended_by = run_in_child(doomed)
     finished = len(strips.read_text(encoding="ascii").splitlines()) - 1 if strips.exists() else 0
     if strips.parent.exists():
-        in_a_process(doomed)
+        run_in_child(doomed)
     if strips.parent.exists():
-        assert in_a_process(lambda: mapped(folder, name)) == 0
+        assert run_in_child(lambda: mapped(folder, name)) == 0
     return f"{name} {ended_by} {finished}"
 
 
@@ -100,8 +100,8 @@ def main(folder: Path) -> None:
     pixels[:, 30:65] = 0
     write_raster(folder / "scene.tif", pixels, nodata=0)
     make_run(folder / "run", COVERS)
-    fit(np.random.default_rng(0).normal(128, 30, (40, 3))).write(folder / "run" / KNOWN)
-    assert in_a_process(lambda: mapped(folder, "whole")) == 0
+    fit_applicability(np.random.default_rng(0).normal(128, 30, (40, 3))).write(folder / "run" / FEATURES_FILE)
+    assert run_in_child(lambda: mapped(folder, "whole")) == 0
     batches, files = calls(folder, Contextual, "__call__"), calls(folder, Path, "replace")
     removed = calls(folder, Path, "unlink")
     moments = {f"batch-{n}": killed_at(Contextual, "__call__", n) for n in (1, batches // 2, batches)}

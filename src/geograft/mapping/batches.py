@@ -1,6 +1,6 @@
-"""Tiles in full batches, read chunk by chunk, leaving out what needs no computing.
+"""Reading a raster as batches of tiles, skipping tiles that need no prediction.
 
-A raster cut into square frames of whole cells, and the grid that has one pixel a cell.
+Also frames: adjacent tiles without overlap that consist of whole cells, for results with one pixel per cell.
 """
 
 from collections.abc import Iterator
@@ -16,76 +16,80 @@ from geograft.geo.grid import Grid, Window
 from geograft.mapping.windows import Lanes, Reflection, TileGrid, panel_width
 
 CHUNK_TILES = 8
-"""Neighbouring tiles that are read at once."""
+"""Maximum number of adjacent tiles read with one call."""
 
 
 @runtime_checkable
-class Source(Protocol):
-    """What tiles are read from. Windows lie inside the raster."""
+class RasterSource(Protocol):
+    """A raster to read tiles from. All windows lie inside it."""
 
-    def empty(self, window: Window) -> bool:
-        """Return True only where it is known without reading that no pixel of a window is valid and wanted."""
+    def is_empty(self, window: Window) -> bool:
+        """Whether a window is known, without reading it, to have no valid pixel of interest."""
 
     def read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-        """Return the pixels of a window as the file holds them, and which are valid."""
+        """Return the pixels of a window as stored and a mask of the valid ones."""
 
-    def wanted(self, window: Window) -> Bool[ndarray, "h w"] | None:
-        """Return which pixels of a window the map shall have; None for all."""
+    def mask_of_interest(self, window: Window) -> Bool[ndarray, "h w"] | None:
+        """Return a mask of the pixels of a window that the map should contain; None for all."""
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One tile to compute. Beyond the raster's border it holds the raster mirrored."""
+class RasterTile:
+    """One tile to predict. Beyond the raster's border its pixels are mirrored."""
 
     lane: int
     column: int
-    """Which of the grid's columns of tiles."""
+    """Tile column."""
     pixels: Shaped[ndarray, "b t t"]
     valid: Bool[ndarray, "t t"]
-    """Which pixels the network may see."""
+    """Mask of the pixels the network may use."""
     mapped: Bool[ndarray, "t t"]
-    """Which pixels the map shall have: the valid and wanted ones. At least one."""
+    """Mask of the pixels the map will contain, valid and of interest; at least one."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Tiles for one call of the model: always the same number, the last one repeated where there are no more."""
+class TileBatch:
+    """Tiles for one call of the model. Always full: the last tile is repeated if necessary."""
 
-    tiles: list[Tile]
+    tiles: list[RasterTile]
     pixels: Shaped[ndarray, "n b t t"]
     valid: Bool[ndarray, "n t t"]
 
 
-def tiles_of(lanes: Lanes, source: Source, first: int = 0, chunk_tiles: int = CHUNK_TILES) -> Iterator[Tile]:
-    """Yield the tiles that hold a pixel the map shall have, lane by lane from lane `first` on, from left to right.
+def read_tiles(
+    lanes: Lanes, source: RasterSource, first: int = 0, chunk_tiles: int = CHUNK_TILES
+) -> Iterator[RasterTile]:
+    """Yield the tiles with at least one pixel of the map, lane by lane from `first`, from left to right.
 
-    Where `source` knows a window to be empty, nothing is read: an empty lane costs one question.
+    Windows that `source` knows to be empty are not read; an empty lane costs one call of `is_empty`.
     """
     for lane in range(first, len(lanes)):
-        columns, row = lanes.place(lane)
-        for some in occupied(lanes.tiles, source, row, columns, chunk_tiles):
-            yield from _read_tiles(lanes, source, lane, some)
+        columns, row = lanes.position(lane)
+        for some in nonempty_columns(lanes.tiles, source, row, columns, chunk_tiles):
+            yield from _read_chunk(lanes, source, lane, some)
 
 
-def occupied(tiles: TileGrid, source: Source, row: int, columns: range, most: int) -> Iterator[range]:
-    """Yield neighbouring columns of tiles, at most `most` at once, of one row of tiles that are not known to be empty.
+def nonempty_columns(
+    tiles: TileGrid, source: RasterSource, row: int, columns: range, max_tiles: int
+) -> Iterator[range]:
+    """Yield ranges of at most `max_tiles` tile columns of one tile row that are not known to be empty.
 
-    Halves the row until it is known or small, so that a row without data costs one question.
+    Bisects the row, so that a row without data costs one call of `is_empty`.
     """
-    if source.empty(_shown(tiles, _window(tiles, row, columns)).inside):
+    if source.is_empty(_reflection(tiles, _window(tiles, row, columns)).inside):
         return
-    if len(columns) <= most:
+    if len(columns) <= max_tiles:
         yield columns
         return
-    chunks = -(-len(columns) // most)
-    cut = columns.start + chunks // 2 * most
-    yield from occupied(tiles, source, row, range(columns.start, cut), most)
-    yield from occupied(tiles, source, row, range(cut, columns.stop), most)
+    chunks = -(-len(columns) // max_tiles)
+    cut = columns.start + chunks // 2 * max_tiles
+    yield from nonempty_columns(tiles, source, row, range(columns.start, cut), max_tiles)
+    yield from nonempty_columns(tiles, source, row, range(cut, columns.stop), max_tiles)
 
 
-def batches(tiles: Iterator[Tile], size: int) -> Iterator[Batch]:
-    """Yield `tiles` by `size`."""
-    waiting: list[Tile] = []
+def batch_tiles(tiles: Iterator[RasterTile], size: int) -> Iterator[TileBatch]:
+    """Group `tiles` into batches of `size`."""
+    waiting: list[RasterTile] = []
     for tile in tiles:
         waiting.append(tile)
         if len(waiting) == size:
@@ -95,24 +99,24 @@ def batches(tiles: Iterator[Tile], size: int) -> Iterator[Batch]:
         yield _batch(waiting, size)
 
 
-def _batch(tiles: list[Tile], size: int) -> Batch:
+def _batch(tiles: list[RasterTile], size: int) -> TileBatch:
     full = [*tiles, *[tiles[-1]] * (size - len(tiles))]
-    return Batch(tiles, np.stack([tile.pixels for tile in full]), np.stack([tile.valid for tile in full]))
+    return TileBatch(tiles, np.stack([tile.pixels for tile in full]), np.stack([tile.valid for tile in full]))
 
 
-def _read_tiles(lanes: Lanes, source: Source, lane: int, columns: range) -> Iterator[Tile]:
+def _read_chunk(lanes: Lanes, source: RasterSource, lane: int, columns: range) -> Iterator[RasterTile]:
     tiles = lanes.tiles
-    window = _window(tiles, lanes.place(lane)[1], columns)
-    shown = _shown(tiles, window)
-    pixels, valid = source.read(shown.inside)
-    wanted = source.wanted(shown.inside)
-    mapped = valid if wanted is None else valid & wanted
-    pixels, valid, mapped = shown.unfolded(pixels), shown.unfolded(valid), shown.unfolded(mapped)
+    window = _window(tiles, lanes.position(lane)[1], columns)
+    reflection = _reflection(tiles, window)
+    pixels, valid = source.read(reflection.inside)
+    of_interest = source.mask_of_interest(reflection.inside)
+    mapped = valid if of_interest is None else valid & of_interest
+    pixels, valid, mapped = (reflection.unfold(array) for array in (pixels, valid, mapped))
     for column in columns:
         left = tiles.lefts[column] - window.col
         part = slice(left, left + tiles.tile_px)
         if mapped[:, part].any():
-            yield Tile(lane, column, pixels[:, :, part], valid[:, part], mapped[:, part])
+            yield RasterTile(lane, column, pixels[:, :, part], valid[:, part], mapped[:, part])
 
 
 def _window(tiles: TileGrid, row: int, columns: range) -> Window:
@@ -120,23 +124,23 @@ def _window(tiles: TileGrid, row: int, columns: range) -> Window:
     return Window(tiles.tops[row], left, tiles.tile_px, tiles.lefts[columns[-1]] - left + tiles.tile_px)
 
 
-def _shown(tiles: TileGrid, window: Window) -> Reflection:
+def _reflection(tiles: TileGrid, window: Window) -> Reflection:
     return Reflection.of(window, tiles.height, tiles.width)
 
 
-def coarse(grid: Grid, cell_px: int) -> Grid:
-    """Return the grid of the same place with one pixel for `cell_px` x `cell_px` of `grid`, counted from upper left.
+def coarsen_grid(grid: Grid, cell_px: int) -> Grid:
+    """Return the grid with one pixel for each cell of `cell_px` x `cell_px` pixels of `grid`, from the upper left.
 
-    The last row and column of cells may reach beyond `grid`.
+    The last row and column of cells may extend beyond `grid`.
     """
     rows, cols = (-(-length // cell_px) for length in (grid.height, grid.width))
     return Grid(rows, cols, grid.transform @ Affine.scale(cell_px), grid.crs)
 
 
-def frames(grid: Grid, frame_px: int, pixel_bytes: int) -> Lanes:
-    """Return frames side by side from the upper left corner of `grid`; the last ones reach beyond it.
+def frame_lanes(grid: Grid, frame_px: int, pixel_bytes: int) -> Lanes:
+    """Return the lanes of adjacent frames from the upper left corner of `grid`; the last frames extend beyond it.
 
-    They lie in panels so narrow that blocks of the file under them, `pixel_bytes` a pixel, are decoded once.
+    Panels are narrow enough for each block of the file, `pixel_bytes` bytes per pixel, to be decoded only once.
     """
     height, width = (-(-length // frame_px) * frame_px for length in (grid.height, grid.width))
     tiles = TileGrid(height, width, frame_px, overlap=0.0)
@@ -144,33 +148,34 @@ def frames(grid: Grid, frame_px: int, pixel_bytes: int) -> Lanes:
 
 
 @dataclass(frozen=True)
-class Mirrored:
-    """A source that goes on as its mirror image below and to the right of its raster."""
+class MirroredSource:
+    """A source whose raster is mirrored at its lower and right borders."""
 
-    source: Source
+    source: RasterSource
     height: int
-    """Of the raster itself."""
+    """Height of the raster itself in pixels."""
     width: int
+    """Width of the raster itself in pixels."""
 
-    def empty(self, window: Window) -> bool:
-        """Return True only where it is known without reading that no pixel of a window is valid and wanted."""
+    def is_empty(self, window: Window) -> bool:
+        """Whether a window is known, without reading it, to have no valid pixel of interest."""
         inside = self._inside(window)
-        return inside is None or self.source.empty(inside)
+        return inside is None or self.source.is_empty(inside)
 
     def read(self, window: Window) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-        """Return the pixels of a window, mirrored beyond the raster, and which are valid."""
-        shown = Reflection.of(window, self.height, self.width)
-        pixels, valid = self.source.read(shown.inside)
-        return shown.unfolded(pixels), shown.unfolded(valid)
+        """Return the pixels of a window, mirrored beyond the raster, and a mask of the valid ones."""
+        reflection = Reflection.of(window, self.height, self.width)
+        pixels, valid = self.source.read(reflection.inside)
+        return reflection.unfold(pixels), reflection.unfold(valid)
 
-    def wanted(self, window: Window) -> Bool[ndarray, "h w"]:
-        """Return which pixels of a window the map has; none of the mirrored ones."""
-        found = np.zeros((window.height, window.width), bool)
+    def mask_of_interest(self, window: Window) -> Bool[ndarray, "h w"]:
+        """Return a mask of the pixels of a window that the map should contain; mirrored pixels are False."""
+        mask = np.zeros((window.height, window.width), bool)
         inside = self._inside(window)
         if inside is not None:
-            wanted = self.source.wanted(inside)
-            found[inside.within(window).slices] = True if wanted is None else wanted
-        return found
+            of_interest = self.source.mask_of_interest(inside)
+            mask[inside.relative_to(window).slices] = True if of_interest is None else of_interest
+        return mask
 
     def _inside(self, window: Window) -> Window | None:
-        return window.overlap(Window(0, 0, self.height, self.width))
+        return window.intersection(Window(0, 0, self.height, self.width))

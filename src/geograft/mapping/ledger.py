@@ -1,12 +1,12 @@
-"""Finished strips of a map, kept in a folder until the map is whole, so that a killed job can go on.
+"""Finished strips of a map, stored in a folder until the map is complete, so that an interrupted job can be resumed.
 
     .MAP.part/
-      ledger.json         what is being made, and from what
-      strips.tsv          a line for each finished strip: where it is, how many tiles it took, which columns hold data
-      strip-00000012.npz  the arrays of the strip in line 12, counted from 0; none for a strip without data
+      ledger.json         the output and its origin
+      strips.tsv          one line per finished strip: position, number of predicted tiles, columns with data
+      strip-00000012.npz  arrays of the strip in line 12, counted from 0; missing for a strip without data
 
-A strip counts when its line is there, which is written after its arrays have reached the disk. Strips come in a fixed
-order, so the lines also say where to go on.
+A strip is finished once its line is written, after its arrays have reached the disk. Strips have a fixed order, so the
+number of lines determines where to resume.
 """
 
 import os
@@ -20,28 +20,28 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from geograft.files import replacing, writing
+from geograft.files import atomic_write, translate_write_errors
 from geograft.geo.grid import Window
 from geograft.resume import (
-    DAMAGE,
     LEDGER,
-    as_json,
-    begun,
-    check_same,
-    misunderstood,
+    READ_ERRORS,
+    check_same_origin,
+    corrupt_ledger_error,
+    read_ledger,
     remove_ledger,
     save_arrays,
-    unreadable,
+    to_json_types,
+    unreadable_error,
     write_ledger,
 )
 
 STRIPS = "strips.tsv"
-ABOUT = "A map in the making. The same command goes on with it; remove this folder to begin anew."
+ABOUT = "A partial map. The same command resumes it; remove this folder to start over."
 COLUMNS = ("row", "col", "height", "width", "tiles", "data_col", "data_width", "bytes")
 
 
 @dataclass(frozen=True)
-class Entry:
+class StripEntry:
     """One finished strip: a line of strips.tsv."""
 
     row: int
@@ -49,35 +49,35 @@ class Entry:
     height: int
     width: int
     tiles: int
-    """Tiles that the model was shown for it."""
+    """Number of predicted tiles."""
     data_col: int
     data_width: int
-    """Columns of the raster that hold data; the rest of the strip is nodata."""
+    """Number of columns with data; the rest of the strip is nodata."""
     bytes: int
-    """Size of its file; 0 without one."""
+    """Size of its file; 0 if there is none."""
 
     @property
     def data(self) -> Window:
-        """The pixels that hold data."""
+        """Window of the pixels with data."""
         return Window(self.row, self.data_col, self.height, self.data_width)
 
 
 class Ledger:
-    """The strips of one map that are finished, in their order."""
+    """The finished strips of one map, in order."""
 
     def __init__(self, folder: Path, origin: Mapping[str, Any]) -> None:
-        """Open the ledger in `folder`, or begin one. `origin` is everything that decides what the map holds, as JSON.
+        """Open the ledger in `folder`, or create one. `origin` is everything that determines the map, as JSON.
 
         Raises:
-            InputError: when the folder belongs to another origin, naming what differs, or cannot be understood.
-            OutputError: when the folder cannot be written.
+            InputError: if the folder has another origin, naming the difference, or is corrupt.
+            OutputError: if the folder cannot be written.
         """
         self.folder = folder
-        self._origin = as_json(origin)
-        self.entries: list[Entry] = finished(folder, self._origin)
-        with writing(folder):
+        self._origin = to_json_types(origin)
+        self.entries: list[StripEntry] = read_finished_strips(folder, self._origin)
+        with translate_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        # A line that a kill cut short would spoil the next one.
+        # An incomplete last line, left by a kill, would corrupt the next one.
         _rewrite(folder, self.entries)
         if not (folder / LEDGER).exists():
             self._save()
@@ -86,17 +86,17 @@ class Ledger:
             self._index(index)
 
     def add(self, strip: Window, tiles: int, data: Window, arrays: Mapping[str, ndarray]) -> None:
-        """Keep the next strip; `arrays` are its own and may be none. The last axis but one of those read back is rows.
+        """Store the next strip. `arrays` may be empty; the last two axes of those read by window are rows and columns.
 
         Raises:
-            OutputError: when the disk is full.
+            OutputError: if the disk is full.
         """
         path, size = self._strip(len(self.entries)), 0
         if arrays:
             save_arrays(path, arrays)
             size = path.stat().st_size
-        entry = Entry(strip.row, strip.col, strip.height, strip.width, tiles, data.col, data.width, size)
-        with writing(self.folder / STRIPS), (self.folder / STRIPS).open("a", encoding="ascii") as file:
+        entry = StripEntry(strip.row, strip.col, strip.height, strip.width, tiles, data.col, data.width, size)
+        with translate_write_errors(self.folder / STRIPS), (self.folder / STRIPS).open("a", encoding="ascii") as file:
             file.write(_line(astuple(entry)))
             file.flush()
             if arrays:
@@ -104,11 +104,11 @@ class Ledger:
         self.entries.append(entry)
         self._index(len(self.entries) - 1)
 
-    def array(self, index: int, name: str) -> Shaped[ndarray, "..."] | None:
-        """Return one array of a strip; None when the strip has none of this name.
+    def read_array(self, index: int, name: str) -> Shaped[ndarray, "..."] | None:
+        """Return one array of a strip; None if the strip has no array of this name.
 
         Raises:
-            InputError: when the strip cannot be read.
+            InputError: if the strip cannot be read.
         """
         path, size = self._strip(index), self.entries[index].bytes
         if not size:
@@ -118,50 +118,60 @@ class Ledger:
                 raise ValueError(f"it has {path.stat().st_size} bytes, not {size}")
             with np.load(path, allow_pickle=False) as arrays:
                 found: ndarray | None = arrays[name] if name in arrays.files else None
-        except DAMAGE as error:
-            raise unreadable(path, error) from error
+        except READ_ERRORS as error:
+            raise unreadable_error(path, error) from error
         return found
 
     @property
+    def tile_counts(self) -> list[int]:
+        """Number of predicted tiles of each finished strip."""
+        return [entry.tiles for entry in self.entries]
+
+    @property
+    def finished_px(self) -> int:
+        """Number of pixels in finished strips."""
+        return sum(entry.height * entry.width for entry in self.entries)
+
+    @property
     def panels(self) -> list[tuple[int, int]]:
-        """The first column and the width of each column of strips, from left to right."""
+        """First column and width of each panel, from left to right."""
         return [(entry.col, entry.width) for entry in (self.entries[some[0]] for some in self._columns.values())]
 
-    def occupied(self, window: Window) -> Window | None:
-        """Return the rows of `window` and those of its columns between which strips hold data; None without any."""
-        parts = [part for index in self._touching(window) if (part := window.overlap(self.entries[index].data))]
+    def data_extent(self, window: Window) -> Window | None:
+        """Return the part of `window` between the first and the last column with data; None if there is none."""
+        parts = [part for index in self._touching(window) if (part := window.intersection(self.entries[index].data))]
         if not parts:
             return None
         left, right = min(part.col for part in parts), max(part.stop_col for part in parts)
         return Window(window.row, left, window.height, right - left)
 
     def read(self, name: str, window: Window, blank: Shaped[ndarray, "..."]) -> Shaped[ndarray, "..."]:
-        """Return the array `name` of all strips in `window`; `blank`, an array of its shape, where they hold nothing.
+        """Return the array `name` of all strips in `window`, and the values of `blank` where there is no data.
 
-        Memory: the window and one strip.
+        `blank` has the shape of the result. Memory: the window and one strip.
 
         Raises:
-            InputError: when a strip cannot be read.
+            InputError: if a strip cannot be read.
         """
         result = blank.copy()
         for index in self._touching(window):
             data = self.entries[index].data
-            part = window.overlap(data)
-            found = self.array(index, name) if part is not None else None
+            part = window.intersection(data)
+            found = self.read_array(index, name) if part is not None else None
             if part is not None and found is not None:
-                result[..., *part.within(window).slices] = found[..., *part.within(data).slices]
+                result[..., *part.relative_to(window).slices] = found[..., *part.relative_to(data).slices]
         return result
 
     def finish(self) -> None:
-        """Note that all is computed: from now on, files at their final places are this map's."""
+        """Record that all strips are finished: from now on, files at the output paths belong to this map."""
         self._save(complete=True)
 
     def remove(self) -> None:
-        """Remove the folder with all strips."""
+        """Remove the folder."""
         remove_ledger(self.folder)
 
     def _touching(self, window: Window) -> list[int]:
-        """Return the strips that share pixels with `window`, without looking at all."""
+        """Return the indices of the strips that intersect `window`, by bisection."""
         found = []
         for indexes in self._columns.values():
             entry = self.entries[indexes[0]]
@@ -172,7 +182,7 @@ class Ledger:
         return found
 
     def _index(self, index: int) -> None:
-        # Strips come column of strips by column, each from the top down. Those without pixels are never asked for.
+        # Strips are ordered by panel, each from the top down. Those without pixels are never read.
         entry = self.entries[index]
         if entry.height and entry.width:
             self._columns.setdefault(entry.col, []).append(index)
@@ -184,31 +194,31 @@ class Ledger:
         write_ledger(self.folder, {"about": ABOUT, "complete": complete, "origin": self._origin})
 
 
-def finished(folder: Path, origin: Mapping[str, Any]) -> list[Entry]:
-    """Return the finished strips of the ledger in `folder`, none where there is no ledger. Changes nothing.
+def read_finished_strips(folder: Path, origin: Mapping[str, Any]) -> list[StripEntry]:
+    """Return the finished strips of the ledger in `folder`; empty if there is no ledger. Changes nothing.
 
     Raises:
-        InputError: when the folder belongs to another origin, naming what differs, or cannot be understood.
+        InputError: if the folder has another origin, naming the difference, or is corrupt.
     """
-    kept = begun(folder)
+    kept = read_ledger(folder)
     if kept is None:
         return []
-    check_same(folder, "a map", kept["origin"], as_json(origin))
+    check_same_origin(folder, "a map", kept["origin"], to_json_types(origin))
     return _entries(folder)
 
 
-def _entries(folder: Path) -> list[Entry]:
+def _entries(folder: Path) -> list[StripEntry]:
     path = folder / STRIPS
     try:
         lines = path.read_text(encoding="ascii").splitlines(keepends=True)[1:]
-        # A kill may cut the last line short.
-        return [Entry(*map(int, line.split("\t"))) for line in lines if line.endswith("\n")]
+        # A kill may leave an incomplete last line.
+        return [StripEntry(*map(int, line.split("\t"))) for line in lines if line.endswith("\n")]
     except (OSError, ValueError, TypeError) as error:
-        raise misunderstood(path, error) from error
+        raise corrupt_ledger_error(path, error) from error
 
 
-def _rewrite(folder: Path, entries: Sequence[Entry]) -> None:
-    with replacing(folder / STRIPS) as part, part.open("w", encoding="ascii") as file:
+def _rewrite(folder: Path, entries: Sequence[StripEntry]) -> None:
+    with atomic_write(folder / STRIPS) as part, part.open("w", encoding="ascii") as file:
         file.writelines(_line(cells) for cells in (COLUMNS, *map(astuple, entries)))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.mapping.polygons.outlines import filled, first_pixels, swallowed
+from geograft.mapping.polygons.outlines import fill_holes, first_pixels, inside_holes
 from geograft.mapping.polygons.shapes import as_array
 from tests.mapping.polygons.test_shapes import CONNECTIVITY, by_blocks, class_maps
 
@@ -15,8 +15,8 @@ from tests.mapping.polygons.test_shapes import CONNECTIVITY, by_blocks, class_ma
 def without_holes(values: ndarray, kept: ndarray, area: float, connectivity: int) -> tuple[ndarray, ndarray]:
     """Return what is left when holes below `area` pixels are filled, and what it was before."""
     before = as_array(region.shape for region in by_blocks(values, kept, connectivity))
-    after, holes = filled(before, lambda shapes: shapely.area(shapes) < area, connectivity)
-    return after[~swallowed(first_pixels(before), holes)], before
+    after, holes = fill_holes(before, lambda shapes: shapely.area(shapes) < area, connectivity)
+    return after[~inside_holes(first_pixels(before), holes)], before
 
 
 @settings(deadline=None, max_examples=100)

@@ -15,8 +15,8 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from geograft.geo.grid import Window
-from geograft.mapping.polygons.regions import Source, regions
-from geograft.mapping.polygons.shapes import Region, labelled
+from geograft.mapping.polygons.regions import ClassMapSource, find_regions
+from geograft.mapping.polygons.shapes import Region, label_regions
 
 SEVERAL = settings(deadline=None, max_examples=60)
 BLOCKS = st.sampled_from([1, 2, 3, 5, 8, 64])
@@ -35,14 +35,14 @@ def class_maps(draw: st.DrawFn) -> tuple[ndarray, ndarray]:
 
 def reader(values: ndarray, kept: ndarray) -> Callable[[Window], tuple[ndarray, ndarray]]:
     def read(window: Window) -> tuple[ndarray, ndarray]:
-        assert window.overlap(Window(0, 0, *values.shape)) == window
+        assert window.intersection(Window(0, 0, *values.shape)) == window
         return values[window.slices], kept[window.slices]
 
     return read
 
 
 def by_blocks(values: ndarray, kept: ndarray, connectivity: int = 4, block_px: int = 1024) -> list[Region]:
-    return list(regions(Source(*values.shape, reader(values, kept)), connectivity, block_px))
+    return list(find_regions(ClassMapSource(*values.shape, reader(values, kept)), connectivity, block_px))
 
 
 def blobs(size: int, classes: int = 3, smooth: float = 4) -> ndarray:
@@ -84,7 +84,7 @@ def test_burnt_back_the_polygons_are_the_mask(scene: tuple[ndarray, ndarray], co
 @given(class_maps(), CONNECTIVITY)
 def test_labels_are_the_regions_of_each_value(scene: tuple[ndarray, ndarray], connectivity: int) -> None:
     values, kept = scene
-    labels, owners = labelled(values, kept, connectivity)
+    labels, owners = label_regions(values, kept, connectivity)
     np.testing.assert_array_equal(labels > 0, kept)
     assert set(np.unique(labels[kept])) == set(range(1, len(owners) + 1))
     np.testing.assert_array_equal(owners[labels[kept] - 1], values[kept])
@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_height() -> None:
             return values, (values == 1) & (rows % 50 != 0)[:, None]
 
         tracemalloc.start()
-        assert sum(1 for _ in regions(Source(height, 128, read), block_px=64)) > height / 20
+        assert sum(1 for _ in find_regions(ClassMapSource(height, 128, read), block_px=64)) > height / 20
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.geo.grid import Window
-from geograft.mapping.polygons.regions import Seams, Source, finished
-from geograft.mapping.polygons.simplify import eased, reach_px
+from geograft.mapping.polygons.regions import ClassMapSource, RegionMerger, finish_row
+from geograft.mapping.polygons.simplify import reach_px, simplify_and_smooth
 from tests.mapping.polygons.test_shapes import CONNECTIVITY, blobs, class_maps, reader
 
 DISTANCES = st.sampled_from([0.0, 0.5, 1.0, 1.5, 3.0])
@@ -21,13 +21,13 @@ def eased_by_blocks(
     """Return the shapes before and after, and their values."""
     height, width = values.shape
     reach = reach_px(distance, rounds)
-    seams, source = Seams(width, connectivity, reach), Source(height, width, reader(values, kept))
+    seams, source = RegionMerger(width, connectivity, reach), ClassMapSource(height, width, reader(values, kept))
     before, after, owners = [], [], []
-    for row in source.rows(block_px):
-        for found in finished(source, seams, row, block_px, reach):
+    for row in source.block_rows(block_px):
+        for found in finish_row(source, seams, row, block_px, reach):
             shapes = np.array([region.shape for region in found.regions], object)
             before += list(shapes)
-            after += list(eased(shapes, found.corners, distance, rounds))
+            after += list(simplify_and_smooth(shapes, found.corners, distance, rounds))
             owners += [region.value for region in found.regions]
     return np.array(before, object), np.array(after, object), owners
 
@@ -96,12 +96,12 @@ def test_smoothing_makes_a_disc_rounder() -> None:
 
 def test_nothing_is_nothing() -> None:
     near = next(
-        finished(
-            Source(1, 1, reader(np.zeros((1, 1), np.uint8), np.zeros((1, 1), bool))),
-            Seams(1, 4, 3),
+        finish_row(
+            ClassMapSource(1, 1, reader(np.zeros((1, 1), np.uint8), np.zeros((1, 1), bool))),
+            RegionMerger(1, 4, 3),
             Window(0, 0, 1, 1),
             1,
             3,
         )
     ).corners
-    assert len(eased(np.array([], object), near, 1.0, 1)) == 0
+    assert len(simplify_and_smooth(np.array([], object), near, 1.0, 1)) == 0

@@ -8,7 +8,7 @@ from rasterio.features import rasterize
 from shapely import Polygon, box
 from shapely.affinity import rotate, translate
 
-from geograft.mapping.polygons.simplify import iou, squared
+from geograft.mapping.polygons.simplify import iou, orthogonalize
 from tests.mapping.polygons.test_shapes import by_blocks
 
 L_SHAPE = Polygon([(0, 0), (40, 0), (40, 15), (15, 15), (15, 30), (0, 30)])
@@ -42,7 +42,7 @@ def angles(ring: shapely.LinearRing) -> ndarray:
 def test_a_turned_building_comes_back(shape: Polygon, corners: int, angle: float) -> None:
     drawn = placed(shape, angle)
     pixels = burnt(drawn)
-    found = squared(pixels)
+    found = orthogonalize(pixels)
     assert isinstance(found, Polygon)
     assert found.is_valid
     assert np.allclose(angles(found.exterior), 90, atol=1e-6)
@@ -55,12 +55,12 @@ def test_a_turned_building_comes_back(shape: Polygon, corners: int, angle: float
 
 def test_what_is_not_square_stays_as_it_is() -> None:
     ring = shapely.Point(40, 40).buffer(30).difference(shapely.Point(40, 40).buffer(26))
-    assert squared(burnt(ring)).equals(burnt(ring))
+    assert orthogonalize(burnt(ring)).equals(burnt(ring))
 
 
 def test_a_pixel_and_a_row_of_pixels() -> None:
     for shape in (box(3, 3, 4, 4), box(3, 3, 9, 4), box(3, 3, 5, 5)):
-        assert iou(squared(shape), shape) == pytest.approx(1)
+        assert iou(orthogonalize(shape), shape) == pytest.approx(1)
 
 
 def test_angles_are_right_on_the_ground_where_pixels_are_not_square() -> None:
@@ -69,7 +69,7 @@ def test_angles_are_right_on_the_ground_where_pixels_are_not_square() -> None:
     flat = shapely.affinity.scale(drawn, 1, 2, origin=(0, 0))
     pixels = rasterize([(flat, 1)], out=np.zeros((160, 80), np.uint8))
     (region,) = by_blocks(pixels, pixels == 1)
-    found = shapely.affinity.scale(squared(region.shape, 0.5), 1, 0.5, origin=(0, 0))
+    found = shapely.affinity.scale(orthogonalize(region.shape, 0.5), 1, 0.5, origin=(0, 0))
     assert np.allclose(angles(found.exterior), 90, atol=1e-6)
     assert iou(found, drawn) > 0.94
 
@@ -79,5 +79,5 @@ def test_parts_that_would_run_into_each_other_stay_as_they_are() -> None:
     for at in range(0, 40, 4):
         cells[at : at + 4, at : at + 4] = 1
     (region,) = by_blocks(cells, cells == 1, 8)
-    assert squared(region.shape).is_valid
-    assert squared(region.shape).area == pytest.approx(region.shape.area)
+    assert orthogonalize(region.shape).is_valid
+    assert orthogonalize(region.shape).area == pytest.approx(region.shape.area)
