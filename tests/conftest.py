@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Settings of Hypothesis and fixtures shared by several test files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from shapely import box
 
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 
-# A busy machine is no failure, and the same commit gives the same answer: `make fuzz` looks for new examples.
+# No deadline, for busy machines; deterministic examples. `make fuzz` draws new ones.
 settings.register_profile("geograft", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("geograft")
@@ -20,9 +20,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the project; its licences keep it out of the repository."""
+    """The folder of real data next to the project; their licences do not allow redistribution in the repository."""
     if not SHARED.is_dir():
-        pytest.skip("the real data beside the project are not on this machine")
+        pytest.skip("the real data next to the project are not on this machine")
     return SHARED
 
 

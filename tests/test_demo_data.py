@@ -1,4 +1,4 @@
-"""The scenes inside the package open, are complete, and fit their crowns."""
+"""The built-in scenes: they open, are complete and match their crown polygons."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ SCENES = {"training": (2472, 2299, 574), "elsewhere": (1035, 1249, 279)}
 def crowns(name: str, grid: Grid) -> ndarray:
     found = read_polygons(DATA / f"{name}.gpkg", grid.crs, "class")
     assert set(found.classes) == {"tree"}
-    assert (found.repaired, found.dropped) == (0, 0)
+    assert (found.repaired_count, found.dropped_count) == (0, 0)
     return found.shapes
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_scenes_open_by_window_at_ten_centimetres(name: str) -> None:
+def test_scenes_have_ten_centimetre_pixels_and_windowed_reads(name: str) -> None:
     height, width, _ = SCENES[name]
     with Image.open(DATA / f"{name}.tif") as image:
         info = image.info
@@ -47,14 +47,14 @@ def test_every_crown_is_an_ellipse_within_its_scene(name: str) -> None:
     assert len(shapes) == SCENES[name][2]
     assert shapely.covers(grid.footprint().buffer(1e-6), shapes).all()
     left, bottom, right, top = shapely.bounds(shapes).T
-    # A polygon of n corners on an ellipse holds sin(2 pi / n) / (2 pi / n) of it.
-    share = np.sin(2 * np.pi / 32) / (2 * np.pi / 32)
-    np.testing.assert_allclose(shapely.area(shapes), share * np.pi / 4 * (right - left) * (top - bottom), rtol=1e-4)
+    # A polygon of n vertices on an ellipse covers sin(2 pi / n) / (2 pi / n) of its area.
+    covered = np.sin(2 * np.pi / 32) / (2 * np.pi / 32)
+    np.testing.assert_allclose(shapely.area(shapes), covered * np.pi / 4 * (right - left) * (top - bottom), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_crowns_lie_on_the_trees(name: str) -> None:
-    # Crowns are darker than the meadow and lighter than the shadows: their middles differ from the scene as a whole.
+def test_crowns_match_the_trees(name: str) -> None:
+    # Crowns are darker than the meadow and lighter than the shadows: their centres differ from the whole scene.
     with Image.open(DATA / f"{name}.tif") as image:
         grid = image.info.grid
         pixels = image.read(grid.window)[0].astype(float)
@@ -67,7 +67,7 @@ def test_crowns_lie_on_the_trees(name: str) -> None:
     assert np.median(at_crowns) < np.median(blueness) - 0.01
 
 
-def test_origin_and_licence_are_stated_beside_the_data() -> None:
+def test_origin_and_licence_are_stated_with_the_data() -> None:
     readme, licence = ((DATA / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE"))
     assert licence.startswith("MIT License")
     assert "Ben Weinstein" in licence

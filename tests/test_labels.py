@@ -1,4 +1,4 @@
-"""Labels as arrays, and shares in whole bytes."""
+"""Label arrays and the encoding of fractions as uint8."""
 
 import numpy as np
 import pytest
@@ -8,63 +8,71 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
-from geograft.labels import FULL, class_shares, coded, coded_together, decoded, labelled, unknown
+from geograft.labels import (
+    MAX_CODE,
+    class_fractions,
+    decode_fractions,
+    encode_exclusive_fractions,
+    encode_fractions,
+    labelled_mask,
+    missing_value,
+)
 from geograft.legend import IGNORE, Legend
-from geograft.losses.targets import Truth
+from geograft.losses.targets import Targets
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))
 OVERLAPPING = Legend(("tree", "road"), overlapping=True)
 
-shares = st.floats(0, 1) | st.just(np.nan)
+fractions = st.floats(0, 1) | st.just(np.nan)
 weights = arrays(np.float64, st.tuples(st.integers(2, 7), st.just(3), st.just(4)), elements=st.floats(0.001, 1))
 
 
-@given(arrays(np.float64, (3, 4), elements=shares))
-def test_a_share_comes_back_to_half_a_step(values: ndarray) -> None:
-    back = decoded(coded(values))
+@given(arrays(np.float64, (3, 4), elements=fractions))
+def test_decoding_an_encoded_fraction_is_accurate_to_half_a_step(values: ndarray) -> None:
+    back = decode_fractions(encode_fractions(values))
     assert np.array_equal(np.isnan(back), np.isnan(values))
-    assert np.nanmax(np.abs(back - values), initial=0) <= 0.5 / FULL + 1e-6
+    assert np.nanmax(np.abs(back - values), initial=0) <= 0.5 / MAX_CODE + 1e-6
 
 
-def test_a_byte_comes_back_whole() -> None:
-    codes = np.r_[: FULL + 1, IGNORE].astype(np.uint8)
-    assert np.array_equal(coded(decoded(codes)), codes)
+def test_encoding_a_decoded_code_returns_it() -> None:
+    codes = np.r_[: MAX_CODE + 1, IGNORE].astype(np.uint8)
+    assert np.array_equal(encode_fractions(decode_fractions(codes)), codes)
 
 
 @given(weights)
-def test_shares_of_classes_that_exclude_each_other_sum_to_one(values: ndarray) -> None:
+def test_fractions_of_exclusive_classes_sum_to_one(values: ndarray) -> None:
     values = values / values.sum(axis=0)
-    codes = coded_together(values)
-    assert (codes.sum(axis=0, dtype=int) == FULL).all()
-    assert np.abs(decoded(codes) - values).max() <= 1 / FULL + 1e-6
+    codes = encode_exclusive_fractions(values)
+    assert (codes.sum(axis=0, dtype=int) == MAX_CODE).all()
+    assert np.abs(decode_fractions(codes) - values).max() <= 1 / MAX_CODE + 1e-6
 
 
 @given(weights)
-def test_a_pixel_with_one_unknown_share_is_not_known(values: ndarray) -> None:
+def test_a_pixel_with_one_unknown_fraction_is_unlabelled(values: ndarray) -> None:
     values = values / values.sum(axis=0)
     values[1, 0, 2] = np.nan
-    unseen = (coded_together(values) == IGNORE).all(axis=0)
+    unseen = (encode_exclusive_fractions(values) == IGNORE).all(axis=0)
     assert list(zip(*np.nonzero(unseen), strict=True)) == [(0, 2)]
-    assert np.array_equal(coded_together(values) == IGNORE, np.broadcast_to(unseen, values.shape))
+    assert np.array_equal(encode_exclusive_fractions(values) == IGNORE, np.broadcast_to(unseen, values.shape))
 
 
 @pytest.mark.parametrize("legend", [PAIR, COVERS, OVERLAPPING])
-def test_shares_of_whole_pixels_are_those_of_their_classes(legend: Legend) -> None:
+def test_class_indices_and_their_fractions_agree(legend: Legend) -> None:
     index = np.random.default_rng(0).integers(0, len(legend.names), (5, 6)).astype(np.uint8)
     index[1, 1] = IGNORE
-    truth = Truth.of(torch.from_numpy(index)[None], legend.outputs, legend.overlapping)
-    known = truth.valid[0].expand(truth.share[0].shape)
-    label = truth.share[0].masked_fill(~known, torch.nan).numpy()
-    assert np.array_equal(class_shares(label, legend), class_shares(index, legend), equal_nan=True)
-    assert np.array_equal(labelled(label), labelled(index))
+    truth = Targets.from_label(torch.from_numpy(index)[None], legend.outputs, legend.overlapping)
+    known = truth.valid[0].expand(truth.fraction[0].shape)
+    label = truth.fraction[0].masked_fill(~known, torch.nan).numpy()
+    assert np.array_equal(class_fractions(label, legend), class_fractions(index, legend), equal_nan=True)
+    assert np.array_equal(labelled_mask(label), labelled_mask(index))
 
 
-def test_a_pixel_is_labelled_when_one_of_its_classes_is_known() -> None:
+def test_a_pixel_is_labelled_if_one_of_its_classes_is_known() -> None:
     label = np.array([[[0.5, np.nan]], [[np.nan, np.nan]]], np.float32)
-    assert labelled(label).tolist() == [[True, False]]
+    assert labelled_mask(label).tolist() == [[True, False]]
 
 
-def test_what_is_unknown_depends_on_the_form() -> None:
-    assert unknown(np.zeros((2, 2), np.uint8)) == IGNORE
-    assert np.isnan(unknown(np.zeros((1, 2, 2), np.float32)))
+def test_missing_values_are_255_in_indices_and_nan_in_fractions() -> None:
+    assert missing_value(np.zeros((2, 2), np.uint8)) == IGNORE
+    assert np.isnan(missing_value(np.zeros((1, 2, 2), np.float32)))

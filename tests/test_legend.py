@@ -1,4 +1,4 @@
-"""Classes that exclude each other, two or more, and classes that overlap."""
+"""Mutually exclusive and overlapping classes."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError
 from geograft.files import json_digest, write_json
 from geograft.legend import BACKGROUND_COLOUR, Legend
-from geograft.losses.segmentation import loss_mix
+from geograft.losses.segmentation import build_loss_config
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))
@@ -24,7 +24,7 @@ OVERLAPPING = Legend(("tree", "road"), overlapping=True)
 )
 def test_two_classes_share_an_output_unless_they_overlap(legend: Legend, outputs: int, binary: bool) -> None:
     assert (legend.outputs, legend.binary) == (outputs, binary)
-    assert loss_mix(TrainConfig(), legend).overlapping is legend.overlapping
+    assert build_loss_config(TrainConfig(), legend).overlapping is legend.overlapping
 
 
 def test_the_first_of_two_classes_is_grey_unless_they_overlap() -> None:
@@ -32,7 +32,7 @@ def test_the_first_of_two_classes_is_grey_unless_they_overlap() -> None:
     assert BACKGROUND_COLOUR not in OVERLAPPING.colours
 
 
-def test_an_older_legend_opens_and_has_the_digest_that_it_had() -> None:
+def test_a_legend_without_overlapping_reads_and_keeps_its_digest() -> None:
     older = {"names": ["rest", "tree"], "values": [0, 1]}
     assert TypeAdapter(Legend).validate_json(json.dumps(older)) == PAIR
     assert json_digest(PAIR.content) == json_digest(older)
@@ -41,12 +41,12 @@ def test_an_older_legend_opens_and_has_the_digest_that_it_had() -> None:
     )
 
 
-def test_overlapping_classes_come_back_from_json() -> None:
+def test_overlapping_classes_round_trip_through_json() -> None:
     assert TypeAdapter(Legend).validate_json(json.dumps(asdict(OVERLAPPING))) == OVERLAPPING
 
 
-def test_a_tile_set_of_overlapping_classes_without_shares_is_refused(tmp_path: Path) -> None:
+def test_a_tile_set_of_overlapping_classes_without_fractional_labels_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / META, {"legend": asdict(OVERLAPPING), "band_names": ["red"], "dtype": "uint8", "scale": 255.0,
         "mean": [0.0], "std": [1.0], "scenes": [], "settings": {}, "source": {}, "fingerprint": ""})  # fmt: skip
-    with pytest.raises(InputError, match="cannot hold overlapping classes"):
+    with pytest.raises(InputError, match="overlapping"):
         TileSet.open(tmp_path)

@@ -1,7 +1,7 @@
-"""Maps from satellite and aerial images with few labels, by transfer learning.
+"""Semantic segmentation of satellite and aerial images with few labels, by transfer learning.
 
-Each verb of the command line is a function here: `geograft.prepare(...)`, `geograft.train(...)`. They load on first
-use, so that `import geograft` costs nothing.
+Each command is also a function: `geograft.prepare(...)`, `geograft.train(...)`. Functions are imported on first use, so
+that `import geograft` is fast.
 """
 
 from importlib import import_module
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from geograft.dataset.tileset import TileSet
     from geograft.errors import GeograftError, InputError, OutputError, SettingError, WeightsError
 
-_HOMES = {
+_MODULES = {
     **dict.fromkeys(
         (
             "EvaluateConfig",
@@ -138,9 +138,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("geograft")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'geograft' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m geograft` is `geograft`."""
+"""Run the command line with `python -m geograft`."""
 
 from geograft.cli import main
 

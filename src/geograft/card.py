@@ -1,4 +1,4 @@
-"""The model card: everything needed to use a run's weights elsewhere, beside the weights as card.json."""
+"""The model card, card.json: everything needed to use the weights of a run elsewhere."""
 
 import json
 from dataclasses import asdict, field
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from geograft.config import ModelConfig
+from geograft.config import ModelConfig, describe_fault
 from geograft.errors import InputError
 from geograft.files import write_json
 from geograft.indices import Index, check_indices
@@ -16,69 +16,71 @@ from geograft.legend import Legend
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
-SOURCE = "tiles.json"
+TILES_FILE = "tiles.json"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ModelCard:
-    """What a network was trained on and what it expects. Weights lie beside it, in model.safetensors."""
+    """What a network was trained on and what input it expects. Its weights are in model.safetensors in the same
+    folder.
+    """
 
     name: str
-    """The run's name, for tables and figures."""
+    """Name of the run, for tables and figures."""
     model: ModelConfig
-    """The network."""
+    """Settings of the network."""
     weights_from: str
-    """Where the encoder's weights came from, in words: "random", or a source with its digest."""
+    """Origin of the encoder's weights: "random", or a source with its digest."""
     legend: Legend
     """The classes."""
     band_names: tuple[str, ...]
-    """The bands in order, then the indices; their number is the network's number of inputs."""
+    """Names of the bands in order, then of the indices; their number is the number of input channels."""
     dtype: str
-    """Number format of the images trained on, as numpy names it."""
+    """NumPy dtype of the training images."""
     mean: tuple[float, ...]
-    """Per band, in the images' own units: input to the network = (pixel - mean) / std."""
+    """Mean per band, in units of the images: network input = (pixel - mean) / std."""
     std: tuple[float, ...]
-    """Per band, in the images' own units."""
+    """Standard deviation per band, in units of the images."""
     tile_px: int
-    """Edge of a training tile in pixels."""
+    """Tile size in training, in pixels."""
     resolution_m: float | None
-    """Ground size of a pixel in metres; None when the images had no CRS."""
+    """Pixel size of the training images in metres; None without CRS."""
     threshold: float
-    """A pixel is class 1 of two, or of an overlapping class, where its probability is at least this."""
+    """Minimum probability of the positive class (binary), or of every overlapping class."""
     epoch: int
-    """Epoch of the weights, counted from 1: the one with the least validation loss."""
+    """Epoch of the weights, counted from 1: the one with the lowest validation loss."""
     temperature: float = 1.0
-    """What logits are divided by before they become probabilities; 1 until calibrated."""
+    """Divisor of the logits (temperature scaling); 1 before calibration."""
     calibrated: str = ""
-    """What threshold and temperature were chosen on, in words; empty until `geograft calibrate` chose them."""
+    """Data on which threshold and temperature were chosen; empty before `geograft calibrate`."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Validation scores of that epoch: those that exist."""
+    """Validation scores of that epoch, without undefined ones."""
     data_fingerprint: str = ""
     """Fingerprint of the tile set: images, labels, tiles and split."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Versions of Geograft and the libraries that trained."""
+    """Versions of Geograft and its main dependencies in training."""
     indices: tuple[Index, ...] = ()
-    """Spectral indices, the last of the bands; computed from the others when pixels are read."""
+    """Spectral indices, appended to the bands; computed when pixels are read."""
     thresholds: tuple[float, ...] = ()
-    """Of each overlapping class, in place of the one threshold; empty until `geograft calibrate` chose them."""
+    """One threshold per overlapping class, replacing `threshold`; empty before `geograft calibrate`."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
 
     @property
     def bands(self) -> int:
-        """Number of bands that an image needs, without indices."""
+        """The number of bands of an image, without indices."""
         return len(self.band_names) - len(self.indices)
 
     @property
-    def cuts(self) -> tuple[float, ...]:
-        """From which probability on a pixel is of class 1 of two, or of each overlapping class."""
+    def output_thresholds(self) -> tuple[float, ...]:
+        """The minimum probability of the positive class, or of each overlapping class."""
         count = len(self.legend.names) if self.legend.overlapping else 1
         return self.thresholds or (self.threshold,) * count
 
     @property
     def content(self) -> dict[str, Any]:
-        """What a card's JSON holds: every field but those of overlapping classes where the classes are not."""
+        """The fields of card.json; `thresholds` is left out when it is empty."""
         fields = asdict(self) | {"legend": self.legend.content}
         return fields if self.thresholds else {name: value for name, value in fields.items() if name != "thresholds"}
 
@@ -88,30 +90,27 @@ class ModelCard:
 
 
 def read_card(run: Path, name: str = CARD) -> ModelCard:
-    """Read the card of a run folder, or one that lies beside it under another name.
+    """Read the model card of a run folder, or another card file in it.
 
     Raises:
-        InputError: when `run` is no run folder, or its card cannot be read.
+        InputError: if `run` is not a run folder or its card cannot be read.
     """
     path = run / name
     try:
         return TypeAdapter(ModelCard).validate_json(path.read_bytes())
     except OSError as error:
-        raise InputError(
-            f"{run} is not a finished run: it holds no {CARD}. Train one with `geograft train`."
-        ) from error
+        raise InputError(f"{run} is not a finished run: it has no {CARD}. Train one with `geograft train`.") from error
     except ValidationError as error:
-        fault: Any = error.errors(include_url=False)[0]
-        raise InputError(f"{path} cannot be read: {fault['loc']}: {fault['msg']}. Train the run again.") from error
+        raise InputError(f"{path} cannot be read: {describe_fault(error)}. Train the run again.") from error
 
 
-def tiles_of(run: Path) -> Path:
-    """Return the tile set that a run was trained on.
+def read_tile_set_path(run: Path) -> Path:
+    """Return the folder of the tile set that a run was trained on.
 
     Raises:
-        InputError: when `run` does not say.
+        InputError: if the run does not record it.
     """
     try:
-        return Path(json.loads((run / SOURCE).read_text(encoding="utf-8"))["tiles"])
+        return Path(json.loads((run / TILES_FILE).read_text(encoding="utf-8"))["tiles"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run} does not say what it was trained on ({SOURCE}). Give --tiles.") from error
+        raise InputError(f"{run} does not name its tile set in {TILES_FILE}. Give --tiles.") from error

@@ -1,35 +1,35 @@
-"""What can go wrong through no fault of the program.
+"""Errors that the user can fix.
 
 * GeograftError
-  + InputError      an image, a label file or a tile set cannot be used as it is
-    - DivergedError  the loss of a training became infinite or no number
-  + SettingError    a recipe, a flag or an argument has a value that cannot work
-  + WeightsError    pretrained weights cannot be had, read or fitted to the network
-  + OutputError     a result cannot be written (disk full, no permission, exists already)
+  + InputError      an image, a label file, a tile set or a run cannot be used
+    - DivergedError  the training loss became NaN or infinite
+  + SettingError    a recipe, a flag or an argument has an invalid value
+  + WeightsError    pretrained weights cannot be downloaded, read or loaded into the network
+  + OutputError     a result cannot be written (disk full, no permission, file exists)
 
-Every message is one line in three parts: what was seen, what is needed, what to do. The command line prints the line
-and exits with 1. Mistakes of the program itself raise the usual Python exceptions with their traceback.
+Every message is one line: what was found, what is expected, what to do. The command line prints it and exits with
+code 1. Bugs raise ordinary Python exceptions with a traceback.
 """
 
 
 class GeograftError(Exception):
-    """The root of all errors that a user can mend."""
+    """Base class of all errors that the user can fix."""
 
 
 class InputError(GeograftError):
-    """An image, a label file, a tile set or a run cannot be used as it is."""
+    """An image, a label file, a tile set or a run cannot be used."""
 
 
 class DivergedError(InputError):
-    """The loss of a training became infinite or no number: by a tile, or by rates that are too high."""
+    """The training loss became NaN or infinite, because of a tile or a learning rate that is too high."""
 
 
 class SettingError(GeograftError):
-    """A recipe, a flag or an argument has a value that cannot work."""
+    """A recipe, a flag or an argument has an invalid value."""
 
 
 class WeightsError(GeograftError):
-    """Pretrained weights cannot be had, read or fitted to the network."""
+    """Pretrained weights cannot be downloaded, read or loaded into the network."""
 
 
 class OutputError(GeograftError):

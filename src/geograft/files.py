@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and digests that tell one from another."""
+"""Atomic writes of files and folders, and digests."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from geograft.errors import OutputError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into one line; anything else passes through.
+def translate_write_errors(path: Path) -> Iterator[None]:
+    """Raise OutputError in place of an OSError from writing `path`; other exceptions pass through.
 
     Raises:
-        OutputError: when an OSError comes up inside (disk full, no permission, a folder in the way).
+        OutputError: on any OSError in the block (disk full, no permission, a folder of that name).
     """
     try:
         yield
@@ -26,13 +26,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; on success it takes the place of `path`, on failure it vanishes.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`; it replaces `path` on success and is removed on failure.
 
-    The name keeps its suffix (`map.tif` is written as `.map.part.tif`), for drivers choose the format by it.
+    The temporary name keeps the suffix (`.map.part.tif` for `map.tif`), since GDAL drivers are chosen by it.
     """
     part = path.with_name(f".{path.stem}.part{path.suffix}")
-    with writing(path):
+    with translate_write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
@@ -42,12 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_with_scratch(path: Path) -> Iterator[Path]:
-    """Give a path in a new folder beside `path`; on success it takes the place of `path`. The folder always vanishes.
+def atomic_write_in_scratch(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder next to `path`; the file replaces `path` on success. The folder is removed.
 
-    For drivers that leave files of their own beside the one they write.
+    For drivers that write auxiliary files next to their output.
     """
-    with writing(path):
+    with translate_write_errors(path):
         folder = _scratch(path)
         try:
             _remove(folder)
@@ -58,22 +58,22 @@ def replacing_with_scratch(path: Path) -> Iterator[Path]:
             _remove(folder)
 
 
-def remove_scratch(path: Path) -> None:
-    """Remove what a kill left beside `path` while `replacing_with_scratch` was at work."""
-    with writing(path):
+def remove_scratch_folder(path: Path) -> None:
+    """Remove the temporary folder that a killed `atomic_write_in_scratch` left next to `path`."""
+    with translate_write_errors(path):
         _remove(_scratch(path))
 
 
 @contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder` to fill; on success it becomes `folder`, on failure it vanishes.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder next to `folder`; it becomes `folder` on success and is removed on failure.
 
     Raises:
-        OutputError: when `folder` exists already and is not empty, before any work is done.
+        OutputError: if `folder` exists and is not empty, before any work is done.
     """
     refuse_existing(folder)
     part = folder.with_name(f".{folder.name}.part")
-    with writing(folder):
+    with translate_write_errors(folder):
         _remove(part)
         try:
             part.mkdir(parents=True)
@@ -86,30 +86,30 @@ def building(folder: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise OutputError when `path` is a file or a folder with something in it."""
+    """Raise OutputError if `path` is a file or a non-empty folder."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise OutputError(f"{path} exists already; nothing was changed. Remove it or choose another --out.")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
-    with replacing(path) as part:
+    """Write `text` to `path` atomically, as UTF-8."""
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` as JSON that a person can read, whole or not at all."""
+    """Write `content` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits. Reads the whole file once."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits. Reads the whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(content: Any) -> str:
-    """Return the SHA-256 of `content` as canonical JSON: equal content, equal digest."""
+    """Return the SHA-256 of `content` as canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""Spectral indices: arithmetic on the bands of an image, computed pixel by pixel when it is read, as further bands.
+"""Spectral indices: arithmetic on the bands of an image, computed per pixel on reading and appended as bands.
 
-A formula holds + - * / and parentheses, numbers, and bands: b1, b2, ... in their order, or by their names. It is read
-by Python's own parser and then walked by this module; nothing of it is run as code. What is kept names bands by number
-alone, for other images of the same sensor may call them differently.
+A formula consists of + - * / and parentheses, numbers, and bands by number (b1, b2, ...) or name. It is parsed with
+`ast` and evaluated here; it is never executed as code. A parsed index refers to bands by number only, since other
+images of the same sensor may name them differently.
 """
 
 import ast
@@ -21,14 +21,14 @@ from pydantic.dataclasses import dataclass
 
 from geograft.errors import SettingError
 
-MOST_CHARACTERS, MOST_DEPTH = 300, 50
-"""Longest formula, and how deep its parentheses and signs may nest."""
-LARGEST = 1e30
-"""Numbers in a formula are smaller than this."""
+MAX_CHARACTERS, MAX_DEPTH = 300, 50
+"""Maximum length of a formula and maximum nesting depth of its parentheses and signs."""
+MAX_NUMBER = 1e30
+"""Numbers in a formula must be below this."""
 NAME = re.compile(r"[^\W\d]\w*")
-NUMBERED = re.compile(r"b([1-9]\d{0,3})")
-STRANGE = re.compile(r"[^\w\s.+\-*/()]")
-ALLOWED = "a formula holds + - * / and parentheses, numbers and bands"
+BAND_NUMBER = re.compile(r"b([1-9]\d{0,3})")
+FORBIDDEN = re.compile(r"[^\w\s.+\-*/()]")
+ALLOWED = "a formula consists of + - * / and parentheses, numbers and bands"
 
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -41,48 +41,48 @@ SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.UAdd: operator.pos, 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Index:
-    """One index: its name and its formula, in which bands are b1, b2, ..."""
+    """A spectral index; its formula names the bands b1, b2, ..."""
 
     name: str
-    """Name of the band that it makes."""
+    """Name of the resulting band."""
     formula: str
-    """Arithmetic on the bands of the image, in the images' own units."""
+    """Arithmetic on the bands, in units of the images."""
 
     def __post_init__(self) -> None:
         for node in _names(_parsed(self.formula)):
-            if not NUMBERED.fullmatch(node.id):
-                raise ValueError(f"formula {self.formula!r}: {node.id} is no band; they are b1, b2, ...")
+            if not BAND_NUMBER.fullmatch(node.id):
+                raise ValueError(f"formula {self.formula!r}: {node.id} is not a band. Bands are b1, b2, ...")
 
     @property
     def last_band(self) -> int:
-        """The highest band that the formula names."""
+        """The highest band number in the formula."""
         return max(_number(node) for node in _names(_parsed(self.formula)))
 
-    def of(self, bands: Shaped[ndarray, "b h w"]) -> Float32[ndarray, "h w"]:
-        """Return the index of every pixel, NaN where it is no finite number (0/0). Computed in 64 bits."""
+    def compute(self, bands: Shaped[ndarray, "b h w"]) -> Float32[ndarray, "h w"]:
+        """Return the index of every pixel, NaN where it is not finite (0/0). Computed in float64."""
         with np.errstate(all="ignore"):
             found: ndarray = _value(_parsed(self.formula), bands).astype(np.float32)
         found[~np.isfinite(found)] = np.nan
         return found
 
 
-def index_of(text: str, band_names: Sequence[str]) -> Index:
-    """Return the index that `NAME=FORMULA` describes, for images whose bands are called `band_names`.
+def parse_index(text: str, band_names: Sequence[str]) -> Index:
+    """Parse `NAME=FORMULA` for images with the bands `band_names`.
 
-    A name counts before a number, and the case of its letters counts: in an image of the bands B2, B3, B4 and B8, B4 is
-    the third, and b4, which could be either of two, is refused.
+    Names take precedence over numbers and are case-sensitive: with the bands B2, B3, B4 and B8, B4 is the third band,
+    and b4 is rejected as ambiguous.
 
-    >>> index_of("ndvi=(nir-b1)/(nir+b1)", ("red", "nir")).formula
+    >>> parse_index("ndvi=(nir-b1)/(nir+b1)", ("red", "nir")).formula
     '(b2 - b1) / (b2 + b1)'
 
     Raises:
-        SettingError: pointing at what is wrong.
+        SettingError: for an invalid name or formula, with the position of the error.
     """
     name, separator, formula = (part.strip() for part in text.partition("="))
     try:
         if not separator or not NAME.fullmatch(name):
             raise ValueError("give a name and a formula, as in ndvi=(b4-b3)/(b4+b3)")
-        if NUMBERED.fullmatch(name) or name in band_names:
+        if BAND_NUMBER.fullmatch(name) or name in band_names:
             raise ValueError(f"{name} is a band already; give the index another name")
         tree = _parse(formula)
         for node in _names(tree):
@@ -92,61 +92,61 @@ def index_of(text: str, band_names: Sequence[str]) -> Index:
         raise SettingError(f"--index {text!r}: {error}.") from error
 
 
-def indices_of(texts: Sequence[str], band_names: Sequence[str]) -> tuple[Index, ...]:
-    """Return the indices that several texts describe, as `index_of` does each.
+def parse_indices(texts: Sequence[str], band_names: Sequence[str]) -> tuple[Index, ...]:
+    """Parse several `NAME=FORMULA` texts with `parse_index`.
 
     Raises:
-        SettingError: as `index_of`, and when two share a name.
+        SettingError: as `parse_index`, and for duplicate names.
     """
-    indices = tuple(index_of(text, band_names) for text in texts)
+    indices = tuple(parse_index(text, band_names) for text in texts)
     names = [index.name for index in indices]
     double = next((name for name in names if names.count(name) > 1), None)
     if double:
-        raise SettingError(f"--index names {double} twice. Give each index a name of its own.")
+        raise SettingError(f"--index defines {double} twice. Give each index its own name.")
     return indices
 
 
 def check_indices(indices: Sequence[Index], bands: int) -> None:
-    """Raise ValueError when an index names a band that images of `bands` bands have not."""
+    """Raise ValueError if an index uses a band beyond the number of `bands`."""
     for index in indices:
         if index.last_band > bands:
-            raise ValueError(f"{index.name} = {index.formula} names a band past the last, b{bands}")
+            raise ValueError(f"{index.name} = {index.formula} uses a band beyond the last, b{bands}")
 
 
-def with_indices(
+def append_indices(
     pixels: Shaped[ndarray, "b h w"], valid: Bool[ndarray, "h w"], indices: Sequence[Index]
 ) -> Shaped[ndarray, "c h w"]:
-    """Return the bands and then the indices, float32; `pixels` as they are where there are no indices.
+    """Return the bands followed by the indices, as float32; without indices, `pixels` itself.
 
-    A pixel that is not valid is 0 in every band. In a valid one an index may be NaN: it has no value there.
+    Indices are 0 in invalid pixels, and may be NaN (undefined) in valid ones.
     """
     if not indices:
         return pixels
     found = np.empty((len(pixels) + len(indices), *valid.shape), np.float32)
     found[: len(pixels)] = pixels
     for band, index in zip(found[len(pixels) :], indices, strict=True):
-        band[:] = np.where(valid, index.of(pixels), 0)
+        band[:] = np.where(valid, index.compute(pixels), 0)
     return found
 
 
-def filled(image: Float32[ndarray, "c h w"], values: Sequence[float]) -> Float32[ndarray, "c h w"]:
-    """Return `image` with one of `values` in place of NaN in each of its last bands, written into it."""
+def fill_missing(image: Float32[ndarray, "c h w"], values: Sequence[float]) -> Float32[ndarray, "c h w"]:
+    """Replace NaN in the last bands of `image` by `values`, one per band, in place; returns `image`."""
     for band, value in zip(image[len(image) - len(values) :], values, strict=True):
         band[np.isnan(band)] = value
     return image
 
 
 def _parse(formula: str) -> ast.expr:
-    """Return the tree of a formula that holds nothing but what it may; raise ValueError saying what else and where."""
+    """Return the syntax tree of a formula; raise ValueError with the position of anything that is not allowed."""
     text = " ".join(formula.split())
-    if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"the formula has {len(text)} characters, at most {MOST_CHARACTERS} are read")
-    strange = STRANGE.search(text)
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the formula has {len(text)} characters, the maximum is {MAX_CHARACTERS}")
+    strange = FORBIDDEN.search(text)
     if strange:
         raise ValueError(f"{strange[0]!r} at character {strange.start() + 1} of the formula is not allowed: {ALLOWED}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as 1if: what follows says it better
+            warnings.simplefilter("ignore")  # for example on 1if; the error below is clearer
             tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"{error.msg} at character {error.offset} of the formula: {ALLOWED}") from error
@@ -165,10 +165,10 @@ def _check(tree: ast.expr, text: str) -> None:
             piece = ast.get_source_segment(text, node) or text
             place = len(text.encode()[: node.col_offset].decode()) + 1
             raise ValueError(f"{piece!r} at character {place} of the formula is not allowed: {ALLOWED}")
-        if depth > MOST_DEPTH:
-            raise ValueError(f"the formula nests more than {MOST_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the formula nests more than {MAX_DEPTH} deep")
     if not _names(tree):
-        raise ValueError("the formula names no band")
+        raise ValueError("the formula uses no band")
 
 
 def _allowed(node: ast.expr) -> bool:
@@ -179,13 +179,13 @@ def _allowed(node: ast.expr) -> bool:
             return type(node.op) in SIGNS
         case ast.Constant():
             value = node.value
-            return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+            return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
         case _:
             return isinstance(node, ast.Name)
 
 
 def _nodes(tree: ast.expr) -> Iterator[tuple[ast.expr, int]]:
-    """Yield the parts of a formula with their depth, from the left; not what lies inside of what it may not hold."""
+    """Yield the nodes of a formula and their depth, left to right; operands of other node types are not visited."""
     waiting = [(tree, 1)]
     while waiting:
         node, depth = waiting.pop()
@@ -205,8 +205,8 @@ def _number(node: ast.Name) -> int:
 
 
 def _band(name: str, band_names: Sequence[str]) -> int:
-    """Return the number of the band that a formula calls `name`."""
-    numbered = NUMBERED.fullmatch(name)
+    """Return the number of the band that `name` refers to; raise ValueError if it is unknown or ambiguous."""
+    numbered = BAND_NUMBER.fullmatch(name)
     called = [own.casefold() if numbered else own for own in band_names]
     meant = {number for number, own in enumerate(called, start=1) if own == name}
     if numbered and int(numbered[1]) <= len(band_names):
@@ -215,9 +215,9 @@ def _band(name: str, band_names: Sequence[str]) -> int:
         return meant.pop()
     if meant:
         these = " or ".join(f"b{number} ({band_names[number - 1]})" for number in sorted(meant))
-        raise ValueError(f"{name} could be {these}. Use a name or a number that is clear")
+        raise ValueError(f"{name} is ambiguous: {these}. Use an unambiguous name or number")
     known = ", ".join(f"b{i} {own}" for i, own in enumerate(band_names, start=1))
-    raise ValueError(f"{name} is no band; there are: {known}")
+    raise ValueError(f"{name} is not a band. The bands are: {known}")
 
 
 def _value(node: ast.expr, bands: Shaped[ndarray, "b h w"]) -> Any:
@@ -229,7 +229,7 @@ def _value(node: ast.expr, bands: Shaped[ndarray, "b h w"]) -> Any:
         case ast.Name():
             return bands[_number(node) - 1].astype(np.float64)
         case ast.Constant():
-            # numpy's number: divided by zero it is infinite, where Python's raises.
-            return np.float64(node.value)  # type: ignore[arg-type]  # `_check` let numbers pass alone
+            # A NumPy scalar: division by zero gives inf, where a Python float would raise.
+            return np.float64(node.value)  # type: ignore[arg-type]  # `_check` admits only numbers
         case _:
             raise AssertionError(ast.dump(node))

@@ -1,7 +1,7 @@
-"""What is in the making: the folder of a long job, kept until its result is whole, so that a killed job can go on.
+"""Partial results of long jobs, kept in a folder so that an interrupted job can be resumed.
 
-Each folder holds a `ledger.json` that a person can read: what is being made, from what (its origin), and whether all is
-done but for the last step. What else is in the folder is the business of the ledger's own module.
+Each folder contains a readable `ledger.json` with the job's origin (inputs and settings), and whether everything but
+the last step is complete. The other files belong to the module that writes the ledger.
 """
 
 import json
@@ -17,27 +17,28 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy import ndarray
 
+from geograft.config.recipes import RENAMED_SETTINGS
 from geograft.errors import GeograftError, InputError
-from geograft.files import replacing, write_json, writing
+from geograft.files import atomic_write, translate_write_errors, write_json
 
 LEDGER = "ledger.json"
-MOST_SHOWN = 3
-"""Differences that one message lists."""
-DAMAGE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
-"""What reading a damaged file of arrays may raise."""
+MAX_SHOWN = 3
+"""Number of differences listed in an error message."""
+READ_ERRORS = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
+"""Exceptions from reading a damaged .npz file."""
 
 
-def as_json(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `origin` as it comes back from a ledger: tuples as lists, keys as text."""
+def to_json_types(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `origin` as JSON reads it back: tuples as lists, keys as strings."""
     plain: dict[str, Any] = json.loads(json.dumps(origin))
     return plain
 
 
-def begun(folder: Path, names: tuple[str, ...] = ("origin", "complete")) -> dict[str, Any] | None:
-    """Return the entries `names` of the ledger in `folder`; None where there is no ledger.
+def read_ledger(folder: Path, names: tuple[str, ...] = ("origin", "complete")) -> dict[str, Any] | None:
+    """Return the entries `names` of the ledger in `folder`; None if it has no ledger.
 
     Raises:
-        InputError: when there is a ledger that cannot be understood.
+        InputError: if the ledger is corrupt.
     """
     path = folder / LEDGER
     try:
@@ -46,107 +47,111 @@ def begun(folder: Path, names: tuple[str, ...] = ("origin", "complete")) -> dict
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise misunderstood(path, error) from error
+        raise corrupt_ledger_error(path, error) from error
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether `folder` holds a ledger whose result was being put in its place when the job ended.
+    """Return whether the job in `folder` was interrupted in its last step, when it moved its result into place.
 
     Raises:
-        InputError: when there is a ledger that cannot be understood.
+        InputError: if the ledger is corrupt.
     """
-    kept = begun(folder)
+    kept = read_ledger(folder)
     return kept is not None and bool(kept["complete"])
 
 
-def origin_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the result in `folder` is made from; None where there is no ledger.
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """Return the origin recorded in the ledger of `folder`; None if it has no ledger.
 
     Raises:
-        InputError: when there is a ledger that cannot be understood.
+        InputError: if the ledger is corrupt.
     """
-    kept = begun(folder)
+    kept = read_ledger(folder)
     return dict(kept["origin"]) if kept is not None else None
 
 
-def check_same(folder: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError when the origin of `folder` was another one, naming what differs; `what` is being made there."""
+def check_same_origin(folder: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise InputError if the origin of the partial result `what` in `folder` differs, naming the differences."""
     differing = differences(before, now)
     if differing:
-        shown = "; ".join(differing[:MOST_SHOWN]) + ("; ..." if len(differing) > MOST_SHOWN else "")
-        raise InputError(f"{folder} holds {what} in the making from something else: {shown}. {_remedy(folder)}")
+        shown = "; ".join(differing[:MAX_SHOWN]) + ("; ..." if len(differing) > MAX_SHOWN else "")
+        raise InputError(f"{folder} holds {what} in progress with other inputs or settings: {shown}. {_remedy(folder)}")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return one line for each entry of nested mappings that differs, with its path and both values.
+    """Return one line per differing entry of two nested mappings, with its path and both values.
+
+    If `before` has old names of settings, only these are returned, with their new names.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
     ['a.c was 2, is 3']
     """
     old, new = _flat(before), _flat(now)
-    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in new | old if old.get(key) != new.get(key)]
+    renamed = [f"{key} is now {RENAMED_SETTINGS[key]}" for key in old if key in RENAMED_SETTINGS and key not in new]
+    return renamed or [
+        f"{key} was {old.get(key)}, is {new.get(key)}" for key in new | old if old.get(key) != new.get(key)
+    ]
 
 
 def write_ledger(folder: Path, content: Mapping[str, Any]) -> None:
     """Write or replace the ledger in `folder`.
 
     Raises:
-        OutputError: when the operating system refuses.
+        OutputError: on any OSError.
     """
     write_json(folder / LEDGER, content)
 
 
 def remove_ledger(folder: Path) -> None:
-    """Remove a ledger's folder, or what a kill left of it. The ledger itself goes last.
+    """Remove the folder of a ledger, even a partly removed one. The ledger is deleted last.
 
     Raises:
-        OutputError: when the operating system refuses.
+        OutputError: on any OSError.
     """
-    with writing(folder):
+    with translate_write_errors(folder):
         for path in sorted(folder.iterdir(), key=lambda path: path.name == LEDGER):
             path.unlink()
         shutil.rmtree(folder)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, ndarray]) -> None:
-    """Write arrays by name, whole or not at all; they have reached the disk when this returns.
+    """Write named arrays to an .npz file atomically and sync it to disk.
 
     Raises:
-        OutputError: when the disk is full.
+        OutputError: if the disk is full.
     """
-    with replacing(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
 
 
-def unreadable(path: Path, error: BaseException) -> InputError:
-    """Return the error of a file in a ledger's folder that cannot be read."""
+def unreadable_error(path: Path, error: BaseException) -> InputError:
+    """Return the error for a file in a ledger's folder that cannot be read."""
     return InputError(f"{path} cannot be read: {error}. {_remedy(path.parent)}")
 
 
-def misunderstood(path: Path, error: BaseException) -> InputError:
-    """Return the error of a file in a ledger's folder that was read and makes no sense."""
-    return InputError(f"{path} cannot be understood: {error!r}. {_remedy(path.parent)}")
+def corrupt_ledger_error(path: Path, error: BaseException) -> InputError:
+    """Return the error for a file in a ledger's folder with invalid content."""
+    return InputError(f"{path} is corrupt: {error!r}. {_remedy(path.parent)}")
 
 
 @contextmanager
-def keeping(folder: Path, held: Callable[[], str]) -> Iterator[None]:
-    """Say in an error's message what `folder` keeps, and remove the folder when it keeps nothing.
+def keep_ledger_on_error(folder: Path, describe_progress: Callable[[], str]) -> Iterator[None]:
+    """Add to an error's message which partial results `folder` keeps; remove the folder if it keeps none.
 
-    `held` says what is kept, as in "3 of 5 rows are"; an empty text means nothing.
+    `describe_progress` returns a text such as "3 of 5 rows are", empty if nothing is kept.
     """
     try:
         yield
     except GeograftError as error:
         if not folder.exists():
             raise
-        kept = held()
+        kept = describe_progress()
         if not kept:
             remove_ledger(folder)
             raise
-        goes_on = "the same command with the same files goes on from there."
-        raise type(error)(f"{error} {kept} kept in {folder}; {goes_on}") from error
+        raise type(error)(f"{error} {kept} kept in {folder}; the same command resumes from there.") from error
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
@@ -157,4 +162,4 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def _remedy(folder: Path) -> str:
-    return f"Remove {folder} to begin anew."
+    return f"Remove {folder} to start over."

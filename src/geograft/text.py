@@ -1,24 +1,21 @@
-"""Numbers with their nouns.
-
-Plain text tables.
-"""
+"""Plain-text formatting: counts with nouns, and tables."""
 
 from collections.abc import Sequence
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number and its noun.
+def pluralise(count: int, noun: str) -> str:
+    """Return a count with its noun in the singular or plural.
 
-    >>> counted(1, "tile"), counted(1150, "tile")
+    >>> pluralise(1, "tile"), pluralise(1150, "tile")
     ('1 tile', '1,150 tiles')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines with aligned columns, the first to the left, the others to the right.
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table with aligned columns: the first left-aligned, the others right-aligned.
 
-    >>> table([("class", "IoU"), ("tree", "0.61")])
+    >>> format_table([("class", "IoU"), ("tree", "0.61")])
     ['class   IoU', 'tree   0.61']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""The shipped recipes: the default is what every command uses, and the article's stay the article's."""
+"""Shipped recipes: the default equals the defaults of the settings, and the article's recipes follow the article."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +8,17 @@ import pytest
 from geograft.config import ModelConfig, PrepareConfig, Recipe, TrainConfig, load_recipe
 
 
-def test_the_default_recipe_is_what_is_used_without_one() -> None:
+def test_the_default_recipe_equals_the_defaults() -> None:
     assert replace(load_recipe(Path("default")), title="") == Recipe()
 
 
-def test_ideas_are_tried_one_at_a_time_against_the_default_before_one_was_taken() -> None:
+def test_ideas_change_one_setting_of_the_default_each() -> None:
     ideas, default = load_recipe(Path("ideas")), load_recipe(Path("default"))
     assert (ideas.model, ideas.train) == (default.model, replace(default.train, auxiliary_weight=0))
     assert [len(variant.model) + len(variant.train) for variant in ideas.variants] == [0] + [1] * 20
 
 
-def test_the_demos_last_network_is_the_default_but_for_epochs_and_colours() -> None:
+def test_the_last_demo_variant_is_the_default_except_for_epochs_and_augmentation() -> None:
     demo, default = load_recipe(Path("demo")), load_recipe(Path("default"))
     variant = demo.variants[-1]
     last = demo.with_settings(model=variant.model, train=variant.train)
@@ -27,7 +27,7 @@ def test_the_demos_last_network_is_the_default_but_for_epochs_and_colours() -> N
 
 
 @pytest.mark.parametrize("name", ["article", "amazon", "demo"])
-def test_the_articles_recipes_train_as_the_article_does(name: str) -> None:
+def test_the_articles_recipes_train_as_in_the_article(name: str) -> None:
     recipe = load_recipe(Path(name))
     assert recipe.model.architecture == "transfer"
     as_in_the_article = {
@@ -48,7 +48,7 @@ def test_the_articles_recipes_train_as_the_article_does(name: str) -> None:
     assert {key: getattr(recipe.train, key) for key in as_in_the_article} == as_in_the_article
 
 
-def test_the_articles_recipe_says_each_setting_that_decides() -> None:
+def test_the_articles_recipe_states_every_decisive_setting() -> None:
     recipe = load_recipe(Path("article"))
     assert (recipe.train.decoder_lr, recipe.train.encoder_lr, recipe.train.epochs) == (5e-4, 1.5e-4, 10)
     assert recipe.prepare == PrepareConfig(tile_px=224, overlap=0.5, split="group", val=0.15, test=0.15)

@@ -1,4 +1,4 @@
-"""A disk that is full after some bytes."""
+"""Simulation of a full disk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ import pytest
 
 
 @contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Let the operating system refuse to write any file beyond `size` bytes, as it does on a full disk."""
+def max_file_size(size: int) -> Iterator[None]:
+    """Make writes beyond `size` bytes per file fail, as on a full disk."""
     resource = pytest.importorskip("resource", reason="this system limits no file sizes")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

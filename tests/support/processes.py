@@ -1,4 +1,4 @@
-"""A process that may be killed at its work."""
+"""Child processes that kill themselves at a given point."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Fuse:
-    """Ends the process when it was lit `length` times."""
+    """Kills the process at the `length`-th call of `burn`."""
 
     def __init__(self, length: int) -> None:
         self.left = length
@@ -18,8 +18,8 @@ class Fuse:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_process(work: Callable[[], None]) -> int:
-    """Return the signal that ended a process that does `work`; 0 when it came to its end."""
+def run_in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a forked process; return the signal that ended it, 0 for a normal exit."""
     child = os.fork()
     if child == 0:
         try:

@@ -26,5 +26,5 @@ def write_raster(
 
 
 def textured(bands: int, height: int, width: int, seed: int = 0) -> ndarray:
-    """Return (bands, height, width) uint8 noise, never 0, so that 0 can stand for nodata."""
+    """Return (bands, height, width) uint8 noise without 0, so that 0 can be nodata."""
     return np.random.default_rng(seed).integers(1, 255, (bands, height, width), dtype=np.uint8)

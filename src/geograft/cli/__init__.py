@@ -1,6 +1,6 @@
-"""The command line: thin functions that parse, call one verb and print what it returns.
+"""Command line: thin functions that parse arguments, call one verb and print its result.
 
-Nothing heavy is imported before a verb is called, so that help answers at once.
+Verbs are imported when they are called, so that --help is fast.
 """
 
 import sys
@@ -12,7 +12,7 @@ from geograft.errors import GeograftError
 
 
 def installed_version() -> str:
-    """Return the version of Geograft. Looking it up takes as long as all the rest of `geograft --help`."""
+    """Return the installed version of Geograft. A function, since the look-up takes as long as the rest of --help."""
     from importlib.metadata import version
 
     return version("geograft")
@@ -20,120 +20,120 @@ def installed_version() -> str:
 
 app = App(
     name="geograft",
-    help="Maps from satellite and aerial images with few labels, by transfer learning.\n\n"
+    help="Semantic segmentation of satellite and aerial images with few labels, by transfer learning.\n\n"
     "images + labels -> prepare -> train -> evaluate -> predict -> polygons",
     help_format="plaintext",
     version=installed_version,
 )
-prepare = App(name="prepare", help="Turn images and labels into a tile set.", sort_key=1)
+prepare = App(name="prepare", help="Make a tile set from images and labels.", sort_key=1)
 app.command(prepare)
 
 
-def add(parent: App, place: int, home: str, text: str, example: str) -> None:
-    """Add the command MODULE:FUNCTION in the `place`-th row of the help; it is imported when it is called."""
+def add_command(parent: App, place: int, home: str, text: str, example: str) -> None:
+    """Add the command `home` (MODULE:FUNCTION) to the help at position `place`; it is imported when called."""
     function = f"geograft.cli.{home}"
     name = home.partition(":")[2]
     parent.command(function, name=name, help=text, help_epilogue=f"Example: $ geograft {example}", sort_key=place)
 
 
-add(
+add_command(
     prepare, 1, "data:vector",
-    "Make a tile set from images and polygons. Labels are reprojected to the images, never the images.",
+    "Make a tile set from images and polygons. Labels are reprojected to the CRS of the images.",
     "prepare vector scene.tif --labels crowns.gpkg --out tiles/",
 )  # fmt: skip
-add(
+add_command(
     prepare, 2, "data:masks",
     "Make a tile set from a folder of images and a folder of mask images, paired by name.",
     "prepare masks images/ masks/ --classes 1=forest,2=other --out tiles/",
 )  # fmt: skip
-add(
+add_command(
     prepare, 3, "data:dstl",
-    "Make a tile set from the DSTL competition's folder as Kaggle ships it.",
+    "Make a tile set from the folder of Kaggle's DSTL competition.",
     "prepare dstl dstl/ --classes 5 --out tiles/",
 )  # fmt: skip
-add(
+add_command(
     app, 2, "data:audit",
-    "Say what training has seen of the validation and test ground, and how near to it it came.",
+    "Check a tile set's split for leakage: shared pixels, duplicate scenes, spatial autocorrelation.",
     "audit tiles/",
 )  # fmt: skip
-add(
+add_command(
     app, 3, "learning:model",
-    "Show a network's stages with their shapes, parameters, GFLOP and memory, and draw its graph.",
+    "Summarise a network: shapes, parameters, GFLOP and memory of each stage. Can draw its graph.",
     "model transfer --draw-to transfer.svg",
 )  # fmt: skip
-add(
+add_command(
     app, 4, "learning:train",
-    "Train a network on a tile set and keep the epoch with the least validation loss.",
+    "Train a network on a tile set; the epoch with the lowest validation loss is saved.",
     "train tiles/ --out runs/trees --epochs 20",
 )  # fmt: skip
-add(
+add_command(
     app, 5, "learning:compare",
-    "Train every variant of a recipe with every seed on the same tiles, side by side. Goes on after a stop.",
+    "Train all variants of a recipe with all seeds on the same tiles and compare them. Resumable.",
     "compare tiles/ --recipe recipes/demo.toml --out comparison/",
 )  # fmt: skip
-add(
+add_command(
     app, 5, "learning:curve",
-    "Draw how good a network is with how many training tiles, pretrained and from scratch. Goes on after a stop.",
+    "Plot a learning curve: IoU against the number of training tiles. Resumable.",
     "curve tiles/ --out curve/ --recipe recipes/demo.toml --seeds 0 1 2",
 )  # fmt: skip
-add(
+add_command(
     app, 5, "learning:find",
-    "Search for the learning rates, losses and encoder that suit a tile set, and write a recipe. Goes on after a stop.",
+    "Search learning rates, loss and encoder by successive halving (Optuna). Resumable.",
     "find tiles/ --out found/ --trials 12",
 )  # fmt: skip
-add(
+add_command(
     app, 6, "learning:calibrate",
-    "Choose a run's threshold and temperature on its validation tiles and write them into its card.",
+    "Calibrate a run on its validation tiles: temperature scaling and the probability threshold.",
     "calibrate runs/trees",
 )  # fmt: skip
-add(
+add_command(
     app, 7, "learning:evaluate",
-    "Score a run on the tiles of one split, every pixel once, with 95 % intervals.",
+    "Score a run on the tiles of one split, with 95 % confidence intervals. Each pixel counts once.",
     "evaluate runs/trees --split test",
 )  # fmt: skip
-add(
+add_command(
     app, 8, "area:review",
-    "Write where a run is wrong, and where labels probably are, as layers to look at in a GIS.",
+    "Write error maps, the worst tiles and suspected label errors, as layers for QGIS.",
     "review runs/trees --out review/",
 )  # fmt: skip
-add(
+add_command(
     app, 9, "maps:predict",
-    "Map whole rasters of any size with a run. A killed prediction goes on where it stopped.",
+    "Map rasters of any size with a run. Resumable.",
     "predict runs/trees region.tif --out trees.tif",
 )  # fmt: skip
-add(
+add_command(
     app, 10, "maps:polygons",
-    "Turn a class map into polygons with their area.",
+    "Polygonise a class map; each polygon has its class and area. Resumable.",
     "polygons trees.tif --out trees.gpkg --min-area-m2 1",
 )  # fmt: skip
-add(
+add_command(
     app, 16, "maps:suggest",
-    "Say which tiles to label next: those that stand for the most of what a run is unsure of.",
+    "Choose the tiles to label next (active learning).",
     "suggest runs/trees region.tif --out next.gpkg --tiles 20",
 )  # fmt: skip
-add(
+add_command(
     app, 11, "area:sample",
-    "Draw a random sample of a map's pixels by class, to be labelled in a GIS.",
+    "Draw a random sample of a map's pixels, stratified by class, for labelling in a GIS.",
     "sample trees.tif --out points.gpkg",
 )  # fmt: skip
-add(
+add_command(
     app, 12, "area:area",
-    "Estimate the area of each class with its 95 % interval from a labelled sample.",
+    "Estimate class areas and map accuracy from a labelled sample, with 95 % confidence intervals.",
     "area trees.tif points.gpkg --out area.json",
 )  # fmt: skip
-add(
+add_command(
     app, 13, "area:jaccard",
-    "Score polygons by the DSTL competition's rule: the Jaccard index by class, and the mean.",
+    "Score polygons by the metric of the DSTL competition: the Jaccard index per class and its mean.",
     "jaccard 6100_1_3.csv --labels dstl/",
 )  # fmt: skip
-add(
+add_command(
     app, 14, "maps:report",
-    "Write one HTML page about a run or a comparison that opens anywhere and can be mailed.",
+    "Write a self-contained HTML report of a run or a comparison.",
     "report comparison/ --out report.html",
 )  # fmt: skip
-add(
+add_command(
     app, 15, "maps:demo",
-    "Compare the article's three models with Geograft's default on the embedded scene, and map another place.",
+    "Train the article's three models and Geograft's default on a built-in scene, and map a second scene.",
     "demo --out demo-out",
 )  # fmt: skip
 
@@ -141,7 +141,7 @@ add(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments` (default: the process's own).
 
-    What a user can mend ends in one line on stderr and exit code 1.
+    Errors that the user can fix print one line on stderr and exit with code 1.
     """
     try:
         app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)

@@ -1,17 +1,17 @@
-"""`geograft review`, `geograft sample`, `geograft area` and `geograft jaccard`. Verbs are imported when called."""
+"""Command-line functions of `geograft review`, `sample`, `area` and `jaccard`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, settings, show
+from geograft.cli.flags import config_from, print_result, settings
 from geograft.config import ReviewConfig, SampleConfig
 
 
 @settings(sample=SampleConfig)
 def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
-    """Draw a random sample of a map's pixels by class, to be labelled in a GIS.
+    """Draw a random sample of a map's pixels, stratified by class, for labelling in a GIS.
 
     Args:
         map: Class map, a GeoTIFF from `geograft predict`.
@@ -19,48 +19,48 @@ def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (th
     """
     from geograft.commands.sample import sample
 
-    show(sample(map, out, config_from(SampleConfig, SampleConfig(), chosen)))
+    print_result(sample(map, out, config_from(SampleConfig, SampleConfig(), chosen)))
 
 
 def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noqa: A002
-    """Estimate the area of each class with its 95 % interval, and the map's accuracies, from a labelled sample.
+    """Estimate class areas and map accuracy from a labelled sample, with 95 % confidence intervals.
 
     Args:
         map: Class map that the sample was drawn from.
         points: GeoPackage from `geograft sample` with the field `reference` filled in.
-        out: JSON file to write all figures to.
+        out: JSON file to write all results to.
     """
     from geograft.commands.area import area
 
-    show(area(map, points, out))
+    print_result(area(map, points, out))
 
 
 @settings(review=ReviewConfig)
 def review(
     runs: Annotated[tuple[Path, ...], Parameter(negative=())], /, *, out: Path, tiles: Path | None = None, **chosen: Any
 ) -> None:
-    """Write where runs are wrong on ground that they did not train on, and where labels are probably wrong.
+    """Write error maps, the worst tiles and suspected label errors, as layers for QGIS. Only held-out pixels are used.
 
     Args:
-        runs: Folder of a run, or of one run a fold.
+        runs: Folder of a run, or folders of one run per fold.
         out: Folder to write: errors/SCENE.tif, worst.gpkg, suspects.gpkg.
-        tiles: Another tile set with the same classes, of ground that the run did not train on.
+        tiles: Another tile set with the same classes, of an area that the run was not trained on.
     """
     from geograft.commands.review import review
 
-    show(review(runs, out, tiles, config_from(ReviewConfig, ReviewConfig(), chosen)))
+    print_result(review(runs, out, tiles, config_from(ReviewConfig, ReviewConfig(), chosen)))
 
 
 def jaccard(
     submissions: Annotated[tuple[Path, ...], Parameter(negative=())], /, *, labels: Path, out: Path | None = None
 ) -> None:
-    """Score DSTL submissions by the competition's rule: the Jaccard index of polygons, by class and in the mean.
+    """Score polygons by the metric of the DSTL competition: the Jaccard index per class and its mean.
 
     Args:
-        submissions: Tables from `geograft polygons MAP.tif --out IMAGE.csv --dstl-grid grid_sizes.csv`.
-        labels: Kaggle's folder, or train_wkt_v4.csv itself.
-        out: JSON file to write all figures to.
+        submissions: CSV files from `geograft polygons MAP.tif --out IMAGE.csv --dstl-grid grid_sizes.csv`.
+        labels: The competition's folder, or its train_wkt_v4.csv.
+        out: JSON file to write all results to.
     """
     from geograft.commands.jaccard import jaccard
 
-    show(jaccard(submissions, labels, out))
+    print_result(jaccard(submissions, labels, out))

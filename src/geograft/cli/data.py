@@ -1,11 +1,11 @@
-"""`geograft prepare` and `geograft audit`. Verbs are imported when they are called, so that --help answers at once."""
+"""Command-line functions of `geograft prepare` and `audit`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, settings, show
+from geograft.cli.flags import config_from, print_result, settings
 from geograft.config import PrepareConfig, Recipe, load_recipe
 from geograft.errors import SettingError
 
@@ -22,29 +22,29 @@ def vector(
     class_field: str | None = None,
     aoi: Path | None = None,
     overlapping: Flag = False,
-    fractions: Flag = False,
+    fractional: Flag = False,
     groups: Path | None = None,
     recipe: Path | None = None,
     **chosen: Any,
 ) -> None:
-    """Make a tile set from images and polygons. Labels are reprojected to the images, never the images.
+    """Make a tile set from images and polygons. Labels are reprojected to the CRS of the images.
 
     Args:
-        images: GeoTIFFs or anything else that GDAL reads.
+        images: GeoTIFFs or other rasters that GDAL reads.
         labels: Polygons: GeoPackage, GeoJSON or Shapefile.
         out: Folder of the tile set.
-        class_field: Attribute that holds the class. Without it all polygons are of one class.
-        aoi: Polygons of what the annotator looked at; the rest is neither trained nor scored.
-        overlapping: Each class has an output of its own: a pixel is of every class that has a polygon over it.
-        fractions: A pixel is of the classes by how much of it lies in their polygons, seen on 8 x 8 points.
+        class_field: Attribute with the class. Without it all polygons belong to one class.
+        aoi: Polygons of the annotated area; pixels outside are ignored in training and scoring.
+        overlapping: Multi-label: a pixel belongs to every class whose polygons cover it.
+        fractional: Fractional (soft) labels: the fraction of each pixel inside the polygons, from 8 x 8 subpixels.
         groups: CSV file with the columns scene and group, for --split group.
-        recipe: TOML file whose [prepare] table gives the settings.
+        recipe: TOML file; its [prepare] table sets the defaults of the flags below.
     """
     from geograft.commands.prepare import prepare
     from geograft.dataset.sources import VectorSource
 
-    source = VectorSource(images, labels, class_field, aoi, groups, overlapping, fractions)
-    show(prepare(source, out, _config(recipe, chosen)))
+    source = VectorSource(images, labels, class_field, aoi, groups, overlapping, fractional)
+    print_result(prepare(source, out, _config(recipe, chosen)))
 
 
 @settings(prepare=PrepareConfig)
@@ -56,7 +56,7 @@ def masks(
     classes: str,
     out: Path,
     ignore: int | None = None,
-    fractions: Flag = False,
+    fractional: Flag = False,
     overlapping: Flag = False,
     full_value: float = 1.0,
     skip_mismatched: bool = False,
@@ -68,23 +68,23 @@ def masks(
 
     Args:
         images: Folder of images: PNG, JPEG or TIFF.
-        masks: Folder of masks, one band, one value a class; with --fractions and --overlapping, one band a class.
-        classes: Values or bands, and names: 1=forest,2=other. Of two the first is mapped. Band 0 is what others leave.
+        masks: Folder of masks: one band of class values; with --fractional or --overlapping, a band per class.
+        classes: Mask values or bands, and names: 1=forest,2=other. The first of two is positive; band 0 is the rest.
         out: Folder of the tile set.
-        ignore: Mask value of pixels that are neither trained nor scored.
-        fractions: Bands say how much of a pixel each class has, from 0 to --full-value.
-        overlapping: Each class has an output of its own: a pixel may be of several, or of none.
-        full_value: What stands for a whole pixel in such bands: 100 for percent.
-        skip_mismatched: Leave out pairs that do not match in name or size instead of stopping.
+        ignore: Mask value of pixels to ignore in training and scoring.
+        fractional: Fractional (soft) labels: each band holds the fraction of its class, from 0 to --full-value.
+        overlapping: Multi-label: a pixel may belong to several classes or none.
+        full_value: Band value of a fraction of 1, for example 100 for percent.
+        skip_mismatched: Skip images and masks that do not match in name or size, instead of raising an error.
         groups: CSV file with the columns scene and group, for --split group.
-        recipe: TOML file whose [prepare] table gives the settings.
+        recipe: TOML file; its [prepare] table sets the defaults of the flags below.
     """
     from geograft.commands.prepare import prepare
     from geograft.dataset.sources import MaskSource
 
     table = parse_classes(classes)
-    source = MaskSource(images, masks, table, ignore, skip_mismatched, groups, overlapping, fractions, full_value)
-    show(prepare(source, out, _config(recipe, chosen)))
+    source = MaskSource(images, masks, table, ignore, skip_mismatched, groups, overlapping, fractional, full_value)
+    print_result(prepare(source, out, _config(recipe, chosen)))
 
 
 @settings(prepare=PrepareConfig)
@@ -92,50 +92,50 @@ def dstl(
     folder: Path,
     /,
     *,
-    classes: Annotated[str, Parameter(help="Numbers of the classes, 1 to 10, by commas: 5 is trees.")],
+    classes: Annotated[str, Parameter(help="Class numbers, 1 to 10, separated by commas. 5 is trees.")],
     out: Path,
     overlapping: Flag = False,
-    fractions: Flag = False,
+    fractional: Flag = False,
     recipe: Path | None = None,
     **chosen: Any,
 ) -> None:
-    """Make a tile set from the DSTL competition's folder as Kaggle ships it.
+    """Make a tile set from the folder of Kaggle's DSTL competition.
 
     Args:
         folder: Folder with train_wkt_v4.csv, grid_sizes.csv and three_band, zipped or not.
         out: Folder of the tile set.
-        overlapping: Each class has an output of its own: a pixel is of every class that has a polygon over it.
-        fractions: A pixel is of the classes by how much of it lies in their polygons, seen on 8 x 8 points.
-        recipe: TOML file whose [prepare] table gives the settings.
+        overlapping: Multi-label: a pixel belongs to every class whose polygons cover it.
+        fractional: Fractional (soft) labels: the fraction of each pixel inside the polygons, from 8 x 8 subpixels.
+        recipe: TOML file; its [prepare] table sets the defaults of the flags below.
     """
     from geograft.commands.prepare import prepare
     from geograft.dataset.sources import DstlSource
 
     numbers = tuple(_number(part, "--classes") for part in classes.split(","))
-    show(prepare(DstlSource(folder, numbers, overlapping, fractions), out, _config(recipe, chosen)))
+    print_result(prepare(DstlSource(folder, numbers, overlapping, fractional), out, _config(recipe, chosen)))
 
 
 def audit(tiles: Path, /, *, figure: Path | None = None) -> None:
-    """Say what training has seen of the validation and test ground, and how near to it it came.
+    """Check a tile set's split for leakage: shared pixels, duplicate scenes, spatial autocorrelation.
 
     Args:
         tiles: Folder of a tile set.
-        figure: PNG file: how far the ground resembles itself, over the distances of held-out tiles from training.
+        figure: PNG file to write: the variogram, and the distances of held-out tiles from training tiles.
     """
     from geograft.commands.audit import audit
 
-    show(audit(tiles, figure))
+    print_result(audit(tiles, figure))
 
 
 def parse_classes(text: str) -> dict[int, str]:
     """Return {1: "forest", 2: "other"} for "1=forest,2=other".
 
     Raises:
-        SettingError: when a part is not NUMBER=NAME.
+        SettingError: if a part is not NUMBER=NAME.
     """
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(separator and name.strip() for _, separator, name in pairs):
-        raise SettingError(f"--classes {text!r} is not understood: give values and names, as in 1=forest,2=other.")
+        raise SettingError(f"--classes {text!r} cannot be parsed. Give NUMBER=NAME pairs, such as 1=forest,2=other.")
     return {_number(value, "--classes"): name.strip() for value, _, name in pairs}
 
 
@@ -143,7 +143,7 @@ def _number(text: str, flag: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise SettingError(f"{flag}: {text!r} is not a whole number.") from None
+        raise SettingError(f"{flag}: {text!r} is not an integer.") from None
 
 
 def _config(recipe: Path | None, chosen: dict[str, Any]) -> PrepareConfig:

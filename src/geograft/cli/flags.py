@@ -1,6 +1,6 @@
-"""Printing what a verb returns.
+"""Command-line flags generated from settings, and printing of results.
 
-Flags made from settings, so that each setting is described in one place: its field in geograft.config.
+Each setting is described in one place: its field in geograft.config.
 """
 
 import inspect
@@ -18,14 +18,14 @@ from geograft.errors import SettingError
 
 @runtime_checkable
 class Printable(Protocol):
-    """Whatever a verb returns for people to read."""
+    """The result of a verb, as text."""
 
     def lines(self) -> list[str]:
         """Return the text, line by line."""
 
 
-def show(result: Printable) -> None:
-    """Print a verb's result on stdout as plain text."""
+def print_result(result: Printable) -> None:
+    """Print the result of a verb on stdout as plain text."""
     Console(highlight=False, markup=False, soft_wrap=True).print("\n".join(result.lines()))
 
 
@@ -33,9 +33,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def settings(**tables: Any) -> Callable[[Command], Command]:
-    """Give a command one optional flag per field of each config class; those given arrive in its `**chosen`.
+    """Decorate a command with one optional flag per field of each config class, passed to it in `**chosen`.
 
-    A flag that is not given is None: the recipe's value, or the field's default, holds.
+    A flag that is not given is None; the value then comes from the recipe or the default.
     """
 
     def wrap(command: Command) -> Command:
@@ -50,27 +50,27 @@ def settings(**tables: Any) -> Callable[[Command], Command]:
     return wrap
 
 
-def given(config: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the flags in `chosen` that were given and belong to `config`."""
+def given_flags(config: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags in `chosen` that were given and are fields of `config`."""
     return {name: chosen[name] for name, _ in _fields(config) if chosen.get(name) is not None}
 
 
 def recipe_from(path: Path | None, chosen: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of the file at `path` (default: the default recipe) with the given flags applied."""
+    """Return the recipe at `path` (default: the default recipe) with the given flags applied."""
     recipe = load_recipe(path) if path else Recipe()
-    return recipe.changed(model=given(ModelConfig, chosen), train=given(TrainConfig, chosen))
+    return recipe.with_settings(model=given_flags(ModelConfig, chosen), train=given_flags(TrainConfig, chosen))
 
 
 def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
     """Return `base`, an instance of the class `config`, with the given flags applied.
 
     Raises:
-        SettingError: for a value that cannot be.
+        SettingError: for an invalid value.
     """
     from pydantic import ValidationError
 
     try:
-        return config(**(asdict(base) | given(config, chosen)))
+        return config(**(asdict(base) | given_flags(config, chosen)))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         flag = "--" + str(next(iter(fault["loc"]), "")).replace("_", "-")

@@ -1,4 +1,4 @@
-"""`geograft model`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`, each imported when called."""
+"""Command-line functions of `geograft model`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,42 +6,42 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, recipe_from, settings, show
+from geograft.cli.flags import config_from, print_result, recipe_from, settings
 from geograft.config import EvaluateConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
 
 def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, draw_to: Path | None = None) -> None:
-    """Show the stages of a network with their shapes, parameters, GFLOP and memory, and draw its graph.
+    """Summarise a network: shapes, parameters, GFLOP and memory of each stage. Can draw its graph.
 
     Args:
-        name: unet, transfer, light, timm's name of an encoder, or a recipe file.
-        bands: Number of bands of the image.
-        outputs: Number of output channels: 1 for two classes, else the number of classes.
-        size: Edge of a tile in pixels.
-        draw_to: File to draw the graph to, .svg or .png.
+        name: unet, transfer, light, the name of an encoder in timm, or a recipe file.
+        bands: Number of input bands.
+        outputs: Number of output channels: 1 for binary segmentation, else the number of classes.
+        size: Tile size in pixels.
+        draw_to: File for a drawing of the graph, .svg or .png.
     """
-    from geograft.commands.model import draw, model
+    from geograft.commands.model import model, write_graph
 
     summary = model(name, bands=bands, outputs=outputs, size=size)
-    show(summary)
+    print_result(summary)
     if draw_to:
-        draw(summary, draw_to)
+        write_graph(summary, draw_to)
 
 
 @settings(model=ModelConfig, train=TrainConfig)
 def train(tiles: Path, /, *, out: Path, recipe: Path | None = None, resume: bool = False, **chosen: Any) -> None:
-    """Train a network on a tile set and keep the epoch with the least validation loss.
+    """Train a network on a tile set; the epoch with the lowest validation loss is saved.
 
     Args:
         tiles: Folder of a tile set.
         out: Folder of the run.
-        recipe: TOML file with the tables [model] and [train]; flags come on top.
-        resume: Go on with the run in --out where it was stopped.
+        recipe: TOML file with the tables [model] and [train]; flags override it.
+        resume: Resume the interrupted run in --out.
     """
     from geograft.commands.train import train
 
-    show(train(tiles, out, recipe_from(recipe, chosen), resume=resume))
+    print_result(train(tiles, out, recipe_from(recipe, chosen), resume=resume))
 
 
 @settings(model=ModelConfig, train=TrainConfig)
@@ -55,21 +55,21 @@ def compare(
     folds: int = 0,
     **chosen: Any,
 ) -> None:
-    """Train every variant of a recipe with every seed on the same tiles, and set them side by side.
+    """Train all variants of a recipe with all seeds on the same tiles and compare them.
 
-    Stopped comparisons go on where they stopped when the same command is given again.
+    Run the same command again to resume an interrupted comparison.
 
     Args:
         tiles: Folder of a tile set.
         recipe: TOML file with [[variants]].
         out: Folder of the comparison.
-        seeds: Seeds to train every variant with, in place of the recipe's.
-        folds: Share the ground out in so many folds and train each variant once a fold, on the rest; 0: do not.
+        seeds: Random seeds to train every variant with, instead of the recipe's.
+        folds: Number of folds for spatial cross-validation: each variant is trained once per fold. 0 disables it.
     """
     from geograft.commands.compare import compare
 
     base = recipe_from(recipe, chosen)
-    show(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
+    print_result(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
 
 
 @settings(model=ModelConfig, train=TrainConfig)
@@ -79,39 +79,41 @@ def curve(
     *,
     out: Path,
     recipe: Path | None = None,
-    shares: str = "1,2,5,10,25,50,100",
+    percent: str = "1,2,5,10,25,50,100",
     seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
-    least_steps: int = 1000,
+    min_steps: int = 1000,
     **chosen: Any,
 ) -> None:
-    """Train on ever more of the training tiles, pretrained and from scratch, and draw how good each is with how many.
+    """Plot a learning curve: IoU against the number of training tiles, pretrained and from scratch.
 
-    Stopped curves go on where they stopped when the same command is given again.
+    Run the same command again to resume an interrupted curve.
 
     Args:
         tiles: Folder of a tile set.
         out: Folder of the curve.
-        recipe: TOML file; its [[variants]] in place of pretrained and from scratch.
-        shares: Percent of the training tiles, by commas.
-        seeds: Seeds to draw tiles and to train with, in place of the recipe's.
-        least_steps: Few tiles are shown as often as all tiles would be, or for so many steps if that is less.
+        recipe: TOML file; its [[variants]] replace pretrained and from scratch.
+        percent: Percentages of the training tiles, separated by commas.
+        seeds: Random seeds for subsets and training, instead of the recipe's.
+        min_steps: Minimum number of optimizer steps with few tiles, unless all tiles take fewer.
     """
     from geograft.commands.curve import curve
 
     base = recipe_from(recipe, chosen)
-    show(curve(tiles, out, replace(base, seeds=seeds or base.seeds), percents(shares), least_steps))
+    print_result(curve(tiles, out, replace(base, seeds=seeds or base.seeds), parse_percent(percent), min_steps))
 
 
-def percents(text: str) -> tuple[float, ...]:
+def parse_percent(text: str) -> tuple[float, ...]:
     """Return (1.0, 2.5) for "1,2.5".
 
     Raises:
-        SettingError: when a part is no number.
+        SettingError: if a part is not a number.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise SettingError(f"--shares {text!r} is not understood: give percents by commas, as in 1,10,100.") from None
+        raise SettingError(
+            f"--percent {text!r} cannot be parsed. Give percentages separated by commas, such as 1,10,100."
+        ) from None
 
 
 @settings(model=ModelConfig, train=TrainConfig)
@@ -126,36 +128,36 @@ def find(
     encoders: str = "",
     **chosen: Any,
 ) -> None:
-    """Search for the learning rates, the mix of losses and the encoder of the best validation IoU.
+    """Search learning rates, loss and encoder by successive halving (Optuna), for the highest validation IoU.
 
-    Poor trials stop after a quarter or half of the epochs. Stopped searches go on when the same command is given again.
+    Poor trials stop after a quarter or half of the epochs. Run the same command again to resume a search.
 
     Args:
         tiles: Folder of a tile set.
         out: Folder of the search.
-        recipe: TOML file to search around; flags come on top.
-        trials: Number of trials, with those that are there; the first one is the recipe's own settings.
-        minutes: Begin no trial once trainings took so long together; 0: no limit.
-        encoders: timm's names of the encoders to try, by commas; the recipe's alone by default.
+        recipe: TOML file to search around; flags override it.
+        trials: Total number of trials, finished ones included. The first one has the recipe's settings.
+        minutes: Start no trial after this total training time in minutes. 0: no limit.
+        encoders: Names of encoders in timm to try, separated by commas. Default: the recipe's only.
     """
     from geograft.commands.find import find
 
     names = [name.strip() for name in encoders.split(",") if name.strip()]
-    show(find(tiles, out, recipe_from(recipe, chosen), trials, minutes, names))
+    print_result(find(tiles, out, recipe_from(recipe, chosen), trials, minutes, names))
 
 
 def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
-    """Choose a run's threshold and temperature on its validation tiles and write them into its card.
+    """Calibrate a run on its validation tiles: temperature scaling and the probability threshold.
 
-    Maps and scores that are made afterwards use them. The test tiles are not looked at.
+    Both are written to the model card and used by later maps and scores. Test tiles are not used.
 
     Args:
         run: Folder of a run.
-        tiles: Where its tile set lies now, if it was moved.
+        tiles: Folder of its tile set, if it was moved.
     """
     from geograft.commands.calibrate import calibrate
 
-    show(calibrate(run, tiles))
+    print_result(calibrate(run, tiles))
 
 
 @settings(evaluate=EvaluateConfig)
@@ -169,16 +171,16 @@ def evaluate(
     out: Path | None = None,
     **chosen: Any,
 ) -> None:
-    """Score a run on the tiles of one split, every pixel once, with 95 % intervals.
+    """Score a run on the tiles of one split, with 95 % confidence intervals. Each pixel counts once.
 
     Args:
         run: Folder of a run.
         split: train, val or test.
-        tiles: Another tile set with the same classes than the run's own.
-        against: Folder of another run: how much better the first one is, with an interval.
+        tiles: Another tile set with the same classes, instead of the run's own.
+        against: Folder of another run; the paired difference in scores is reported with its confidence interval.
         out: JSON file of the scores; default: scores-SPLIT.json in the run.
     """
     from geograft.commands.evaluate import evaluate
 
     config = config_from(EvaluateConfig, EvaluateConfig(), chosen)
-    show(evaluate(run, split, tiles, out, against, config))
+    print_result(evaluate(run, split, tiles, out, against, config))

@@ -1,11 +1,11 @@
-"""`geograft predict`, `geograft polygons`, `geograft report` and `geograft demo`. Verbs are imported when called."""
+"""Command-line functions of `geograft predict`, `polygons`, `suggest`, `report` and `demo`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, settings, show
+from geograft.cli.flags import config_from, print_result, settings
 from geograft.config import PolygonConfig, PredictConfig, SuggestConfig
 
 
@@ -21,20 +21,20 @@ def predict(
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     **chosen: Any,
 ) -> None:
-    """Map whole rasters of any size with a run. A killed prediction goes on where it stopped.
+    """Map rasters of any size with a run. Run the same command again to resume an interrupted prediction.
 
     Args:
         run: Folder of a run.
-        rasters: Images with the bands that the run was trained on; .vrt too.
-        out: Class map to write, MAP.tif: rasters on one grid become one map. Else a folder, one map a raster.
-        ensemble: Folders of more runs; the mean of all counts.
-        aoi: Vector file: only what its polygons cover is mapped.
-        dry_run: Say how many tiles and bytes it is and about how long it takes, and write nothing.
+        rasters: Rasters with the bands that the run was trained on, .vrt included.
+        out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one map per raster.
+        ensemble: Folders of further runs; the probabilities of all runs are averaged.
+        aoi: Vector file; only pixels inside its polygons are mapped.
+        dry_run: Print the number of tiles, the size of the output and the estimated time; write nothing.
     """
     from geograft.commands.predict import predict
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
-    show(predict((run, *ensemble), rasters, out, config, aoi, dry_run))
+    print_result(predict((run, *ensemble), rasters, out, config, aoi, dry_run))
 
 
 @settings(polygons=PolygonConfig)
@@ -46,16 +46,16 @@ def polygons(
     dstl_grid: Path | None = None,
     **chosen: Any,
 ) -> None:
-    """Turn a class map into polygons with their area. A killed job goes on where it stopped.
+    """Polygonise a class map; each polygon has its class and area. Run the same command again to resume.
 
     Args:
         map: Class map, a GeoTIFF from `geograft predict`.
-        out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for DSTL's submission.
-        dstl_grid: DSTL's grid_sizes.csv, for .csv; the map must be called as its image.
+        out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for a DSTL submission.
+        dstl_grid: grid_sizes.csv of the DSTL competition, for .csv; the map must have the name of its image.
     """
     from geograft.commands.polygons import polygons
 
-    show(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
+    print_result(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
 
 
 @settings(suggest=SuggestConfig)
@@ -70,40 +70,40 @@ def suggest(
     aoi: Path | None = None,
     **chosen: Any,
 ) -> None:
-    """Say which tiles to label next: those that stand for the most of what a run is unsure of.
+    """Choose the tiles to label next (active learning): the most uncertain and representative ones.
 
     Args:
         run: Folder of a run.
-        rasters: Images with the bands that the run was trained on; or a tile set, for the images in it.
+        rasters: Rasters with the bands that the run was trained on, or a tile set, for its images.
         out: GeoPackage to write, .gpkg.
-        ensemble: Folders of more runs; what they disagree on is uncertain.
-        known: Tile set whose ground is labelled; default: the run's own.
-        aoi: Vector file: only what its polygons cover is suggested.
+        ensemble: Folders of further runs, to measure their disagreement.
+        known: Tile set of the area that is already labelled; default: the run's own.
+        aoi: Vector file; only tiles inside its polygons are suggested.
     """
     from geograft.commands.suggest import suggest
 
     config = config_from(SuggestConfig, SuggestConfig(), chosen)
-    show(suggest((run, *ensemble), rasters, out, config, known, aoi))
+    print_result(suggest((run, *ensemble), rasters, out, config, known, aoi))
 
 
 def report(folder: Path, /, *, out: Path | None = None) -> None:
-    """Write one HTML page about a run or a comparison that opens anywhere and can be mailed.
+    """Write a self-contained HTML report of a run or a comparison.
 
     Args:
         folder: Folder of a run or of a comparison.
-        out: Page to write; default: report.html in the folder.
+        out: HTML file to write; default: report.html in the folder.
     """
     from geograft.commands.report import report
 
-    show(report(folder, out))
+    print_result(report(folder, out))
 
 
 def demo(*, out: Path = Path("demo-out")) -> None:
-    """Compare the article's three models with Geograft's default on the embedded scene, and map another place.
+    """Train the article's three models and Geograft's default on a built-in scene, and map a second scene.
 
     Args:
-        out: Folder for everything that the demo makes.
+        out: Folder for all outputs of the demo.
     """
     from geograft.commands.demo import demo
 
-    show(demo(out))
+    print_result(demo(out))

@@ -1,4 +1,4 @@
-"""Settings: what each is called, its default, its unit, its check. Flags and recipes are made from these fields."""
+"""Settings: names, defaults, units and validation. Command-line flags and recipes are generated from these fields."""
 
 from geograft.config.inference import (
     EvaluateConfig,
@@ -8,7 +8,7 @@ from geograft.config.inference import (
     SampleConfig,
     SuggestConfig,
 )
-from geograft.config.recipes import Recipe, Variant, load_recipe, parse_recipe, recipe_toml
+from geograft.config.recipes import Recipe, Variant, describe_fault, load_recipe, parse_recipe, recipe_toml
 from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SuggestConfig",
     "TrainConfig",
     "Variant",
+    "describe_fault",
     "load_recipe",
     "parse_recipe",
     "recipe_toml",

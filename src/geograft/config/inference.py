@@ -1,4 +1,4 @@
-"""Settings of what a trained run is used for: maps, polygons, samples, scores and lists."""
+"""Settings of everything that uses a trained run or its map: predict, polygons, sample, evaluate, suggest, review."""
 
 from typing import Annotated, Literal
 
@@ -13,109 +13,113 @@ class PredictConfig:
     """How a raster is mapped."""
 
     overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
-    """Share of a tile that its neighbour also predicts; the two are blended."""
+    """Overlap of adjacent tiles, as a fraction of the tile size; predictions are blended there."""
     batch_size: Positive = 8
-    """Tiles in one call of the network."""
+    """Tiles per forward pass."""
     tta: Literal[1, 2, 4, 8] = 1
-    """Flips and quarter turns of each tile that the network is shown; their mean counts. So many times as slow."""
+    """Test-time augmentation: number of flips and rotations over which predictions are averaged. Time grows in
+    proportion."""
     probabilities: Literal["none", "uint8", "float16"] = "none"
-    """Also write the probability of every class beside the map: uint8 (0 to 250 stand for 0 to 1) or float16."""
+    """Also write the probability of every class: uint8 (0 to 250 for 0 to 1) or float16."""
     uncertainty: bool = False
-    """Also write the uncertainty of every pixel beside the map: the entropy of its probabilities, from 0 to 1, or with
-    several runs the standard deviation of theirs."""
+    """Also write the uncertainty of every pixel: the entropy of its probabilities, from 0 to 1; with several runs, the
+    standard deviation of their probabilities."""
     applicability: bool = False
-    """Also write beside the map where the rasters look like what the run was trained on, and where they do not."""
+    """Also write the area of applicability: where the rasters resemble the training data, and where they do not."""
     bands: tuple[Positive, ...] = ()
-    """Which bands of the rasters are the run's, in its order, counted from 1. Without: all, as they are."""
+    """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
+    order."""
     resample: bool = False
-    """Bring rasters to the ground resolution of training while they are read; the map has that resolution."""
+    """Resample rasters to the pixel size of the training images while reading; the map has that pixel size."""
     backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
-    """What runs the network. auto: on a CPU the fastest that is installed and agrees with torch; torch on a GPU."""
+    """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
     compile: bool = False
-    """Let torch compile the network first: a minute or two that large rasters earn back."""
+    """Compile the network with torch.compile. Takes one or two minutes; worth it for large rasters."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class PolygonConfig:
-    """How a class map becomes polygons. Lengths and areas are on the ground; in pixels for a map without CRS."""
+    """How a class map is polygonised. Lengths are in metres and areas in m2; in pixels for a map without CRS."""
 
     min_area_m2: Annotated[float, Field(ge=0)] = 0.0
-    """Polygons smaller than this are left out."""
+    """Minimum polygon area; smaller polygons are dropped."""
     fill_holes_m2: Annotated[float, Field(ge=0)] = 0.0
-    """Holes smaller than this are filled; what fills them belongs to the polygon around it alone."""
+    """Fill holes smaller than this area. Filled pixels belong only to the surrounding polygon."""
     simplify_m: Annotated[float, Field(ge=0)] = 0.0
-    """Largest distance in metres that simplifying may move an outline."""
+    """Simplification tolerance: maximum distance that an outline may move."""
     smooth: Annotated[int, Field(ge=0, le=5)] = 0
-    """Rounds of cutting the corners of outlines, for shapes of nature."""
+    """Iterations of corner cutting (Chaikin), for natural shapes."""
     square: bool = False
-    """Give outlines right angles along their main direction, for buildings."""
+    """Make outlines rectangular along their main direction, for buildings."""
     connectivity: Literal[4, 8] = 4
-    """Pixels that touch at a corner only belong to one polygon (8) or to two (4)."""
+    """Whether pixels that touch only at a corner belong to the same polygon (8) or not (4)."""
     background: bool = False
-    """Also write the polygons of class 0 of a map of two classes."""
+    """Also write polygons of class 0 of a binary map."""
     uncertain_below: Annotated[float, Field(ge=0, le=1)] = 0.75
-    """A pixel counts as uncertain where the probability of its class is below this."""
+    """A pixel is uncertain if the probability of its class is below this."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SampleConfig:
-    """How many points of a map are drawn to be labelled, and how they are shared among its classes."""
+    """The size of a stratified random sample of a map, and its allocation to the classes."""
 
     points: Annotated[int, Field(ge=0)] = 0
-    """Number of points. 0: as many as standard_error asks for."""
+    """Number of sample points. 0: as many as standard_error requires."""
     standard_error: Annotated[float, Field(gt=0, lt=0.5)] = 0.015
-    """Standard error that overall accuracy shall have; its 95 % interval is twice that to either side."""
+    """Target standard error of the overall accuracy; its 95 % confidence interval is about twice that to either
+    side."""
     expected_accuracy: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of every class that is expected to be mapped right. Only the number of points depends on it."""
+    """Expected user's accuracy of every class. Only the number of points depends on it."""
     min_points: Annotated[int, Field(ge=2)] = 50
-    """Least number of points of a class, however rare it is."""
+    """Minimum number of points per class, however rare it is."""
     band: str = ""
-    """Of a map of overlapping classes, the class to look at: where it is and where it is not are sampled."""
+    """For maps of overlapping classes: the class to assess. The strata are its presence and its absence."""
     seed: int = 0
-    """Seed of the draw."""
+    """Random seed of the sample."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
-    """What is scored beside pixels."""
+    """What is scored besides pixels."""
 
     boundary_m: Annotated[float, Field(ge=0)] = 0.0
-    """Also score boundaries: right within so many metres. 0: do not."""
+    """Also score boundaries, with this tolerance in metres. 0 disables it."""
     objects: str = ""
-    """Also score the objects of this class, connected pixels matched at IoU over 0.5: crowns, buildings."""
+    """Also score the objects of this class: connected components matched at IoU > 0.5, for crowns or buildings."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SuggestConfig:
-    """Which tiles are suggested to be labelled next."""
+    """How the tiles to label next are chosen (active learning)."""
 
     tiles: Positive = 20
     """Number of tiles to suggest."""
     acquisition: Literal["entropy", "margin", "disagreement"] = "entropy"
-    """How unsure of a pixel: entropy of its probabilities, how near the two largest are, or how far runs (--ensemble)
-    and turns (--tta) disagree."""
+    """Acquisition function: entropy of the class probabilities, margin between the two highest, or disagreement among
+    ensemble members (--ensemble) and augmented views (--tta)."""
     tta: Literal[1, 2, 4, 8] = 1
-    """Flips and quarter turns of each tile that the network is shown. So many times as slow."""
+    """Test-time augmentation: number of flips and rotations of each tile. Time grows in proportion."""
     batch_size: Positive = 8
-    """Tiles in one call of the network."""
+    """Tiles per forward pass."""
     bands: tuple[Positive, ...] = ()
-    """Which bands of the rasters are the run's, in its order, counted from 1. Without: all, as they are."""
+    """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
+    order."""
     resample: bool = False
-    """Bring rasters to the ground resolution of training while they are read; rows and columns are then those of the
+    """Resample rasters to the pixel size of the training images while reading; rows and columns then refer to the
     resampled raster."""
     backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
-    """What runs the network. auto: on a CPU the fastest that is installed and agrees with torch; torch on a GPU."""
+    """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ReviewConfig:
-    """What is listed of a run's mistakes."""
+    """How the errors of a run are listed."""
 
     worst: Positive = 50
-    """Most tiles in the layer of the worst."""
+    """Maximum number of tiles in the layer of the worst tiles."""
     suspect_px: Positive = 25
-    """Least pixels of a place whose label is suspected."""
+    """Minimum size in pixels of a suspected label error."""

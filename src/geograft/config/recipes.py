@@ -1,12 +1,12 @@
-"""Recipes: a TOML file with the tables [prepare], [model], [train] and, for comparisons, `seeds` and [[variants]]."""
+"""Recipes: TOML files with the tables [prepare], [model] and [train] and, for comparisons, `seeds` and [[variants]]."""
 
-import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -14,40 +14,50 @@ from geograft.config.training import STRICT, ModelConfig, PrepareConfig, TrainCo
 from geograft.errors import SettingError
 
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
-"""The recipes that come with Geograft."""
+"""The recipes shipped with Geograft."""
+
+SEE_HELP = "See `geograft train --help` and `geograft prepare --help` for all settings."
+
+RENAMED_SETTINGS = {
+    "train.entropy": 'train.pixel_loss ("ce" or "focal")',
+    "train.region": "train.region_loss",
+    "train.region_weight": "train.region_loss_weight",
+    "train.tversky_miss": "train.tversky_beta",
+}
+"""Old names of settings and their new ones, for error messages; old names are not accepted."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Variant:
-    """One configuration of a comparison: a name, and what it changes in the recipe's [model] and [train]."""
+    """One configuration of a comparison, as changes to the recipe's [model] and [train]."""
 
     name: str
     """Name in tables and figures."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Settings of [model] that differ."""
+    """Settings of [model] to change."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Settings of [train] that differ."""
+    """Settings of [train] to change."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """Everything that decides a run, in one file."""
+    """All settings of a run, in one file."""
 
     title: str = ""
-    """One line on what the recipe is for."""
+    """One-line description."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     seeds: tuple[int, ...] = (0,)
-    """Seeds that a comparison trains every variant with."""
+    """Random seeds with which a comparison trains every variant."""
     variants: tuple[Variant, ...] = ()
-    """The configurations that a comparison trains."""
+    """Configurations of a comparison."""
 
     def with_settings(self, **tables: Mapping[str, Any]) -> "Recipe":
-        """Return the recipe with some settings replaced: `recipe.with_settings(train={"epochs": 3})`.
+        """Return a copy with other settings: `recipe.with_settings(train={"epochs": 3})`.
 
         Raises:
-            SettingError: for an unknown key or a value that cannot work, with its path.
+            SettingError: for an unknown key or an invalid value, with its path.
         """
         content = asdict(self)
         for table, settings in tables.items():
@@ -55,49 +65,64 @@ class Recipe:
         return parse_recipe(content)
 
     def variant(self, variant: Variant, seed: int) -> "Recipe":
-        """Return the recipe of one run of a comparison."""
+        """Return the recipe of one run of a comparison, with the settings of `variant` and its `seed`."""
         return self.with_settings(model=variant.model, train={**variant.train, "seed": seed})
 
 
 def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """Return the recipe that nested `content` describes.
+    """Return the recipe of nested `content`.
 
     Raises:
-        SettingError: naming `origin` and the first setting at fault with its path.
+        SettingError: for an unknown key or an invalid value, with `origin` and its path.
     """
     try:
         recipe = TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise SettingError(f"{origin}: {_first_fault(error)}") from error
+        raise SettingError(f"{origin}: {describe_fault(error)}. {SEE_HELP}") from error
     for variant in recipe.variants:
         _check_variant(recipe, variant, origin)
     return recipe
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe from a TOML file; a bare name (`demo`, `article`) means one that comes with Geograft.
+    """Read a recipe from a TOML file, or a shipped one by its name (`demo`, `article`).
 
     Raises:
-        SettingError: when the file is missing, is not TOML, or holds an unknown key or an impossible value.
+        SettingError: if the file is missing, is not TOML, or has an unknown key or an invalid value.
     """
     shipped = RECIPES_FOLDER / f"{path}.toml"
     try:
         content = tomllib.loads((shipped if shipped.is_file() else path).read_text(encoding="utf-8"))
     except OSError as error:
         names = ", ".join(sorted(recipe.stem for recipe in RECIPES_FOLDER.glob("*.toml")))
-        raise SettingError(f"{path}: {error.strerror}. Give a TOML file, or one of Geograft's: {names}.") from error
+        raise SettingError(
+            f"{path}: {error.strerror}. Give a TOML file or a shipped recipe: {names}."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not a TOML file: {error}. See recipes/ for examples.") from error
     return parse_recipe(content, str(path))
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """Return the recipe as TOML with every setting of [prepare], [model] and [train] spelled out, without variants."""
-    lines = [f"title = {_toml(recipe.title)}", f"seeds = {list(recipe.seeds)}"]
-    for table in ("prepare", "model", "train"):
-        settings = asdict(getattr(recipe, table))
-        lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in settings.items())]
-    return "\n".join(lines) + "\n"
+    """Return the recipe as TOML, with every setting of [prepare], [model] and [train] but without variants."""
+    keys = ("title", "seeds", "prepare", "model", "train")
+    content = asdict(recipe)
+    return tomli_w.dumps({key: content[key] for key in keys})
+
+
+def describe_fault(error: ValidationError, renamed: Mapping[str, str] = RENAMED_SETTINGS) -> str:
+    """Return the first fault of a validation as text; an old name in `renamed` comes first, with the new name."""
+    faults = error.errors(include_url=False)
+    keys = [".".join(str(part) for part in fault["loc"]) for fault in faults]
+    for key in keys:
+        if key in renamed:
+            return f"{key} is now {renamed[key]}"
+    fault, key = faults[0], keys[0]
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key} is not a setting"
+    if fault["type"].startswith("missing"):
+        return f"{key} is missing"
+    return f"{key} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
 def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:
@@ -106,17 +131,4 @@ def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:
     try:
         TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise SettingError(f"{origin}: variant {variant.name!r}: {_first_fault(error)}") from error
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where} is not a setting. See `geograft train --help` and `geograft prepare --help` for all settings."
-    return f"{where} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}."
-
-
-def _toml(value: str | float | bool | Sequence[str]) -> str:
-    # JSON's strings, numbers and booleans are TOML's, and so are lists of them.
-    return json.dumps(value, ensure_ascii=False)
+        raise SettingError(f"{origin}: variant {variant.name!r}: {describe_fault(error)}. {SEE_HELP}") from error

