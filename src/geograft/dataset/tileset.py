@@ -27,21 +27,21 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 
 from geograft.card import ModelCard
-from geograft.config import PrepareConfig
+from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
-from geograft.geo.coverage import NONE, Placed, areas, boxes_of, covered_pixels, earlier_overlaps
+from geograft.geo.coverage import NO_BOXES, SceneWindow, box_areas, covered_pixels, earlier_overlaps, window_boxes
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image, read_mask
 from geograft.geo.vectors.reader import read_tiles
-from geograft.indices import Index, check_indices, filled, with_indices
-from geograft.labels import Label, decoded, unknown
+from geograft.indices import Index, append_indices, check_indices, fill_missing
+from geograft.labels import Label, decode_fractions, missing_value
 from geograft.legend import Legend
 
-Key = tuple[str, int, int]
+CellKey = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
-class Crops:
+class TrainingArea:
     """Training ground: every pixel that a training tile holds and no validation or test tile does.
 
     What a split by block leaves as a buffer is in no training tile, and so no training ground.
@@ -49,20 +49,22 @@ class Crops:
 
     scenes: Mapping[str, tuple[int, int]]
     """Rows and columns of each scene."""
-    train: Mapping[Key, Int64[ndarray, "_ 4"]]
+    train: Mapping[CellKey, Int64[ndarray, "_ 4"]]
     """Corners of the training tiles, by scene and square of the scene in which their upper left pixel lies."""
-    held: Mapping[Key, Int64[ndarray, "_ 4"]]
+    held_out: Mapping[CellKey, Int64[ndarray, "_ 4"]]
     """Corners of the other tiles likewise."""
-    edge: int
+    cell_px: int
     """Edge of a square: no tile is longer."""
 
     @classmethod
-    def of(cls, scenes: Mapping[str, tuple[int, int]], train: Sequence[Placed], held: Sequence[Placed]) -> "Crops":
+    def from_tiles(
+        cls, scenes: Mapping[str, tuple[int, int]], train: Sequence[SceneWindow], held: Sequence[SceneWindow]
+    ) -> "TrainingArea":
         """Return the training ground between `train` and `held`. Time and memory follow the number of tiles."""
         edge = max((max(window.height, window.width) for _, window in (*train, *held)), default=1)
         return cls(scenes, _by_square(train, edge), _by_square(held, edge), edge)
 
-    def drawn(self, scene: str, window: Window, rng: np.random.Generator) -> Window:
+    def random_window(self, scene: str, window: Window, rng: np.random.Generator) -> Window:
         """Return a window of training ground, at most half a tile from `window` either way.
 
         The window goes by a random number of rows and columns, to the scene's edge at the most. Where that is not all
@@ -78,29 +80,31 @@ class Crops:
                 window.height,
                 window.width,
             )
-            if self.holds(scene, moved):
+            if self.contains(scene, moved):
                 return moved
             down, right = int(down / 2), int(right / 2)
         return window
 
-    def holds(self, scene: str, window: Window) -> bool:
+    def contains(self, scene: str, window: Window) -> bool:
         """Return whether every pixel of `window` is training ground. A window may be no longer than a tile."""
-        box = boxes_of([window])
-        train, held = (self._near(corners, scene, window) for corners in (self.train, self.held))
-        return bool((covered_pixels(box, train) == areas(box)).all() and not covered_pixels(box, held).any())
+        box = window_boxes([window])
+        train, held = (self._near(corners, scene, window) for corners in (self.train, self.held_out))
+        return bool((covered_pixels(box, train) == box_areas(box)).all() and not covered_pixels(box, held).any())
 
-    def _near(self, corners: Mapping[Key, Int64[ndarray, "_ 4"]], scene: str, window: Window) -> Int64[ndarray, "_ 4"]:
-        rows = range((window.row - self.edge) // self.edge, (window.stop_row - 1) // self.edge + 1)
-        cols = range((window.col - self.edge) // self.edge, (window.stop_col - 1) // self.edge + 1)
+    def _near(
+        self, corners: Mapping[CellKey, Int64[ndarray, "_ 4"]], scene: str, window: Window
+    ) -> Int64[ndarray, "_ 4"]:
+        rows = range((window.row - self.cell_px) // self.cell_px, (window.stop_row - 1) // self.cell_px + 1)
+        cols = range((window.col - self.cell_px) // self.cell_px, (window.stop_col - 1) // self.cell_px + 1)
         found = [corners[scene, row, col] for row in rows for col in cols if (scene, row, col) in corners]
-        return np.concatenate(found) if found else NONE
+        return np.concatenate(found) if found else NO_BOXES
 
 
-def _by_square(tiles: Iterable[Placed], edge: int) -> dict[Key, Int64[ndarray, "_ 4"]]:
-    found: dict[Key, list[Window]] = defaultdict(list)
+def _by_square(tiles: Iterable[SceneWindow], edge: int) -> dict[CellKey, Int64[ndarray, "_ 4"]]:
+    found: dict[CellKey, list[Window]] = defaultdict(list)
     for scene, window in dict.fromkeys(tiles):
         found[scene, window.row // edge, window.col // edge].append(window)
-    return {key: boxes_of(windows) for key, windows in found.items()}
+    return {key: window_boxes(windows) for key, windows in found.items()}
 
 
 Split = Literal["train", "val", "test"]
@@ -108,6 +112,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 INDEX = "tiles.gpkg"
 META = "tileset.json"
+RENAMED_KEYS = {"shares": "fractional"}
+"""Old keys of tileset.json and their new names, for error messages; old keys are not accepted."""
 MASKS = "masks"
 IMAGES = "images"
 
@@ -121,7 +127,7 @@ class Tile:
     split: Split
     valid: float = 1.0
     """Share of its pixels that are labelled and valid."""
-    shares: tuple[float, ...] = ()
+    class_fractions: tuple[float, ...] = ()
     """Share of each class among the valid pixels, by class index."""
 
 
@@ -166,12 +172,12 @@ class TileSetMeta:
     """Folder of the masks: relative to the tile set where it lies inside, else absolute."""
     indices: tuple[Index, ...] = ()
     """Spectral indices, the last of the bands; computed when pixels are read."""
-    shares: bool = False
+    fractional: bool = False
     """Whether masks say how much of a pixel each class has, not which class it is; always so of overlapping classes."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
-        if self.legend.overlapping and not self.shares:
+        if self.legend.overlapping and not self.fractional:
             raise ValueError("masks of class indices cannot hold overlapping classes")
 
     @property
@@ -206,24 +212,26 @@ class TileSet:
         except OSError as error:
             raise InputError(f"{folder} is not a tile set (no {META}). Make one with `geograft prepare`.") from error
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            raise InputError(f"{folder / META}: {fault['loc']}: {fault['msg']}. Prepare the tile set again.") from error
+            fault = describe_fault(error, RENAMED_KEYS)
+            raise InputError(f"{folder / META}: {fault}. Prepare the tile set again.") from error
         return cls(folder, meta, tuple(Tile(*row) for row in read_tiles(folder / INDEX)))
 
     def split(self, split: Split) -> tuple[Tile, ...]:
         """Return the tiles of one split, in the index's order."""
         return tuple(tile for tile in self.tiles if tile.split == split)
 
-    def shares(self, split: Split) -> Float64[ndarray, "tiles k"]:
+    def class_fractions(self, split: Split) -> Float64[ndarray, "tiles k"]:
         """Return the share of each class among all pixels of each tile of one split."""
-        rows = [[tile.valid * share for share in tile.shares] for tile in self.split(split)]
+        rows = [[tile.valid * share for share in tile.class_fractions] for tile in self.split(split)]
         return np.array(rows, np.float64).reshape(len(rows), len(self.meta.legend.names))
 
-    def crops(self) -> Crops:
+    def training_area(self) -> TrainingArea:
         """Return where training tiles may be drawn."""
         train = [(tile.scene, tile.window) for tile in self.tiles if tile.split == "train"]
         held = [(tile.scene, tile.window) for tile in self.tiles if tile.split != "train"]
-        return Crops.of({name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held)
+        return TrainingArea.from_tiles(
+            {name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held
+        )
 
     def lines(self) -> list[str]:
         """Return what the command line prints: tiles by split, bands, ground size of a pixel, classes, and notes."""
@@ -254,7 +262,7 @@ class TileSet:
         """Return where the label mask of a scene lies."""
         return self.folder / self.meta.masks / f"{scene}.tif"
 
-    def samples(self, split: Split, once: bool = False, means: Sequence[float] = ()) -> "Samples":
+    def samples(self, split: Split, unique_pixels: bool = False, means: Sequence[float] = ()) -> "Samples":
         """Return the tiles of one split as arrays, read when they are asked for.
 
         `means` of all bands are those of the run that the tiles are for, where it was trained on another tile set.
@@ -262,17 +270,21 @@ class TileSet:
         tiles count every pixel of the ground once.
         """
         tiles = self.split(split)
-        masked = earlier_overlaps([(tile.scene, tile.window) for tile in tiles]) if once else tuple(() for _ in tiles)
+        masked = (
+            earlier_overlaps([(tile.scene, tile.window) for tile in tiles])
+            if unique_pixels
+            else tuple(() for _ in tiles)
+        )
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
         filling = tuple((means or self.meta.mean)[self.meta.bands :])
-        return Samples(tiles, masked, paths, self.meta.indices, filling, shares=self.meta.shares)
+        return Samples(tiles, masked, paths, self.meta.indices, filling, fractional=self.meta.fractional)
 
 
 def _form(meta: TileSetMeta) -> str:
     """Return in words what labels of a pixel may say besides one class."""
     if meta.legend.overlapping:
         return "; a pixel may be of several or of none"
-    return "; labels are shares of a pixel" if meta.shares else ""
+    return "; labels are shares of a pixel" if meta.fractional else ""
 
 
 @dataclass
@@ -286,14 +298,14 @@ class Samples:
     """
 
     tiles: Sequence[Tile]
-    masked: Sequence[tuple[Window, ...]]
+    masked_windows: Sequence[tuple[Window, ...]]
     paths: dict[str, tuple[Path, Path]]
     indices: tuple[Index, ...] = ()
-    filling: tuple[float, ...] = ()
+    fill_values: tuple[float, ...] = ()
     """Of each index, what stands where it has no value."""
-    crops: Crops | None = None
+    training_area: TrainingArea | None = None
     """Where training tiles may be drawn."""
-    shares: bool = False
+    fractional: bool = False
     """Whether the masks say how much of a pixel each class has."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
@@ -303,24 +315,28 @@ class Samples:
     def __getitem__(self, index: int) -> tuple[Float32[ndarray, "b h w"], Label]:
         tile = self.tiles[index]
         image, label = self._read(tile.scene, tile.window)
-        for window in self.masked[index]:
-            label[..., *window.slices] = unknown(label)
+        for window in self.masked_windows[index]:
+            label[..., *window.slices] = missing_value(label)
         return image, label
 
-    def drawn(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], Label]:
+    def random_crop(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], Label]:
         """Return a tile from a random place near its own, on training ground; from its own where there are no crops."""
         tile = self.tiles[index]
-        window = tile.window if self.crops is None else self.crops.drawn(tile.scene, tile.window, rng)
+        window = (
+            tile.window
+            if self.training_area is None
+            else self.training_area.random_window(tile.scene, tile.window, rng)
+        )
         return self._read(tile.scene, window)
 
     def _read(self, scene: str, window: Window) -> tuple[Float32[ndarray, "b h w"], Label]:
         image_path, mask_path = self.paths[scene]
         pixels, valid = self._image(image_path).read(window)
         bands = read_mask(mask_path, window)
-        label = decoded(bands) if self.shares else bands[0]
-        label[..., ~valid] = unknown(label)
-        image = with_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
-        return filled(image, self.filling), label
+        label = decode_fractions(bands) if self.fractional else bands[0]
+        label[..., ~valid] = missing_value(label)
+        image = append_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
+        return fill_missing(image, self.fill_values), label
 
     def name(self, index: int, /) -> str:
         """Return where a tile lies, for messages: its scene, and the pixels of it."""
