@@ -4,23 +4,25 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test fuzz check lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas docs clean
+.PHONY: demo test quick fuzz lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: four networks compared, a map, polygons, a report
 	$(BIN)/geograft demo --out demo-out
 
-# One thread a worker: two workers of two threads each would wait for each other on two cores.
-test: $(READY)  ## every test, lint and types included
+# One thread per worker: two workers with two threads each would wait for each other on two cores.
+test: lint  ## everything: lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-fuzz: $(READY)  ## property tests with examples never tried before; what they find becomes an @example
+quick: lint  ## lint, types, and the tests of modules that differ from HEAD or import one that does
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/quick.py
+
+fuzz: $(READY)  ## property tests with new random examples; add what they find as an @example
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz $$(grep -rl --include=test_*.py "@given" tests)
 
-check: lint test  ## what a change must pass
-
-lint: $(READY)
+lint: $(READY)  ## style, format, words and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_words.py
 	$(BIN)/mypy
 
 bench: $(READY)  ## speed and memory, ours beside the limit, in one run
