@@ -95,9 +95,7 @@ def load_recipe(path: Path) -> Recipe:
         content = tomllib.loads((shipped if shipped.is_file() else path).read_text(encoding="utf-8"))
     except OSError as error:
         names = ", ".join(sorted(recipe.stem for recipe in RECIPES_FOLDER.glob("*.toml")))
-        raise SettingError(
-            f"{path}: {error.strerror}. Give a TOML file or a shipped recipe: {names}."
-        ) from error
+        raise SettingError(f"{path}: {error.strerror}. Give a TOML file or a shipped recipe: {names}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} is not a TOML file: {error}. See recipes/ for examples.") from error
     return parse_recipe(content, str(path))
