@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
-from geograft.geo.grid import Window, cells
+from geograft.geo.grid import Window, block_windows
 from geograft.metrics.boundary import boundary_counts, margin_px
 
 MAPS = arrays(np.uint8, (9, 11), elements=st.sampled_from([0, 1, 2, 255]))
@@ -40,26 +40,26 @@ def brute(truth: ndarray, predicted: ndarray, k: int, tolerance: float) -> list[
 
 
 @given(MAPS, MAPS, TOLERANCES)
-def test_counts_are_those_of_the_definition(truth: ndarray, predicted: ndarray, tolerance: float) -> None:
+def test_counts_match_brute_force(truth: ndarray, predicted: ndarray, tolerance: float) -> None:
     assert boundary_counts(truth, predicted, 3, tolerance).tolist() == brute(truth, predicted, 3, tolerance)
 
 
 @given(MAPS, MAPS, TOLERANCES)
-def test_exchanged_maps_exchange_the_counts(truth: ndarray, predicted: ndarray, tolerance: float) -> None:
+def test_swapped_maps_swap_the_counts(truth: ndarray, predicted: ndarray, tolerance: float) -> None:
     there = boundary_counts(predicted, truth, 3, tolerance)
     assert (boundary_counts(truth, predicted, 3, tolerance) == there[:, [2, 3, 0, 1]]).all()
 
 
 @given(MAPS, MAPS, TOLERANCES, st.integers(1, 6))
-def test_blocks_with_their_margin_add_up_to_the_scene(
+def test_counts_of_blocks_with_margin_sum_to_the_scene(
     truth: ndarray, predicted: ndarray, tolerance: float, size: int
 ) -> None:
     total = np.zeros((3, 4), np.int64)
     whole = Window(0, 0, *truth.shape)
-    for block in cells(whole, size, size):
-        shown = block.grown(margin_px(tolerance)).overlap(whole)
+    for block in block_windows(whole, size, size):
+        shown = block.pad(margin_px(tolerance)).intersection(whole)
         assert shown is not None
-        core = block.within(shown)
+        core = block.relative_to(shown)
         total += boundary_counts(truth[shown.slices], predicted[shown.slices], 3, tolerance, core)
     assert (total == boundary_counts(truth, predicted, 3, tolerance)).all()
 
@@ -85,7 +85,7 @@ def test_the_tolerance_is_a_distance_along_the_diagonal() -> None:
     assert boundary_counts(truth, moved, 2, math.sqrt(8))[1].tolist() == [1, 1, 1, 1]
 
 
-def test_metres_over_metres_a_pixel_reach_as_far_as_they_should() -> None:
+def test_tolerance_is_robust_to_rounding_of_metres_to_pixels() -> None:
     truth, moved = np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8)
     truth[2, 2], moved[2, 5] = 1, 1
     tolerance = 0.3 / 0.1
@@ -93,7 +93,7 @@ def test_metres_over_metres_a_pixel_reach_as_far_as_they_should() -> None:
     assert boundary_counts(truth, moved, 2, tolerance)[1].tolist() == [1, 1, 1, 1]
 
 
-def test_the_canvas_and_unknown_pixels_make_no_boundary() -> None:
+def test_array_border_and_unknown_pixels_create_no_boundary() -> None:
     half = np.ones((6, 6), np.uint8)
     half[:, 3:] = 255
     assert not boundary_counts(half, np.ones((6, 6), np.uint8), 2, 1).any()
@@ -104,5 +104,5 @@ def test_the_canvas_and_unknown_pixels_make_no_boundary() -> None:
 
 
 @pytest.mark.parametrize(("tolerance", "margin"), [(0, 1), (1, 2), (1.5, 3)])
-def test_the_margin(tolerance: float, margin: int) -> None:
+def test_margin_px(tolerance: float, margin: int) -> None:
     assert margin_px(tolerance) == margin

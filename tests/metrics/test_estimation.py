@@ -1,4 +1,4 @@
-"""Estimators of accuracy and area: the published example, the definitions, and how often intervals hold the truth."""
+"""Estimators of accuracy and area: published example, definitions, and coverage of the confidence intervals."""
 
 import numpy as np
 import pytest
@@ -6,20 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.metrics.estimation import Tally, allocation, estimates, sample_size, short
+from geograft.metrics.estimation import (
+    ErrorMatrix,
+    allocate_points,
+    estimate_accuracy,
+    sample_size,
+    undersampled_strata,
+)
 
 # Olofsson et al. 2014, section 5, table 8: deforestation, forest gain, stable forest, stable non-forest.
 POINTS = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
 MAPPED = np.array([200_000.0, 150_000, 3_200_000, 6_450_000])
 
 
-def test_the_published_example() -> None:
+def test_published_example() -> None:
     """Section 5.2, its tables 8 and 9; a pixel is 0.09 ha.
 
     The paper also prints 0.23 and 0.01 as the margins of the second and fourth producer's accuracies; its equation 7
     gives 0.25 and 0.02 (see the next test), so these two are left out.
     """
-    found = estimates(Tally.of_equal(POINTS), MAPPED)
+    found = estimate_accuracy(ErrorMatrix.from_counts(POINTS), MAPPED)
     assert round(found.area.value[0]) == 235_086
     assert round(found.area.margin[0]) == 68_418
     assert (found.area.value * 0.09).round().tolist() == [21_158, 11_686, 285_770, 581_386]
@@ -31,12 +37,12 @@ def test_the_published_example() -> None:
     assert found.producers.value.round(2).tolist() == [0.75, 0.85, 0.93, 0.96]
     assert found.producers.margin[[0, 2]].round(2).tolist() == [0.21, 0.03]
     table_9 = [[0.0176, 0, 0.0013, 0.0011], [0, 0.0110, 0.0016, 0.0024], [0.0019, 0, 0.2967, 0.0213]]
-    assert found.shares[:3].round(4).tolist() == table_9
+    assert found.proportions[:3].round(4).tolist() == table_9
 
 
-def test_producers_accuracies_have_the_margins_of_equation_7() -> None:
+def test_producers_accuracy_margins_match_equation_7() -> None:
     """Term by term as the paper prints it, from pixel counts."""
-    rows, found = POINTS.sum(axis=1), estimates(Tally.of_equal(POINTS), MAPPED)
+    rows, found = POINTS.sum(axis=1), estimate_accuracy(ErrorMatrix.from_counts(POINTS), MAPPED)
     for j in range(4):
         users, total = POINTS[j, j] / rows[j], sum(MAPPED[i] * POINTS[i, j] / rows[i] for i in range(4))
         producers = MAPPED[j] * users / total
@@ -44,18 +50,18 @@ def test_producers_accuracies_have_the_margins_of_equation_7() -> None:
         shares = {i: POINTS[i, j] / rows[i] for i in range(4) if i != j}
         second = producers**2 * sum(MAPPED[i] ** 2 * p * (1 - p) / (rows[i] - 1) for i, p in shares.items())
         assert found.producers.value[j] == pytest.approx(producers)
-        assert found.producers.error[j] == pytest.approx((first + second) ** 0.5 / total)
+        assert found.producers.standard_error[j] == pytest.approx((first + second) ** 0.5 / total)
 
 
-def test_the_published_sample_size() -> None:
+def test_published_sample_size() -> None:
     """Section 5.1.1: 641 points for a standard error of 0.01."""
     weights, accuracy = MAPPED / MAPPED.sum(), np.array([0.7, 0.6, 0.9, 0.95])
     assert sample_size(weights, accuracy, 0.01, int(MAPPED.sum())) == 641
 
 
-def test_the_published_allocation() -> None:
+def test_published_allocation() -> None:
     """Table 5: 75 points for each class of change, the rest in proportion (the paper rounds to 165 and 325)."""
-    sizes = allocation(MAPPED / MAPPED.sum(), MAPPED.astype(np.int64), 640, 75)
+    sizes = allocate_points(MAPPED / MAPPED.sum(), MAPPED.astype(np.int64), 640, 75)
     assert sizes.tolist() == [75, 75, 162, 328]
 
 
@@ -79,70 +85,74 @@ def by_points(mapped: ndarray, reference: ndarray, size: ndarray, stratum_area: 
 
 
 @given(st.integers(0, 10**6), st.booleans())
-def test_figures_are_those_of_single_points(seed: int, equal: bool) -> None:
+def test_estimates_match_residuals_of_single_points(seed: int, equal: bool) -> None:
     rng = np.random.default_rng(seed)
     mapped = np.repeat([0, 1, 2], [5, 9, 20])
     reference = rng.integers(0, 3, len(mapped))
     reference[[0, 5, 14]] = 0, 1, 2
     size = np.full(len(mapped), 900.0) if equal else rng.uniform(300, 900, len(mapped))
     areas = np.array([10.0, 200, 3000])
-    found = estimates(Tally.of(mapped, reference, size, 3), areas)
+    found = estimate_accuracy(ErrorMatrix.from_points(mapped, reference, size, 3), areas)
     for j in range(3):
-        figures = [found.area.value, found.area.error, found.producers.value, found.producers.error]
+        figures = [found.area.value, found.area.standard_error, found.producers.value, found.producers.standard_error]
         assert [figure[j] for figure in figures] == pytest.approx(by_points(mapped, reference, size, areas, j))
     if equal:
-        same = estimates(Tally.of_equal(Tally.of(mapped, reference, size, 3).points), areas)
-        assert found.area.error == pytest.approx(same.area.error)
-        assert found.users.error == pytest.approx(same.users.error)
+        same = estimate_accuracy(
+            ErrorMatrix.from_counts(ErrorMatrix.from_points(mapped, reference, size, 3).points), areas
+        )
+        assert found.area.standard_error == pytest.approx(same.area.standard_error)
+        assert found.users.standard_error == pytest.approx(same.users.standard_error)
 
 
 @given(st.lists(st.lists(st.integers(0, 50), min_size=3, max_size=3), min_size=3, max_size=3))
-def test_areas_and_shares_add_up(rows: list[list[int]]) -> None:
+def test_areas_and_proportions_sum_to_the_total(rows: list[list[int]]) -> None:
     points = np.array(rows) + 2 * np.eye(3, dtype=np.int64)
     areas = np.array([5.0, 70, 900])
-    found = estimates(Tally.of_equal(points), areas)
+    found = estimate_accuracy(ErrorMatrix.from_counts(points), areas)
     assert found.area.value.sum() == pytest.approx(areas.sum())
-    assert found.shares.sum() == pytest.approx(1)
-    assert found.shares.sum(axis=1) == pytest.approx(areas / areas.sum())
+    assert found.proportions.sum() == pytest.approx(1)
+    assert found.proportions.sum(axis=1) == pytest.approx(areas / areas.sum())
 
 
 def test_a_perfect_map_keeps_its_areas() -> None:
-    found = estimates(Tally.of_equal(np.diag([3, 4, 5])), np.array([1.0, 2, 3]))
+    found = estimate_accuracy(ErrorMatrix.from_counts(np.diag([3, 4, 5])), np.array([1.0, 2, 3]))
     assert found.area.value.tolist() == pytest.approx([1, 2, 3])
-    assert found.area.error.tolist() == [0, 0, 0]
+    assert found.area.standard_error.tolist() == [0, 0, 0]
     assert found.overall.value[0] == 1
 
 
-def test_a_class_that_no_point_has() -> None:
-    found = estimates(Tally.of_equal(np.array([[9, 0, 1], [2, 0, 0], [0, 0, 5]])), np.array([50.0, 10, 40]))
+def test_class_without_reference_points() -> None:
+    found = estimate_accuracy(
+        ErrorMatrix.from_counts(np.array([[9, 0, 1], [2, 0, 0], [0, 0, 5]])), np.array([50.0, 10, 40])
+    )
     assert found.area.value[1] == 0
-    assert np.isnan([found.area.error[1], found.producers.value[1]]).all()
+    assert np.isnan([found.area.standard_error[1], found.producers.value[1]]).all()
     assert found.users.value[1] == 0
 
 
-def test_a_class_that_is_not_mapped() -> None:
-    found = estimates(Tally.of_equal(np.array([[8, 2], [0, 0]])), np.array([50.0, 0]))
+def test_class_that_is_not_mapped() -> None:
+    found = estimate_accuracy(ErrorMatrix.from_counts(np.array([[8, 2], [0, 0]])), np.array([50.0, 0]))
     assert found.area.value.tolist() == [40, 10]
     assert np.isnan(found.users.value[1])
     assert found.producers.value.tolist() == [1, 0]
 
 
-def test_strata_with_one_point_are_named_unless_it_is_their_only_pixel() -> None:
-    tally, areas = Tally.of_equal(np.array([[8, 2], [0, 1]])), np.array([50.0, 1])
-    assert short(tally, areas).tolist() == [False, True]
-    with pytest.raises(ValueError, match="at least two points"):
-        estimates(tally, areas)
-    found = estimates(tally, areas, np.array([False, True]))
+def test_strata_with_one_point_are_undersampled_unless_complete() -> None:
+    matrix, areas = ErrorMatrix.from_counts(np.array([[8, 2], [0, 1]])), np.array([50.0, 1])
+    assert undersampled_strata(matrix, areas).tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"2 points, got \[10  1\]"):
+        estimate_accuracy(matrix, areas)
+    found = estimate_accuracy(matrix, areas, np.array([False, True]))
     assert found.area.value.tolist() == [40, 11]
-    assert found.users.error[1] == 0
+    assert found.users.standard_error[1] == 0
 
 
 # ----------------------------------------------------------------------------------------------------------- simulation
 
 
 @pytest.mark.parametrize("unequal", [False, True])
-def test_the_interval_holds_the_true_area_in_95_of_100_samples(unequal: bool) -> None:
-    """A map that errs in 1 of 8 pixels, sampled 2,000 times; pixels of one size, or twice as large in the south."""
+def test_confidence_interval_of_area_has_nominal_coverage(unequal: bool) -> None:
+    """A map with an error rate of 1 in 8, sampled 2,000 times; pixels of equal size, or up to twice as large."""
     rng = np.random.default_rng(7)
     n = 40_000
     truth = (rng.random(n) < 0.15).astype(int)
@@ -156,7 +166,7 @@ def test_the_interval_holds_the_true_area_in_95_of_100_samples(unequal: bool) ->
     strata = [np.flatnonzero(mapped == i) for i in range(2)]
     for _ in range(2000):
         chosen = np.concatenate([rng.choice(some, 200) for some in strata])
-        found = estimates(Tally.of(mapped[chosen], truth[chosen], size[chosen], 2), areas)
+        found = estimate_accuracy(ErrorMatrix.from_points(mapped[chosen], truth[chosen], size[chosen], 2), areas)
         covered += abs(found.area.value[1] - true_area) <= found.area.margin[1]
         means.append(found.area.value[1])
     assert 0.92 <= covered / 2000 <= 0.98
@@ -168,10 +178,10 @@ def test_the_interval_holds_the_true_area_in_95_of_100_samples(unequal: bool) ->
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=6).filter(any), st.integers(1, 2000), st.integers(2, 100))
-def test_allocations_keep_their_promises(pixels: list[int], points: int, least: int) -> None:
+def test_allocation_respects_minimum_pixels_and_total(pixels: list[int], points: int, least: int) -> None:
     there = np.array(pixels)
     weights = there / there.sum()
-    sizes = allocation(weights, there, points, least)
+    sizes = allocate_points(weights, there, points, least)
     floors = np.minimum(least, there)
     assert (sizes <= there).all()
     assert (sizes >= floors).all()
@@ -180,6 +190,6 @@ def test_allocations_keep_their_promises(pixels: list[int], points: int, least: 
     assert (sizes[:, None] >= sizes)[larger].all(), "larger strata never get fewer points"
 
 
-def test_a_stratum_of_few_pixels_leaves_its_share_to_the_others() -> None:
+def test_points_of_a_small_stratum_are_redistributed() -> None:
     weights = np.array([0.5, 0.5])  # few pixels, large ones
-    assert allocation(weights, np.array([10, 10_000]), 100, 5).tolist() == [10, 90]
+    assert allocate_points(weights, np.array([10, 10_000]), 100, 5).tolist() == [10, 90]

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from geograft.metrics.scores import HEADLINES, class_scores, kappa, overall_scores, scores
+from geograft.metrics.scores import HEADLINE_SCORES, class_scores, kappa, overall_scores, scores
 
 counts = st.integers(2, 5).flatmap(lambda k: arrays(np.int64, (k, k), elements=st.integers(0, 6)))
 
@@ -27,7 +27,7 @@ def pixels(confusion: ndarray) -> tuple[ndarray, ndarray]:
 
 
 @given(counts)
-def test_scores_are_those_of_scikit_learn(confusion: ndarray) -> None:
+def test_scores_match_scikit_learn(confusion: ndarray) -> None:
     truth, predicted = pixels(confusion)
     if not len(truth):
         return
@@ -51,7 +51,7 @@ def test_f1_is_the_harmonic_mean_and_follows_from_iou(confusion: ndarray) -> Non
     np.testing.assert_allclose(found.f1 * both, 2 * found.precision * found.recall, atol=1e-12)
 
 
-def test_headline_is_class_1_of_two_and_the_mean_of_more() -> None:
+def test_headline_is_the_positive_class_or_the_macro_mean() -> None:
     two = scores(np.array([[90, 10], [5, 15]]))
     assert two.headline() == {"iou": 0.5, "f1": pytest.approx(2 / 3), "precision": 0.6, "recall": 0.75}
     three = scores(np.array([[8, 0, 0], [0, 4, 4], [0, 0, 0]]))
@@ -59,15 +59,15 @@ def test_headline_is_class_1_of_two_and_the_mean_of_more() -> None:
     assert three.headline()["iou"] == pytest.approx((1 + 0.5 + 0) / 3)
 
 
-def test_without_a_pixel_every_score_is_nan_and_nothing_warns() -> None:
+def test_scores_without_pixels_are_nan_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = scores(np.zeros((3, 3), np.int64))
     assert np.isnan(found.accuracy)
-    assert all(np.isnan(found.headline()[name]) for name in HEADLINES)
+    assert all(np.isnan(found.headline()[name]) for name in HEADLINE_SCORES)
 
 
-def test_scores_of_the_sum_are_not_the_mean_of_scores() -> None:
+def test_score_of_summed_counts_differs_from_mean_of_scores() -> None:
     full, empty = np.array([[0, 0], [0, 100]]), np.array([[99, 1], [0, 0]])
     mean = np.mean([scores(tile).iou[1] for tile in (full, empty)])
     assert scores(full + empty).iou[1] == pytest.approx(100 / 101)
@@ -75,7 +75,7 @@ def test_scores_of_the_sum_are_not_the_mean_of_scores() -> None:
 
 
 @given(counts)
-def test_kappa_and_weighted_means_are_those_of_scikit_learn(confusion: ndarray) -> None:
+def test_kappa_and_weighted_means_match_scikit_learn(confusion: ndarray) -> None:
     truth, predicted = pixels(confusion)
     if len({*truth, *predicted}) < 2:
         assert np.isnan(kappa(confusion))
@@ -88,7 +88,7 @@ def test_kappa_and_weighted_means_are_those_of_scikit_learn(confusion: ndarray) 
         assert found[f"weighted_{name}"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_class_of_the_map_alone_counts_in_means_as_for_torchmetrics() -> None:
+def test_classes_only_in_the_prediction_count_in_means_as_in_torchmetrics() -> None:
     import torch
     from torchmetrics.functional import jaccard_index
 
@@ -100,14 +100,14 @@ def test_a_class_of_the_map_alone_counts_in_means_as_for_torchmetrics() -> None:
     assert scores(confusion).macro("iou") == pytest.approx((0.8 + 1 + 0) / 3)
 
 
-def test_cohens_own_example() -> None:
+def test_kappa_matches_cohens_example() -> None:
     # Cohen (1960), table 1: two raters of 200 cases, 3 categories, kappa 0.492.
     confusion = np.array([[88, 14, 18], [10, 40, 10], [2, 6, 12]])
     assert kappa(confusion) == pytest.approx(0.492, abs=5e-4)
 
 
 @given(st.lists(arrays(np.int64, (3, 3), elements=st.integers(0, 6)), min_size=1, max_size=4))
-def test_many_matrices_at_once_give_what_one_at_a_time_does(matrices: list[ndarray]) -> None:
+def test_batched_matrices_give_the_same_scores(matrices: list[ndarray]) -> None:
     for function in (overall_scores, class_scores):
         at_once = function(np.stack(matrices))
         for i, matrix in enumerate(matrices):

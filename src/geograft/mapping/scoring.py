@@ -1,8 +1,7 @@
-"""Tiles shown to a network: a few at a time, the next ones read meanwhile.
+"""Score the tiles of a split: batches of tiles, counts per cell, metrics with 95 % confidence intervals.
 
-The tiles of a split become counts by cell (a block of a scene, or a scene). No pixel is kept.
-
-Counts by unit become named figures with their 95 % intervals.
+Counts are collected per cell (a block of a scene, or a scene), so that no pixel is kept in memory. Counts summed by
+unit are bootstrapped to named metrics with confidence intervals.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,73 +17,77 @@ from geograft.dataset.tileset import Samples, TileSet
 from geograft.dataset.units import Units
 from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.mapping.prefetch import ahead
+from geograft.mapping.prefetch import prefetch
 from geograft.mapping.shapes import ShapeCounter, ShapeCounts
 from geograft.metrics.calibration import (
     RELIABILITY_BINS,
     STEPS,
     average_precision,
+    brier_sum,
+    class_reliability_counts,
     probability_counts,
-    reliability_of,
-    squared_error,
 )
-from geograft.metrics.confusion import Counting
-from geograft.metrics.intervals import intervals, paired_intervals
-from geograft.metrics.scores import present_mean
+from geograft.metrics.confusion import ConfusionScheme
+from geograft.metrics.intervals import Statistic, confidence_intervals, paired_confidence_intervals
+from geograft.metrics.scores import nanmean
 from geograft.progress import track
-from geograft.training.loader import Sample, imaged
+from geograft.training.augment import TrainingTile
+from geograft.training.loader import image_mask
 
-BATCH = 8
-
-
-def batched(order: Sequence[int]) -> list[list[int]]:
-    """Return indices of tiles in the same order, BATCH at a time; the last may be fewer."""
-    return [list(order[start : start + BATCH]) for start in range(0, len(order), BATCH)]
+BATCH_SIZE = 8
 
 
-def read(samples: Samples, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], list[Sample]]]:
-    """Yield the indices and the tiles of each batch. While one is used, the next is read in a thread of its own."""
-    return ahead((indices, [samples[i] for i in indices]) for indices in batches)
+def batch_indices(order: Sequence[int]) -> list[list[int]]:
+    """Return the tile indices in batches of BATCH_SIZE, in the same order. The last batch may be smaller."""
+    return [list(order[start : start + BATCH_SIZE]) for start in range(0, len(order), BATCH_SIZE)]
 
 
-def stacked(tiles: Sequence[Sample]) -> tuple[Float32[ndarray, "n b h w"], Bool[ndarray, "n h w"]]:
-    """Return what a network takes of tiles: their images, and which pixels have one."""
-    return np.stack([image for image, _ in tiles]), np.stack([imaged(*tile) for tile in tiles])
+def read_batches(
+    samples: Samples, batches: Sequence[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[TrainingTile]]]:
+    """Yield the indices and the tiles of each batch. The next batch is read in a background thread."""
+    return prefetch((indices, [samples[i] for i in indices]) for indices in batches)
+
+
+def stack_tiles(tiles: Sequence[TrainingTile]) -> tuple[Float32[ndarray, "n b h w"], Bool[ndarray, "n h w"]]:
+    """Return the images of tiles and their masks of valid pixels, as network input."""
+    return np.stack([image for image, _ in tiles]), np.stack([image_mask(*tile) for tile in tiles])
 
 
 Confusion = Int64[ndarray, "..."]
-"""As `geograft.metrics.confusion.Counting` has it."""
+"""Confusion counts, with the layout of a `geograft.metrics.confusion.ConfusionScheme`."""
 
 
 @dataclass
-class Counts:
-    """What was counted, by cell. Sums over cells are the counts of their ground together."""
+class SplitCounts:
+    """Counts of one split per cell. Sums over cells are the counts of their union."""
 
     units: Units
-    counting: Counting
+    scheme: ConfusionScheme
     confusion: Int64[ndarray, "c ..."] = field(init=False)
-    """Pixels: rows are the label, columns the map; of overlapping classes a table each."""
+    """Pixels: labels in rows, predictions in columns; a binary matrix per overlapping class."""
     probability: Int64[ndarray, "c ..."] = field(init=False)
-    """Pixels outside and inside class 1 by probability (2, 1001), 16 kB a cell; of overlapping classes one each.
+    """Probability histograms of negative and positive pixels (2, 1001), 16 kB per cell; one per overlapping class.
 
-    Without cells for more than two classes that exclude each other.
+    Empty for more than two mutually exclusive classes.
     """
     reliability: Float64[ndarray, "c 15 3"] = field(init=False)
     squared_error: Float64[ndarray, "c 1"] = field(init=False)
+    """Brier scores summed over pixels."""
     shapes: ShapeCounts | None = None
 
     def __post_init__(self) -> None:
-        cells, counting = len(self.units.cells), self.counting
-        self.confusion = counting.none(cells)
-        curves = (counting.classes,) if counting.overlapping else ()
-        curved = counting.binary or counting.overlapping
-        self.probability = np.zeros((cells if curved else 0, *curves, 2, STEPS + 1), np.int64)
+        cells, scheme = len(self.units.cells), self.scheme
+        self.confusion = scheme.zeros(cells)
+        per_class = (scheme.classes,) if scheme.overlapping else ()
+        has_curve = scheme.binary or scheme.overlapping
+        self.probability = np.zeros((cells if has_curve else 0, *per_class, 2, STEPS + 1), np.int64)
         self.reliability = np.zeros((cells, RELIABILITY_BINS, 3))
         self.squared_error = np.zeros((cells, 1))
 
     @cached_property
     def total(self) -> Confusion:
-        """Pixel counts over all cells."""
+        """Confusion counts over all cells."""
         total: Confusion = self.confusion.sum(axis=0)
         return total
 
@@ -95,161 +98,165 @@ class Counts:
         probabilities: Float32[ndarray, "k h w"],
         predicted: UInt8[ndarray, "*kn h w"],
     ) -> None:
-        """Count the labelled pixels of one tile."""
-        self.confusion[cell] += self.counting.counts(label, predicted)
-        truth, seen = self.counting.answers(label, probabilities)
-        self.squared_error[cell] += squared_error(seen, truth)
-        self.reliability[cell] += reliability_of(seen, truth)
-        if self.counting.overlapping:
-            for index, (own, likely) in enumerate(zip(label, probabilities, strict=True)):
-                known = own != IGNORE
-                self.probability[cell, index] += probability_counts(likely[known], own[known] == 1)
-        elif self.counting.binary:
-            self.probability[cell] += probability_counts(seen[1], truth == 1)
+        """Add the labelled pixels of one tile."""
+        self.confusion[cell] += self.scheme.confusion(label, predicted)
+        truth, probability = self.scheme.flatten_known(label, probabilities)
+        self.squared_error[cell] += brier_sum(probability, truth)
+        self.reliability[cell] += class_reliability_counts(probability, truth)
+        if self.scheme.overlapping:
+            for index, (class_label, class_probability) in enumerate(zip(label, probabilities, strict=True)):
+                known = class_label != IGNORE
+                counts = probability_counts(class_probability[known], class_label[known] == 1)
+                self.probability[cell, index] += counts
+        elif self.scheme.binary:
+            self.probability[cell] += probability_counts(probability[1], truth == 1)
 
 
-def count(predictor: Predictor, tile_set: TileSet, samples: Samples, units: Units, shapes: ShapeCounter) -> Counts:
-    """Return the counts of every labelled pixel of the samples, cell after cell. Reading goes on beside the network."""
-    counting = Counting.of(predictor.card.legend)
-    counts = Counts(units, counting)
-    batches = batched(np.argsort(units.cell_of, kind="stable").tolist())
-    for indices, tiles in track(read(samples, batches), len(batches), f"scoring {tile_set.folder}", "batches"):
-        probabilities = predictor(*stacked(tiles))
-        predicted = decided(probabilities, predictor.card)
-        for index, (_, label), each, found in zip(indices, tiles, probabilities, predicted, strict=True):
-            cell, truth = int(units.cell_of[index]), counting.classed(label)
-            counts.add(cell, truth, each, found)
-            shapes.add(cell, samples.tiles[index], truth, found)
+def count_split(
+    predictor: Predictor, tile_set: TileSet, samples: Samples, units: Units, shapes: ShapeCounter
+) -> SplitCounts:
+    """Return the counts of all labelled pixels of the samples, cell by cell. Tiles are prefetched during inference."""
+    scheme = ConfusionScheme.from_legend(predictor.card.legend)
+    counts = SplitCounts(units, scheme)
+    batches = batch_indices(np.argsort(units.cell_of, kind="stable").tolist())
+    for indices, tiles in track(read_batches(samples, batches), len(batches), f"scoring {tile_set.folder}", "batches"):
+        probabilities = predictor(*stack_tiles(tiles))
+        predicted = apply_thresholds(probabilities, predictor.card)
+        rows = zip(indices, tiles, probabilities, predicted, strict=True)
+        for index, (_, label), tile_probabilities, tile_classes in rows:
+            cell, truth = int(units.cell_of[index]), scheme.to_classes(label)
+            counts.add(cell, truth, tile_probabilities, tile_classes)
+            shapes.add(cell, samples.tiles[index], truth, tile_classes)
     counts.shapes = shapes.counts()
     return counts
 
 
-def mapped(predictor: Predictor, tiles: Sequence[Sample]) -> UInt8[ndarray, "n ..."]:
-    """Return the map of some tiles, which the network is shown as in training; see `decided`."""
-    return decided(predictor(*stacked(tiles)), predictor.card)
+def predict_classes(predictor: Predictor, tiles: Sequence[TrainingTile]) -> UInt8[ndarray, "n ..."]:
+    """Return the predicted classes of tiles, fed to the network as in training; see `apply_thresholds`."""
+    return apply_thresholds(predictor(*stack_tiles(tiles)), predictor.card)
 
 
-def decided(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt8[ndarray, "n ..."]:
-    """Return the class index of every pixel (n, h, w): at the card's threshold for two classes, else the most probable.
+def apply_thresholds(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt8[ndarray, "n ..."]:
+    """Return the class index of every pixel (n, h, w): at the card's threshold if binary, else the most probable class.
 
-    Of overlapping classes, 1 where a class is and 0 where it is not (n, k, h, w), each at its own threshold.
+    For overlapping classes, return 1 inside and 0 outside each class (n, k, h, w), at a threshold per class.
     """
-    return Counting.of(card.legend).decided(probabilities, card.cuts)
+    return ConfusionScheme.from_legend(card.legend).apply_thresholds(probabilities, card.output_thresholds)
 
 
-Named = Callable[[ndarray], Mapping[str, ndarray]]
-"""Counts (n, ...) -> figures by name, each (n,)."""
+MetricFunction = Callable[[ndarray], Mapping[str, ndarray]]
+"""Function from counts (n, ...) to metrics by name, each (n,)."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A score with the ends of its 95 % interval; NaN for what does not exist."""
+class Metric:
+    """A score with the bounds of its 95 % confidence interval; NaN if undefined."""
 
     value: float
     low: float
     high: float
 
     @property
-    def plain(self) -> float | None:
-        """The value for JSON."""
+    def json_value(self) -> float | None:
+        """The value, or None if undefined."""
         return None if np.isnan(self.value) else self.value
 
     @property
-    def ends(self) -> list[float] | None:
-        """The interval for JSON."""
+    def interval(self) -> list[float] | None:
+        """The bounds of the confidence interval, or None if undefined."""
         return None if np.isnan(self.low) else [self.low, self.high]
 
-    def words(self, form: str = ".3f") -> tuple[str, str]:
-        """Return the value and, in brackets, its interval; "-" and nothing for what does not exist."""
-        return shown(self.plain, form), between(self.ends, form)
+    def format(self, form: str = ".3f") -> tuple[str, str]:
+        """Return the value and its interval in brackets as text; "-" and "" if undefined."""
+        return format_value(self.json_value, form), format_interval(self.interval, form)
 
 
-Figures = dict[str, Figure]
+Metrics = dict[str, Metric]
 
 
-def shown(value: float | None, form: str = ".3f") -> str:
+def format_value(value: float | None, form: str = ".3f") -> str:
     """Return a number as text; "-" for None."""
     return "-" if value is None else f"{value:{form}}"
 
 
-def between(ends: Sequence[float] | None, form: str = ".3f") -> str:
-    """Return an interval as text in brackets; nothing for None."""
-    return f"({ends[0]:{form}} to {ends[1]:{form}})" if ends else ""
+def format_interval(interval: Sequence[float] | None, form: str = ".3f") -> str:
+    """Return an interval as text in brackets; "" for None."""
+    return f"({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
 
 
-def plain(figures: Figures) -> dict[str, float | None]:
-    """Return the values of figures for JSON."""
-    return {name: figure.plain for name, figure in figures.items()}
+def json_values(metrics: Metrics) -> dict[str, float | None]:
+    """Return the values of metrics for JSON."""
+    return {name: metric.json_value for name, metric in metrics.items()}
 
 
-def plain_ends(figures: Figures) -> dict[str, list[float] | None]:
-    """Return the intervals of figures for JSON."""
-    return {name: figure.ends for name, figure in figures.items()}
+def json_intervals(metrics: Metrics) -> dict[str, list[float] | None]:
+    """Return the confidence intervals of metrics for JSON."""
+    return {name: metric.interval for name, metric in metrics.items()}
 
 
-def headline(counts: ndarray, counting: Counting) -> dict[str, float | None]:
-    """Return the headline scores of the counts of one map for JSON."""
-    found = counting.headline(counts)
+def headline_scores(counts: ndarray, scheme: ConfusionScheme) -> dict[str, float | None]:
+    """Return the headline scores of the confusion counts of one map for JSON."""
+    found = scheme.headline(counts)
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Counts by unit, and what is taken of their sum."""
+class BootstrapEstimator:
+    """Counts per unit and a statistic of their sum, bootstrapped over units."""
 
     counts: ndarray
     """(u, ...)."""
-    named: Named
+    statistic: MetricFunction
 
-    def figures(self) -> Figures:
-        """Return each figure of all units together, with its interval."""
-        flat, taken, names = self._parts()
-        values = taken(flat.sum(axis=0, dtype=np.float64)[None])[0]
-        return _figures(names, values, intervals(flat, taken))
+    def estimate(self) -> Metrics:
+        """Return each metric over all units, with its confidence interval."""
+        flat, statistic, names = self._flatten()
+        values = statistic(flat.sum(axis=0, dtype=np.float64)[None])[0]
+        return _metrics(names, values, confidence_intervals(flat, statistic))
 
-    def less(self, other: "Measure") -> Figures:
-        """Return the difference of each figure to that of another map of the same units, with its paired interval."""
-        flat, taken, names = self._parts()
-        rival = other.counts.reshape(len(other.counts), -1)
-        values = [taken(counts.sum(axis=0, dtype=np.float64)[None])[0] for counts in (flat, rival)]
-        return _figures(names, values[0] - values[1], paired_intervals(flat, rival, taken))
+    def difference(self, other: "BootstrapEstimator") -> Metrics:
+        """Return the difference of each metric to that of another map of the same units, with a paired interval."""
+        flat, statistic, names = self._flatten()
+        other_flat = other.counts.reshape(len(other.counts), -1)
+        values = [statistic(counts.sum(axis=0, dtype=np.float64)[None])[0] for counts in (flat, other_flat)]
+        return _metrics(names, values[0] - values[1], paired_confidence_intervals(flat, other_flat, statistic))
 
-    def _parts(self) -> tuple[ndarray, Callable[[Float64[ndarray, "n c"]], Float64[ndarray, "n f"]], tuple[str, ...]]:
+    def _flatten(self) -> tuple[ndarray, Statistic, tuple[str, ...]]:
         shape = self.counts.shape[1:]
 
-        def taken(sums: Float64[ndarray, "n c"]) -> Float64[ndarray, "n f"]:
-            return np.stack(list(self.named(sums.reshape(-1, *shape)).values()), axis=-1)
+        def statistic(sums: Float64[ndarray, "n c"]) -> Float64[ndarray, "n f"]:
+            return np.stack(list(self.statistic(sums.reshape(-1, *shape)).values()), axis=-1)
 
-        names = tuple(self.named(np.zeros((1, *shape))))
-        return self.counts.reshape(len(self.counts), -1), taken, names
+        names = tuple(self.statistic(np.zeros((1, *shape))))
+        return self.counts.reshape(len(self.counts), -1), statistic, names
 
 
-def measures(counts: Counts) -> dict[str, Measure]:
-    """Return what is measured: "overall" and "classes" always, the others where they were counted."""
-    units, counting = counts.units, counts.counting
-    found = {
-        "overall": Measure(units.summed(counts.confusion), counting.overall),
-        "classes": Measure(units.summed(counts.confusion), partial(_by_class, counting)),
-        "brier": Measure(np.hstack([units.summed(counts.squared_error), _pixels(counts)]), _mean_error),
+def estimators(counts: SplitCounts) -> dict[str, BootstrapEstimator]:
+    """Return the estimators by group: "overall", "classes" and "brier" always, the others if they were counted."""
+    units, scheme = counts.units, counts.scheme
+    groups = {
+        "overall": BootstrapEstimator(units.sum_by_unit(counts.confusion), scheme.overall),
+        "classes": BootstrapEstimator(units.sum_by_unit(counts.confusion), partial(_by_class, scheme)),
+        "brier": BootstrapEstimator(np.hstack([units.sum_by_unit(counts.squared_error), _pixels(counts)]), _mean_error),
     }
     if len(counts.probability):
-        found["probability"] = Measure(units.summed(counts.probability), _average_precision)
+        groups["probability"] = BootstrapEstimator(units.sum_by_unit(counts.probability), _average_precision)
     if counts.shapes is not None and counts.shapes.boundary is not None:
-        found["boundary"] = Measure(units.summed(counts.shapes.boundary), _boundary)
+        groups["boundary"] = BootstrapEstimator(units.sum_by_unit(counts.shapes.boundary), _boundary)
     if counts.shapes is not None and counts.shapes.objects is not None:
-        found["objects"] = Measure(units.summed(counts.shapes.objects), _objects)
-    return found
+        groups["objects"] = BootstrapEstimator(units.sum_by_unit(counts.shapes.objects), _objects)
+    return groups
 
 
-def key(index: int, score: str) -> str:
-    """Return the name of a score of one class among the figures of all classes."""
+def class_key(index: int, score: str) -> str:
+    """Return the name of a score of one class among the metrics of all classes."""
     return f"{index} {score}"
 
 
-def _by_class(counting: Counting, counts: ndarray) -> dict[str, ndarray]:
+def _by_class(scheme: ConfusionScheme, counts: ndarray) -> dict[str, ndarray]:
     return {
-        key(index, name): values[..., index]
-        for name, values in counting.by_class(counts).items()
+        class_key(index, name): values[..., index]
+        for name, values in scheme.by_class(counts).items()
         for index in range(values.shape[-1])
     }
 
@@ -257,14 +264,14 @@ def _by_class(counting: Counting, counts: ndarray) -> dict[str, ndarray]:
 def _average_precision(counts: ndarray) -> dict[str, ndarray]:
     if counts.ndim == 3:
         return {"average_precision": average_precision(counts)}
-    # Of overlapping classes, the mean over them, and each one's own.
-    each = average_precision(counts)
-    own = {key(index, "average_precision"): each[..., index] for index in range(each.shape[-1])}
-    return {"average_precision": present_mean(each)} | own
+    # Overlapping classes: the mean, and the value of each class.
+    values = average_precision(counts)
+    by_class = {class_key(index, "average_precision"): values[..., index] for index in range(values.shape[-1])}
+    return {"average_precision": nanmean(values)} | by_class
 
 
-def _pixels(counts: Counts) -> ndarray:
-    return counts.counting.total(counts.units.summed(counts.confusion))[:, None]
+def _pixels(counts: SplitCounts) -> ndarray:
+    return counts.scheme.total(counts.units.sum_by_unit(counts.confusion))[:, None]
 
 
 def _mean_error(sums: ndarray) -> dict[str, ndarray]:
@@ -273,26 +280,26 @@ def _mean_error(sums: ndarray) -> dict[str, ndarray]:
 
 def _boundary(counts: ndarray) -> dict[str, ndarray]:
     precision, recall = _ratio(counts[..., 0], counts[..., 1]), _ratio(counts[..., 2], counts[..., 3])
-    # A boundary that one of the two does not have at all is missed or made up: 0, not left out.
-    there = counts[..., 1] + counts[..., 3] > 0
+    # A class with a boundary in only one of label and map scores 0 and counts in the mean.
+    present = counts[..., 1] + counts[..., 3] > 0
     values = {
-        "precision": np.where(there, np.nan_to_num(precision), np.nan),
-        "recall": np.where(there, np.nan_to_num(recall), np.nan),
+        "precision": np.where(present, np.nan_to_num(precision), np.nan),
+        "recall": np.where(present, np.nan_to_num(recall), np.nan),
     }
-    values["f1"] = _harmonic(values["precision"], values["recall"])
+    values["f1"] = _harmonic_mean(values["precision"], values["recall"])
     by_class = {
-        key(index, name): array[..., index] for name, array in values.items() for index in range(counts.shape[-2])
+        class_key(index, name): array[..., index] for name, array in values.items() for index in range(counts.shape[-2])
     }
-    return by_class | {"macro_f1": present_mean(values["f1"])}
+    return by_class | {"macro_f1": nanmean(values["f1"])}
 
 
 def _objects(counts: ndarray) -> dict[str, ndarray]:
-    matched, found, true = np.moveaxis(counts, -1, 0)
+    matched, predicted, true = np.moveaxis(counts, -1, 0)
     return {
-        "precision": _ratio(matched, found),
+        "precision": _ratio(matched, predicted),
         "recall": _ratio(matched, true),
-        "f1": _ratio(2 * matched, found + true),
-        "count_error": _ratio(found - true, true),
+        "f1": _ratio(2 * matched, predicted + true),
+        "count_error": _ratio(predicted - true, true),
     }
 
 
@@ -301,12 +308,12 @@ def _ratio(part: ndarray, whole: ndarray) -> ndarray:
     return ratio
 
 
-def _harmonic(first: ndarray, second: ndarray) -> ndarray:
-    both = first + second
-    mean: ndarray = np.where(both == 0, 0.0, 2 * first * second / np.where(both == 0, 1, both))
+def _harmonic_mean(first: ndarray, second: ndarray) -> ndarray:
+    total = first + second
+    mean: ndarray = np.where(total == 0, 0.0, 2 * first * second / np.where(total == 0, 1, total))
     return mean
 
 
-def _figures(names: tuple[str, ...], values: ndarray, ends: ndarray) -> Figures:
-    rows = zip(names, values.tolist(), ends.tolist(), strict=True)
-    return {name: Figure(value, low, high) for name, value, (low, high) in rows}
+def _metrics(names: tuple[str, ...], values: ndarray, intervals: ndarray) -> Metrics:
+    rows = zip(names, values.tolist(), intervals.tolist(), strict=True)
+    return {name: Metric(value, low, high) for name, value, (low, high) in rows}

@@ -1,9 +1,9 @@
-"""Boundaries and objects: tiles are stitched together again, for these are seen on whole ground only.
+"""Boundary and object counts of a split, from tiles stitched back together.
 
-Held-out tiles of one cell (a block, or a scene) lie side by side. They are put on a canvas, two bytes a pixel (for each
-class, where these overlap), and each canvas is counted when its last tile is there. A cell larger than CANVAS_PX is cut
-in several, so that memory stays near a gigabyte. What crosses the edge of a canvas is cut there, in the labels and in
-the map alike.
+The tiles of one cell (a block, or a scene) are adjacent. They are pasted onto a canvas of two bytes per pixel (and per
+overlapping class), which is counted when its last tile has arrived. Cells larger than CANVAS_PX are divided into
+several canvases, so that memory stays near a gigabyte. Objects and boundaries that cross the edge of a canvas are cut
+there, in labels and map alike.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from numpy import ndarray
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.dataset.units import Units
 from geograft.errors import InputError, SettingError
-from geograft.geo.grid import Window, cells
+from geograft.geo.grid import Window, block_windows
 from geograft.legend import IGNORE
 from geograft.metrics.boundary import boundary_counts
 from geograft.metrics.objects import object_counts
@@ -27,28 +27,28 @@ CANVAS_PX = 4096
 
 @dataclass(frozen=True)
 class ShapeCounts:
-    """Counts by cell; None where they were not asked for."""
+    """Counts per cell; None if not requested."""
 
     boundary: Int64[ndarray, "c k 4"] | None
-    """By class: mapped boundary pixels matched, all of them, labelled ones matched, all of them."""
+    """Per class: matched predicted, all predicted, matched labelled and all labelled boundary pixels."""
     objects: Int64[ndarray, "c 3"] | None
-    """Objects matched, mapped, labelled."""
+    """Matched, predicted and labelled objects."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to count of shapes."""
+class ShapeConfig:
+    """Which shapes to count."""
 
     classes: int
     tolerance_m: float = 0.0
-    """Metres; 0: no boundaries."""
+    """Boundary tolerance in metres; 0 disables boundaries."""
     object_class: int | None = None
-    """Class index; None: no objects."""
+    """Index of the class whose objects are counted; None disables objects."""
     overlapping: bool = False
 
     @property
-    def something(self) -> bool:
-        """Whether canvases are needed at all."""
+    def enabled(self) -> bool:
+        """Whether any shapes are counted."""
         return self.tolerance_m > 0 or self.object_class is not None
 
 
@@ -56,100 +56,104 @@ class Wanted:
 class _Canvas:
     window: Window
     truth: UInt8[ndarray, "*k h w"]
-    found: UInt8[ndarray, "*k h w"]
+    predicted: UInt8[ndarray, "*k h w"]
     missing: int
-    """Tiles that are still to come."""
+    """Number of tiles not yet added."""
 
 
 class ShapeCounter:
-    """Takes the tiles of a split in any order and counts every canvas as soon as it is whole."""
+    """Collects the tiles of a split in any order and counts every canvas as soon as it is complete."""
 
-    def __init__(self, wanted: Wanted, tile_set: TileSet, tiles: Sequence[Tile], units: Units) -> None:
-        self._wanted, self._units = wanted, units
-        self._pixel_m = _pixel_sizes(tile_set, tiles) if wanted.tolerance_m else {}
+    def __init__(self, config: ShapeConfig, tile_set: TileSet, tiles: Sequence[Tile], units: Units) -> None:
+        self._config, self._units = config, units
+        self._pixel_m = _pixel_sizes(tile_set, tiles) if config.tolerance_m else {}
         n = len(units.cells)
-        self._boundary = np.zeros((n, wanted.classes, 4), np.int64) if wanted.tolerance_m else None
-        self._objects = np.zeros((n, 3), np.int64) if wanted.object_class is not None else None
+        self._boundary = np.zeros((n, config.classes, 4), np.int64) if config.tolerance_m else None
+        self._objects = np.zeros((n, 3), np.int64) if config.object_class is not None else None
         self._canvases: dict[tuple[int, Window], _Canvas] = {}
-        self._frames = _frames(units, tiles) if wanted.something else {}
-        self._due = Counter(
+        self._extents = _cell_extents(units, tiles) if config.enabled else {}
+        self._tile_counts = Counter(
             (cell, window)
             for cell, tile in zip(units.cell_of.tolist(), tiles, strict=True)
             for window in self._windows(cell, tile)
         )
 
-    def add(self, cell: int, tile: Tile, label: UInt8[ndarray, "*k h w"], found: UInt8[ndarray, "*k h w"]) -> None:
-        """Put a tile on its canvas; count the canvas when that was the last one."""
+    def add(self, cell: int, tile: Tile, label: UInt8[ndarray, "*k h w"], predicted: UInt8[ndarray, "*k h w"]) -> None:
+        """Paste a tile onto its canvases and count those that are complete."""
         for window in self._windows(cell, tile):
             canvas = self._canvas(cell, window)
-            _paint(canvas, tile.window, label, found)
+            _paste(canvas, tile.window, label, predicted)
             canvas.missing -= 1
             if not canvas.missing:
                 self._count(cell, self._canvases.pop((cell, window)))
 
     def counts(self) -> ShapeCounts | None:
-        """Return the counts of all canvases; None where nothing was asked for."""
-        return ShapeCounts(self._boundary, self._objects) if self._wanted.something else None
+        """Return the counts of all canvases; None if no shapes are counted."""
+        return ShapeCounts(self._boundary, self._objects) if self._config.enabled else None
 
     def _windows(self, cell: int, tile: Tile) -> Iterator[Window]:
-        if cell in self._frames:
-            yield from (part for part in cells(self._frames[cell], CANVAS_PX, CANVAS_PX) if part.overlap(tile.window))
+        if cell in self._extents:
+            yield from (
+                part
+                for part in block_windows(self._extents[cell], CANVAS_PX, CANVAS_PX)
+                if part.intersection(tile.window)
+            )
 
     def _canvas(self, cell: int, window: Window) -> _Canvas:
         if (cell, window) not in self._canvases:
-            bands = (self._wanted.classes,) if self._wanted.overlapping else ()
-            blank = [np.full((*bands, window.height, window.width), IGNORE, np.uint8) for _ in range(2)]
-            self._canvases[cell, window] = _Canvas(window, blank[0], blank[1], self._due[cell, window])
+            bands = (self._config.classes,) if self._config.overlapping else ()
+            truth, predicted = (np.full((*bands, window.height, window.width), IGNORE, np.uint8) for _ in range(2))
+            self._canvases[cell, window] = _Canvas(window, truth, predicted, self._tile_counts[cell, window])
         return self._canvases[cell, window]
 
     def _count(self, cell: int, canvas: _Canvas) -> None:
-        wanted = self._wanted
+        config = self._config
         if self._boundary is not None:
-            tolerance_px = wanted.tolerance_m / self._pixel_m[self._units.cells[cell].scene]
-            self._boundary[cell] += _boundary_counts(canvas, wanted, tolerance_px)
-        if self._objects is not None and wanted.object_class is not None:
-            self._objects[cell] += _object_counts(canvas, wanted, wanted.object_class)
+            tolerance_px = config.tolerance_m / self._pixel_m[self._units.cells[cell].scene]
+            self._boundary[cell] += _boundary_counts(canvas, config, tolerance_px)
+        if self._objects is not None and config.object_class is not None:
+            self._objects[cell] += _object_counts(canvas, config, config.object_class)
 
 
-def _boundary_counts(canvas: _Canvas, wanted: Wanted, tolerance_px: float) -> Int64[ndarray, "k 4"]:
-    if not wanted.overlapping:
-        return boundary_counts(canvas.truth, canvas.found, wanted.classes, tolerance_px)
-    pairs = zip(canvas.truth, canvas.found, strict=True)
-    return np.stack([boundary_counts(truth, found, 2, tolerance_px)[1] for truth, found in pairs])
+def _boundary_counts(canvas: _Canvas, config: ShapeConfig, tolerance_px: float) -> Int64[ndarray, "k 4"]:
+    if not config.overlapping:
+        return boundary_counts(canvas.truth, canvas.predicted, config.classes, tolerance_px)
+    pairs = zip(canvas.truth, canvas.predicted, strict=True)
+    return np.stack([boundary_counts(truth, predicted, 2, tolerance_px)[1] for truth, predicted in pairs])
 
 
-def _object_counts(canvas: _Canvas, wanted: Wanted, index: int) -> Int64[ndarray, " 3"]:
-    if wanted.overlapping:
-        return object_counts(canvas.truth[index], canvas.found[index], 1)
-    return object_counts(canvas.truth, canvas.found, index)
+def _object_counts(canvas: _Canvas, config: ShapeConfig, index: int) -> Int64[ndarray, " 3"]:
+    if config.overlapping:
+        return object_counts(canvas.truth[index], canvas.predicted[index], 1)
+    return object_counts(canvas.truth, canvas.predicted, index)
 
 
 def class_index(name: str, names: Sequence[str]) -> int | None:
-    """Return the index of the class called `name`; None for no name.
+    """Return the index of the class `name`; None for an empty name.
 
     Raises:
-        SettingError: when there is no such class.
+        SettingError: when no class has that name.
     """
     if name and name not in names:
-        raise SettingError(f"--objects {name}: there is no such class. Name one of: {', '.join(names)}.")
+        raise SettingError(f"--objects {name}: no such class. Choose one of: {', '.join(names)}.")
     return names.index(name) if name else None
 
 
 def _pixel_sizes(tile_set: TileSet, tiles: Sequence[Tile]) -> dict[str, float]:
-    """Return the ground size of a pixel of every scene that has a tile."""
-    named = {tile.scene for tile in tiles}
-    sizes = {scene.name: scene.resolution_m for scene in tile_set.meta.scenes if scene.name in named}
+    """Return the pixel size in metres of every scene with a tile."""
+    used = {tile.scene for tile in tiles}
+    sizes = {scene.name: scene.resolution_m for scene in tile_set.meta.scenes if scene.name in used}
     for scene, size in sizes.items():
         if size is None:
             raise InputError(
-                f"{tile_set.folder}: scene {scene} has no place on the ground, so --boundary-m cannot be turned into "
-                "pixels. Leave it out, or assign the image its CRS and prepare again."
+                f"{tile_set.folder}: scene {scene} is not georeferenced, so --boundary-m cannot be converted to "
+                "pixels. Omit it, or assign a CRS to the image and run prepare again."
             )
     return {scene: size for scene, size in sizes.items() if size is not None}
 
 
-def _frames(units: Units, tiles: Sequence[Tile]) -> dict[int, Window]:
-    """Return by cell the window that holds all its tiles."""
+def _cell_extents(units: Units, tiles: Sequence[Tile]) -> dict[int, Window]:
+    """Return the bounding window of the tiles of each cell."""
     ends: dict[int, tuple[int, int, int, int]] = {}
     for cell, tile in zip(units.cell_of.tolist(), tiles, strict=True):
         w = tile.window
@@ -158,13 +162,13 @@ def _frames(units: Units, tiles: Sequence[Tile]) -> dict[int, Window]:
     return {cell: Window(top, left, bottom - top, right - left) for cell, (top, left, bottom, right) in ends.items()}
 
 
-def _paint(canvas: _Canvas, tile: Window, label: UInt8[ndarray, "*k h w"], found: UInt8[ndarray, "*k h w"]) -> None:
-    """Put the part of a tile that lies on the canvas there. Ground that an earlier tile has labelled stays as it is."""
-    shared = canvas.window.overlap(tile)
-    if shared is None:
+def _paste(canvas: _Canvas, tile: Window, label: UInt8[ndarray, "*k h w"], predicted: UInt8[ndarray, "*k h w"]) -> None:
+    """Paste the part of a tile that overlaps the canvas. Labelled pixels of earlier tiles are kept."""
+    overlap = canvas.window.intersection(tile)
+    if overlap is None:
         return
-    there, here = (..., *shared.within(canvas.window).slices), (..., *shared.within(tile).slices)
-    # In overlaps the label is known in one tile only, and the map must be of the same.
-    free = (label[here] != IGNORE) | (canvas.found[there] == IGNORE)
-    canvas.truth[there][free] = label[here][free]
-    canvas.found[there][free] = found[here][free]
+    target, source = (..., *overlap.relative_to(canvas.window).slices), (..., *overlap.relative_to(tile).slices)
+    # Where tiles overlap only one of them has a label, and the prediction must come from the same tile.
+    free = (label[source] != IGNORE) | (canvas.predicted[target] == IGNORE)
+    canvas.truth[target][free] = label[source][free]
+    canvas.predicted[target][free] = predicted[source][free]

@@ -1,8 +1,8 @@
-"""Where a model may be used: how far new data lie from its training data, against how far those lie from each other.
+"""Area of applicability: the dissimilarity of new data to a model's training data, in feature space.
 
 After Meyer & Pebesma (2021), "Predicting into unknown space? Estimating the area of applicability of spatial prediction
-models", Methods in Ecology and Evolution 12, 1620-1633 (doi:10.1111/2041-210X.13650), section 2. What is a point here
-is whatever has features: a pixel, or a piece of a tile.
+models", Methods in Ecology and Evolution 12, 1620-1633 (doi:10.1111/2041-210X.13650), section 2. A point is anything
+with a feature vector: a pixel, or a patch of a tile.
 """
 
 from collections.abc import Iterator
@@ -17,93 +17,92 @@ from safetensors.numpy import load_file, save
 from scipy.spatial.distance import cdist
 
 from geograft.errors import InputError
-from geograft.files import replacing
+from geograft.files import atomic_write
 
-KNOWN = "known.safetensors"
-"""Name of what a run knows, in its folder."""
-MOST_POINTS = 2000
-"""Training points that are kept; of more, a random choice with a fixed seed."""
-ROWS = 256
-"""Points whose distances to all others are held at a time."""
+FEATURES_FILE = "training_features.safetensors"
+"""File in the run folder that holds the features of the training data."""
+MAX_POINTS = 2000
+"""Maximum number of training points. Larger sets are subsampled at random with a fixed seed."""
+CHUNK_ROWS = 256
+"""Number of points whose distances to all others are computed at once."""
 
 
 @dataclass(frozen=True)
 class Applicability:
-    """The training points that a model knows, and how unlike them others may be."""
+    """Features of the training points, and the threshold of dissimilarity to them."""
 
     points: Float64[ndarray, "m d"]
-    """Standardised and weighted."""
+    """Training features, standardised and weighted."""
     centre: Float64[ndarray, " d"]
     scale: Float64[ndarray, " d"]
-    """Standardised features are (feature - centre) * scale; 0 leaves a feature out."""
+    """Standardised features are (feature - centre) * scale. A scale of 0 drops the feature."""
     mean_distance: float
-    """Mean distance between two training points."""
+    """Mean distance between pairs of training points."""
     threshold: float
-    """From this dissimilarity index on, a point is outside the area of applicability."""
+    """Points with a dissimilarity index above this are outside the area of applicability."""
 
-    def index(self, features: Float[ndarray, "n d"]) -> Float64[ndarray, " n"]:
-        """Return the dissimilarity index of points: the distance to the nearest training point over the mean distance.
+    def dissimilarity_index(self, features: Float[ndarray, "n d"]) -> Float64[ndarray, " n"]:
+        """Return the dissimilarity index of each point: distance to the nearest training point over the mean distance.
 
-        0 for a training point. Time: some 0.2 ms a point at 2,000 training points of 200 features.
+        It is 0 for a training point. Time: about 0.2 ms per point with 2,000 training points of 200 features.
         """
         scaled = (features - self.centre) * self.scale
         nearest = [block.min(axis=1) for _, block in _distances(scaled, self.points)]
         return np.concatenate(nearest) / self.mean_distance if nearest else np.zeros(0)
 
     def write(self, path: Path) -> None:
-        """Write everything as safetensors, whole or not at all.
+        """Write the features and the threshold as safetensors, atomically.
 
         Raises:
-            OutputError: when it cannot be written.
+            OutputError: when the file cannot be written.
         """
         numbers = {"mean_distance": self.mean_distance, "threshold": self.threshold}
         arrays = {"points": self.points, "centre": self.centre, "scale": self.scale}
         content = save({**arrays, **{name: np.array([value]) for name, value in numbers.items()}})
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(content)
 
     @classmethod
     def read(cls, path: Path) -> "Applicability":
-        """Return what `write` wrote.
+        """Read a file written by `write`.
 
         Raises:
-            InputError: when the file is missing, damaged or something else.
+            InputError: when the file is missing, damaged or of another kind.
         """
         try:
-            held = load_file(path)
-            arrays = held["points"], held["centre"], held["scale"]
-            return cls(*arrays, float(held["mean_distance"][0]), float(held["threshold"][0]))
+            tensors = load_file(path)
+            arrays = tensors["points"], tensors["centre"], tensors["scale"]
+            return cls(*arrays, float(tensors["mean_distance"][0]), float(tensors["threshold"][0]))
         except (OSError, SafetensorError, KeyError, IndexError) as error:
-            raise InputError(f"{path} cannot be read as what a model knows: {error}. Train the run again.") from error
+            raise InputError(f"{path} cannot be read as training features: {error}. Train the run again.") from error
 
 
-def fit(
+def fit_applicability(
     features: Float[ndarray, "n d"],
     folds: Integer[ndarray, " n"] | None = None,
     weights: Float[ndarray, " d"] | None = None,
 ) -> Applicability:
-    """Return the area of applicability of a model that was trained on points with these features.
+    """Return the area of applicability of a model trained on points with these features.
 
-    Features are standardised by their mean and standard deviation, so that their units have no say, and multiplied by
-    `weights`, the importance of each to the model (default: 1). One that never varies is left out. `folds` are the
-    parts of a cross-validation: a training point is compared with the points of other folds only, as new data are
-    never of the training's place (default: with all others). The threshold is the largest dissimilarity index of the
-    training points, outliers removed: 1.5 interquartile ranges above the upper quartile, if one is larger than that.
+    Features are standardised to zero mean and unit variance, so that units do not matter, and multiplied by `weights`,
+    their importance to the model (default: 1). Constant features are dropped. `folds` are cross-validation folds: each
+    training point is compared only with points of other folds, because new data come from other places than the
+    training data (default: with all other points). The threshold is the largest dissimilarity index of the training
+    points without outliers, at most the upper quartile plus 1.5 interquartile ranges.
 
-    Of more than 2,000 points a random choice is kept, the same one every time; the threshold is of those. Time: about
-    a second.
+    Of more than 2,000 points a random subset with a fixed seed is used. Time: about a second.
 
     Raises:
-        ValueError: with fewer than two points or folds, or when all points are alike.
+        ValueError: with fewer than two points or folds, or when all points are equal.
     """
-    kept = _kept(len(features))
+    kept = _subset_indices(len(features))
     groups = np.arange(len(features)) if folds is None else folds
     features, groups = features[kept].astype(np.float64), groups[kept]
     if len(np.unique(groups)) < 2:
-        raise ValueError("points of at least two folds are needed")
-    centre, deviation = features.mean(axis=0), features.std(axis=0, ddof=1)
-    varies = deviation > 1e-9 * np.abs(centre)
-    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0.0)
+        raise ValueError(f"need points of at least 2 folds, got {len(np.unique(groups))}")
+    centre, std = features.mean(axis=0), features.std(axis=0, ddof=1)
+    varies = std > 1e-9 * np.abs(centre)
+    scale = np.where(varies, 1 / np.where(varies, std, 1), 0.0)
     if weights is not None:
         scale = scale * weights
     points = (features - centre) * scale
@@ -113,27 +112,27 @@ def fit(
         nearest[rows] = np.where(groups[rows, None] == groups, np.inf, block).min(axis=1)
     mean = total / (len(points) * (len(points) - 1))
     if not mean:
-        raise ValueError("all points are alike")
-    return Applicability(points, centre, scale, mean, _largest(nearest / mean))
+        raise ValueError(f"all {len(points)} points have equal features")
+    return Applicability(points, centre, scale, mean, _max_without_outliers(nearest / mean))
 
 
-def _kept(count: int) -> Integer[ndarray, " m"]:
-    """Return the positions of the points that are kept, in order."""
-    if count <= MOST_POINTS:
+def _subset_indices(count: int) -> Integer[ndarray, " m"]:
+    """Return the sorted indices of the points to keep."""
+    if count <= MAX_POINTS:
         return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, MOST_POINTS, replace=False))
+    return np.sort(np.random.default_rng(0).choice(count, MAX_POINTS, replace=False))
 
 
 def _distances(
-    some: Float64[ndarray, "n d"], others: Float64[ndarray, "m d"]
+    points: Float64[ndarray, "n d"], others: Float64[ndarray, "m d"]
 ) -> Iterator[tuple[slice, Float64[ndarray, "r m"]]]:
-    """Yield the distances of some points to all others, a few hundred points at a time."""
-    for start in range(0, len(some), ROWS):
-        rows = slice(start, start + ROWS)
-        yield rows, cdist(some[rows], others)
+    """Yield the distances of `points` to all `others`, CHUNK_ROWS points at a time."""
+    for start in range(0, len(points), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        yield rows, cdist(points[rows], others)
 
 
-def _largest(index: Float64[ndarray, " n"]) -> float:
-    """Return the largest of some numbers, outliers removed (Meyer & Pebesma 2021, section 2.4)."""
+def _max_without_outliers(index: Float64[ndarray, " n"]) -> float:
+    """Return the maximum after outlier removal (Meyer & Pebesma 2021, section 2.4)."""
     lower, upper = np.quantile(index, [0.25, 0.75])
     return float(min(upper + 1.5 * (upper - lower), index.max()))

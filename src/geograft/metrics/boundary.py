@@ -1,9 +1,9 @@
-"""How many boundary pixels of two class maps lie near each other, in counts that add up over scenes and blocks.
+"""Counts of matched boundary pixels between two class maps. Counts can be summed over scenes and blocks.
 
-From these come the boundary scores of Csurka et al. (2013, "What is a good evaluation measure for semantic
-segmentation?", BMVC, section 3): precision is matched over all predicted boundary pixels of a class, recall matched
-over all true ones, and the boundary F1 their harmonic mean; the F measure of Perazzi et al. (2016, "A benchmark dataset
-and evaluation methodology for video object segmentation", CVPR, section 4.1) likewise.
+They give the boundary scores of Csurka et al. (2013, "What is a good evaluation measure for semantic segmentation?",
+BMVC, section 3): precision is the matched fraction of a class's predicted boundary pixels, recall the matched fraction
+of its true boundary pixels, and the boundary F1 their harmonic mean. The F measure of Perazzi et al. (2016, "A
+benchmark dataset and evaluation methodology for video object segmentation", CVPR, section 4.1) is the same.
 """
 
 import math
@@ -17,7 +17,7 @@ from geograft.geo.grid import Window
 from geograft.legend import IGNORE
 
 SLACK_PX = 1e-9
-"""Metres over metres a pixel is seldom a whole number where it should be: 0.9 / 0.3 is not 3."""
+"""Tolerance for rounding errors in metres / pixel size: 0.9 / 0.3 is not exactly 3."""
 
 
 def boundary_counts(
@@ -27,22 +27,21 @@ def boundary_counts(
     tolerance_px: float,
     core: Window | None = None,
 ) -> Int64[ndarray, "{k} 4"]:
-    """Return by class: predicted boundary pixels matched, all predicted ones, true ones matched, all true ones.
+    """Return per class: matched predicted, all predicted, matched true and all true boundary pixels.
 
-    A boundary pixel of class c is a pixel of c beside (above, below, left, right) a pixel of another class. It is
-    matched when the other map has a boundary pixel of c at most `tolerance_px` away, from centre to centre. Pixels that
-    are 255 in either map are unknown in both: they, and the border of the arrays, make no boundary. So a boundary
-    whose counterpart lies under unknown pixels is not matched.
+    A boundary pixel of class c is a pixel of c with a 4-neighbour of another class. It is matched when the other map
+    has a boundary pixel of c at a distance of at most `tolerance_px` between pixel centres. Pixels that are 255 in
+    either map are ignored in both. Neither they nor the array border create boundaries, so a boundary whose counterpart
+    lies under ignored pixels is not matched.
 
-    With `core`, only boundary pixels in that window of the arrays count, and the rest is what they are compared with.
-    Sums over blocks that cover a scene once are those of the whole scene when each is given with a margin of
-    `margin_px(tolerance_px)`.
+    With `core`, only boundary pixels inside that window are counted; the rest is context for matching. Sums over
+    disjoint blocks equal the counts of the whole scene if each block has a margin of `margin_px(tolerance_px)`.
 
-    Time: two distance transforms a class over the box that holds its boundaries, some 0.2 s a million pixels and class.
-    Memory: 40 bytes a pixel.
+    Time: two distance transforms per class over the bounding box of its boundaries, about 0.2 s per megapixel and
+    class. Memory: 40 bytes per pixel.
     """
     unknown = (truth == IGNORE) | (predicted == IGNORE)
-    edges = boundaries(truth, unknown), boundaries(predicted, unknown)
+    edges = boundary_mask(truth, unknown), boundary_mask(predicted, unknown)
     counted = np.ones(truth.shape, bool) if core is None else _inside(core, truth.shape)
     counts = np.zeros((k, 4), np.int64)
     for c in range(k):
@@ -58,8 +57,8 @@ def boundary_counts(
     return counts
 
 
-def boundaries(labels: UInt8[ndarray, "h w"], unknown: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
-    """Return which pixels are beside one of another class; neither of the two may be unknown."""
+def boundary_mask(labels: UInt8[ndarray, "h w"], unknown: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
+    """Return a mask of pixels with a 4-neighbour of another class. Unknown pixels are ignored on both sides."""
     edges = np.zeros(labels.shape, bool)
     for one, other in ((np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = (labels[one] != labels[other]) & ~unknown[one] & ~unknown[other]
@@ -69,12 +68,12 @@ def boundaries(labels: UInt8[ndarray, "h w"], unknown: Bool[ndarray, "h w"]) -> 
 
 
 def margin_px(tolerance_px: float) -> int:
-    """Return how many pixels around a block decide what its boundary pixels are matched with."""
+    """Return the margin around a block that its boundary pixels need for matching, in pixels."""
     return math.ceil(tolerance_px) + 1
 
 
 def _near(edge: Bool[ndarray, "h w"], tolerance_px: float) -> Bool[ndarray, "h w"]:
-    """Return which pixels are at most that far from an edge pixel; none where there is no edge."""
+    """Return a mask of pixels within `tolerance_px` of an edge pixel; all False without edges."""
     if not edge.any():
         return edge
     near: Bool[ndarray, "h w"] = distance_transform_edt(~edge) <= tolerance_px + SLACK_PX
@@ -87,7 +86,7 @@ def _inside(core: Window, shape: tuple[int, ...]) -> Bool[ndarray, "h w"]:
     return inside
 
 
-def _box(some: Bool[ndarray, "h w"]) -> tuple[slice, slice]:
-    """Return the smallest box around all that is true; an empty one where nothing is."""
-    rows, cols = np.flatnonzero(some.any(axis=1)), np.flatnonzero(some.any(axis=0))
+def _box(mask: Bool[ndarray, "h w"]) -> tuple[slice, slice]:
+    """Return the bounding box of the True pixels; an empty box if there are none."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)) if rows.size else (slice(0), slice(0))

@@ -1,8 +1,8 @@
-"""How right and wrong pixels are counted, and what is read from the counts: by K x K matrix, or by a table a class.
+"""Confusion matrices and their scores for multiclass and multilabel (overlapping) classes.
 
-Classes that exclude each other are counted in one matrix (K, K): rows are the truth, columns the map. Of overlapping
-classes a pixel may be of several or of none, so that each has a table of its own (K, 2, 2): row 1 is in the class,
-column 1 is mapped as it. Whoever counts pixels asks here and need not know which of the two it is.
+Mutually exclusive classes are counted in one matrix (K, K): rows are labels, columns predictions. With overlapping
+classes a pixel can belong to several classes or to none, so each class has a binary matrix of its own (K, 2, 2), as in
+scikit-learn's `multilabel_confusion_matrix`. `ConfusionScheme` hides the difference from its callers.
 """
 
 from collections.abc import Sequence
@@ -14,47 +14,47 @@ from numpy import ndarray
 
 from geograft.legend import IGNORE, Legend
 from geograft.metrics.scores import (
-    HEADLINES,
+    HEADLINE_SCORES,
     class_scores,
-    confusion_of,
+    confusion_matrix,
+    multilabel_class_scores,
+    multilabel_confusion_matrix,
+    multilabel_overall_scores,
     overall_scores,
-    overall_table_scores,
-    table_scores,
-    tables_of,
 )
 
 
 @dataclass(frozen=True)
-class Counting:
-    """Counts are arrays of `shape`, or many of them (..., *shape), and those of parts add up."""
+class ConfusionScheme:
+    """Layout of confusion counts: arrays of `shape`, or batches (..., *shape). Counts can be summed."""
 
     classes: int
     overlapping: bool = False
 
     @classmethod
-    def of(cls, legend: Legend) -> "Counting":
-        """Return how pixels of these classes are counted."""
+    def from_legend(cls, legend: Legend) -> "ConfusionScheme":
+        """Return the scheme for the classes of a legend."""
         return cls(len(legend.names), legend.overlapping)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the counts of one map."""
+        """Shape of the confusion counts of one map."""
         return (self.classes, 2, 2) if self.overlapping else (self.classes, self.classes)
 
     @property
     def binary(self) -> bool:
-        """Whether the figures are those of class 1 of two, and not means over the classes."""
+        """Whether scores are those of the positive class (class 1 of two), not means over classes."""
         return self.classes == 2 and not self.overlapping
 
-    def none(self, *many: int) -> Int64[ndarray, "..."]:
-        """Return the counts of no pixel, `many` times."""
-        return np.zeros((*many, *self.shape), np.int64)
+    def zeros(self, *batch: int) -> Int64[ndarray, "..."]:
+        """Return counts of zero with leading dimensions `batch`."""
+        return np.zeros((*batch, *self.shape), np.int64)
 
-    def classed(self, label: UInt8[ndarray, "*kn h w"] | Float32[ndarray, "o h w"]) -> UInt8[ndarray, "..."]:
-        """Return the classes of a label, as maps have them: (H, W) indices, or (K, H, W) of 0 and 1; 255 not known.
+    def to_classes(self, label: UInt8[ndarray, "*kn h w"] | Float32[ndarray, "o h w"]) -> UInt8[ndarray, "..."]:
+        """Return a label as class indices (H, W), or as 0 and 1 per overlapping class (K, H, W); 255 is unknown.
 
-        Of shares, a pixel is of the class that has most of it; of overlapping classes, and of class 1 of two, from one
-        half on.
+        Fractional labels become the class with the largest fraction; binary and overlapping classes are positive from
+        0.5.
         """
         if label.dtype == np.uint8:
             return label
@@ -63,22 +63,24 @@ class Counting:
         index: ndarray = label[0] >= 0.5 if len(label) == 1 else label.argmax(axis=0)
         return np.where(np.isfinite(label).all(axis=0), index, IGNORE).astype(np.uint8)
 
-    def decided(self, probabilities: Float32[ndarray, "*n k h w"], cuts: Sequence[float]) -> UInt8[ndarray, "..."]:
-        """Return the classes that a map shows where the classes have these probabilities.
+    def apply_thresholds(
+        self, probabilities: Float32[ndarray, "*n k h w"], thresholds: Sequence[float]
+    ) -> UInt8[ndarray, "..."]:
+        """Return the predicted classes: at the thresholds if binary or overlapping, else the most probable class.
 
-        `cuts` are the least probability of class 1 of two, or of each overlapping class.
+        `thresholds` are the minimum probabilities of the positive class, or of each overlapping class.
         """
         if self.overlapping:
-            return (probabilities >= np.array(cuts, np.float32)[:, None, None]).astype(np.uint8)
-        index: ndarray = probabilities[..., 1, :, :] >= cuts[0] if self.binary else probabilities.argmax(axis=-3)
+            return (probabilities >= np.array(thresholds, np.float32)[:, None, None]).astype(np.uint8)
+        index: ndarray = probabilities[..., 1, :, :] >= thresholds[0] if self.binary else probabilities.argmax(axis=-3)
         return index.astype(np.uint8)
 
-    def answers(
+    def flatten_known(
         self, classes: UInt8[ndarray, "*kn h w"], probabilities: Float32[ndarray, "k h w"]
     ) -> tuple[UInt8[ndarray, " n"], Float32[ndarray, "c n"]]:
-        """Return the classes that are known, and the probability of each class there.
+        """Return the known labels and the class probabilities at those pixels, flattened.
 
-        Of overlapping classes, each is an answer by itself, of two: to be of the class (1) or not (0).
+        Each overlapping class of a pixel is a binary label of its own: 1 inside the class, 0 outside.
         """
         known = classes != IGNORE
         if not self.overlapping:
@@ -86,40 +88,40 @@ class Counting:
         own = probabilities[known]
         return classes[known], np.stack([1 - own, own])
 
-    def counts(self, truth: UInt8[ndarray, "*pixels"], mapped: UInt8[ndarray, "*pixels"]) -> Int64[ndarray, "..."]:
-        """Return the counts of the classes of labels and of a map, without what is 255 in one of the two."""
+    def confusion(self, truth: UInt8[ndarray, "*pixels"], mapped: UInt8[ndarray, "*pixels"]) -> Int64[ndarray, "..."]:
+        """Return the confusion counts of a label and a prediction. Pixels that are 255 in either are ignored."""
         if self.overlapping:
-            return tables_of(truth, mapped)
-        return confusion_of(truth, mapped, self.classes)
+            return multilabel_confusion_matrix(truth, mapped)
+        return confusion_matrix(truth, mapped, self.classes)
 
     def by_class(self, counts: ndarray) -> dict[str, Float64[ndarray, "*n k"]]:
-        """Return iou, f1, precision and recall by class of counts (..., *shape)."""
-        return table_scores(counts) if self.overlapping else class_scores(counts)
+        """Return iou, f1, precision and recall per class from counts (..., *shape)."""
+        return multilabel_class_scores(counts) if self.overlapping else class_scores(counts)
 
     def overall(self, counts: ndarray) -> dict[str, Float64[ndarray, "*n"]]:
-        """Return the figures of the whole map of counts (..., *shape): see `geograft.metrics.scores.overall_scores`."""
-        return overall_table_scores(counts) if self.overlapping else overall_scores(counts)
+        """Return the scores of the whole map from counts (..., *shape); see `overall_scores`."""
+        return multilabel_overall_scores(counts) if self.overlapping else overall_scores(counts)
 
     def headline(self, counts: ndarray) -> dict[str, float]:
-        """Return iou, f1, precision and recall of class 1 of two, else their means over the classes."""
-        found = self.overall(counts)
-        return {name: float(found[name]) for name in HEADLINES}
+        """Return iou, f1, precision and recall of the positive class if binary, else their means over classes."""
+        overall = self.overall(counts)
+        return {name: float(overall[name]) for name in HEADLINE_SCORES}
 
-    def labelled(self, counts: ndarray) -> Shaped[ndarray, "*n k"]:
-        """Return how many pixels are labelled as each class, of counts (..., *shape)."""
+    def support(self, counts: ndarray) -> Shaped[ndarray, "*n k"]:
+        """Return the number of pixels labelled as each class, from counts (..., *shape)."""
         pixels: ndarray = counts[..., 1, :].sum(axis=-1) if self.overlapping else counts.sum(axis=-1)
         return pixels
 
     def pixels(self, counts: ndarray) -> int:
-        """Return how many pixels one map's counts are of; of overlapping classes, of the one that most are known of."""
+        """Return the number of pixels in the counts of one map; the largest over overlapping classes."""
         return int(counts.sum(axis=(-2, -1)).max())
 
     def total(self, counts: ndarray) -> Int64[ndarray, "*n"]:
-        """Return how many answers are counted: one a pixel, or one a pixel and overlapping class."""
+        """Return the number of predictions counted: one per pixel, or one per pixel and overlapping class."""
         return np.asarray(counts.sum(axis=tuple(range(-len(self.shape), 0))))
 
 
-def known_in(label: UInt8[ndarray, "*kn h w"]) -> Bool[ndarray, "h w"]:
-    """Return which pixels have a label, of any class where they have one of each."""
+def known_mask(label: UInt8[ndarray, "*kn h w"]) -> Bool[ndarray, "h w"]:
+    """Return a mask of labelled pixels; with overlapping classes, of pixels labelled for at least one class."""
     known = np.asarray(label != IGNORE)
     return known if known.ndim == 2 else np.asarray(known.any(axis=0))

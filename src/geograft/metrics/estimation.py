@@ -1,11 +1,11 @@
-"""What a stratified sample of reference points says of a map: accuracies and areas, with their standard errors.
+"""Accuracies and areas estimated from a stratified sample of reference points, with standard errors.
 
 All equations are those of Olofsson et al. (2014), "Good practices for estimating area and assessing accuracy of land
 change", Remote Sensing of Environment 148, 42-57 (doi:10.1016/j.rse.2014.02.015). Strata are the map's classes.
 
-Pixels need not be of one size: every point carries the area of its pixel, and shares of a stratum are ratios of areas
-(the separate ratio estimator; Cochran 1977, "Sampling techniques", section 6.10). Where all pixels are of one size,
-these are the shares of points and the equations of the paper.
+Pixels may differ in size: every point carries the area of its pixel, and proportions of a stratum are ratios of areas
+(the separate ratio estimator; Cochran 1977, "Sampling techniques", section 6.10). For pixels of equal size this reduces
+to the proportions of points and the equations of the paper.
 """
 
 from dataclasses import dataclass
@@ -15,100 +15,106 @@ from jaxtyping import Bool, Float64, Int64, Integer
 from numpy import ndarray
 
 Z95 = 1.96
-"""Standard errors to either side that a 95 % interval reaches, as in the paper."""
-LEAST_POINTS = 2
-"""In a stratum, for there to be a standard error."""
+"""Half-width of a 95 % confidence interval in standard errors, as in the paper."""
+MIN_POINTS = 2
+"""Minimum number of points of a stratum for a standard error."""
 
-Shares = Float64[ndarray, "k k"]
+Proportions = Float64[ndarray, "k k"]
 
 
 @dataclass(frozen=True)
-class Tally:
+class ErrorMatrix:
     """The sample's error matrix: map classes in rows, reference classes in columns."""
 
     points: Int64[ndarray, "k k"]
     """Number of points."""
     areas: Float64[ndarray, "k k"]
     """Sum of the areas of their pixels, in any unit."""
-    squares: Float64[ndarray, "k k"]
-    """Sum of the squares of those areas."""
+    squared_areas: Float64[ndarray, "k k"]
+    """Sum of the squared areas of their pixels."""
 
     @classmethod
-    def of(
+    def from_points(
         cls,
         mapped: Integer[ndarray, " n"],
         reference: Integer[ndarray, " n"],
         areas: Float64[ndarray, " n"],
         k: int,
-    ) -> "Tally":
-        """Return the error matrix of points with the indices of their classes and the areas of their pixels."""
+    ) -> "ErrorMatrix":
+        """Return the error matrix of points from their class indices and the areas of their pixels."""
         cell = mapped.astype(np.intp) * k + reference
-        points, area, square = (np.bincount(cell, w, k * k).reshape(k, k) for w in (None, areas, areas**2))
-        return cls(points.astype(np.int64), area.astype(np.float64), square.astype(np.float64))
+        points, area, squared_area = (np.bincount(cell, w, k * k).reshape(k, k) for w in (None, areas, areas**2))
+        return cls(points.astype(np.int64), area.astype(np.float64), squared_area.astype(np.float64))
 
     @classmethod
-    def of_equal(cls, points: Int64[ndarray, "k k"]) -> "Tally":
-        """Return the error matrix of pixels that are all of one size."""
+    def from_counts(cls, points: Int64[ndarray, "k k"]) -> "ErrorMatrix":
+        """Return the error matrix of point counts for pixels of equal size."""
         return cls(points, points.astype(np.float64), points.astype(np.float64))
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Estimates with their standard errors; NaN where the sample says nothing of them."""
+class Estimate:
+    """Estimates with standard errors; NaN where the sample does not determine them."""
 
     value: Float64[ndarray, " k"]
-    error: Float64[ndarray, " k"]
+    standard_error: Float64[ndarray, " k"]
 
     @property
     def margin(self) -> Float64[ndarray, " k"]:
-        """What a 95 % interval reaches to either side."""
-        return Z95 * self.error
+        """Half-width of the 95 % confidence interval."""
+        return Z95 * self.standard_error
 
 
 @dataclass(frozen=True)
-class Estimates:
-    """Accuracies (0 to 1) and areas (in the unit of the mapped areas), by class."""
+class AccuracyEstimates:
+    """Accuracies (0 to 1) and areas (in the unit of the mapped areas) per class."""
 
-    overall: Figures
-    """The share of the area that is mapped right; of length 1."""
-    users: Figures
-    """The share of a class's mapped area that is that class on the ground; NaN for a class that is not mapped."""
-    producers: Figures
-    """The share of a class's area on the ground that is mapped as it; NaN for a class that no point has."""
-    area: Figures
-    """Area on the ground. For a class that no point has: 0, and the error is NaN."""
-    shares: Shares
-    """The error matrix of estimated shares of the whole area (eq. 4)."""
+    overall: Estimate
+    """Overall accuracy, the correctly mapped proportion of the area; of length 1."""
+    users: Estimate
+    """User's accuracy: proportion of the mapped area of a class that is correct; NaN for a class that is not mapped."""
+    producers: Estimate
+    """Producer's accuracy: proportion of the true area of a class that is mapped as it; NaN for a class without
+    reference points."""
+    area: Estimate
+    """True area. For a class without reference points it is 0 and the standard error NaN."""
+    proportions: Proportions
+    """The error matrix as estimated proportions of the total area (eq. 4)."""
 
 
-def estimates(tally: Tally, mapped: Float64[ndarray, " k"], complete: Bool[ndarray, " k"] | None = None) -> Estimates:
+def estimate_accuracy(
+    matrix: ErrorMatrix, mapped: Float64[ndarray, " k"], complete: Bool[ndarray, " k"] | None = None
+) -> AccuracyEstimates:
     """Return accuracies and areas from a sample's error matrix and the mapped area of each class.
 
-    `complete` marks the strata every pixel of which is in the sample: they bring no error.
+    `complete` marks strata whose pixels are all in the sample: they contribute no sampling error.
 
     Raises:
-        ValueError: when a class that is mapped has fewer than two points and is not complete; see `short`.
+        ValueError: when a mapped class has fewer than two points and is not complete; see `undersampled_strata`.
     """
-    if short(tally, mapped, complete).any():
-        raise ValueError("every mapped class needs at least two points")
+    if undersampled_strata(matrix, mapped, complete).any():
+        raise ValueError(f"every mapped class needs at least {MIN_POINTS} points, got {matrix.points.sum(axis=1)}")
     weights = mapped / mapped.sum()
-    within, variance = _within(tally, np.zeros(len(mapped), bool) if complete is None else complete)
-    shares = weights[:, None] * within  # eq. 4
-    spread = weights[:, None] ** 2 * variance
-    right, ground = shares.diagonal(), shares.sum(axis=0)  # eq. 9
-    seen = tally.points.sum(axis=0) > 0
-    overall = Figures(right.sum(keepdims=True), np.sqrt(spread.diagonal().sum(keepdims=True)))  # eqs. 1 and 5
-    users = Figures(*(np.where(mapped > 0, x, np.nan) for x in (within.diagonal(), np.sqrt(variance.diagonal()))))
-    area = Figures(ground * mapped.sum(), np.where(seen, np.sqrt(spread.sum(axis=0)) * mapped.sum(), np.nan))
-    return Estimates(overall, users, _producers(right, ground, spread, seen), area, shares)
+    within, variance = _within(matrix, np.zeros(len(mapped), bool) if complete is None else complete)
+    proportions = weights[:, None] * within  # eq. 4
+    weighted_variance = weights[:, None] ** 2 * variance
+    correct, true = proportions.diagonal(), proportions.sum(axis=0)  # eq. 9
+    sampled = matrix.points.sum(axis=0) > 0
+    overall_variance = weighted_variance.diagonal().sum(keepdims=True)
+    overall = Estimate(correct.sum(keepdims=True), np.sqrt(overall_variance))  # eqs. 1 and 5
+    users = Estimate(*(np.where(mapped > 0, x, np.nan) for x in (within.diagonal(), np.sqrt(variance.diagonal()))))
+    area_error = np.sqrt(weighted_variance.sum(axis=0)) * mapped.sum()
+    area = Estimate(true * mapped.sum(), np.where(sampled, area_error, np.nan))
+    producers = _producers_accuracy(correct, true, weighted_variance, sampled)
+    return AccuracyEstimates(overall, users, producers, area, proportions)
 
 
-def short(
-    tally: Tally, mapped: Float64[ndarray, " k"], complete: Bool[ndarray, " k"] | None = None
+def undersampled_strata(
+    matrix: ErrorMatrix, mapped: Float64[ndarray, " k"], complete: Bool[ndarray, " k"] | None = None
 ) -> Bool[ndarray, " k"]:
-    """Return which mapped classes have too few points for an estimate with a standard error."""
-    points = tally.points.sum(axis=1)
-    enough = points >= LEAST_POINTS
+    """Return a mask of mapped classes with too few points for a standard error."""
+    points = matrix.points.sum(axis=1)
+    enough = points >= MIN_POINTS
     if complete is not None:
         enough |= complete & (points > 0)
     lacking: Bool[ndarray, " k"] = (mapped > 0) & ~enough
@@ -118,63 +124,65 @@ def short(
 def sample_size(
     weights: Float64[ndarray, " k"], accuracy: Float64[ndarray, " k"], standard_error: float, pixels: int
 ) -> int:
-    """Return how many points give overall accuracy that standard error, by eq. 13 (Cochran 1977, eq. 5.25).
+    """Return the sample size for a standard error of overall accuracy, by eq. 13 (Cochran 1977, eq. 5.25).
 
-    `weights` are the strata's shares of the area, `accuracy` the user's accuracies that are expected of them.
+    `weights` are the strata's proportions of the area, `accuracy` their expected user's accuracies.
     """
-    deviation = np.sqrt(accuracy * (1 - accuracy))
-    needed = (weights @ deviation) ** 2 / (standard_error**2 + (weights @ deviation**2) / pixels)
-    return int(np.ceil(needed))
+    std = np.sqrt(accuracy * (1 - accuracy))
+    return int(np.ceil((weights @ std) ** 2 / (standard_error**2 + (weights @ std**2) / pixels)))
 
 
-def allocation(
-    weights: Float64[ndarray, " k"], pixels: Int64[ndarray, " k"], points: int, least: int
+def allocate_points(
+    weights: Float64[ndarray, " k"], pixels: Int64[ndarray, " k"], points: int, min_points: int
 ) -> Int64[ndarray, " k"]:
-    """Return the number of points by stratum: in proportion to `weights`, but at least `least` (section 5.1.1).
+    """Return the number of points per stratum: proportional to `weights`, at least `min_points` (section 5.1.1).
 
-    Rare strata get `least` and the others share what remains. No stratum gets more points than it has pixels. The sum
-    is `points`, or more where the least of all strata asks for it, or fewer where there are not so many pixels.
+    Rare strata get `min_points`; the remaining points are distributed among the others. No stratum gets more points
+    than it has pixels. The sum is `points`, unless the minimums require more or the map has fewer pixels.
     """
-    floor = np.minimum(least, pixels)
+    floor = np.minimum(min_points, pixels)
     sizes = floor.astype(np.float64)
     free = pixels > 0
     while free.any():
-        # Whoever's share of the rest is below its floor or above its pixels is settled there; then the rest is shared.
-        share = max(points - sizes[~free].sum(), 0) * weights / weights[free].sum()
-        low, high = free & (share < floor), free & (share > pixels)
+        # Fix strata whose proportional size is below the minimum or above their pixels, then distribute the rest.
+        proportional = max(points - sizes[~free].sum(), 0) * weights / weights[free].sum()
+        low, high = free & (proportional < floor), free & (proportional > pixels)
         bound = low if low.any() else high
         if not bound.any():
-            sizes[free] = share[free]
+            sizes[free] = proportional[free]
             break
         sizes[bound] = floor[bound] if low.any() else pixels[bound]
         free &= ~bound
-    return _whole(sizes)
+    return _round_preserving_sum(sizes)
 
 
-def _within(tally: Tally, complete: Bool[ndarray, " k"]) -> tuple[Shares, Shares]:
-    """Return each class's share of each stratum and its variance: eq. 6 with the share of any class for U."""
-    points, areas = tally.points.sum(axis=1, keepdims=True), tally.areas.sum(axis=1, keepdims=True)
-    share = tally.areas / np.where(areas > 0, areas, 1)
-    others = tally.squares.sum(axis=1, keepdims=True) - tally.squares
-    # With pixels of one size: n p (1 - p)^2 + n (1 - p) p^2 = n p (1 - p).
-    residual = tally.squares * (1 - share) ** 2 + others * share**2
+def _within(matrix: ErrorMatrix, complete: Bool[ndarray, " k"]) -> tuple[Proportions, Proportions]:
+    """Return the proportion of each class in each stratum and its variance (eq. 6, for all classes)."""
+    points, areas = matrix.points.sum(axis=1, keepdims=True), matrix.areas.sum(axis=1, keepdims=True)
+    proportion = matrix.areas / np.where(areas > 0, areas, 1)
+    others = matrix.squared_areas.sum(axis=1, keepdims=True) - matrix.squared_areas
+    # For pixels of equal size: n p (1 - p)^2 + n (1 - p) p^2 = n p (1 - p).
+    residual = matrix.squared_areas * (1 - proportion) ** 2 + others * proportion**2
     scale = points / np.maximum(points - 1, 1) / np.where(areas > 0, areas, 1) ** 2
-    return share, np.where(complete[:, None], 0, residual * scale)
+    return proportion, np.where(complete[:, None], 0, residual * scale)
 
 
-def _producers(
-    right: Float64[ndarray, " k"], ground: Float64[ndarray, " k"], spread: Shares, seen: Bool[ndarray, " k"]
-) -> Figures:
+def _producers_accuracy(
+    correct: Float64[ndarray, " k"],
+    true: Float64[ndarray, " k"],
+    weighted_variance: Proportions,
+    sampled: Bool[ndarray, " k"],
+) -> Estimate:
     """Return producer's accuracies and their standard errors (eqs. 3 and 7)."""
-    whole = np.where(seen, ground, np.nan)
-    value = right / whole
-    own = spread.diagonal()
-    variance = ((1 - value) ** 2 * own + value**2 * (spread.sum(axis=0) - own)) / whole**2
-    return Figures(value, np.sqrt(variance))
+    total = np.where(sampled, true, np.nan)
+    value = correct / total
+    own = weighted_variance.diagonal()
+    variance = ((1 - value) ** 2 * own + value**2 * (weighted_variance.sum(axis=0) - own)) / total**2
+    return Estimate(value, np.sqrt(variance))
 
 
-def _whole(sizes: Float64[ndarray, " k"]) -> Int64[ndarray, " k"]:
-    """Return whole numbers with the rounded sum, by largest remainders."""
+def _round_preserving_sum(sizes: Float64[ndarray, " k"]) -> Int64[ndarray, " k"]:
+    """Return integers with the rounded sum, by the largest remainder method."""
     whole = np.floor(sizes + 1e-9).astype(np.int64)
     missing = round(float(sizes.sum())) - int(whole.sum())
     whole[np.argsort(whole - sizes, kind="stable")[:missing]] += 1
