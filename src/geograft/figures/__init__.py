@@ -1,16 +1,14 @@
-"""Pictures: arrays in, bytes of a picture out. Opens no file.
+"""Figures: arrays in, the bytes of an image file out. Opens no file.
 
-* colours      what every colour stands for, and the looks for light and dark paper
-* sheet        the paper of the graphs, their axes, and their way to bytes
-* pictures     tiles and scenes as RGB arrays: stretched, painted, shrunk, encoded
-* curves       losses and scores over the epochs
-* calibration  reliability, and precision over recall
-* variogram    how far ground resembles itself
-* samples      image, label and what each network makes of it, side by side
-* graph        a network's steps as sheets that shrink and grow again
+* style        colours, light and dark themes, axes, and encoding of figures
+* pictures     tiles and scenes as RGB arrays: stretch, draw classes and errors, downsample, encode
+* curves       training curves over the epochs, and learning curves over the number of training tiles
+* calibration  reliability diagram and precision-recall curve
+* variogram    variograms, and the distances of held-out tiles from training tiles
+* graph        the architecture of a U-Net
 """
 
 from geograft.figures.curves import curves_figure, loss_figure
-from geograft.figures.pictures import Sample, samples_figure, stretch_limits, stretched
+from geograft.figures.pictures import ExampleTile, examples_figure, stretch, stretch_limits
 
-__all__ = ["Sample", "curves_figure", "loss_figure", "samples_figure", "stretch_limits", "stretched"]
+__all__ = ["ExampleTile", "curves_figure", "examples_figure", "loss_figure", "stretch", "stretch_limits"]

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: the reliability diagram, and precision over recall."""
+"""Figures of calibration: the reliability diagram and the precision-recall curve."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy import ndarray
 
-from geograft.figures.style import LIGHT, Look, blank_sheet, encoded, furnish, line_colour
+from geograft.figures.style import LIGHT, Theme, encode_figure, line_colour, new_figure, style_axes
 
-LEAST_DOT, MOST_DOT = 12.0, 130.0
-"""Areas of a dot, in square points: of no pixels, of the fullest bin."""
+MIN_DOT_AREA, MAX_DOT_AREA = 12.0, 130.0
+"""Area of the dots of an empty and of the fullest bin, in square points."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The point of a precision-recall curve at which the map was made."""
+class OperatingPoint:
+    """The point of a precision-recall curve at the threshold of the map."""
 
     threshold: float
     precision: float
@@ -26,64 +26,65 @@ class Chosen:
 
 def reliability_figure(
     confidence: Float[ndarray, " b"],
-    right: Float[ndarray, " b"],
+    observed: Float[ndarray, " b"],
     pixels: Float[ndarray, " b"],
-    words: tuple[str, str],
-    look: Look = LIGHT,
+    axis_labels: tuple[str, str],
+    theme: Theme = LIGHT,
 ) -> bytes:
-    """Return the reliability diagram as SVG: the share that is right over what the map says, both 0 to 1.
+    """Return the reliability diagram as SVG: observed frequency against mean confidence, both 0 to 1.
 
-    One dot a bin, the larger the more `pixels` it has; bins without pixels are left out. `words` names the two axes.
-    Niculescu-Mizil & Caruana (2005), ICML, section 4; bins as Guo et al. (2017), ICML, figure 1.
+    Each bin is a dot whose size grows with its number of `pixels`; empty bins are left out. `axis_labels`: x, y.
+    Niculescu-Mizil & Caruana (2005), ICML, section 4; bins as in Guo et al. (2017), ICML, figure 1.
     """
-    figure, axes = _sheet("Is it right as often as it says?", words, look)
-    axes.plot([0, 1], [0, 1], color=look.faint, linewidth=1.3, linestyle=(0, (4, 1.6)))
+    figure, axes = _unit_square("Reliability diagram", axis_labels, theme)
+    axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=1.3, linestyle=(0, (4, 1.6)))
     axes.text(
-        0.03, 0.09, "as sure as right", color=look.faint, fontsize=9.5, rotation=45, rotation_mode="anchor",
+        0.03, 0.09, "perfectly calibrated", color=theme.faint, fontsize=9.5, rotation=45, rotation_mode="anchor",
         transform_rotates_text=True,
     )  # fmt: skip
-    there = pixels > 0
-    colour = line_colour(look, 0)
-    axes.plot(confidence[there], right[there], color=colour, linewidth=2.2)
-    sizes = LEAST_DOT + (MOST_DOT - LEAST_DOT) * np.sqrt(pixels[there] / max(pixels.max(initial=0.0), 1.0))
-    axes.scatter(confidence[there], right[there], sizes, color=colour, edgecolor=look.paper, linewidth=1, zorder=3)
-    axes.text(0.98, 0.03, "too sure", color=look.faint, fontsize=9.5, ha="right")
-    axes.text(0.02, 0.94, "not sure enough", color=look.faint, fontsize=9.5)
-    return encoded(figure, "svg")
+    filled = pixels > 0
+    x, y, colour = confidence[filled], observed[filled], line_colour(theme, 0)
+    axes.plot(x, y, color=colour, linewidth=2.2)
+    sizes = MIN_DOT_AREA + (MAX_DOT_AREA - MIN_DOT_AREA) * np.sqrt(pixels[filled] / max(pixels.max(initial=0.0), 1.0))
+    axes.scatter(x, y, sizes, color=colour, edgecolor=theme.paper, linewidth=1, zorder=3)
+    axes.text(0.98, 0.03, "overconfident", color=theme.faint, fontsize=9.5, ha="right")
+    axes.text(0.02, 0.94, "underconfident", color=theme.faint, fontsize=9.5)
+    return encode_figure(figure, "svg")
 
 
 def precision_recall_figure(
     precision: Float[ndarray, " t"],
     recall: Float[ndarray, " t"],
-    chosen: Chosen,
-    words: tuple[str, str],
-    look: Look = LIGHT,
+    point: OperatingPoint,
+    axis_labels: tuple[str, str],
+    theme: Theme = LIGHT,
 ) -> bytes:
-    """Return precision over recall at every threshold as SVG, both 0 to 1, with the chosen threshold marked.
+    """Return the precision-recall curve as SVG, with the threshold of the map marked.
 
-    `words` names the two axes. Where one of the two does not exist, the curve is broken.
+    `axis_labels`: x, y. The curve has gaps where precision or recall is NaN.
     """
-    figure, axes = _sheet("What other thresholds would give", words, look)
-    colour = line_colour(look, 0)
+    figure, axes = _unit_square("Precision-recall curve", axis_labels, theme)
+    colour = line_colour(theme, 0)
     axes.plot(recall, precision, color=colour, linewidth=2.2)
-    axes.plot([chosen.recall], [chosen.precision], "o", color=line_colour(look, 1), markersize=9, mec=look.paper)
-    up = chosen.precision < 0.5
+    axes.plot([point.recall], [point.precision], "o", color=line_colour(theme, 1), markersize=9, mec=theme.paper)
+    up = point.precision < 0.5
     axes.annotate(
-        f"threshold {chosen.threshold:.2f}", (chosen.recall, chosen.precision), (0, 14 if up else -14),
-        textcoords="offset points", ha="right" if chosen.recall > 0.5 else "left", va="bottom" if up else "top",
-        color=look.ink, fontsize=10,
+        f"threshold {point.threshold:.2f}", (point.recall, point.precision), (0, 14 if up else -14),
+        textcoords="offset points", ha="right" if point.recall > 0.5 else "left", va="bottom" if up else "top",
+        color=theme.ink, fontsize=10,
     )  # fmt: skip
-    return encoded(figure, "svg")
+    return encode_figure(figure, "svg")
 
 
-def _sheet(title: str, words: tuple[str, str], look: Look) -> tuple[Figure, Axes]:
-    figure = blank_sheet((4.9, 4.6), look)
+def _unit_square(title: str, axis_labels: tuple[str, str], theme: Theme) -> tuple[Figure, Axes]:
+    """Return a figure with axes from 0 to 100 %."""
+    figure = new_figure((4.9, 4.6), theme)
     axes = figure.add_subplot()
-    furnish(axes, title, look, rules="both")
+    style_axes(axes, title, theme, grid="both")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes.set_xlabel(words[0], color=look.faint, fontsize=9.5)
-    axes.set_ylabel(words[1], color=look.faint, fontsize=9.5)
+    axes.set_xlabel(axis_labels[0], color=theme.faint, fontsize=9.5)
+    axes.set_ylabel(axis_labels[1], color=theme.faint, fontsize=9.5)
     return figure, axes

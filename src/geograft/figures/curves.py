@@ -1,7 +1,4 @@
-"""Losses and scores over the epochs.
-
-How good networks are with how many labels: a score over the number of training tiles.
-"""
+"""Training curves (loss and scores over the epochs) and learning curves (a score over the number of training tiles)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,27 +13,27 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy import ndarray
 
-from geograft.figures.style import LIGHT, Form, Look, blank_sheet, encoded, furnish, line_colour
+from geograft.figures.style import LIGHT, ImageFormat, Theme, encode_figure, line_colour, new_figure, style_axes
 
 
 @runtime_checkable
 class History(Protocol):
-    """The epochs of one run: objects with the columns of history.csv as attributes."""
+    """The training history of one run: epochs with the columns of history.csv as attributes."""
 
     @property
     def epochs(self) -> Sequence[Any]:
-        """The epochs in order."""
+        """The epochs, in order."""
 
 
 TITLES = {"loss": "loss", "iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
-PARTS = {"train": "training", "val": "validation"}
+SPLIT_NAMES = {"train": "training", "val": "validation"}
 DASHES: dict[str, Any] = {"train": (0, (4, 1.6)), "val": "solid"}
 
 
 def loss_figure(histories: Mapping[str, Sequence[History]]) -> bytes:
-    """Return the article's figure: training and validation loss of all networks over the epochs, as PNG.
+    """Return training and validation loss of all networks over the epochs as PNG, like the article's figure.
 
-    `histories` holds, by the network's name, one history a seed. See `curves_figure`.
+    `histories`: by network, one history per seed. See `curves_figure`.
     """
     return curves_figure(histories, "loss")
 
@@ -44,38 +41,38 @@ def loss_figure(histories: Mapping[str, Sequence[History]]) -> bytes:
 def curves_figure(
     histories: Mapping[str, Sequence[History]],
     measure: str,
-    look: Look = LIGHT,
+    theme: Theme = LIGHT,
     narrow: bool = False,
-    form: Form = "png",
+    image_format: ImageFormat = "png",
 ) -> bytes:
-    """Return the columns train_`measure` and val_`measure` of all networks over the epochs.
+    """Return `measure` (a key of TITLES) of all networks over the epochs, for training and validation.
 
-    `measure` is a key of TITLES. Training is dashed, validation solid, on a shared scale: in two panels for several
-    networks, in one for a single network. Several seeds are thin lines with their mean over them; a dot marks each
-    network's epoch of least validation loss. `narrow` stacks the panels, for small screens.
+    Training is dashed, validation solid, on a shared scale: in two panels for several networks, in one for a single
+    network. Several seeds are thin lines below their mean; a dot marks the epoch with the lowest validation loss of
+    each network. `narrow` stacks the panels for small screens.
     """
     panels = [("train",), ("val",)] if len(histories) > 1 else [("train", "val")]
-    figure, axes = _sheet(len(panels), narrow and len(panels) > 1, look)
+    figure, axes = _sheet(len(panels), narrow and len(panels) > 1, theme)
     for panel, parts in zip(axes, panels, strict=True):
-        title = f"{' and '.join(PARTS[part] for part in parts)} {TITLES[measure]}"
-        furnish(panel, title[0].upper() + title[1:], look)
-        # Panels share their scale, and each shows it.
+        title = f"{' and '.join(SPLIT_NAMES[part] for part in parts)} {TITLES[measure]}"
+        style_axes(panel, title[0].upper() + title[1:], theme)
+        # Shared axes hide the tick labels of all but the first panel.
         panel.tick_params(labelleft=True)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         for index, seeds in enumerate(histories.values()):
             for part in parts:
-                _draw(panel, seeds, f"{part}_{measure}", line_colour(look, index))
+                _draw(panel, seeds, f"{part}_{measure}", line_colour(theme, index))
         if measure != "loss":
             panel.set_ylim(0, 1)
-    axes[-1].set_xlabel("epoch", color=look.faint, fontsize=9.5)
-    _legend(figure, histories, look, narrow)
-    return encoded(figure, form)
+    axes[-1].set_xlabel("epoch", color=theme.faint, fontsize=9.5)
+    _legend(figure, histories, theme, narrow)
+    return encode_figure(figure, image_format)
 
 
-def _sheet(panels: int, stacked: bool, look: Look) -> tuple[Figure, list[Axes]]:
+def _sheet(panels: int, stacked: bool, theme: Theme) -> tuple[Figure, list[Axes]]:
     rows, columns = (panels, 1) if stacked else (1, panels)
     size = {(1, 1): (5.6, 3.9), (1, 2): (10.4, 4.1), (2, 1): (4.4, 6.8)}[rows, columns]
-    figure = blank_sheet(size, look)
+    figure = new_figure(size, theme)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     return figure, list(axes.flat)
 
@@ -106,7 +103,7 @@ def _best(val_loss: ndarray) -> int | None:
 
 
 def mean_over_seeds(runs: Sequence[ndarray]) -> ndarray:
-    """Return the mean an epoch over the runs that have a number there, as long as the longest; NaN where none has."""
+    """Return the mean per epoch over the runs with a finite value, as long as the longest run; NaN if none has one."""
     table = np.full((len(runs), max(map(len, runs))), np.nan)
     for row, run in zip(table, runs, strict=True):
         row[: len(run)] = run
@@ -115,14 +112,16 @@ def mean_over_seeds(runs: Sequence[ndarray]) -> ndarray:
     return np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
 
 
-def _legend(figure: Figure, histories: Mapping[str, Sequence[History]], look: Look, narrow: bool) -> None:
-    """Name the networks by colour above the panels; for a single network, training and validation by dash."""
+def _legend(figure: Figure, histories: Mapping[str, Sequence[History]], theme: Theme, narrow: bool) -> None:
+    """Add the legend: networks by colour; for a single network, training and validation by line style."""
     if len(histories) == 1:
-        colour = line_colour(look, 0)
-        handles = [Line2D([], [], color=colour, lw=2.2, ls=DASHES[part], label=PARTS[part]) for part in PARTS]
+        colour = line_colour(theme, 0)
+        handles = [
+            Line2D([], [], color=colour, lw=2.2, ls=DASHES[part], label=SPLIT_NAMES[part]) for part in SPLIT_NAMES
+        ]
     else:
         handles = [
-            Line2D([], [], color=line_colour(look, index), lw=2.6, marker="o", ms=6, label=name)
+            Line2D([], [], color=line_colour(theme, index), lw=2.6, marker="o", ms=6, label=name)
             for index, name in enumerate(histories)
         ]
     letters = sum(len(str(handle.get_label())) + 6 for handle in handles)
@@ -133,21 +132,21 @@ def _legend(figure: Figure, histories: Mapping[str, Sequence[History]], look: Lo
         ncols=columns,
         frameon=False,
         fontsize=10,
-        labelcolor=look.ink,
+        labelcolor=theme.ink,
         handlelength=2.4,
         columnspacing=1.8,
     )
 
 
 MARKERS = "osD^vPX"
-"""One a network beside its colour."""
-LEAST_GAP = 0.055
-"""Between two labels of the axis, as a share of its length."""
+"""One marker per network, in addition to its colour."""
+MIN_LABEL_GAP = 0.055
+"""Minimum distance between two tick labels, as a fraction of the axis."""
 
 
 @dataclass(frozen=True)
-class Values:
-    """A score with the ends of its interval, one for each number of tiles; NaN where it does not exist."""
+class ScoreSeries:
+    """A score and the bounds of its confidence interval by number of tiles; NaN if undefined."""
 
     mean: Float[ndarray, " n"]
     low: Float[ndarray, " n"]
@@ -155,58 +154,62 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One network."""
+class LearningCurve:
+    """The learning curve of one network."""
 
     name: str
     tiles: Int[ndarray, " n"]
     """Ascending."""
-    values: Values
+    values: ScoreSeries
     seeds: Float[ndarray, "n s"]
 
 
-def efficiency_figure(lines: Sequence[Line], score: str, look: Look = LIGHT, form: Form = "png") -> bytes:
-    """Return the score of every network, up to 1, over the number of training tiles on a log axis.
+def learning_curve_figure(
+    curves: Sequence[LearningCurve], score: str, theme: Theme = LIGHT, image_format: ImageFormat = "png"
+) -> bytes:
+    """Return the score of every network over the number of training tiles, on a logarithmic axis.
 
-    The line is the mean of the seeds, the band its interval; of several seeds each is a small dot. `score` names what
-    is shown. The axis begins at 0, or at a fifth below all that is shown.
+    Lines are means over seeds, bands confidence intervals, small dots single seeds. `score` is the name of the score.
+    The y axis ends at 1 and starts at a multiple of 0.2 below all values.
     """
-    figure = blank_sheet((7.4, 4.7), look)
+    figure = new_figure((7.4, 4.7), theme)
     axes = figure.add_subplot()
-    furnish(axes, f"{score[0].upper()}{score[1:]}, by the number of training tiles", look)
+    style_axes(axes, f"{score[0].upper()}{score[1:]} by number of training tiles", theme)
     axes.set_xscale("log")
-    for index, line in enumerate(lines):
-        _draw_scores(axes, line, line_colour(look, index), MARKERS[index % len(MARKERS)])
-    _label_tiles(axes, np.unique(np.concatenate([line.tiles for line in lines])))
-    axes.set_ylim(_lowest(lines), 1)
-    axes.set_xlabel(f"training tiles, log scale\n{_words(lines)}", color=look.faint, fontsize=9.5, linespacing=1.5)
+    for index, line in enumerate(curves):
+        _draw_scores(axes, line, line_colour(theme, index), MARKERS[index % len(MARKERS)])
+    _label_tiles(axes, np.unique(np.concatenate([line.tiles for line in curves])))
+    axes.set_ylim(_lowest(curves), 1)
+    axes.set_xlabel(
+        f"training tiles, log scale\n{_line_note(curves)}", color=theme.faint, fontsize=9.5, linespacing=1.5
+    )
     handles = [
-        Line2D([], [], color=line_colour(look, i), lw=2.4, marker=MARKERS[i % len(MARKERS)], ms=6.5, label=line.name)
-        for i, line in enumerate(lines)
+        Line2D([], [], color=line_colour(theme, i), lw=2.4, marker=MARKERS[i % len(MARKERS)], ms=6.5, label=line.name)
+        for i, line in enumerate(curves)
     ]
-    short = sum(len(line.name) + 6 for line in lines) < 80
+    short = sum(len(line.name) + 6 for line in curves) < 80
     figure.legend(
-        handles=handles, loc="outside upper left", ncols=len(lines) if short else 1, frameon=False, fontsize=10,
-        labelcolor=look.ink, handlelength=2.4, columnspacing=1.8,
+        handles=handles, loc="outside upper left", ncols=len(curves) if short else 1, frameon=False, fontsize=10,
+        labelcolor=theme.ink, handlelength=2.4, columnspacing=1.8,
     )  # fmt: skip
-    return encoded(figure, form)
+    return encode_figure(figure, image_format)
 
 
-def _lowest(lines: Sequence[Line]) -> float:
+def _lowest(lines: Sequence[LearningCurve]) -> float:
     shown = np.concatenate([np.append(line.seeds.ravel(), line.values.low) for line in lines])
     return max(math.floor(5 * float(np.nanmin(shown, initial=1.0)) - 0.25) / 5, 0.0)
 
 
-def _words(lines: Sequence[Line]) -> str:
+def _line_note(lines: Sequence[LearningCurve]) -> str:
     seeds = max(line.seeds.shape[1] for line in lines)
-    mean = f"line: mean of {seeds} seeds, each a dot; " if seeds > 1 else ""
-    return f"{mean}band: 95 % interval over the ground that is scored"
+    mean = f"line: mean of {seeds} seeds (dots); " if seeds > 1 else ""
+    return f"{mean}band: 95 % confidence interval"
 
 
-def _draw_scores(axes: Axes, line: Line, colour: str, marker: str) -> None:
+def _draw_scores(axes: Axes, line: LearningCurve, colour: str, marker: str) -> None:
     values = line.values
     axes.fill_between(line.tiles, values.low, values.high, color=colour, alpha=0.15, linewidth=0)
-    # The ends of bands that lie over each other.
+    # Outlines, so that overlapping bands stay visible.
     for end in (values.low, values.high):
         axes.plot(line.tiles, end, color=colour, linewidth=0.8, alpha=0.55)
     if line.seeds.shape[1] > 1:
@@ -219,14 +222,14 @@ def _draw_scores(axes: Axes, line: Line, colour: str, marker: str) -> None:
 
 
 def _label_tiles(axes: Axes, tiles: Int[ndarray, " n"]) -> None:
-    """Name every number of tiles that was measured, but for those whose names would touch."""
+    """Label the numbers of tiles on the x axis, except those whose labels would overlap."""
     low, high = float(tiles[0]) / 1.15, float(tiles[-1]) * 1.15
     axes.set_xlim(low, high)
     place = np.log(tiles / low) / np.log(high / low)
     kept = [int(tiles[-1])]
     last = float(place[-1])
     for number, at in zip(tiles[-2::-1].tolist(), place[-2::-1].tolist(), strict=True):
-        if last - at >= LEAST_GAP:
+        if last - at >= MIN_LABEL_GAP:
             kept.append(number)
             last = at
     axes.set_xticks(kept, [f"{number:,}" for number in kept])

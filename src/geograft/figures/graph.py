@@ -1,4 +1,4 @@
-"""The picture of a U-Net: encoder down the left, decoder up the right, skips across. Plain data in, SVG or PNG out."""
+"""Architecture graph of a U-Net as SVG or PNG: encoder on the left, decoder on the right, skip connections across."""
 
 import io
 import math
@@ -20,9 +20,9 @@ COLOURS = {"image": "#9A9A9A", "encoder": "#0072B2", "bottleneck": "#CC79A7", "d
 FROZEN_COLOUR = "#A6CBE3"
 INK, SOFT_INK = "#222222", "#6B6B6B"
 
-# In drawing units; the image's map is MAP_EDGE wide. Edges shrink slower than the maps do, so that the deepest is seen.
+# In drawing units. The image is MAP_EDGE wide; edges shrink more slowly than maps, so that the deepest stay visible.
 MAP_EDGE, EDGE_POWER = 1.5, 0.45
-SHEET_STEP, MOST_SHEETS, DEEPEST = 0.045, 16, 0.75
+SHEET_STEP, MAX_SHEETS, MAX_STACK_DEPTH = 0.045, 16, 0.75
 ROW_GAP, TOP_HALF_SPAN, INDENT = 0.42, 4.4, 0.42
 GAP, TEXT_GAP, LINE = 0.05, 0.22, 0.27
 INCHES = 0.72
@@ -32,7 +32,7 @@ STYLE: Any = {"font.family": ["DejaVu Sans", "sans-serif"], "svg.fonttype": "non
 
 @dataclass(frozen=True)
 class Node:
-    """A map of features: the step that puts it out, its shape, and the step's parameters."""
+    """The feature map of one step: name and parameters of the step, shape of the output."""
 
     name: str
     kind: Kind
@@ -42,22 +42,22 @@ class Node:
     parameters: int = 0
     frozen: bool = False
     skip: str = ""
-    """The encoder's node whose map comes across to this step of the decoder."""
+    """Name of the encoder node whose output is the skip connection of this decoder step."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A node as a stack of sheets: its middle and size in drawing units, y upwards."""
+class PlacedNode:
+    """A node drawn as a stack of sheets: its centre and size in drawing units, y upwards."""
 
     node: Node
     x: float
-    """Middle of the stack."""
+    """Centre of the stack."""
     y: float
-    """Middle of the front sheet."""
+    """Centre of the front sheet."""
     edge: float
-    """Edge of a sheet."""
+    """Edge length of a sheet."""
     depth: float
-    """How far the stack goes to the right and up behind the front sheet."""
+    """Offset of the rear sheet from the front sheet, to the right and upwards."""
 
     @property
     def left(self) -> float:
@@ -66,7 +66,7 @@ class Placed:
 
     @property
     def right(self) -> float:
-        """Right edge of the hindmost sheet."""
+        """Right edge of the rear sheet."""
         return self.x + (self.edge + self.depth) / 2
 
     @property
@@ -76,48 +76,48 @@ class Placed:
 
     @property
     def top(self) -> float:
-        """Upper edge of the hindmost sheet."""
+        """Upper edge of the rear sheet."""
         return self.y + self.edge / 2 + self.depth
 
 
 def svg(title: str, subtitle: str, nodes: Sequence[Node]) -> str:
-    """Return the picture as SVG text. The same input gives the same text.
+    """Return the graph as deterministic SVG text.
 
-    `nodes`: the image, the encoder's stages, the bottleneck, the decoder's steps, and the head, in that order.
+    `nodes`: image, encoder stages, bottleneck, decoder steps and head, in that order.
     """
     return _saved(title, subtitle, nodes, "svg").decode()
 
 
 def png(title: str, subtitle: str, nodes: Sequence[Node], dpi: int = 150) -> bytes:
-    """Return the picture as the bytes of a PNG, of the nodes that `svg` takes."""
+    """Return the graph as PNG; parameters as for `svg`."""
     return _saved(title, subtitle, nodes, "png", dpi)
 
 
-def sheets(channels: int, edge: float) -> int:
-    """Return how many sheets stand for `channels`: the square root, 1 to 16, no more than look well on their `edge`."""
-    return max(1, min(MOST_SHEETS, int(DEEPEST * edge / SHEET_STEP), round(math.sqrt(channels))))
+def sheet_count(channels: int, edge: float) -> int:
+    """Return the number of sheets for `channels`: their square root, from 1 to 16, limited by the `edge` of a sheet."""
+    return max(1, min(MAX_SHEETS, int(MAX_STACK_DEPTH * edge / SHEET_STEP), round(math.sqrt(channels))))
 
 
-def placed(nodes: Sequence[Node]) -> list[Placed]:
-    """Return where each node lies: a U whose middle is x = 0, a row for each skip."""
+def layout_nodes(nodes: Sequence[Node]) -> list[PlacedNode]:
+    """Place the nodes in a U around x = 0, with one row per skip connection."""
     places, top, bottom = {}, 0.0, _bottom(nodes)
-    for row, pair in enumerate(rows(nodes)):
+    for row, pair in enumerate(layout_rows(nodes)):
         edges = {i: MAP_EDGE * (nodes[i].height / nodes[0].height) ** EDGE_POWER for i in pair}
-        depths = {i: SHEET_STEP * (sheets(nodes[i].channels, edges[i]) - 1) for i in pair}
+        depths = {i: SHEET_STEP * (sheet_count(nodes[i].channels, edges[i]) - 1) for i in pair}
         tall = max(3 * LINE, *edges.values())
         y = top - max(depths.values()) - tall / 2
         x = TOP_HALF_SPAN - INDENT * row
         for i in pair:
             middle = -x if i < bottom else x if i > bottom else 0.0
-            places[i] = Placed(nodes[i], middle, y, edges[i], depths[i])
+            places[i] = PlacedNode(nodes[i], middle, y, edges[i], depths[i])
         top = y - tall / 2 - ROW_GAP
     return [places[i] for i in range(len(nodes))]
 
 
-def rows(nodes: Sequence[Node]) -> list[tuple[int, ...]]:
-    """Return which nodes lie beside each other, from the top: image and head, then each skip and the step it joins.
+def layout_rows(nodes: Sequence[Node]) -> list[tuple[int, ...]]:
+    """Return the rows of node indices from the top: image and head, then encoder and decoder node of each skip.
 
-    A node whose map joins none, or whose step has a row already, lies alone; the bottleneck is the last row.
+    A node without skip connection, or whose partner is in another row, has its own row; the bottleneck is the last.
     """
     bottom = _bottom(nodes)
     names = [node.name for node in nodes]
@@ -137,18 +137,18 @@ def _bottom(nodes: Sequence[Node]) -> int:
 
 
 def _saved(title: str, subtitle: str, nodes: Sequence[Node], suffix: str, dpi: int = 72) -> bytes:
-    places = placed(nodes)
+    places = layout_nodes(nodes)
     with mpl.rc_context(STYLE):
         figure = _figure(title, subtitle, places)
         file = io.BytesIO()
-        # A date in the file would make every one of them differ.
+        # Without a date the output is deterministic.
         figure.savefig(
             file, format=suffix, dpi=dpi, facecolor="white", metadata={"Date": None} if suffix == "svg" else None
         )
     return file.getvalue()
 
 
-def _figure(title: str, subtitle: str, places: Sequence[Placed]) -> Figure:
+def _figure(title: str, subtitle: str, places: Sequence[PlacedNode]) -> Figure:
     lowest = min(place.bottom for place in places)
     x_edge, y_top, y_bottom = TOP_HALF_SPAN + 3.1, 1.25, lowest - 4.2 * LINE
     figure = Figure(figsize=(2 * x_edge * INCHES, (y_top - y_bottom) * INCHES))
@@ -169,15 +169,15 @@ def _figure(title: str, subtitle: str, places: Sequence[Placed]) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, place: Placed) -> None:
+def _draw_map(axes: Axes, place: PlacedNode) -> None:
     colour = FROZEN_COLOUR if place.node.frozen else COLOURS[place.node.kind]
-    for sheet in reversed(range(sheets(place.node.channels, place.edge))):
+    for sheet in reversed(range(sheet_count(place.node.channels, place.edge))):
         shift = SHEET_STEP * sheet
         corner = (place.left + shift, place.bottom + shift)
         axes.add_patch(Rectangle(corner, place.edge, place.edge, facecolor=colour, edgecolor="white", lw=0.7, zorder=3))
 
 
-def _draw_text(axes: Axes, place: Placed) -> None:
+def _draw_text(axes: Axes, place: PlacedNode) -> None:
     name, *rest = _words(place.node)
     y = place.y + LINE * len(rest) / 2
     x, side = (place.left - TEXT_GAP, "right") if place.x < 0 else (place.right + TEXT_GAP, "left")
@@ -195,19 +195,19 @@ def _words(node: Node) -> Iterator[str]:
         yield f"{node.parameters:,} parameters"
 
 
-def _draw_flow(axes: Axes, before: Placed, after: Placed) -> None:
+def _draw_flow(axes: Axes, before: PlacedNode, after: PlacedNode) -> None:
     start, end, bend = _path(before, after)
     axes.add_patch(_arrow(start, end, INK, connectionstyle=bend))
     factor = before.node.height / after.node.height
     if round(factor, 3) != 1:
         words = f"÷{factor:.0f}" if factor > 1 else f"×{1 / factor:.0f}"
-        # Beside the arrow, on the inner side of the U; of a bent arrow, beside its upright part.
+        # Next to the arrow, on the inner side of the U; next to the vertical part of a bent arrow.
         x = (before.x or after.x) if 0 in (before.x, after.x) else (start[0] + end[0]) / 2
         inwards = 0.25 if x < 0 else -0.25
         axes.text(x + inwards, (start[1] + end[1]) / 2, words, ha="center", va="center", size=8, color=INK)
 
 
-def _path(before: Placed, after: Placed) -> tuple[Point, Point, str]:
+def _path(before: PlacedNode, after: PlacedNode) -> tuple[Point, Point, str]:
     if after.x == 0:
         return (before.x, before.bottom - GAP), (after.left - GAP, after.y), "angle,angleA=-90,angleB=0,rad=9"
     if before.x == 0:
@@ -217,7 +217,7 @@ def _path(before: Placed, after: Placed) -> tuple[Point, Point, str]:
     return (before.x, before.top + GAP), (after.x, after.bottom - GAP), "arc3"
 
 
-def _draw_skip(axes: Axes, skip: Placed, joined: Placed) -> None:
+def _draw_skip(axes: Axes, skip: PlacedNode, joined: PlacedNode) -> None:
     start, end = skip.right + 2 * GAP, joined.left - 2 * GAP
     axes.add_patch(_arrow((start, skip.y), (end, joined.y), SOFT_INK, linestyle=(0, (4, 3))))
     axes.text(

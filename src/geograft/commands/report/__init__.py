@@ -1,4 +1,4 @@
-"""`geograft report`: a run or a comparison becomes one HTML page that opens anywhere and can be mailed."""
+"""`geograft report`: one self-contained HTML page about a run or a comparison."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from geograft.commands.report.page import Page, page_of
+from geograft.commands.report.page import Page, build_page
 from geograft.commands.report.sources import read_subject
-from geograft.commands.report.text import IOU_IN_WORDS
+from geograft.commands.report.text import IOU_EXPLANATION
 from geograft.errors import OutputError
 from geograft.files import write_text
 
@@ -21,7 +21,7 @@ class Report:
 
     path: Path
     notes: tuple[str, ...]
-    """What is missing from the page, and why."""
+    """What is missing or outdated on the page, and why."""
 
     def lines(self) -> list[str]:
         """Return what the command line prints."""
@@ -31,24 +31,24 @@ class Report:
 def report(run_or_comparison: Path, out: Path | None = None) -> Report:
     """Write one self-contained HTML page about a run or a comparison to `out` (default: report.html in its folder).
 
-    A page that is there already is replaced. Where the tile set or a run's weights are no longer there, the page says
-    so and leaves out the pictures. Runs every network on a few validation tiles, and the leading one on up to 240 of
-    them; reads every pixel of the scenes that are drawn, at most twelve.
+    An existing page is replaced. If the tile set or a run's weights are missing, the page has a note instead of the
+    images. Runs every network on a few validation tiles and the best one on up to 240; reads every pixel of the scenes
+    shown, at most twelve.
 
     Raises:
-        InputError: when the folder is neither a run nor a comparison, or a file in it cannot be read.
-        OutputError: when the page cannot be written, or `out` is no name of an HTML page.
+        InputError: if the folder is neither a run nor a comparison, or a file in it cannot be read.
+        OutputError: if the page cannot be written, or the name of `out` does not end in .html or .htm.
     """
     path = out or run_or_comparison / PAGE
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"{path}: a report is an HTML page. Choose a name that ends in .html.")
-    page = page_of(read_subject(run_or_comparison))
-    write_text(path, html(page))
+    page = build_page(read_subject(run_or_comparison))
+    write_text(path, render_html(page))
     return Report(path, tuple(page.notes))
 
 
-def html(page: Page) -> str:
-    """Return the page as HTML. Every text from outside is escaped."""
+def render_html(page: Page) -> str:
+    """Return the page as HTML; all text is escaped."""
     environment = Environment(
         loader=PackageLoader("geograft"),
         autoescape=True,
@@ -57,5 +57,5 @@ def html(page: Page) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.jinja").render(
-        page=page, version=version("geograft"), iou_in_words=IOU_IN_WORDS
+        page=page, version=version("geograft"), iou_explanation=IOU_EXPLANATION
     )

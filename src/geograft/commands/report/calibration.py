@@ -1,4 +1,4 @@
-"""How far the map's probabilities can be believed: words and figures."""
+"""The calibration section: reliability diagram, Brier score, precision-recall curves, and what they mean in words."""
 
 import math
 from collections.abc import Sequence
@@ -7,191 +7,207 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from geograft.commands.report.certainty import interval_in_words
-from geograft.commands.report.numbers import NBSP, fixed, percent
+from geograft.commands.report.intervals import interval_clause
 from geograft.commands.report.scores import Column, Decision, PrecisionRecall, ReliabilityBin, Score, ScoreTable
-from geograft.commands.report.sources import Run
-from geograft.commands.report.text import capital
-from geograft.commands.report.view import Plate, data_uri
-from geograft.figures.calibration import Chosen, precision_recall_figure, reliability_figure
-from geograft.figures.style import DARK, LIGHT, Look
+from geograft.commands.report.sources import TrainedRun
+from geograft.commands.report.text import NBSP, capitalize_first, format_number, format_percent
+from geograft.commands.report.view import PageFigure, data_uri
+from geograft.figures.calibration import OperatingPoint, precision_recall_figure, reliability_figure
+from geograft.figures.style import DARK, LIGHT, Theme
 
-TOLD = 0.8
-"""The probability whose truth is told in words, or that nearest to it."""
-LEAST_OF_ALL = 0.002
-"""A bin with a smaller share of the pixels is not told of."""
+DESCRIBED_CONFIDENCE = 0.8
+"""The text describes the bin whose mean confidence is nearest to this."""
+MIN_BIN_FRACTION = 0.002
+"""Bins with a smaller fraction of the pixels are not described."""
 
 
-def sureness_in_words(table: ScoreTable) -> list[str]:
-    """Return how right the probabilities are, a sentence each; nothing for scores without them."""
-    told = told_bin(table.reliability)
-    if told is None:
+def calibration_summary(table: ScoreTable) -> list[str]:
+    """Return sentences on the calibration of the probabilities; empty for scores without reliability bins."""
+    described = described_bin(table.reliability)
+    if described is None:
         return []
-    says, ece, brier = _says(table), table.overall.get("ece"), table.overall.get("brier")
-    found = [f"When the map says {percent(told.confidence)}{says}, it is right in {percent(told.right)}."]
+    ece, brier = table.overall.get("ece"), table.overall.get("brier")
+    sentences = [f"{capitalize_first(_bin_clause(table, described))}."]
     if ece is not None and brier is not None:
-        points = percent(ece).removesuffix(f"{NBSP}%")
-        found.append(
-            f"On average what it says is {points} points off (calibration error {fixed(ece, 3)}); the Brier score is "
-            f"{fixed(brier, 3)}, where 0 is perfect and saying the same everywhere would give {fixed(guess(table), 3)}."
+        points = format_percent(ece).removesuffix(f"{NBSP}%")
+        sentences.append(
+            f"The expected calibration error is {format_number(ece, 3)}, an average of {points} percentage points. "
+            f"The Brier score is {format_number(brier, 3)}; 0 is perfect, and predicting the class proportions for "
+            f"every pixel would score {format_number(constant_brier_score(table), 3)}."
         )
-    return [*found, *_bias(table)]
+    return [*sentences, _bias(table)]
 
 
-def elsewhere_in_words(run: Run, table: ScoreTable) -> list[str]:
-    """Return the same in short for the run's other scores."""
-    found = []
+def other_calibrations(run: TrainedRun, table: ScoreTable) -> list[str]:
+    """Return sentences on the calibration in the run's other score files."""
+    sentences = []
     for other in run.scores:
-        told, ece = told_bin(other.reliability), other.overall.get("ece")
-        if other is not table and other.name not in ("val", "train") and told and ece is not None:
-            found.append(
-                f"On “{other.name}”, when it says {percent(told.confidence)}{_says(other)}, it is right in "
-                f"{percent(told.right)} (calibration error {fixed(ece, 3)})."
+        described, ece = described_bin(other.reliability), other.overall.get("ece")
+        if other is not table and other.name not in ("val", "train") and described and ece is not None:
+            sentences.append(
+                f"On “{other.name}”, {_bin_clause(other, described)} "
+                f"(expected calibration error {format_number(ece, 3)})."
             )
-            found += _bias(other)
-    return found
+            sentences.append(_bias(other))
+    return sentences
 
 
-def decision_in_words(run: Run, table: ScoreTable) -> str:
-    """Return where threshold and temperature come from, and what would fit them."""
-    made = table.decision
-    if made is None:
+def threshold_summary(run: TrainedRun, table: ScoreTable) -> str:
+    """Return where threshold and temperature come from; for an uncalibrated run, the command that calibrates it."""
+    decision = table.decision
+    if decision is None:
         return ""
-    if made.calibrated:
-        cut = f"The {_cuts(table, made)} and the" if _cuts(table, made) else "The"
-        verb = "were" if _cuts(table, made) else "was"
-        way = "less" if made.temperature > 1 else "more"
+    thresholds = _thresholds(table, decision)
+    if decision.calibrated:
+        subject = f"The {thresholds} and the temperature" if thresholds else "The temperature"
+        effect = "less" if decision.temperature > 1 else "more"
         return (
-            f"{cut} temperature {made.temperature:.2f}, which makes the network {way} sure than training did, {verb} "
-            f"chosen on {made.calibrated}."
+            f"{subject} {decision.temperature:.2f} {'were' if thresholds else 'was'} chosen on {decision.calibrated}. "
+            f"The temperature makes the probabilities {effect} confident."
         )
-    verb = "are" if table.counting.overlapping else "is"
-    cut = f", and the {_cuts(table, made)} {verb} not chosen" if _cuts(table, made) else ""
+    verb = "were" if table.scheme.overlapping else "was"
+    untuned = f", and the {thresholds} {verb} not tuned" if thresholds else ""
     return (
-        f"The probabilities are as training left them{cut}. To fit them to the validation tiles: "
+        f"The probabilities are not calibrated{untuned}. To calibrate on the validation tiles, run: "
         f"geograft calibrate {run.folder}"
     )
 
 
-def _cuts(table: ScoreTable, made: Decision) -> str:
-    """Return what a probability must reach to be mapped as a class, in words; nothing where the largest counts."""
-    if table.counting.overlapping:
-        each = zip(table.classes, made.thresholds, strict=True)
-        return "thresholds " + ", ".join(f"{cut:.2f} ({name})" for name, cut in each)
-    return f"threshold {made.threshold:.2f}" if table.counting.binary else ""
+def _thresholds(table: ScoreTable, decision: Decision) -> str:
+    """Return the decision thresholds in words; empty where the most probable of several classes is mapped."""
+    if table.scheme.overlapping:
+        pairs = zip(table.classes, decision.thresholds, strict=True)
+        return "thresholds " + ", ".join(f"{threshold:.2f} ({name})" for name, threshold in pairs)
+    return f"threshold {decision.threshold:.2f}" if table.scheme.binary else ""
 
 
-def curve_in_words(table: ScoreTable) -> str:
+def figures_explanation(table: ScoreTable) -> str:
     """Return how to read the figures."""
-    what = "answers, one a pixel and class," if table.counting.overlapping else "pixels"
-    dots = (
-        f"each dot is the {what} of which the map says about the same, a larger dot more of them; below the dashed "
-        "line the map is too sure."
+    unit = "predictions (one per pixel and class)" if table.scheme.overlapping else "pixels"
+    reliability = (
+        f"Reliability diagram: each dot is a bin of {unit} with similar probability, and its size shows how many there "
+        "are. Below the dashed line the map is overconfident."
     )
-    if table.counting.overlapping:
-        return (
-            f"The first figure: {dots} The others, one a class: a lower threshold finds more and is right less often."
-        )
+    trade_off = "a lower threshold raises recall and usually lowers precision"
+    if table.scheme.overlapping:
+        return f"{reliability} Precision-recall curves, one per class: {trade_off}."
     if table.precision_recall is None:
-        return capital(dots)
+        return reliability
     average = table.overall.get("average_precision")
-    sure = interval_in_words(table.overall_intervals.get("average_precision"))
-    share = percent(_shares(table)[1])
+    interval = interval_clause(table.overall_intervals.get("average_precision"))
     return (
-        f"The first figure: {dots} The second: a lower threshold finds more and is right less often. Average "
-        f"precision, the mean height of the curve, is {fixed(average)}{sure}; guessing would give {share}."
+        f"{reliability} Precision-recall curve: {trade_off}. Average precision, the area under the curve, is "
+        f"{format_number(average)}{interval}; a random map would score {format_number(_class_fractions(table)[1])}."
     )
 
 
-def sureness_plates(table: ScoreTable) -> list[Plate]:
-    """Return the reliability diagram, and precision over recall of class 1 of two, or of each overlapping class."""
-    if told_bin(table.reliability) is None:
+def calibration_figures(table: ScoreTable) -> list[PageFigure]:
+    """Return the reliability diagram, and the precision-recall curve of the positive or of each overlapping class."""
+    if described_bin(table.reliability) is None:
         return []
-    made = table.decision
-    if table.counting.overlapping:
-        cuts = made.thresholds if made else (0.5,) * len(table.classes)
-        curves = [(one, one.precision_recall, cut) for one, cut in zip(table.per_class, cuts, strict=True)]
+    decision = table.decision
+    if table.scheme.overlapping:
+        thresholds = decision.thresholds if decision else (0.5,) * len(table.classes)
+        curves = [(score, score.precision_recall, t) for score, t in zip(table.per_class, thresholds, strict=True)]
     else:
-        curves = [(table.per_class[-1], table.precision_recall, made.threshold if made else 0.5)]
-    return [_reliability(table), *(plate for each in curves for plate in _precision_recall(*each))]
+        curves = [(table.per_class[-1], table.precision_recall, decision.threshold if decision else 0.5)]
+    return [_reliability(table), *(figure for curve in curves for figure in _precision_recall(*curve))]
 
 
-def told_bin(reliability: Sequence[ReliabilityBin]) -> ReliabilityBin | None:
-    """Return the bin with a fair share of the pixels whose confidence is nearest to 80 %; None without any."""
-    total = sum(one.pixels for one in reliability)
-    fair = [one for one in reliability if one.confidence is not None and one.pixels >= LEAST_OF_ALL * total]
-    return min(fair, key=lambda one: abs((one.confidence or 0) - TOLD), default=None)
+def described_bin(reliability: Sequence[ReliabilityBin]) -> ReliabilityBin | None:
+    """Return the bin with confidence nearest to 80 % among those with enough pixels; None if there are no pixels."""
+    total = sum(each.pixels for each in reliability)
+    large = [each for each in reliability if each.confidence is not None and each.pixels >= MIN_BIN_FRACTION * total]
+    return min(large, key=lambda each: abs((each.confidence or 0) - DESCRIBED_CONFIDENCE), default=None)
 
 
-def guess(table: ScoreTable) -> float:
-    """Return the Brier score of a map that gives every pixel each class's share of the labels; NaN without labels."""
-    shares = _shares(table)
-    if table.counting.overlapping:
-        answers = np.array(table.confusion, np.float64).sum(axis=(1, 2))
-        return float((shares * (1 - shares) * answers).sum() / answers.sum())
-    return float(shares[1] * (1 - shares[1]) if len(shares) == 2 else 1 - np.square(shares).sum())
+def constant_brier_score(table: ScoreTable) -> float:
+    """Return the Brier score of predicting the class proportions for every pixel; NaN without labelled pixels."""
+    fractions = _class_fractions(table)
+    if table.scheme.overlapping:
+        predictions = np.array(table.confusion, np.float64).sum(axis=(1, 2))
+        return float((fractions * (1 - fractions) * predictions).sum() / predictions.sum())
+    return float(fractions[1] * (1 - fractions[1]) if len(fractions) == 2 else 1 - np.square(fractions).sum())
 
 
-def _bias(table: ScoreTable) -> list[str]:
-    """Return what the map says on average beside what is right: with two classes, whether it says too much of one."""
-    pixels = sum(one.pixels for one in table.reliability)
-    says, right = (
-        sum(one.pixels * (getattr(one, name) or 0.0) for one in table.reliability) / max(pixels, 1)
-        for name in ("confidence", "right")
+def _bin_clause(table: ScoreTable, described: ReliabilityBin) -> str:
+    """Return what is observed in one reliability bin, without capital and full stop."""
+    confidence, observed = format_percent(described.confidence), format_percent(described.observed_frequency)
+    if table.scheme.overlapping:
+        return (
+            f"where the map gives a class a probability of {confidence}, the class is present in {observed} of pixels"
+        )
+    if table.scheme.binary:
+        name = table.classes[1]
+        return f"where the map gives {name} a probability of {confidence}, {observed} of the pixels are {name}"
+    return f"where the map is {confidence} confident, {observed} of the pixels are correct"
+
+
+def _bias(table: ScoreTable) -> str:
+    """Return mean confidence and observed frequency over all bins, in a sentence."""
+    pixels = max(sum(each.pixels for each in table.reliability), 1)
+    confidence = format_percent(sum(each.pixels * (each.confidence or 0.0) for each in table.reliability) / pixels)
+    observed = format_percent(
+        sum(each.pixels * (each.observed_frequency or 0.0) for each in table.reliability) / pixels
     )
-    if table.counting.overlapping:
-        return [f"Over all pixels and classes it says {percent(says)}, and {percent(right)} are."]
-    if table.counting.binary:
-        return [f"Over all pixels it says {percent(says)} {table.classes[1]}, and {percent(right)} are."]
-    return [f"Over all pixels it is {percent(says)} sure, and right in {percent(right)}."]
+    if table.scheme.overlapping:
+        return (
+            f"Over all classes, the mean predicted probability is {confidence} and the observed frequency {observed}."
+        )
+    if table.scheme.binary:
+        name = table.classes[1]
+        return f"The mean predicted probability of {name} is {confidence}; {observed} of the pixels are {name}."
+    return f"The mean confidence is {confidence} and the accuracy {observed}."
 
 
-def _says(table: ScoreTable) -> str:
-    if table.counting.overlapping:
-        return " for a class"
-    return f" {table.classes[1]}" if table.counting.binary else ""
-
-
-def _shares(table: ScoreTable) -> Float64[ndarray, " k"]:
-    """Return the share of each class of the labelled pixels."""
+def _class_fractions(table: ScoreTable) -> Float64[ndarray, " k"]:
+    """Return the fraction of the labelled pixels that belong to each class."""
     counts = np.array(table.confusion, np.float64)
-    labelled = table.counting.labelled(counts)
-    if table.counting.overlapping:
+    labelled = table.scheme.support(counts)
+    if table.scheme.overlapping:
         return np.asarray(labelled / np.maximum(counts.sum(axis=(1, 2)), 1))
-    shares: Float64[ndarray, " k"] = labelled / labelled.sum() if labelled.any() else np.full(len(labelled), math.nan)
-    return shares
+    return np.asarray(labelled / labelled.sum() if labelled.any() else np.full(len(labelled), math.nan))
 
 
-def _reliability(table: ScoreTable) -> Plate:
-    columns = [[getattr(one, name) for one in table.reliability] for name in ("confidence", "right", "pixels")]
-    confidence, right, pixels = (_array(tuple(column)) for column in columns)
-    axes = (f"the map says{_says(table)}", f"share that is{_says(table) if table.counting.binary else ' right'}")
+def _reliability(table: ScoreTable) -> PageFigure:
+    bins = table.reliability
+    confidence, observed, pixels = (
+        _array(tuple(getattr(each, name) for each in bins)) for name in ("confidence", "observed_frequency", "pixels")
+    )
+    of = f" of {table.classes[1]}" if table.scheme.binary else ""
+    labels = (f"predicted probability{of}", f"observed frequency{of}")
+    if not table.scheme.binary and not table.scheme.overlapping:
+        labels = ("confidence", "accuracy")
 
-    def draw(look: Look) -> str:
-        return data_uri(reliability_figure(confidence, right, pixels, axes, look), "image/svg+xml")
+    def draw(theme: Theme) -> str:
+        return data_uri(reliability_figure(confidence, observed, pixels, labels, theme), "image/svg+xml")
 
-    points = [(one.confidence, one.right) for one in table.reliability if one.pixels]
-    told = ", ".join(f"{percent(right)} at {percent(says)}" for says, right in points)
-    alt = f"{axes[1]} over what {axes[0]}: {told}"
-    return Plate(draw(LIGHT), draw(DARK), "", "", alt)
+    points = ", ".join(
+        f"{format_percent(each.observed_frequency)} at {format_percent(each.confidence)}"
+        for each in bins
+        if each.pixels
+    )
+    return PageFigure(
+        draw(LIGHT), draw(DARK), "", "", f"Reliability diagram: {labels[1]} against {labels[0]}: {points}"
+    )
 
 
-def _precision_recall(own: Score, curve: PrecisionRecall | None, threshold: float) -> list[Plate]:
-    """Return the curve of a class, with where its threshold lies; nothing where there is none."""
-    if curve is None or own.precision is None or own.recall is None:
+def _precision_recall(score: Score, curve: PrecisionRecall | None, threshold: float) -> list[PageFigure]:
+    """Return the precision-recall curve of a class with its threshold marked; empty if there is no curve."""
+    if curve is None or score.precision is None or score.recall is None:
         return []
-    chosen, name = Chosen(threshold, own.precision, own.recall), own.name
+    point = OperatingPoint(threshold, score.precision, score.recall)
     precision, recall = _array(curve.precision), _array(curve.recall)
-    axes = (f"found, of the labelled {name} (recall)", f"right, of the mapped {name} (precision)")
+    labels = (f"recall of {score.name}", f"precision of {score.name}")
 
-    def draw(look: Look) -> str:
-        return data_uri(precision_recall_figure(precision, recall, chosen, axes, look), "image/svg+xml")
+    def draw(theme: Theme) -> str:
+        return data_uri(precision_recall_figure(precision, recall, point, labels, theme), "image/svg+xml")
 
     alt = (
-        f"Precision over recall of {name} at every threshold; at the chosen one, {chosen.threshold:.2f}, "
-        f"{percent(chosen.recall)} is found and {percent(chosen.precision)} is right"
+        f"Precision-recall curve of {score.name}: at the threshold {point.threshold:.2f}, recall is "
+        f"{format_percent(point.recall)} and precision {format_percent(point.precision)}"
     )
-    return [Plate(draw(LIGHT), draw(DARK), "", "", alt)]
+    return [PageFigure(draw(LIGHT), draw(DARK), "", "", alt)]
 
 
 def _array(column: Column) -> Float64[ndarray, " n"]:

@@ -1,38 +1,43 @@
-"""The head of a report: the sentence that matters, what to know about it, and four figures."""
+"""The head of a report: the headline, remarks on it, and four key figures."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from geograft.commands.audit import Audit
-from geograft.commands.report.certainty import (
+from geograft.commands.report.intervals import (
     Estimate,
-    between,
-    difference_of,
-    ends_of,
-    few_units,
-    figure_of,
-    interval_in_words,
-    lead_in_words,
+    difference_sentence,
+    format_interval,
+    interval_clause,
+    interval_of,
+    reported_difference,
+    reported_iou,
 )
-from geograft.commands.report.numbers import duration, fixed, percent, percent_range, with_spread
-from geograft.commands.report.scores import Ends, FoldsFile, IntervalNote, ScoreTable
-from geograft.commands.report.sources import Run, Subject, Variant, known, mean
-from geograft.commands.report.text import SPLIT_NAMES, capital
-from geograft.dataset.tileset import TileSet
+from geograft.commands.report.scores import FoldsFile, Interval, IntervalInfo, ScoreTable
+from geograft.commands.report.sources import NetworkRuns, Subject, TrainedRun, finite_values, mean
+from geograft.commands.report.text import (
+    SPLIT_NAMES,
+    capitalize_first,
+    format_duration,
+    format_mean_std,
+    format_number,
+    format_percent,
+    format_percent_range,
+    interval_warnings,
+)
 from geograft.legend import Legend
-from geograft.text import counted
+from geograft.text import pluralise
 
 
-def target(legend: Legend) -> str:
-    """Return what is mapped: the class of interest of two, else how many classes there are."""
+def target_name(legend: Legend) -> str:
+    """Return what is mapped: the positive class, or the number of classes."""
     return legend.names[1] if legend.binary else f"{len(legend.names)} classes"
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A figure at the page's head."""
+class KeyFigure:
+    """A figure at the top of the page."""
 
     name: str
     value: str
@@ -40,113 +45,111 @@ class Fact:
     interval: str = ""
 
 
-def headline(subject: Subject, leaks: Mapping[str, float], val_tiles: int | None) -> str:
-    """Return the one sentence that says what was mapped, how well, how sure that is, and on what ground.
+def headline(subject: Subject, leaked: Mapping[str, float], val_tiles: int | None) -> str:
+    """Return what was mapped, with its IoU, the confidence interval and the scored area, in one sentence.
 
-    `leaks` holds by split the share of its pixels that training tiles hold too, where that is known.
+    `leaked`: by split, the fraction of its pixels that also lie in training tiles, where known.
     """
-    run, measure = subject.run, headline_score(subject)
+    run, measure = subject.run, headline_split(subject)
     if run is None:
-        return f"{counted(len(subject.variants), 'network')} compared"
-    figure = headline_figure(subject)
+        return f"{pluralise(len(subject.variants), 'network')} compared"
+    figure = headline_iou(subject)
     legend = run.card.legend
-    verb = "is mapped with IoU" if legend.binary else "are mapped with a mean IoU of"
-    interval = f"{interval_in_words(ends_of(figure))}," if figure.bounded else ""
-    where = ground_in_words(measure, run.score(measure), val_tiles, leaks.get(measure))
+    verb = "is mapped with an IoU of" if legend.binary else "are mapped with a mean IoU of"
+    interval = interval_clause(interval_of(figure))
+    where = scored_area(measure, run.score(measure), val_tiles, leaked.get(measure))
     if subject.folds and measure == "test":
-        where = folds_in_words(subject.folds, leaks.get("test"))
-    return f"{capital(target(legend))} {verb} {fixed(figure.value)}{interval} on {where}."
+        where = scored_area_of_folds(subject.folds, leaked.get("test"))
+    return f"{capitalize_first(target_name(legend))} {verb} {format_number(figure.value)}{interval} on {where}."
 
 
-def headline_score(subject: Subject) -> str:
-    """Return "test" when every network has scores on the test tiles, else "val"."""
-    return "test" if all(variant.values("test") for variant in subject.variants) else "val"
+def headline_split(subject: Subject) -> str:
+    """Return "test" if every network has scores on the test tiles, else "val"."""
+    return "test" if all(variant.ious("test") for variant in subject.variants) else "val"
 
 
-def headline_figure(subject: Subject) -> Estimate:
-    """Return the leader's IoU, mean over seeds, with its interval where that is on file."""
-    measure = headline_score(subject)
-    return figure_of(subject, subject.leader, measure)
+def headline_iou(subject: Subject) -> Estimate:
+    """Return the IoU of the best network, mean over seeds, with its interval if known."""
+    measure = headline_split(subject)
+    return reported_iou(subject, subject.leader, measure)
 
 
-def ground_in_words(split: str, table: ScoreTable | None, count: int | None, leak: float | None) -> str:
-    """Return how many pieces of ground of which part were scored, and whether training saw them.
+def scored_area(split: str, table: ScoreTable | None, count: int | None, leak: float | None) -> str:
+    """Return the number of scored units, and whether they are held out or also in training tiles (`leak`).
 
-    Of scores without intervals, and where there is no table, the `count` of tiles.
+    Scores without intervals, and runs without scores, have the number of tiles (`count`) instead.
     """
-    part = SPLIT_NAMES.get(split, split)
+    name = SPLIT_NAMES.get(split, split)
     interval = table.interval if table else None
+    # Of an unknown leak (None) nothing is claimed.
+    held_out = "held-out " if split == "test" and leak is not None and not leak else ""
     if interval:
-        ground = counted(interval.units, interval.unit) + (" of scenes" if interval.unit == "group" else "")
-        ground += "" if split == "test" and leak is not None else f" of the {part} part"
+        area = pluralise(interval.units, f"{held_out}{interval.unit}")
+        area += (" of scenes" if interval.unit == "group" else "") + ("" if held_out else f" of the {name} split")
     else:
         tiles = table.tiles_scored if table else count
-        ground = f"{part} tiles" if tiles is None else counted(tiles, f"{part} tile")
-    if not leak:
-        return f"{ground} that the model never saw" if split == "test" and leak is not None else ground
-    return f"{ground}, {percent(leak)} of whose pixels training saw"
+        area = f"{name} tiles" if tiles is None else pluralise(tiles, f"{held_out}{name} tile")
+    return f"{area}, with {format_percent(leak)} of the pixels also in training tiles" if leak else area
 
 
-def folds_in_words(folds: FoldsFile, leak: float | None) -> str:
-    """Return how many pieces of ground were scored over all folds, and whether their models saw them."""
-    ground = counted(folds.interval.units, "piece") + " of ground"
-    if leak:
-        return f"{ground} in turn, {percent(leak)} of whose pixels training saw"
-    return f"{ground}, each mapped by a model that never saw it" if leak is not None else f"{ground} in turn"
+def scored_area_of_folds(folds: FoldsFile, leak: float | None) -> str:
+    """Return the number of units scored in cross-validation, and whether they are held out."""
+    area = pluralise(folds.interval.units, "held-out unit" if leak == 0 else "unit") + " in cross-validation"
+    return f"{area}, with {format_percent(leak)} of the pixels also in training tiles" if leak else area
 
 
-def rival_of(subject: Subject, measure: str) -> Variant | None:
-    """Return the best of the networks that do not lead; None for a single network."""
-    others = [variant for variant in subject.variants if variant is not subject.leader and variant.values(measure)]
-    return max(others, key=lambda variant: mean(variant.values(measure)), default=None)
+def runner_up(subject: Subject, measure: str) -> NetworkRuns | None:
+    """Return the second-best network; None for a single network."""
+    others = [variant for variant in subject.variants if variant is not subject.leader and variant.ious(measure)]
+    return max(others, key=lambda variant: mean(variant.ious(measure)), default=None)
 
 
-def lead(subject: Subject) -> str:
-    """Return in a sentence how far the leader is ahead of the next network, or behind it; nothing for one network.
+def lead_sentence(subject: Subject) -> str:
+    """Return the difference in IoU between the best network and the runner-up; empty for a single network.
 
-    Of a run, how far it is ahead of the run that it was evaluated against.
+    For a run, the difference to the run that it was evaluated against.
     """
-    measure, leader = headline_score(subject), subject.leader
-    rival = rival_of(subject, measure)
-    if rival and leader.values(measure):
-        plain = figure_of(subject, leader, measure).value - figure_of(subject, rival, measure).value
-        found = difference_of(subject, leader, rival, measure) or Estimate(plain)
-        return f"{lead_in_words(leader.name, rival.name, found)}."
+    measure, leader = headline_split(subject), subject.leader
+    rival = runner_up(subject, measure)
+    if rival and leader.ious(measure):
+        plain = reported_iou(subject, leader, measure).value - reported_iou(subject, rival, measure).value
+        difference = reported_difference(subject, leader, rival, measure) or Estimate(plain)
+        return f"{difference_sentence(leader.name, rival.name, difference)}."
     table = subject.run.score(measure) if subject.run else None
     if table is None or table.against is None or table.against.overall.get("iou") is None:
         return ""
     low, high = table.against.overall_intervals.get("iou") or (math.nan, math.nan)
     other = Estimate(table.against.overall["iou"] or 0.0, low, high)
-    return f"{lead_in_words(subject.title, Path(table.against.run).name, other)}."
+    return f"{difference_sentence(subject.title, Path(table.against.run).name, other)}."
 
 
 def remarks(subject: Subject) -> list[str]:
-    """Return what to know about the headline, a sentence each."""
+    """Return sentences on the limits and the meaning of the headline."""
     run = subject.run
     if run is None:
         return []
-    measure = headline_score(subject)
+    measure = headline_split(subject)
     table = run.score(measure)
-    found = few_units(table.interval, table.scenes) if table and not subject.folds else []
+    sentences = interval_warnings(table.interval, table.scene_count) if table and not subject.folds else []
     if subject.folds:
-        found = few_units(IntervalNote(subject.folds.interval.units, "unit", ""), 1)
-    elif table and known([table.iou]):
-        found.append(_in_plain_words(table, run.card.legend))
+        sentences = interval_warnings(IntervalInfo(subject.folds.interval.units, "unit", ""), 1)
+    elif table and finite_values([table.iou]):
+        sentences.append(_class_sentence(table, run.card.legend))
     if measure == "val":
-        found.append("The epoch was chosen on these tiles, so expect a little less elsewhere.")
-    found += [elsewhere_in_words(other) for other in run.scores if other.name not in (measure, "val", "train")]
-    return [*found, *_seeds_in_words(subject)]
+        sentences.append("The epoch was also chosen on these tiles, so expect slightly lower scores on new data.")
+    sentences += [other_scores_sentence(other) for other in run.scores if other.name not in (measure, "val", "train")]
+    return [*sentences, *_seed_sentences(subject)]
 
 
-def elsewhere_in_words(table: ScoreTable) -> str:
-    """Return one sentence on scores that are not the headline's."""
-    tiles = counted(table.tiles_scored, f"{table.split} tile")
-    sure = interval_in_words(table.overall_intervals.get("iou"))
-    return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {fixed(table.iou)}{sure}."
+def other_scores_sentence(table: ScoreTable) -> str:
+    """Return the IoU in a score file other than the headline's, in one sentence."""
+    tiles = pluralise(table.tiles_scored, f"{table.split} tile")
+    sure = interval_clause(table.overall_intervals.get("iou"))
+    return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {format_number(table.iou)}{sure}."
 
 
-def outdated(subject: Subject) -> list[str]:
-    """Return a note when scores are from before there were intervals, with the command that adds them."""
+def outdated_scores_notes(subject: Subject) -> list[str]:
+    """Return a note if score files of an earlier version have no intervals, with the command that adds them."""
     old = [(run, table) for variant in subject.variants for run in variant.runs for table in run.scores]
     old = [(run, table) for run, table in old if table.interval is None]
     if not old:
@@ -156,42 +159,41 @@ def outdated(subject: Subject) -> list[str]:
     own = "" if subject.kind == "run" else f" of {run.folder.relative_to(subject.folder)}"
     files = f"scores-{table.name}.json{own}" + (f" and {len(old) - 1} more" if len(old) > 1 else "")
     command = f"geograft evaluate {run.folder} --split {table.split}{elsewhere}"
-    return [f"Scores of an earlier version, without intervals and calibration: {files}. To add them: {command}"]
+    return [f"No confidence intervals or calibration in scores of an earlier version: {files}. To add them: {command}"]
 
 
-def facts(subject: Subject, run: Run) -> list[Fact]:
+def key_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
     """Return the figures at the page's head."""
-    measure, best = headline_score(subject), run.best
-    overall, ends = overall_of(subject, run) or ({"recall": best.val_recall, "precision": best.val_precision}, {})
-    found, right = overall.get("recall"), overall.get("precision")
-    mean_over = "" if run.card.legend.binary else ", mean over the classes"
-    epochs = f"{counted(len(run.history.epochs), 'epoch')}; number {best.epoch} was best"
+    measure, best = headline_split(subject), run.best_epoch
+    overall, ends = headline_scores(subject, run) or ({"recall": best.val_recall, "precision": best.val_precision}, {})
+    mean_over = "" if run.card.legend.binary else " (mean over classes)"
+    epochs = f"{pluralise(len(run.history.epochs), 'epoch')}; weights from epoch {best.epoch}"
     return [
-        Fact(
+        KeyFigure(
             "IoU",
-            with_spread(subject.leader.values(measure)),
-            f"agreement on {SPLIT_NAMES[measure]} tiles{mean_over}",
-            between(ends_of(headline_figure(subject))),
+            format_mean_std(subject.leader.ious(measure)),
+            f"on {SPLIT_NAMES[measure]} tiles{mean_over}",
+            format_interval(interval_of(headline_iou(subject))),
         ),
-        Fact(
-            "Found",
-            percent(found),
-            f"of the labelled area is mapped so (recall{mean_over})",
-            percent_range(ends.get("recall")),
+        KeyFigure(
+            "Recall",
+            format_percent(overall.get("recall")),
+            f"of the labelled area is mapped as the class{mean_over}",
+            format_percent_range(ends.get("recall")),
         ),
-        Fact(
-            "Right",
-            percent(right),
-            f"of the mapped area is labelled so (precision{mean_over})",
-            percent_range(ends.get("precision")),
+        KeyFigure(
+            "Precision",
+            format_percent(overall.get("precision")),
+            f"of the mapped area is labelled as the class{mean_over}",
+            format_percent_range(ends.get("precision")),
         ),
-        Fact("Trained", duration(run.seconds), epochs),
+        KeyFigure("Training time", format_duration(run.seconds), epochs),
     ]
 
 
-def overall_of(subject: Subject, run: Run) -> tuple[dict[str, float | None], dict[str, Ends]] | None:
-    """Return figures and intervals that stand for the headline: over all folds, or of the run's scores; or None."""
-    measure = headline_score(subject)
+def headline_scores(subject: Subject, run: TrainedRun) -> tuple[dict[str, float | None], dict[str, Interval]] | None:
+    """Return the scores and intervals of the headline: over all folds, or of the run; None if there are none."""
+    measure = headline_split(subject)
     if subject.folds and measure == "test":
         for one in subject.folds.variants:
             if one.variant == subject.leader.name:
@@ -200,40 +202,33 @@ def overall_of(subject: Subject, run: Run) -> tuple[dict[str, float | None], dic
     return (table.overall, table.overall_intervals) if table else None
 
 
-def leaks(found: Audit, tiles: TileSet, run: Run) -> dict[str, float]:
-    """Return by split the share of its pixels that training tiles show too, where that is known for sure.
-
-    It is not where a group of scenes is divided, nor for test scores of another tile set than trained the run.
-    """
-    if found.divided_groups:
-        return {}
-    test = run.score("test")
-    elsewhere = test is not None and Path(test.tiles).resolve() != tiles.folder.resolve()
-    shares = {held.split: max(held.overlap.pixel_share, held.seen_elsewhere) for held in found.held}
-    return {split: share for split, share in shares.items() if not (split == "test" and elsewhere)}
-
-
-def _in_plain_words(table: ScoreTable, legend: Legend) -> str:
+def _class_sentence(table: ScoreTable, legend: Legend) -> str:
     if not legend.binary:
-        present = sorted((score for score in table.per_class if known([score.iou])), key=lambda score: score.iou or 0)
-        best, worst = present[-1], present[0]
-        return f"Best mapped is {best.name} (IoU {fixed(best.iou)}), worst {worst.name} ({fixed(worst.iou)})."
+        scored = [score for score in table.per_class if finite_values([score.iou])]
+        best, worst = (choose(scored, key=lambda score: score.iou or 0) for choose in (max, min))
+        return (
+            f"The best class is {best.name} (IoU {format_number(best.iou)}), the worst {worst.name} "
+            f"(IoU {format_number(worst.iou)})."
+        )
     name = legend.names[1]
     recall, precision = table.overall.get("recall"), table.overall.get("precision")
     return (
-        f"Of the area labelled {name}, {percent(recall)} was found; "
-        f"of the area mapped as {name}, {percent(precision)} is labelled so."
+        f"Of the area labelled {name}, {format_percent(recall)} is mapped as {name} (recall); "
+        f"of the area mapped as {name}, {format_percent(precision)} is labelled {name} (precision)."
     )
 
 
-def _seeds_in_words(subject: Subject) -> list[str]:
+def _seed_sentences(subject: Subject) -> list[str]:
     if subject.kind == "run":
         return []
     if subject.folds:
-        return ["Each network was trained once for each fold, on all other ground; ± is the deviation of the folds."]
+        return ["Each network was trained once per fold, on all other folds; ± is the standard deviation over folds."]
     seeds = min(len(variant.rows) for variant in subject.variants)
     if seeds > 1:
-        return [f"Each network was trained {seeds} times from different random starts; ± is their standard deviation."]
-    if headline_figure(subject).bounded:
-        return ["Each network was trained once: trained again it can differ by a few hundredths, beyond the interval."]
-    return ["Each network was trained once: differences of a few hundredths can be chance."]
+        return [f"Each network was trained with {seeds} random seeds; ± is the standard deviation over seeds."]
+    if headline_iou(subject).has_interval:
+        return [
+            "Each network was trained once; another seed can change the IoU by a few hundredths, which the confidence "
+            "interval does not include."
+        ]
+    return ["Each network was trained once; differences of a few hundredths can be due to chance."]

@@ -1,91 +1,106 @@
-"""Whether the test was fair: the audit of the split in words, a table and a figure."""
+"""The leakage section: the audit of the split in sentences, a table and a figure."""
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from geograft.commands.audit import Audit, draw, length, unlike
-from geograft.commands.report.numbers import DASH, NBSP, percent
+from geograft.commands.audit import Audit, audit_figure, format_distance, imbalance_lines
+from geograft.commands.report.sources import TrainedRun
 from geograft.commands.report.tables import Cell, Table
-from geograft.commands.report.text import SPLIT_NAMES, capital
-from geograft.commands.report.view import Shown, data_uri
+from geograft.commands.report.text import DASH, NBSP, SPLIT_NAMES, capitalize_first, format_percent
+from geograft.commands.report.view import PageImage, data_uri
 from geograft.dataset.autocorrelation import Variogram
-from geograft.dataset.leakage import Held
+from geograft.dataset.leakage import HeldOutSplit
+from geograft.dataset.tileset import TileSet
 
 
 @dataclass
-class Fairness:
-    """What the page shows of the audit."""
+class LeakageSection:
+    """The result of the audit, as shown on the page."""
 
     verdict: str
     leaks: bool
-    words: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
     table: Table | None = None
-    figure: Shown | None = None
+    figure: PageImage | None = None
 
 
-def fairness(found: Audit) -> Fairness:
-    """Return what an audit found, for the page; the figure where it knows how far the ground resembles itself."""
+def leakage_section(audit: Audit) -> LeakageSection:
+    """Return the result of an audit for the page, with the variogram if the audit read images."""
     figure = None
-    if found.likeness is not None and any(np.isfinite(one.distances).any() for one in found.held):
-        figure = Shown(
-            data_uri(draw(found), "image/png"),
-            "How unlike two pixels are by their distance, over the distances of held-out tiles to the nearest training "
-            f"tile. {' '.join(reach_in_words(found))}",
+    if audit.autocorrelation is not None and any(np.isfinite(one.distances).any() for one in audit.held_out):
+        figure = PageImage(
+            data_uri(audit_figure(audit), "image/png"),
+            "Variogram of image and labels, above a histogram of the distances from held-out tiles to the nearest "
+            f"training tile. {' '.join(autocorrelation_sentences(audit))}",
         )
-    words = [*reach_in_words(found), *(f"{capital(note)}." for note in found.notes)]
-    # Of a number and its sign neither stands alone at the end of a line.
-    verdict = found.verdict.replace(" %", f"{NBSP}%")
-    return Fairness(verdict, found.leaks, words, _table(found) if found.held else None, figure)
+    words = [*autocorrelation_sentences(audit), *(f"{capitalize_first(note)}." for note in audit.notes)]
+    # No line break between a number and its percent sign.
+    verdict = audit.conclusion.replace(" %", f"{NBSP}%")
+    return LeakageSection(verdict, audit.leaks, words, _table(audit) if audit.held_out else None, figure)
 
 
-def reach_in_words(found: Audit) -> list[str]:
-    """Return how far image and labels resemble themselves, a sentence each; nothing where that is not known."""
-    if found.likeness is None:
+def leaked_fractions(audit: Audit, tiles: TileSet, run: TrainedRun) -> dict[str, float]:
+    """Return by split the fraction of its pixels that also lie in training tiles, where it is known exactly.
+
+    It is unknown if a group of scenes is divided between splits, and for test scores from another tile set than the
+    run was trained on.
+    """
+    if audit.divided_groups:
+        return {}
+    test = run.score("test")
+    elsewhere = test is not None and Path(test.tiles).resolve() != tiles.folder.resolve()
+    fractions = {held.split: max(held.overlap.pixel_fraction, held.duplicate_fraction) for held in audit.held_out}
+    return {split: fraction for split, fraction in fractions.items() if not (split == "test" and elsewhere)}
+
+
+def autocorrelation_sentences(audit: Audit) -> list[str]:
+    """Return the range of spatial autocorrelation of image and labels, in sentences; empty if unknown."""
+    if audit.autocorrelation is None:
         return []
-    parts = (
-        ("The image resembles itself", found.likeness.image),
-        ("The labels resemble themselves", found.likeness.labels),
-    )
-    told = [f"{what} {so_far}." for what, one in parts if (so_far := _so_far(found, one))]
-    if told:
-        told.append("A tile that lies nearer to training than that is an easier test than new ground.")
-    return told
+    variograms = {"image": audit.autocorrelation.image, "labels": audit.autocorrelation.labels}
+    texts = {name: _range_text(audit, variogram) for name, variogram in variograms.items()}
+    sentences = [f"Spatial autocorrelation range of the {name}: {text}." for name, text in texts.items() if text]
+    if sentences:
+        sentences.append("Tiles closer than this to a training tile are easier to map than new areas.")
+    return sentences
 
 
-def unlike_in_words(found: Audit) -> str:
-    """Return which classes have another share in a held-out part than in training; nothing where none has."""
-    return " ".join(unlike(found.balance, found.classes))
+def imbalance_summary(audit: Audit) -> str:
+    """Return which classes differ in proportion between training and a held-out split; empty if none does."""
+    return " ".join(imbalance_lines(audit.class_fractions, audit.classes))
 
 
-def _so_far(found: Audit, one: Variogram) -> str:
-    if one.model is None:
+def _range_text(audit: Audit, variogram: Variogram) -> str:
+    if variogram.model is None:
         return ""
-    if one.resolved:
-        return f"over {length(found.pixel * one.range, found.unit)}"
-    return f"over more than {length(found.pixel * float(one.lag[-1]), found.unit)}, the longest distance looked at"
+    if variogram.resolved:
+        return format_distance(audit.pixel_size * variogram.range, audit.unit)
+    longest = format_distance(audit.pixel_size * float(variogram.lag[-1]), audit.unit)
+    return f"more than {longest}, the longest distance measured"
 
 
-def _table(found: Audit) -> Table:
-    reach = found.reach
-    columns = ["part", "tiles", "pixels also in training", "nearest training tile", "half of the tiles within"]
+def _table(audit: Audit) -> Table:
+    reach = audit.autocorrelation_range
+    columns = ["split", "tiles", "pixels also in training", "minimum distance", "median distance"]
     if reach:
-        columns.append(f"nearer than {length(reach.distance, found.unit)}")
-    rows = tuple(_row(found, held) for held in found.held)
-    return Table("Distance to the ground that trains", tuple(columns), rows)
+        columns.append(f"tiles within {format_distance(reach.distance, audit.unit)}")
+    rows = tuple(_row(audit, held) for held in audit.held_out)
+    return Table("Overlap with training tiles and distance to the nearest one", tuple(columns), rows)
 
 
-def _row(found: Audit, held: Held) -> tuple[Cell, ...]:
-    least, half = math.inf, math.inf
+def _row(audit: Audit, held: HeldOutSplit) -> tuple[Cell, ...]:
+    minimum, median = math.inf, math.inf
     if len(held.distances):
-        least, half = (float(np.quantile(held.distances, share, method="lower")) for share in (0, 0.5))
+        minimum, median = (float(np.quantile(held.distances, q, method="lower")) for q in (0, 0.5))
     texts = [
         SPLIT_NAMES[held.split],
         f"{held.overlap.tiles:,}",
-        percent(max(held.overlap.pixel_share, held.seen_elsewhere)),
-        *(length(one, found.unit) if math.isfinite(one) else DASH for one in (least, half)),
+        format_percent(max(held.overlap.pixel_fraction, held.duplicate_fraction)),
+        *(format_distance(one, audit.unit) if math.isfinite(one) else DASH for one in (minimum, median)),
     ]
-    if found.reach:
-        texts.append(percent(held.nearer(found.reach.distance)))
+    if audit.autocorrelation_range:
+        texts.append(format_percent(held.fraction_within(audit.autocorrelation_range.distance)))
     return tuple(Cell(text) for text in texts)

@@ -1,198 +1,212 @@
-"""The page of a report, part by part."""
+"""The content of a report page, section by section."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from geograft.commands.audit import Audit, audit_set
+from geograft.commands.audit import Audit, audit_tile_set
 from geograft.commands.report.calibration import (
-    curve_in_words,
-    decision_in_words,
-    elsewhere_in_words,
-    sureness_in_words,
-    sureness_plates,
+    calibration_figures,
+    calibration_summary,
+    figures_explanation,
+    other_calibrations,
+    threshold_summary,
 )
-from geograft.commands.report.headline import Fact, facts, headline, headline_score, lead, leaks, outdated, remarks
-from geograft.commands.report.leakage import Fairness, fairness, unlike_in_words
-from geograft.commands.report.pictures import extremes, mapped_samples, ranked_tiles, sample_indices, shown_scenes
-from geograft.commands.report.sources import Run, Subject, tile_set_of
-from geograft.commands.report.tables import Bar, Network, Table, area_table, class_bars, networks, score_tables
+from geograft.commands.report.headline import (
+    KeyFigure,
+    headline,
+    headline_split,
+    key_figures,
+    lead_sentence,
+    outdated_scores_notes,
+    remarks,
+)
+from geograft.commands.report.leakage import LeakageSection, imbalance_summary, leakage_section, leaked_fractions
+from geograft.commands.report.pictures import example_indices, extremes, map_examples, rank_tiles, select_scenes
+from geograft.commands.report.sources import Subject, TrainedRun, tile_set_of
+from geograft.commands.report.tables import Bar, NetworkRow, Table, area_table, class_bars, network_rows, score_tables
 from geograft.commands.report.text import (
-    GRAPHS_IN_WORDS,
-    INTERVALS_IN_WORDS,
-    data_in_words,
-    extremes_in_words,
+    GRAPHS_EXPLANATION,
+    INTERVALS_EXPLANATION,
+    data_summary,
     kicker,
-    plates_in_words,
-    samples_in_words,
-    scores_in_words,
+    ranking_explanation,
+    samples_explanation,
+    scores_explanation,
     scores_title,
-    settings_in_words,
+    settings_groups,
+    training_curves_explanation,
 )
 from geograft.commands.report.view import (
-    Plate,
-    Shown,
-    curve_plates,
+    PageFigure,
+    PageImage,
+    class_legend,
+    error_legend,
     error_row,
-    error_swatches,
-    graphs,
+    network_graphs,
     sample_row,
-    scene_shown,
-    split_swatches,
-    swatches,
+    scene_image,
+    split_legend,
+    training_curves,
 )
-from geograft.dataset.autocorrelation import likeness
+from geograft.dataset.autocorrelation import estimate_autocorrelation
 from geograft.dataset.tileset import Split, TileSet
 from geograft.errors import GeograftError, InputError
 from geograft.inference.predictor import Predictor
-from geograft.mapping.scoring import mapped
+from geograft.mapping.scoring import predict_classes
 
 SAMPLE_TILES = 4
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The tables of one kind of scores."""
+class ScoreSection:
+    """The tables of one score file."""
 
     title: str
-    words: str
+    explanation: str
     tables: list[Table]
 
 
 @dataclass
 class Page:
-    """What the template shows. An empty part is left out of the page."""
+    """The data for the template. Empty sections are left out of the page."""
 
     title: str
     kicker: str
     headline: str = ""
     lead: str = ""
-    """How far the best network is ahead."""
+    """The difference between the best network and the runner-up."""
     remarks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    facts: list[Fact] = field(default_factory=list)
-    hero: list[Shown] = field(default_factory=list)
+    key_figures: list[KeyFigure] = field(default_factory=list)
+    hero: list[PageImage] = field(default_factory=list)
     network: str = ""
-    """The network whose maps and scores are shown."""
-    networks: list[Network] = field(default_factory=list)
-    scores: list[Scored] = field(default_factory=list)
-    sureness: list[str] = field(default_factory=list)
-    """How right the probabilities are."""
-    sureness_plates: list[Plate] = field(default_factory=list)
+    """Name of the network whose maps and scores are shown."""
+    comparison: list[NetworkRow] = field(default_factory=list)
+    scores: list[ScoreSection] = field(default_factory=list)
+    calibration: list[str] = field(default_factory=list)
+    """Sentences on the calibration of the probabilities."""
+    calibration_figures: list[PageFigure] = field(default_factory=list)
     areas: list[tuple[str, Table]] = field(default_factory=list)
-    """What labelled samples say of the map's areas, each in a sentence and a table."""
-    fairness: Fairness | None = None
-    plates: list[Plate] = field(default_factory=list)
-    samples: list[list[Shown]] = field(default_factory=list)
-    extremes: dict[str, list[list[Shown]]] = field(default_factory=dict)
-    bars: list[Bar] = field(default_factory=list)
-    scenes: list[Shown] = field(default_factory=list)
+    """Area estimates from labelled samples: a sentence and a table each."""
+    leakage: LeakageSection | None = None
+    training_curves: list[PageFigure] = field(default_factory=list)
+    samples: list[list[PageImage]] = field(default_factory=list)
+    extremes: dict[str, list[list[PageImage]]] = field(default_factory=dict)
+    class_bars: list[Bar] = field(default_factory=list)
+    scenes: list[PageImage] = field(default_factory=list)
     more_scenes: int = 0
-    graphs: list[Shown] = field(default_factory=list)
+    graphs: list[PageImage] = field(default_factory=list)
     settings: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-    """One explanation a part."""
+    explanations: dict[str, str] = field(default_factory=dict)
+    """Text by section."""
     legends: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    """Names and colours, by part."""
+    """Names and colours by section."""
 
 
-def page_of(subject: Subject) -> Page:
-    """Return what the page on a run or a comparison shows."""
-    page = Page(subject.title, kicker(subject), notes=[*subject.notes, *outdated(subject)])
+def build_page(subject: Subject) -> Page:
+    """Return the content of the page on a run or a comparison."""
+    page = Page(subject.title, kicker(subject), notes=[*subject.notes, *outdated_scores_notes(subject)])
     tiles = _tiles(subject, page)
-    found = audit_set(tiles) if tiles else None
-    shares = leaks(found, tiles, subject.run) if tiles and found and subject.run else {}
-    page.headline = headline(subject, shares, len(tiles.split("val")) if tiles else None)
-    page.lead, page.remarks = lead(subject), remarks(subject)
-    page.plates = curve_plates(subject)
-    page.words |= {"plates": plates_in_words(subject)}
+    audit = audit_tile_set(tiles) if tiles else None
+    leaked = leaked_fractions(audit, tiles, subject.run) if tiles and audit and subject.run else {}
+    page.headline = headline(subject, leaked, len(tiles.split("val")) if tiles else None)
+    page.lead, page.remarks = lead_sentence(subject), remarks(subject)
+    page.training_curves = training_curves(subject)
+    page.explanations["training"] = training_curves_explanation(subject)
     if subject.kind == "comparison":
-        page.networks = networks(subject)
+        page.comparison = network_rows(subject)
     if subject.run:
         _add_run(page, subject, subject.run)
-        _if_possible(page, "the network", lambda: page.graphs.extend(graphs(subject)))
-    if tiles and found:
-        _add_audit(page, tiles, found)
-        page.bars = class_bars(found, tiles.meta.legend)
-        page.words["data"] = f"{data_in_words(tiles)} {unlike_in_words(found)}".rstrip()
-        _if_possible(page, "the scenes", lambda: _add_scenes(page, tiles))
-        _if_possible(page, "the maps", lambda: _add_pictures(page, subject, tiles))
+        _if_possible(page, "network graph", lambda: page.graphs.extend(network_graphs(subject)))
+    if tiles and audit:
+        _add_audit(page, tiles, audit)
+        page.class_bars = class_bars(audit, tiles.meta.legend)
+        page.explanations["data"] = f"{data_summary(tiles)} {imbalance_summary(audit)}".rstrip()
+        _if_possible(page, "scene thumbnails", lambda: _add_scenes(page, tiles))
+        _if_possible(page, "maps", lambda: _add_pictures(page, subject, tiles))
     return page
 
 
 def _if_possible(page: Page, what: str, add: Callable[[], None]) -> None:
-    """Add a part to the page; a note in its place where its files cannot be read."""
+    """Add a section to the page, or a note if its files cannot be read."""
     try:
         add()
     except GeograftError as error:
-        page.notes.append(f"This page has no pictures of {what}: {error}")
+        page.notes.append(f"This page has no {what}: {error}")
 
 
 def _tiles(subject: Subject, page: Page) -> TileSet | None:
-    """Open the tile set; a note on the page where it is gone or has changed."""
+    """Open the tile set; add a note to the page if it is missing or has changed."""
     if subject.run is None:
         return None
     try:
         tiles = tile_set_of(subject.run)
     except InputError as error:
-        page.notes.append(f"This page has no pictures of the data: {error}")
+        page.notes.append(f"This page has no images of the data: {error}")
         return None
     if tiles.meta.fingerprint != subject.run.card.data_fingerprint:
-        page.notes.append(f"{tiles.folder} has changed since training: pictures and tile counts show it as it is now.")
+        page.notes.append(f"{tiles.folder} has changed since training: images and tile counts show its current state.")
     return tiles
 
 
-def _add_run(page: Page, subject: Subject, run: Run) -> None:
+def _add_run(page: Page, subject: Subject, run: TrainedRun) -> None:
     page.network = subject.leader.name
-    page.facts = facts(subject, run)
-    page.scores = [Scored(scores_title(table), scores_in_words(table), score_tables(table)) for table in run.scores]
-    told = [INTERVALS_IN_WORDS] if any(table.interval for table in run.scores) else []
-    told += ["These are of one fold: of the run whose maps are shown."] if subject.folds else []
-    page.words["scores"] = " ".join(told)
-    page.areas = [(found.headline, area_table(found)) for found in run.areas]
-    table = run.score(headline_score(subject))
+    page.key_figures = key_figures(subject, run)
+    page.scores = [
+        ScoreSection(scores_title(table), scores_explanation(table), score_tables(table)) for table in run.scores
+    ]
+    sentences = [INTERVALS_EXPLANATION] if any(table.interval for table in run.scores) else []
+    sentences += ["The scores below are from one fold: the run whose maps are shown."] if subject.folds else []
+    page.explanations["scores"] = " ".join(sentences)
+    page.areas = [(area.headline, area_table(area)) for area in run.areas]
+    table = run.score(headline_split(subject))
     if table is not None:
-        page.sureness = sureness_in_words(table)
-        page.sureness_plates = sureness_plates(table)
-        page.words["sureness"] = " ".join([*elsewhere_in_words(run, table), decision_in_words(run, table)]).strip()
-        page.words["curves"] = curve_in_words(table)
-    page.settings = settings_in_words(run)
-    page.words["graphs"] = GRAPHS_IN_WORDS
+        page.calibration = calibration_summary(table)
+        page.calibration_figures = calibration_figures(table)
+        page.explanations["calibration"] = " ".join(
+            [*other_calibrations(run, table), threshold_summary(run, table)]
+        ).strip()
+        page.explanations["calibration_figures"] = figures_explanation(table)
+    page.settings = settings_groups(run)
+    page.explanations["graphs"] = GRAPHS_EXPLANATION
 
 
-def _add_audit(page: Page, tiles: TileSet, found: Audit) -> None:
-    """Say whether the test was fair; how far the ground resembles itself is left out where no image can be read."""
-    page.fairness = fairness(found)
+def _add_audit(page: Page, tiles: TileSet, audit: Audit) -> None:
+    """Add the leakage section; without the spatial autocorrelation if an image cannot be read."""
+    page.leakage = leakage_section(audit)
 
     def add() -> None:
-        page.fairness = fairness(replace(found, likeness=likeness(tiles)))
+        page.leakage = leakage_section(replace(audit, autocorrelation=estimate_autocorrelation(tiles)))
 
-    if found.held and "train" in found.tiles:
-        _if_possible(page, "how far the ground resembles itself", add)
+    if audit.held_out and "train" in audit.tiles:
+        _if_possible(page, "spatial autocorrelation", add)
 
 
 def _add_scenes(page: Page, tiles: TileSet) -> None:
-    scenes = shown_scenes(tiles)
-    page.scenes = [scene_shown(tiles, scene, len(scenes)) for scene in scenes]
+    scenes = select_scenes(tiles)
+    page.scenes = [scene_image(tiles, scene, len(scenes)) for scene in scenes]
     page.more_scenes = len(tiles.meta.scenes) - len(scenes)
-    page.legends["splits"] = split_swatches()
+    page.legends["splits"] = split_legend()
 
 
 def _add_pictures(page: Page, subject: Subject, tiles: TileSet) -> None:
-    """Run the networks on tiles that did not train them, and show what they make of them."""
+    """Run the networks on tiles not used for training, and add their maps to the page."""
     split: Split = "val" if tiles.split("val") else "test"
     samples, legend = tiles.samples(split), tiles.meta.legend
-    maps = {v.name: partial(mapped, Predictor.load(v.best_run.folder)) for v in subject.variants if v.best_run}
+    maps = {v.name: partial(predict_classes, Predictor.load(v.best_run.folder)) for v in subject.variants if v.best_run}
     if not len(samples):
         return
-    shown = mapped_samples(samples, sample_indices(samples.tiles, SAMPLE_TILES, legend.overlapping), maps, legend)
+    shown = map_examples(samples, example_indices(samples.tiles, SAMPLE_TILES, legend.overlapping), maps, legend)
     page.samples = [sample_row(sample, legend, place) for place, sample in shown]
-    ranked = ranked_tiles(samples, maps[page.network], legend)
+    ranked = rank_tiles(samples, maps[page.network], legend)
     for name, group in extremes(ranked).items():
-        shown = mapped_samples(samples, [tile.index for tile in group], {page.network: maps[page.network]}, legend)
+        shown = map_examples(samples, [tile.index for tile in group], {page.network: maps[page.network]}, legend)
         page.extremes[name] = [error_row(sample, legend, page.network, place) for place, sample in shown]
         if name == "Median":
             page.hero = sample_row(shown[0][1], legend, shown[0][0])
-    page.legends |= {"classes": swatches(legend), "errors": error_swatches(legend)}
-    page.words["samples"] = samples_in_words(legend, split)
-    page.words["extremes"] = extremes_in_words(len(ranked), len(samples), page.network if page.networks else "", split)
+    page.legends |= {"classes": class_legend(legend), "errors": error_legend(legend)}
+    page.explanations["samples"] = samples_explanation(legend, split)
+    page.explanations["extremes"] = ranking_explanation(
+        len(ranked), len(samples), page.network if page.comparison else "", split
+    )

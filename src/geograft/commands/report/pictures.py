@@ -1,4 +1,4 @@
-"""The pictures of a report: sample tiles, best and worst tiles, and the split on the scenes."""
+"""Tiles and scenes of a report: choose sample, best and worst tiles, map them, and draw the splits on the scenes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,110 +11,112 @@ from numpy import ndarray
 
 from geograft.dataset.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
 from geograft.figures.pictures import (
+    ExampleTile,
     Limits,
     Picture,
-    Sample,
-    shrink_factor,
+    downsample_factor,
     split_picture,
+    stretch,
     stretch_limits,
-    stretched,
     tile_iou,
 )
-from geograft.figures.style import SPLIT_COLOURS, UNKNOWN, rgb
+from geograft.figures.style import NO_DATA_COLOUR, SPLIT_COLOURS, rgb
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image
 from geograft.labels import Label
 from geograft.legend import IGNORE, Legend
-from geograft.mapping.scoring import batched, read
-from geograft.metrics.confusion import Counting
+from geograft.mapping.scoring import batch_indices, read_batches
+from geograft.metrics.confusion import ConfusionScheme
 from geograft.progress import track
-from geograft.training.loader import imaged
+from geograft.training.loader import image_mask
 
 MapTiles = Callable[[Sequence[tuple[ndarray, ndarray]]], UInt8[ndarray, "n ..."]]
-"""Tiles, each an image in its own units and a label, to the classes that a network gives them."""
+"""Predict the class maps of tiles, each an (image, label) pair with the image in its own units."""
 
-MOST_RANKED = 240
-"""Tiles among which best, median and worst are looked for; more are thinned out evenly."""
-MOST_SCENES = 12
-MOST_SCENE_PIXELS = 400_000_000
-"""Larger scenes are drawn without their picture, for every pixel of it would have to be read."""
-LEAST_SHARE = 0.01
-"""A tile in whose label and map the class covers less than this says nothing about the network."""
+MAX_RANKED_TILES = 240
+"""Best, median and worst tiles are chosen among at most this many, spread evenly over the split."""
+MAX_SCENES = 12
+MAX_SCENE_PIXELS = 400_000_000
+"""Larger scenes are drawn without their image, because a thumbnail reads every pixel."""
+MIN_CLASS_FRACTION = 0.01
+"""Tiles are not ranked if the class covers less than this in label and map together."""
 
 
 @dataclass(frozen=True)
 class RankedTile:
-    """A tile's place in the index of its split, and its IoU."""
+    """A tile's index in its split, and its IoU."""
 
     index: int
     iou: float
 
 
 def tile_limits(samples: Samples, scene: str) -> Limits:
-    """Return one stretch for a scene's tiles, from up to eight of them, so that their colours can be compared."""
+    """Return the stretch limits of a scene, from up to eight of its tiles, so that colours are comparable."""
     here = [index for index, tile in enumerate(samples.tiles) if tile.scene == scene]
-    images, labels = zip(*(samples[here[place]] for place in thinned(len(here), 8)), strict=True)
+    images, labels = zip(*(samples[here[place]] for place in evenly_spaced(len(here), 8)), strict=True)
     bands = [image[: len(image) - len(samples.indices)] for image in images]
-    return stretch_limits(bands, [imaged(image, label) for image, label in zip(images, labels, strict=True)])
+    return stretch_limits(bands, [image_mask(image, label) for image, label in zip(images, labels, strict=True)])
 
 
 def tile_picture(image: Float32[ndarray, "b h w"], label: Label, limits: Limits) -> Picture:
-    """Return a tile as a picture; grey where there is no image."""
-    return stretched(image, imaged(image, label), limits)
+    """Return a tile as an RGB picture; grey where the image is not valid."""
+    return stretch(image, image_mask(image, label), limits)
 
 
-def sample_indices(tiles: Sequence[Tile], count: int, overlapping: bool = False) -> list[int]:
-    """Return up to `count` tiles, from little of the class of interest to much of it.
+def example_indices(tiles: Sequence[Tile], count: int, overlapping: bool = False) -> list[int]:
+    """Return up to `count` tiles, ordered from low to high fraction of the positive class.
 
-    With more than two classes, from tiles of one class to mixed ones; of overlapping classes from little of any to much
-    of all. Tiles that are half unlabelled are left out, where there are others.
+    With more than two classes, from tiles of a single class to mixed ones; with overlapping classes, from low to high
+    sum of the fractions. Tiles that are more than half unlabelled are used only if there are no others.
     """
-    interest = [sum(tile.shares) if overlapping else _interest(tile) for tile in tiles]
+    interest = [sum(tile.class_fractions) if overlapping else _interest(tile) for tile in tiles]
     shown = [i for i, tile in enumerate(tiles) if tile.valid >= 0.5 and interest[i] > 0] or list(range(len(tiles)))
     shown.sort(key=lambda i: (interest[i], i))
     places = np.linspace(0.2, 0.95, count) * (len(shown) - 1)
     return list(dict.fromkeys(shown[round(place)] for place in places))
 
 
-def mapped_samples(
+def map_examples(
     samples: Samples, indices: Sequence[int], networks: Mapping[str, MapTiles], legend: Legend
-) -> list[tuple[str, Sample]]:
-    """Return tiles with where they lie and what every network makes of them."""
+) -> list[tuple[str, ExampleTile]]:
+    """Return the location of each tile, and its image, label and map by every network."""
     result = []
     for index in indices:
         image, label = samples[index]
         maps = {name: map_tiles([(image, label)])[0] for name, map_tiles in networks.items()}
         limits = tile_limits(samples, samples.tiles[index].scene)
-        shown = Sample(tile_picture(image, label, limits), Counting.of(legend).classed(label), maps)
-        result.append((place_of(samples.tiles[index]), shown))
+        shown = ExampleTile(
+            tile_picture(image, label, limits), ConfusionScheme.from_legend(legend).to_classes(label), maps
+        )
+        result.append((tile_location(samples.tiles[index]), shown))
     return result
 
 
-def place_of(tile: Tile) -> str:
-    """Return where a tile lies, in words."""
+def tile_location(tile: Tile) -> str:
+    """Return scene, row and column of a tile as text."""
     return f"{tile.scene}, row {tile.window.row}, column {tile.window.col}"
 
 
-def ranked_tiles(samples: Samples, map_tiles: MapTiles, legend: Legend) -> list[RankedTile]:
-    """Return tiles from worst to best IoU, at most MOST_RANKED; without those that say nothing about the network.
+def rank_tiles(samples: Samples, map_tiles: MapTiles, legend: Legend) -> list[RankedTile]:
+    """Return at most MAX_RANKED_TILES tiles from worst to best IoU, without those that show too little of the class.
 
-    Costs one pass of the network over those tiles.
+    Costs one forward pass over those tiles.
     """
-    batches = batched(thinned(len(samples), MOST_RANKED))
+    batches = batch_indices(evenly_spaced(len(samples), MAX_RANKED_TILES))
     ranked: list[RankedTile] = []
-    for indices, tiles in track(read(samples, batches), len(batches), "looking for best and worst tiles", "batches"):
+    for indices, tiles in track(read_batches(samples, batches), len(batches), "ranking tiles", "batches"):
         for index, (_, label), mapped in zip(indices, tiles, map_tiles(tiles), strict=True):
-            classes = Counting.of(legend).classed(label)
+            classes = ConfusionScheme.from_legend(legend).to_classes(label)
             iou = tile_iou(classes, mapped, len(legend.names))
-            if not math.isnan(iou) and _tells(classes, mapped, legend):
+            if not math.isnan(iou) and _shows_class(classes, mapped, legend):
                 ranked.append(RankedTile(index, iou))
     return sorted(ranked, key=lambda tile: (tile.iou, tile.index))
 
 
 def extremes(ranked: Sequence[RankedTile]) -> dict[str, list[RankedTile]]:
-    """Return two best, two median and two worst tiles of a list from worst to best; one each for fewer than six.
+    """Return the two best, two median and two worst of tiles ranked from worst to best; one each of fewer than six.
 
-    Fewer than three are all "best".
+    Fewer than three tiles are all "Best".
     """
     if len(ranked) < 3:
         return {"Best": list(ranked[::-1])}
@@ -127,49 +129,49 @@ def extremes(ranked: Sequence[RankedTile]) -> dict[str, list[RankedTile]]:
     }
 
 
-def shown_scenes(tiles: TileSet) -> list[Scene]:
-    """Return at most MOST_SCENES scenes by name, as even a mix of training, validation and test as there is."""
-    mains = main_splits(tiles)
-    groups = [[scene for scene in tiles.meta.scenes if mains.get(scene.name) == split] for split in SPLITS]
+def select_scenes(tiles: TileSet) -> list[Scene]:
+    """Return at most MAX_SCENES scenes by name, in turn of training, validation and test."""
+    splits = rarest_splits(tiles)
+    groups = [[scene for scene in tiles.meta.scenes if splits.get(scene.name) == split] for split in SPLITS]
     mixed = [scene for row in zip_longest(*groups) for scene in row if scene is not None]
-    return sorted(mixed[:MOST_SCENES], key=lambda scene: scene.name)
+    return sorted(mixed[:MAX_SCENES], key=lambda scene: scene.name)
 
 
-def main_splits(tiles: TileSet) -> dict[str, Split]:
-    """Return by scene the split that has the fewest tiles in all, of those that the scene has a tile of."""
-    commonest_first = sorted(SPLITS, key=lambda split: -len(tiles.split(split)))
-    return {tile.scene: split for split in commonest_first for tile in tiles.split(split)}
+def rarest_splits(tiles: TileSet) -> dict[str, Split]:
+    """Return for each scene the split with the fewest tiles in the whole set, among the splits of its tiles."""
+    by_size = sorted(SPLITS, key=lambda split: -len(tiles.split(split)))
+    return {tile.scene: split for split in by_size for tile in tiles.split(split)}
 
 
 def scene_picture(tiles: TileSet, scene: Scene, longest_px: int) -> Picture:
-    """Return a scene's thumbnail with the ground of its training, validation and test tiles.
+    """Return a scene's thumbnail with the area of its training, validation and test tiles.
 
-    Reads every pixel of the scene once, a block at a time; of scenes over MOST_SCENE_PIXELS, none.
+    Reads every pixel of the scene once, block by block; no pixel of scenes over MAX_SCENE_PIXELS.
 
     Raises:
         InputError: when the image cannot be read.
     """
-    factor = shrink_factor(scene.height, scene.width, longest_px)
+    factor = downsample_factor(scene.height, scene.width, longest_px)
     bands = [1, 2, 3] if tiles.meta.bands >= 3 else [1]
     shape = (max(scene.height // factor, 1), max(scene.width // factor, 1))
-    picture = np.full((*shape, 3), rgb(UNKNOWN), np.uint8)
-    if scene.height * scene.width <= MOST_SCENE_PIXELS:
+    picture = np.full((*shape, 3), rgb(NO_DATA_COLOUR), np.uint8)
+    if scene.height * scene.width <= MAX_SCENE_PIXELS:
         with Image.open(tiles.image_path(scene.name)) as image:
-            pixels, valid = thumbnail(image, bands, shape, factor)
-        picture = stretched(pixels, valid, stretch_limits([pixels], [valid]))
+            pixels, valid = read_thumbnail(image, bands, shape, factor)
+        picture = stretch(pixels, valid, stretch_limits([pixels], [valid]))
     covered = {split: np.zeros(shape, bool) for split in SPLIT_COLOURS}
     for tile in tiles.tiles:
         if tile.scene == scene.name:
-            covered[tile.split][_shrunk_slices(tile.window, factor)] = True
+            covered[tile.split][_thumbnail_slices(tile.window, factor)] = True
     return split_picture(picture, covered, SPLIT_COLOURS)
 
 
-def thumbnail(
+def read_thumbnail(
     image: Image, bands: Sequence[int], shape: tuple[int, int], factor: int
 ) -> tuple[Float32[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-    """Return the mean of the valid pixels of every `factor` x `factor` square, and where there are any.
+    """Return the mean of the valid pixels of every `factor` x `factor` square, and the mask of squares that have any.
 
-    Memory follows the thumbnail, not the image.
+    Memory grows with the thumbnail, not with the image.
     """
     pixels = np.zeros((len(bands), *shape), np.float32)
     known = np.zeros(shape, bool)
@@ -185,13 +187,13 @@ def thumbnail(
     return pixels, known
 
 
-def thinned(count: int, most: int) -> list[int]:
-    """Return `most` places spread evenly over `count`, all of them when there are no more.
+def evenly_spaced(count: int, max_count: int) -> list[int]:
+    """Return at most `max_count` indices spread evenly over `count`, with both ends.
 
-    >>> thinned(9, 3)
+    >>> evenly_spaced(9, 3)
     [0, 4, 8]
     """
-    return [round(place) for place in np.linspace(0, count - 1, min(count, most))]
+    return [round(place) for place in np.linspace(0, count - 1, min(count, max_count))]
 
 
 def _square_sums(pixels: ndarray, factor: int) -> Float32[ndarray, "b h w"]:
@@ -201,18 +203,19 @@ def _square_sums(pixels: ndarray, factor: int) -> Float32[ndarray, "b h w"]:
     return sums.astype(np.float32)
 
 
-def _shrunk_slices(window: Window, factor: int) -> tuple[slice, slice]:
+def _thumbnail_slices(window: Window, factor: int) -> tuple[slice, slice]:
     rows = slice(max(window.row, 0) // factor, -(-window.stop_row // factor))
     return rows, slice(max(window.col, 0) // factor, -(-window.stop_col // factor))
 
 
 def _interest(tile: Tile) -> float:
-    if len(tile.shares) == 2:
-        return tile.shares[1]
-    return 1 - max(tile.shares, default=0)
+    if len(tile.class_fractions) == 2:
+        return tile.class_fractions[1]
+    return 1 - max(tile.class_fractions, default=0)
 
 
-def _tells(label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], legend: Legend) -> bool:
+def _shows_class(label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], legend: Legend) -> bool:
+    """Return whether enough labelled pixels are of the class in label or map; with several classes, are labelled."""
     known = label != IGNORE
     here = ((label == 1) | (mapped == 1)) & known if legend.binary or legend.overlapping else known
-    return bool((here.any(axis=0) if legend.overlapping else here).mean() >= LEAST_SHARE)
+    return bool((here.any(axis=0) if legend.overlapping else here).mean() >= MIN_CLASS_FRACTION)

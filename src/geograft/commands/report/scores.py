@@ -1,4 +1,4 @@
-"""What `geograft evaluate` and `geograft area` leave behind, read and checked. Keys of later versions may lack."""
+"""The JSON files of `geograft evaluate`, `compare` and `area`, read and validated. Newer keys are optional."""
 
 import math
 from pathlib import Path
@@ -11,15 +11,15 @@ from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationErr
 from pydantic.dataclasses import dataclass as record
 
 from geograft.errors import InputError
-from geograft.metrics.confusion import Counting
+from geograft.metrics.confusion import ConfusionScheme
 
-# The files may hold more than a report shows.
+# Keys that the report does not use are ignored.
 LENIENT = ConfigDict(extra="ignore")
 Content = TypeVar("Content")
-Ends = tuple[float, float] | None
-"""A 95 % interval; None where there is none."""
+Interval = tuple[float, float] | None
+"""Bounds of a 95 % confidence interval, or None."""
 Matrix = tuple[tuple[int, ...], ...] | tuple[tuple[tuple[int, ...], ...], ...]
-"""Of all classes together; or of each overlapping class, outside and inside it."""
+"""A confusion matrix (k, k), or (k, 2, 2) for overlapping classes."""
 Column = tuple[float | None, ...]
 
 
@@ -34,7 +34,7 @@ class PrecisionRecall:
 
 @record(frozen=True, config=LENIENT)
 class Score:
-    """How well one class is mapped, or one scene; None where a figure does not exist."""
+    """Scores of one class or one scene; None where a score is undefined."""
 
     iou: float | None
     f1: float | None
@@ -42,24 +42,24 @@ class Score:
     recall: float | None
     pixels: int
     name: str = Field(validation_alias=AliasChoices("class", "scene"))
-    intervals: dict[str, Ends] = Field(default_factory=dict)
+    intervals: dict[str, Interval] = Field(default_factory=dict)
     precision_recall: PrecisionRecall | None = None
-    """Of a class that overlaps others."""
+    """Only for overlapping classes."""
 
 
 @record(frozen=True, config=LENIENT)
-class IntervalNote:
-    """What the intervals are over."""
+class IntervalInfo:
+    """The units that the bootstrap resampled."""
 
     units: int
     unit: str
     """"scene", "group" or "block"."""
-    words: str
+    description: str
 
 
 @record(frozen=True, config=LENIENT)
 class UnitCounts:
-    """The confusion matrix of one cell of ground; cells of one unit are drawn together."""
+    """The confusion matrix of one block or scene; those with the same `unit` are resampled together."""
 
     unit: str
     scene: str
@@ -68,35 +68,35 @@ class UnitCounts:
 
 @record(frozen=True, config=LENIENT)
 class ReliabilityBin:
-    """Pixels whose confidence lies in one bin, their mean confidence and the share of them that is right."""
+    """The pixels in one bin of confidence: number, mean confidence and observed frequency of the class."""
 
     pixels: int
     confidence: float | None
-    right: float | None
+    observed_frequency: float | None
 
 
 @record(frozen=True, config=LENIENT)
-class EdgeScore:
-    """How well the edges of one class are mapped."""
+class BoundaryScore:
+    """Boundary scores of one class."""
 
     f1: float | None
     precision: float | None
     recall: float | None
     name: str = Field(validation_alias="class")
-    intervals: dict[str, Ends] = Field(default_factory=dict)
+    intervals: dict[str, Interval] = Field(default_factory=dict)
 
 
 @record(frozen=True, config=LENIENT)
-class Edges:
-    """Scores of boundaries within a tolerance."""
+class BoundaryScores:
+    """Boundary scores within a tolerance."""
 
     tolerance_m: float
-    per_class: tuple[EdgeScore, ...]
+    per_class: tuple[BoundaryScore, ...]
 
 
 @record(frozen=True, config=LENIENT)
-class Objects:
-    """Scores of the objects of one class."""
+class ObjectScores:
+    """Object scores of one class."""
 
     matched: int
     mapped: int
@@ -106,110 +106,110 @@ class Objects:
     f1: float | None
     count_error: float | None
     name: str = Field(validation_alias="class")
-    intervals: dict[str, Ends] = Field(default_factory=dict)
+    intervals: dict[str, Interval] = Field(default_factory=dict)
 
 
 @record(frozen=True, config=LENIENT)
 class Decision:
-    """How probabilities became classes."""
+    """Threshold and temperature by which probabilities became classes."""
 
     threshold: float
     temperature: float
     calibrated: str
     thresholds: tuple[float, ...] = ()
-    """Of each overlapping class."""
+    """By overlapping class."""
 
 
 @record(frozen=True, config=LENIENT)
-class Against:
-    """Differences to another run on the same tiles."""
+class RunDifference:
+    """Differences in score to another run on the same tiles."""
 
     run: str
     overall: dict[str, float | None]
-    overall_intervals: dict[str, Ends]
+    overall_intervals: dict[str, Interval]
 
 
 @record(frozen=True, config=LENIENT)
 class ScoreTable:
-    """What scores-NAME.json holds: the scores of one run on one split of one tile set."""
+    """The content of scores-NAME.json: the scores of one run on one split of one tile set."""
 
     name: str
     split: str
     tiles: str
     classes: tuple[str, ...]
     confusion: Matrix
-    """Pixel counts: rows are the label, columns the map."""
+    """Pixel counts; rows are labels, columns the map."""
     overall: dict[str, float | None]
     per_class: tuple[Score, ...]
     per_scene: tuple[Score, ...]
     tiles_scored: int
-    interval: IntervalNote | None = None
-    """None in files from before there were intervals."""
-    overall_intervals: dict[str, Ends] = Field(default_factory=dict)
+    interval: IntervalInfo | None = None
+    """None in files of versions without intervals."""
+    overall_intervals: dict[str, Interval] = Field(default_factory=dict)
     per_unit: tuple[UnitCounts, ...] = ()
     decision: Decision | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
     precision_recall: PrecisionRecall | None = None
-    boundary: Edges | None = None
-    objects: Objects | None = None
-    against: Against | None = None
+    boundary: BoundaryScores | None = None
+    objects: ObjectScores | None = None
+    against: RunDifference | None = None
 
     @property
-    def counting(self) -> Counting:
-        """How the pixels were counted."""
-        return Counting(len(self.classes), overlapping=np.ndim(self.confusion) == 3)
+    def scheme(self) -> ConfusionScheme:
+        """The layout of the confusion matrix."""
+        return ConfusionScheme(len(self.classes), overlapping=np.ndim(self.confusion) == 3)
 
     @property
     def iou(self) -> float:
-        """IoU of class 1 of two, else the mean over the classes; NaN where it does not exist."""
+        """IoU of the positive class, or the mean over several classes; NaN if undefined."""
         value = self.overall.get("iou")
         return math.nan if value is None else value
 
     @property
-    def scenes(self) -> int:
-        """How many scenes were scored."""
+    def scene_count(self) -> int:
+        """Number of scored scenes."""
         return len({cell.scene for cell in self.per_unit} or {scene.name for scene in self.per_scene})
 
     @property
-    def by_unit(self) -> dict[str, Int64[ndarray, "..."]]:
-        """Pixel counts by unit; empty in files that have none."""
-        found: dict[str, Int64[ndarray, ...]] = {}
+    def counts_by_unit(self) -> dict[str, Int64[ndarray, "..."]]:
+        """Confusion matrices by unit; empty in files without them."""
+        matrices: dict[str, Int64[ndarray, ...]] = {}
         for cell in self.per_unit:
             counts = np.array(cell.confusion, np.int64)
-            found[cell.unit] = found[cell.unit] + counts if cell.unit in found else counts
-        return found
+            matrices[cell.unit] = matrices[cell.unit] + counts if cell.unit in matrices else counts
+        return matrices
 
 
 @record(frozen=True, config=LENIENT)
-class Across:
-    """The figures of one network over all folds, or how far the first of two is better than the second."""
+class FoldScores:
+    """The scores of one network over all folds, or the first network's scores minus the second's."""
 
     overall: dict[str, float | None]
-    overall_intervals: dict[str, Ends]
+    overall_intervals: dict[str, Interval]
     variant: str = ""
     first: str = ""
     second: str = ""
 
 
 @record(frozen=True, config=LENIENT)
-class FoldUnits:
-    """How many pieces of ground were scored over all folds."""
+class FoldInterval:
+    """The number of units scored over all folds."""
 
     units: int
 
 
 @record(frozen=True, config=LENIENT)
 class FoldsFile:
-    """What `geograft compare --folds` writes beside the comparison."""
+    """The content of folds.json, written by `geograft compare --folds`."""
 
-    interval: FoldUnits
-    variants: tuple[Across, ...]
-    differences: tuple[Across, ...] = ()
+    interval: FoldInterval
+    variants: tuple[FoldScores, ...]
+    differences: tuple[FoldScores, ...] = ()
 
 
 @record(frozen=True, config=LENIENT)
-class Measured:
-    """An estimate with its 95 % interval; None where it does not exist."""
+class IntervalEstimate:
+    """An estimate with its 95 % confidence interval; None where undefined."""
 
     estimate: float | None
     low: float | None
@@ -218,18 +218,18 @@ class Measured:
 
 @record(frozen=True, config=LENIENT)
 class ClassArea:
-    """One class of a map: what the map shows, and what the reference points say."""
+    """One class of a map: its mapped area, and area and accuracies estimated from reference points."""
 
     mapped_area: float
-    area: Measured
-    users_accuracy: Measured
-    producers_accuracy: Measured
+    area: IntervalEstimate
+    users_accuracy: IntervalEstimate
+    producers_accuracy: IntervalEstimate
     name: str = Field(validation_alias="class")
 
 
 @record(frozen=True, config=LENIENT)
 class AreaFile:
-    """What `geograft area --out` writes."""
+    """The content of the file that `geograft area --out` writes."""
 
     map: str
     headline: str
@@ -239,17 +239,19 @@ class AreaFile:
     notes: tuple[str, ...] = ()
 
 
-def read_json(path: Path, kind: type[Content]) -> Content:
-    """Return what a JSON file holds as `kind`.
+def read_json(path: Path, schema: type[Content]) -> Content:
+    """Read a JSON file as `schema`.
 
     Raises:
         InputError: naming the file and what is wrong in it.
     """
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return TypeAdapter(schema).validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check the folder.") from error
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
-        raise InputError(f"{path}: {where}: {fault['msg']}. Write it again with the command that made it.") from error
+        raise InputError(
+            f"{path}: {where}: {fault['msg']}. Write it again with the command that created it."
+        ) from error

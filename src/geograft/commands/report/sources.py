@@ -1,4 +1,4 @@
-"""What a report is made from: the files of a run or of a comparison, read and checked. Opens no image."""
+"""The input of a report: the files of a run or of a comparison, read and validated. Opens no image."""
 
 import math
 import statistics
@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass as record
 
-from geograft.card import CARD, ModelCard, read_card, tiles_of
-from geograft.commands.compare import COMPARISON, Row
+from geograft.card import CARD, ModelCard, read_card, read_tile_set_path
+from geograft.commands.compare import COMPARISON, RunSummary
 from geograft.commands.report.scores import LENIENT, AreaFile, FoldsFile, ScoreTable, read_json
 from geograft.commands.train import RECIPE
 from geograft.dataset.tileset import TileSet
@@ -23,7 +23,7 @@ FOLDS = "folds.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A finished run."""
 
     folder: Path
@@ -32,17 +32,17 @@ class Run:
     scores: tuple[ScoreTable, ...]
     recipe: dict[str, Any]
     areas: tuple[AreaFile, ...] = ()
-    """What a labelled sample says of this run's maps, of every area*.json in the folder."""
+    """Area estimates from labelled samples: every area*.json in the folder."""
 
     @property
-    def best(self) -> Epoch:
-        """The epoch of the weights."""
+    def best_epoch(self) -> Epoch:
+        """The epoch of the saved weights."""
         chosen = [epoch for epoch in self.history.epochs if epoch.epoch == self.card.epoch]
         return chosen[0] if chosen else self.history.best
 
     @property
     def seconds(self) -> float:
-        """Time that training took."""
+        """Training time."""
         return self.history.seconds
 
     def score(self, name: str) -> ScoreTable | None:
@@ -53,54 +53,54 @@ class Run:
 @record(frozen=True, config=LENIENT)
 class _ComparisonFile:
     title: str
-    rows: list[Row]
+    rows: list[RunSummary]
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One network of a comparison: its rows, one a seed, and those of its runs that can be read."""
+class NetworkRuns:
+    """One network of a comparison: its rows, one per seed, and its runs that still exist."""
 
     name: str
-    rows: tuple[Row, ...]
-    runs: tuple[Run, ...]
+    rows: tuple[RunSummary, ...]
+    runs: tuple[TrainedRun, ...]
 
     @property
-    def best_run(self) -> Run | None:
-        """The run with the least validation loss."""
-        return min(self.runs, key=lambda run: _or(run.best.val_loss, math.inf), default=None)
+    def best_run(self) -> TrainedRun | None:
+        """The run with the lowest validation loss."""
+        return min(self.runs, key=lambda run: _or(run.best_epoch.val_loss, math.inf), default=None)
 
     def mean(self, column: str) -> float:
-        """Return the mean of a column of the rows over the seeds that have it; NaN for none."""
+        """Return the mean of a column over the seeds that have it; NaN if none has."""
         return mean([getattr(row, column) for row in self.rows])
 
-    def values(self, score: str) -> list[float]:
-        """Return the IoU of every run that has the scores called `score`; for "val" those of the weights' epoch."""
+    def ious(self, score: str) -> list[float]:
+        """Return the IoU of every run with scores named `score`; for "val", that of the epoch of the weights."""
         if score == "val":
-            return known([row.iou for row in self.rows] or [run.best.val_iou for run in self.runs])
-        return known([table.iou for run in self.runs if (table := run.score(score))])
+            return finite_values([row.iou for row in self.rows] or [run.best_epoch.val_iou for run in self.runs])
+        return finite_values([table.iou for run in self.runs if (table := run.score(score))])
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about. A run is a subject with one variant called "map", one run and no rows."""
+    """The subject of a report. A single run is one variant named "map" with one run and no rows."""
 
     kind: Literal["run", "comparison"]
     folder: Path
     title: str
-    variants: tuple[Variant, ...]
+    variants: tuple[NetworkRuns, ...]
     notes: tuple[str, ...] = ()
     folds: FoldsFile | None = None
-    """Scores over all folds, where the comparison has any."""
+    """Scores over all folds, if the comparison was cross-validated."""
 
     @property
-    def leader(self) -> Variant:
-        """The variant with the best validation IoU, mean over seeds; the test has no say, so that it stays fair."""
+    def leader(self) -> NetworkRuns:
+        """The variant with the highest validation IoU, mean over seeds. Test scores are not used for selection."""
         readable = [variant for variant in self.variants if variant.runs] or self.variants
-        return max(readable, key=lambda variant: _or(mean(variant.values("val")), -math.inf))
+        return max(readable, key=lambda variant: _or(mean(variant.ious("val")), -math.inf))
 
     @property
-    def run(self) -> Run | None:
-        """The run whose maps are shown: of the leader, the one with the least validation loss."""
+    def run(self) -> TrainedRun | None:
+        """The run whose maps are shown: the best variant's run with the lowest validation loss."""
         return self.leader.best_run
 
 
@@ -108,24 +108,24 @@ def read_subject(folder: Path) -> Subject:
     """Read a run folder or a comparison folder.
 
     Raises:
-        InputError: when `folder` is neither, or a file in it cannot be read.
+        InputError: if `folder` is neither, or a file in it cannot be read.
     """
     if (folder / COMPARISON).is_file():
         return _read_comparison(folder)
     if (folder / CARD).is_file():
         run = read_run(folder)
-        return Subject("run", folder, f"{run.card.name}, {title_of(run.card.model)}", (Variant("map", (), (run,)),))
+        return Subject("run", folder, f"{run.card.name}, {title_of(run.card.model)}", (NetworkRuns("map", (), (run,)),))
     seen = "holds neither card.json nor comparison.json" if folder.is_dir() else "is not a folder"
     raise InputError(
         f"{folder} {seen}. Give the folder of a run (`geograft train`) or of a comparison (`geograft compare`)."
     )
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run folder: card, history, recipe, every scores-*.json, the test's first, and every area*.json.
+def read_run(folder: Path) -> TrainedRun:
+    """Read a run folder: card, history, recipe, every scores-*.json (the test scores first) and every area*.json.
 
     Raises:
-        InputError: when one of them is damaged, or card or history are missing.
+        InputError: if a file is damaged, or card or history are missing.
     """
     card = read_card(folder)
     history = read_history(folder)
@@ -134,31 +134,31 @@ def read_run(folder: Path) -> Run:
     tables = [read_json(path, ScoreTable) for path in sorted(folder.glob("scores-*.json"))]
     tables.sort(key=lambda table: table.name != "test")
     areas = tuple(read_json(path, AreaFile) for path in sorted(folder.glob("area*.json")))
-    return Run(folder, card, history, tuple(tables), _read_recipe(folder / RECIPE), areas)
+    return TrainedRun(folder, card, history, tuple(tables), _read_recipe(folder / RECIPE), areas)
 
 
-def tile_set_of(run: Run) -> TileSet:
-    """Open the tile set that trained the run; no image is opened.
+def tile_set_of(run: TrainedRun) -> TileSet:
+    """Open the tile set that the run was trained on. Opens no image.
 
     Raises:
-        InputError: when the run does not say where it lies, or it is not there.
+        InputError: if the run does not name its tile set, or it does not exist.
     """
-    return TileSet.open(tiles_of(run.folder))
+    return TileSet.open(read_tile_set_path(run.folder))
 
 
-def known(values: Sequence[float | None]) -> list[float]:
-    """Return the numbers among `values`."""
+def finite_values(values: Sequence[float | None]) -> list[float]:
+    """Return `values` without None and NaN."""
     return [value for value in values if value is not None and not math.isnan(value)]
 
 
 def mean(values: Sequence[float | None]) -> float:
-    """Return the mean of the numbers among `values`; NaN for none."""
-    return statistics.fmean(known(values)) if known(values) else math.nan
+    """Return the mean of `values`, ignoring None and NaN; NaN if none is left."""
+    return statistics.fmean(finite_values(values)) if finite_values(values) else math.nan
 
 
-def deviation(values: Sequence[float | None]) -> float | None:
-    """Return the sample standard deviation of the numbers among `values`; None for fewer than two."""
-    return statistics.stdev(known(values)) if len(known(values)) > 1 else None
+def standard_deviation(values: Sequence[float | None]) -> float | None:
+    """Return the sample standard deviation of `values`, ignoring None and NaN; None for fewer than two."""
+    return statistics.stdev(finite_values(values)) if len(finite_values(values)) > 1 else None
 
 
 def _read_comparison(folder: Path) -> Subject:
@@ -169,10 +169,11 @@ def _read_comparison(folder: Path) -> Subject:
     groups = {name: tuple(row for row in content.rows if row.variant == name) for name in names}
     runs = {row.run: read_run(folder / row.run) for row in content.rows if (folder / row.run / CARD).is_file()}
     variants = tuple(
-        Variant(name, rows, tuple(runs[row.run] for row in rows if row.run in runs)) for name, rows in groups.items()
+        NetworkRuns(name, rows, tuple(runs[row.run] for row in rows if row.run in runs))
+        for name, rows in groups.items()
     )
     gone = [row.run for row in content.rows if row.run not in runs]
-    notes = (f"These runs are no longer in the comparison's folder: {', '.join(gone)}.",) if gone else ()
+    notes = (f"These runs are missing from the comparison's folder: {', '.join(gone)}.",) if gone else ()
     folds = read_json(folder / FOLDS, FoldsFile) if (folder / FOLDS).is_file() else None
     return Subject("comparison", folder, content.title or "Comparison", variants, notes, folds)
 
