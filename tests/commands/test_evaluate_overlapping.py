@@ -1,4 +1,4 @@
-"""Scores of classes that overlap: each counted for itself, every pixel once, and their means."""
+"""Scores of overlapping classes: each class is scored independently, every pixel once; means over classes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from geograft.config import EvaluateConfig
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.inference.predictor import Predictor
-from geograft.mapping.scoring import decided, stacked
+from geograft.mapping.scoring import apply_thresholds, stack_tiles
 from geograft.metrics.boundary import boundary_counts
 from geograft.metrics.objects import object_counts
 from tests.commands.test_train import SMALL
@@ -31,20 +31,20 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tiles, tmp_path_factory.mktemp("runs") / "unet", SMALL.changed(train={"decoder_lr": 0.01})).run
+    return train(tiles, tmp_path_factory.mktemp("runs") / "unet", SMALL.with_settings(train={"decoder_lr": 0.01})).run
 
 
 @pytest.fixture(scope="module")
 def seen(run: Path, tiles: Path) -> tuple[ndarray, ndarray, ndarray]:
-    """Truth (-1 unknown), probabilities and map of the test tiles, each (2, tiles, 32, 32)."""
-    predictor, samples = Predictor.load(run), TileSet.open(tiles).samples("test", once=True)
+    """Return truth (-1 unknown), probabilities and map of the test tiles, each (2, tiles, 32, 32)."""
+    predictor, samples = Predictor.load(run), TileSet.open(tiles).samples("test", unique_pixels=True)
     shown = [samples[i] for i in range(len(samples))]
     truth = np.nan_to_num(np.stack([label for _, label in shown], axis=1), nan=-1).astype(int)
-    found = predictor(*stacked(shown))
-    return truth, found.swapaxes(0, 1), decided(found, predictor.card).swapaxes(0, 1)
+    found = predictor(*stack_tiles(shown))
+    return truth, found.swapaxes(0, 1), apply_thresholds(found, predictor.card).swapaxes(0, 1)
 
 
-def test_every_class_is_scored_as_if_it_were_alone(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
+def test_every_class_is_scored_independently(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
     result = evaluate(run, "test")
     content = json.loads((run / "scores-test.json").read_text())
     ious, aps = [], []
@@ -55,18 +55,18 @@ def test_every_class_is_scored_as_if_it_were_alone(run: Path, seen: tuple[ndarra
         theirs = confusion_matrix(truth[known], mapped[known])
         np.testing.assert_array_equal(content["confusion"][index], theirs)
         ious.append(jaccard_score(truth[known], mapped[known]))
-        # To the thousandth that probabilities are counted in.
+        # Probabilities are binned in steps of 1 / 1000.
         aps.append(average_precision_score(truth[known], np.floor(likely[known] * 1000)))
         assert (row["iou"], row["average_precision"]) == (pytest.approx(ious[-1]), pytest.approx(aps[-1], abs=1e-6))
         for name, ends in row["intervals"].items():
             assert ends[0] <= row[name] <= ends[1], name
     assert content["overall"]["iou"] == content["overall"]["macro_iou"] == pytest.approx(np.mean(ious))
     assert content["overall"]["average_precision"] == pytest.approx(np.mean(aps), abs=1e-6)
-    assert min(ious) > 0.8, "they can be learnt"
+    assert min(ious) > 0.8, "the classes can be learnt"
     assert any(line.split()[:1] == ["mean"] for line in result.lines())
 
 
-def test_probabilities_are_judged_over_all_answers(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
+def test_probability_scores_cover_all_pixels_and_classes(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
     truth, likely, _ = seen
     known = truth >= 0
     content = evaluate(run, "test").content("test")
@@ -79,7 +79,7 @@ def test_probabilities_are_judged_over_all_answers(run: Path, seen: tuple[ndarra
     assert content["decision"]["thresholds"] == [0.5, 0.5]
 
 
-def test_units_add_up_and_a_run_is_no_better_than_itself(run: Path) -> None:
+def test_units_sum_to_the_total_and_difference_to_itself_is_zero(run: Path) -> None:
     same = evaluate(run, "test", against=run)
     assert {(f.value, f.low, f.high) for f in same.differences["overall"].values()} == {(0, 0, 0)}
     content = same.content("test")
@@ -88,12 +88,12 @@ def test_units_add_up_and_a_run_is_no_better_than_itself(run: Path) -> None:
     assert content["per_scene"][0]["pixels"] == 4096 * 4
 
 
-def test_boundaries_and_objects_are_those_of_each_class(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
+def test_boundaries_and_objects_are_counted_per_class(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
     result = evaluate(run, "test", config=EvaluateConfig(boundary_m=0.2, objects="green"))
     truth, mapped = np.where(seen[0] < 0, 255, seen[0]).astype(np.uint8), seen[2].astype(np.uint8)
     tolerance, boundary, objects = 0.2 / 0.1, np.zeros((2, 4), np.int64), np.zeros(3, np.int64)
     for block in range(4):
-        # Four tiles of 32 make one block of the column of blocks that is the test part.
+        # Four tiles of 32 make one block of the column of blocks of the test split.
         square = [np.s_[:, i] for i in range(4 * block, 4 * block + 4)]
         whole = [
             np.block([[some[square[0]], some[square[1]]], [some[square[2]], some[square[3]]]])
@@ -108,9 +108,7 @@ def test_boundaries_and_objects_are_those_of_each_class(run: Path, seen: tuple[n
     np.testing.assert_array_equal(result.counts.shapes.boundary.sum(axis=0), boundary)
 
 
-def test_a_tile_set_of_the_same_names_that_exclude_each_other_is_refused(
-    run: Path, tiles: Path, tmp_path: Path
-) -> None:
+def test_tile_set_with_other_classes_raises(run: Path, tiles: Path, tmp_path: Path) -> None:
     other = overlapping_set(tmp_path / "tiles")
     meta = other / "tileset.json"
     content = json.loads(meta.read_text())
@@ -120,18 +118,18 @@ def test_a_tile_set_of_the_same_names_that_exclude_each_other_is_refused(
         evaluate(run, "test", tiles=other)
 
 
-def test_calibrate_gives_each_class_the_threshold_that_suits_it(run: Path, tiles: Path, tmp_path: Path) -> None:
+def test_calibrate_fits_a_threshold_per_class(run: Path, tiles: Path, tmp_path: Path) -> None:
     mine = tmp_path / "run"
     shutil.copytree(run, mine)
     before = evaluate(mine, "val")
     result = calibrate(mine)
     card = read_card(mine)
     assert card == result.card
-    assert card.cuts == card.thresholds == result.after.thresholds
-    predictor, samples = Predictor.load(run), TileSet.open(tiles).samples("val", once=True)
+    assert card.output_thresholds == card.thresholds == result.after.thresholds
+    predictor, samples = Predictor.load(run), TileSet.open(tiles).samples("val", unique_pixels=True)
     shown = [samples[i] for i in range(len(samples))]
     truth = np.stack([label for _, label in shown], axis=1)
-    logits = predictor.logits(*stacked(shown)).swapaxes(0, 1).astype(np.float64)
+    logits = predictor.logits(*stack_tiles(shown)).swapaxes(0, 1).astype(np.float64)
     for index, cut in enumerate(card.thresholds):
         known = np.isfinite(truth[index])
         mine_f1, half_f1 = (
@@ -144,7 +142,7 @@ def test_calibrate_gives_each_class_the_threshold_that_suits_it(run: Path, tiles
     assert result.after.log_loss == pytest.approx(loss, rel=1e-4)
     assert result.after.log_loss <= result.before.log_loss
     after = evaluate(mine, "val")
-    assert after.figures["overall"]["f1"].value == pytest.approx(result.after.f1, abs=1e-3)
-    assert before.figures["overall"]["f1"].value == pytest.approx(result.before.f1, abs=1e-3)
-    assert after.figures["brier"]["brier"].value == pytest.approx(result.after.brier, abs=1e-6)
+    assert after.metrics["overall"]["f1"].value == pytest.approx(result.after.f1, abs=1e-3)
+    assert before.metrics["overall"]["f1"].value == pytest.approx(result.before.f1, abs=1e-3)
+    assert after.metrics["brier"]["brier"].value == pytest.approx(result.after.brier, abs=1e-6)
     assert any(line.startswith("threshold of green ") for line in result.lines())

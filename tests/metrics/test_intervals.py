@@ -14,7 +14,7 @@ from geograft.metrics.intervals import (
     few_units_warning,
     paired_confidence_intervals,
 )
-from tests.support.correlated import covered, iou, pixel_ends, simulated
+from tests.support.correlated import coverage, iou, pixel_interval, simulate_counts
 
 
 def mean(sums: ndarray) -> ndarray:
@@ -28,16 +28,16 @@ def with_count(values: ndarray) -> ndarray:
 
 
 def test_coverage_under_correlated_errors_is_nominal_and_far_lower_for_pixels() -> None:
-    counts, truth = simulated(units=30, trials=1000, seed=1)
+    counts, truth = simulate_counts(units=30, trials=1000, seed=1)
     by_unit = np.array([confidence_intervals(each, iou, draws=1000)[0] for each in counts])
-    by_pixel = np.array([pixel_ends(each, 300, seed) for seed, each in enumerate(counts[:300])])
-    assert 0.92 <= covered(by_unit, truth) <= 0.98
-    assert covered(by_pixel, truth) < 0.8
+    by_pixel = np.array([pixel_interval(each, 300, seed) for seed, each in enumerate(counts[:300])])
+    assert 0.92 <= coverage(by_unit, truth) <= 0.98
+    assert coverage(by_pixel, truth) < 0.8
 
 
 def test_few_units_give_too_narrow_intervals_and_a_warning() -> None:
-    counts, truth = simulated(units=4, trials=600, seed=2)
-    assert covered(np.array([confidence_intervals(each, iou, draws=1000)[0] for each in counts]), truth) < 0.92
+    counts, truth = simulate_counts(units=4, trials=600, seed=2)
+    assert coverage(np.array([confidence_intervals(each, iou, draws=1000)[0] for each in counts]), truth) < 0.92
     assert "too narrow" in few_units_warning(4)
     assert "no confidence interval" in few_units_warning(1)
     assert few_units_warning(30) == ""

@@ -1,4 +1,4 @@
-"""`geograft calibrate`: the threshold and the temperature of a run, chosen on its validation tiles and then fixed."""
+"""`geograft calibrate`: fit the threshold and the temperature of a run on its validation tiles."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -10,37 +10,37 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from numpy import ndarray
 from scipy.special import expit, logit, softmax
 
-from geograft.card import ModelCard, tiles_of
+from geograft.card import ModelCard, read_tile_set_path
 from geograft.dataset.tileset import TileSet, check_fit
 from geograft.errors import InputError
 from geograft.files import write_json
 from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.mapping.scoring import batched, read, stacked
+from geograft.mapping.scoring import batch_indices, read_batches, stack_tiles
 from geograft.metrics.calibration import (
     STEPS,
     best_temperature,
     best_threshold,
-    calibration_error,
+    brier_sum,
+    class_reliability_counts,
+    expected_calibration_error,
     log_loss,
     probability_counts,
-    reliability_of,
-    reliability_rows,
-    squared_error,
+    reliability_diagram,
 )
-from geograft.metrics.confusion import Counting
+from geograft.metrics.confusion import ConfusionScheme
 from geograft.progress import track
-from geograft.text import table
+from geograft.text import format_table
 
-RECORD = "calibration.json"
-MOST_PIXELS = 500_000
-"""Pixels that the temperature is fitted to; where there are more, a sample with a fixed seed."""
+CALIBRATION_FILE = "calibration.json"
+MAX_PIXELS = 500_000
+"""Maximum number of pixels to fit the temperature to. Larger sets are subsampled with a fixed seed."""
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How well probabilities and the cut between classes fit the validation labels."""
+class CalibrationScores:
+    """Temperature, thresholds and their scores on the validation labels."""
 
     temperature: float
     threshold: float
@@ -48,59 +48,59 @@ class Quality:
     ece: float
     brier: float
     f1: float | None
-    """Of class 1, or the mean over overlapping classes; None for more than two that exclude each other."""
+    """F1 of the positive class, or the mean over overlapping classes; None for more than two exclusive classes."""
     thresholds: tuple[float, ...] = ()
-    """Of each overlapping class, in place of the one threshold."""
+    """Thresholds of overlapping classes, instead of `threshold`."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was chosen, and what it gained on the validation tiles."""
+    """The fitted model card, with scores on the validation tiles before and after."""
 
     run: Path
     card: ModelCard
     pixels: int
-    before: Quality
-    after: Quality
+    before: CalibrationScores
+    after: CalibrationScores
     reliability: tuple[list[dict[str, float | None]], list[dict[str, float | None]]]
-    """The diagram before and after."""
+    """Reliability diagrams before and after."""
 
     def content(self) -> dict[str, Any]:
-        """Return what calibration.json holds."""
+        """Return the content of calibration.json."""
         return {
             "chosen_on": self.card.calibrated,
             "pixels": self.pixels,
-            "before": _plain(self.before),
-            "after": _plain(self.after),
+            "before": _to_json(self.before),
+            "after": _to_json(self.after),
             "reliability_before": self.reliability[0],
             "reliability_after": self.reliability[1],
         }
 
     def lines(self) -> list[str]:
-        """Return what the command line prints."""
-        both = self.before, self.after
+        """Return the output of the command line."""
+        before_after = self.before, self.after
         rows: list[tuple[str, ...]] = [("", "before", "after")]
-        rows.append(("temperature", *(f"{q.temperature:.3f}" for q in both)))
-        rows += [(name, *(f"{cut:.3f}" for cut in cuts)) for name, cuts in self._cuts().items()]
-        rows += [(name, *(f"{getattr(q, field):.3f}" for q in both)) for name, field in ROWS]
+        rows.append(("temperature", *(f"{scores.temperature:.3f}" for scores in before_after)))
+        rows += [(name, *(f"{value:.3f}" for value in values)) for name, values in self._thresholds().items()]
+        rows += [(name, *(f"{getattr(scores, field):.3f}" for scores in before_after)) for name, field in SCORE_ROWS]
         if self.before.f1 is not None and self.after.f1 is not None:
             f1s = (f"{self.before.f1:.3f}", f"{self.after.f1:.3f}")
             rows.append(("mean F1" if self.after.thresholds else "F1", *f1s))
         return [
-            *table(rows),
-            f"Chosen on {self.card.calibrated}. These figures flatter: evaluate on test.",
+            *format_table(rows),
+            f"Fitted on {self.card.calibrated}, where these scores are optimistic: evaluate on test.",
             f"card: {self.run / 'card.json'}",
         ]
 
-    def _cuts(self) -> dict[str, tuple[float, float]]:
-        """Return by name what a pixel must reach to be mapped as a class, before and after."""
+    def _thresholds(self) -> dict[str, tuple[float, float]]:
+        """Return the thresholds before and after, by row name."""
         if not self.after.thresholds:
             return {"threshold": (self.before.threshold, self.after.threshold)}
         names = (f"threshold of {name}" for name in self.card.legend.names)
         return dict(zip(names, zip(self.before.thresholds, self.after.thresholds, strict=True), strict=True))
 
 
-ROWS = (
+SCORE_ROWS = (
     ("log loss", "log_loss"),
     ("calibration error", "ece"),
     ("Brier score", "brier"),
@@ -108,139 +108,143 @@ ROWS = (
 
 
 def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
-    """Choose threshold and temperature on the validation tiles of a run, write them into its card and return them.
+    """Fit threshold and temperature on the validation tiles of a run, write them into its card and return them.
 
-    The temperature makes the log loss least, on 500,000 labelled pixels at most. With two classes the threshold has the
-    best F1, and so the best IoU, over all labelled pixels; overlapping classes have one each, and one temperature
-    together, for which each class's label of a pixel counts. The test tiles have no part in it. Given again, it chooses
-    the same. calibration.json in the run says what was gained. `tiles` is where the run's tile set lies now, if it was
-    moved. Takes as long as predicting the validation tiles; memory: the sample, and a few tiles.
+    The temperature minimises the log loss on at most 500,000 labelled pixels. The threshold of a binary model maximises
+    F1, and with it IoU, over all labelled pixels. Overlapping classes have a threshold each and a common temperature.
+    Test tiles are not used. The result is deterministic. calibration.json in the run folder holds the scores before and
+    after. `tiles` is the current path of the run's tile set, if it was moved. Takes as long as predicting the
+    validation tiles. Memory: the sample and a few tiles.
 
     Raises:
-        InputError: when the run cannot be used, or the tile set is not the run's or has no labelled validation tile.
-        OutputError: when the card cannot be written; it is then as it was.
+        InputError: when the run is invalid, or the tile set is not that of the run or has no labelled validation tiles.
+        OutputError: when the card cannot be written; it is then unchanged.
     """
     predictor = Predictor.load(run)
-    tile_set = TileSet.open(tiles or tiles_of(run))
-    _check_own(run, predictor.card, tile_set)
-    sample = _sampled(predictor, tile_set)
+    tile_set = TileSet.open(tiles or read_tile_set_path(run))
+    _check_tile_set(run, predictor.card, tile_set)
+    sample = _sample_logits(predictor, tile_set)
     temperature = best_temperature(sample.logits, sample.label)
     raw = tuple(best_threshold(counts) for counts in sample.counts)
-    # Pixels on either side of a cut stay there when all logits are divided by one number.
-    cuts = tuple(float(expit(logit(min(each, 1 - 1e-6)) / temperature)) for each in raw)
+    # Rescaled to the temperature, the thresholds separate the same pixels as before.
+    thresholds = tuple(float(expit(logit(min(threshold, 1 - 1e-6)) / temperature)) for threshold in raw)
     count = len(tile_set.split("val"))
     chosen_on = f"{count:,} validation tiles of {tile_set.folder.resolve().name}"
-    card = replace(predictor.card, temperature=temperature, calibrated=chosen_on, **_chosen(predictor.card, cuts))
+    card = replace(
+        predictor.card, temperature=temperature, calibrated=chosen_on, **_threshold_fields(predictor.card, thresholds)
+    )
     result = Calibration(
         run,
         card,
         len(sample.label),
-        _quality(sample, predictor.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
-        _quality(sample, card, temperature, cuts, raw),
-        (reliability_rows(sample.reliability(1.0)), reliability_rows(sample.reliability(temperature))),
+        _scores(sample, predictor.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
+        _scores(sample, card, temperature, thresholds, raw),
+        (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(temperature))),
     )
-    write_json(run / RECORD, result.content())
+    write_json(run / CALIBRATION_FILE, result.content())
     card.write(run)
     return result
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some of the labelled pixels; of overlapping classes each label is by itself, as of two classes."""
+    """Logits of a sample of the labelled pixels. Overlapping classes give a binary label per pixel and class."""
 
     logits: Float32[ndarray, "n o"]
     label: UInt8[ndarray, " n"]
-    counts: Int64[ndarray, "cuts 2 1001"]
-    """Of all labelled pixels, by the probability of class 1, or of each overlapping class, at temperature 1."""
+    counts: Int64[ndarray, "thresholds 2 1001"]
+    """Probability histograms of all labelled pixels at temperature 1, for the positive or each overlapping class."""
 
     def probabilities(self, temperature: float) -> Float32[ndarray, "k n"]:
-        """Return the probabilities of the sample."""
+        """Return the class probabilities of the sample."""
         if self.logits.shape[1] == 1:
-            first = expit(self.logits[:, 0] / np.float32(temperature))
-            return np.stack([1 - first, first])
+            positive = expit(self.logits[:, 0] / np.float32(temperature))
+            return np.stack([1 - positive, positive])
         return np.ascontiguousarray(softmax(self.logits / np.float32(temperature), axis=1).T)
 
     def reliability(self, temperature: float) -> Float64[ndarray, "15 3"]:
         """Return the counts of the reliability diagram."""
-        return reliability_of(self.probabilities(temperature), self.label)
+        return class_reliability_counts(self.probabilities(temperature), self.label)
 
 
-def _sampled(predictor: Predictor, tile_set: TileSet) -> _Sample:
-    """Return the sample of logits; every labelled pixel has the same chance to be in it."""
+def _sample_logits(predictor: Predictor, tile_set: TileSet) -> _Sample:
+    """Return a uniform random sample of the logits of labelled pixels."""
     legend = predictor.card.legend
     labelled = sum(tile.valid * tile.window.height * tile.window.width for tile in tile_set.split("val"))
     labelled *= legend.outputs if legend.overlapping else 1
-    share = min(1.0, MOST_PIXELS / max(labelled, 1))
+    fraction = min(1.0, MAX_PIXELS / max(labelled, 1))
     counts = np.zeros((legend.outputs if legend.binary or legend.overlapping else 0, 2, STEPS + 1), np.int64)
     logits, labels = [], []
-    for index, (own, label) in enumerate(_labelled(predictor, tile_set)):
-        if len(counts):  # overlapping classes come in turn
+    for index, (own, label) in enumerate(_labelled_logits(predictor, tile_set)):
+        if len(counts):  # overlapping classes alternate
             counts[index % len(counts)] += probability_counts(expit(own[:, 0]), label == 1)
-        taken = np.random.default_rng((SEED, index)).random(len(label)) < share
-        logits.append(own[taken])
-        labels.append(label[taken])
+        chosen = np.random.default_rng((SEED, index)).random(len(label)) < fraction
+        logits.append(own[chosen])
+        labels.append(label[chosen])
     if not sum(map(len, labels)):
-        raise InputError(f"{tile_set.folder} has no labelled validation pixel. Prepare it again with --val above 0.")
+        raise InputError(f"{tile_set.folder} has no labelled validation pixels. Run prepare again with --val above 0.")
     return _Sample(np.concatenate(logits), np.concatenate(labels), counts)
 
 
-def _labelled(
+def _labelled_logits(
     predictor: Predictor, tile_set: TileSet
 ) -> Iterator[tuple[Float32[ndarray, "n o"], UInt8[ndarray, " n"]]]:
-    """Yield logits and labels of the labelled pixels of each validation tile, each pixel of the ground once.
+    """Yield logits and labels of the labelled pixels of each validation tile. Pixels in several tiles occur once.
 
-    Of overlapping classes, one after another by itself: logits (n, 1), and labels of 0 and 1.
+    Overlapping classes are yielded one by one: logits (n, 1) and labels of 0 and 1.
     """
-    counting = Counting.of(predictor.card.legend)
-    samples = tile_set.samples("val", once=True)
-    batches = batched(range(len(samples)))
-    for _, tiles in track(read(samples, batches), len(batches), "calibrating", "batches"):
-        for logits, (_, label) in zip(predictor.logits(*stacked(tiles)), tiles, strict=True):
-            classes = counting.classed(label)
-            pairs = zip(logits[:, None], classes, strict=True) if counting.overlapping else [(logits, classes)]
+    scheme = ConfusionScheme.from_legend(predictor.card.legend)
+    samples = tile_set.samples("val", unique_pixels=True)
+    batches = batch_indices(range(len(samples)))
+    for _, tiles in track(read_batches(samples, batches), len(batches), "calibrating", "batches"):
+        for logits, (_, label) in zip(predictor.logits(*stack_tiles(tiles)), tiles, strict=True):
+            classes = scheme.to_classes(label)
+            pairs = zip(logits[:, None], classes, strict=True) if scheme.overlapping else [(logits, classes)]
             for own, truth in pairs:
                 known = truth != IGNORE
                 yield np.ascontiguousarray(own[:, known].T), truth[known]
 
 
-def _chosen(card: ModelCard, cuts: tuple[float, ...]) -> dict[str, Any]:
-    """Return the fields of a card, or of a quality, that hold the thresholds."""
-    return {"threshold": 0.5, "thresholds": cuts} if card.legend.overlapping else {"threshold": (*cuts, 0.5)[0]}
+def _threshold_fields(card: ModelCard, thresholds: tuple[float, ...]) -> dict[str, Any]:
+    """Return the threshold fields of a ModelCard or of CalibrationScores."""
+    if card.legend.overlapping:
+        return {"threshold": 0.5, "thresholds": thresholds}
+    return {"threshold": thresholds[0] if thresholds else 0.5}
 
 
-def _quality(
-    sample: _Sample, card: ModelCard, temperature: float, cuts: tuple[float, ...], raw: tuple[float, ...]
-) -> Quality:
-    """Return the quality of a choice; `raw` are the same thresholds for probabilities at temperature 1."""
-    f1s = [_f1(counts, each) for counts, each in zip(sample.counts, raw, strict=True)]
-    there = [f1 for f1 in f1s if f1 is not None]
-    return Quality(
+def _scores(
+    sample: _Sample, card: ModelCard, temperature: float, thresholds: tuple[float, ...], raw: tuple[float, ...]
+) -> CalibrationScores:
+    """Return the scores at a temperature; `raw` are the equivalent thresholds at temperature 1."""
+    f1s = [_f1(counts, threshold) for counts, threshold in zip(sample.counts, raw, strict=True)]
+    defined = [f1 for f1 in f1s if f1 is not None]
+    return CalibrationScores(
         temperature=temperature,
         log_loss=log_loss(sample.logits, sample.label, temperature),
-        ece=float(calibration_error(sample.reliability(temperature))),
-        brier=squared_error(sample.probabilities(temperature), sample.label) / len(sample.label),
-        f1=sum(there) / len(there) if there else None,
-        **_chosen(card, cuts),
+        ece=float(expected_calibration_error(sample.reliability(temperature))),
+        brier=brier_sum(sample.probabilities(temperature), sample.label) / len(sample.label),
+        f1=sum(defined) / len(defined) if defined else None,
+        **_threshold_fields(card, thresholds),
     )
 
 
 def _f1(counts: Int64[ndarray, "2 1001"], threshold: float) -> float | None:
-    """Return the F1 of a class at a threshold; None where it is nowhere."""
+    """Return the F1 of a class at a threshold; None if it occurs in neither labels nor predictions."""
     false_positive, true_positive = counts[:, round(threshold * STEPS) :].sum(axis=1)
-    both = int(false_positive + true_positive + counts[1].sum())
-    return 2 * int(true_positive) / both if both else None
+    total = int(false_positive + true_positive + counts[1].sum())
+    return 2 * int(true_positive) / total if total else None
 
 
-def _plain(quality: Quality) -> dict[str, Any]:
-    return {name: value for name, value in asdict(quality).items() if name != "thresholds" or value}
+def _to_json(scores: CalibrationScores) -> dict[str, Any]:
+    return {name: value for name, value in asdict(scores).items() if name != "thresholds" or value}
 
 
-def _check_own(run: Path, card: ModelCard, tile_set: TileSet) -> None:
+def _check_tile_set(run: Path, card: ModelCard, tile_set: TileSet) -> None:
     check_fit(card, tile_set)
     if tile_set.meta.fingerprint != card.data_fingerprint:
         raise InputError(
-            f"{tile_set.folder} is not the tile set that trained {run}: its images, labels or tiles differ. "
-            "Only validation tiles of a run's own tile set are sure to be neither trained nor test."
+            f"{tile_set.folder} is not the tile set of {run}: its images, labels or tiles differ. "
+            "Give the tile set that the run was trained on, so that no training or test tile is used."
         )
     if not tile_set.split("val"):
-        raise InputError(f"{tile_set.folder} has no val tiles. Prepare it again with --val above 0.")
+        raise InputError(f"{tile_set.folder} has no val tiles. Run prepare again with --val above 0.")

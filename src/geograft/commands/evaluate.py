@@ -1,7 +1,4 @@
-"""`geograft evaluate`: a run and a split become scores with intervals; every pixel of the split counts once.
-
-What an evaluation found: the scores file, and the lines that the command line prints.
-"""
+"""`geograft evaluate`: score a run on one split, with confidence intervals. Every pixel of the split counts once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from geograft.card import ModelCard, tiles_of
+from geograft.card import ModelCard, read_tile_set_path
 from geograft.config import EvaluateConfig
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.dataset.units import units_of
@@ -22,34 +19,39 @@ from geograft.files import refuse_existing, write_json
 from geograft.inference.predictor import Predictor
 from geograft.mapping.scoring import (
     Confusion,
-    Counts,
-    Figure,
-    Figures,
-    between,
-    count,
-    headline,
-    key,
-    measures,
-    plain,
-    plain_ends,
-    shown,
+    Metric,
+    Metrics,
+    SplitCounts,
+    class_key,
+    count_split,
+    estimators,
+    format_interval,
+    format_value,
+    headline_scores,
+    json_intervals,
+    json_values,
 )
-from geograft.mapping.shapes import ShapeCounter, Wanted, class_index
-from geograft.metrics.calibration import THRESHOLDS, calibration_error, precision_recall, reliability_rows
-from geograft.metrics.confusion import Counting
-from geograft.metrics.intervals import DRAWS, LEVEL, caveat
-from geograft.metrics.scores import HEADLINES
-from geograft.text import table
+from geograft.mapping.shapes import ShapeConfig, ShapeCounter, class_index
+from geograft.metrics.calibration import (
+    THRESHOLDS,
+    expected_calibration_error,
+    precision_recall_curve,
+    reliability_diagram,
+)
+from geograft.metrics.confusion import ConfusionScheme
+from geograft.metrics.intervals import DRAWS, LEVEL, few_units_warning
+from geograft.metrics.scores import HEADLINE_SCORES
+from geograft.text import format_table
 
 CURVE_STEP = 10
-"""The curve in the file has every tenth of the thousand thresholds; average precision is of all."""
+"""The precision-recall curve in the file has every tenth threshold; average precision uses all of them."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one run on one split. Confusion matrices have the truth in rows, the map in columns.
+    """The scores of one run on one split. Confusion matrices have labels in rows and predictions in columns.
 
-    Overlapping classes have a matrix (2, 2) each, of pixels outside and inside.
+    Overlapping classes have a binary confusion matrix (2, 2) each.
     """
 
     run: Path
@@ -57,50 +59,50 @@ class Evaluation:
     tiles: Path
     card: ModelCard
     tiles_scored: int
-    counts: Counts
+    counts: SplitCounts
     settings: Mapping[str, Any]
-    """Tolerance of boundaries and class of objects, where they were asked for."""
-    rival: "Evaluation | None" = None
-    """Another run on the same tiles."""
+    """The fields of EvaluateConfig: boundary tolerance and class of objects."""
+    baseline: "Evaluation | None" = None
+    """Evaluation of another run on the same tiles, to compare with."""
     notes: tuple[str, ...] = ()
 
     @property
-    def counting(self) -> Counting:
-        """How pixels are counted."""
-        return self.counts.counting
+    def scheme(self) -> ConfusionScheme:
+        """Layout of the confusion counts."""
+        return self.counts.scheme
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes by index."""
+        """Class names by index."""
         return self.card.legend.names
 
     @property
     def confusion(self) -> Confusion:
-        """Pixel counts over all scenes."""
+        """Confusion counts over all scenes."""
         return self.counts.total
 
     @property
     def by_scene(self) -> dict[str, Confusion]:
-        """Pixel counts by scene."""
-        return self.counts.units.by_scene(self.counts.confusion)
+        """Confusion counts by scene."""
+        return self.counts.units.sum_by_scene(self.counts.confusion)
 
     @cached_property
-    def figures(self) -> dict[str, Figures]:
-        """All figures with their intervals, by what they are taken of."""
-        return {name: measure.figures() for name, measure in measures(self.counts).items()}
+    def metrics(self) -> dict[str, Metrics]:
+        """All metrics with their confidence intervals, by group; see `geograft.mapping.scoring.estimators`."""
+        return {name: estimator.estimate() for name, estimator in estimators(self.counts).items()}
 
     @property
-    def headline(self) -> Figures:
-        """The figures of class 1 of two, else the means over the classes, by the names of the scores."""
-        return _overall(self.figures)
+    def headline(self) -> Metrics:
+        """The metrics of the positive class if binary, else the means over classes, by name."""
+        return _overall(self.metrics)
 
     @cached_property
-    def differences(self) -> dict[str, Figures]:
-        """The same of this run less the rival's; empty without a rival."""
-        if self.rival is None:
+    def differences(self) -> dict[str, Metrics]:
+        """Metrics of this run minus those of the baseline, with paired intervals; empty without a baseline."""
+        if self.baseline is None:
             return {}
-        theirs = measures(self.rival.counts)
-        return {name: measure.less(theirs[name]) for name, measure in measures(self.counts).items()}
+        theirs = estimators(self.baseline.counts)
+        return {name: estimator.difference(theirs[name]) for name, estimator in estimators(self.counts).items()}
 
     @property
     def reliability(self) -> Float64[ndarray, "15 3"]:
@@ -109,9 +111,9 @@ class Evaluation:
         return total
 
     def content(self, name: str) -> dict[str, Any]:
-        """Return what the scores file holds: JSON, null where a figure does not exist."""
+        """Return the content of the scores file, with None for undefined scores."""
         overall = self.headline
-        ece = {"ece": _number(float(calibration_error(self.reliability)))}
+        ece = {"ece": _number(float(expected_calibration_error(self.reliability)))}
         return {
             "name": name,
             "split": self.split,
@@ -121,18 +123,18 @@ class Evaluation:
             "interval": self._interval(),
             "decision": _decision(self.card),
             "confusion": self.confusion.tolist(),
-            "overall": plain(overall) | ece,
-            "overall_intervals": plain_ends(overall),
+            "overall": json_values(overall) | ece,
+            "overall_intervals": json_intervals(overall),
             "per_class": self._per_class(),
             "per_scene": [
-                {"scene": scene} | headline(counts, self.counting) | {"pixels": self.counting.pixels(counts)}
+                {"scene": scene} | headline_scores(counts, self.scheme) | {"pixels": self.scheme.pixels(counts)}
                 for scene, counts in self.by_scene.items()
             ],
             "per_unit": [
                 {"unit": cell.unit, "scene": cell.scene, **asdict(cell.window), "confusion": counts.tolist()}
                 for cell, counts in zip(self.counts.units.cells, self.counts.confusion, strict=True)
             ],
-            "reliability": reliability_rows(self.reliability),
+            "reliability": reliability_diagram(self.reliability),
             **self._curve(),
             **self._shapes(),
             **self._against(),
@@ -145,115 +147,119 @@ class Evaluation:
             "level": LEVEL,
             "units": len(units.names),
             "unit": units.kind,
-            "words": units.words,
-            "warning": " ".join(filter(None, (caveat(len(units.names)), units.caveat))),
+            "description": units.description,
+            "warning": " ".join(filter(None, (few_units_warning(len(units.names)), units.caveat))),
             "method": f"bootstrap of units, {DRAWS:,} draws, expanded percentiles (Hesterberg 2015)",
         }
 
     def _per_class(self) -> list[dict[str, Any]]:
-        if not self.counting.overlapping:
-            return _class_rows(self.figures["classes"], self.classes, HEADLINES, self._labelled())
-        figures = self.figures["classes"] | self.figures["probability"]
-        rows = _class_rows(figures, self.classes, (*HEADLINES, "average_precision"), self._labelled())
-        total = self.counts.probability.sum(axis=0)
-        return [row | {"precision_recall": _curve_columns(own)} for row, own in zip(rows, total, strict=True)]
+        if not self.scheme.overlapping:
+            return _class_rows(self.metrics["classes"], self.classes, HEADLINE_SCORES, self._support())
+        metrics = self.metrics["classes"] | self.metrics["probability"]
+        rows = _class_rows(metrics, self.classes, (*HEADLINE_SCORES, "average_precision"), self._support())
+        counts = self.counts.probability.sum(axis=0)
+        return [row | {"precision_recall": _curve_columns(own)} for row, own in zip(rows, counts, strict=True)]
 
-    def _labelled(self) -> ndarray:
-        return self.counting.labelled(self.confusion)
+    def _support(self) -> ndarray:
+        return self.scheme.support(self.confusion)
 
     def _curve(self) -> dict[str, Any]:
-        if not self.counting.binary:
+        if not self.scheme.binary:
             return {}
         return {"precision_recall": _curve_columns(self.counts.probability.sum(axis=0))}
 
     def _shapes(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if "boundary" in self.figures:
-            figures = self.figures["boundary"]
-            found["boundary"] = {
+        content: dict[str, Any] = {}
+        if "boundary" in self.metrics:
+            metrics = self.metrics["boundary"]
+            content["boundary"] = {
                 "tolerance_m": self.settings["boundary_m"],
-                "per_class": _class_rows(figures, self.classes, ("f1", "precision", "recall")),
-                "macro_f1": figures["macro_f1"].plain,
-                "macro_f1_interval": figures["macro_f1"].ends,
+                "per_class": _class_rows(metrics, self.classes, ("f1", "precision", "recall")),
+                "macro_f1": metrics["macro_f1"].json_value,
+                "macro_f1_interval": metrics["macro_f1"].interval,
             }
         if self.counts.shapes is not None and self.counts.shapes.objects is not None:
-            figures = self.figures["objects"]
+            metrics = self.metrics["objects"]
             matched, mapped, labelled = self.counts.shapes.objects.sum(axis=0).tolist()
-            numbers = {"matched": matched, "mapped": mapped, "labelled": labelled}
-            scored = plain(figures) | {"intervals": plain_ends(figures)}
-            found["objects"] = {"class": self.settings["objects"], "iou": 0.5} | numbers | scored
-        return found
+            counts = {"matched": matched, "mapped": mapped, "labelled": labelled}
+            scores = json_values(metrics) | {"intervals": json_intervals(metrics)}
+            content["objects"] = {"class": self.settings["objects"], "iou": 0.5} | counts | scores
+        return content
 
     def _against(self) -> dict[str, Any]:
-        if self.rival is None:
+        if self.baseline is None:
             return {}
         overall = _overall(self.differences)
         return {
             "against": {
-                "run": str(self.rival.run),
-                "overall": plain(overall),
-                "overall_intervals": plain_ends(overall),
-                "per_class": _class_rows(self.differences["classes"], self.classes, HEADLINES),
+                "run": str(self.baseline.run),
+                "overall": json_values(overall),
+                "overall_intervals": json_intervals(overall),
+                "per_class": _class_rows(self.differences["classes"], self.classes, HEADLINE_SCORES),
             }
         }
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: by class with intervals, by scene where there are several, the rest."""
+        """Return the output of the command line: scores per class, per scene if there are several, and the rest."""
         content = self.content(self.split)
-        overall = _overall(self.figures)
-        several = [_scene_row(row) for row in content["per_scene"]] if len(content["per_scene"]) > 1 else []
+        overall = _overall(self.metrics)
+        scenes = [_scene_row(row) for row in content["per_scene"]] if len(content["per_scene"]) > 1 else []
+        interval = content["interval"]
         return [
             f"{self.run} on {self.tiles_scored} {self.split} tiles of {self.tiles}: "
             f"accuracy {_text(overall['accuracy'])}, kappa {_text(overall['kappa'])}",
-            *table([CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), self._mean_line(overall)]),
-            *(table([("scene", "IoU", "F1", "precision", "recall", "pixels"), *several]) if several else []),
+            *format_table(
+                [CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), self._mean_line(overall)]
+            ),
+            *(format_table([("scene", "IoU", "F1", "precision", "recall", "pixels"), *scenes]) if scenes else []),
             *self._probability_lines(content),
             *_shape_lines(content),
             *_against_lines(content),
             *(f"Note: {note}" for note in self.notes),
-            f"In brackets: 95 % interval over {content['interval']['words']}. {content['interval']['warning']}".strip(),
+            f"In brackets: 95 % confidence interval over {interval['description']}. {interval['warning']}".strip(),
         ]
 
-    def _mean_line(self, overall: Figures) -> tuple[str, ...]:
-        means = [overall[f"macro_{name}"] for name in HEADLINES]
-        values = [shown(mean.plain) for mean in means]
-        intervals = (values[0], between(means[0].ends), values[1], between(means[1].ends))
-        return ("mean", *intervals, values[2], values[3], f"{self.counting.pixels(self.confusion):,}")
+    def _mean_line(self, overall: Metrics) -> tuple[str, ...]:
+        means = [overall[f"macro_{name}"] for name in HEADLINE_SCORES]
+        values = [format_value(mean.json_value) for mean in means]
+        intervals = (values[0], format_interval(means[0].interval), values[1], format_interval(means[1].interval))
+        return ("mean", *intervals, values[2], values[3], f"{self.scheme.pixels(self.confusion):,}")
 
     def _probability_lines(self, content: Mapping[str, Any]) -> list[str]:
-        overall = _overall(self.figures)
+        overall = _overall(self.metrics)
         ap = f"average precision {_text(overall['average_precision'])}; " if overall.get("average_precision") else ""
-        ece = shown(content["overall"]["ece"])
+        ece = format_value(content["overall"]["ece"])
         return [f"probabilities: {ap}calibration error {ece}, Brier score {_text(overall['brier'])}"]
 
 
 CLASS_HEADER = ("class", "IoU", "", "F1", "", "precision", "recall", "pixels")
+PRECISION_RECALL = ("precision", "recall")
 
 
-def _overall(figures: Mapping[str, Figures]) -> Figures:
-    curve = {"average_precision": figures["probability"]["average_precision"]} if "probability" in figures else {}
-    return figures["overall"] | curve | figures["brier"]
+def _overall(metrics: Mapping[str, Metrics]) -> Metrics:
+    curve = {"average_precision": metrics["probability"]["average_precision"]} if "probability" in metrics else {}
+    return metrics["overall"] | curve | metrics["brier"]
 
 
 def _decision(card: ModelCard) -> dict[str, Any]:
-    found = {name: getattr(card, name) for name in ("threshold", "temperature", "calibrated")}
-    return found | ({"thresholds": list(card.cuts)} if card.legend.overlapping else {})
+    decision = {name: getattr(card, name) for name in ("threshold", "temperature", "calibrated")}
+    return decision | ({"thresholds": list(card.output_thresholds)} if card.legend.overlapping else {})
 
 
 def _curve_columns(counts: Int64[ndarray, "2 1001"]) -> dict[str, list[float | None]]:
-    precision, recall = precision_recall(counts)
+    precision, recall = precision_recall_curve(counts)
     columns = {"threshold": THRESHOLDS, "precision": precision, "recall": recall}
     return {name: [_number(value) for value in column[::CURVE_STEP].tolist()] for name, column in columns.items()}
 
 
 def _class_rows(
-    figures: Figures, classes: Sequence[str], names: Sequence[str], pixels: ndarray | None = None
+    metrics: Metrics, classes: Sequence[str], names: Sequence[str], pixels: ndarray | None = None
 ) -> list[dict[str, Any]]:
     rows = []
     for index, label in enumerate(classes):
-        mine = {name: figures[key(index, name)] for name in names}
-        counted = {} if pixels is None else {"pixels": int(pixels[index])}
-        rows.append({"class": label} | plain(mine) | counted | {"intervals": plain_ends(mine)})
+        own = {name: metrics[class_key(index, name)] for name in names}
+        support = {} if pixels is None else {"pixels": int(pixels[index])}
+        rows.append({"class": label} | json_values(own) | support | {"intervals": json_intervals(own)})
     return rows
 
 
@@ -262,34 +268,40 @@ def _number(value: float) -> float | None:
 
 
 def _class_line(row: Mapping[str, Any]) -> tuple[str, ...]:
-    ends = row["intervals"]
-    intervals = (shown(row["iou"]), between(ends["iou"]), shown(row["f1"]), between(ends["f1"]))
-    return (row["class"], *intervals, shown(row["precision"]), shown(row["recall"]), f"{row['pixels']:,}")
+    with_intervals = (
+        text for name in ("iou", "f1") for text in (format_value(row[name]), format_interval(row["intervals"][name]))
+    )
+    others = (format_value(row[name]) for name in PRECISION_RECALL)
+    return (row["class"], *with_intervals, *others, f"{row['pixels']:,}")
 
 
 def _scene_row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (row["scene"], *(shown(row[score]) for score in HEADLINES), f"{row['pixels']:,}")
+    return (row["scene"], *(format_value(row[score]) for score in HEADLINE_SCORES), f"{row['pixels']:,}")
 
 
 def _shape_lines(content: Mapping[str, Any]) -> list[str]:
     lines = []
     if boundary := content.get("boundary"):
         rows = [
-            (row["class"], shown(row["f1"]), between(row["intervals"]["f1"]), *(shown(row[n]) for n in WAYS))
+            (
+                row["class"],
+                format_value(row["f1"]),
+                format_interval(row["intervals"]["f1"]),
+                *(format_value(row[name]) for name in PRECISION_RECALL),
+            )
             for row in boundary["per_class"]
         ]
-        lines += table([(f"boundaries within {boundary['tolerance_m']:g} m", "F1", "", *WAYS), *rows])
+        title = f"boundaries within {boundary['tolerance_m']:g} m"
+        lines += format_table([(title, "F1", "", *PRECISION_RECALL), *rows])
     if objects := content.get("objects"):
-        f1 = Figure(*(_or_nan(value) for value in (objects["f1"], *(objects["intervals"]["f1"] or (None, None)))))
+        f1 = Metric(*(_or_nan(value) for value in (objects["f1"], *(objects["intervals"]["f1"] or (None, None)))))
+        precision, recall = (format_value(objects[name]) for name in PRECISION_RECALL)
         lines.append(
             f"objects of {objects['class']}: F1 {_text(f1)}; {objects['matched']:,} matched at IoU over 0.5, of "
-            f"{objects['mapped']:,} mapped (precision {shown(objects['precision'])}) and {objects['labelled']:,} "
-            f"labelled (recall {shown(objects['recall'])})"
+            f"{objects['mapped']:,} mapped (precision {precision}) and {objects['labelled']:,} labelled "
+            f"(recall {recall})"
         )
     return lines
-
-
-WAYS = ("precision", "recall")
 
 
 def _against_lines(content: Mapping[str, Any]) -> list[str]:
@@ -297,14 +309,18 @@ def _against_lines(content: Mapping[str, Any]) -> list[str]:
         return []
     against = content["against"]
     rows = [
-        (name, shown(against["overall"][score], "+.3f"), between(against["overall_intervals"][score], "+.3f"))
+        (
+            name,
+            format_value(against["overall"][score], "+.3f"),
+            format_interval(against["overall_intervals"][score], "+.3f"),
+        )
         for name, score in (("accuracy", "accuracy"), ("IoU", "iou"), ("F1", "f1"))
     ]
-    return table([(f"better than {against['run']} by", "", ""), *rows])
+    return format_table([(f"difference to {against['run']}", "", ""), *rows])
 
 
-def _text(figure: Figure) -> str:
-    return " ".join(filter(None, figure.words()))
+def _text(metric: Metric) -> str:
+    return " ".join(filter(None, metric.format()))
 
 
 def _or_nan(value: float | None) -> float:
@@ -322,40 +338,40 @@ def evaluate(
     against: Path | None = None,
     config: EvaluateConfig = DEFAULT,
 ) -> Evaluation:
-    """Score a run on one split, with 95 % intervals, and write the scores as JSON to `out`.
+    """Score a run on one split, with 95 % confidence intervals, and write the scores as JSON to `out`.
 
-    `tiles` is another tile set with the same classes and bands; by default the run's own. `out` is by default
-    scores-SPLIT.json in the run, or scores-FOLDER-SPLIT.json for the tile set FOLDER; these are replaced. With
-    `against`, another run is scored on the same tiles, and the differences have intervals of their own. Takes about as
-    long as predicting the tiles, for each run. Memory: a few tiles, 16 kB a block, and the canvases of `shapes` where
-    boundaries or objects are asked for.
+    `tiles` is another tile set with the same classes and bands (default: the run's own). `out` defaults to
+    scores-SPLIT.json in the run folder, or scores-FOLDER-SPLIT.json for a tile set FOLDER; these files are overwritten.
+    With `against`, another run is scored on the same tiles, and differences get paired intervals. Takes about as long
+    as predicting the tiles, for each run. Memory: a few tiles, 16 kB per block, and the canvases of
+    `geograft.mapping.shapes` for boundaries and objects.
 
     Raises:
-        InputError: when the run or the tile set cannot be used, do not fit each other, or the split has no tile.
-        SettingError: for a class of objects that is not there.
+        InputError: when the run or the tile set is invalid, they do not match, or the split has no tiles.
+        SettingError: when the class of objects does not exist, or `against` has other classes.
         OutputError: when `out` exists or cannot be written.
     """
     if out is not None:
         refuse_existing(out)
     predictor = Predictor.load(run)
-    tile_set = TileSet.open(tiles or tiles_of(run))
-    rival = None if against is None else _rival(against, predictor.card, tile_set)
-    result = scored(run, predictor, tile_set, split, config)
-    if rival is not None and against is not None:
-        theirs = scored(against, rival, tile_set, split, config)
-        result = replace(result, rival=theirs, notes=(*result.notes, *_strange(against, tile_set)))
+    tile_set = TileSet.open(tiles or read_tile_set_path(run))
+    baseline = None if against is None else _load_baseline(against, predictor.card, tile_set)
+    result = score_split(run, predictor, tile_set, split, config)
+    if baseline is not None and against is not None:
+        theirs = score_split(against, baseline, tile_set, split, config)
+        result = replace(result, baseline=theirs, notes=(*result.notes, *_leakage_notes(against, tile_set)))
     other = "" if tiles is None else f"{tile_set.folder.resolve().name}-"
     path = out or run / f"scores-{other}{split}.json"
     write_json(path, result.content(path.stem.removeprefix("scores-")))
     return result
 
 
-def scored(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, config: EvaluateConfig) -> Evaluation:
-    """Return the scores of an opened run on one split of an opened tile set. Nothing is written.
+def score_split(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, config: EvaluateConfig) -> Evaluation:
+    """Return the scores of a loaded run on one split of an open tile set, without writing them.
 
     Raises:
-        InputError: when they do not fit each other, or the split has no tile.
-        SettingError: for a class of objects that is not there.
+        InputError: when run and tile set do not match, or the split has no tiles.
+        SettingError: when the class of objects does not exist.
     """
     card = predictor.card
     check_fit(card, tile_set)
@@ -364,29 +380,33 @@ def scored(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, con
         raise InputError(f"{tile_set.folder} has no {split} tiles. Choose another --split.")
     names = card.legend.names
     objects = class_index(config.objects, names)
-    wanted = Wanted(len(names), config.boundary_m, objects, card.legend.overlapping)
+    shape_config = ShapeConfig(len(names), config.boundary_m, objects, card.legend.overlapping)
     units = units_of(tile_set, split)
-    shapes = ShapeCounter(wanted, tile_set, tiles, units)
-    counts = count(predictor, tile_set, tile_set.samples(split, once=True, means=card.mean), units, shapes)
-    chosen = split == "val" and card.calibrated
-    notes = ("threshold and temperature were chosen on validation tiles: these scores flatter.",) if chosen else ()
+    shapes = ShapeCounter(shape_config, tile_set, tiles, units)
+    samples = tile_set.samples(split, unique_pixels=True, means=card.mean)
+    counts = count_split(predictor, tile_set, samples, units, shapes)
+    biased = split == "val" and card.calibrated
+    notes = ("threshold and temperature were fitted on validation tiles: scores are optimistic.",) if biased else ()
     return Evaluation(run, split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
 
 
-def _rival(run: Path, card: ModelCard, tile_set: TileSet) -> Predictor:
+def _load_baseline(run: Path, card: ModelCard, tile_set: TileSet) -> Predictor:
     predictor = Predictor.load(run)
     check_fit(predictor.card, tile_set)
     if predictor.card.legend.names != card.legend.names:
-        raise SettingError(f"--against {run} has the classes {predictor.card.legend.names}; give a run with the same.")
+        raise SettingError(
+            f"--against {run} has classes {predictor.card.legend.names}, not {card.legend.names}. "
+            "Give a run with the same classes."
+        )
     return predictor
 
 
-def _strange(run: Path, tile_set: TileSet) -> tuple[str, ...]:
-    """Return a note when a run was trained on other tiles than it is scored on, for it may have seen these."""
+def _leakage_notes(run: Path, tile_set: TileSet) -> tuple[str, ...]:
+    """Return a note if a run was trained on another tile set, because its training data may overlap this one."""
     try:
-        own = TileSet.open(tiles_of(run)).meta.fingerprint
+        own = TileSet.open(read_tile_set_path(run)).meta.fingerprint
     except InputError:
         own = ""
     if own == tile_set.meta.fingerprint:
         return ()
-    return (f"{run} was trained on another tile set: make sure that it did not train on the ground scored here.",)
+    return (f"{run} was trained on another tile set: make sure that its training area does not overlap these tiles.",)

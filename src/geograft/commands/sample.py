@@ -1,4 +1,4 @@
-"""`geograft sample`: a random sample of a map's pixels, drawn by class, for a person to label."""
+"""`geograft sample`: draw a stratified random sample of the pixels of a map, to be labelled."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,74 +11,74 @@ from geograft.config import SampleConfig
 from geograft.files import refuse_existing
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.points import REFERENCE, write_points
-from geograft.mapping.strata import Strata, centres, drawn, strata_of
-from geograft.metrics.estimation import allocation, sample_size
-from geograft.text import table
+from geograft.mapping.strata import Strata, draw_pixels, pixel_centres, read_strata
+from geograft.metrics.estimation import allocate_points, sample_size
+from geograft.text import format_table
 
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What `sample` wrote."""
+    """The sample written by `sample`."""
 
     map: Path
     path: Path
     strata: Strata
     points: Int64[ndarray, " k"]
-    """By class."""
+    """Number of points per class."""
 
     def lines(self) -> list[str]:
-        """Return the number of points by class, and what to do with them, as plain text."""
-        shares = self.strata.areas / self.strata.areas.sum()
-        rows = zip(self.strata.names, self.strata.pixels, shares, self.points, strict=True)
-        cells = [(name, f"{pixels:,}", f"{share:.2%}", f"{points:,}") for name, pixels, share, points in rows]
+        """Return the number of points per class and the next steps, as plain text."""
+        proportions = self.strata.areas / self.strata.areas.sum()
+        rows = zip(self.strata.names, self.strata.pixels, proportions, self.points, strict=True)
+        cells = [(name, f"{pixels:,}", f"{proportion:.2%}", f"{points:,}") for name, pixels, proportion, points in rows]
         return [
-            f"{self.path}: {self.points.sum():,} points in random order, drawn by class of {self.map}",
-            *table([("class", "pixels", "of the map", "points"), *cells]),
-            f"Fill in the field {REFERENCE!r} of each point with the class that is really there, the first points "
-            f"first; then: geograft area {self.map} {self.path}",
+            f"{self.path}: {self.points.sum():,} points in random order, stratified by the classes of {self.map}",
+            *format_table([("class", "pixels", "of the map", "points"), *cells]),
+            f"Fill in the field {REFERENCE!r} of the points with their true class, in the order of the points. "
+            f"Then run: geograft area {self.map} {self.path}",
         ]
 
 
 def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
     """Draw a stratified random sample of the pixels of a class map, and write their centres as a GeoPackage.
 
-    The map's classes are the strata, and every pixel of a class is as likely as any other. The layer `points` has an id
-    and an empty field `reference`; the map's class is not in it, so that who labels a point does not know it. The
-    layer `strata` records the map's classes, from which `area` knows the map again. Points are in random order: the
-    first so many of them are a random sample too. Of a map of overlapping classes one is looked at, `config.band`:
-    where it is and where it is not are the strata.
+    The strata are the classes of the map; all pixels of a class are equally likely. The layer `points` has an id and an
+    empty field `reference`. It does not contain the class of the map, so that the labels are not biased by it. The
+    layer `strata` records the classes and pixel counts of the map, by which `area` checks that it gets the same map.
+    Points are in random order, so the first n of them are a random sample too. For a map of overlapping classes the
+    strata are the pixels inside and outside the class `config.band`.
 
-    Number and allocation of points follow Olofsson et al. (2014), eq. 13 and section 5.1.1 (see
-    `geograft.metrics.estimation`). The same map, settings and seed give the same points.
+    The number and allocation of points follow Olofsson et al. (2014), eq. 13 and section 5.1.1 (see
+    `geograft.metrics.estimation`). The result is deterministic for the same map, settings and seed.
 
     Reads the map twice, in constant memory.
 
     Raises:
-        InputError: when `map` cannot be read or is no class map; when it has a band for each class and none is chosen.
-        OutputError: when `out` exists, is no .gpkg, or cannot be written.
+        InputError: when `map` cannot be read or is not a class map, or has a band per class and none is selected.
+        OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
     refuse_existing(out)
-    chosen = config or SampleConfig()
+    config = config or SampleConfig()
     with Image.open(map) as image:
-        strata = strata_of(image, chosen.band)
-        sizes = _sizes(strata, chosen)
-        rng = np.random.default_rng(chosen.seed)
-        places, _ = drawn(image, strata, sizes, rng)
-        points = centres(image.info.grid, places)[rng.permutation(len(places.rows))]
-        write_points(out, points, _record(strata, sizes, image), image.info.grid.crs)
+        strata = read_strata(image, config.band)
+        sizes = _points_per_class(strata, config)
+        rng = np.random.default_rng(config.seed)
+        pixels, _ = draw_pixels(image, strata, sizes, rng)
+        points = pixel_centres(image.info.grid, pixels)[rng.permutation(len(pixels.rows))]
+        write_points(out, points, _strata_table(strata, sizes, image), image.info.grid.crs)
     return SampleSummary(map, out, strata, sizes)
 
 
-def _sizes(strata: Strata, config: SampleConfig) -> Int64[ndarray, " k"]:
-    """Return the number of points by class."""
+def _points_per_class(strata: Strata, config: SampleConfig) -> Int64[ndarray, " k"]:
+    """Return the number of points per class."""
     weights = strata.areas / strata.areas.sum()
     accuracy = np.full(len(weights), config.expected_accuracy)
     points = config.points or sample_size(weights, accuracy, config.standard_error, int(strata.pixels.sum()))
-    return allocation(weights, strata.pixels, points, config.least)
+    return allocate_points(weights, strata.pixels, points, config.min_points)
 
 
-def _record(strata: Strata, sizes: Int64[ndarray, " k"], image: Image) -> dict[str, list[str] | ndarray]:
-    """Return the table that goes with the points: the strata that they were drawn from."""
+def _strata_table(strata: Strata, sizes: Int64[ndarray, " k"], image: Image) -> dict[str, list[str] | ndarray]:
+    """Return the columns of the layer `strata`, the strata of the sample."""
     area = "area_m2" if image.info.grid.crs else "area_px"
     values = np.array(strata.values, np.int32)
     return {
