@@ -69,7 +69,7 @@ def grove(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------- what is written
 
 
-def test_each_tree_is_a_polygon_with_its_figures(grove: Path, tmp_path: Path) -> None:
+def test_each_tree_is_a_polygon_with_area_and_perimeter(grove: Path, tmp_path: Path) -> None:
     summary = polygons(grove, tmp_path / "trees.gpkg")
     frame = geopandas.read_file(tmp_path / "trees.gpkg").sort_values("area_m2")
     assert list(frame.columns) == ["class", "value", "area_m2", "perimeter_m", "geometry"]
@@ -85,7 +85,7 @@ def test_each_tree_is_a_polygon_with_its_figures(grove: Path, tmp_path: Path) ->
 def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from geograft.commands.predict import predict
 
-    monkeypatch.setattr("geograft.commands.predict.Mapper", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Pointwise)
     pixels = np.full((3, 40, 50), 10, np.uint8)
     pixels[:, 5:15, 10:30] = 200
     pixels[:, 20:, 40:] = 0
@@ -98,7 +98,7 @@ def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_burnt_back_the_file_is_the_map(tmp_path: Path, suffix: str, connectivity: Any) -> None:
+def test_rasterized_polygons_equal_the_map(tmp_path: Path, suffix: str, connectivity: Any) -> None:
     values = covers()
     path = write_map(tmp_path / "map.tif", values, COVERS)
     out = tmp_path / f"map{suffix}"
@@ -111,8 +111,8 @@ def test_burnt_back_the_file_is_the_map(tmp_path: Path, suffix: str, connectivit
     assert dict(zip(frame["value"], frame["class"], strict=True)) == dict(zip(COVERS.values, COVERS.names, strict=True))
 
 
-def test_geojson_is_as_its_standard_asks(grove: Path, tmp_path: Path) -> None:
-    """RFC 7946: WGS 84 without a crs member, outer rings anticlockwise, holes clockwise."""
+def test_geojson_conforms_to_rfc_7946(grove: Path, tmp_path: Path) -> None:
+    """WGS 84 without a crs member, outer rings anticlockwise, holes clockwise."""
     polygons(grove, tmp_path / "trees.geojson")
     content = json.loads((tmp_path / "trees.geojson").read_text())
     assert "crs" not in content
@@ -140,12 +140,12 @@ def test_a_map_without_objects_gives_an_empty_file_that_opens(tmp_path: Path, su
 # ------------------------------------------------------------------------------------------------------- the settings
 
 
-def test_the_background_of_two_classes_is_written_when_asked_for(grove: Path, tmp_path: Path) -> None:
+def test_the_background_of_a_binary_map_is_written_on_request(grove: Path, tmp_path: Path) -> None:
     summary = polygons(grove, tmp_path / "all.gpkg", PolygonConfig(background=True))
     assert {name: total.area for name, total in summary.classes.items()} == {"other": 15 * 30 - 15, "trees": 15}
 
 
-def test_small_polygons_are_left_out_after_they_are_whole(grove: Path, tmp_path: Path) -> None:
+def test_the_minimum_area_applies_to_complete_polygons(grove: Path, tmp_path: Path) -> None:
     summary = polygons(grove, tmp_path / "large.gpkg", PolygonConfig(min_area_m2=4))
     assert geopandas.read_file(tmp_path / "large.gpkg")["area_m2"].tolist() == [12]
     assert summary.lines()[0] == f"{tmp_path}/large.gpkg: 1 polygons, 12.0 m2; 1 smaller ones left out"
@@ -178,12 +178,12 @@ def test_without_a_crs_figures_are_in_pixels(tmp_path: Path) -> None:
     assert frame["area_px"].tolist() == [12]
     assert frame["perimeter_px"].tolist() == [24]
     assert frame.crs is None
-    # Where a GIS draws an image that has no place.
+    # Where a GIS draws an image that is not georeferenced.
     assert frame.geometry.iloc[0].bounds == (3, -6, 7, -2)
-    assert "has no CRS: areas and lengths are in pixels" in summary.lines()[-1]
+    assert "map.tif has no CRS" in summary.lines()[-1]
 
 
-def test_planar_figures_are_in_metres_whatever_the_unit(tmp_path: Path) -> None:
+def test_planar_measurements_are_in_metres_for_any_unit_of_the_crs(tmp_path: Path) -> None:
     foot = 1200 / 3937
     transform = Affine(10, 0, 6_000_000, 0, -10, 2_000_000)
     path = write_map(tmp_path / "map.tif", trees(), crs="EPSG:2229", transform=transform)
@@ -194,7 +194,7 @@ def test_planar_figures_are_in_metres_whatever_the_unit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857"])
-def test_figures_are_geodesic_where_the_plane_is_not_true(tmp_path: Path, crs: str) -> None:
+def test_measurements_are_geodesic_for_crs_that_distort_areas(tmp_path: Path, crs: str) -> None:
     """Squares of 30 m at 60 degrees north, in degrees and in Web Mercator, whose areas are four times too large."""
     geod, (lon, lat) = Geod(ellps="WGS84"), (25.0, 60.0)
     if crs == "EPSG:4326":
@@ -208,10 +208,10 @@ def test_figures_are_geodesic_where_the_plane_is_not_true(tmp_path: Path, crs: s
     frame = geopandas.read_file(tmp_path / "trees.gpkg")
     assert frame["area_m2"].tolist() == pytest.approx([12 * across * down], rel=6e-3)
     assert frame["perimeter_m"].tolist() == pytest.approx([12 * (across + down)], rel=6e-3)
-    assert "measured on the ellipsoid" in summary.lines()[-1]
+    assert "ellipsoid" in summary.lines()[-1]
 
 
-def test_geodesic_and_planar_figures_agree_where_both_hold() -> None:
+def test_geodesic_and_planar_measurements_agree() -> None:
     """The same square kilometre in UTM and, by its corners, on the ellipsoid."""
     utm = CRS.from_epsg(32612)
     shapes = np.array([shapely.box(0, 0, 1000, 1000)], object)
@@ -227,43 +227,43 @@ def test_geodesic_and_planar_figures_agree_where_both_hold() -> None:
 # --------------------------------------------------------------------------------------------------- what is refused
 
 
-def test_a_map_without_names_is_named_by_its_values(tmp_path: Path) -> None:
+def test_classes_without_names_are_named_by_their_values(tmp_path: Path) -> None:
     values = np.zeros((9, 9), np.uint8)
     values[1:3, 1:3] = 4
     path = write_map(tmp_path / "map.tif", values, legend=None)
     summary = polygons(path, tmp_path / "found.gpkg")
     assert geopandas.read_file(tmp_path / "found.gpkg")["class"].tolist() == ["4"]
-    assert "does not state its classes" in summary.lines()[-1]
-    assert "value 0 counts as background" in summary.lines()[-1]
+    assert "map.tif has no class names" in summary.lines()[-1]
+    assert "value 0" in summary.lines()[-1]
     both = polygons(path, tmp_path / "both.gpkg", PolygonConfig(background=True))
     assert {name: total.polygons for name, total in both.classes.items()} == {"0": 1, "4": 1}
 
 
 @pytest.mark.parametrize(
-    ("pixels", "seen"),
+    ("pixels", "bands"),
     [(np.ones((3, 9, 9), np.uint8), "3 bands of uint8"), (np.ones((1, 9, 9), np.float32), "1 bands of float32")],
 )
-def test_an_image_is_no_class_map(tmp_path: Path, pixels: ndarray, seen: str) -> None:
+def test_an_image_is_not_a_class_map(tmp_path: Path, pixels: ndarray, bands: str) -> None:
     path = write_raster(tmp_path / "image.tif", pixels)
-    with pytest.raises(InputError, match=rf"image.tif holds {seen}, and a class map is one band of whole numbers"):
+    with pytest.raises(InputError, match=rf"image\.tif .*{bands}"):
         polygons(path, tmp_path / "out.gpkg")
     assert not (tmp_path / "out.gpkg").exists()
 
 
-def test_what_cannot_be_written_is_one_line(grove: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused(grove: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.gpkg").write_text("mine")
-    with pytest.raises(OutputError, match=r"mine.gpkg exists already"):
+    with pytest.raises(OutputError, match=r"mine\.gpkg exists"):
         polygons(grove, tmp_path / "mine.gpkg")
     with pytest.raises(OutputError, match=r"\.gpkg, \.geojson, \.json, \.fgb, \.parquet, \.csv"):
         polygons(grove, tmp_path / "trees.shp")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match=r"mine\.gpkg"):
         polygons(grove, tmp_path / "mine.gpkg" / "trees.gpkg")
     assert {path.name for path in tmp_path.iterdir()} == {"map.tif", "mine.gpkg"}
 
 
-def test_a_truncated_map_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_the_error_names_a_truncated_map_and_nothing_is_left(tmp_path: Path) -> None:
     path = write_map(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 3, (300, 300)), legend=None)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"map.tif: rows .* cannot be read"):
+    with pytest.raises(InputError, match=r"map\.tif: rows \d+"):
         polygons(path, tmp_path / "out.gpkg")
     assert {path.name for path in tmp_path.iterdir()} == {"map.tif"}

@@ -1,4 +1,4 @@
-"""Planted mistakes of an annotator are found, drawn lines and doubts are not; errors by pixel and by tile."""
+"""Suspected label errors: planted errors are found, thin lines and unconfident pixels are not; error rasters."""
 
 from itertools import product
 
@@ -23,13 +23,13 @@ MAPS = arrays(np.uint8, (9, 8), elements=st.sampled_from([0, 1, 2]))
 
 
 def forest(side: int = 60) -> tuple[ndarray, ndarray]:
-    """A label whose left half is class 1, and a model that is right and sure of it."""
+    """A label whose left half is the positive class, and the probabilities of a model that is right and confident."""
     truth = np.zeros((side, side), np.uint8)
     truth[:, : side // 2] = 1
     return truth, np.where(truth == 1, 0.9, 0.1).astype(np.float32)
 
 
-def test_planted_mistakes_are_found_with_their_place_and_area() -> None:
+def test_planted_label_errors_are_found_with_outline_and_area() -> None:
     truth, probability = forest()
     truth[5:15, 10:20] = 0
     truth[30:36, 40:50] = 1
@@ -42,20 +42,20 @@ def test_planted_mistakes_are_found_with_their_place_and_area() -> None:
     assert found.shapes[1].equals(shapely.box(40, 30, 50, 36))
 
 
-def test_outlines_lie_where_the_transform_leads() -> None:
+def test_outlines_are_in_the_coordinates_of_the_transform() -> None:
     truth, probability = forest()
     truth[5:15, 10:20] = 0
     found = find_suspects(truth, binary_probabilities(probability), EVEN, transform=Affine(2, 0, 1000, 0, -2, 500))
     assert found.shapes[0].equals(shapely.box(1020, 470, 1040, 490))
 
 
-def test_what_is_thin_small_unlabelled_or_unsure_is_no_suspect() -> None:
+def test_thin_small_unlabelled_or_unconfident_regions_are_not_suspects() -> None:
     truth, probability = forest()
     truth[:, 28:30] = 0  # A line along the edge, two pixels wide.
     truth[50:54, 5:9] = 0  # Sixteen pixels.
     truth[10:20, 45:55] = IGNORE
     probability[10:20, 45:55] = 0.99
-    probability[30:40, 45:55] = 0.6  # The model leans to class 1, but is less sure of it than usual.
+    probability[30:40, 45:55] = 0.6  # The model predicts the positive class, but less confidently than usual.
     thresholds = confidence_thresholds(self_confidence(truth, binary_probabilities(probability)))
     assert 0.85 < thresholds[1] < 0.92
     assert len(find_suspects(truth, binary_probabilities(probability), thresholds)) == 0
@@ -63,7 +63,7 @@ def test_what_is_thin_small_unlabelled_or_unsure_is_no_suspect() -> None:
     assert find_suspects(truth, binary_probabilities(probability), EVEN).pixels.tolist() == [100]
 
 
-def test_the_larger_and_surer_mistake_comes_first() -> None:
+def test_suspects_are_sorted_by_area_and_confidence() -> None:
     truth, probability = forest(100)
     for row, size, sure in ((5, 10, 0.95), (30, 12, 0.6), (60, 9, 0.99)):
         truth[row : row + size, 10 : 10 + size] = 0
@@ -71,7 +71,7 @@ def test_the_larger_and_surer_mistake_comes_first() -> None:
     assert find_suspects(truth, binary_probabilities(probability), EVEN).pixels.tolist() == [100, 81, 144]
 
 
-def test_places_of_several_classes_are_kept_apart() -> None:
+def test_adjacent_regions_of_several_classes_are_separate() -> None:
     truth = np.zeros((20, 40), np.uint8)
     seen = np.zeros((3, 20, 40), np.float32)
     seen[0] = 0.8
@@ -83,7 +83,7 @@ def test_places_of_several_classes_are_kept_apart() -> None:
     assert found.label_probability == pytest.approx([0.1, 0.2])
 
 
-def test_a_place_with_a_hole_is_one_polygon_with_a_hole() -> None:
+def test_a_region_with_a_hole_is_a_polygon_with_a_hole() -> None:
     truth, probability = forest()
     truth[5:25, 5:25] = 0
     truth[10:15, 10:15] = 1
@@ -93,7 +93,7 @@ def test_a_place_with_a_hole_is_one_polygon_with_a_hole() -> None:
     assert len(found.shapes[0].interiors) == 1
 
 
-def test_confidence_adds_up_over_scenes_and_a_class_without_pixels_is_never_seen() -> None:
+def test_self_confidence_adds_up_over_scenes_and_is_1_for_a_class_without_pixels() -> None:
     rng = np.random.default_rng(0)
     truth = rng.choice(np.array([0, 1, IGNORE], np.uint8), (2, 12, 10))
     seen = rng.dirichlet([1, 1, 1], (2, 12, 10)).astype(np.float32).transpose(0, 3, 1, 2)
@@ -105,7 +105,7 @@ def test_confidence_adds_up_over_scenes_and_a_class_without_pixels_is_never_seen
 
 
 @given(LABELS, MAPS)
-def test_errors_of_two_classes_are_missed_false_or_right(label: ndarray, mapped: ndarray) -> None:
+def test_binary_errors_are_false_negatives_or_false_positives(label: ndarray, mapped: ndarray) -> None:
     truth, predicted = (np.where(one == 2, 0, one).astype(np.uint8) for one in (label, mapped))
     found = error_raster(truth, predicted, 2)
     assert found.dtype == np.uint8
@@ -116,12 +116,12 @@ def test_errors_of_two_classes_are_missed_false_or_right(label: ndarray, mapped:
 
 
 @pytest.mark.parametrize("classes", [3, 15, 16, 40])
-def test_every_pair_of_classes_has_a_value_of_its_own_with_a_name(classes: int) -> None:
+def test_each_pair_of_classes_has_its_own_value_and_name(classes: int) -> None:
     truth, predicted = (np.array(side, np.uint8)[None] for side in zip(*product(range(classes), repeat=2), strict=True))
     found = error_raster(truth, predicted, classes)
     names = error_names([f"c{i}" for i in range(classes)])
     for label, mapped, value in zip(truth[0], predicted[0], found[0], strict=True):
-        assert names[int(value)] == ("right" if label == mapped else f"c{label} mapped as c{mapped}")
+        assert names[int(value)] == ("correct" if label == mapped else f"c{label} mapped as c{mapped}")
     unknown = error_raster(np.full((1, 1), IGNORE, np.uint8), np.zeros((1, 1), np.uint8), classes)[0, 0]
     assert int(unknown) not in names
 
@@ -141,7 +141,7 @@ def test_tile_counts_are_confusion_matrices(label: ndarray, mapped: ndarray) -> 
             assert ranked.error_rate[0] == pytest.approx((pair[0] != pair[1]).mean())
 
 
-def test_the_worst_tiles_have_the_largest_share_wrong_and_enough_labels() -> None:
+def test_the_worst_tiles_have_the_highest_error_rate_and_enough_labels() -> None:
     counts = np.array(
         [[[50, 50], [0, 0]], [[10, 0], [0, 90]], [[0, 5], [0, 0]], [[90, 10], [0, 0]], [[10, 20], [30, 40]]]
     )

@@ -1,9 +1,9 @@
-"""Make polygons, killed by SIGKILL at each moment worth trying, then go on. Run by test_polygons_resume.py.
+"""Run `polygons`, kill it with SIGKILL at several moments, and resume it. Run by test_polygons_resume.py.
 
     python -m tests.support.kill_polygons FOLDER
 
-FOLDER/whole is not interrupted; FOLDER/<moment> is, three times over. Prints one line a moment: its name, the signal
-that ended the first process, and the rows that it had done.
+FOLDER/whole is not interrupted. In FOLDER/<moment> the job is killed twice at the same moment and then finished. Prints
+one line per moment: its name, the signal that ended the first process, and the rows that it had done.
 """
 
 import json
@@ -19,7 +19,7 @@ from scipy import ndimage
 from geograft.commands.polygons import polygons
 from geograft.config import PolygonConfig
 from geograft.geo.rasters.raster import Image
-from tests.support.processes import Fuse, in_a_process
+from tests.support.processes import Fuse, run_in_child
 from tests.support.rasters import write_raster
 
 HEIGHT, WIDTH = 2600, 40
@@ -40,7 +40,7 @@ def killed_while_reading(length: int) -> Callable[[], None]:
 
 
 def killed_at_file(length: int, after: bool) -> Callable[[], None]:
-    """Return what arms a fuse on the moment before or after a finished file takes its place."""
+    """Return a function that kills the process before or after the `length`-th finished file is moved into place."""
 
     def arm() -> None:
         fuse, replace = Fuse(length), Path.replace
@@ -59,23 +59,23 @@ def killed_at_file(length: int, after: bool) -> Callable[[], None]:
 
 
 def try_moment(folder: Path, name: str, arm: Callable[[], None]) -> str:
-    """Kill a job twice at the same moment, let it come to its end, and say what the first kill left."""
+    """Kill a job twice at the same moment, let it finish, and return what the first kill left."""
     parts = folder / name / ".map.gpkg.part"
 
     def doomed() -> None:
         arm()
-        made(folder, name)
+        run(folder, name)
 
-    ended_by = in_a_process(doomed)
+    ended_by = run_in_child(doomed)
     rows = json.loads((parts / "ledger.json").read_text(encoding="utf-8"))["rows_done"] if parts.exists() else 0
     if parts.exists():
-        in_a_process(doomed)
+        run_in_child(doomed)
     if parts.exists():
-        assert in_a_process(lambda: made(folder, name)) == 0
+        assert run_in_child(lambda: run(folder, name)) == 0
     return f"{name} {ended_by} {rows}"
 
 
-def made(folder: Path, name: str) -> None:
+def run(folder: Path, name: str) -> None:
     polygons(folder / "map.tif", folder / name / "map.gpkg", CONFIG)
 
 
@@ -83,7 +83,7 @@ def main(folder: Path) -> None:
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, HEIGHT, WIDTH)), (0, 5, 5))
     write_raster(folder / "map.tif", (noise.argmax(axis=0) + 1).astype(np.uint8)[None], nodata=255)
     os.utime(folder / "map.tif", (1_700_000_000, 1_700_000_000))
-    assert in_a_process(lambda: made(folder, "whole")) == 0
+    assert run_in_child(lambda: run(folder, "whole")) == 0
     # Files: the ledger; part, state and ledger for each of three rows of blocks; the ledger; the result.
     moments = {f"read-{n}": killed_while_reading(n) for n in (1, 2, 3)}
     moments |= {f"before-file-{n}": killed_at_file(n, after=False) for n in (2, 3, 4, 7, 11, 12)}

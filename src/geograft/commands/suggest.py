@@ -1,10 +1,6 @@
-"""`geograft suggest`: which tiles of unlabelled ground to label next, so that few labels teach a run the most.
+"""`geograft suggest`: choose the tiles to label next (active learning).
 
-From candidates to suggestions: which to label, in which order.
-
-What `geograft suggest` returns, and how it reads.
-
-Suggestions as a layer for a GIS: an outline a tile, the first to label in the strongest colour.
+Tiles are ranked by how much of the runs' uncertainty they cover, and written as a styled layer for a GIS.
 """
 
 from collections.abc import Sequence
@@ -15,22 +11,22 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from geograft.card import ModelCard, read_card, tiles_of
+from geograft.card import ModelCard, read_card, read_tile_set_path
 from geograft.config import PredictConfig, SuggestConfig
 from geograft.dataset.tileset import META, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import refuse_existing
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.outlines import outlines
+from geograft.geo.vectors.outlines import tile_outlines
 from geograft.geo.vectors.reader import Features
-from geograft.geo.vectors.styles import Step, graduated, write_styled
-from geograft.inference.embedding import load_encoder
-from geograft.inference.uncertainty import Doubt
-from geograft.mapping.plan import Job, planned
-from geograft.mapping.pool import Candidate, Eyes, Ground, check_some_left, labelled_on, look
-from geograft.metrics.applicability import KNOWN, Applicability
-from geograft.metrics.selection import batch
-from geograft.text import counted, table
+from geograft.geo.vectors.styles import GraduatedStep, graduated_style, write_styled
+from geograft.inference.embedding import load_cell_encoder
+from geograft.inference.uncertainty import Uncertainty
+from geograft.mapping.plan import MapSource, map_sources
+from geograft.mapping.pool import Candidate, Embedder, PoolRaster, check_candidates, collect_candidates, labelled_area
+from geograft.metrics.applicability import FEATURES_FILE, Applicability
+from geograft.metrics.selection import select_batch
+from geograft.text import format_table, pluralise
 
 
 @dataclass(frozen=True)
@@ -38,111 +34,122 @@ class Suggestion:
     """One tile to label."""
 
     rank: int
-    """From 1 on: the order in which to label."""
+    """The order in which to label, from 1."""
     raster: int
-    """Which of the rasters."""
+    """Index of the raster."""
     window: Window
     score: float
-    """Share of all the doubt that it covers beyond the tiles before it."""
-    doubt: float
-    """Mean over its pixels, 0 to 1."""
-    novelty: float | None
-    """Distance to what the run was trained on, over the threshold of its area of applicability: outside above 1."""
+    """Fraction of the total uncertainty that it covers in addition to the tiles before it."""
+    uncertainty: float
+    """Mean uncertainty over its pixels, 0 to 1."""
+    dissimilarity: float | None
+    """See `Candidate.dissimilarity`: above 1, the tile is outside the run's area of applicability."""
 
 
-def ranked(candidates: Sequence[Candidate], count: int) -> tuple[Suggestion, ...]:
-    """Return the `count` candidates that are best labelled together, the first so many of which are the best so many.
+def rank_candidates(candidates: Sequence[Candidate], count: int) -> tuple[Suggestion, ...]:
+    """Return the best `count` candidates to label together; the first n of them are the best n.
 
-    See `geograft.metrics.selection`: the pieces are the quarters of the tiles. The order of the candidates has no say.
+    See `geograft.metrics.selection`; the pieces are the quarters of the tiles. The order of the candidates does not
+    matter.
     """
-    owners = np.repeat(np.arange(len(candidates)), [len(one.unsure) for one in candidates])
-    features = np.concatenate([one.looks for one in candidates])
-    weights = np.concatenate([one.unsure for one in candidates])
-    found = batch(features, weights, owners, count)
+    owners = np.repeat(np.arange(len(candidates)), [len(one.quarter_uncertainty) for one in candidates])
+    features = np.concatenate([one.embeddings for one in candidates])
+    weights = np.concatenate([one.quarter_uncertainty for one in candidates])
+    found = select_batch(features, weights, owners, count)
     chosen = [candidates[position] for position in found.positions]
     return tuple(
-        Suggestion(rank, one.raster, one.window, float(gain), one.doubt, one.novelty)
+        Suggestion(rank, one.raster, one.window, float(gain), one.uncertainty, one.dissimilarity)
         for rank, (one, gain) in enumerate(zip(chosen, found.gains, strict=True), start=1)
     )
 
 
-LISTED = 10
-"""Suggestions that are printed; the file has all."""
+PRINTED_ROWS = 10
+"""Number of suggestions that are printed; the file has all."""
+HEADER = ("rank", "score", "uncertainty", "dissimilarity", "row", "col", "raster")
 
 
 @dataclass(frozen=True)
 class Suggestions:
-    """What `suggest` wrote."""
+    """The result of `suggest`."""
 
     path: Path
     rasters: tuple[Path, ...]
     tiles: tuple[Suggestion, ...]
-    """In the order in which to label them."""
-    seen: int
-    """Unlabelled tiles that were looked at."""
-    labelled: int
-    """Tiles left out, for they are labelled already."""
+    """Suggestions in the order in which to label them."""
+    unlabelled_tiles: int
+    """Number of unlabelled tiles considered."""
+    labelled_tiles: int
+    """Number of tiles skipped because they are already labelled."""
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Return the first suggestions as a table, and what to do with them."""
+        """Return the summary that the command line prints: the first suggestions as a table, and notes."""
+        tiles = pluralise(len(self.tiles), "tile")
         return [
-            f"{self.path}: {counted(len(self.tiles), 'tile')} to label, of {self.seen:,} that are not labelled"
-            + (f" ({self.labelled:,} more are)" if self.labelled else ""),
-            *table([("rank", "score", "uncertainty", "novelty", "row", "col", "raster"), *map(self._cells, self._top)]),
-            *([f"and {len(self.tiles) - LISTED:,} more"] if len(self.tiles) > LISTED else []),
-            f"Together they stand for {sum(one.score for one in self.tiles):.0%} of what the run is unsure of.",
+            f"{self.path}: {tiles} to label, of {self.unlabelled_tiles:,} unlabelled"
+            + (f" ({self.labelled_tiles:,} are labelled)" if self.labelled_tiles else ""),
+            *format_table([HEADER, *map(self._cells, self._top)]),
+            *([f"and {len(self.tiles) - PRINTED_ROWS:,} more"] if len(self.tiles) > PRINTED_ROWS else []),
+            f"Together they cover {sum(one.score for one in self.tiles):.0%} of the run's uncertainty.",
             *(f"Note: {note}" for note in self.notes),
         ]
 
     @property
     def _top(self) -> tuple[Suggestion, ...]:
-        return self.tiles[:LISTED]
+        return self.tiles[:PRINTED_ROWS]
 
     def _cells(self, one: Suggestion) -> tuple[str, ...]:
-        novelty = "" if one.novelty is None else f"{one.novelty:.2f}"
-        numbers = (f"{one.score:.1%}", f"{one.doubt:.3f}", novelty, f"{one.window.row:,}", f"{one.window.col:,}")
+        dissimilarity = "" if one.dissimilarity is None else f"{one.dissimilarity:.2f}"
+        numbers = (
+            f"{one.score:.1%}",
+            f"{one.uncertainty:.3f}",
+            dissimilarity,
+            f"{one.window.row:,}",
+            f"{one.window.col:,}",
+        )
         return (str(one.rank), *numbers, self.rasters[one.raster].name)
 
 
 LAYER = "suggestions"
 COLOURS = ("#B2182B", "#D55E00", "#E69F00", "#C9B458")
-"""From what to label first to what to label last."""
+"""Colours from the first to the last tile to label."""
 
 
 def check_suffix(path: Path) -> None:
-    """Raise OutputError when `path` is no GeoPackage."""
+    """Raise OutputError unless `path` is a GeoPackage."""
     if path.suffix.lower() != ".gpkg":
-        raise OutputError(f"{path}: suggestions are written as .gpkg. Choose this suffix.")
+        raise OutputError(f"{path}: unknown suffix for suggestions. Use .gpkg.")
 
 
 def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Sequence[tuple[Path, Grid]]) -> None:
-    """Write suggestions with their outlines, in the rasters' CRS, or in WGS 84 where they differ.
+    """Write suggestions with their outlines, in the rasters' CRS, or in WGS 84 if they have several.
 
     Raises:
-        OutputError: when it cannot be written.
+        OutputError: when the file cannot be written.
     """
     names = [str(number) for number in range(len(rasters))]
     places = [(names[one.raster], one.window) for one in suggestions]
-    shapes, crs = outlines(places, dict(zip(names, (grid for _, grid in rasters), strict=True)))
+    shapes, crs = tile_outlines(places, dict(zip(names, (grid for _, grid in rasters), strict=True)))
     columns: dict[str, Sequence[Any] | ndarray] = {
         "rank": np.array([one.rank for one in suggestions], np.int64),
         "score": np.array([one.score for one in suggestions], float),
-        "uncertainty": np.array([one.doubt for one in suggestions], float),
-        "novelty": np.array([np.nan if one.novelty is None else one.novelty for one in suggestions], float),
+        "uncertainty": np.array([one.uncertainty for one in suggestions], float),
+        "dissimilarity": np.array(
+            [np.nan if one.dissimilarity is None else one.dissimilarity for one in suggestions], float
+        ),
         "raster": [str(rasters[one.raster][0]) for one in suggestions],
     }
     for side in ("row", "col", "height", "width"):
         columns[side] = np.array([getattr(one.window, side) for one in suggestions], np.int64)
-    write_styled(path, Features(shapes, columns), crs, LAYER, graduated("rank", _steps(len(suggestions))))
+    write_styled(path, Features(shapes, columns), crs, LAYER, graduated_style("rank", _steps(len(suggestions))))
 
 
-def _steps(count: int) -> list[Step]:
-    """Return up to four steps of ranks 1 to `count`, as even as can be."""
+def _steps(count: int) -> list[GraduatedStep]:
+    """Return up to four steps of the ranks 1 to `count`, as equal in size as possible."""
     number = min(len(COLOURS), count)
     cuts = [count * i // number for i in range(number + 1)]
     return [
-        Step(first + 0.5, last + 0.5, colour, f"{first + 1} to {last}")
+        GraduatedStep(first + 0.5, last + 0.5, colour, f"{first + 1} to {last}")
         for first, last, colour in zip(cuts, cuts[1:], COLOURS, strict=False)
     ]
 
@@ -158,98 +165,106 @@ def suggest(
     known: Path | None = None,
     aoi: Path | None = None,
 ) -> Suggestions:
-    """Write which tiles of `rasters` to label next as a GeoPackage, the best first, and return them.
+    """Choose the tiles of `rasters` to label next, write them as a GeoPackage, the best first, and return them.
 
-    A tile is good to label when the runs are unsure of it and when it looks like much else that they are unsure of, but
-    not like what is suggested before it: see `geograft.metrics.selection`. Doubt is the mean over all runs, looks are
-    those of the first. `rasters` may also be one tile set: then its images are gone through. Ground that lies in tiles
-    of the tile set `known`, of any part, is not suggested; default: the tile set that was given or that the first run
-    was trained on, where it is still there. `aoi` is a vector file: only what its polygons cover is suggested.
+    A tile is worth labelling if the runs are uncertain of it and if it is similar to many other uncertain tiles, but
+    not to the tiles suggested before it: see `geograft.metrics.selection`. Uncertainty is computed from all runs,
+    embeddings from the first. `rasters` may also be one tile set, which stands for its images. Tiles of the tile set
+    `known`, of any split, count as labelled and are not suggested; by default it is the tile set given as `rasters`, or
+    the one that the first run was trained on, if it still exists. `aoi` is a vector file of polygons: only tiles in
+    them are suggested.
 
-    The same runs, rasters and settings give the same suggestions on one machine, and fewer `tiles` the first of them.
-    Costs about as much as a map by `predict` without overlap. Memory does not grow with the rasters.
+    On one machine, the same runs, rasters and settings give the same suggestions, and a smaller `tiles` gives the first
+    of them. Takes about as long as `predict` without overlap. Memory does not grow with the rasters.
 
     Raises:
-        InputError: when a run cannot be used; when a raster does not fit it or cannot be read; when nothing is left to
+        InputError: when a run cannot be used; when a raster does not fit it or cannot be read; when there is no tile to
             suggest.
-        SettingError: for a device or a backend that is not there, and for a spread of one run without turns.
-        OutputError: when `out` exists, is no .gpkg, or cannot be written.
+        SettingError: when the device or backend is not available, or for disagreement of one run without TTA.
+        OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
     refuse_existing(out)
     check_suffix(out)
     runs = (run,) if isinstance(run, Path) else tuple(run)
-    _check_spread(config, runs)
+    _check_views(config, runs)
     card = read_card(runs[0])
-    given = _given(card, rasters)
-    jobs = _jobs(card, given.rasters, config, aoi)
-    labels = _known_tiles(runs[0], known, given.tile_set)
-    grounds = [Ground(i, job, labelled_on(job.rasters[0], job.grid, labels)) for i, job in enumerate(jobs)]
-    eyes = _eyes(runs, card, config)
-    pool = look(eyes, grounds)
-    check_some_left(given.rasters, pool.seen, pool.labelled)
-    tiles = ranked(pool.kept, config.tiles)
-    write_suggestions(out, tiles, [(job.rasters[0], job.grid) for job in jobs])
-    notes = (*eyes.doubt.notes, *_notes(runs[0], eyes.known, labels))
-    return Suggestions(out, given.rasters, tiles, pool.seen, pool.labelled, notes)
+    inputs = _inputs(card, rasters)
+    sources = _sources(card, inputs.rasters, config, aoi)
+    labels = _labelled_tiles(runs[0], known, inputs.tile_set)
+    areas = [labelled_area(source.rasters[0], source.grid, labels) for source in sources]
+    embedder = _load_embedder(runs, card, config)
+    pool = collect_candidates(
+        embedder, [PoolRaster(i, *pair) for i, pair in enumerate(zip(sources, areas, strict=True))]
+    )
+    check_candidates(inputs.rasters, pool.unlabelled_tiles, pool.labelled_tiles)
+    tiles = rank_candidates(pool.candidates, config.tiles)
+    write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
+    notes = (*embedder.uncertainty.notes, *_notes(runs[0], embedder.training_features, labels))
+    return Suggestions(out, inputs.rasters, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Inputs:
     rasters: tuple[Path, ...]
     tile_set: TileSet | None = None
 
 
-def _given(card: ModelCard, rasters: Sequence[Path]) -> _Given:
-    """Return the rasters that are meant: those given, or the images of the tile set that was given."""
+def _inputs(card: ModelCard, rasters: Sequence[Path]) -> _Inputs:
+    """Return the given rasters, or the images of the given tile set."""
     sets = [path for path in rasters if (path / META).exists()]
     if not sets:
-        return _Given(tuple(rasters))
+        return _Inputs(tuple(rasters))
     if len(rasters) > 1:
-        raise InputError(f"{sets[0]} is a tile set: give it alone, or rasters only.")
+        raise InputError(f"{sets[0]} is a tile set. Give one tile set alone, or only rasters.")
     tile_set = TileSet.open(sets[0])
     check_fit(card, tile_set)
-    return _Given(tuple(tile_set.image_path(scene) for scene in tile_set.scenes), tile_set)
+    return _Inputs(tuple(tile_set.image_path(scene) for scene in tile_set.scenes), tile_set)
 
 
-def _jobs(card: ModelCard, rasters: Sequence[Path], config: SuggestConfig, aoi: Path | None) -> list[Job]:
-    """Return what tiles are read from, a raster each; that which they would be mapped to has no part in it."""
+def _sources(card: ModelCard, rasters: Sequence[Path], config: SuggestConfig, aoi: Path | None) -> list[MapSource]:
+    """Return the sources to read tiles from, one per raster; their map paths are not used."""
     if not rasters:
-        raise InputError("No raster was given. Name one or more, or a tile set.")
+        raise InputError("No raster given. Give one or more rasters, or a tile set.")
     settings = PredictConfig(bands=config.bands, resample=config.resample)
-    return [planned(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
+    return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
 
 
-def _known_tiles(run: Path, known: Path | None, given: TileSet | None) -> TileSet | None:
-    """Return the tile set whose ground is labelled; None where nobody knows."""
+def _labelled_tiles(run: Path, known: Path | None, given: TileSet | None) -> TileSet | None:
+    """Return the tile set whose tiles are labelled; None if it is unknown."""
     if known is not None:
         return TileSet.open(known)
     if given is not None:
         return given
     try:
-        return TileSet.open(tiles_of(run))
+        return TileSet.open(read_tile_set_path(run))
     except InputError:
         return None
 
 
-def _eyes(runs: Sequence[Path], card: ModelCard, config: SuggestConfig) -> Eyes:
-    doubt = Doubt.load(
-        runs, config.doubt, tta=config.tta, device=config.device, backend=config.backend, batch_size=config.batch_size
+def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig) -> Embedder:
+    uncertainty = Uncertainty.load(
+        runs,
+        config.acquisition,
+        tta=config.tta,
+        device=config.device,
+        backend=config.backend,
+        batch_size=config.batch_size,
     )
-    path = runs[0] / KNOWN
-    known = Applicability.read(path) if path.exists() else None
-    return Eyes(doubt, load_encoder(runs[0], card, config.device), known, config.batch_size)
+    path = runs[0] / FEATURES_FILE
+    features = Applicability.read(path) if path.exists() else None
+    return Embedder(uncertainty, load_cell_encoder(runs[0], card, config.device), features, config.batch_size)
 
 
-def _check_spread(config: SuggestConfig, runs: Sequence[Path]) -> None:
-    if config.doubt == "spread" and config.tta == 1 and len(runs) == 1:
+def _check_views(config: SuggestConfig, runs: Sequence[Path]) -> None:
+    if config.acquisition == "disagreement" and config.tta == 1 and len(runs) == 1:
         raise SettingError(
-            "doubt = 'spread' needs several answers to every pixel, and one run gives one. Give more runs "
-            "(--ensemble), or let it see every tile turned (--tta 4)."
+            "--acquisition disagreement needs several predictions per pixel, and one run gives one. Give more runs "
+            "(--ensemble) or use test-time augmentation (--tta 4)."
         )
 
 
-def _notes(run: Path, known: Applicability | None, labels: TileSet | None) -> tuple[str, ...]:
-    """Return what the user should know, a line each."""
-    ground = f"{run} does not say which ground is labelled (its tile set is gone): give it with --known TILES."
-    looks = f"{run} holds no {KNOWN}: how unlike its training the tiles look is not known, and novelty stays empty."
-    return (*([] if labels else [ground]), *([] if known else [looks]))
+def _notes(run: Path, features: Applicability | None, labels: TileSet | None) -> tuple[str, ...]:
+    """Return notes on missing inputs, one line each."""
+    no_labels = f"the tile set of {run} does not exist, so labelled tiles are not skipped. Give it with --known TILES."
+    no_features = f"{run} has no {FEATURES_FILE}, so the field dissimilarity is empty."
+    return (*([] if labels else [no_labels]), *([] if features else [no_features]))

@@ -1,4 +1,4 @@
-"""Regions as polygons: the same by blocks as from the whole, and burnt back they are the mask."""
+"""Polygonized regions: independent of the block size, and equal to the mask when rasterized."""
 
 import tracemalloc
 from collections import Counter
@@ -25,7 +25,7 @@ CONNECTIVITY = st.sampled_from([4, 8])
 
 @st.composite
 def class_maps(draw: st.DrawFn) -> tuple[ndarray, ndarray]:
-    """Values and which pixels are kept: noise, or blobs with holes and islands in them."""
+    """Values and valid pixels: noise, or blobs with holes and islands in them."""
     height, width, classes = draw(st.integers(1, 24)), draw(st.integers(1, 24)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     smooth = draw(st.sampled_from([0.0, 0.7, 1.5]))
@@ -53,12 +53,12 @@ def blobs(size: int, classes: int = 3, smooth: float = 4) -> ndarray:
 
 @SEVERAL
 @given(class_maps(), CONNECTIVITY, BLOCKS)
-def test_blocks_give_what_gdal_gives_from_the_whole(
+def test_regions_by_blocks_equal_gdal_polygonize_of_the_whole(
     scene: tuple[ndarray, ndarray], connectivity: int, block_px: int
 ) -> None:
     values, kept = scene
     found = by_blocks(values, kept, connectivity, block_px)
-    # Across corners GDAL's outlines touch themselves; repaired they are the same polygons.
+    # GDAL's 8-connected outlines touch themselves at corners; after repair they are the same polygons.
     whole = [
         (int(value), shapely.make_valid(shape(outline)))
         for outline, value in gdal_shapes(values, mask=kept, connectivity=connectivity)
@@ -69,7 +69,7 @@ def test_blocks_give_what_gdal_gives_from_the_whole(
 
 @SEVERAL
 @given(class_maps(), CONNECTIVITY, BLOCKS)
-def test_burnt_back_the_polygons_are_the_mask(scene: tuple[ndarray, ndarray], connectivity: int, block_px: int) -> None:
+def test_rasterized_polygons_equal_the_mask(scene: tuple[ndarray, ndarray], connectivity: int, block_px: int) -> None:
     values, kept = scene
     found = by_blocks(values, kept, connectivity, block_px)
     burnt = np.full(values.shape, 255, np.uint8)
@@ -91,7 +91,7 @@ def test_labels_are_the_regions_of_each_value(scene: tuple[ndarray, ndarray], co
     assert len(owners) == len(by_blocks(values, kept, connectivity))
 
 
-def test_holes_are_kept_and_islands_in_them_are_their_own() -> None:
+def test_holes_are_kept_and_islands_in_them_are_separate_regions() -> None:
     values = np.ones((9, 9), np.uint8)
     values[2:7, 2:7] = 0
     values[4, 4] = 1
@@ -113,7 +113,7 @@ def test_a_spiral_through_all_blocks_is_one_polygon() -> None:
     assert region.shape.area == (values == 1).sum()
 
 
-def test_diagonal_neighbours_are_one_region_of_valid_parts() -> None:
+def test_diagonal_neighbours_are_one_valid_multipolygon() -> None:
     values = np.eye(6, dtype=np.uint8)
     assert len(by_blocks(values, values == 1, 4, 2)) == 6
     (region,) = by_blocks(values, values == 1, 8, 2)

@@ -1,4 +1,4 @@
-"""Simplified and smoothed outlines: near the old ones, valid, fitting, and the same whoever looks at them."""
+"""Simplified and smoothed outlines: near the originals, valid, a coverage, and independent of the block size."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.mapping.polygons.test_shapes import CONNECTIVITY, blobs, class_maps, 
 DISTANCES = st.sampled_from([0.0, 0.5, 1.0, 1.5, 3.0])
 
 
-def eased_by_blocks(
+def simplify_by_blocks(
     values: ndarray, kept: ndarray, distance: float, rounds: int, connectivity: int = 4, block_px: int = 1024
 ) -> tuple[ndarray, ndarray, list[int]]:
     """Return the shapes before and after, and their values."""
@@ -38,16 +38,16 @@ def vertices(shapes: ndarray) -> int:
 
 @settings(deadline=None, max_examples=40)
 @given(class_maps(), DISTANCES, st.sampled_from([0, 1, 3]), CONNECTIVITY, st.sampled_from([5, 9]))
-def test_neighbours_fit_and_blocks_do_not_show(
+def test_polygons_stay_a_coverage_independent_of_the_block_size(
     scene: tuple[ndarray, ndarray], distance: float, rounds: int, connectivity: int, block_px: int
 ) -> None:
     values, kept = scene
-    before, after, owners = eased_by_blocks(values, kept, distance, rounds, connectivity, block_px)
+    before, after, owners = simplify_by_blocks(values, kept, distance, rounds, connectivity, block_px)
     if not len(before):
         return
     assert shapely.is_valid(after).all()
     assert (shapely.area(after) > 0).all()
-    whole = eased_by_blocks(values, kept, distance, rounds, connectivity)
+    whole = simplify_by_blocks(values, kept, distance, rounds, connectivity)
     assert sorted(shapely.to_wkb(shapely.normalize(after))) == sorted(shapely.to_wkb(shapely.normalize(whole[1])))
     assert shapely.area(shapely.union_all(after)) == pytest.approx(shapely.area(after).sum(), abs=1e-6)
     assert not (distance or rounds) or shapely.coverage_is_valid(after)
@@ -61,9 +61,9 @@ def test_neighbours_fit_and_blocks_do_not_show(
 @pytest.mark.parametrize("distance", [0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("rounds", [0, 2])
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_a_coverage_stays_one(distance: float, rounds: int, connectivity: int) -> None:
+def test_a_coverage_stays_a_coverage(distance: float, rounds: int, connectivity: int) -> None:
     values = blobs(120)
-    before, after, _ = eased_by_blocks(values, np.ones_like(values, bool), distance, rounds, connectivity, 32)
+    before, after, _ = simplify_by_blocks(values, np.ones_like(values, bool), distance, rounds, connectivity, 32)
     assert shapely.coverage_is_valid(after)
     assert shapely.is_valid(after).all()
     assert shapely.area(after).sum() == pytest.approx(shapely.area(shapely.union_all(after)))
@@ -71,10 +71,10 @@ def test_a_coverage_stays_one(distance: float, rounds: int, connectivity: int) -
         assert vertices(after) < vertices(before) * (1.1 if distance < 1 else 0.7)
 
 
-def test_a_straight_edge_at_any_angle_becomes_straight() -> None:
+def test_the_staircase_along_a_straight_edge_is_removed() -> None:
     rows, cols = np.indices((200, 200))
     values = (rows * 3 + cols < 300).astype(np.uint8)
-    _, after, owners = eased_by_blocks(values, values == 1, 1.0, 0, block_px=64)
+    _, after, owners = simplify_by_blocks(values, values == 1, 1.0, 0, block_px=64)
     (triangle,) = after
     assert owners == [1]
     assert len(triangle.exterior.coords) <= 7
@@ -86,7 +86,7 @@ def test_smoothing_makes_a_disc_rounder() -> None:
     disc = (((rows - 50) ** 2 + (cols - 50) ** 2) < 40**2).astype(np.uint8)
     roughness = []
     for rounds in (0, 1, 3):
-        _, (shape,), _ = eased_by_blocks(disc, disc == 1, 1.0, rounds)
+        _, (shape,), _ = simplify_by_blocks(disc, disc == 1, 1.0, rounds)
         points = shapely.get_coordinates(shape)[:-1]
         turns = np.diff(np.unwrap(np.arctan2(*np.diff(points, axis=0, append=points[:1]).T)))
         roughness.append(np.abs(turns).max())
@@ -94,7 +94,7 @@ def test_smoothing_makes_a_disc_rounder() -> None:
     assert roughness[2] < 0.5 * roughness[1] < 0.5 * roughness[0] * 1.01
 
 
-def test_nothing_is_nothing() -> None:
+def test_no_polygons_give_no_polygons() -> None:
     near = next(
         finish_row(
             ClassMapSource(1, 1, reader(np.zeros((1, 1), np.uint8), np.zeros((1, 1), bool))),

@@ -1,4 +1,4 @@
-"""Buildings get right angles: on rotated shapes burnt into pixels, against the shapes that were burnt."""
+"""Orthogonalized outlines: rotated shapes are rasterized, polygonized, orthogonalized and compared to the originals."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ COURT = box(0, 0, 40, 36).difference(box(12, 12, 28, 24))
 ANGLES = [0, 7, 23, 45, 61, 88]
 
 
-def burnt(shape: Polygon) -> Polygon:
+def pixel_outline(shape: Polygon) -> Polygon:
     """Return the outline of the pixels whose centres lie in a shape."""
     pixels = rasterize([(shape, 1)], out=np.zeros((80, 80), np.uint8))
     (region,) = by_blocks(pixels, pixels == 1)
@@ -24,7 +24,7 @@ def burnt(shape: Polygon) -> Polygon:
     return region.shape
 
 
-def placed(shape: Polygon, angle: float) -> Polygon:
+def rotate_and_center(shape: Polygon, angle: float) -> Polygon:
     turned = rotate(shape, angle)
     return translate(turned, 40 - turned.centroid.x, 40 - turned.centroid.y)
 
@@ -39,9 +39,9 @@ def angles(ring: shapely.LinearRing) -> ndarray:
 
 @pytest.mark.parametrize("angle", ANGLES)
 @pytest.mark.parametrize(("shape", "corners"), [(L_SHAPE, 6), (box(0, 0, 30, 18), 4), (COURT, 4)])
-def test_a_turned_building_comes_back(shape: Polygon, corners: int, angle: float) -> None:
-    drawn = placed(shape, angle)
-    pixels = burnt(drawn)
+def test_a_rotated_building_is_recovered(shape: Polygon, corners: int, angle: float) -> None:
+    original = rotate_and_center(shape, angle)
+    pixels = pixel_outline(original)
     found = orthogonalize(pixels)
     assert isinstance(found, Polygon)
     assert found.is_valid
@@ -50,31 +50,31 @@ def test_a_turned_building_comes_back(shape: Polygon, corners: int, angle: float
     assert len(found.exterior.coords) - 1 == corners
     assert len(found.interiors) == len(shape.interiors)
     assert iou(found, pixels) > 0.9
-    assert iou(found, drawn) > 0.92
+    assert iou(found, original) > 0.92
 
 
-def test_what_is_not_square_stays_as_it_is() -> None:
+def test_a_shape_without_right_angles_is_unchanged() -> None:
     ring = shapely.Point(40, 40).buffer(30).difference(shapely.Point(40, 40).buffer(26))
-    assert orthogonalize(burnt(ring)).equals(burnt(ring))
+    assert orthogonalize(pixel_outline(ring)).equals(pixel_outline(ring))
 
 
-def test_a_pixel_and_a_row_of_pixels() -> None:
+def test_a_pixel_and_a_row_of_pixels_are_unchanged() -> None:
     for shape in (box(3, 3, 4, 4), box(3, 3, 9, 4), box(3, 3, 5, 5)):
         assert iou(orthogonalize(shape), shape) == pytest.approx(1)
 
 
-def test_angles_are_right_on_the_ground_where_pixels_are_not_square() -> None:
-    drawn = placed(box(0, 0, 36, 20), 30)
+def test_angles_are_right_in_metres_for_pixels_that_are_not_square() -> None:
+    original = rotate_and_center(box(0, 0, 36, 20), 30)
     # Pixels half as high as wide: 160 rows of 80.
-    flat = shapely.affinity.scale(drawn, 1, 2, origin=(0, 0))
+    flat = shapely.affinity.scale(original, 1, 2, origin=(0, 0))
     pixels = rasterize([(flat, 1)], out=np.zeros((160, 80), np.uint8))
     (region,) = by_blocks(pixels, pixels == 1)
     found = shapely.affinity.scale(orthogonalize(region.shape, 0.5), 1, 0.5, origin=(0, 0))
     assert np.allclose(angles(found.exterior), 90, atol=1e-6)
-    assert iou(found, drawn) > 0.94
+    assert iou(found, original) > 0.94
 
 
-def test_parts_that_would_run_into_each_other_stay_as_they_are() -> None:
+def test_parts_that_would_overlap_are_unchanged() -> None:
     cells = np.zeros((60, 60), np.uint8)
     for at in range(0, 40, 4):
         cells[at : at + 4, at : at + 4] = 1

@@ -1,12 +1,12 @@
-"""Polygons that are finished, kept in a folder until all are, so that a killed job can go on.
+"""Store the finished polygons of a job in a folder, so that a killed job can resume.
 
     .OUT.part/
-      ledger.json           what is being made, from what, and how many rows of the map are done; where it has a band
-                            for each class, those of all bands, one after another
-      part-00001024.npz     the polygons that ended in the row of blocks that begins at that row
-      open-00002048.npz     the regions that go on below that row
+      ledger.json           the job's inputs and settings, and the number of map rows done; in a map with a band per
+                            class, the rows of all bands count one after another
+      part-00001024.npz     the polygons that ended in the row of blocks that starts at that row
+      open-00002048.npz     the regions that continue below that row
 
-What the ledger does not name does not count. It is replaced after both files have reached the disk.
+Files that the ledger does not name are ignored. The ledger is replaced after both files have reached the disk.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,36 +16,45 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from geograft.files import writing
-from geograft.resume import DAMAGE, as_json, begun, check_same, remove_ledger, save_arrays, unreadable, write_ledger
+from geograft.files import translate_write_errors
+from geograft.resume import (
+    READ_ERRORS,
+    check_same_origin,
+    read_ledger,
+    remove_ledger,
+    save_arrays,
+    to_json_types,
+    unreadable_error,
+    write_ledger,
+)
 
-ABOUT = "Polygons in the making. The same command goes on with them; remove this folder to begin anew."
+ABOUT = "Polygons in progress. Run the same command again to resume; remove this folder to start over."
 
 
 class PolygonLedger:
-    """The rows of blocks of one map that are done, from the top down."""
+    """The finished rows of blocks of one map, from the top down."""
 
     def __init__(self, folder: Path, origin: Mapping[str, Any], rows: int) -> None:
-        """Open the ledger in `folder`, or begin one. `origin` is everything that decides what comes out, as JSON.
+        """Open the ledger in `folder`, or create one. `origin` is everything that determines the result, as JSON.
 
         Raises:
-            InputError: when the folder belongs to another origin, naming what differs, or cannot be understood.
+            InputError: when the folder belongs to another origin (the message names what differs) or is corrupt.
             OutputError: when the folder cannot be written.
         """
         self.folder, self.rows = folder, rows
-        self._origin = as_json(origin)
-        kept = begun(folder, ("origin", "rows_done", "complete", "parts"))
-        if kept is not None:
-            check_same(folder, "polygons", kept["origin"], self._origin)
-        self._starts: list[int] = kept["parts"] if kept else []
-        self.rows_done: int = kept["rows_done"] if kept else 0
-        with writing(folder):
+        self._origin = to_json_types(origin)
+        saved = read_ledger(folder, ("origin", "rows_done", "complete", "parts"))
+        if saved is not None:
+            check_same_origin(folder, "polygons", saved["origin"], self._origin)
+        self._starts: list[int] = saved["parts"] if saved else []
+        self.rows_done: int = saved["rows_done"] if saved else 0
+        with translate_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if kept is None:
+        if saved is None:
             self._save()
 
     def add(self, stop_row: int, part: Mapping[str, ndarray], state: Mapping[str, ndarray]) -> None:
-        """Keep what ended in the row of blocks before `stop_row`, and what is still open.
+        """Save the polygons that ended in the row of blocks before `stop_row`, and the open regions.
 
         Raises:
             OutputError: when the disk is full.
@@ -59,7 +68,7 @@ class PolygonLedger:
         before.unlink(missing_ok=True)
 
     def state(self) -> dict[str, ndarray] | None:
-        """Return what was open when the last row of blocks ended; None at the beginning.
+        """Return the open regions after the last finished row of blocks; None before the first.
 
         Raises:
             InputError: when it cannot be read.
@@ -69,8 +78,8 @@ class PolygonLedger:
         with self._loaded(self._state_path()) as arrays:
             return {name: arrays[name] for name in arrays.names}
 
-    def parts(self) -> Iterator[tuple[int, "Arrays"]]:
-        """Yield what ended in every row of blocks, after the row's first row; arrays are read when they are asked for.
+    def parts(self) -> Iterator[tuple[int, "LazyArrays"]]:
+        """Yield the first pixel row of each row of blocks, and its polygons as arrays that are read on access.
 
         Raises:
             InputError: when it cannot be read.
@@ -80,18 +89,18 @@ class PolygonLedger:
                 yield row, arrays
 
     def finish(self) -> None:
-        """Note that all rows are done: from now on, a file at the final place is this job's."""
+        """Mark all rows as done: from now on, a file at the final path belongs to this job."""
         self._save(complete=True)
 
     def remove(self) -> None:
         """Remove the folder with everything in it."""
         remove_ledger(self.folder)
 
-    def _loaded(self, path: Path) -> "Arrays":
+    def _loaded(self, path: Path) -> "LazyArrays":
         try:
-            return Arrays(path)
-        except DAMAGE as error:
-            raise unreadable(path, error) from error
+            return LazyArrays(path)
+        except READ_ERRORS as error:
+            raise unreadable_error(path, error) from error
 
     def _part_path(self, row: int) -> Path:
         return self.folder / f"part-{row:08d}.npz"
@@ -104,8 +113,8 @@ class PolygonLedger:
         write_ledger(self.folder, {"about": ABOUT, **done, "origin": self._origin})
 
 
-class Arrays:
-    """The arrays of one file by name, each read when it is asked for."""
+class LazyArrays:
+    """The arrays of an .npz file by name, each read on access."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -116,7 +125,7 @@ class Arrays:
             self._opened.close()
             raise
 
-    def __enter__(self) -> "Arrays":
+    def __enter__(self) -> "LazyArrays":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -125,12 +134,12 @@ class Arrays:
 
     @property
     def names(self) -> list[str]:
-        """What the file holds."""
+        """Names of the arrays in the file."""
         return list(self._file.files)
 
     def __getitem__(self, name: str) -> ndarray:
         try:
             array: ndarray = self._file[name]
-        except DAMAGE as error:
-            raise unreadable(self._path, error) from error
+        except READ_ERRORS as error:
+            raise unreadable_error(self._path, error) from error
         return array

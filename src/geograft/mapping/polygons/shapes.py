@@ -1,12 +1,9 @@
-"""Regions of equal value within one block, as labels and as polygons.
+"""Label and polygonize the regions of one block, find the corners of outlines, and pack shapes into arrays.
 
-All coordinates are whole pixels of the raster, (column, row), so that joining parts from several blocks is exact.
-
-Corners of pixels at which outlines turn or meet: what simplifying and smoothing must know of a region's neighbours.
-
-All that is said of a corner is found in the four pixels around it, and so is the same in every block that sees them.
-
-Lists of outlines and of points as plain arrays, for files that need no pickle.
+All coordinates are whole pixels of the raster, (column, row), so merging polygons from several blocks is exact. Corners
+are what simplification and smoothing need to know of a region's neighbours; each is found from the four pixels around
+it and is therefore the same in every block that contains them. Shapes and points are packed into plain arrays, so files
+need no pickle.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,35 +26,35 @@ NO_SUMS = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels of one value that hang together."""
+    """A connected region of pixels of one value."""
 
     value: int
     shape: Polygon | MultiPolygon
-    """In pixels, (column, row). Several polygons where parts touch at corners only."""
+    """In pixels, (column, row). A multipolygon where parts touch at corners only."""
     sums: Int64[ndarray, " k"] = field(default_factory=lambda: NO_SUMS, compare=False)
-    """Sums over its pixels, of whatever was measured."""
+    """Sums over its pixels, see `ClassMapSource.sum_pixels`."""
 
 
-def labelled(
-    values: Integer[ndarray, "h w"], kept: Bool[ndarray, "h w"], connectivity: int
+def label_regions(
+    values: Integer[ndarray, "h w"], valid: Bool[ndarray, "h w"], connectivity: int
 ) -> tuple[Int32[ndarray, "h w"], Int64[ndarray, " n"]]:
-    """Return the number of each pixel's region, from 1 on, 0 where not `kept`, and the value of every region.
+    """Return the label of each pixel, 1 to n, 0 where not `valid`, and the value of each label.
 
     Pixels that share an edge (`connectivity` 4), or an edge or a corner (8), belong to one region.
     """
     labels = np.zeros(values.shape, np.int32)
-    owners: list[int] = []
-    for value in np.unique(values[kept]):
-        found, count = ndimage.label(kept & (values == value), NEIGHBOURS[connectivity], output=np.int32)
-        labels += np.where(found, found + len(owners), 0).astype(np.int32)
-        owners += [int(value)] * count
-    return labels, np.array(owners, np.int64)
+    label_values: list[int] = []
+    for value in np.unique(values[valid]):
+        found, count = ndimage.label(valid & (values == value), NEIGHBOURS[connectivity], output=np.int32)
+        labels += np.where(found, found + len(label_values), 0).astype(np.int32)
+        label_values += [int(value)] * count
+    return labels, np.array(label_values, np.int64)
 
 
-def parts(labels: Int32[ndarray, "h w"], window: Window) -> dict[int, list[Polygon]]:
-    """Return the polygons of each label, in pixels of the raster that `window` lies in.
+def polygonize(labels: Int32[ndarray, "h w"], window: Window) -> dict[int, list[Polygon]]:
+    """Return the polygons of each label, in pixels of the raster that contains `window`.
 
-    Always with the corners of diagonal neighbours apart: GDAL's outlines across corners touch themselves.
+    Diagonal neighbours are always separate polygons: GDAL's 8-connected outlines touch themselves.
     """
     found: dict[int, list[Polygon]] = {}
     if not labels.any():
@@ -69,16 +66,18 @@ def parts(labels: Int32[ndarray, "h w"], window: Window) -> dict[int, list[Polyg
     return found
 
 
-def joined(polygons: list[Polygon]) -> Polygon | MultiPolygon:
-    """Return polygons with edges along pixels as one, without vertices along straight edges."""
+def merge_polygons(polygons: list[Polygon]) -> Polygon | MultiPolygon:
+    """Return the union of polygons along pixel edges, without vertices on straight edges."""
     if len(polygons) == 1:
         return polygons[0]
-    pieces = [_straightened(part) for part in shapely.get_parts(shapely.union_all(polygons))]
+    pieces = [_drop_collinear(part) for part in shapely.get_parts(shapely.union_all(polygons))]
     return pieces[0] if len(pieces) == 1 else MultiPolygon(pieces)
 
 
-def assembled(rings: ndarray, polygon_of: Int64[ndarray, " r"], shape_of: Int64[ndarray, " p"], count: int) -> ndarray:
-    """Return `count` shapes from rings, each polygon's outer one first; multipolygons where a shape has several."""
+def assemble_shapes(
+    rings: ndarray, polygon_of: Int64[ndarray, " r"], shape_of: Int64[ndarray, " p"], count: int
+) -> ndarray:
+    """Return `count` shapes built from rings, the shell of each polygon first; multipolygons where needed."""
     polygons = np.asarray(shapely.polygons(rings, indices=polygon_of), object)
     several = np.bincount(shape_of, minlength=count) > 1
     shapes, alone = np.empty(count, object), ~several[shape_of]
@@ -97,7 +96,7 @@ def as_array(shapes: Iterable[shapely.Geometry]) -> ndarray:
     return array
 
 
-def _straightened(polygon: Polygon) -> Polygon:
+def _drop_collinear(polygon: Polygon) -> Polygon:
     return Polygon(_turns(polygon.exterior), [_turns(hole) for hole in polygon.interiors])
 
 
@@ -109,58 +108,58 @@ def _turns(ring: LinearRing) -> Float64[ndarray, "n 2"]:
     return turns
 
 
-MOST_LOOKS = 2**20
-"""Pixels that are looked at in one go."""
+MAX_LOOKUPS = 2**20
+"""Pixels that `points_by_label` looks up at a time."""
 
 
 @dataclass(frozen=True)
 class Corners:
-    """Places in whole pixels, (column, row)."""
+    """Corners of outlines in whole pixels, (column, row)."""
 
     turns: Int64[ndarray, "n 2"]
-    """Where an outline turns or outlines meet: every vertex that any outline has."""
+    """Where an outline turns or outlines meet: every vertex of any outline."""
     nodes: Int64[ndarray, "m 2"]
-    """Where three outlines or more meet: what several regions' outlines must share."""
+    """Where three or more outlines meet: vertices that neighbouring regions must share."""
 
 
 NO_CORNERS = Corners(np.empty((0, 2), np.int64), np.empty((0, 2), np.int64))
 
 
-def corners(values: Int64[ndarray, "h w"], row: int, col: int) -> Corners:
-    """Return the corners between the pixels of `values`, whose first one lies at (`row`, `col`) of the raster.
+def find_corners(values: Int64[ndarray, "h w"], row: int, col: int) -> Corners:
+    """Return the corners between the pixels of `values`, whose first pixel is (`row`, `col`) of the raster.
 
-    A pixel that belongs to no region has a value of its own.
+    Pixels of no region need a value of their own.
     """
     a, b, c, d = values[:-1, :-1], values[:-1, 1:], values[1:, :-1], values[1:, 1:]
     turns = ~(((a == b) & (c == d)) | ((a == c) & (b == d)))
-    # Of four pixels, three are equal at a plain turn. What is left has three values, or two that touch crosswise.
+    # At a plain turn three of the four pixels are equal. The rest have three values, or two that touch diagonally.
     plain = ((a == b) & ((a == c) | (a == d))) | ((c == d) & ((a == c) | (b == c)))
     shift = np.array([col + 1, row + 1])
-    return Corners(*(np.argwhere(found)[:, ::-1].astype(np.int64) + shift for found in (turns, turns & ~plain)))
+    return Corners(*(np.argwhere(mask)[:, ::-1].astype(np.int64) + shift for mask in (turns, turns & ~plain)))
 
 
-def by_label(
+def points_by_label(
     points: Int64[ndarray, "n 2"],
     labels: Int32[ndarray, "h w"],
     window: Window,
-    wanted: Bool[ndarray, " k"],
+    selected: Bool[ndarray, " k"],
     reach: int,
 ) -> dict[int, Int64[ndarray, "_ 2"]]:
-    """Return those points that lie within `reach` pixels, rows and columns, of a pixel of each wanted label.
+    """Return for each selected label the points within `reach` rows and columns of one of its pixels.
 
-    `labels` are those of `window`; `wanted` tells by label. Time: (2 reach)^2 looks at every point.
+    `labels` are those of `window`; `selected` is indexed by label. Time: (2 reach)^2 lookups per point.
     """
     places = points - [window.col, window.row]
-    step = max(1, MOST_LOOKS // (2 * reach) ** 2)
-    looks = [_seen(places, labels, wanted, reach, start, step) for start in range(0, len(points), step)]
-    owners, index = np.divmod(np.concatenate([np.empty(0, np.int64), *looks]), max(len(points), 1))
-    order = np.argsort(owners, kind="stable")
-    firsts, cuts = np.unique(owners[order], return_index=True)
-    groups = np.split(points[index[order]], cuts[1:])
-    return dict(zip(firsts.tolist(), groups, strict=False))
+    step = max(1, MAX_LOOKUPS // (2 * reach) ** 2)
+    pairs = [_labels_near(places, labels, selected, reach, start, step) for start in range(0, len(points), step)]
+    found, index = np.divmod(np.concatenate([np.empty(0, np.int64), *pairs]), max(len(points), 1))
+    order = np.argsort(found, kind="stable")
+    selected_labels, starts = np.unique(found[order], return_index=True)
+    groups = np.split(points[index[order]], starts[1:])
+    return dict(zip(selected_labels.tolist(), groups, strict=False))
 
 
-def _seen(
+def _labels_near(
     places: Int64[ndarray, "n 2"],
     labels: Int32[ndarray, "h w"],
     wanted: Bool[ndarray, " k"],
@@ -168,10 +167,10 @@ def _seen(
     start: int,
     step: int,
 ) -> Int64[ndarray, " m"]:
-    """Return label * n + index of every wanted label that is seen from `step` places."""
-    looks = np.arange(-reach, reach)
+    """Return label * n + index for each selected label near `step` of the n points, from `start` on."""
+    offsets = np.arange(-reach, reach)
     some = places[start : start + step]
-    rows, cols = some[:, 1, None, None] + looks[:, None], some[:, 0, None, None] + looks
+    rows, cols = some[:, 1, None, None] + offsets[:, None], some[:, 0, None, None] + offsets
     height, width = labels.shape
     inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     found = np.where(inside, labels[rows.clip(0, height - 1), cols.clip(0, width - 1)], 0)
@@ -180,15 +179,15 @@ def _seen(
     return np.unique(found[chosen].astype(np.int64) * len(places) + index[chosen])
 
 
-def packed(shapes: ndarray | Sequence[shapely.Geometry]) -> tuple[UInt8[ndarray, " bytes"], Int64[ndarray, " n"]]:
-    """Return (n,) shapes as WKB, one after the other, and where each ends."""
+def pack_wkb(shapes: ndarray | Sequence[shapely.Geometry]) -> tuple[UInt8[ndarray, " bytes"], Int64[ndarray, " n"]]:
+    """Return (n,) shapes as concatenated WKB, and the end of each."""
     chunks = shapely.to_wkb(np.array(shapes, object)).tolist() if len(shapes) else []
     ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
     return np.frombuffer(b"".join(chunks), np.uint8), ends
 
 
-def unpacked(content: UInt8[ndarray, " bytes"], ends: Int64[ndarray, " n"]) -> ndarray:
-    """Return the (n,) shapes that `packed` packed."""
+def unpack_wkb(content: UInt8[ndarray, " bytes"], ends: Int64[ndarray, " n"]) -> ndarray:
+    """Return the (n,) shapes from the output of `pack_wkb`."""
     chunks = np.empty(len(ends), object)
     view, starts = content.tobytes(), np.concatenate([[0], ends])[:-1]
     chunks[:] = [view[start:end] for start, end in zip(starts, ends, strict=True)]
@@ -196,13 +195,15 @@ def unpacked(content: UInt8[ndarray, " bytes"], ends: Int64[ndarray, " n"]) -> n
     return shapes
 
 
-def strung(lists: Sequence[Sequence[Int64[ndarray, "_ 2"]]]) -> tuple[Int64[ndarray, "n 2"], Int64[ndarray, " k"]]:
-    """Return the points of k lists of arrays one after the other, and where each list ends."""
+def concatenate_points(
+    lists: Sequence[Sequence[Int64[ndarray, "_ 2"]]],
+) -> tuple[Int64[ndarray, "n 2"], Int64[ndarray, " k"]]:
+    """Return the concatenated points of k lists of arrays, and the end of each list."""
     joined = [np.concatenate([np.empty((0, 2), np.int64), *arrays]) for arrays in lists]
     ends = np.cumsum([len(points) for points in joined], dtype=np.int64)
     return np.concatenate([np.empty((0, 2), np.int64), *joined]), ends
 
 
-def unstrung(points: Int64[ndarray, "n 2"], ends: Int64[ndarray, " k"]) -> list[Int64[ndarray, "_ 2"]]:
-    """Return the k arrays of points that `strung` strung."""
+def split_points(points: Int64[ndarray, "n 2"], ends: Int64[ndarray, " k"]) -> list[Int64[ndarray, "_ 2"]]:
+    """Return the k arrays of points from the output of `concatenate_points`."""
     return np.split(points, ends[:-1]) if len(ends) else []
