@@ -1,4 +1,4 @@
-"""A network and tiles so small that training them takes a moment."""
+"""A tiny network and tiles, to train within a moment."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ class Body(nn.Module):
         self.head = nn.Conv2d(4, outputs, 1)
 
     def stage(self, narrow: int, wide: int) -> nn.Module:
-        # Dropout, so that a run that lost its place in the random numbers would be found out.
+        # Dropout, so that a wrong random state changes the result.
         return nn.Sequential(nn.Conv2d(narrow, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ELU(), nn.Dropout2d(0.05))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -36,19 +36,19 @@ class Body(nn.Module):
 
 
 class TinyNetwork(Network):
-    """The contract of a network, over five stages of four channels."""
+    """A network with five stages of four channels."""
 
     def __init__(self, bands: int = 3, outputs: int = 1, frozen: int = 0, trained: bool = True, seed: int = 0) -> None:
         nn.Module.__init__(self)
         torch.manual_seed(seed)
         self.body: Any = Body(bands, outputs)
-        self.frozen, self.trained_stages = frozen, trained
+        self.frozen, self.pretrained_encoder = frozen, trained
         for stage in self.stages[:frozen]:
             stage.requires_grad_(requires_grad=False)
 
 
 def blocks(count: int, seed: int, classes: int = 2, size: int = 16) -> list[Tile]:
-    """Return tiles of 4-pixel blocks whose class is their brightness, with a corner that has no image."""
+    """Return tiles of 4-pixel blocks whose class is their brightness, with a corner without image data."""
     rng = np.random.default_rng(seed)
     return [_tile(rng, classes, size) for _ in range(count)]
 
@@ -61,9 +61,9 @@ def _tile(rng: np.random.Generator, classes: int, size: int) -> Tile:
 
 
 def training_data(classes: int = 2, **changes: Any) -> TrainingData:
-    """Return 18 and 5 tiles of `blocks` with a fitting scaling, and whatever `changes` says."""
+    """Return 18 training and 5 validation tiles of `blocks` with their scaling, and `changes` to these."""
     names = tuple(f"class {i}" for i in range(classes))
     data = TrainingData(
         blocks(18, 0, classes), blocks(5, 1, classes), Legend(names), Scaling((130.0,) * 3, (30.0,) * 3)
     )
-    return replace(data, **{"fingerprint": "blocks", "network": {"encoder": "resnet34"}, **changes})
+    return replace(data, **{"fingerprint": "blocks", "network_settings": {"encoder": "resnet34"}, **changes})

@@ -9,15 +9,15 @@ from geograft.training.distributed import SyncBatchNormMode
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """A group of one process: what is shared is its own."""
+def single_process() -> Iterator[None]:
+    """A process group of one process."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
 
-def passed(layer: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return output, statistics, and gradients of images, weight and bias after one pass."""
+def run_layer(layer: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the output, the statistics, and the gradients of images, weight and bias after one pass."""
     images = images.clone().requires_grad_()
     output = layer(images)
     (output * torch.linspace(-1, 2, output.numel()).reshape(output.shape)).sum().backward()
@@ -34,19 +34,19 @@ LAYERS = {
 }
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("single_process")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_of_one_process_it_is_torchs_with_all_gradients(layer: str, training: bool) -> None:
+def test_in_one_process_output_and_gradients_equal_torchs(layer: str, training: bool) -> None:
     images = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(1)) * 7 + 100
-    expected = passed(LAYERS[layer]().train(training), images)
+    expected = run_layer(LAYERS[layer]().train(training), images)
     with SyncBatchNormMode():
-        found = passed(LAYERS[layer]().train(training), images)
+        found = run_layer(LAYERS[layer]().train(training), images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("alone")
-def test_half_precision_stays_half_and_counts_in_full() -> None:
+@pytest.mark.usefixtures("single_process")
+def test_bfloat16_input_is_normalised_in_float32() -> None:
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).bfloat16() + 50
     with SyncBatchNormMode():
         found = nn.BatchNorm2d(3)(images)

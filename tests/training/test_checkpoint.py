@@ -30,7 +30,7 @@ ROW = Epoch(1, *[0.25] * 5, float("nan"), *[0.5] * 4, lr=1e-3, seconds=2.0, tile
 
 
 def trained(seed: int = 0) -> tuple[TinyNetwork, dict[str, Stateful]]:
-    """Return a network with a few steps behind it, and its parts."""
+    """Return a network trained for two steps, and its parts."""
     network = TinyNetwork(seed=seed)
     optimizer = Adam(network.parameters())
     for _ in range(2):
@@ -39,14 +39,14 @@ def trained(seed: int = 0) -> tuple[TinyNetwork, dict[str, Stateful]]:
     return network, {"network": network, "optimizer": optimizer}
 
 
-def test_a_state_comes_back_whole(tmp_path: Path) -> None:
+def test_load_state_restores_everything(tmp_path: Path) -> None:
     network, parts = trained()
-    position = TrainingProgress(EpochTotals(np.array([[3, 2**40], [1, 0]]), 1 / 3), 2, 5, 7.5, History((ROW,)))
-    save_state(tmp_path, parts, position, IDENTITY)
+    progress = TrainingProgress(EpochTotals(np.array([[3, 2**40], [1, 0]]), 1 / 3), 2, 5, 7.5, History((ROW,)))
+    save_state(tmp_path, parts, progress, IDENTITY)
     expected = torch.rand(3)
     other, other_parts = trained(seed=1)
     restored = load_state(tmp_path, other_parts, IDENTITY, 9)
-    assert repr(restored) == repr(position)
+    assert repr(restored) == repr(progress)
     assert torch.equal(torch.rand(3), expected)
     assert network.state_dict().keys() == other.state_dict().keys()
     for name, value in network.state_dict().items():
@@ -54,48 +54,48 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     assert repr(parts["optimizer"].state_dict()) == repr(other_parts["optimizer"].state_dict())
 
 
-def test_the_tally_is_a_mean_over_pixels() -> None:
-    tally = EpochTotals.zero(2)
-    assert np.isnan(tally.mean_loss)
-    tally.add(1.0, np.array([[1, 0], [0, 0]]))
-    tally.add(0.5, np.array([[0, 1], [1, 1]]))
-    tally.add(0.0, np.zeros((2, 2), np.int64))
-    assert tally.mean_loss == (1.0 + 3 * 0.5) / 4
-    np.testing.assert_array_equal(tally.confusion, [[1, 1], [1, 1]])
+def test_the_mean_loss_is_over_pixels() -> None:
+    totals = EpochTotals.zero(2)
+    assert np.isnan(totals.mean_loss)
+    totals.add(1.0, np.array([[1, 0], [0, 0]]))
+    totals.add(0.5, np.array([[0, 1], [1, 1]]))
+    totals.add(0.0, np.zeros((2, 2), np.int64))
+    assert totals.mean_loss == (1.0 + 3 * 0.5) / 4
+    np.testing.assert_array_equal(totals.confusion, [[1, 1], [1, 1]])
 
 
-def test_a_state_of_another_run_says_what_differs(tmp_path: Path) -> None:
+def test_a_state_of_another_run_is_refused_with_the_differences(tmp_path: Path) -> None:
     _, parts = trained()
     save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
     with pytest.raises(SettingError, match="seed was 0 and is 4"):
         load_state(tmp_path, parts, {**IDENTITY, "seed": 4}, 9)
-    with pytest.raises(SettingError, match="another version of geograft began"):
+    with pytest.raises(SettingError, match="version"):
         load_state(tmp_path, parts, {**IDENTITY, "colour": "red"}, 9)
-    with pytest.raises(SettingError, match="another network"):
+    with pytest.raises(SettingError, match=STATE):
         load_state(tmp_path, {"network": TinyNetwork(bands=5)}, IDENTITY, 9)
 
 
-def test_a_state_of_more_epochs_is_refused(tmp_path: Path) -> None:
+def test_a_state_with_more_epochs_is_refused(tmp_path: Path) -> None:
     _, parts = trained()
     save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2), epoch=3), IDENTITY)
     assert load_state(tmp_path, parts, IDENTITY, 3).epoch == 3
-    with pytest.raises(SettingError, match="has 3 epochs already: epochs = 2 is too few"):
+    with pytest.raises(SettingError, match=r"3 epochs.*epochs = 2"):
         load_state(tmp_path, parts, IDENTITY, 2)
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -30])
-def test_a_truncated_state_is_one_line(tmp_path: Path, length: int) -> None:
+def test_a_truncated_state_is_a_one_line_error(tmp_path: Path, length: int) -> None:
     _, parts = trained()
     save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
     content = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(content[:length])
-    with pytest.raises(InputError, match="is damaged") as caught:
+    with pytest.raises(InputError, match=STATE) as caught:
         load_state(tmp_path, parts, IDENTITY, 9)
     assert "\n" not in str(caught.value)
 
 
-def test_no_state_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="to go on from"):
+def test_a_missing_state_is_a_one_line_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=STATE):
         load_state(tmp_path, {}, IDENTITY, 9)
 
 
@@ -108,7 +108,7 @@ class Trap:
 def test_a_state_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
     monkeypatch.chdir(tmp_path)
     write({"identity": Trap()}, tmp_path / STATE)
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=STATE):
         load_state(tmp_path, {}, IDENTITY, 9)
     assert not (tmp_path / "sprung").exists()
 
@@ -119,7 +119,7 @@ def test_a_state_holds_plain_values_only(tmp_path: Path) -> None:
     torch.load(io.BytesIO((tmp_path / STATE).read_bytes()), weights_only=True)
 
 
-def test_weights_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_weights_are_restored_bit_for_bit(tmp_path: Path) -> None:
     network, _ = trained()
     network.to(memory_format=torch.channels_last)
     save_weights(tmp_path / "w.safetensors", network)
@@ -130,24 +130,24 @@ def test_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     assert load_file(tmp_path / "w.safetensors").keys() == network.state_dict().keys()
 
 
-def test_weights_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+def test_unusable_weights_are_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=path.name):
         load_weights(path, TinyNetwork())
     save_weights(path, TinyNetwork())
-    with pytest.raises(InputError, match="another network") as caught:
+    with pytest.raises(InputError, match=path.name) as caught:
         load_weights(path, TinyNetwork(bands=5))
     assert "\n" not in str(caught.value)
     content = path.read_bytes()
     for length in (0, 5, 200, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=path.name):
             load_weights(path, TinyNetwork())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a limit on file size stands for a full disk")
+@pytest.mark.skipif(sys.platform == "win32", reason="a file size limit simulates a full disk")
 @pytest.mark.parametrize("file", ["state", "weights"])
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, file: str) -> None:
+def test_a_full_disk_leaves_the_previous_file(tmp_path: Path, file: str) -> None:
     import resource
     import signal
 
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, file: str) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(OutputError, match=path.name):
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,4 +1,4 @@
-"""Training with the coarser logits of the light network."""
+"""Training with the auxiliary outputs of the light network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def trained(folder: Path, config: TrainConfig) -> tuple[Network, Network]:
     return first, network
 
 
-def test_its_heads_are_trained_where_the_loss_asks_for_them_and_only_there(tmp_path: Path) -> None:
+def test_auxiliary_heads_are_trained_only_with_an_auxiliary_loss(tmp_path: Path) -> None:
     for folder, weight, moves in (("plain", 0.0, False), ("deep", 0.4, True)):
         (tmp_path / folder).mkdir()
         before, after = trained(tmp_path / folder, replace(CONFIG, auxiliary_weight=weight))
@@ -36,7 +36,7 @@ def test_its_heads_are_trained_where_the_loss_asks_for_them_and_only_there(tmp_p
         assert moved == [moves] * len(names)
 
 
-def test_a_network_without_coarser_maps_trains_as_without_their_loss(tmp_path: Path) -> None:
+def test_a_network_without_auxiliary_outputs_ignores_the_auxiliary_weight(tmp_path: Path) -> None:
     weights = []
     for folder, weight in (("plain", 0.0), ("deep", 1.0)):
         (tmp_path / folder).mkdir()
@@ -47,8 +47,8 @@ def test_a_network_without_coarser_maps_trains_as_without_their_loss(tmp_path: P
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_what_is_reported_of_training_compares_with_validation(tmp_path: Path) -> None:
-    """Without a rate nothing learns: both report the loss of the same network, whatever the coarser maps add."""
+def test_the_reported_training_loss_is_without_auxiliary_outputs(tmp_path: Path) -> None:
+    """With a negligible learning rate both runs report the loss of the same network."""
     losses = []
     for folder, weight in (("plain", 0.0), ("deep", 1.0)):
         (tmp_path / folder).mkdir()

@@ -25,13 +25,13 @@ def row(epoch: int, val_loss: float) -> Epoch:
 
 @settings(max_examples=25)
 @given(st.lists(epochs, max_size=3))
-def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Epoch]) -> None:
+def test_reading_returns_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Epoch]) -> None:
     folder = tmp_path_factory.mktemp("run")
     History(tuple(rows)).write(folder)
     assert repr(read_history(folder)) == repr(History(tuple(rows)))
 
 
-def test_a_spreadsheet_reads_it(tmp_path: Path) -> None:
+def test_history_is_plain_csv(tmp_path: Path) -> None:
     History((row(1, 0.25), row(2, math.nan))).write(tmp_path)
     with (tmp_path / HISTORY).open(newline="") as file:
         header, first, second = csv.reader(file)
@@ -40,12 +40,12 @@ def test_a_spreadsheet_reads_it(tmp_path: Path) -> None:
     assert second[header.index("val_loss")] == ""
 
 
-def test_the_best_epoch_has_the_least_validation_loss() -> None:
+def test_the_best_epoch_has_the_lowest_validation_loss() -> None:
     assert History((row(1, 0.5), row(2, 0.3), row(3, 0.3), row(4, math.nan))).best.epoch == 2
     assert History((row(1, math.nan), row(2, math.nan))).best.epoch == 2
 
 
-def test_and_then_adds_an_epoch_to_a_new_history() -> None:
+def test_append_returns_a_new_history() -> None:
     first = History((row(1, 0.5),))
     assert first.append(row(2, 0.4)).epochs == (row(1, 0.5), row(2, 0.4))
     assert first.epochs == (row(1, 0.5),)
@@ -59,17 +59,17 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
         read_history(tmp_path)
 
 
-def test_a_folder_without_history_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a run"):
+def test_a_folder_without_history_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=HISTORY):
         read_history(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_raises_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
         History((replace(row(1, 0.5)),)).write(tmp_path / "file")
 
 
-def test_reading_it_needs_no_torch() -> None:
+def test_reading_does_not_import_torch() -> None:
     code = "import sys, geograft.training.history, geograft.metrics.scores; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -31,7 +31,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(make: Callable[[], Ne
 
 
 def by_name(network: TinyNetwork, key: str, config: TrainConfig = CONFIG) -> dict[str, float]:
-    """Return what the groups say of each parameter under `key`."""
+    """Return `key` of the parameter group of each parameter, by name."""
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return {names[id(p)]: group[key] for group in parameter_groups(network, config) for p in group["params"]}
 
@@ -40,7 +40,7 @@ def rates(network: TinyNetwork, config: TrainConfig = CONFIG) -> dict[str, float
     return by_name(network, "lr", config)
 
 
-def test_pretrained_stages_learn_slowly_and_frozen_ones_not_at_all() -> None:
+def test_pretrained_stages_have_the_encoder_rate_and_frozen_ones_none() -> None:
     found = rates(TinyNetwork(frozen=2))
     assert {name: rate for name, rate in found.items() if "stages" in name}.keys() == {
         f"body.stages.{stage}.{layer}.{kind}" for stage in (2, 3, 4) for layer in (0, 1) for kind in ("weight", "bias")
@@ -48,11 +48,11 @@ def test_pretrained_stages_learn_slowly_and_frozen_ones_not_at_all() -> None:
     assert all(rate == (1e-4 if "stages" in name else 1e-3) for name, rate in found.items())
 
 
-def test_an_encoder_from_scratch_learns_at_the_decoders_rate() -> None:
+def test_an_encoder_from_scratch_has_the_decoder_rate() -> None:
     assert set(rates(TinyNetwork(trained=False)).values()) == {1e-3}
 
 
-def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
+def test_a_step_changes_trainable_parameters_only() -> None:
     network = TinyNetwork(frozen=2)
     before = {name: value.clone() for name, value in network.named_parameters()}
     optimizer = build_optimizer(network, CONFIG)
@@ -63,14 +63,14 @@ def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
     assert moved == rates(network).keys()
 
 
-def test_each_stage_before_the_last_learns_slower_by_the_same_factor() -> None:
+def test_layer_decay_multiplies_the_rate_of_each_earlier_stage() -> None:
     found = rates(TinyNetwork(frozen=1), replace(CONFIG, layer_decay=0.5))
     weights = [found.get(f"body.stages.{stage}.0.weight") for stage in range(5)]
     assert weights == [None, 1e-4 / 8, 1e-4 / 4, 1e-4 / 2, 1e-4]
     assert found["body.head.weight"] == 1e-3
 
 
-def test_only_adamw_decays_and_only_what_is_no_bias_and_no_norm() -> None:
+def test_only_adamw_has_weight_decay_and_not_for_biases_and_norms() -> None:
     assert set(by_name(TinyNetwork(), "weight_decay").values()) == {0.0}
     decays = by_name(TinyNetwork(), "weight_decay", ADAMW)
     assert {name for name, decay in decays.items() if decay == 0.5} == {
@@ -79,7 +79,7 @@ def test_only_adamw_decays_and_only_what_is_no_bias_and_no_norm() -> None:
     }
 
 
-def test_without_a_gradient_adamw_pulls_weights_to_zero_by_rate_times_decay() -> None:
+def test_without_gradients_adamw_shrinks_weights_by_rate_times_decay() -> None:
     network = TinyNetwork()
     before = {name: value.clone() for name, value in network.named_parameters()}
     optimizer = build_optimizer(network, ADAMW)
@@ -91,11 +91,11 @@ def test_without_a_gradient_adamw_pulls_weights_to_zero_by_rate_times_decay() ->
         torch.testing.assert_close(value, before[name] * (1 - found[0][name] * found[1][name]))
 
 
-def test_the_decoders_group_is_the_last() -> None:
+def test_the_decoder_group_is_last() -> None:
     assert parameter_groups(TinyNetwork(), ADAMW)[-1]["lr"] == 1e-3
 
 
-def test_all_groups_follow_the_schedule_from_their_own_rate() -> None:
+def test_each_group_scales_its_own_rate_by_the_schedule() -> None:
     optimizer = build_optimizer(TinyNetwork(), ADAMW)
     schedule = Schedule(replace(ADAMW, schedule="cosine", epochs=1), 10)
     set_learning_rates(optimizer, schedule, 5)
@@ -103,7 +103,7 @@ def test_all_groups_follow_the_schedule_from_their_own_rate() -> None:
         assert group["lr"] == pytest.approx(group["initial_lr"] / 2)
 
 
-def test_an_encoder_that_is_held_stands_still_until_it_is_let_go() -> None:
+def test_a_frozen_encoder_is_not_trained_until_it_is_unfrozen() -> None:
     network = TinyNetwork(frozen=2)
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     freeze_encoder(network, 5)

@@ -1,4 +1,4 @@
-"""`geograft train --resume`: what a run holds while it goes on, and after it was refused."""
+"""`geograft train --resume`: the run folder during training and after an error."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,9 +40,7 @@ def content(run: Path) -> dict[str, bytes]:
         ({"model": {"encoder": "resnet10t"}}, "encoder was 'mobilenetv3_small_050' and is 'resnet10t'"),
     ],
 )
-def test_what_is_refused_changes_nothing_of_the_run(
-    run: Path, tiles: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_a_refused_resume_changes_nothing(run: Path, tiles: Path, changes: dict[str, Any], message: str) -> None:
     before = content(run)
     with pytest.raises(SettingError, match=message):
         train(tiles, run, SMALL.with_settings(**changes), resume=True)
@@ -52,7 +50,7 @@ def test_what_is_refused_changes_nothing_of_the_run(
 
 @pytest.fixture
 def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Training stops after the second epoch."""
+    """Interrupt training after the second epoch."""
     end_epoch = _Run.end_epoch
 
     def ended(self: _Run, val: Any) -> None:
@@ -65,18 +63,18 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.undo()
 
 
-def test_a_run_that_is_prolonged_has_no_card_until_it_is_done(run: Path, tiles: Path, stopping: None) -> None:
+def test_a_run_with_more_epochs_has_no_card_until_it_is_finished(run: Path, tiles: Path, stopping: None) -> None:
     card = replace(read_card(run), threshold=0.31, temperature=1.7, calibrated="on something")
     card.write(run)
     longer = SMALL.with_settings(train={"epochs": 3})
     with pytest.raises(KeyboardInterrupt):
         train(tiles, run, longer, resume=True)
-    with pytest.raises(InputError, match="is not a finished run"):
+    with pytest.raises(InputError, match=CARD):
         read_card(run)
     assert read_card(run, PREVIOUS_CARD) == card
 
 
-def test_a_calibration_stays_with_the_weights_that_it_is_of(run: Path, tiles: Path) -> None:
+def test_a_calibration_is_kept_as_long_as_the_weights_are_the_same(run: Path, tiles: Path) -> None:
     card = replace(read_card(run), threshold=0.31, temperature=1.7, calibrated="on something")
     card.write(run)
     weights = (run / WEIGHTS).read_bytes()
@@ -86,15 +84,15 @@ def test_a_calibration_stays_with_the_weights_that_it_is_of(run: Path, tiles: Pa
     assert not (run / PREVIOUS_CARD).exists()
 
 
-def test_a_run_without_a_state_is_told_what_else_there_is(run: Path, tiles: Path) -> None:
+def test_resuming_a_run_without_state_suggests_start(run: Path, tiles: Path) -> None:
     (run / STATE).unlink()
     before = content(run)
-    with pytest.raises(InputError, match=r"without state\.ckpt, .* Begin another one with its weights \(--start\)"):
+    with pytest.raises(InputError, match=r"without state\.ckpt.*--start"):
         train(tiles, run, SMALL, resume=True)
     assert content(run) == before
 
 
-def test_a_score_that_does_not_exist_is_not_in_the_card(run: Path, tiles: Path, tmp_path: Path) -> None:
+def test_an_undefined_score_is_left_out_of_the_card(run: Path, tiles: Path, tmp_path: Path) -> None:
     card, epoch = read_card(run), read_history(run).best
     nothing = History((replace(epoch, val_iou=float("nan"), val_f1=float("nan")),))
     network = build(card.model, 3, 1)

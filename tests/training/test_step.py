@@ -10,15 +10,22 @@ from torch._dynamo.exc import BackendCompilerFailed
 from geograft.errors import SettingError
 from geograft.losses.segmentation import LossConfig, segmentation_loss
 from geograft.training.distributed import ProcessGroup
-from geograft.training.step import NonFiniteLossError, Step, confusion, group_batches, is_out_of_memory, split_batch
+from geograft.training.step import (
+    NonFiniteLossError,
+    Step,
+    TensorPair,
+    confusion,
+    group_batches,
+    is_out_of_memory,
+    split_batch,
+)
 from tests.support.training import TinyNetwork, blocks
 
-Batch = tuple[Tensor, Tensor]
-ENTROPY = LossConfig(region_loss_weight=0.0)
+CROSS_ENTROPY = LossConfig(region_loss_weight=0.0)
 
 
-def batch(count: int, seed: int = 0) -> Batch:
-    """Return so many tiles, of which each next one has fewer labelled pixels."""
+def batch(count: int, seed: int = 0) -> TensorPair:
+    """Return a batch of `count` tiles with fewer and fewer labelled pixels."""
     tiles = blocks(count, seed)
     for index, (_, label) in enumerate(tiles):
         label[: index + 1] = 255
@@ -27,7 +34,7 @@ def batch(count: int, seed: int = 0) -> Batch:
 
 
 class Small(TinyNetwork):
-    """A network whose memory holds `most` tiles."""
+    """A network that runs out of memory above `most` tiles."""
 
     most = 10**9
 
@@ -39,8 +46,8 @@ class Small(TinyNetwork):
         return super().forward(image)
 
 
-def step_of(network: nn.Module, mix: LossConfig = ENTROPY) -> Step:
-    # Evaluation mode, for batch norm sees a part at a time.
+def step_of(network: nn.Module, mix: LossConfig = CROSS_ENTROPY) -> Step:
+    # Evaluation mode, because batch norm is computed per chunk.
     fabric = Fabric(accelerator="cpu", devices=1)
     return Step(ProcessGroup(fabric), fabric.setup(network.eval()), mix, 2)
 
@@ -49,16 +56,16 @@ def gradients(network: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
-def torchs(batches: list[Batch], mix: LossConfig = ENTROPY) -> tuple[list[Tensor], list[float]]:
-    """Return gradients of the mean of the batches' losses, and the losses, as torch has them."""
+def torchs(batches: list[TensorPair], mix: LossConfig = CROSS_ENTROPY) -> tuple[list[Tensor], list[float]]:
+    """Return the gradients of the batches' mean loss, and the losses, from torch."""
     network = TinyNetwork().eval()
     losses = [segmentation_loss(network(images), label, mix) for images, label in batches]
     torch.stack(losses).mean().backward()
     return gradients(network), [loss.item() for loss in losses]
 
 
-@pytest.mark.parametrize("mix", [ENTROPY, LossConfig(region_loss_weight=0.6)])
-def test_gradients_of_several_batches_are_those_of_their_mean_loss(mix: LossConfig) -> None:
+@pytest.mark.parametrize("mix", [CROSS_ENTROPY, LossConfig(region_loss_weight=0.6)])
+def test_gradients_of_several_batches_equal_those_of_their_mean_loss(mix: LossConfig) -> None:
     batches = [batch(4, seed) for seed in range(3)]
     network = TinyNetwork()
     counted = step_of(network, mix).compute_gradients(batches)
@@ -70,31 +77,31 @@ def test_gradients_of_several_batches_are_those_of_their_mean_loss(mix: LossConf
         assert tiles == 4
 
 
-@pytest.mark.parametrize("cuts", [2, 3, 5, 8])
-def test_a_batch_in_parts_has_the_entropy_and_gradients_of_the_whole(cuts: int) -> None:
+@pytest.mark.parametrize("chunks", [2, 3, 5, 8])
+def test_a_batch_in_chunks_has_the_cross_entropy_and_gradients_of_the_whole(chunks: int) -> None:
     network = TinyNetwork()
     step = step_of(network)
-    step.load_state_dict({"cuts": cuts})
+    step.load_state_dict({"chunks": chunks})
     counted = step.compute_gradients([batch(5), batch(6, seed=1)])
     expected, losses = torchs([batch(5), batch(6, seed=1)])
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize(("most", "cuts"), [(8, 1), (4, 2), (3, 4), (2, 4), (1, 8)])
-def test_where_memory_runs_out_parts_are_halved_until_they_fit(most: int, cuts: int) -> None:
+@pytest.mark.parametrize(("most", "chunks"), [(8, 1), (4, 2), (3, 4), (2, 4), (1, 8)])
+def test_out_of_memory_doubles_the_chunks_until_they_fit(most: int, chunks: int) -> None:
     network = Small()
     network.most = most
     step = step_of(network)
     first = step.compute_gradients([batch(8)])
-    assert step.state_dict() == {"cuts": cuts}
-    assert [f"in {cuts} parts" in note for note in step.notes()] == [True] * (cuts > 1)
+    assert step.state_dict() == {"chunks": chunks}
+    assert [f"{chunks} chunks" in note for note in step.notes()] == [True] * (chunks > 1)
     expected, losses = torchs([batch(8)])
     torch.testing.assert_close(gradients(network), expected)
     assert first[0].loss == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_memory_for_less_than_a_tile_is_one_line() -> None:
+def test_out_of_memory_with_a_single_tile_is_a_one_line_error() -> None:
     network = Small()
     network.most = 0
     with pytest.raises(SettingError, match="single tile") as caught:
@@ -102,7 +109,7 @@ def test_memory_for_less_than_a_tile_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_it_knows_when_memory_ran_out() -> None:
+def test_out_of_memory_errors_are_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**56, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
@@ -113,7 +120,7 @@ def test_it_knows_when_memory_ran_out() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("no")])
-def test_other_errors_pass(error: Exception) -> None:
+def test_other_errors_are_raised_unchanged(error: Exception) -> None:
     class Broken(TinyNetwork):
         def forward(self, image: Tensor) -> Tensor:
             raise error
@@ -122,17 +129,17 @@ def test_other_errors_pass(error: Exception) -> None:
         step_of(Broken()).compute_gradients([batch(4)])
 
 
-def test_what_cannot_be_compiled_is_one_line() -> None:
+def test_a_compiler_error_is_a_one_line_error() -> None:
     class Uncompiled(TinyNetwork):
         def forward(self, image: Tensor) -> Tensor:
             raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler found\nand more"), None)
 
-    with pytest.raises(SettingError, match=r"compile = true: .*Train without --compile\.$") as caught:
+    with pytest.raises(SettingError, match=r"compile = true: .*--compile") as caught:
         step_of(Uncompiled()).compute_gradients([batch(4)])
     assert "\n" not in str(caught.value)
 
 
-def test_a_loss_that_is_no_number_names_its_batch() -> None:
+def test_a_nonfinite_loss_reports_its_batch() -> None:
     bad = batch(4)
     bad[0][2, :, 5, 5] = torch.inf
     bad[1][2, 5, 5] = 1
@@ -143,7 +150,7 @@ def test_a_loss_that_is_no_number_names_its_batch() -> None:
 
 
 @given(tiles=st.integers(1, 9), parts=st.integers(1, 12))
-def test_parts_are_the_batch_in_order_and_of_like_size(tiles: int, parts: int) -> None:
+def test_chunks_are_the_batch_in_order_and_of_about_equal_size(tiles: int, parts: int) -> None:
     images, label = torch.arange(tiles)[:, None, None, None].float(), torch.zeros(tiles, 1, 1, dtype=torch.uint8)
     found = split_batch((images, label), parts)
     sizes = [len(part) for part, _ in found]
@@ -153,7 +160,7 @@ def test_parts_are_the_batch_in_order_and_of_like_size(tiles: int, parts: int) -
     assert [len(part) for _, part in found] == sizes
 
 
-def test_groups_are_the_batches_in_order() -> None:
+def test_groups_contain_the_batches_in_order() -> None:
     batches = [batch(1, seed) for seed in range(7)]
     for size in (1, 3, 9):
         groups = list(group_batches(iter(batches), size))

@@ -7,8 +7,7 @@ import pytest
 
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
-from geograft.training import tracking as events
-from geograft.training import tracking as experiments
+from geograft.training import tracking
 from geograft.training.history import Epoch
 from geograft.training.loop import fit
 from geograft.training.tracking import RUN_ID, tracked_metrics
@@ -18,7 +17,7 @@ CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, dev
 NAN = float("nan")
 
 
-def test_figures_of_both_parts_share_a_name_and_what_does_not_exist_is_left_out() -> None:
+def test_metrics_are_named_by_split_and_undefined_ones_left_out() -> None:
     row = Epoch(3, 0.5, 0.1, 0.2, 0.3, 0.4, NAN, NAN, NAN, NAN, NAN, lr=1e-3, seconds=2.0, tiles_per_second=9.0)
     train = {"loss/train": 0.5, "iou/train": 0.1, "f1/train": 0.2, "precision/train": 0.3, "recall/train": 0.4}
     assert tracked_metrics(row) == {**train, "lr": 1e-3, "seconds": 2.0, "tiles_per_second": 9.0}
@@ -34,7 +33,7 @@ def test_tensorboard_reads_every_epoch_once(tmp_path: Path) -> None:
     assert written == {row.epoch: pytest.approx(row.val_loss, rel=1e-6) for row in history.epochs}
 
 
-def test_mlflow_has_one_run_with_settings_and_every_epoch(tmp_path: Path) -> None:
+def test_mlflow_logs_settings_and_every_epoch_in_one_run(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     config, out = replace(CONFIG, mlflow=str(tmp_path / "mlflow")), tmp_path / "trees"
     fit(TinyNetwork(), training_data(), replace(config, epochs=1), out)
@@ -50,7 +49,7 @@ def test_mlflow_has_one_run_with_settings_and_every_epoch(tmp_path: Path) -> Non
         assert written == {row.epoch: getattr(row, figure) for row in history.epochs}
 
 
-def test_where_mlflow_goes_away_training_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_with_a_message_if_mlflow_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
 
     def gone(*_given: Any, **_options: Any) -> None:
@@ -59,26 +58,27 @@ def test_where_mlflow_goes_away_training_goes_on_and_says_so(tmp_path: Path, mon
     monkeypatch.setattr(mlflow.MlflowClient, "log_metric", gone)
     history = fit(TinyNetwork(), training_data(), replace(CONFIG, mlflow=str(tmp_path / "mlflow")), tmp_path / "run")
     assert len(history.epochs) == 2
-    assert history.notes == ("MLflow missed epoch 2: no answer",)
+    assert len(history.notes) == 1
+    assert "epoch 2: no answer" in history.notes[0]
 
 
-def test_an_address_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_an_unusable_mlflow_address_is_a_one_line_error(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
-    with pytest.raises(SettingError, match="mlflow = 'ftp://nowhere' cannot be used") as caught:
+    with pytest.raises(SettingError, match="mlflow = 'ftp://nowhere'") as caught:
         fit(TinyNetwork(), training_data(), replace(CONFIG, mlflow="ftp://nowhere"), tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("module", "settings", "extra"),
-    [(events, {"tensorboard": True}, "tensorboard"), (experiments, {"mlflow": "x"}, "mlflow")],
+    ("settings", "extra"),
+    [({"tensorboard": True}, "tensorboard"), ({"mlflow": "x"}, "mlflow")],
 )
-def test_without_the_package_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, settings: dict[str, Any], extra: str
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], extra: str
 ) -> None:
     def missing(name: str) -> Callable[[], None]:
         raise ImportError(name)
 
-    monkeypatch.setattr(module, "import_module", missing)
+    monkeypatch.setattr(tracking, "import_module", missing)
     with pytest.raises(SettingError, match=rf"pip install geograft\[{extra}\]"):
         fit(TinyNetwork(), training_data(), replace(CONFIG, **settings), tmp_path)

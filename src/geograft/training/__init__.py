@@ -1,1 +1,1 @@
-"""The training loop and what feeds it."""
+"""The training loop: data loading, augmentation, optimization, checkpoints and distributed training."""

@@ -1,6 +1,6 @@
-"""Other looks of the same ground: symmetries, scales, colours, and pixels of other tiles. Plain numpy.
+"""Data augmentation in plain numpy: flips and rotations, scale, colour jitter and copy-paste.
 
-Nothing here draws from a hidden source: the caller passes the random generator, and equal generators give equal tiles.
+Functions that draw random numbers take the generator as an argument: equal generators give equal tiles.
 """
 
 from typing import Literal, TypeAlias
@@ -13,25 +13,26 @@ from geograft.labels import Label
 
 Augment = Literal["none", "dihedral", "colour"]
 
-Sample: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
+TrainingTile: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
+"""Image in its own units, and label."""
 
 JITTER = 0.3
-"""Largest change: brightness by this many deviations of a band, for all bands together and for each alone; contrast and
-saturation by this share."""
+"""Largest change: of the brightness, in standard deviations of a band, once for all bands and once for each band; of
+contrast and saturation, as a fraction."""
 
 
 def dihedral(pixels: Shaped[ndarray, "*n h w"], element: int) -> Shaped[ndarray, "*n i j"]:
-    """Return (..., H, W) `pixels` under one of the eight symmetries of the square, 0 to 7; 0 changes nothing.
+    """Return (..., H, W) `pixels` under one of the eight symmetries of the square (dihedral group D4), 0 to 7.
 
-    Bit 2 of `element` swaps rows and columns, then bit 1 turns the order of rows round, then bit 0 that of columns. A
-    view: nothing is copied or resampled.
+    0 is the identity. Bit 2 of `element` transposes rows and columns, then bit 1 reverses the rows, then bit 0 the
+    columns. Returns a view: nothing is copied or resampled.
     """
-    turned = pixels.swapaxes(-1, -2) if element & 4 else pixels
-    return turned[..., :: -1 if element & 2 else 1, :: -1 if element & 1 else 1]
+    transposed = pixels.swapaxes(-1, -2) if element & 4 else pixels
+    return transposed[..., :: -1 if element & 2 else 1, :: -1 if element & 1 else 1]
 
 
 def inverse(element: int) -> int:
-    """Return the symmetry that undoes `element`.
+    """Return the inverse of the symmetry `element`.
 
     >>> inverse(5)
     6
@@ -47,12 +48,12 @@ def jitter_colours(
     contrast: float,
     saturation: float,
 ) -> Float32[ndarray, "b h w"]:
-    """Return `image`, in its own units, with another brightness, contrast and saturation.
+    """Return `image`, in its own units, with changed brightness, contrast and saturation; 0 leaves each unchanged.
 
-    All three are 0 for no change. `brightness` adds that many of each band's deviations `std`: unlike numbers are
-    another light, haze or sensor. `contrast` scales the distance to the tile's mean over `valid` pixels by
-    1 + contrast; `saturation` scales the distance to the mean of the bands likewise, and only where there are three.
-    Any number of bands, any unit, no clipping.
+    `brightness` adds that many standard deviations `std` to each band: values that differ between bands imitate another
+    light, haze or sensor. `contrast` scales the distance to the tile's mean over `valid` pixels by 1 + contrast;
+    `saturation` scales the distance to the mean of the bands by 1 + saturation, for three bands only. Works for any
+    number of bands and any unit; does not clip.
     """
     centre = image.mean(axis=(1, 2), keepdims=True, where=valid) if valid.any() else 0.0
     result: ndarray = centre + (1 + contrast) * (image - centre) + (brightness * std)[:, None, None]
@@ -70,10 +71,11 @@ def augment_tile(
     augment: Augment,
     rng: np.random.Generator,
 ) -> tuple[Float32[ndarray, "b i j"], UInt8[ndarray, "i j"] | Float32[ndarray, "o i j"], Bool[ndarray, "i j"]]:
-    """Return image, label and valid pixels under a random symmetry, and with other colours where `augment` says so.
+    """Return image, label and valid pixels under a random symmetry, with colour jitter if `augment` is "colour".
 
-    `std` is of the first C of the B bands, and theirs are the colours: an index, which is what light leaves alone, is
-    among the others. Tiles that are not square keep their shape: they are mirrored, never turned by a quarter.
+    `std` has the standard deviations of the first C of the B bands. Only these are jittered: spectral indices, which
+    hardly depend on the light, follow them. Tiles that are not square are flipped but not transposed, and keep their
+    shape.
     """
     if augment == "none":
         return image, label, valid
@@ -90,29 +92,33 @@ def rescale(
     label: Label,
     valid: Bool[ndarray, "h w"],
     scale: float,
-    place: tuple[float, float],
+    offset: tuple[float, float],
 ) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
-    """Return the tile of the same size at another scale: a part of it enlarged, or all of it made smaller.
+    """Return the tile at another scale and of the same size: a crop of it enlarged, or all of it shrunk and padded.
 
-    `place`, 0 to 1 for rows and columns, says which part is enlarged, or where the smaller one lies; what is beside it
-    then is its mirror image. Brightness is interpolated (bilinear) between pixels that have an image, whatever the
-    number and the unit of the bands; a label is that of the nearest pixel.
+    `offset`, 0 to 1 for rows and columns, is the position of the crop, or of the shrunk tile, which is padded by
+    reflection. The image is interpolated (bilinear) between valid pixels, for any number and unit of bands; the label
+    takes the nearest pixel.
     """
     height, width = valid.shape
-    above, below, down, row = _sample_positions(height, scale, place[0])
-    left, beside, right, col = _sample_positions(width, scale, place[1])
+    above, below, down, row = _sample_positions(height, scale, offset[0])
+    left, beside, right, col = _sample_positions(width, scale, offset[1])
 
-    def between(values: Float32[ndarray, "*n h w"]) -> Float32[ndarray, "*n h w"]:
+    def interpolate(values: Float32[ndarray, "*n h w"]) -> Float32[ndarray, "*n h w"]:
         rows = values[..., above, :] * (1 - down)[:, None] + values[..., below, :] * down[:, None]
-        mixed: Float32[ndarray, "*n h w"] = rows[..., left] * (1 - right) + rows[..., beside] * right
-        return mixed
+        interpolated: Float32[ndarray, "*n h w"] = rows[..., left] * (1 - right) + rows[..., beside] * right
+        return interpolated
 
-    kept = valid[row[:, None], col]
+    resampled_valid = valid[row[:, None], col]
     if valid.all():
-        return between(image), label[..., row[:, None], col], kept
-    # The pixel itself has at least a quarter of the weight where it counts.
-    weight = np.where(kept, between(valid.astype(np.float32)), np.float32(1))
-    return np.where(kept, between(image * valid) / weight, np.float32(0)), label[..., row[:, None], col], kept
+        return interpolate(image), label[..., row[:, None], col], resampled_valid
+    # The nearest pixel has at least a quarter of the weight, so that none of these is zero.
+    weight = np.where(resampled_valid, interpolate(valid.astype(np.float32)), np.float32(1))
+    return (
+        np.where(resampled_valid, interpolate(image * valid) / weight, np.float32(0)),
+        label[..., row[:, None], col],
+        resampled_valid,
+    )
 
 
 def jitter_scale(
@@ -122,41 +128,42 @@ def jitter_scale(
     jitter: float,
     rng: np.random.Generator,
 ) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
-    """Return the tile at a random scale from 1 / (1 + jitter) to 1 + jitter, enlarged as often as not: `rescaled`."""
+    """Return the tile at a random scale, log-uniform from 1 / (1 + jitter) to 1 + jitter; see `rescale`."""
     power, row, col = rng.random(3)
     return rescale(image, label, valid, float((1 + jitter) ** (2 * power - 1)), (float(row), float(col)))
 
 
-def paste_class(sample: Sample, other: Sample, index: int) -> Sample:
-    """Return `sample` with those pixels of `other`, image and label, that are of the class `index`.
+def paste_class(tile: TrainingTile, other: TrainingTile, index: int) -> TrainingTile:
+    """Return `tile` with the pixels of class `index` pasted from `other`, image and label.
 
-    A pixel of shares is of a class that has more than half of it. Ghiasi et al. (2021), "Simple copy-paste".
+    A pixel with a fractional label belongs to the class that has more than half of it. Source: Ghiasi et al. (2021),
+    "Simple copy-paste is a strong data augmentation method for instance segmentation".
     """
-    (image, label), (from_image, from_label) = sample, other
+    (image, label), (from_image, from_label) = tile, other
     mask = _class_mask(from_label, index)
     return np.where(mask, from_image, image), np.where(mask, from_label, label)
 
 
 def _class_mask(label: Label, index: int) -> Bool[ndarray, "h w"]:
-    """Return which pixels are of the class `index`; one output is the class of index 1, the other has the rest."""
+    """Return the mask of class `index`. A fractional label with one band is that of class 1; class 0 has the rest."""
     if label.ndim == 2:
         return np.asarray(label == index)
-    share = label[index] if len(label) > 1 else (1 - label[0], label[0])[index]
-    return np.asarray(share > 0.5)
+    fraction = label[index] if len(label) > 1 else (1 - label[0], label[0])[index]
+    return np.asarray(fraction > 0.5)
 
 
 def _sample_positions(
-    length: int, scale: float, place: float
+    length: int, scale: float, offset: float
 ) -> tuple[Int64[ndarray, " n"], Int64[ndarray, " n"], Float32[ndarray, " n"], Int64[ndarray, " n"]]:
-    """Return of each new pixel the old ones on both sides, how far it is towards the second, and the nearest."""
-    centre = place * (length - length / scale) + (np.arange(length) + 0.5) / scale
+    """Return for each output pixel the source pixels on both sides, the weight of the second, and the nearest one."""
+    centre = offset * (length - length / scale) + (np.arange(length) + 0.5) / scale
     first = np.floor(centre - 0.5)
-    part = (centre - 0.5 - first).astype(np.float32)
+    weight = (centre - 0.5 - first).astype(np.float32)
     before, after, nearest = (_mirror(values, length) for values in (first, first + 1, np.floor(centre)))
-    return before, after, part, nearest
+    return before, after, weight, nearest
 
 
 def _mirror(position: Float[ndarray, " n"], length: int) -> Int64[ndarray, " n"]:
-    """Return positions inside `length` for those outside: the edge is a mirror."""
-    turned = position.astype(np.int64) % (2 * length)
-    return np.where(turned < length, turned, 2 * length - 1 - turned)
+    """Return positions reflected at the edges of `length`."""
+    wrapped = position.astype(np.int64) % (2 * length)
+    return np.where(wrapped < length, wrapped, 2 * length - 1 - wrapped)

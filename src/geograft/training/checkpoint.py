@@ -1,10 +1,10 @@
-"""What outlives a killed run: weights as safetensors, and the state that a run goes on from.
+"""Checkpoints of a run: weights as safetensors, and the state to resume from.
 
-    model.safetensors   weights of the epoch of least validation loss
+    model.safetensors   weights of the epoch with the lowest validation loss
     last.safetensors    weights of the last finished epoch
-    state.ckpt          all that decides how training goes on; written last, for what is not in it did not happen
+    state.ckpt          network, optimizer, random state and progress; written last, so that it matches the others
 
-All three appear whole or not at all.
+Each file is written atomically.
 """
 
 import io
@@ -33,94 +33,94 @@ from geograft.training.loader import TrainingData
 STATE = "state.ckpt"
 LAST = "last.safetensors"
 TILES = "tiles"
-"""What the tile set's fingerprint is called among what tells runs apart."""
+"""Key of the tile set's fingerprint in the identity of a run."""
 
 CHANGEABLE_SETTINGS = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
-"""Settings that may change when a run goes on: they do not touch what an epoch computes."""
+"""Settings that may change when a run is resumed: they do not affect what an epoch computes."""
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Anything whose state goes into a dictionary of tensors and plain values, and comes back from one."""
+    """An object with a state of tensors and plain values, as in torch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
+        """Return the state of the object."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Set the state."""
+        """Restore the state."""
         ...
 
 
 @dataclass
 class EpochTotals:
-    """Sums over the batches seen so far."""
+    """Loss and confusion, summed over the batches of an epoch so far."""
 
     confusion: Int64[ndarray, "..."]
-    """As `geograft.metrics.confusion.Counting` has it."""
+    """As in `geograft.metrics.confusion.ConfusionScheme`."""
     loss: float = 0.0
-    """Each batch's loss times its labelled pixels; of overlapping classes, times its labels of each class."""
+    """Sum of each batch's loss times its labelled pixels (overlapping classes: times its labels of all classes)."""
 
     @classmethod
     def zero(cls, k: int) -> "EpochTotals":
-        """Return the sums over no batch, for `k` classes that exclude each other."""
+        """Return zero sums for `k` mutually exclusive classes."""
         return cls(ConfusionScheme(k).zeros())
 
     def add(self, loss: float, confusion: Int64[ndarray, "..."]) -> None:
-        """Count one more batch."""
+        """Add one batch."""
         self.confusion = self.confusion + confusion
         self.loss += loss * int(confusion.sum())
 
     @property
     def mean_loss(self) -> float:
-        """The loss over all labelled pixels; NaN where there is none."""
+        """The mean loss over the labelled pixels; NaN without any."""
         pixels = int(self.confusion.sum())
         return self.loss / pixels if pixels else float("nan")
 
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come."""
+    """How far a run has got."""
 
     totals: EpochTotals
-    """Of the training tiles of the epoch under way."""
+    """Of the training tiles of the current epoch."""
     epoch: int = 0
-    """Epochs finished."""
+    """Finished epochs."""
     step: int = 0
-    """Steps done of the epoch under way."""
+    """Finished batches of the current epoch."""
     seconds: float = 0.0
-    """Spent on the steps of the epoch under way."""
+    """Time spent on the steps of the current epoch."""
     history: History = field(default_factory=History)
 
     def is_finished(self, config: TrainConfig) -> bool:
-        """Return whether no epoch is to come: all are done, or the last ones were in vain."""
-        in_vain = bool(config.patience) and self.history.epochs_since_best >= config.patience
-        return self.epoch >= config.epochs or (in_vain and not self.step)
+        """Return whether training is over: all epochs are done, or early stopping (`patience`) applies."""
+        stopped_early = bool(config.patience) and self.history.epochs_since_best >= config.patience
+        return self.epoch >= config.epochs or (stopped_early and not self.step)
 
 
 def run_identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
-    """Return what must be equal for a run to go on: the settings that decide the outcome, and what tells the data."""
-    # The cosine ends with the last epoch, so that the number of epochs decides each rate.
-    free = set(CHANGEABLE_SETTINGS) - ({"epochs"} if config.schedule == "cosine" else set())
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    """Return what must be equal to resume a run: the settings that affect its result, the network and the data."""
+    # The cosine schedule depends on the number of epochs.
+    changeable = set(CHANGEABLE_SETTINGS) - ({"epochs"} if config.schedule == "cosine" else set())
+    settings = {name: value for name, value in asdict(config).items() if name not in changeable}
     scaling = {name: list(values) for name, values in asdict(data.scaling).items()}
-    told = {TILES: data.fingerprint, "classes": list(data.legend.names), **data.network_settings}
-    return {**told, **settings, **scaling}
+    data_and_network = {TILES: data.fingerprint, "classes": list(data.legend.names), **data.network_settings}
+    return {**data_and_network, **settings, **scaling}
 
 
 def save_state(
-    folder: Path, parts: Mapping[str, Stateful], position: TrainingProgress, known_as: Mapping[str, Any]
+    folder: Path, parts: Mapping[str, Stateful], progress: TrainingProgress, identity: Mapping[str, Any]
 ) -> None:
-    """Write state.ckpt: the state of `parts`, torch's random numbers, `position`, and the run's identity.
+    """Write state.ckpt: the state of `parts`, torch's random state, `progress` and the run's identity.
 
     Raises:
-        OutputError: when the disk refuses; the state written before stays.
+        OutputError: if the file cannot be written; the previous state remains.
     """
     content = {
-        "identity": dict(known_as),
+        "identity": dict(identity),
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "random": _random_state(),
-        "position": _to_dict(position),
+        "progress": _to_dict(progress),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -129,40 +129,40 @@ def save_state(
 
 
 def check_state(folder: Path, config: TrainConfig, data: TrainingData) -> TrainingProgress:
-    """Return the position of a run that can go on with these settings and data; nothing is changed.
+    """Return the progress of a run that can be resumed with these settings and data, without loading its state.
 
     Raises:
-        InputError, SettingError: as `load_state` does, but for another network under the same settings.
+        InputError, SettingError: as in `load_state`, except for a network that differs under equal settings.
     """
     return _read(folder, run_identity(config, data), config.epochs)[0]
 
 
 def load_state(
-    folder: Path, parts: Mapping[str, Stateful], known_as: Mapping[str, Any], epochs: int
+    folder: Path, parts: Mapping[str, Stateful], identity: Mapping[str, Any], epochs: int
 ) -> TrainingProgress:
-    """Set `parts` and torch's random numbers to what state.ckpt holds, and return the run's position.
+    """Restore `parts` and torch's random state from state.ckpt, and return the run's progress.
 
     Raises:
-        InputError: when there is no state, or the file is damaged.
-        SettingError: when the state is of another run: other settings, other data, another network or version; or when
-            it has more than so many `epochs`.
+        InputError: if state.ckpt is missing or damaged.
+        SettingError: if the state belongs to a run with other settings, data, network or version, or has more than
+            `epochs` finished epochs.
     """
     path = folder / STATE
-    position, content = _read(folder, known_as, epochs)
+    progress, content = _read(folder, identity, epochs)
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
     except (RuntimeError, ValueError, KeyError) as error:
-        raise SettingError(f"{path} is of another network. Resume with the model that it began with.") from error
+        raise SettingError(f"{path} belongs to another network. Resume with the same [model] settings.") from error
     _set_random_state(content["random"])
-    return position
+    return progress
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
-    """Write a network's weights and batch-norm statistics as safetensors, under the names of its state_dict.
+    """Write the state_dict of a network as safetensors, under the same names.
 
     Raises:
-        OutputError: when the disk refuses.
+        OutputError: if the file cannot be written.
     """
     content = save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
     with atomic_write(path) as part:
@@ -170,10 +170,10 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
-    """Set `network`'s weights to those of a file that `save_weights` wrote.
+    """Load a file written by `save_weights` into `network`.
 
     Raises:
-        InputError: when the file is missing, truncated, or of another network.
+        InputError: if the file is missing or damaged, or belongs to another network.
     """
     try:
         tensors: dict[str, Tensor] = load_file(path)
@@ -182,30 +182,30 @@ def load_weights(path: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path} is of another network than its card describes. Train the run again.") from error
+        raise InputError(f"{path} does not match the network in the model card. Train the run again.") from error
 
 
-def _read(folder: Path, known_as: Mapping[str, Any], epochs: int) -> tuple[TrainingProgress, Mapping[str, Any]]:
-    """Return the position that state.ckpt holds, and all of it, where such a run can go on with it."""
+def _read(folder: Path, identity: Mapping[str, Any], epochs: int) -> tuple[TrainingProgress, Mapping[str, Any]]:
+    """Return the progress in state.ckpt, and its whole content, if such a run can be resumed from it."""
     path = folder / STATE
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        before, position = content["identity"], _from_dict(content["position"])
+        before, progress = content["identity"], _from_dict(content["progress"])
     except FileNotFoundError as error:
         raise InputError(_missing_state_message(folder)) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not Geograft's. Remove {folder} and train again.") from error
-    _check_identity(path, before, known_as)
-    if position.epoch > epochs:
-        raise SettingError(f"{folder} has {position.epoch} epochs already: epochs = {epochs} is too few. Give more.")
-    return position, content
+        raise InputError(f"{path} is damaged or not a state of Geograft. Remove {folder} and train again.") from error
+    _check_identity(path, before, identity)
+    if progress.epoch > epochs:
+        raise SettingError(f"{folder} already has {progress.epoch} epochs: raise epochs = {epochs} to train further.")
+    return progress, content
 
 
 def _missing_state_message(folder: Path) -> str:
     if (folder / CARD).exists():
-        what = f"{folder} is a finished run without {STATE}, which curve and find remove: it cannot go on"
-        return f"{what}. Begin another one with its weights (--start), or choose another --out."
-    return f"{folder} holds no {STATE} to go on from. Train without --resume."
+        state = f"{folder} is a finished run without {STATE} (curve and find remove it), so it cannot be resumed"
+        return f"{state}. Start a new run from its weights (--start), or choose another --out."
+    return f"{folder} has no {STATE} to resume from. Train without --resume."
 
 
 def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -214,25 +214,25 @@ def _check_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
     differing = [name for name in now if name in before and before[name] != now[name]]
     if not differing:
         raise SettingError(
-            f"{path} is of a run that another version of geograft began: it has other settings than this one. "
-            "Go on with that version, or choose another --out."
+            f"{path} was written by another version of geograft with other settings. Resume with that version, or "
+            "choose another --out."
         )
     changes = ", ".join(
-        "the tile set was another one" if name == TILES else f"{name} was {before[name]!r} and is {now[name]!r}"
+        "the tile set differs" if name == TILES else f"{name} was {before[name]!r} and is {now[name]!r}"
         for name in differing
     )
-    raise SettingError(f"{path} is of another run: {changes}. Undo that, or choose another --out.")
+    raise SettingError(f"{path} belongs to another run: {changes}. Restore these settings, or choose another --out.")
 
 
-def _to_dict(position: TrainingProgress) -> dict[str, Any]:
-    # Plain values only: the file is read without pickle's powers.
+def _to_dict(progress: TrainingProgress) -> dict[str, Any]:
+    # Plain values only, because the file is read with weights_only=True.
     return {
-        "confusion": position.totals.confusion.tolist(),
-        "loss": position.totals.loss,
-        "epoch": position.epoch,
-        "step": position.step,
-        "seconds": position.seconds,
-        "history": [asdict(epoch) for epoch in position.history.epochs],
+        "confusion": progress.totals.confusion.tolist(),
+        "loss": progress.totals.loss,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "history": [asdict(epoch) for epoch in progress.history.epochs],
     }
 
 

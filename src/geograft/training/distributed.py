@@ -1,21 +1,20 @@
-"""The processes that train together: how they come up, and what they do at the same time.
+"""Distributed data-parallel training: starting the processes, collectives, and synchronised batch norm.
 
-Started by torchrun or Slurm (`srun`) they are there already; else this process starts one for each device. Each takes
-its part of every batch through its own copy of the network. The parts' logits are then put together, and each process
-computes the loss of the whole batch: a loss over the batch (Dice) is that of a single process, and so are the scores.
-Gradients are added up once before each step of the optimizer.
+torchrun or Slurm (`srun`) start the processes; otherwise this process spawns one per device. Each passes its shard of
+every batch through its own copy of the network. The logits are then gathered, and each process computes the loss of the
+whole batch, so that a loss over the batch (Dice) and the scores equal those of a single process. The gradients are
+summed once before each optimizer step.
 
-Batch norm over the tiles of all processes that train together, so that several count as one.
-
-PyTorch's SyncBatchNorm is for CUDA alone; this is the same for any device that torch.distributed serves.
+Batch norm uses the statistics of all processes. PyTorch's SyncBatchNorm supports CUDA only; `SyncBatchNormMode` works
+on any device that torch.distributed supports.
 """
 
 import inspect
 import logging
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
@@ -41,23 +40,25 @@ Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 
-# Here, for the processes that Fabric starts import this before they report themselves.
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-
-
 class _UnwrappedDDPStrategy(DDPStrategy):
-    """Processes side by side, without torch's wrapper around the network, which needs a gradient in every parameter."""
+    """DDP processes without the DistributedDataParallel wrapper, which needs a gradient for every parameter."""
 
-    def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]  # torch's wrapper is a module too
+    def setup_environment(self) -> None:
+        """Join the process group."""
+        with _quiet_fabric():
+            super().setup_environment()
+
+    def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]  # DistributedDataParallel is a module too
         return module
 
 
 class ProcessGroup:
-    """One process among those that train together.
+    """The group of processes that train together, as seen by one of them.
 
     Attributes:
-        rank: its number, from 0; the first one writes the files.
-        world: how many there are.
+        fabric: Lightning Fabric, which launches the processes and moves data to the device.
+        rank: global rank of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -66,17 +67,17 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and shows progress."""
+        """Whether this is the main process (rank 0), which writes files and shows progress."""
         return self.rank == 0
 
     def sync_batchnorm(self) -> AbstractContextManager[object]:
-        """Return the context in which batch norm sees the tiles of all processes."""
+        """Return a context in which batch norm uses the statistics of all processes."""
         return SyncBatchNormMode() if self.world_size > 1 else nullcontext()
 
     def all_gather(self, part: Tensor) -> Tensor:
-        """Return the parts of all processes, one after another by rank; only the own one has a gradient.
+        """Return the tensors of all processes, concatenated by rank. Only the own one carries gradients.
 
-        Parts differ at most in their first dimension. Costs a transfer of the whole.
+        Tensors may differ in their first dimension only. Costs a transfer of the whole result.
         """
         if self.world_size == 1:
             return part
@@ -90,13 +91,13 @@ class ProcessGroup:
         return torch.cat([whole[:start], part, whole[start + len(part) :]])
 
     def sync_parameters(self, network: nn.Module) -> None:
-        """Give `network` the values that it has in the first process."""
+        """Broadcast the parameters and buffers of `network` from rank 0."""
         if self.world_size > 1:
             for value in network.state_dict().values():
                 distributed.broadcast(value, 0)
 
     def all_reduce_gradients(self, network: nn.Module) -> None:
-        """Replace the gradients of `network` by their sums over all processes, in one transfer."""
+        """Sum the gradients of `network` over all processes, in one transfer."""
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         if self.world_size == 1 or not gradients:
             return
@@ -106,20 +107,20 @@ class ProcessGroup:
             gradient.copy_(total.view(gradient.shape))
 
     def broadcast(self, value: Value) -> Value:
-        """Return what the first process has for `value`."""
+        """Return the `value` of rank 0."""
         return self.fabric.broadcast(value) if self.world_size > 1 else value
 
     def all_gather_lines(self, lines: list[str]) -> list[str]:
-        """Return the lines of all processes, by rank."""
+        """Return the lines of all processes, concatenated by rank."""
         if self.world_size == 1:
             return lines
-        everyones: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(everyones, lines)
-        return [line for each in everyones for line in each]
+        gathered: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(gathered, lines)
+        return [line for each in gathered for line in each]
 
 
 def rank_of(config: TrainConfig) -> int:
-    """Return the number of this process among those that torchrun or Slurm started to train together; else 0."""
+    """Return the global rank of this process if torchrun or Slurm started it for distributed training; else 0."""
     if config.devices * config.nodes == 1 or not _externally_launched():
         return 0
     environment = TorchElasticEnvironment if TorchElasticEnvironment.detect() else SLURMEnvironment
@@ -127,32 +128,32 @@ def rank_of(config: TrainConfig) -> int:
 
 
 def spawns_processes(config: TrainConfig) -> bool:
-    """Return whether training starts processes of its own, each with a copy of the network."""
+    """Return whether training spawns its own processes, each with a copy of the network."""
     return config.devices * config.nodes > 1 and not _externally_launched()
 
 
-def launch(config: TrainConfig, work: Callable[..., Result], *given: Any) -> Result:
-    """Return what `work(crew, *given)` returns in the first of the processes that `config` asks for.
+def launch(config: TrainConfig, function: Callable[..., Result], *args: Any) -> Result:
+    """Run `function(group, *args)` in each of the processes that `config` asks for, and return the result of rank 0.
 
     Raises:
-        SettingError: for devices that are not there, or another number of processes than were started.
+        SettingError: if a device is not available, or torchrun or Slurm started another number of processes.
     """
     fabric = _fabric(config)
     if fabric.world_size == 1:
-        return work(ProcessGroup(fabric), *given)
+        return function(ProcessGroup(fabric), *args)
     try:
-        # Wrapped, both ways, for Fabric looks for tensors in what it hands over, and stops at frozen dataclasses.
-        result: Result = fabric.launch(partial(_run_process, work, given)).result
+        # Arguments and result are wrapped, because Fabric searches them for tensors and fails at frozen dataclasses.
+        result: Result = fabric.launch(partial(_run_process, function, args)).result
     except ProcessRaisedException as error:
         raise _original_error(error) from error
     return result
 
 
-def _run_process(work: Callable[..., Any], given: tuple[Any, ...], fabric: Fabric) -> SimpleNamespace:
-    # Networks come in memory that the processes share: what one trained, all would.
-    own = [deepcopy(each) if isinstance(each, nn.Module) else each for each in given]
+def _run_process(function: Callable[..., Any], args: tuple[Any, ...], fabric: Fabric) -> SimpleNamespace:
+    # Networks arrive in memory that the processes share, so that each needs a copy of its own.
+    own = [deepcopy(each) if isinstance(each, nn.Module) else each for each in args]
     try:
-        return SimpleNamespace(result=work(ProcessGroup(fabric), *own))
+        return SimpleNamespace(result=function(ProcessGroup(fabric), *own))
     finally:
         distributed.destroy_process_group()
 
@@ -160,40 +161,54 @@ def _run_process(work: Callable[..., Any], given: tuple[Any, ...], fabric: Fabri
 def _fabric(config: TrainConfig) -> Fabric:
     device = find_device(config.device)
     check_devices(config)
-    several: Any = "auto"
+    strategy: Any = "auto"
     if config.devices * config.nodes > 1:
         start: Literal["popen", "spawn"] = "popen" if _externally_launched() else "spawn"
-        several = _UnwrappedDDPStrategy(start_method=start)
-    with warnings.catch_warnings():
-        # Advice on clusters that has no use here.
-        warnings.simplefilter("ignore")
+        strategy = _UnwrappedDDPStrategy(start_method=start)
+    with _quiet_fabric():
         return Fabric(
             accelerator=device,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=several,
+            strategy=strategy,
             precision=find_precision(config.precision, device),
-            # Fabric would take a Slurm job of one process for one whose processes are all there.
+            # Without it, Fabric would treat a Slurm job of one process as already launched.
             plugins=None if _externally_launched() else LightningEnvironment(),
         )
 
 
+@contextmanager
+def _quiet_fabric() -> Iterator[None]:
+    """Suppress Fabric's log messages about the process group, and its advice on clusters, which does not apply here."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def check_devices(config: TrainConfig) -> None:
-    """Raise SettingError where the processes or devices that `config` speaks of cannot be there."""
+    """Raise SettingError if the devices or processes that `config` asks for are not available."""
     device = find_device(config.device)
     if config.devices > 1 and device == "mps":
-        raise SettingError(f"devices = {config.devices}: Apple's machines have one GPU. Use --devices 1.")
+        raise SettingError(f"devices = {config.devices}: mps has one GPU. Use --devices 1.")
     if device == "cuda" and config.devices > torch.cuda.device_count():
-        raise SettingError(f"devices = {config.devices}: this machine has {torch.cuda.device_count()} GPUs. Use those.")
+        raise SettingError(
+            f"devices = {config.devices}, but {torch.cuda.device_count()} GPUs are available. Lower --devices."
+        )
     if config.nodes > 1 and not _externally_launched():
         raise SettingError(f"nodes = {config.nodes}: start geograft on each machine with torchrun or srun.")
     if config.compile and config.devices * config.nodes > 1:
-        raise SettingError("compile = true is for one device. Train without --compile, or with --devices 1.")
+        raise SettingError("compile = true works on one device only. Train without --compile, or with --devices 1.")
     _check_process_count(config)
 
 
 def _check_process_count(config: TrainConfig) -> None:
-    """Raise SettingError where torchrun or Slurm started other numbers of processes than `config` says."""
+    """Raise SettingError if torchrun or Slurm started another number of processes than `config` asks for."""
     if TorchElasticEnvironment.detect():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         if (config.devices, config.devices * config.nodes) != (here, everywhere):
@@ -205,7 +220,7 @@ def _check_process_count(config: TrainConfig) -> None:
         tasks, nodes = _slurm_tasks(), int(os.environ.get("SLURM_NNODES", config.nodes))
         if (config.devices * config.nodes, config.nodes) != (tasks, nodes):
             raise SettingError(
-                f"The Slurm job has {tasks} processes on {pluralise(nodes, 'machine')}. Give --devices {tasks // nodes} "
+                f"The Slurm job has {tasks} processes on {pluralise(nodes, 'node')}. Give --devices {tasks // nodes} "
                 f"--nodes {nodes}, or ask Slurm for one (--ntasks 1)."
             )
 
@@ -215,22 +230,22 @@ def _externally_launched() -> bool:
 
 
 def _slurm_tasks() -> int:
-    """Return how many processes the Slurm job has that this one belongs to; 1 where there is none."""
+    """Return the number of processes in the Slurm job of this process; 1 without Slurm."""
     with warnings.catch_warnings():
-        # Fabric's advice to use srun where there is one.
+        # Fabric's advice to use srun.
         warnings.simplefilter("ignore")
         return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1
 
 
 def _original_error(error: ProcessRaisedException) -> Exception:
-    """Return the error of another process: as it was when it is Geograft's, which is one line, and the last."""
+    """Return the original error of another process if it is a GeograftError, whose message is the last line."""
     name, _, text = str(error).strip().splitlines()[-1].partition(": ")
     kind = {kind.__name__: kind for kind in _subclasses(GeograftError)}.get(name.rpartition(".")[2])
     return kind(text) if kind else error
 
 
 def _subclasses(root: type[GeograftError]) -> list[type[GeograftError]]:
-    """Return an error and all that are kinds of it."""
+    """Return an error class and all its subclasses."""
     return [root, *(kind for child in root.__subclasses__() for kind in _subclasses(child))]
 
 
@@ -238,39 +253,40 @@ SIGNATURE = inspect.signature(batch_norm)
 
 
 class SyncBatchNormMode(TorchFunctionMode):
-    """While it is active, batch norm in training takes mean and variance over the tiles of all processes.
+    """A context in which batch norm in training uses the mean and variance over all processes.
 
-    A mode, for networks call torch's function from classes of their own (timm's BatchNormAct2d).
+    It intercepts `torch.nn.functional.batch_norm`, because networks call that from their own classes (timm's
+    BatchNormAct2d), which torch.nn.SyncBatchNorm would not replace.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return what `func` gives; batch norm's result where it is that."""
+        """Call `func`, or the synchronised version if it is `batch_norm`."""
         return (_sync_batch_norm if func is batch_norm else func)(*args, **(kwargs or {}))
 
 
 def _sync_batch_norm(*args: Any, **kwargs: Any) -> Tensor:
-    """Return what torch's `batch_norm` gives, for the tiles of all processes."""
-    given = SIGNATURE.bind(*args, **kwargs)
-    given.apply_defaults()
-    if not given.arguments["training"]:
-        return batch_norm(*given.args, **given.kwargs)
-    values, eps = given.arguments["input"], given.arguments["eps"]
+    """Return torch's `batch_norm` with the statistics of all processes."""
+    bound = SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    if not bound.arguments["training"]:
+        return batch_norm(*bound.args, **bound.kwargs)
+    values, eps = bound.arguments["input"], bound.arguments["eps"]
     mean, variance, count = _moments(values.detach().float())
-    if given.arguments["running_mean"] is not None:
-        given.arguments["running_mean"].lerp_(mean, given.arguments["momentum"])
-        given.arguments["running_var"].lerp_(variance * (count / (count - 1)), given.arguments["momentum"])
+    if bound.arguments["running_mean"] is not None:
+        bound.arguments["running_mean"].lerp_(mean, bound.arguments["momentum"])
+        bound.arguments["running_var"].lerp_(variance * (count / (count - 1)), bound.arguments["momentum"])
     result: Tensor = _Normalize.apply(values.float(), mean, torch.rsqrt(variance + eps), count)
-    if given.arguments["weight"] is not None:
-        result = result * _by_channel(given.arguments["weight"])
-    if given.arguments["bias"] is not None:
-        result = result + _by_channel(given.arguments["bias"])
+    if bound.arguments["weight"] is not None:
+        result = result * _by_channel(bound.arguments["weight"])
+    if bound.arguments["bias"] is not None:
+        result = result + _by_channel(bound.arguments["bias"])
     return result.to(values.dtype)
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / deviation, where both come from the x of all processes.
+    """(x - mean) / standard deviation, both over the x of all processes.
 
     Source of the gradient: S. Ioffe and C. Szegedy, "Batch Normalization" (2015), section 3.
     """
@@ -285,18 +301,23 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of the values."""
-        (slope,) = gradients
+        """Return the gradient with respect to the values."""
+        (gradient,) = gradients
         normal, inverse = ctx.saved_tensors
-        means = torch.stack([_sums(slope), _sums(slope * normal)])
+        means = torch.stack([_sums(gradient), _sums(gradient * normal)])
         distributed.all_reduce(means)
         means /= ctx.count
-        return (slope - _by_channel(means[0]) - normal * _by_channel(means[1])) * _by_channel(inverse), None, None, None
+        return (
+            (gradient - _by_channel(means[0]) - normal * _by_channel(means[1])) * _by_channel(inverse),
+            None,
+            None,
+            None,
+        )
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return mean and variance of each channel, and the number of values of one, over all processes."""
-    # In two rounds, for a difference of sums of squares loses digits.
+    """Return mean and variance of each channel, and the number of values per channel, over all processes."""
+    # Two passes, because E[x^2] - E[x]^2 loses digits.
     sums = torch.cat([_sums(values), values.new_tensor([values.numel() / values.shape[1]])])
     distributed.all_reduce(sums)
     count = float(sums[-1])

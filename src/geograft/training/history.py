@@ -1,4 +1,4 @@
-"""What every epoch of a run gave: history.csv, one row an epoch, for spreadsheets and figures. Imports no torch."""
+"""The training history of a run: history.csv, one row per epoch. Imports no torch."""
 
 import csv
 import io
@@ -14,21 +14,21 @@ HISTORY = "history.csv"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row. Scores are those of class 1 of two that exclude each other, else means over the classes present.
+    """One row of the history. Scores are those of the positive class (binary), else means over the classes present.
 
-    NaN, and an empty cell in the file, where a figure does not exist (no validation tiles, no pixel of any class).
+    NaN, written as an empty cell, means undefined (no validation tiles, or no labelled pixel).
     """
 
     epoch: int
     """Counted from 1."""
     train_loss: float
-    """Mean over the epoch's labelled pixels, each batch with the weights it was trained with."""
+    """Mean over the epoch's labelled pixels, each batch with the weights before its step."""
     train_iou: float
     train_f1: float
     train_precision: float
     train_recall: float
     val_loss: float
-    """Mean over the validation part's labelled pixels, with the weights at the epoch's end."""
+    """Mean over the labelled validation pixels, with the weights at the end of the epoch."""
     val_iou: float
     val_f1: float
     val_precision: float
@@ -36,9 +36,9 @@ class Epoch:
     lr: float
     """Learning rate of the decoder in this epoch."""
     seconds: float
-    """Training and validation together."""
+    """Training and validation."""
     tiles_per_second: float
-    """Training tiles over the time that training alone took."""
+    """Training tiles per second of training, without validation."""
 
 
 COLUMNS = [column.name for column in fields(Epoch)]
@@ -50,34 +50,34 @@ class History:
 
     epochs: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What else is to be said of the run, a line each; not in the file."""
+    """Messages about the run, one line each; not written to the file."""
 
     @property
     def best(self) -> Epoch:
-        """The epoch of least validation loss, the first of equals; the last epoch where none has a validation loss.
+        """The first epoch with the lowest validation loss; the last epoch if none has a validation loss.
 
         Raises:
-            ValueError: when there is no epoch.
+            ValueError: if the history is empty.
         """
         scored = [epoch for epoch in self.epochs if not math.isnan(epoch.val_loss)]
         return min(scored, key=lambda epoch: epoch.val_loss) if scored else max(self.epochs, key=lambda e: e.epoch)
 
     @property
     def epochs_since_best(self) -> int:
-        """How many epochs came after the best; 0 where there is none."""
+        """Number of epochs after the best one; 0 for an empty history."""
         return self.epochs[-1].epoch - self.best.epoch if self.epochs else 0
 
     @property
     def seconds(self) -> float:
-        """Time that the epochs took together."""
+        """Total time of the epochs."""
         return sum(epoch.seconds for epoch in self.epochs)
 
     def append(self, epoch: Epoch) -> "History":
-        """Return the history with one more epoch."""
+        """Return a new history with `epoch` added."""
         return History((*self.epochs, epoch))
 
     def write(self, folder: Path) -> None:
-        """Write history.csv into a run folder, whole or not at all."""
+        """Write history.csv into a run folder, atomically."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -89,19 +89,19 @@ def read_history(folder: Path) -> History:
     """Read history.csv of a run folder.
 
     Raises:
-        InputError: when the file is missing, or is not what `History.write` writes.
+        InputError: if the file is missing or was not written by `History.write`.
     """
     path = folder / HISTORY
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             if rows.fieldnames != COLUMNS:
-                raise ValueError("its columns differ")
+                raise ValueError("unexpected columns")
             return History(tuple(_epoch(row) for row in rows))
     except OSError as error:
-        raise InputError(f"{folder} is not a run: it holds no {HISTORY}. Train one with `geograft train`.") from error
+        raise InputError(f"{folder} is not a run: {HISTORY} is missing. Train one with `geograft train`.") from error
     except (ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} is not a history that Geograft wrote ({error}). Train the run again.") from error
+        raise InputError(f"{path} is not a history written by Geograft ({error}). Train the run again.") from error
 
 
 def _cell(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The training loop: steps, validate, keep the best; lose nothing."""
+"""The training loop: train, validate, save the best weights, resume after an interruption."""
 
 import time
 from dataclasses import replace
@@ -46,17 +46,17 @@ from geograft.training.tracking import tracked_metrics, trackers
 
 
 def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool = False) -> History:
-    """Train `network` in place and return what every epoch gave; the run's files lie in `folder` then.
+    """Train `network` in place, write the run's files to `folder` and return the training history.
 
-    The network ends with the last epoch's weights, or their mean with `ema`, on the device that trained it. With
-    `resume` the run in `folder` goes on from its last saved state, in the middle of an epoch too, and ends with the
-    same weights to the bit on the same machine; a finished run does nothing. Torch's random numbers are seeded anew for
-    each epoch.
+    The network ends with the weights of the last epoch, or their EMA if `ema` is set, on the training device. With
+    `resume`, the run in `folder` is resumed from its last saved state, also in the middle of an epoch, and ends with
+    bit-identical weights on the same machine; a finished run returns at once. Each epoch seeds torch's random numbers.
 
     Raises:
-        InputError: without a training tile, when a tile cannot be read, or when the loss is no longer a number.
-        SettingError: for a device that is not there, a state of another run, or memory too short for one tile.
-        OutputError: when the disk refuses; the state saved before stays.
+        InputError: without training tiles, or if a tile cannot be read; DivergedError for a NaN or infinite loss.
+        SettingError: if the device is not available, the state belongs to another run, or memory is too short for one
+            tile.
+        OutputError: if a file cannot be written; the last saved state remains.
     """
     _check_enough(data, config)
     history = launch(config, _fit_process, network, data, config, folder, resume)
@@ -70,7 +70,7 @@ def _fit_process(
 ) -> History:
     run = _Run(group, network, data, config, folder, resume)
     with (
-        progress_bar("training", run.tiles_left(), "tiles", shown=group.is_main) as bar,
+        progress_bar("training", run.tiles_left(), "tiles", enabled=group.is_main) as bar,
         deterministic_algorithms(group.fabric.device),
     ):
         while not run.finished():
@@ -80,24 +80,24 @@ def _fit_process(
 
 
 class _Run:
-    """The parts of a run, and what happens in an epoch."""
+    """The state of a run and the stages of an epoch."""
 
     def __init__(
         self, group: ProcessGroup, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
     ) -> None:
         self._network, self._data, self._config, self._folder = network, data, config, folder
-        self._counting, self._frozen = ConfusionScheme.from_legend(data.legend), network.frozen
+        self._scheme, self._frozen = ConfusionScheme.from_legend(data.legend), network.frozen
         self._group, self._fabric = group, group.fabric
         self._loader = TileLoader(data, config, self._fabric.device, group.rank, group.world_size)
         network.to(memory_format=memory_format_for(self._fabric.device))
         network.set_deep_supervision(enabled=config.auxiliary_weight > 0)
         self._optimizer = build_optimizer(network, config)
-        # Torch compiles at the first step; Fabric takes the wrapper off and puts it on again over its own.
+        # Torch compiles at the first step. Fabric unwraps a compiled module and compiles its own wrapper instead.
         model: Any = torch.compile(network) if config.compile else network
         self._model, self._stepper = self._fabric.setup(model, self._optimizer)
-        self._mix = build_loss_config(config, data.legend, data.class_fractions, data.labelled_fractions)
+        self._loss_config = build_loss_config(config, data.legend, data.class_fractions, data.labelled_fractions)
         group.sync_parameters(network)
-        self._step = Step(group, self._model, self._mix, self._counting.classes)
+        self._step = Step(group, self._model, self._loss_config, self._scheme.classes)
         self._ema = ModelEMA(network, config.ema) if config.ema else None
         self._schedule = Schedule(config, -(-len(self._loader.batch_indices(0)) // config.accumulate))
         self._identity = run_identity(config, data)
@@ -106,37 +106,37 @@ class _Run:
         self._ticked = self._saved = time.monotonic()
 
     def finished(self) -> bool:
-        """Return whether no epoch is to come: all are done, or the last ones were in vain."""
+        """Return whether training is over: all epochs are done, or early stopping applies."""
         return self.progress.is_finished(self._config)
 
     def tiles_left(self) -> int:
-        """Return how many tiles, of training and validation, are still to come."""
+        """Return the number of training and validation tiles left to process."""
         epochs = self._config.epochs - self.progress.epoch
         done = self.progress.step * self._config.batch_size
         return max(0, epochs * (len(self._data.train) + len(self._data.val)) - done)
 
     def train(self, bar: ProgressBar) -> None:
-        """Take the epoch's steps that are still to come."""
+        """Run the remaining steps of the epoch."""
         self._begin_epoch()
         batches = self._loader.train(self.progress.epoch, self.progress.step)
         for group in group_batches(batches, self._config.accumulate):
-            self._note_step(self._optimizer_step(group), bar)
+            self._end_step(self._optimizer_step(group), bar)
 
     def validate(self, bar: ProgressBar) -> EpochTotals:
         """Return loss and confusion over the validation tiles."""
-        tally = self._new_totals()
+        totals = self._new_totals()
         model = self._model if self._ema is None else self._ema.network
         model.eval()
         with torch.no_grad(), self._fabric.autocast():
             for _, batch in zip_longest(range(self._loader.val_steps), self._loader.val()):
-                seen = self._step.evaluate(batch, model)
-                tally.add(seen.loss, seen.confusion)
-                bar.advance(seen.tiles)
-        return tally
+                result = self._step.evaluate(batch, model)
+                totals.add(result.loss, result.confusion)
+                bar.advance(result.tiles)
+        return totals
 
     def end_epoch(self, val: EpochTotals) -> None:
-        """Write down the epoch: the state last, for what is not in it will be done again, to the same end."""
-        # One process's clock and floats count, for all must stop at the same epoch.
+        """Save the epoch. The state is written last: an epoch that is not in it is repeated, with the same result."""
+        # The main process's metrics are broadcast, so that all processes stop early at the same epoch.
         row = self._group.broadcast(self._row(val))
         history = self.progress.history.append(row)
         self.progress = TrainingProgress(self._new_totals(), self.progress.epoch + 1, history=history)
@@ -153,7 +153,7 @@ class _Run:
         self._save()
 
     def end(self) -> History:
-        """Leave the network as it is kept, with the stages frozen that were, and return the history with notes."""
+        """Load the EMA weights, if any, restore the frozen stages, and return the history with messages."""
         freeze_encoder(self._network, self._frozen)
         if self._ema is not None:
             self._network.load_state_dict(self._ema.network.state_dict())
@@ -167,7 +167,7 @@ class _Run:
         return (f"stopped after epoch {self.progress.epoch} of {self._config.epochs}: {epochs} (patience)",)
 
     def _new_totals(self) -> EpochTotals:
-        return EpochTotals(self._counting.zeros())
+        return EpochTotals(self._scheme.zeros())
 
     def _initial_progress(self, resume: bool) -> TrainingProgress:
         if not resume:
@@ -182,46 +182,46 @@ class _Run:
             "precision": self._fabric.strategy.precision,
             "step": self._step,
         }
-        return parts if self._ema is None else {**parts, "average": self._ema}
+        return parts if self._ema is None else {**parts, "ema": self._ema}
 
     @property
     def _evaluated_network(self) -> Network:
-        """The network that is validated and kept: the one that is trained, or the mean of its weights."""
+        """The network that is validated and saved: the EMA, if there is one, else the trained network."""
         return self._network if self._ema is None else self._ema.network
 
     def _begin_epoch(self) -> None:
-        """Set what an epoch starts from; in its middle, the random numbers are those that were saved."""
-        whole = self._network.pretrained_encoder and self.progress.epoch < self._config.freeze_epochs
-        freeze_encoder(self._network, len(self._network.stages) if whole else self._frozen)
+        """Freeze stages, and seed torch at the start of an epoch; a resumed epoch has its saved random state."""
+        freeze_all = self._network.pretrained_encoder and self.progress.epoch < self._config.freeze_epochs
+        freeze_encoder(self._network, len(self._network.stages) if freeze_all else self._frozen)
         self._model.train()
         if self.progress.step == 0:
             torch.manual_seed(_seed(self._config.seed, self.progress.epoch))
         self._ticked = time.monotonic()
 
     def _optimizer_step(self, batches: list[TensorPair]) -> int:
-        """Take one step of the optimizer, count what it saw, and return the number of tiles."""
+        """Run one optimizer step, add its loss and confusion, and return the number of tiles."""
         self._seed_step()
         step = self.progress.step // self._config.accumulate
         set_learning_rates(self._optimizer, self._schedule, self.progress.epoch * self._schedule.epoch_steps + step)
         try:
-            counted = self._step.compute_gradients(batches)
+            results = self._step.compute_gradients(batches)
         except NonFiniteLossError as error:
             raise DivergedError(self._divergence_message(error, batches[error.batch])) from error
         if self._config.clip_norm:
-            # Fabric takes the loss scaling of 16-mixed off first; what overflowed there is skipped, not refused.
+            # Fabric unscales the gradients of 16-mixed first; steps that overflow there are skipped, not an error.
             self._fabric.clip_gradients(
                 self._model, self._stepper, max_norm=self._config.clip_norm, error_if_nonfinite=False
             )
         self._stepper.step()
         if self._ema is not None:
             self._ema.update(self._network)
-        for each in counted:
+        for each in results:
             self.progress.totals.add(each.loss, each.confusion)
         self.progress.step += len(batches)
-        return sum(each.tiles for each in counted)
+        return sum(each.tiles for each in results)
 
     def _seed_step(self) -> None:
-        """With several processes, begin random numbers anew at each step: each has its own, and none must be saved."""
+        """With several processes, seed each step by rank, so that only the main process's random state is saved."""
         if self._group.world_size > 1:
             torch.manual_seed(_seed(self._config.seed, self.progress.epoch, self.progress.step, self._group.rank))
 
@@ -230,14 +230,15 @@ class _Run:
         tiles = shard(self._loader.batch_indices(self.progress.epoch)[number], self._group.rank, self._group.world_size)
         where = f"step {number + 1} of epoch {self.progress.epoch + 1}"
         with self._fabric.autocast():
-            guilty = [
-                tile_name(self._data.train, tiles[index]) for index in nonfinite_tiles(self._network, batch, self._mix)
+            names = [
+                tile_name(self._data.train, tiles[index])
+                for index in nonfinite_tiles(self._network, batch, self._loss_config)
             ]
-        guilty, count = self._group.all_gather_lines(guilty), len(self._group.all_gather_lines([""] * len(tiles)))
-        return f"The loss became {error.loss} in {where}. {nonfinite_message(self._network, guilty, count)}"
+        names, count = self._group.all_gather_lines(names), len(self._group.all_gather_lines([""] * len(tiles)))
+        return f"The loss became {error.loss} in {where}. {nonfinite_message(self._network, names, count)}"
 
-    def _note_step(self, tiles: int, bar: ProgressBar) -> None:
-        """Count the time, and save the state when it is time to; between steps of the optimizer alone."""
+    def _end_step(self, tiles: int, bar: ProgressBar) -> None:
+        """Add the time of the step, save the state every `save_minutes`, and update the progress bar."""
         now = time.monotonic()
         self.progress.seconds += now - self._ticked
         self._ticked = now
@@ -257,9 +258,9 @@ class _Run:
         return Epoch(
             epoch=self.progress.epoch + 1,
             train_loss=train.mean_loss,
-            **{f"train_{name}": value for name, value in self._counting.headline(train.confusion).items()},
+            **{f"train_{name}": value for name, value in self._scheme.headline(train.confusion).items()},
             val_loss=val.mean_loss,
-            **{f"val_{name}": value for name, value in self._counting.headline(val.confusion).items()},
+            **{f"val_{name}": value for name, value in self._scheme.headline(val.confusion).items()},
             lr=self._optimizer.param_groups[-1]["lr"],
             seconds=seconds + time.monotonic() - self._ticked,
             tiles_per_second=len(self._data.train) / max(seconds, 1e-9),
@@ -268,7 +269,7 @@ class _Run:
 
 def _check_enough(data: TrainingData, config: TrainConfig) -> None:
     if not len(data.train):
-        raise InputError("There is no training tile. Prepare the tile set again with smaller --val and --test.")
+        raise InputError("There are no training tiles. Prepare the tile set again with smaller --val and --test.")
     check_batch_size(config.devices * config.nodes, config.batch_size, len(data.train), len(data.val))
 
 

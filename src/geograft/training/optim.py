@@ -1,9 +1,4 @@
-"""How learning rates move over the steps of a run. Imports no torch: a rate is a function of the step alone.
-
-Which parameter learns, at which rate, and by which rule.
-
-The running mean of a network's weights over training, which often predicts better than the last weights.
-"""
+"""Optimization: parameter groups, learning-rate schedule, frozen stages, and an EMA of the weights."""
 
 import math
 from collections.abc import Iterable
@@ -22,50 +17,50 @@ from geograft.networks.network import Network
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates by step of the optimizer, counted from 0 over the whole run.
+    """Learning rate as a function of the optimizer step, counted from 0 over the whole run.
 
-    Without state: a run that goes on in its middle finds its rate from its step.
+    Stateless, so that a resumed run needs the step alone.
     """
 
     config: TrainConfig
     epoch_steps: int
-    """Steps of the optimizer in one epoch."""
+    """Optimizer steps per epoch."""
 
-    def learning_rate(self, full: float, step: int) -> float:
-        """Return the learning rate at `step` of what has the rate `full` once warm-up is over."""
+    def learning_rate(self, base_lr: float, step: int) -> float:
+        """Return the learning rate at `step` of a parameter group whose rate after warm-up is `base_lr`."""
         if self.config.schedule == "exponential":
-            full = _exponential_decay(full, self.config.lr_decay, step // self.epoch_steps)
+            base_lr = _exponential_decay(base_lr, self.config.lr_decay, step // self.epoch_steps)
         if self.config.schedule == "cosine":
-            full *= 0.5 * (1 + math.cos(math.pi * self._progress(step)))
-        return full * self._warmup_factor(step)
+            base_lr *= 0.5 * (1 + math.cos(math.pi * self._progress(step)))
+        return base_lr * self._warmup_factor(step)
 
     @property
-    def _warm_steps(self) -> float:
+    def _warmup_steps(self) -> float:
         return self.config.warmup_epochs * self.epoch_steps
 
     def _warmup_factor(self, step: int) -> float:
-        """Return the share of the full rate: it rises by the same amount with each step, and the first has some."""
-        return min(1.0, (step + 1) / self._warm_steps) if self._warm_steps else 1.0
+        """Return the factor of linear warm-up, which is above 0 at the first step."""
+        return min(1.0, (step + 1) / self._warmup_steps) if self._warmup_steps else 1.0
 
     def _progress(self, step: int) -> float:
-        """Return the share of the steps after warm-up that lie behind `step`: 0 to 1."""
-        rest = self.config.epochs * self.epoch_steps - self._warm_steps
-        return min(1.0, max(0.0, step - self._warm_steps) / rest) if rest > 0 else 0.0
+        """Return the fraction, 0 to 1, of the steps after warm-up that come before `step`."""
+        rest = self.config.epochs * self.epoch_steps - self._warmup_steps
+        return min(1.0, max(0.0, step - self._warmup_steps) / rest) if rest > 0 else 0.0
 
 
-def _exponential_decay(full: float, factor: float, times: int) -> float:
-    # One product after another, as torch's ExponentialLR has it: a power differs in the last bit.
-    for _ in range(times):
-        full *= factor
-    return full
+def _exponential_decay(base_lr: float, factor: float, epochs: int) -> float:
+    # Repeated products, as in torch's ExponentialLR: a power differs in the last bit.
+    for _ in range(epochs):
+        base_lr *= factor
+    return base_lr
 
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: every trainable parameter of `network` in exactly one, frozen ones in none.
+    """Return the optimizer's parameter groups: each trainable parameter of `network` in exactly one of them.
 
-    A group has a name, its parameters, their full rate `initial_lr`, and their `weight_decay`. Stage i of n pretrained
-    encoder stages learns at encoder_lr * layer_decay ** (n - 1 - i). Everything else learns at decoder_lr, and so does
-    an encoder that starts from random values; the last group is of these, where there are any.
+    A group has a name, its parameters, their learning rate `initial_lr` after warm-up, and their `weight_decay`. Stage
+    i of n pretrained encoder stages has the rate encoder_lr * layer_decay ** (n - 1 - i). All other parameters, and
+    those of an encoder without pretrained weights, have decoder_lr; their groups come last.
     """
     rates = _stage_rates(network, config)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -74,19 +69,19 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
 
 
 def build_optimizer(network: Network, config: TrainConfig) -> Optimizer:
-    """Return Adam or AdamW over `parameter_groups`, with torch's own defaults for everything but rates and decay."""
+    """Return Adam or AdamW over `parameter_groups`, with torch's defaults but for learning rates and weight decay."""
     groups = parameter_groups(network, config)
     return AdamW(groups) if config.optimizer == "adamw" else Adam(groups)
 
 
 def set_learning_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
-    """Give every group of `optimizer` its learning rate of one step."""
+    """Set the learning rate of each parameter group of `optimizer` for one step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.learning_rate(group["initial_lr"], step)
 
 
 def freeze_encoder(network: Network, frozen: int) -> None:
-    """Let the first `frozen` stages of the encoder stand still, weights and batch-norm statistics, and no others."""
+    """Freeze the first `frozen` stages of the encoder, weights and batch-norm statistics, and unfreeze the others."""
     network.frozen = frozen
     for index, stage in enumerate(network.stages):
         stage.requires_grad_(requires_grad=index >= frozen)
@@ -108,7 +103,7 @@ def _grouped(
 ) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for parameter in parameters:
-        # Biases and norms are vectors; to pull them to zero would pull what they centre and scale.
+        # No weight decay for biases and norm parameters, which are vectors.
         decay = config.weight_decay if config.optimizer == "adamw" and parameter.ndim > 1 else 0.0
         groups.setdefault((rates.get(parameter, config.decoder_lr), decay), []).append(parameter)
     return [
@@ -118,19 +113,19 @@ def _grouped(
 
 
 EMA_WARMUP = 10
-"""Step n has a decay of at most (1 + n) / (EARLY + n): the first weights are forgotten, whatever the decay."""
+"""Constant of the EMA's warm-up: the decay at step n is at most (1 + n) / (EMA_WARMUP + n)."""
 
 
 class ModelEMA:
-    """A second network, whose weights and batch-norm statistics are exponential means of another's.
+    """Exponential moving average (EMA) of a network's weights and batch-norm statistics.
 
-    The decay of step n is min(decay, (1 + n) / (EARLY + n)), so that the weights from before training are soon
-    forgotten. Source: B. T. Polyak and A. B. Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992),
-    in the exponential form of TensorFlow's ExponentialMovingAverage with num_updates.
+    The decay at step n is min(decay, (1 + n) / (EMA_WARMUP + n)), so that the initial weights are soon forgotten.
+    Source: B. T. Polyak and A. B. Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992), in the
+    exponential form of TensorFlow's ExponentialMovingAverage with num_updates.
 
     Attributes:
-        network: the mean, in evaluation mode, on the other network's device.
-        steps: how many weights it has seen.
+        network: a copy of the network that holds the average, in evaluation mode, on the same device.
+        steps: number of updates.
     """
 
     def __init__(self, network: Network, decay: float) -> None:
@@ -139,28 +134,28 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, network: Network) -> None:
-        """Move the mean towards the weights that `network` has now."""
-        share = 1 - min(self.decay, (1 + self.steps) / (EMA_WARMUP + self.steps))
-        means, weights = _values(self.network), _values(network)
+        """Update the average with the current weights of `network`."""
+        weight = 1 - min(self.decay, (1 + self.steps) / (EMA_WARMUP + self.steps))
+        averages, values = _state_tensors(self.network), _state_tensors(network)
         torch._foreach_lerp_(  # as torch.optim.swa_utils does; one kernel for all tensors
-            [mean for mean in means if mean.is_floating_point()],
-            [weight for weight in weights if weight.is_floating_point()],
-            share,
+            [average for average in averages if average.is_floating_point()],
+            [value for value in values if value.is_floating_point()],
+            weight,
         )
-        for mean, weight in zip(means, weights, strict=True):
-            if not mean.is_floating_point():
-                mean.copy_(weight)
+        for average, value in zip(averages, values, strict=True):
+            if not average.is_floating_point():
+                average.copy_(value)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the mean goes on from."""
+        """Return the state for a checkpoint."""
         return {"steps": self.steps, "network": self.network.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Set what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.steps = state_dict["steps"]
         self.network.load_state_dict(state_dict["network"])
 
 
-def _values(network: Network) -> list[Tensor]:
+def _state_tensors(network: Network) -> list[Tensor]:
     return list(network.state_dict().values())

@@ -1,9 +1,6 @@
-"""One step of the optimizer: batches there and back, in smaller parts where memory is short.
+"""The training step: gradients and confusion matrices of batches, which are split when memory is short.
 
-Counts of right and wrong pixels. The scores that follow from them are in geograft.metrics.confusion and
-geograft.metrics.scores.
-
-Which tile made the loss infinite or no number, in words for the user.
+Also finds the tiles that cause a NaN or infinite loss.
 """
 
 import math
@@ -28,19 +25,18 @@ from geograft.training.loader import TrainingBatch
 
 
 def predict_classes(logits: Float[Tensor, "n o h w"]) -> Int64[Tensor, "n h w"]:
-    """Return the most probable class of each pixel; with one output, class 1 from a probability of 0.5 on."""
+    """Return the most probable class of each pixel; with one output, class 1 if its probability is at least 0.5."""
     return (logits[:, 0] >= 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
 def confusion(logits: Float[Tensor, "n o h w"], label: LabelTensor, k: int) -> Int64[Tensor, "{k} {k}"]:
-    """Return how many pixels of each true class (row) were predicted as each class (column), of `k` classes.
+    """Return the confusion matrix of `k` classes in pixels: true classes in rows, predicted classes in columns.
 
-    Where labels are shares, a pixel is of the class that has most of it. Pixels that are not known are not counted. Add
-    the matrices of all batches before taking scores.
+    With fractional labels, the true class is the one with the largest fraction. Unlabelled pixels are not counted.
     """
     label = class_index(label)
     pair = label.long() * k + predict_classes(logits)
-    # One bin more takes what is ignored; picking the valid pixels out costs ten times as much.
+    # An extra bin takes the ignored pixels, which is ten times as fast as indexing by a mask.
     bins = pair.masked_fill(label == IGNORE, k * k)
     return torch.bincount(bins.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)
 
@@ -48,10 +44,10 @@ def confusion(logits: Float[Tensor, "n o h w"], label: LabelTensor, k: int) -> I
 def overlapping_confusion(
     logits: Float[Tensor, "n k h w"], fractions: Float[Tensor, "n k h w"]
 ) -> Int64[Tensor, "k 2 2"]:
-    """Return for each overlapping class how many pixels outside (row 0) and inside (1) were predicted so (columns).
+    """Return the 2 x 2 confusion matrix of each overlapping class: true in rows, predicted in columns, absent first.
 
-    A pixel is inside from a share of one half on, and predicted so from a probability of one half on. Shares that are
-    NaN are not counted.
+    A class is present in a pixel from a fraction of 0.5 on, and predicted from a probability of 0.5 on. NaN is not
+    counted.
     """
     k = logits.shape[1]
     place = torch.arange(k, device=logits.device).reshape(k, 1, 1) * 4 + (fractions >= 0.5).long() * 2 + (logits >= 0)
@@ -64,180 +60,181 @@ MAX_NAMED = 3
 
 @runtime_checkable
 class NamedTiles(Protocol):
-    """Tiles that can say where they lie."""
+    """Tiles with names."""
 
     def name(self, index: int, /) -> str:
-        """Return the scene and the window of a tile, in words."""
+        """Return the scene and window of a tile, as text."""
         ...
 
 
 def tile_name(tiles: object, index: int) -> str:
-    """Return the name of a tile; its number, counted from 0, where the tiles have no names."""
+    """Return the name of a tile, or its index if the tiles have no names."""
     return tiles.name(index) if isinstance(tiles, NamedTiles) else f"tile {index}"
 
 
-def nonfinite_tiles(model: Any, batch: TrainingBatch, mix: LossConfig) -> list[int]:
-    """Return the positions of those tiles of a batch whose loss is no finite number even when they are alone.
+def nonfinite_tiles(model: Any, batch: TrainingBatch, loss_config: LossConfig) -> list[int]:
+    """Return the indices of the tiles of a batch that have a NaN or infinite loss on their own.
 
-    Costs a forward pass of each tile. `model` stays in the mode it is in: in training, batch norm's running statistics
-    may be no numbers any more, and those of the tile itself count.
+    Costs a forward pass per tile. The mode of `model` is not changed: in training mode batch norm uses the statistics
+    of the tile, while its running statistics may already be NaN.
     """
     images, label = batch
     with torch.no_grad():
         losses = [
-            segmentation_loss(model(images[index : index + 1]), label[index : index + 1], mix)
+            segmentation_loss(model(images[index : index + 1]), label[index : index + 1], loss_config)
             for index in range(len(images))
         ]
     return [index for index, loss in enumerate(losses) if not loss.isfinite()]
 
 
-def nonfinite_message(network: nn.Module, guilty: Sequence[str], tiles: int) -> str:
-    """Return what is at fault and what to do, when `guilty` tiles of a batch of `tiles` have no finite loss alone."""
+def nonfinite_message(network: nn.Module, names: Sequence[str], tiles: int) -> str:
+    """Return the cause and the remedy of a non-finite loss.
+
+    `names` are the tiles, among the `tiles` of the batch, that have a non-finite loss on their own.
+    """
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
-        return "The weights are no numbers any more. Lower the learning rates, or set clip_norm."
-    if not guilty:
-        return "No tile of its batch does so alone. Lower the learning rates, or set clip_norm."
-    if len(guilty) == tiles > 1:
-        return "Each tile of its batch does so alone. Lower the learning rates, or look for extreme pixel values."
-    more = f" and {len(guilty) - MAX_NAMED} more" if len(guilty) > MAX_NAMED else ""
-    named = "; ".join(guilty[:MAX_NAMED])
-    return f"The cause is {named}{more}. Look there for extreme pixel values, and mask them or scale the bands."
+        return "The weights are NaN or infinite. Lower the learning rates, or set clip_norm."
+    if not names:
+        return "No tile of the batch causes it on its own. Lower the learning rates, or set clip_norm."
+    if len(names) == tiles > 1:
+        return (
+            "Every tile of the batch causes it on its own. Lower the learning rates, or look for extreme pixel values."
+        )
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    listed = "; ".join(names[:MAX_NAMED])
+    return f"The cause is {listed}{more}. Mask extreme pixel values there, or rescale the bands."
 
 
 TensorPair: TypeAlias = tuple[Tensor, Tensor]
-"""A batch among others, which may hold more tiles or fewer."""
+"""Images and labels of a batch of any size."""
 
 
 class BatchResult(NamedTuple):
-    """What one batch gave."""
+    """Loss and confusion of one batch."""
 
     loss: float
-    """Of the logits of the network's own resolution, so that training and validation compare."""
+    """Without auxiliary outputs, so that training and validation losses are comparable."""
     confusion: Int64[ndarray, "..."]
-    """As `geograft.metrics.confusion.Counting` has it."""
+    """As in `geograft.metrics.confusion.ConfusionScheme`."""
     tiles: int
 
 
 class NonFiniteLossError(Exception):
-    """The loss of a batch is infinite or no number; the weights have not moved."""
+    """The loss of a batch is NaN or infinite; the weights have not been updated."""
 
     def __init__(self, loss: float, batch: int) -> None:
         super().__init__(loss, batch)
         self.loss = loss
         self.batch = batch
-        """Position among the batches of the step."""
+        """Index among the batches of the step."""
 
 
 class Step:
-    """Computes the gradients of some batches, and what the batches gave.
+    """Computes gradients, losses and confusion matrices of batches.
 
     Attributes:
-        cuts: parts that each batch goes through the network in; doubled where memory runs out.
+        chunks: number of chunks that each batch is split into; doubled when memory runs out.
     """
 
-    def __init__(self, group: ProcessGroup, model: Any, mix: LossConfig, k: int) -> None:
-        self._group, self._model, self._mix = group, model, mix
-        self._counting = ConfusionScheme(k, mix.overlapping)
+    def __init__(self, group: ProcessGroup, model: Any, loss_config: LossConfig, k: int) -> None:
+        self._group, self._model, self._loss_config = group, model, loss_config
+        self._scheme = ConfusionScheme(k, loss_config.overlapping)
         self.chunks = 1
         self._empty = (torch.empty(0), torch.empty(0))
 
     def compute_gradients(self, batches: Sequence[TensorPair]) -> list[BatchResult]:
-        """Leave the gradients of the mean of the batches' losses at the parameters, and return what each batch gave.
+        """Set the parameters' gradients to those of the batches' mean loss, and return the result of each batch.
 
-        A batch that is cut has as its loss the mean of its parts' losses, each by its labelled pixels. For
-        cross-entropy that is the whole batch's loss; a region loss and batch norm see a part at a time.
+        The loss of a batch in chunks is the mean of the chunks' losses, weighted by labelled pixels. For cross-entropy
+        this equals the loss of the whole batch; region loss and batch norm are computed per chunk.
 
         Raises:
-            NoNumberError: for a loss that is infinite or no number.
-            SettingError: when memory is too short for a single tile.
+            NonFiniteLossError: for a NaN or infinite loss.
+            SettingError: if memory is too short for a single tile.
         """
         while True:
             try:
                 self._model.zero_grad()
-                counted = [self._batch_gradients(index, batch, len(batches)) for index, batch in enumerate(batches)]
+                results = [self._batch_gradients(index, batch, len(batches)) for index, batch in enumerate(batches)]
                 self._group.all_reduce_gradients(self._model)
-                return counted
+                return results
             except RuntimeError as error:
                 if is_from_compiler(error):
                     raise SettingError(f"compile = true: {short_message(error)}. Train without --compile.") from error
                 if not is_out_of_memory(error):
                     raise
                 self._split_further(max(len(images) for images, _ in batches), error)
-            # After the exception is gone, and with it what its frames held.
-            _give_back(self._group.fabric.device)
+            # Outside the except block, where the exception no longer holds tensors alive.
+            _empty_cache(self._group.fabric.device)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what there is to say of memory."""
+        """Return messages about memory, one line each."""
         if self.chunks == 1:
             return ()
-        return (
-            f"memory is too short for whole batches: each goes through the network in {self.chunks} parts, whose "
-            "gradients make one step",
-        )
+        return (f"out of memory: each batch is split into {self.chunks} chunks, whose gradients are accumulated",)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next step depends on."""
-        return {"cuts": self.chunks}
+        """Return the state for a checkpoint."""
+        return {"chunks": self.chunks}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Set what `state_dict` returned."""
-        self.chunks = state_dict["cuts"]
+        """Restore the state that `state_dict` returned."""
+        self.chunks = state_dict["chunks"]
 
     def evaluate(self, batch: TrainingBatch | None, model: Any) -> BatchResult:
-        """Return what a batch gives as `model` stands, without gradients; None: only other processes have its tiles."""
+        """Return the result of a batch without gradients; None stands for a batch of which this process has no tile."""
         logits, label = self._empty if batch is None else (model(batch[0]), batch[1])
-        # In case the next batch has no tile for this process, which then still takes part.
+        # For a later batch of None: the process still takes part in the collectives, with empty tensors.
         self._empty = logits[:0], label[:0]
         return self._batch_result(*self._losses(logits, label)[1:])
 
     def _batch_gradients(self, index: int, batch: TrainingBatch, batches: int) -> BatchResult:
-        whole, parts = max(1, count_labelled(batch[1])), split_batch(batch, self.chunks)
-        given = BatchResult(0.0, self._counting.zeros(), 0)
-        for images, label in parts:
-            weight = count_labelled(label) / whole if self.chunks > 1 else 1.0
+        total_labelled, chunks = max(1, count_labelled(batch[1])), split_batch(batch, self.chunks)
+        result = BatchResult(0.0, self._scheme.zeros(), 0)
+        for images, label in chunks:
+            weight = count_labelled(label) / total_labelled if self.chunks > 1 else 1.0
             with self._group.sync_batchnorm():
                 logits = self._model(images)
             loss, *rest = self._losses(logits, label)
             if not math.isfinite(loss.item()):
                 raise NonFiniteLossError(loss.item(), index)
-            counted = self._batch_result(*rest)
+            chunk = self._batch_result(*rest)
             self._group.fabric.backward(loss * (weight / batches))
-            matrix, tiles = given.confusion + counted.confusion, given.tiles + counted.tiles
-            given = BatchResult(given.loss + weight * counted.loss, matrix, tiles)
-        return given
+            matrix, tiles = result.confusion + chunk.confusion, result.tiles + chunk.tiles
+            result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles)
+        return result
 
     def _losses(
         self, logits: Logits | MultiScaleLogits, label: LabelTensor
     ) -> tuple[Tensor, Tensor, Logits, LabelTensor]:
-        """Return `segmentation_losses` of all processes' tiles, with their logits and labels."""
+        """Return `segmentation_losses` over the tiles of all processes, with the gathered logits and labels."""
         label = self._group.all_gather(label)
         if isinstance(logits, tuple):
             fine = self._group.all_gather(logits[0])
-            coarser = {stride: self._group.all_gather(each) for stride, each in logits[1].items()}
-            return *segmentation_losses((fine, coarser), label, self._mix), fine, label
+            auxiliary = {stride: self._group.all_gather(each) for stride, each in logits[1].items()}
+            return *segmentation_losses((fine, auxiliary), label, self._loss_config), fine, label
         fine = self._group.all_gather(logits)
-        return *segmentation_losses(fine, label, self._mix), fine, label
+        return *segmentation_losses(fine, label, self._loss_config), fine, label
 
     def _batch_result(self, loss: Tensor, logits: Logits, label: LabelTensor) -> BatchResult:
-        detached, overlapping = logits.detach(), self._counting.overlapping
+        detached, overlapping = logits.detach(), self._scheme.overlapping
         counts = (
             overlapping_confusion(detached, label)
             if overlapping
-            else confusion(detached, label, self._counting.classes)
+            else confusion(detached, label, self._scheme.classes)
         )
         return BatchResult(loss.item(), counts.numpy(force=True), len(label))
 
     def _split_further(self, tiles: int, error: RuntimeError) -> None:
         if self._group.world_size > 1:
-            # The others wait for what this one computes; it cannot begin again alone.
+            # The other processes wait in a collective, so this one cannot retry alone.
             raise SettingError(
-                "Memory is too short for this process's part of a batch. Lower batch_size and raise accumulate by the "
-                "same factor."
+                "Out of memory in one of several processes. Lower batch_size and raise accumulate by the same factor."
             ) from error
         if self.chunks >= tiles:
             raise SettingError(
-                "Memory is too short to train on a single tile. Prepare smaller tiles (--tile-px), take a smaller "
-                "encoder, or train on another device."
+                "Out of memory with a single tile. Prepare smaller tiles (--tile-px), or choose a smaller encoder or "
+                "another device."
             ) from error
         self.chunks *= 2
         announce(*self.notes())
@@ -250,30 +247,30 @@ def group_batches(batches: Iterable[TensorPair], size: int) -> Iterator[list[Ten
         yield group
 
 
-def split_batch(batch: TrainingBatch, parts: int) -> list[TensorPair]:
-    """Return a batch cut into `parts` of about the same number of tiles; at most as many as it has."""
+def split_batch(batch: TrainingBatch, chunks: int) -> list[TensorPair]:
+    """Return a batch split into `chunks` of about equal size; into single tiles if it has fewer."""
     images, label = batch
-    count = min(parts, len(images))
+    count = min(chunks, len(images))
     return list(zip(images.tensor_split(count), label.tensor_split(count), strict=True))
 
 
 def count_labelled(label: LabelTensor) -> int:
-    """Return how many pixels a label knows; of shares, how many shares."""
+    """Return the number of labelled pixels; of fractional labels, the number of finite values."""
     known = label != IGNORE if label.dtype == torch.uint8 else label.isfinite()
     return int(known.sum())
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a device says that its memory is used up. CPUs have no exception of their own for it."""
+    """Return whether a device is out of memory. On a CPU only the message says so."""
     words = ("out of memory", "not enough memory", "DefaultCPUAllocator")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def is_from_compiler(error: RuntimeError) -> bool:
-    """Return whether torch's compiler, or what it calls, failed; by name, for the compiler takes a second to import."""
+    """Return whether torch.compile failed. Compares names, because the compiler takes a second to import."""
     return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
 
 
-def _give_back(device: torch.device) -> None:
+def _empty_cache(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,8 +1,6 @@
-"""Where the history of a run goes besides history.csv: TensorBoard and MLflow, each an extra, behind one interface.
+"""Experiment trackers: TensorBoard and MLflow, which receive the same metrics as history.csv.
 
-History as TensorBoard events, for those who want it; the package `tensorboard` is an extra.
-
-History as a run of MLflow, for those who want it; the package `mlflow-skinny` (or `mlflow`) is an extra.
+Both are optional: TensorBoard needs the package `tensorboard`, MLflow `mlflow-skinny` or `mlflow`.
 """
 
 import math
@@ -21,36 +19,36 @@ from geograft.training.history import Epoch
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Something that takes the epochs of a run."""
+    """A receiver of the metrics of each epoch."""
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add one epoch, counted from 1: its figures by name."""
+        """Log the metrics, by name, of one epoch, counted from 1."""
         ...
 
     def close(self) -> tuple[str, ...]:
-        """End the record, and return what there is to say of it, a line each."""
+        """End the log, and return messages about it, one line each."""
         ...
 
 
 def trackers(config: TrainConfig, folder: Path, finished: int) -> list[Tracker]:
-    """Return those that `config` asks for, of a run in `folder` that has so many finished epochs.
+    """Return the trackers selected in `config`, for the run in `folder` with `finished` epochs.
 
     Raises:
-        SettingError: when a package is not installed, or MLflow cannot be reached.
+        SettingError: if a package is not installed, or MLflow cannot be reached.
     """
     chosen: list[Tracker] = [TensorBoardTracker(folder, finished)] if config.tensorboard else []
     return [*chosen, MLflowTracker(folder, config)] if config.mlflow else chosen
 
 
 def tracked_metrics(row: Epoch) -> dict[str, float]:
-    """Return what is tracked of an epoch; what has a train_ and a val_ figure shares the part of its name after that.
+    """Return the metrics of an epoch by tracker name: train_iou is "iou/train", val_iou is "iou/val".
 
-    Figures that do not exist (NaN) are left out.
+    Undefined metrics (NaN) are left out.
     """
     named = {}
     for name, value in asdict(row).items():
-        part, _, figure = name.partition("_")
-        named[f"{figure}/{part}" if part in ("train", "val") else name] = float(value)
+        split, _, metric = name.partition("_")
+        named[f"{metric}/{split}" if split in ("train", "val") else name] = float(value)
     del named["epoch"]
     return {name: value for name, value in named.items() if not math.isnan(value)}
 
@@ -59,10 +57,10 @@ EVENTS = "tensorboard"
 
 
 class TensorBoardTracker:
-    """The folder tensorboard/ of a run. Events of epochs after `finished` are struck out, for they come again.
+    """TensorBoard events in the folder tensorboard/ of a run. Purges events after epoch `finished`, to be logged again.
 
     Raises:
-        SettingError: when TensorBoard is not installed.
+        SettingError: if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, finished: int) -> None:
@@ -73,7 +71,7 @@ class TensorBoardTracker:
         self._writer: Any = tensorboard.SummaryWriter(str(folder / EVENTS), purge_step=finished + 1)
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add one epoch."""
+        """Log one epoch."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
@@ -86,66 +84,66 @@ class TensorBoardTracker:
 
 EXPERIMENT = "geograft"
 RUN_ID = "mlflow.txt"
-"""In the run folder: MLflow's number of the run, for a run that goes on."""
+"""File in the run folder with the MLflow run ID, for resuming."""
 
 
 class MLflowTracker:
-    """A run in MLflow's experiment "geograft", named as the folder, with the settings of training as its parameters.
+    """A run in the MLflow experiment "geograft", named after the folder, with the training settings as parameters.
 
-    An epoch that is done again after a kill is there twice, with the same figures.
+    An epoch that is repeated after an interruption is logged twice, with the same metrics.
 
     Raises:
-        SettingError: when MLflow is not installed, or the address does not answer.
+        SettingError: if MLflow is not installed, or the tracking server cannot be reached.
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         address = config.mlflow
-        # Geograft asks no network for anything that it was not told to.
+        # Geograft makes no network request that the user did not ask for.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         if "://" not in address:
-            # Newer releases ask for this word before they write to a folder.
+            # Newer releases require this variable for a file store.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             address = Path(address).resolve().as_uri()
         try:
             mlflow: Any = import_module("mlflow")
         except ImportError as error:
-            raise SettingError("mlflow needs a package: pip install geograft[mlflow]") from error
-        self._fault: type[Exception] = mlflow.MlflowException
-        self._lost: tuple[str, ...] = ()
+            raise SettingError("mlflow needs the package MLflow: pip install geograft[mlflow]") from error
+        self._error_type: type[Exception] = mlflow.MlflowException
+        self._messages: tuple[str, ...] = ()
         try:
             self._client: Any = mlflow.MlflowClient(tracking_uri=address)
             self._run = _run_id(self._client, folder, config)
-        except self._fault as error:
+        except self._error_type as error:
             raise SettingError(f"mlflow = {config.mlflow!r} cannot be used: {short_message(error)}") from error
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Add one epoch. Where the server is gone, training goes on without it."""
+        """Log one epoch. If the server fails, training continues without it."""
         try:
             for name, value in metrics.items():
                 self._client.log_metric(self._run, name, value, step=epoch)
-        except self._fault as error:
-            self._lost = (f"MLflow missed epoch {epoch}: {short_message(error)}",)
+        except self._error_type as error:
+            self._messages = (f"MLflow missed epoch {epoch}: {short_message(error)}",)
 
     def close(self) -> tuple[str, ...]:
-        """Mark the run as finished."""
+        """Mark the MLflow run as finished."""
         try:
             self._client.set_terminated(self._run)
-        except self._fault as error:
-            self._lost = (f"MLflow does not know that the run has finished: {short_message(error)}",)
-        return self._lost
+        except self._error_type as error:
+            self._messages = (f"The MLflow run could not be marked as finished: {short_message(error)}",)
+        return self._messages
 
 
 def _run_id(client: Any, folder: Path, config: TrainConfig) -> str:
-    """Return the number of the run that `folder` has in MLflow; it begins one where there is none."""
+    """Return the ID of the MLflow run of `folder`; create the run if there is none."""
     note = folder / RUN_ID
     if note.exists():
         known: str = note.read_text(encoding="utf-8").strip()
         client.get_run(known)
         return known
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    begun: str = client.create_run(number, run_name=folder.name).info.run_id
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    run_id: str = client.create_run(experiment_id, run_name=folder.name).info.run_id
     for name, value in asdict(config).items():
-        client.log_param(begun, name, value)
-    write_text(note, begun + "\n")
-    return begun
+        client.log_param(run_id, name, value)
+    write_text(note, run_id + "\n")
+    return run_id
