@@ -1,6 +1,7 @@
-"""The audit beyond shared pixels: the same ground under two names, and nearness against how alike near ground is."""
+"""The audit beyond shared pixels: duplicate scenes, and distances compared with spatial autocorrelation."""
 
 import io
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,17 +14,23 @@ from numpy import ndarray
 from PIL import Image as Picture
 from pyproj import Transformer
 
-from geograft.commands.audit import Audit, Held, audit, audit_set, nearness, unlike
+from geograft.commands.audit import Audit, HeldOutSplit, audit, audit_tile_set, distance_message, imbalance_lines
 from geograft.commands.prepare import prepare
 from geograft.commands.train import train
 from geograft.config import ModelConfig, PrepareConfig, Recipe, TrainConfig
-from geograft.dataset.autocorrelation import Likeness, Variogram, fitted, likeness, sampled_windows
-from geograft.dataset.dstl import SAME_GROUND
-from geograft.dataset.scenes import Gathered, Source
+from geograft.dataset.autocorrelation import (
+    SpatialAutocorrelation,
+    Variogram,
+    estimate_autocorrelation,
+    fit_variogram,
+    sample_windows,
+)
+from geograft.dataset.dstl import DUPLICATE_SCENES
+from geograft.dataset.scenes import LabelledScenes, LabelSource
 from geograft.dataset.sources import DstlSource, MaskSource
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
-from geograft.figures.variogram import Curve, variogram_figure
+from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.geo.coverage import Overlap
 from geograft.geo.grid import Window
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
@@ -35,9 +42,9 @@ SMALL = PrepareConfig(tile_px=32, overlap=0.0, split="scene", val=0.25, test=0.2
 class Ungrouped:
     """A source that does not know which scenes show the same ground."""
 
-    source: Source
+    source: LabelSource
 
-    def gather(self) -> Gathered:
+    def gather(self) -> LabelledScenes:
         gathered = self.source.gather()
         return replace(gathered, scenes=tuple(replace(scene, group=scene.name) for scene in gathered.scenes))
 
@@ -60,7 +67,7 @@ def mask_source(folder: Path, scenes: dict[str, ndarray], places: dict[str, Affi
     return MaskSource(folder / "images", folder / "masks", {1: "tree", 2: "other"})
 
 
-def parted(source: Source, out: Path, twins: tuple[str, str], config: PrepareConfig = SMALL) -> TileSet:
+def parted(source: LabelSource, out: Path, twins: tuple[str, str], config: PrepareConfig = SMALL) -> TileSet:
     """Return a tile set of the first seed that holds out one of two scenes and trains on the other."""
     for seed in range(50):
         tiles = prepare(source, out / str(seed), replace(config, seed=seed))
@@ -79,68 +86,69 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> TileSet:
     return parted(mask_source(folder, scenes), folder / "tiles", ("s0", "s7"))
 
 
-def test_dstls_pairs_are_named_when_nobody_grouped_them(shared: Path, tmp_path: Path) -> None:
+def test_ungrouped_duplicates_of_dstl_are_found(shared: Path, tmp_path: Path) -> None:
     source = Ungrouped(DstlSource(shared / "data" / "dstl", (1, 5, 6)))
     # A seed that parts both pairs.
     config = PrepareConfig(tile_px=64, overlap=0.0, split="scene", val=0.3, test=0.2, seed=5)
     tiles = prepare(source, tmp_path / "tiles", config)
-    found = audit_set(tiles)
-    pairs = {frozenset((twin.held, twin.trains)): twin for twin in found.twins}
-    assert set(pairs) == {frozenset(pair) for pair in SAME_GROUND}
-    assert all(twin.by == "image" and twin.similarity and twin.similarity > 0.65 for twin in found.twins)
-    again = {frozenset((twin.held, twin.trains)): twin.held for twin in found.twins}.values()
+    found = audit_tile_set(tiles)
+    pairs = {frozenset((twin.held_out, twin.train)): twin for twin in found.duplicates}
+    assert set(pairs) == {frozenset(pair) for pair in DUPLICATE_SCENES}
+    assert all(twin.evidence == "image" and twin.similarity and twin.similarity > 0.65 for twin in found.duplicates)
+    again = {frozenset((twin.held_out, twin.train)): twin.held_out for twin in found.duplicates}.values()
     val = tiles.split("val")
     share = sum(tile.scene in again for tile in val) / len(val)
     # The pairs overlap but for two cells at an edge.
-    assert [held.seen_elsewhere for held in found.held] == pytest.approx([share, 0], abs=0.01)
-    assert found.verdict.startswith("Leak: ")
-    assert "6140_1_2 with 6110_1_2" in found.verdict
-    assert "--groups" in found.verdict
-    assert tiles.meta.source["the same ground"].startswith("6110_1_2 and 6140_1_2, 6110_3_1 and 6140_3_1. Name them")
+    assert [held.duplicate_fraction for held in found.held_out] == pytest.approx([share, 0], abs=0.01)
+    assert found.conclusion.startswith("Leak: ")
+    assert "6140_1_2 with 6110_1_2" in found.conclusion
+    assert "--groups" in found.conclusion
+    assert tiles.meta.source["duplicate scenes"].startswith("6110_1_2 and 6140_1_2, 6110_3_1 and 6140_3_1.")
 
 
-def test_the_amazon_scenes_leak_nothing_and_their_distances_are_geodesic(shared: Path, tmp_path: Path) -> None:
+def test_the_amazon_scenes_do_not_leak_and_distances_are_in_metres(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "amazon"
     source = MaskSource(folder / "images", folder / "masks", {1: "forest", 2: "other"}, skip_mismatched=True)
     tiles = prepare(source, tmp_path / "tiles")
     found = audit(tmp_path / "tiles", tmp_path / "figure.png")
     assert not found.leaks
-    assert (found.unit, found.twins) == ("m", ())
+    assert (found.unit, found.duplicates) == ("m", ())
     # The scenes are tens of kilometres apart, and forest edges are some hundred metres long.
-    assert all(held.distances.min() > 10_000 for held in found.held)
-    assert found.reach is not None
-    assert found.reach.resolved
-    assert 300 < found.reach.distance < 3000
-    assert found.verdict.startswith("No leak: no val or test pixel lies in a training tile. All of them lie farther")
-    assert found.likeness is not None
-    assert found.likeness.pixels_read == 16 * 512 * 512
+    assert all(held.distances.min() > 10_000 for held in found.held_out)
+    assert found.autocorrelation_range is not None
+    assert found.autocorrelation_range.resolved
+    assert 300 < found.autocorrelation_range.distance < 3000
+    assert found.conclusion.startswith("No leak: no val or test pixel lies in a training tile. All ")
+    assert "beyond" in found.conclusion
+    assert found.autocorrelation is not None
+    assert found.autocorrelation.pixels_read == 16 * 512 * 512
     picture = imread(io.BytesIO((tmp_path / "figure.png").read_bytes()))
     assert picture.shape[:2] == (1080, 1640)
-    assert likeness(tiles).labels.range == found.likeness.labels.range
+    assert estimate_autocorrelation(tiles).labels.range == found.autocorrelation.labels.range
 
 
-def test_a_scene_seen_at_another_date_is_counted_by_the_ground_that_training_shows(twice: TileSet) -> None:
-    found = audit_set(twice)
+def test_a_scene_of_another_date_counts_by_the_area_shown_in_training(twice: TileSet) -> None:
+    found = audit_tile_set(twice)
     assert found.leaks
-    assert [{twin.held, twin.trains} for twin in found.twins] == [{"s0", "s7"}]
-    assert found.twins[0].by == "image"
-    split = next(tile.split for tile in twice.tiles if tile.scene == found.twins[0].held)
-    shares = {held.split: held.seen_elsewhere for held in found.held}
-    area = sum(tile.scene == found.twins[0].held for tile in twice.tiles) / len(twice.split(split))
+    assert [{twin.held_out, twin.train} for twin in found.duplicates] == [{"s0", "s7"}]
+    assert found.duplicates[0].evidence == "image"
+    split = next(tile.split for tile in twice.tiles if tile.scene == found.duplicates[0].held_out)
+    shares = {held.split: held.duplicate_fraction for held in found.held_out}
+    area = sum(tile.scene == found.duplicates[0].held_out for tile in twice.tiles) / len(twice.split(split))
     # Three quarters of the scene lie on the other; its cells are 4 pixels wide.
     assert shares[split] == pytest.approx(area * 0.75, abs=0.02)
     assert all(share == 0 for other, share in shares.items() if other != split)
-    assert "is also seen in a training tile of another scene" in found.verdict
-    assert "s7" in found.verdict
+    assert f"{100 * shares[split]:.1f} % of the {split} area" in found.conclusion
+    assert "s7" in found.conclusion
 
 
 def test_the_same_scenes_in_one_group_do_not_leak(tmp_path: Path) -> None:
     scenes = {f"s{i}": land(i)[:256, :256] for i in range(7)} | {"s7": 255 - land(0)[:256, :256]}
     source = replace(mask_source(tmp_path, scenes), groups={"s0": "here", "s7": "here"})
     for split in ("group", "block"):
-        found = audit_set(prepare(source, tmp_path / split, replace(SMALL, split=split)))
+        found = audit_tile_set(prepare(source, tmp_path / split, replace(SMALL, split=split)))
         assert not found.leaks
-        assert found.twins == ()
+        assert found.duplicates == ()
         assert "the same ground" not in TileSet.open(tmp_path / split).meta.source
 
 
@@ -155,13 +163,13 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> TileSet:
 
 
 def test_the_same_file_under_two_names_is_known_even_without_any_edge(copied: TileSet) -> None:
-    found = audit_set(copied)
-    assert {frozenset((twin.held, twin.trains)) for twin in found.twins} >= {frozenset(("s1", "s6"))}
-    assert {twin.by for twin in found.twins} == {"file"}
+    found = audit_tile_set(copied)
+    assert {frozenset((twin.held_out, twin.train)) for twin in found.duplicates} >= {frozenset(("s1", "s6"))}
+    assert {twin.evidence for twin in found.duplicates} == {"file"}
     assert found.leaks
 
 
-def test_overlapping_scenes_are_known_by_where_they_lie_in_any_crs(tmp_path: Path) -> None:
+def test_overlapping_scenes_are_found_by_location_in_any_crs(tmp_path: Path) -> None:
     # Seven scenes side by side with a gap of 100 m; the last covers the right half of the first again.
     places = {f"s{i}": Affine(10, 0, 500_000 + i * 2660, 0, -10, 4_979_000) for i in range(7)}
     places["s7"] = Affine(10, 0, 500_000 + 1280, 0, -10, 4_979_000)
@@ -170,14 +178,14 @@ def test_overlapping_scenes_are_known_by_where_they_lie_in_any_crs(tmp_path: Pat
     for folder in ("images", "masks"):
         (tmp_path / folder / "s1.tif").unlink()
     tiles = parted(source, tmp_path / "tiles", ("s0", "s7"))
-    found = audit_set(tiles)
-    assert [(twin.by, {twin.held, twin.trains}) for twin in found.twins] == [("place", {"s0", "s7"})]
-    split = next(tile.split for tile in tiles.tiles if tile.scene == found.twins[0].held)
-    part = sum(tile.scene == found.twins[0].held for tile in tiles.tiles) / len(tiles.split(split))
-    assert {held.split: held.seen_elsewhere for held in found.held}[split] == pytest.approx(part / 2, rel=1e-3)
+    found = audit_tile_set(tiles)
+    assert [(twin.evidence, {twin.held_out, twin.train}) for twin in found.duplicates] == [("location", {"s0", "s7"})]
+    split = next(tile.split for tile in tiles.tiles if tile.scene == found.duplicates[0].held_out)
+    part = sum(tile.scene == found.duplicates[0].held_out for tile in tiles.tiles) / len(tiles.split(split))
+    assert {held.split: held.duplicate_fraction for held in found.held_out}[split] == pytest.approx(part / 2, rel=1e-3)
     assert tiles.meta.source["the same ground"].startswith("s0 and s7. ")
-    clear = next(held for held in found.held if held.split != split)
-    assert clear.seen_elsewhere == 0
+    clear = next(held for held in found.held_out if held.split != split)
+    assert clear.duplicate_fraction == 0
 
 
 def test_a_scene_in_degrees_lies_on_one_in_metres(tmp_path: Path) -> None:
@@ -189,16 +197,16 @@ def test_a_scene_in_degrees_lies_on_one_in_metres(tmp_path: Path) -> None:
     there = Affine((right - left) / 256, 0, left, 0, (bottom - top) / 256, top)
     for folder, pixels in (("images", land(9)[:256, :256]), ("masks", np.where(land(9)[:256, :256] > 120, 1, 2))):
         write_raster(tmp_path / folder / "s9.tif", pixels[None].astype(np.uint8), there, "EPSG:4326")
-    found = audit_set(parted(source, tmp_path / "tiles", ("s0", "s9")))
-    assert [{twin.held, twin.trains} for twin in found.twins] == [{"s0", "s9"}]
-    assert max(held.seen_elsewhere for held in found.held) > 0.3
+    found = audit_tile_set(parted(source, tmp_path / "tiles", ("s0", "s9")))
+    assert [{twin.held_out, twin.train} for twin in found.duplicates] == [{"s0", "s9"}]
+    assert max(held.duplicate_fraction for held in found.held_out) > 0.3
 
 
 def test_distances_of_a_block_split_are_its_buffer_in_metres(tmp_path: Path) -> None:
     source = mask_source(tmp_path, {"field": land(1)}, {"field": TENTH_METRE})
-    found = audit_set(prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=32, buffer_px=16)))
+    found = audit_tile_set(prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=32, buffer_px=16)))
     assert found.unit == "m"
-    for held in found.held:
+    for held in found.held_out:
         # UTM's scale at its central meridian is 0.9996.
         assert held.distances.min() == pytest.approx(1.6, rel=2e-3)
         assert held.gap_px == 16
@@ -209,23 +217,25 @@ def test_the_reach_of_a_written_scene_is_that_of_its_field(tmp_path: Path, size:
     rng = np.random.default_rng(0)
     field = scipy.ndimage.gaussian_filter(rng.normal(size=(700, 700)), size, mode="wrap")
     pixels = (127 + 35 * field / field.std()).clip(1, 255).astype(np.uint8)
-    found = likeness(prepare(mask_source(tmp_path, {"a": pixels}), tmp_path / "tiles", PrepareConfig(tile_px=64)))
+    found = estimate_autocorrelation(
+        prepare(mask_source(tmp_path, {"a": pixels}), tmp_path / "tiles", PrepareConfig(tile_px=64))
+    )
     # Noise smoothed by a Gaussian of that size has the variogram 1 - exp(-h^2 / 4 size^2), at 95 % at 3.46 sizes.
     assert found.image.resolved
     assert found.image.range == pytest.approx(3.46 * size, rel=0.2)
     assert found.labels.range == pytest.approx(3.46 * size, rel=0.4)
 
 
-def test_labels_resemble_themselves_alike_as_shares(tmp_path: Path) -> None:
+def test_fractional_labels_have_the_variogram_of_class_indices(tmp_path: Path) -> None:
     whole = mask_source(tmp_path, {"a": land(1)}, {"a": TENTH_METRE})
     tree = (land(1) > 120).astype(np.uint8)[None]
     write_raster(tmp_path / "shares" / "a.tif", np.concatenate([tree, 1 - tree]))
     bands = replace(whole, masks=tmp_path / "shares")
-    soft = replace(bands, classes={1: "tree", 0: "other"}, fractions=True)
+    soft = replace(bands, classes={1: "tree", 0: "other"}, fractional=True)
     both = replace(bands, overlapping=True)
     sources = {"whole": whole, "soft": soft, "both": both}
     found = {
-        name: likeness(prepare(source, tmp_path / name, PrepareConfig(tile_px=64))).labels.gamma
+        name: estimate_autocorrelation(prepare(source, tmp_path / name, PrepareConfig(tile_px=64))).labels.gamma
         for name, source in sources.items()
     }
     np.testing.assert_array_equal(found["whole"], found["soft"])
@@ -234,94 +244,97 @@ def test_labels_resemble_themselves_alike_as_shares(tmp_path: Path) -> None:
 
 
 def test_few_windows_are_read_and_they_lie_in_their_scenes(twice: TileSet) -> None:
-    windows = sampled_windows(twice)
+    windows = sample_windows(twice)
     assert len(windows) == len(set(windows)) == len({name for name, _ in windows}) == 8
-    assert sampled_windows(twice) == windows
+    assert sample_windows(twice) == windows
     whole = Window(0, 0, 256, 256)
     assert all(window == whole for _, window in windows)
 
 
-def variogram(reach: float) -> Variogram:
+def variogram(range_m: float) -> Variogram:
     lag = np.geomspace(1, 200, 30)
-    return fitted(lag, 1 - np.exp(-3 * lag / reach), np.full(30, 1e4))
+    return fit_variogram(lag, 1 - np.exp(-3 * lag / range_m), np.full(30, 1e4))
 
 
 def judged(distances: list[float], image: float, labels: float) -> Audit:
-    held = Held("test", Overlap(tiles=len(distances)), 5, np.array(distances, float))
-    known = Likeness(variogram(image), variogram(labels), 1_000_000, 3)
-    return Audit("x", {"train": 9, "test": len(distances)}, (held,), (), {}, unit="m", pixel=0.5, likeness=known)
-
-
-def test_the_verdict_says_how_many_tiles_are_too_near_and_what_buffer_would_do() -> None:
-    found = judged([10, 10, 10, 50], image=59.9, labels=30)
-    assert found.reach is not None
-    assert (found.reach.what, found.reach.distance) == ("image", pytest.approx(29.95, rel=1e-3))
-    assert (
-        "But 75.0 % of the test tiles lie nearer to a training tile than the image resembles itself (30.0 m)"
-        in found.verdict
+    held = HeldOutSplit("test", Overlap(tiles=len(distances)), 5, np.array(distances, float))
+    known = SpatialAutocorrelation(variogram(image), variogram(labels), 1_000_000, 3)
+    return Audit(
+        "x", {"train": 9, "test": len(distances)}, (held,), (), {}, unit="m", pixel_size=0.5, autocorrelation=known
     )
-    assert "Use --buffer-px 60 or more" in found.verdict
+
+
+def test_the_conclusion_names_the_tiles_within_the_range_and_the_buffer_needed() -> None:
+    found = judged([10, 10, 10, 50], image=59.9, labels=30)
+    assert found.autocorrelation_range is not None
+    assert (found.autocorrelation_range.variable, found.autocorrelation_range.distance) == (
+        "image",
+        pytest.approx(29.95, rel=1e-3),
+    )
+    assert "But 75.0 % of the test tiles lie within" in found.conclusion and "of the image (30.0 m)" in found.conclusion
+    assert "--buffer-px 60 " in found.conclusion
     assert not found.leaks
 
 
-def test_the_verdict_is_content_where_tiles_are_far_or_in_scenes_of_their_own() -> None:
+def test_tiles_beyond_the_range_or_in_other_scenes_give_no_warning() -> None:
     far = judged([40, 50], image=20, labels=70)
-    assert "All of them lie farther from training than the labels resemble themselves (35.0 m)" in far.verdict
+    assert re.search(r"All .* beyond .* of the labels \(35\.0 m\)", far.conclusion)
     alone = judged([np.inf, np.inf], image=20, labels=70)
-    assert alone.verdict.endswith("All of them lie in scenes of which no tile trains.")
+    assert alone.conclusion.endswith("No scene has both training and held-out tiles.")
 
 
-def test_a_reach_beyond_the_windows_is_said_to_be_at_least_that() -> None:
+def test_a_range_beyond_the_windows_is_reported_as_a_lower_bound() -> None:
     found = judged([10, 500], image=20, labels=5000)
     assert (
-        "50.0 % of the test tiles lie nearer to a training tile than the labels resemble themselves (at least 100 m)"
-        in found.verdict
+        "But 50.0 % of the test tiles lie within" in found.conclusion
+        and "of the labels (at least 100 m)" in found.conclusion
     )
-    assert "labels: beyond 100 m, the longest distance looked at" in "\n".join(found.lines())
-    assert nearness(found.held, None, "m", 0.5) == ""
-    assert "is not known: it reaches beyond" in judged([500, 500], image=20, labels=5000).verdict
+    assert re.search(r"labels: .*100 m, the longest", "\n".join(found.lines()))
+    assert distance_message(found.held_out, None, "m", 0.5) == ""
+    assert re.search(r"labels is unknown: .*100 m", judged([500, 500], image=20, labels=5000).conclusion)
 
 
-def test_classes_of_other_shares_are_named() -> None:
-    assert unlike({"train": (0.5, 0.5), "val": (0.45, 0.55)}, ("a", "b")) == []
-    assert unlike({"train": (0.99, 0.01), "test": (0.999, 0.001)}, ("a", "b")) == []
-    assert unlike({"train": (0.9, 0.1), "test": (0.7, 0.3)}, ("a", "b")) == [
-        "Unlike: b is 10.0 % of train, 30.0 % of test."
+def test_imbalanced_classes_are_named() -> None:
+    assert imbalance_lines({"train": (0.5, 0.5), "val": (0.45, 0.55)}, ("a", "b")) == []
+    assert imbalance_lines({"train": (0.99, 0.01), "test": (0.999, 0.001)}, ("a", "b")) == []
+    assert imbalance_lines({"train": (0.9, 0.1), "test": (0.7, 0.3)}, ("a", "b")) == [
+        "Imbalance: b is 10.0 % of train, 30.0 % of test."
     ]
-    assert unlike({"test": (1.0,)}, ("a",)) == []
+    assert imbalance_lines({"test": (1.0,)}, ("a",)) == []
 
 
-def test_images_that_are_gone_leave_the_rest_of_the_audit(tmp_path: Path) -> None:
+def test_missing_images_leave_the_rest_of_the_audit(tmp_path: Path) -> None:
     source = mask_source(tmp_path, {f"s{i}": land(i)[:64, :64] for i in range(6)})
     prepare(source, tmp_path / "tiles", SMALL)
     for image in (tmp_path / "tiles" / "images").iterdir():
         image.unlink()
     found = audit(tmp_path / "tiles")
-    assert found.likeness is None
-    assert "how far the ground resembles itself is not known" in found.notes[0]
-    assert found.verdict == "No leak: no val or test pixel lies in a training tile."
+    assert found.autocorrelation is None
+    assert "autocorrelation" in found.notes[0]
+    assert ".tif" in found.notes[0]
+    assert found.conclusion == "No leak: no val or test pixel lies in a training tile."
     with pytest.raises(InputError, match="does not exist"):
         audit(tmp_path / "tiles", tmp_path / "figure.png")
     assert not (tmp_path / "figure.png").exists()
 
 
-def test_a_tile_set_from_before_says_what_was_not_looked_for(tmp_path: Path) -> None:
+def test_a_tile_set_without_structures_has_a_note(tmp_path: Path) -> None:
     tiles = prepare(mask_source(tmp_path, {f"s{i}": land(i)[:64, :64] for i in range(6)}), tmp_path / "tiles", SMALL)
     (tmp_path / "tiles" / "structure.npy").unlink()
-    assert "prepare the tile set again" in audit_set(tiles).notes[0]
+    assert "structure.npy" in audit_tile_set(tiles).notes[0]
 
 
-def test_training_says_one_line_when_the_same_ground_is_on_both_sides(copied: TileSet, tmp_path: Path) -> None:
+def test_training_reports_a_leak_in_one_line(copied: TileSet, tmp_path: Path) -> None:
     recipe = Recipe(model=ModelConfig(architecture="unet"), train=TrainConfig(epochs=1, workers=0))
     done = train(copied.folder, tmp_path / "run", recipe)
-    assert done.notes == (audit_set(copied).verdict,)
+    assert done.notes == (audit_tile_set(copied).conclusion,)
     assert done.lines()[0].startswith("Leak: ")
 
 
-def test_the_figure_takes_what_has_no_model_and_no_distance() -> None:
+def test_the_figure_without_model_and_distances() -> None:
     lag = np.arange(1.0, 9)
-    bare = Curve("labels", lag, np.zeros(8))
-    model = Curve("image", lag, lag / 8, np.stack([lag, lag / 8]), 1.0, 7.0)
+    bare = VariogramCurve("labels", lag, np.zeros(8))
+    model = VariogramCurve("image", lag, lag / 8, np.stack([lag, lag / 8]), 1.0, 7.0)
     far = {"val": np.array([3.0, np.inf]), "test": np.ones(4)}
     pictures = [imread(io.BytesIO(variogram_figure(*shown, "px"))) for shown in (([model, bare], far), ([bare], {}))]
     assert all(picture.shape == pictures[0].shape and picture.std() > 0.01 for picture in pictures)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from geograft.dataset.autocorrelation import Lags, fitted, lag_edges, pooled, window_lags
+from geograft.dataset.autocorrelation import LagSums, fit_variogram, lag_edges, pool_variogram, window_lag_sums
 
 EDGES = lag_edges(8)
 
 
-def all_pairs(fields: list[ndarray], known: ndarray, edges: ndarray, step: int = 1) -> Lags:
+def all_pairs(fields: list[ndarray], known: ndarray, edges: ndarray, step: int = 1) -> LagSums:
     """Count every pair by itself."""
     spots = np.argwhere(known)
     sums = np.zeros((3, len(edges) - 1))
@@ -24,7 +24,7 @@ def all_pairs(fields: list[ndarray], known: ndarray, edges: ndarray, step: int =
             if (apart <= reach).all() and distance <= min(reach) * step and 0 <= place < len(edges) - 1:
                 half = sum(0.5 * (field[tuple(one)] - field[tuple(other)]) ** 2 for field in fields)
                 sums[:, place] += (1, half, distance)
-    return Lags(edges, *sums)
+    return LagSums(edges, *sums)
 
 
 def exponential(distance: ndarray, reach: float) -> ndarray:
@@ -54,35 +54,35 @@ def test_sums_by_fourier_are_those_of_all_pairs(step: int) -> None:
     rng = np.random.default_rng(0)
     fields, known = [rng.normal(1000, 3, (13, 11)), rng.normal(size=(13, 11))], rng.random((13, 11)) > 0.3
     edges = lag_edges(8 * step)
-    found, plain = window_lags(fields, known, edges, step), all_pairs(fields, known, edges, step)
+    found, plain = window_lag_sums(fields, known, edges, step), all_pairs(fields, known, edges, step)
     np.testing.assert_allclose(found.pairs, plain.pairs)
-    np.testing.assert_allclose(found.halves, plain.halves, atol=1e-8)
+    np.testing.assert_allclose(found.half_squares, plain.half_squares, atol=1e-8)
     np.testing.assert_allclose(found.distances, plain.distances, atol=1e-8)
 
 
 def test_of_class_indicators_it_is_the_chance_to_differ() -> None:
     labels = np.random.default_rng(1).integers(0, 3, (40, 40))
-    found = window_lags([(labels == k).astype(float) for k in range(3)], np.ones((40, 40), bool), EDGES)
+    found = window_lag_sums([(labels == k).astype(float) for k in range(3)], np.ones((40, 40), bool), EDGES)
     neighbours = np.concatenate([(labels[1:] != labels[:-1]).ravel(), (labels[:, 1:] != labels[:, :-1]).ravel()])
-    assert found.halves[0] / found.pairs[0] == pytest.approx(neighbours.mean())
+    assert found.half_squares[0] / found.pairs[0] == pytest.approx(neighbours.mean())
 
 
 def test_windows_add_up_and_an_empty_one_adds_nothing() -> None:
     rng = np.random.default_rng(2)
     known = np.ones((30, 30), bool)
-    one, two = (window_lags([rng.normal(size=(30, 30))], known, EDGES) for _ in range(2))
-    empty = window_lags([np.zeros((30, 30))], ~known, EDGES)
-    both = pooled([one, empty, two])
+    one, two = (window_lag_sums([rng.normal(size=(30, 30))], known, EDGES) for _ in range(2))
+    empty = window_lag_sums([np.zeros((30, 30))], ~known, EDGES)
+    both = pool_variogram([one, empty, two])
     there = (one + two).pairs > 0
-    np.testing.assert_allclose(both.gamma, (one + two).halves[there] / (one + two).pairs[there], atol=1e-9)
+    np.testing.assert_allclose(both.gamma, (one + two).half_squares[there] / (one + two).pairs[there], atol=1e-9)
 
 
 @pytest.mark.parametrize("covariance", [exponential, spherical, gaussian])
 @pytest.mark.parametrize("reach", [12.0, 50.0])
 def test_the_range_of_a_simulated_field_is_found(covariance: Callable[[ndarray, float], ndarray], reach: float) -> None:
     known, edges = np.ones((256, 256), bool), lag_edges(128)
-    windows = [window_lags([random_field(256, reach, seed, covariance)], known, edges) for seed in range(6)]
-    found = pooled(windows)
+    windows = [window_lag_sums([random_field(256, reach, seed, covariance)], known, edges) for seed in range(6)]
+    found = pool_variogram(windows)
     assert found.model == covariance.__name__
     assert found.resolved
     assert found.range == pytest.approx(reach, rel=0.2)
@@ -92,9 +92,9 @@ def test_the_range_of_a_simulated_field_is_found(covariance: Callable[[ndarray, 
 def test_noise_is_the_nugget_and_thinning_does_not_move_the_range() -> None:
     rng, edges = np.random.default_rng(3), lag_edges(128)
     fields = [random_field(256, 60, seed, exponential) + rng.normal(size=(256, 256)) for seed in range(6)]
-    thin = [window_lags([field[::2, ::2]], np.ones((128, 128), bool), edges, 2) for field in fields]
-    fine = [window_lags([field[:96, :96]], np.ones((96, 96), bool), edges) for field in fields]
-    found = pooled([*thin, *fine])
+    thin = [window_lag_sums([field[::2, ::2]], np.ones((128, 128), bool), edges, 2) for field in fields]
+    fine = [window_lag_sums([field[:96, :96]], np.ones((96, 96), bool), edges) for field in fields]
+    found = pool_variogram([*thin, *fine])
     assert found.range == pytest.approx(60, rel=0.25)
     assert found.nugget == pytest.approx(1, rel=0.15)
     assert found.sill == pytest.approx(2, rel=0.15)
@@ -102,25 +102,25 @@ def test_noise_is_the_nugget_and_thinning_does_not_move_the_range() -> None:
 
 def test_a_trend_across_the_window_has_no_range_within_it() -> None:
     slope = np.linspace(0, 1, 200)[None] * np.ones((200, 1))
-    found = pooled([window_lags([slope], np.ones((200, 200), bool), lag_edges(100))])
+    found = pool_variogram([window_lag_sums([slope], np.ones((200, 200), bool), lag_edges(100))])
     assert found.model is not None
     assert not found.resolved
 
 
 def test_what_does_not_vary_and_what_is_too_small_has_no_model() -> None:
-    flat = pooled([window_lags([np.full((64, 64), 7.0)], np.ones((64, 64), bool), EDGES)])
+    flat = pool_variogram([window_lag_sums([np.full((64, 64), 7.0)], np.ones((64, 64), bool), EDGES)])
     assert flat.model is None
     assert not flat.resolved
-    assert fitted(np.arange(1.0, 4), np.arange(1.0, 4), np.full(3, 500.0)).model is None
+    assert fit_variogram(np.arange(1.0, 4), np.arange(1.0, 4), np.full(3, 500.0)).model is None
 
 
 def test_an_exact_model_is_fitted_exactly_and_scales_with_its_unit() -> None:
     lag = np.geomspace(1, 200, 30)
     gamma = 0.2 + 0.7 * (1 - spherical(lag, 80))
-    found = fitted(lag, gamma, np.full(30, 1e4))
+    found = fit_variogram(lag, gamma, np.full(30, 1e4))
     assert (found.model, found.range, found.nugget) == ("spherical", pytest.approx(80), pytest.approx(0.2))
     assert found.sill == pytest.approx(0.9)
-    np.testing.assert_allclose(found.at(lag), gamma, atol=1e-6)
-    metres = found.scaled(0.5)
+    np.testing.assert_allclose(found.evaluate(lag), gamma, atol=1e-6)
+    metres = found.rescale(0.5)
     assert metres.range == pytest.approx(40)
-    np.testing.assert_allclose(metres.at(lag * 0.5), gamma, atol=1e-6)
+    np.testing.assert_allclose(metres.evaluate(lag * 0.5), gamma, atol=1e-6)

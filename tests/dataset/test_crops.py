@@ -1,4 +1,4 @@
-"""Crops hold training ground alone: no pixel that is held out, none of the buffer, none that no training tile holds."""
+"""Random crops lie in the training area: they contain no held-out and no buffer pixels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +12,22 @@ from geograft.commands.prepare import prepare
 from geograft.commands.train import training_data
 from geograft.config import PrepareConfig, Recipe
 from geograft.dataset.sources import MaskSource
-from geograft.dataset.splits import Place, Planned, plan
-from geograft.dataset.tileset import Crops, TileSet
+from geograft.dataset.splits import PlannedTile, SplitScene, plan_tiles
+from geograft.dataset.tileset import TileSet, TrainingArea
 from geograft.geo.grid import Window
 from geograft.training.loader import Scaling
 from tests.support.rasters import write_raster
 
 
-def crops_of(planned: list[Planned], scenes: dict[str, tuple[int, int]]) -> tuple[Crops, list[tuple[str, Window]]]:
+def crops_of(
+    planned: list[PlannedTile], scenes: dict[str, tuple[int, int]]
+) -> tuple[TrainingArea, list[tuple[str, Window]]]:
     train = [(scene, window) for scene, window, split in planned if split == "train"]
     held = [(scene, window) for scene, window, split in planned if split != "train"]
-    return Crops.of(scenes, train, held), train
+    return TrainingArea.from_tiles(scenes, train, held), train
 
 
-def painted(planned: list[Planned], size: tuple[int, int], train: bool) -> ndarray:
+def painted(planned: list[PlannedTile], size: tuple[int, int], train: bool) -> ndarray:
     ground = np.zeros(size, bool)
     for _, window, split in planned:
         if (split == "train") == train:
@@ -37,7 +39,7 @@ def painted(planned: list[Planned], size: tuple[int, int], train: bool) -> ndarr
 @settings(max_examples=40)
 def test_a_crop_keeps_the_distance_that_tiles_keep(height: int, width: int, buffer: int, seed: int, lap: bool) -> None:
     config = PrepareConfig(tile_px=32, split="block", buffer_px=buffer, seed=seed, overlap=0.5 * lap)
-    planned = plan([Place("a", height, width, "a")], config)
+    planned = plan_tiles([SplitScene("a", height, width, "a")], config)
     crops, train = crops_of(planned, {"a": (height, width)})
     mine, others = (painted(planned, (height, width), of_training) for of_training in (True, False))
     near_others = np.zeros_like(others)
@@ -45,7 +47,7 @@ def test_a_crop_keeps_the_distance_that_tiles_keep(height: int, width: int, buff
         near_others[max(row - buffer, 0) : row + buffer + 1, max(col - buffer, 0) : col + buffer + 1] = True
     rng, moved = np.random.default_rng(seed), 0
     for scene, window in train[:30]:
-        found = crops.drawn(scene, window, rng)
+        found = crops.random_window(scene, window, rng)
         assert (found.height, found.width) == (32, 32)
         assert mine[found.slices].shape == (32, 32)
         assert mine[found.slices].all()
@@ -57,25 +59,25 @@ def test_a_crop_keeps_the_distance_that_tiles_keep(height: int, width: int, buff
 
 
 def test_in_a_split_that_leaks_crops_leak_no_more() -> None:
-    planned = plan([Place("a", 400, 400, "a")], PrepareConfig(tile_px=32, split="article"))
+    planned = plan_tiles([SplitScene("a", 400, 400, "a")], PrepareConfig(tile_px=32, split="article"))
     crops, train = crops_of(planned, {"a": (400, 400)})
     others = painted(planned, (400, 400), train=False)
     rng = np.random.default_rng(0)
     for scene, window in train * 3:
-        found = crops.drawn(scene, window, rng)
+        found = crops.random_window(scene, window, rng)
         assert found == window or not others[found.slices].any()
 
 
 def test_a_scene_that_trains_gives_crops_from_edge_to_edge() -> None:
     config = PrepareConfig(tile_px=32, split="scene", val=0.5, test=0.0)
-    planned = plan([Place(name, 100, 80, name) for name in "abcd"], config)
+    planned = plan_tiles([SplitScene(name, 100, 80, name) for name in "abcd"], config)
     crops, train = crops_of(planned, dict.fromkeys("abcd", (100, 80)))
     rng = np.random.default_rng(0)
     seen: dict[str, ndarray] = {scene: np.zeros((100, 80), int) for scene, _ in train}
     corners = set()
     for _ in range(200):
         for scene, window in train:
-            found = crops.drawn(scene, window, rng)
+            found = crops.random_window(scene, window, rng)
             seen[scene][found.slices] += 1
             corners.add((found.row, found.col))
     assert len(seen) == 2
@@ -86,7 +88,9 @@ def test_a_scene_that_trains_gives_crops_from_edge_to_edge() -> None:
 
 def test_the_draw_is_the_generators() -> None:
     crops, train = crops_of([("a", Window(0, 0, 8, 8), "train"), ("a", Window(0, 8, 8, 8), "train")], {"a": (8, 16)})
-    drawn = [[crops.drawn("a", train[0][1], np.random.default_rng(seed)) for seed in range(9)] for _ in range(2)]
+    drawn = [
+        [crops.random_window("a", train[0][1], np.random.default_rng(seed)) for seed in range(9)] for _ in range(2)
+    ]
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) > 2
 
@@ -108,13 +112,13 @@ def test_no_held_out_pixel_is_ever_trained_on(tmp_path: Path) -> None:
     tile_set = numbered(tmp_path)
     held = np.zeros((256, 256), bool)
     for tile in (*tile_set.split("val"), *tile_set.split("test")):
-        held[tile.window.grown(8).overlap(Window(0, 0, 256, 256)).slices] = True  # type: ignore[union-attr]
-    recipe = Recipe().changed(train={"crops": True})
+        held[tile.window.pad(8).intersection(Window(0, 0, 256, 256)).slices] = True  # type: ignore[union-attr]
+    recipe = Recipe().with_settings(train={"crops": True})
     data = training_data(tile_set, recipe, Scaling((0.0,) * 3, (1.0,) * 3))
     train, places = data.train, set()
     for index in range(len(train)):
         for seed in range(12):
-            image, label = train.drawn(index, np.random.default_rng(seed))  # type: ignore[attr-defined]
+            image, label = train.random_crop(index, np.random.default_rng(seed))  # type: ignore[attr-defined]
             assert image.shape == (3, 32, 32)
             rows, cols = image[0].astype(int), image[1].astype(int)
             assert not held[rows, cols].any()

@@ -16,8 +16,8 @@ from shapely import MultiPolygon, Polygon, box
 from geograft.dataset import dstl
 from geograft.dataset.sources import DstlSource
 from geograft.errors import InputError, SettingError
-from geograft.geo.grid import Grid, cells
-from geograft.geo.rasters.rasterize import burned
+from geograft.geo.grid import Grid, block_windows
+from geograft.geo.rasters.rasterize import rasterize_window
 from geograft.legend import Legend
 from tests.support.rasters import textured, write_raster
 
@@ -108,19 +108,19 @@ def test_overlapping_classes_have_a_band_each(folder: Path) -> None:
     source = DstlSource(folder, (6, 5), overlapping=True)
     gathered = source.gather()
     assert gathered.legend == Legend(("crops", "trees"), overlapping=True)
-    assert gathered.shares
+    assert gathered.fractional
     assert np.array_equal(burnt(source), np.stack([expected(6), expected(5)]) * 250)
 
 
 def test_one_class_cannot_overlap(folder: Path) -> None:
-    with pytest.raises(SettingError, match="two classes or more, and there is one: trees"):
+    with pytest.raises(SettingError, match=r"--overlapping.*trees"):
         DstlSource(folder, (5,), overlapping=True).gather()
 
 
 def test_scenes_of_the_same_ground_are_one_group(folder: Path) -> None:
     groups = {scene.name: scene.group for scene in DstlSource(folder, (5,)).gather().scenes}
     assert groups == {SCENE: SCENE, OTHER: "6110_1_2+6140_1_2"}
-    assert dstl.group("6110_1_2") == groups[OTHER]
+    assert dstl.scene_group("6110_1_2") == groups[OTHER]
 
 
 def test_everything_may_be_zipped(folder: Path) -> None:
@@ -144,7 +144,7 @@ def test_labelled_scenes_without_image_are_noted(tmp_path: Path) -> None:
         write_dstl(tmp_path, scenes=(SCENE,))
     gathered = DstlSource(tmp_path, (5,)).gather()
     assert [scene.name for scene in gathered.scenes] == [SCENE]
-    assert gathered.notes["left out"] == f"1 labelled scene without image: {OTHER}"
+    assert gathered.notes["skipped"] == f"1 labelled scene without image: {OTHER}"
 
 
 def test_invalid_geometry_is_repaired_and_counted(folder: Path) -> None:
@@ -162,15 +162,15 @@ def test_classes_that_do_not_exist(folder: Path, classes: tuple[int, ...]) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train_wkt_v4.csv", None, "holds no train_wkt_v4.csv"),
-        ("grid_sizes.csv", None, "holds no grid_sizes.csv"),
-        ("train_wkt_v4.csv", b"a,b\n1,2\n", "lacks the columns ImageId, ClassType, MultipolygonWKT"),
-        ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,five,EMPTY\n", "cannot be read"),
-        ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,5,POLY((\n", "scene x, class 5: the geometry"),
-        ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,5\n", "scene x, class 5: the geometry"),
-        ("grid_sizes.csv", b",Xmax,Ymin\n6010_1_2,wide,-1\n", "cannot be read"),
-        ("grid_sizes.csv", b",Xmax,Ymin\n", "lacks 6010_1_2, 6140_1_2"),
-        ("train_wkt_v4.csv", b"\xff\xfe\x00", "cannot be read"),
+        ("train_wkt_v4.csv", None, r"train_wkt_v4\.csv"),
+        ("grid_sizes.csv", None, r"grid_sizes\.csv"),
+        ("train_wkt_v4.csv", b"a,b\n1,2\n", "ImageId, ClassType, MultipolygonWKT"),
+        ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,five,EMPTY\n", r"train_wkt_v4\.csv.*five"),
+        ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,5,POLY((\n", "scene x, class 5"),
+        ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,5\n", "scene x, class 5"),
+        ("grid_sizes.csv", b",Xmax,Ymin\n6010_1_2,wide,-1\n", r"grid_sizes\.csv.*wide"),
+        ("grid_sizes.csv", b",Xmax,Ymin\n", "6010_1_2, 6140_1_2"),
+        ("train_wkt_v4.csv", b"\xff\xfe\x00", r"train_wkt_v4\.csv"),
     ],
 )
 def test_bad_tables_are_one_line(folder: Path, name: str, content: bytes | None, message: str) -> None:
@@ -187,7 +187,7 @@ def test_a_damaged_archive_is_named(folder: Path, name: str) -> None:
     zipped(folder / name)
     path = folder / f"{name}.zip"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=rf"{name}\.zip cannot be read"):
+    with pytest.raises(InputError, match=rf"{name}\.zip"):
         DstlSource(folder, (5,)).gather()
 
 
@@ -197,18 +197,18 @@ def test_a_truncated_gzip_is_named(folder: Path) -> None:
     with gzip.GzipFile(fileobj=packed, mode="wb") as file:
         file.write(b"ImageId,ClassType,MultipolygonWKT\n" + np.random.default_rng(0).bytes(5000))
     (folder / "train_wkt.csv.gz").write_bytes(packed.getvalue()[:2000])
-    with pytest.raises(InputError, match=r"train_wkt\.csv\.gz cannot be read"):
+    with pytest.raises(InputError, match=r"train_wkt\.csv\.gz"):
         DstlSource(folder, (5,)).gather()
 
 
 def test_no_images_at_all(folder: Path) -> None:
     shutil.rmtree(folder / "three_band")
-    with pytest.raises(InputError, match=r"no image of the 2 labelled scenes. Put three_band\.zip there"):
+    with pytest.raises(InputError, match=r"2 labelled scenes.*three_band\.zip"):
         DstlSource(folder, (5,)).gather()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no train_wkt"):
+    with pytest.raises(InputError, match=r"gone.*train_wkt"):
         DstlSource(tmp_path / "gone", (5,)).gather()
 
 
@@ -221,7 +221,9 @@ def test_trees_cover_what_their_polygons_say_in_all_25_scenes(shared: Path) -> N
         x_max, y_min = extents[scene]
         stated = shapely.union_all(shapes).area / abs(x_max * y_min)
         pixels = labels.in_pixels(scene, extents[scene], ALL_SIZES)
-        found = sum(int(burned(pixels, cell, fill=0).sum()) for cell in cells(ALL_SIZES.window, 512, 4096))
+        found = sum(
+            int(rasterize_window(pixels, cell, fill=0).sum()) for cell in block_windows(ALL_SIZES.window, 512, 4096)
+        )
         assert abs(found / (ALL_SIZES.height * ALL_SIZES.width) / stated - 1) < 0.01, scene
 
 

@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from pyproj import CRS, Geod
 
-from geograft.dataset.neighbours import Outlines, nearest_distances, nearest_in_scene, on_mercator, shared_ground
+from geograft.dataset.neighbours import (
+    Outlines,
+    nearest_distances,
+    nearest_distances_in_scene,
+    project_to_mercator,
+    shared_area,
+)
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.vectors.reader import read_outlines, reprojected
+from geograft.geo.vectors.reader import read_outlines, reproject
 from geograft.geo.vectors.writer import write_tiles
 
 UTM21S = CRS.from_epsg(32721)
@@ -37,7 +43,7 @@ def test_the_nearest_of_all_is_the_least_of_all_distances(
 
 @given(st.lists(boxes, min_size=1, max_size=6), st.lists(boxes, max_size=6))
 def test_the_shared_ground_is_that_of_the_union(some: list[shapely.Polygon], others: list[shapely.Polygon]) -> None:
-    share, pairs = shared_ground(places(some, [0] * len(some)), places(others, [1] * len(others)))
+    share, pairs = shared_area(places(some, [0] * len(some)), places(others, [1] * len(others)))
     union = shapely.union_all(np.array(others, object))
     np.testing.assert_allclose(share, [shape.intersection(union).area / shape.area for shape in some], atol=1e-9)
     assert pairs.tolist() == ([[0, 1]] if share.any() else [])
@@ -45,9 +51,9 @@ def test_the_shared_ground_is_that_of_the_union(some: list[shapely.Polygon], oth
 
 def test_tiles_of_one_scene_do_not_count_as_ground_seen_twice() -> None:
     one = places([shapely.box(0, 0, 10, 10)], [4])
-    assert shared_ground(one, one)[0].tolist() == [0]
+    assert shared_area(one, one)[0].tolist() == [0]
     beside = places([shapely.box(10, 0, 20, 10), shapely.box(9.95, 0, 20, 10)], [5, 6])
-    assert shared_ground(one, beside)[0].tolist() == [0]
+    assert shared_area(one, beside)[0].tolist() == [0]
 
 
 @pytest.mark.parametrize("degrees", [CRS.from_epsg(4326), CRS.from_epsg(4674)])
@@ -55,8 +61,8 @@ def test_metres_are_metres_whether_in_utm_or_in_degrees(degrees: CRS) -> None:
     # 640 m tiles near 9.6 S, 57.5 W; the held-out one 250 m east of the training one.
     corner = np.array([[500_000 + 890 * i, 8_940_000] for i in range(2)])
     squares = np.array([shapely.box(x, y, x + 640, y + 640) for x, y in corner], object)
-    for shapes, crs in ((squares, UTM21S), (reprojected(squares, UTM21S, degrees), degrees)):
-        moved, scale = on_mercator(shapes, crs)
+    for shapes, crs in ((squares, UTM21S), (reproject(squares, UTM21S, degrees), degrees)):
+        moved, scale = project_to_mercator(shapes, crs)
         found = nearest_distances(moved[:1], moved[1:], scale[:1])
         # UTM's own scale is 0.9996 there.
         assert found[0] == pytest.approx(250 / 0.9996, rel=2e-3)
@@ -69,7 +75,7 @@ def test_a_distance_is_the_geodesic_one_at_any_latitude(latitude: float) -> None
         shapely.box(10.003, latitude, 10.004, latitude + 0.001),
         shapely.box(10, latitude + 0.003, 10.001, latitude + 0.004),
     ):
-        moved, scale = on_mercator(np.array([here, there]), CRS.from_epsg(4326))
+        moved, scale = project_to_mercator(np.array([here, there]), CRS.from_epsg(4326))
         east = there.bounds[0] > 10.001
         path = (10.001, latitude, 10.003, latitude) if east else (10, latitude + 0.001, 10, latitude + 0.003)
         plain = Geod(ellps="WGS84").inv(*path)[2]
@@ -79,7 +85,7 @@ def test_a_distance_is_the_geodesic_one_at_any_latitude(latitude: float) -> None
 def test_in_pixels_only_windows_of_one_scene_are_near() -> None:
     mine = [("a", Window(0, 0, 10, 10)), ("b", Window(0, 0, 10, 10)), ("c", Window(5, 5, 2, 2))]
     theirs = [("a", Window(14, 13, 10, 10)), ("a", Window(0, 90, 10, 10)), ("c", Window(0, 0, 20, 20))]
-    assert nearest_in_scene(mine, theirs).tolist() == [5.0, np.inf, 0.0]
+    assert nearest_distances_in_scene(mine, theirs).tolist() == [5.0, np.inf, 0.0]
 
 
 def test_outlines_come_back_from_the_index(tmp_path: Path) -> None:
@@ -99,5 +105,5 @@ def test_nothing_is_near_nothing() -> None:
     one = np.array([shapely.box(0, 0, 1, 1)])
     assert nearest_distances(one, none).tolist() == [np.inf]
     assert nearest_distances(none, one).tolist() == []
-    share, pairs = shared_ground(Outlines(one, np.array([0])), Outlines(none, np.zeros(0, int)))
+    share, pairs = shared_area(Outlines(one, np.array([0])), Outlines(none, np.zeros(0, int)))
     assert (share.tolist(), len(pairs)) == ([0.0], 0)

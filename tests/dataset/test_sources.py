@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from pyproj import CRS
 from shapely import Polygon, box
 
-from geograft.dataset.scenes import Gathered, scene_groups, scene_names
+from geograft.dataset.scenes import LabelledScenes, scene_groups, scene_names
 from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid, Window
@@ -35,7 +35,7 @@ def write_pixel_layer(path: Path, shapes: list[Polygon]) -> Path:
         return write_layer(path, shapes, None)
 
 
-def labels_of(gathered: Gathered, scene: int = 0) -> ndarray:
+def labels_of(gathered: LabelledScenes, scene: int = 0) -> ndarray:
     found = gathered.scenes[scene]
     return found.label_reader()(found.info.grid.window)
 
@@ -157,7 +157,7 @@ def test_images_that_differ_are_named(tmp_path: Path, image: Path) -> None:
     with pytest.raises(InputError, match=r"scene\.tif has 3 bands, .*four\.tif has 4"):
         VectorSource((image, four), labels).gather()
     wide = write_raster(tmp_path / "wide.tif", textured(3, 60, 80).astype(np.uint16))
-    with pytest.raises(InputError, match=r"scene\.tif holds uint8, .*wide\.tif holds uint16"):
+    with pytest.raises(InputError, match=r"scene\.tif .*uint8, .*wide\.tif .*uint16"):
         VectorSource((image, wide), labels).gather()
 
 
@@ -170,7 +170,7 @@ def test_an_image_of_colour_indices_is_refused(tmp_path: Path) -> None:
 def test_scene_names_are_different_and_kept_where_they_can() -> None:
     assert scene_names([Path("a/Amazon_1.tiff_29.tiff"), Path("b/x.tif")]) == ("Amazon_1.tiff_29", "x")
     assert scene_names([Path("a/x.tif"), Path("b/X.tif")]) == ("a_x", "b_X")
-    with pytest.raises(InputError, match="several images are called a_x"):
+    with pytest.raises(InputError, match=r"\ba_x\b"):
         scene_names([Path("a/x.tif"), Path("a/x.tif")])
 
 
@@ -188,10 +188,10 @@ def test_groups_from_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scene,group\nmaj,north\n", "not there: maj. There are: may"),
-        ("name,place\nmay,north\n", "needs a first line `scene,group`"),
-        ("scene,group\nmay\n", "needs a first line"),
-        (None, "cannot be read"),
+        ("scene,group\nmaj,north\n", r"maj\..*may"),
+        ("name,place\nmay,north\n", "scene,group"),
+        ("scene,group\nmay\n", "scene,group"),
+        (None, r"groups\.csv"),
     ],
 )
 def test_bad_groups_are_one_line(tmp_path: Path, text: str | None, message: str) -> None:
@@ -202,7 +202,7 @@ def test_bad_groups_are_one_line(tmp_path: Path, text: str | None, message: str)
 
 
 class Folders:
-    """A folder of images and one of masks, in the making."""
+    """Builder of a folder of images and a folder of masks."""
 
     def __init__(self, root: Path) -> None:
         self.images, self.masks = root / "images", root / "masks"
@@ -276,7 +276,7 @@ def test_an_undeclared_value_is_named_with_its_file(folders: Folders) -> None:
     folders.image("a.png")
     folders.mask("a.png", np.array([0, 1, 99], np.uint8)[filled(FIELD, POND)])
     gathered = folders.source({1: "field", 0: "rest"}).gather()
-    with pytest.raises(InputError, match=r"a\.png holds the values 99, which are neither .*declared: 0, 1\)"):
+    with pytest.raises(InputError, match=r"a\.png .* 99 .*0, 1\)"):
         gathered.scenes[0].label_reader()(Window(30, 50, 5, 5))
 
 
@@ -299,7 +299,7 @@ def test_everything_that_does_not_match_is_in_one_error(folders: Folders) -> Non
         folders.source({1: "field", 0: "rest"}).gather()
     text = str(caught.value)
     for part in (
-        "5 in all",
+        "5 images and masks",
         "image alone.png has no mask",
         "mask stray.png has no image",
         "image wide.png has 80 x 60 pixels, its mask 83 x 60",
@@ -316,7 +316,7 @@ def test_many_faults_are_counted(folders: Folders) -> None:
     for number in range(25):
         folders.image(f"{number:02}.png")
     folders.mask("stray.png", filled(FIELD))
-    with pytest.raises(InputError, match=r"26 in all: image 00\.png .*image 19\.png has no mask; and 6 more"):
+    with pytest.raises(InputError, match=r"26 .*image 00\.png .*image 19\.png .*and 6 more"):
         folders.source({1: "field", 0: "rest"}).gather()
 
 
@@ -326,7 +326,7 @@ def test_what_does_not_match_can_be_left_out(folders: Folders) -> None:
     folders.mask("fine.png", filled(FIELD))
     gathered = folders.source({1: "field", 0: "rest"}, skip_mismatched=True).gather()
     assert [scene.name for scene in gathered.scenes] == ["fine"]
-    assert gathered.notes["left out"] == "1 not matching: image alone.png has no mask"
+    assert "image alone.png has no mask" in gathered.notes["skipped"]
 
 
 def test_nothing_left_is_an_error(folders: Folders) -> None:
@@ -339,7 +339,7 @@ def test_nothing_left_is_an_error(folders: Folders) -> None:
 def test_a_mask_of_another_place_does_not_match(folders: Folders) -> None:
     write_raster(folders.images / "a.tif", textured(3, 60, 80))
     write_raster(folders.masks / "a.tif", filled(FIELD)[None], TENTH_METRE @ Affine.translation(3, 0))
-    with pytest.raises(InputError, match=r"mask a\.tif lies elsewhere on the ground"):
+    with pytest.raises(InputError, match=r"mask a\.tif"):
         folders.source({1: "field", 0: "rest"}).gather()
 
 
@@ -356,7 +356,7 @@ def test_a_missing_or_empty_folder_is_named(folders: Folders, which: str) -> Non
     folders.image("a.png")
     folders.mask("a.png", filled(FIELD))
     (getattr(folders, which) / "a.png").unlink()
-    with pytest.raises(InputError, match=f"{which} holds no PNG, JPEG or TIFF"):
+    with pytest.raises(InputError, match=f"{which} .*PNG, JPEG or TIFF"):
         folders.source({1: "a", 0: "b"}).gather()
     getattr(folders, which).rmdir()
     with pytest.raises(InputError, match=f"{which} is not a folder"):
@@ -365,7 +365,7 @@ def test_a_missing_or_empty_folder_is_named(folders: Folders, which: str) -> Non
 
 def test_the_amazon_masks_that_do_not_fit(shared: Path) -> None:
     source = MaskSource(shared / "data/amazon/images", shared / "data/amazon/masks", {1: "forest", 2: "other"})
-    with pytest.raises(InputError, match=r"1 in all: image Amazon_181\.tiff_34\.tiff .* its mask 515 x 512"):
+    with pytest.raises(InputError, match=r"^1 .*image Amazon_181\.tiff_34\.tiff .* its mask 515 x 512"):
         source.gather()
 
 
@@ -375,14 +375,14 @@ def test_polygons_of_overlapping_classes_have_a_band_each(tmp_path: Path, image:
     path = write_layer(tmp_path / "all.gpkg", shapes, kind=kinds)
     gathered = VectorSource((image,), path, "kind", overlapping=True).gather()
     assert gathered.legend == Legend(("field", "pond"), overlapping=True)
-    assert (gathered.shares, gathered.implied) == (True, False)
+    assert (gathered.fractional, gathered.implicit_background) == (True, False)
     # A polygon of no class takes nothing from the others.
     assert np.array_equal(labels_of(gathered), np.stack([filled(FIELD), filled(POND)]) * 250)
 
 
 def test_a_pixel_half_in_a_polygon_is_half_of_its_class(tmp_path: Path, image: Path) -> None:
     half = shapely.transform(GRID.footprint(FIELD), lambda xy: xy + np.array([0.05, 0]))
-    gathered = VectorSource((image,), write_layer(tmp_path / "fields.gpkg", [half]), fractions=True).gather()
+    gathered = VectorSource((image,), write_layer(tmp_path / "fields.gpkg", [half]), fractional=True).gather()
     shares = filled(FIELD) * 250.0
     shares[FIELD.slices[0], FIELD.col] = shares[FIELD.slices[0], FIELD.stop_col] = 125
     assert gathered.legend.names == ("background", "fields")

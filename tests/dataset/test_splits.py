@@ -10,24 +10,32 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.config import PrepareConfig
-from geograft.dataset.splits import Place, Planned, article_tiles, block_tiles, blocks, plan, training_tiles
+from geograft.dataset.splits import (
+    PlannedTile,
+    SplitScene,
+    article_tiles,
+    block_tiles,
+    cut_blocks,
+    plan_tiles,
+    training_tiles,
+)
 from geograft.dataset.tileset import Split
 from geograft.errors import SettingError
-from geograft.geo.coverage import Placed, overlap, smallest_gap
+from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.grid import Window, tiling
 
 SHARES: Mapping[Split, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-def scenes(count: int, height: int = 1000, width: int = 1000) -> list[Place]:
-    return [Place(f"s{i}", height, width, f"s{i}") for i in range(count)]
+def scenes(count: int, height: int = 1000, width: int = 1000) -> list[SplitScene]:
+    return [SplitScene(f"s{i}", height, width, f"s{i}") for i in range(count)]
 
 
-def of(planned: Sequence[Planned], split: Split) -> list[Placed]:
+def of(planned: Sequence[PlannedTile], split: Split) -> list[SceneWindow]:
     return [(scene, window) for scene, window, found in planned if found == split]
 
 
-def counts(planned: Sequence[Planned]) -> Counter[Split]:
+def counts(planned: Sequence[PlannedTile]) -> Counter[Split]:
     return Counter(split for _, _, split in planned)
 
 
@@ -44,9 +52,9 @@ def burned(windows: Sequence[Window], height: int, width: int) -> ndarray:
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(50, 600), st.integers(1, 300))
 @settings(deadline=None)
 def test_blocks_cut_up_the_scene_and_none_is_narrow(height: int, width: int, block_px: int, least_px: int) -> None:
-    found = blocks(Window(5, 7, height, width), block_px, min(least_px, block_px))
+    found = cut_blocks(Window(5, 7, height, width), block_px, min(least_px, block_px))
     assert sum(w.height * w.width for w in found) == height * width
-    assert not any(a.overlap(b) for i, a in enumerate(found[:20]) for b in found[i + 1 : 20])
+    assert not any(a.intersection(b) for i, a in enumerate(found[:20]) for b in found[i + 1 : 20])
     assert all(w.height >= min(height, block_px / 2, block_px) and w.width >= min(width, block_px / 2) for w in found)
     assert all(w.height >= min(height, least_px, block_px) for w in found)
     assert found[0].row == 5
@@ -54,10 +62,10 @@ def test_blocks_cut_up_the_scene_and_none_is_narrow(height: int, width: int, blo
 
 
 def test_the_last_block_takes_in_less_than_half_a_block() -> None:
-    assert [w.width for w in blocks(Window(0, 0, 100, 523), 100)] == [100, 100, 100, 100, 123]
-    assert [w.width for w in blocks(Window(0, 0, 100, 555), 100)] == [100, 100, 100, 100, 100, 55]
-    assert [w.width for w in blocks(Window(0, 0, 100, 555), 100, 60)] == [100, 100, 100, 100, 155]
-    assert [w.width for w in blocks(Window(0, 0, 100, 30), 100)] == [30]
+    assert [w.width for w in cut_blocks(Window(0, 0, 100, 523), 100)] == [100, 100, 100, 100, 123]
+    assert [w.width for w in cut_blocks(Window(0, 0, 100, 555), 100)] == [100, 100, 100, 100, 100, 55]
+    assert [w.width for w in cut_blocks(Window(0, 0, 100, 555), 100, 60)] == [100, 100, 100, 100, 155]
+    assert [w.width for w in cut_blocks(Window(0, 0, 100, 30), 100)] == [30]
 
 
 # training tiles
@@ -73,7 +81,7 @@ def test_training_tiles_hold_all_ground_that_a_clear_tile_can_hold(
     stride = min(stride, size)
     found = training_tiles(Window(0, 0, height, width), forbidden, size, stride)
     every_place = [Window(row, col, size, size) for row in range(height - size + 1) for col in range(width - size + 1)]
-    clear = [tile for tile in every_place if not any(tile.overlap(wall) for wall in forbidden)]
+    clear = [tile for tile in every_place if not any(tile.intersection(wall) for wall in forbidden)]
     assert set(found) <= set(clear)
     assert len(set(found)) == len(found)
     np.testing.assert_array_equal(burned(found, height, width), burned(clear, height, width))
@@ -87,7 +95,7 @@ def test_training_tiles_without_held_out_ground_are_the_plain_tiling() -> None:
 def test_training_tiles_begin_anywhere_the_scene_does() -> None:
     moved = training_tiles(Window(1000, 2000, 50, 60), [Window(1010, 2030, 5, 5)], 20, 10)
     at_zero = training_tiles(Window(0, 0, 50, 60), [Window(10, 30, 5, 5)], 20, 10)
-    assert [window.within(Window(1000, 2000, 50, 60)) for window in moved] == at_zero
+    assert [window.relative_to(Window(1000, 2000, 50, 60)) for window in moved] == at_zero
 
 
 # blocks to tiles
@@ -103,40 +111,40 @@ def test_training_tiles_begin_anywhere_the_scene_does() -> None:
 @settings(deadline=None, max_examples=40)
 def test_a_split_by_block_keeps_its_distance(height: int, width: int, buffer_px: int, seed: int, lap: float) -> None:
     config = PrepareConfig(tile_px=48, split="block", buffer_px=buffer_px, seed=seed, overlap=lap)
-    planned = plan([Place("a", height, width, "a")], config)
+    planned = plan_tiles([SplitScene("a", height, width, "a")], config)
     train = of(planned, "train")
     for split in ("val", "test"):
         held = of(planned, split)
         assert held
-        assert overlap(held, train).shared_pixels == 0
+        assert tile_overlap(held, train).shared_pixels == 0
         gap = smallest_gap(held, train)
         assert gap is not None
         assert gap >= buffer_px
-    assert overlap(of(planned, "val"), of(planned, "test")).shared_pixels == 0
+    assert tile_overlap(of(planned, "val"), of(planned, "test")).shared_pixels == 0
     assert all(window.stop_row <= height and window.stop_col <= width for _, window, _ in planned)
 
 
 def test_without_buffer_every_pixel_of_the_scene_is_used() -> None:
-    place = Place("a", 2299, 2472, "a")
-    planned = plan([place], PrepareConfig(split="block", buffer_px=0))
-    everything = overlap([(scene, window) for scene, window, _ in planned], [])
-    assert everything.ground == place.height * place.width
-    ground = {split: overlap(of(planned, split), []).ground / everything.ground for split in SHARES}
+    place = SplitScene("a", 2299, 2472, "a")
+    planned = plan_tiles([place], PrepareConfig(split="block", buffer_px=0))
+    everything = tile_overlap([(scene, window) for scene, window, _ in planned], [])
+    assert everything.unique_pixels == place.height * place.width
+    ground = {split: tile_overlap(of(planned, split), []).unique_pixels / everything.unique_pixels for split in SHARES}
     assert ground == pytest.approx(SHARES, abs=0.03)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_training_block_keeps_room_for_a_tile_beside_the_buffer(seed: int) -> None:
     config = PrepareConfig(split="block", seed=seed, tile_px=64, buffer_px=20)
-    planned = plan([Place("a", 420, 350, "a")], config)
-    ground = overlap(of(planned, "train"), []).ground
-    trained = 420 * 350 - overlap([*of(planned, "val"), *of(planned, "test")], []).ground
+    planned = plan_tiles([SplitScene("a", 420, 350, "a")], config)
+    ground = tile_overlap(of(planned, "train"), []).unique_pixels
+    trained = 420 * 350 - tile_overlap([*of(planned, "val"), *of(planned, "test")], []).unique_pixels
     assert ground > trained / 2
 
 
 def test_held_out_tiles_lie_in_their_own_block_and_do_not_overlap() -> None:
     scene = Window(0, 0, 300, 200)
-    split_of: dict[Window, Split] = dict.fromkeys(blocks(scene, 100), "train")
+    split_of: dict[Window, Split] = dict.fromkeys(cut_blocks(scene, 100), "train")
     split_of |= {Window(100, 100, 100, 100): "val", Window(200, 0, 100, 100): "test"}
     found = list(block_tiles(scene, split_of, PrepareConfig(tile_px=50, split="block")))
     assert [w for w, split in found if split == "val"] == tiling(Window(100, 100, 100, 100), 50, 50)
@@ -144,50 +152,50 @@ def test_held_out_tiles_lie_in_their_own_block_and_do_not_overlap() -> None:
 
 
 def test_a_tile_may_reach_beyond_a_scene_that_is_smaller() -> None:
-    planned = plan([Place("a", 100, 3000, "a")], PrepareConfig(split="block"))
+    planned = plan_tiles([SplitScene("a", 100, 3000, "a")], PrepareConfig(split="block"))
     assert set(counts(planned)) == {"train", "val", "test"}
     assert {window.row for _, window, _ in planned} == {0}
-    assert overlap(of(planned, "val"), of(planned, "train")).shared_pixels == 0
+    assert tile_overlap(of(planned, "val"), of(planned, "train")).shared_pixels == 0
 
 
 def test_blocks_are_two_tiles_or_one_where_that_would_be_few() -> None:
-    large = of(plan([Place("a", 2240, 2240, "a")], PrepareConfig(split="block")), "val")
+    large = of(plan_tiles([SplitScene("a", 2240, 2240, "a")], PrepareConfig(split="block")), "val")
     assert len(large) % 4 == 0
-    small = plan([Place("a", 900, 900, "a")], PrepareConfig(split="block"))
+    small = plan_tiles([SplitScene("a", 900, 900, "a")], PrepareConfig(split="block"))
     assert set(counts(small)) == {"train", "val", "test"}
 
 
 def test_the_same_ground_at_two_dates_is_held_out_in_both() -> None:
-    pair = [Place("june", 1344, 1344, "field"), Place("august", 1344, 1344, "field")]
-    planned = plan(pair, PrepareConfig(split="block"))
+    pair = [SplitScene("june", 1344, 1344, "field"), SplitScene("august", 1344, 1344, "field")]
+    planned = plan_tiles(pair, PrepareConfig(split="block"))
     for split in ("train", "val", "test"):
         june, august = ([w for name, w in of(planned, split) if name == scene] for scene in ("june", "august"))
         assert june == august
 
 
 def test_a_group_of_scenes_that_do_not_fit_each_other_goes_one_way() -> None:
-    pair = [Place("june", 1344, 1344, "field"), Place("august", 1340, 1350, "field")]
-    planned = plan([*pair, *scenes(2, 1344, 1344)], PrepareConfig(split="block"))
+    pair = [SplitScene("june", 1344, 1344, "field"), SplitScene("august", 1340, 1350, "field")]
+    planned = plan_tiles([*pair, *scenes(2, 1344, 1344)], PrepareConfig(split="block"))
     assert len({split for scene, _, split in planned if scene in ("june", "august")}) == 1
     with pytest.raises(SettingError, match="1 labelled block cannot be split"):
-        plan(pair, PrepareConfig(split="block"))
+        plan_tiles(pair, PrepareConfig(split="block"))
 
 
 def test_a_buffer_that_leaves_no_training_tile_says_what_to_change() -> None:
-    with pytest.raises(SettingError, match=r"no training tile of 224 pixels is left.*--buffer-px"):
-        plan([Place("a", 900, 900, "a")], PrepareConfig(split="block", block_px=300, buffer_px=500))
+    with pytest.raises(SettingError, match=r"no training tile of 224 pixels.*--buffer-px"):
+        plan_tiles([SplitScene("a", 900, 900, "a")], PrepareConfig(split="block", block_px=300, buffer_px=500))
 
 
 def test_a_block_smaller_than_a_tile_is_refused() -> None:
     with pytest.raises(SettingError, match=r"--block-px 100 is less than --tile-px 224.*--block-px 448"):
-        plan(scenes(1), PrepareConfig(split="block", block_px=100))
+        plan_tiles(scenes(1), PrepareConfig(split="block", block_px=100))
 
 
 # whole scenes, and the choice between the two
 
 
 def test_whole_scenes_train_with_overlap_and_test_without() -> None:
-    planned = plan(scenes(20), PrepareConfig(split="scene"))
+    planned = plan_tiles(scenes(20), PrepareConfig(split="scene"))
     split_of = {scene: split for scene, _, split in planned}
     assert len({(scene, split) for scene, _, split in planned}) == 20
     assert Counter(split_of.values()) == {"train": 14, "val": 3, "test": 3}
@@ -207,29 +215,29 @@ def test_classes_of_scenes_are_asked_for_and_balanced() -> None:
         asked.append(window)
         return (1010, 0)
 
-    places = [Place(f"s{i}", 500, 500, f"s{i}", trees if i < 3 else bare) for i in range(12)]
-    planned = plan(places, PrepareConfig(split="scene"))
+    places = [SplitScene(f"s{i}", 500, 500, f"s{i}", trees if i < 3 else bare) for i in range(12)]
+    planned = plan_tiles(places, PrepareConfig(split="scene"))
     assert asked == [Window(0, 0, 500, 500)] * 12
     assert {split for scene, _, split in planned if scene in ("s0", "s1", "s2")} == {"train", "val", "test"}
 
 
 def test_auto_takes_scenes_from_six_groups_on_and_blocks_below() -> None:
-    six, five = (plan(scenes(count), PrepareConfig()) for count in (6, 5))
+    six, five = (plan_tiles(scenes(count), PrepareConfig()) for count in (6, 5))
     assert len({(scene, split) for scene, _, split in six}) == 6
     assert len({(scene, split) for scene, _, split in five}) > 5
-    paired = [Place(f"s{i}", 1000, 1000, f"g{i % 5}") for i in range(10)]
-    assert len({(scene, split) for scene, _, split in plan(paired, PrepareConfig())}) > 10
+    paired = [SplitScene(f"s{i}", 1000, 1000, f"g{i % 5}") for i in range(10)]
+    assert len({(scene, split) for scene, _, split in plan_tiles(paired, PrepareConfig())}) > 10
 
 
 def test_one_split_for_everything_needs_no_blocks() -> None:
-    planned = plan(scenes(1), PrepareConfig(val=0, test=1))
+    planned = plan_tiles(scenes(1), PrepareConfig(val=0, test=1))
     assert planned == [("s0", window, "test") for window in tiling(Window(0, 0, 1000, 1000), 224, 224)]
 
 
 def test_shares_beyond_the_whole_are_refused() -> None:
     with pytest.raises(SettingError, match=r"--val 0.6 and --test 0.5 add up to more than 1"):
-        plan(scenes(9), PrepareConfig(val=0.6, test=0.5))
-    assert "train" not in counts(plan(scenes(9), PrepareConfig(val=0.7, test=0.3)))
+        plan_tiles(scenes(9), PrepareConfig(val=0.6, test=0.5))
+    assert "train" not in counts(plan_tiles(scenes(9), PrepareConfig(val=0.7, test=0.3)))
 
 
 # the article's own split
@@ -238,10 +246,10 @@ def test_shares_beyond_the_whole_are_refused() -> None:
 def test_the_articles_split_is_drawn_as_the_article_drew_it() -> None:
     planned = article_tiles(scenes(23, 3248, 3248))
     assert counts(planned) == {"train": 14_812, "val": 1_150}
-    assert planned == plan(scenes(23, 3248, 3248), PrepareConfig(split="article", seed=99))
-    found = overlap(of(planned, "val"), of(planned, "train"))
-    assert found.pixel_share == pytest.approx(0.93978, abs=5e-6)
-    assert found.inside_share == pytest.approx(0.8165, abs=5e-5)
+    assert planned == plan_tiles(scenes(23, 3248, 3248), PrepareConfig(split="article", seed=99))
+    found = tile_overlap(of(planned, "val"), of(planned, "train"))
+    assert found.pixel_fraction == pytest.approx(0.93978, abs=5e-6)
+    assert found.contained_fraction == pytest.approx(0.8165, abs=5e-5)
 
 
 def test_the_articles_split_needs_room_to_draw_from() -> None:

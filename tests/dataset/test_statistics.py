@@ -22,28 +22,28 @@ pixels = arrays(np.float64, st.tuples(st.just(2), st.integers(0, 30)), elements=
 @settings(deadline=None)
 def test_parts_add_up_to_the_whole(parts: list[np.ndarray]) -> None:
     whole = np.concatenate(parts, axis=1)
-    found = reduce(add, (Moments.of(part) for part in parts))
+    found = reduce(add, (Moments.from_pixels(part) for part in parts))
     assert (found.count == whole.shape[1]).all()
     if whole.shape[1]:
         assert np.allclose(found.mean, whole.mean(axis=1), atol=1e-6)
-        assert np.allclose(found.squares, whole.var(axis=1) * whole.shape[1], rtol=1e-9, atol=1e-3)
+        assert np.allclose(found.squared_deviations, whole.var(axis=1) * whole.shape[1], rtol=1e-9, atol=1e-3)
 
 
 def test_small_deviations_on_large_values_are_not_lost() -> None:
     values = 1e9 + np.array([[0.0, 1.0] * 500])
-    halves = Moments.of(values[:, :300]) + Moments.of(values[:, 300:])
+    halves = Moments.from_pixels(values[:, :300]) + Moments.from_pixels(values[:, 300:])
     assert halves.std[0] == pytest.approx(0.5, rel=1e-9)
 
 
 def test_a_constant_band_can_be_divided_by() -> None:
-    assert Moments.of(np.full((1, 9), 7.0)).std.tolist() == [1.0]
+    assert Moments.from_pixels(np.full((1, 9), 7.0)).std.tolist() == [1.0]
     for value in (0.3, 287.13, 1e-9):
-        rounded = Moments.of(np.full((1, 50_176), value)) + Moments.of(np.full((1, 33_333), value))
+        rounded = Moments.from_pixels(np.full((1, 50_176), value)) + Moments.from_pixels(np.full((1, 33_333), value))
         assert rounded.std.tolist() == [1.0]
 
 
 def test_overlapping_tiles_count_a_pixel_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "CELL", (16, 24))
+    monkeypatch.setattr(statistics, "MOMENTS_BLOCK", (16, 24))
     image, labels = textured(3, 80, 90), textured(1, 80, 90) % 2
     image[:, 20:30, 20:30] = 0
     labels[:, 40:45] = 255

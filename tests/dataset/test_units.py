@@ -50,7 +50,7 @@ def test_scenes_are_units_where_there_are_enough() -> None:
     found = units_of(
         tile_set(names, PrepareConfig(tile_px=32), [tile for name in names for tile in grid_of(name)]), "test"
     )
-    assert (found.kind, found.names, found.words) == ("scene", tuple(names), "6 scenes")
+    assert (found.kind, found.names, found.description) == ("scene", tuple(names), "6 scenes")
     assert found.caveat == ""
     assert found.cell_of.tolist() == np.repeat(np.arange(6), 16).tolist()
 
@@ -60,20 +60,20 @@ def test_two_dates_of_one_ground_are_one_unit() -> None:
     found = units_of(
         tile_set(names, PrepareConfig(tile_px=32), [tile for name in names for tile in grid_of(name)]), "test"
     )
-    assert (found.kind, found.words, len(found.cells)) == ("group", "6 groups", 12)
-    summed = found.summed(np.eye(12, dtype=np.int64))
+    assert (found.kind, found.description, len(found.cells)) == ("group", "6 groups", 12)
+    summed = found.sum_by_unit(np.eye(12, dtype=np.int64))
     assert summed.sum(axis=1).tolist() == [2] * 6
     assert summed[0].tolist() == [1, 1] + [0] * 10
-    assert len(found.by_scene(np.ones((12, 2, 2), np.int64))) == 12
+    assert len(found.sum_by_scene(np.ones((12, 2, 2), np.int64))) == 12
 
 
 def test_the_blocks_of_a_split_are_its_units() -> None:
     config = PrepareConfig(tile_px=32, split="block", block_px=64, buffer_px=0)
     found = units_of(tile_set({"a": "a"}, config, grid_of("a")), "test")
-    assert (found.kind, found.words) == ("block", "4 blocks of 1 scene")
+    assert (found.kind, found.description) == ("block", "4 blocks of 1 scene")
     assert [cell.window for cell in found.cells] == [Window(r, c, 64, 64) for r in (0, 64) for c in (0, 64)]
     assert np.bincount(found.cell_of).tolist() == [4] * 4
-    assert "other places" in found.caveat
+    assert "1 scene" in found.caveat
 
 
 def test_few_scenes_are_cut_in_blocks_of_their_own_and_one_ground_alike() -> None:
@@ -107,10 +107,10 @@ def test_a_split_as_prepare_makes_it(tmp_path: Path) -> None:
     for tile, cell in zip(made.split("test"), found.cell_of.tolist(), strict=True):
         block = found.cells[cell]
         assert block.scene == tile.scene
-        assert block.window.overlap(tile.window) == tile.window
+        assert block.window.intersection(tile.window) == tile.window
 
 
 @pytest.mark.parametrize("count, words", [(1, "1 block of 1 scene"), (2, "2 blocks of 1 scene")])
 def test_words(count: int, words: str) -> None:
     config = PrepareConfig(tile_px=32, split="block", block_px=64, buffer_px=0)
-    assert units_of(tile_set({"a": "a"}, config, grid_of("a")[: 2 * count]), "test").words == words
+    assert units_of(tile_set({"a": "a"}, config, grid_of("a")[: 2 * count]), "test").description == words

@@ -1,4 +1,4 @@
-"""Polygons as labels of overlapping classes, and as the share of a pixel that lies in them."""
+"""Rasterisation of polygons as overlapping classes, and as the fraction of each pixel inside them."""
 
 from functools import cache
 
@@ -10,10 +10,10 @@ from jaxtyping import Float
 from numpy import ndarray
 from shapely import affinity
 
-from geograft.dataset.vector_labels import Drawing, polygon_reader
+from geograft.dataset.vector_labels import LabelEncoding, polygon_reader
 from geograft.geo.grid import Window
-from geograft.geo.rasters.rasterize import PixelShapes, burned, in_pixels
-from geograft.labels import FULL, decoded
+from geograft.geo.rasters.rasterize import PixelShapes, rasterize_window, to_pixel_shapes
+from geograft.labels import MAX_CODE, decode_fractions
 from geograft.legend import IGNORE, Legend
 
 SIDE = 40
@@ -32,7 +32,7 @@ def shapes(kinds: int = 2) -> PixelShapes:
         affinity.rotate(shapely.box(x, y, x + 9, y + 5), rng.uniform(0, 90)) for x, y in rng.uniform(2, 30, (7, 2))
     ]
     values = (np.arange(14) % kinds + 1).astype(np.uint8)
-    return in_pixels(np.array([*crowns, *plots], object), values, Affine.identity())
+    return to_pixel_shapes(np.array([*crowns, *plots], object), values, Affine.identity())
 
 
 def exact(parts: ndarray) -> Float[ndarray, "h w"]:
@@ -42,20 +42,25 @@ def exact(parts: ndarray) -> Float[ndarray, "h w"]:
 
 
 def test_each_overlapping_class_is_where_it_would_be_alone() -> None:
-    found = polygon_reader(shapes(), None, Drawing(OVERLAPPING))(ALL)
+    found = polygon_reader(shapes(), None, LabelEncoding(OVERLAPPING))(ALL)
     for index, value in enumerate((1, 2)):
-        alone = burned(shapes().only(value), ALL, fill=0) > 0
-        assert np.array_equal(found[index], np.where(alone, FULL, 0))
+        alone = rasterize_window(shapes().of_class(value), ALL, fill=0) > 0
+        assert np.array_equal(found[index], np.where(alone, MAX_CODE, 0))
     # Some ground is of both, some of neither.
-    assert {tuple(pixel) for pixel in found.reshape(2, -1).T.tolist()} == {(0, 0), (0, FULL), (FULL, 0), (FULL, FULL)}
+    assert {tuple(pixel) for pixel in found.reshape(2, -1).T.tolist()} == {
+        (0, 0),
+        (0, MAX_CODE),
+        (MAX_CODE, 0),
+        (MAX_CODE, MAX_CODE),
+    }
 
 
 @pytest.mark.parametrize("legend", [PAIR, OVERLAPPING])
 def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
     drawn = shapes(legend.outputs)
-    found = decoded(polygon_reader(drawn, None, Drawing(legend, fractions=True))(ALL))
+    found = decode_fractions(polygon_reader(drawn, None, LabelEncoding(legend, by_area=True))(ALL))
     for value, share in enumerate(found, start=1):
-        error = np.abs(share - exact(drawn.only(value).parts))
+        error = np.abs(share - exact(drawn.of_class(value).parts))
         # An edge through a pixel parts 64 points about as it parts the pixel.
         assert error.max() < 0.06
         assert error[error > 1e-6].mean() < 0.01
@@ -63,26 +68,30 @@ def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
 
 def test_of_classes_that_exclude_each_other_the_later_polygon_has_the_ground() -> None:
     drawn = shapes()
-    found = polygon_reader(drawn, None, Drawing(COVERS, fractions=True))(ALL)
-    assert (found.sum(axis=0, dtype=int) == FULL).all()
+    found = polygon_reader(drawn, None, LabelEncoding(COVERS, by_area=True))(ALL)
+    assert (found.sum(axis=0, dtype=int) == MAX_CODE).all()
     left = drawn.parts.copy()
     for index in range(len(left) - 1):
         left[index] = left[index].difference(shapely.union_all(drawn.parts[index + 1 :]))
     for value in (1, 2):
-        assert np.abs(decoded(found)[value] - exact(left[drawn.values == value])).max() < 0.06
+        assert np.abs(decode_fractions(found)[value] - exact(left[drawn.values == value])).max() < 0.06
 
 
 @pytest.mark.parametrize("legend", [PAIR, COVERS, OVERLAPPING])
-@pytest.mark.parametrize("fractions", [False, True])
-def test_windows_agree_with_the_whole(legend: Legend, fractions: bool) -> None:
-    label = polygon_reader(shapes(len(legend.names) - (not legend.overlapping)), None, Drawing(legend, fractions))
+@pytest.mark.parametrize("fractional", [False, True])
+def test_windows_agree_with_the_whole(legend: Legend, fractional: bool) -> None:
+    label = polygon_reader(
+        shapes(len(legend.names) - (not legend.overlapping)), None, LabelEncoding(legend, fractional)
+    )
     for window in (Window(3, 5, 20, 11), Window(17, 0, 23, 40)):
         assert np.array_equal(label(window), label(ALL)[..., *window.slices])
 
 
-@pytest.mark.parametrize("drawing", [Drawing(PAIR), Drawing(PAIR, fractions=True), Drawing(OVERLAPPING)])
-def test_what_was_not_looked_at_is_known_of_no_class(drawing: Drawing) -> None:
-    looked = in_pixels(np.array([shapely.box(0, 0, 20, SIDE)], object), np.ones(1, np.uint8), Affine.identity())
+@pytest.mark.parametrize(
+    "drawing", [LabelEncoding(PAIR), LabelEncoding(PAIR, by_area=True), LabelEncoding(OVERLAPPING)]
+)
+def test_what_was_not_looked_at_is_known_of_no_class(drawing: LabelEncoding) -> None:
+    looked = to_pixel_shapes(np.array([shapely.box(0, 0, 20, SIDE)], object), np.ones(1, np.uint8), Affine.identity())
     drawn = shapes(drawing.legend.outputs)
     found, whole = polygon_reader(drawn, looked, drawing)(ALL), polygon_reader(drawn, None, drawing)(ALL)
     assert np.array_equal(found[..., :20], whole[..., :20])

@@ -1,10 +1,9 @@
-"""`geograft audit`: does the split leak? What training has seen of the held-out ground, and how near to it it came.
+"""`geograft audit`: check the split of a tile set for leakage.
 
-An audit in words and tables, for people who are no statisticians.
-
-What an audit says as a whole.
-
-Which share of the held-out pixels training has seen: exact counts from the tiles' corners.
+Leakage is counted exactly: pixels that val or test tiles share with training tiles, from the tiles' corners; scenes of
+the same area on both sides of the split; and groups that the split divides. The audit also compares the distance from
+held-out tiles to training tiles with the spatial autocorrelation range of images and labels: tiles within that range
+are easier than new areas. Results are tables and one conclusion in plain words.
 """
 
 from collections import defaultdict
@@ -15,44 +14,58 @@ from typing import Literal
 
 import numpy as np
 
-from geograft.dataset.autocorrelation import Likeness, Variogram, likeness
+from geograft.dataset.autocorrelation import SpatialAutocorrelation, Variogram, estimate_autocorrelation
 from geograft.dataset.duplicates import STRUCTURE, read_structures
-from geograft.dataset.leakage import Again, Held, Reach, Twin, by_looks, by_place, placings
-from geograft.dataset.neighbours import nearest_distances, nearest_in_scene, on_mercator
-from geograft.dataset.splits import Place, Planned
+from geograft.dataset.leakage import (
+    AutocorrelationRange,
+    DuplicateArea,
+    DuplicateScenes,
+    HeldOutSplit,
+    align_duplicates,
+    duplicates_by_alignment,
+    duplicates_by_outline,
+)
+from geograft.dataset.neighbours import nearest_distances, nearest_distances_in_scene, project_to_mercator
+from geograft.dataset.splits import PlannedTile, SplitScene
 from geograft.dataset.tileset import INDEX, SPLITS, Split, Tile, TileSet
 from geograft.errors import InputError
-from geograft.figures.variogram import Curve, variogram_figure
-from geograft.files import replacing
-from geograft.geo.coverage import Placed, overlap, smallest_gap
+from geograft.figures.variogram import VariogramCurve, variogram_figure
+from geograft.files import atomic_write
+from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.vectors.reader import read_outlines
-from geograft.text import table
+from geograft.text import format_table
 
-MOST_LISTED = 5
-FEW = 0.1
-"""Share of tiles that may lie near training without a word about it."""
-FACTOR, POINTS = 2.0, 0.02
-"""A class is unlike where its shares differ by more than this factor, and by more than two points of a hundred."""
-BY = {"place": "by where they lie", "file": "the same file", "image": "by their images", "labels": "by their labels"}
-OF = {"image": "the image resembles itself", "labels": "the labels resemble themselves"}
+MAX_LISTED = 5
+MAX_NEAR_FRACTION = 0.1
+"""Fraction of a split's tiles that may lie within the autocorrelation range of training before the audit warns."""
+MIN_IMBALANCE_RATIO, MIN_IMBALANCE_DIFFERENCE = 2.0, 0.02
+"""A class is imbalanced if its fractions differ by more than this ratio and by more than two percentage points."""
+EVIDENCE_TEXT = {
+    "location": "by location",
+    "file": "same file",
+    "image": "by image similarity",
+    "labels": "by label similarity",
+}
 
 
-def percent(share: float) -> str:
-    """Return a share in words that never round something to nothing, nor a part to all.
+def format_percent(fraction: float) -> str:
+    """Return a fraction as text, never rounding a small value to zero or a large one to 100 %.
 
-    >>> percent(0.93978), percent(0.0), percent(0.00001), percent(0.9999)
+    >>> format_percent(0.93978), format_percent(0.0), format_percent(0.00001), format_percent(0.9999)
     ('94.0 %', '0.0 %', '<0.1 %', '>99.9 %')
     """
-    if 0.9995 <= share < 1:
+    if 0.9995 <= fraction < 1:
         return ">99.9 %"
-    return "<0.1 %" if 0 < share < 0.0005 else f"{share:.1%}".replace("%", " %")
+    return "<0.1 %" if 0 < fraction < 0.0005 else f"{fraction:.1%}".replace("%", " %")
 
 
-def length(distance: float, unit: str) -> str:
-    """Return a distance in words.
+def format_distance(distance: float, unit: str) -> str:
+    """Return a distance as text.
 
-    >>> length(7.62, "m"), length(926.3, "m"), length(18_300, "m"), length(41.8, "px"), length(float("inf"), "px")
-    ('7.6 m', '926 m', '18 km', '42 px', '-')
+    >>> format_distance(7.62, "m"), format_distance(926.3, "m"), format_distance(18_300, "m")
+    ('7.6 m', '926 m', '18 km')
+    >>> format_distance(41.8, "px"), format_distance(float("inf"), "px")
+    ('42 px', '-')
     """
     if not np.isfinite(distance):
         return "-"
@@ -61,364 +74,397 @@ def length(distance: float, unit: str) -> str:
     return f"{distance:.1f} m" if unit == "m" and distance < 100 else f"{distance:,.0f} {unit}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first five names and the number of the rest."""
-    more = len(names) - MOST_LISTED
-    return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+def join_names(names: Sequence[str]) -> str:
+    """Return the first five names and the number of the others."""
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def overlap_lines(tiles: Mapping[Split, int], held: Sequence[Held]) -> list[str]:
-    """Return the table of what held-out tiles share with training tiles."""
-    header = ("split", "tiles", "pixels also in train", "tiles wholly in train", "tiles clear of it", "gap")
+def overlap_lines(tiles: Mapping[Split, int], held_out: Sequence[HeldOutSplit]) -> list[str]:
+    """Return the table of the overlap of held-out tiles with training tiles."""
+    header = ("split", "tiles", "pixels also in train", "tiles inside train", "tiles without overlap", "smallest gap")
     rows = {split: (split, f"{count:,}", "", "", "", "") for split, count in tiles.items()}
-    for one in held:
-        found = one.overlap
+    for one in held_out:
+        overlap = one.overlap
         gap = "-" if one.gap_px is None else f"{one.gap_px:,} px"
-        shares = (percent(found.pixel_share), percent(found.inside_share), f"{found.apart:,}")
-        rows[one.split] = (one.split, f"{found.tiles:,}", *shares, gap)
-    return table([header, *rows.values()])
+        fractions = (format_percent(overlap.pixel_fraction), format_percent(overlap.contained_fraction))
+        rows[one.split] = (one.split, f"{overlap.tiles:,}", *fractions, f"{overlap.disjoint:,}", gap)
+    return format_table([header, *rows.values()])
 
 
-def distance_lines(held: Sequence[Held], reach: Reach | None, unit: str) -> list[str]:
-    """Return the table of how far held-out tiles lie from training; nothing where no tile has training in reach."""
-    near = [one for one in held if np.isfinite(one.distances).any()]
+def distance_lines(
+    held_out: Sequence[HeldOutSplit], autocorrelation_range: AutocorrelationRange | None, unit: str
+) -> list[str]:
+    """Return the table of distances from held-out tiles to training tiles; empty if no distance is finite."""
+    near = [one for one in held_out if np.isfinite(one.distances).any()]
     if not near:
         return []
-    header = ["nearest training tile", "least", "half of the tiles within"]
-    header += [f"nearer than {length(reach.distance, unit)}"] if reach else []
+    limit = autocorrelation_range.distance if autocorrelation_range else None
+    header = ["nearest training tile", "minimum", "median"]
+    header += [f"within {format_distance(limit, unit)}"] if limit is not None else []
     rows = [
         [
             one.split,
-            length(float(one.distances.min()), unit),
-            length(float(np.quantile(one.distances, 0.5, method="lower")), unit),
+            format_distance(float(one.distances.min()), unit),
+            format_distance(float(np.quantile(one.distances, 0.5, method="lower")), unit),
         ]
-        + ([percent(one.nearer(reach.distance))] if reach else [])
+        + ([format_percent(one.fraction_within(limit))] if limit is not None else [])
         for one in near
     ]
-    return [*table([header, *rows]), ""]
+    return [*format_table([header, *rows]), ""]
 
 
-def likeness_lines(likeness: Likeness | None, pixel: float, unit: str) -> list[str]:
-    """Return how far image and labels resemble themselves, and what that rests on."""
-    if likeness is None:
+def autocorrelation_lines(autocorrelation: SpatialAutocorrelation | None, pixel_size: float, unit: str) -> list[str]:
+    """Return the autocorrelation ranges of image and labels, and the number of pixels behind them."""
+    if autocorrelation is None:
         return []
-    parts = []
-    for what, one in (("image", likeness.image), ("labels", likeness.labels)):
+    lines = []
+    for name, one in (("image", autocorrelation.image), ("labels", autocorrelation.labels)):
         if one.model is None:
-            parts.append(f"{what}: too little varies to say")
+            lines.append(f"  {name}: unknown, too little variation")
         elif one.resolved:
-            parts.append(f"{what}: up to {length(pixel * one.range, unit)}")
+            lines.append(f"  {name}: {format_distance(pixel_size * one.range, unit)}")
         else:
-            parts.append(f"{what}: beyond {length(pixel * float(one.lag[-1]), unit)}, the longest distance looked at")
-    rests = f"{likeness.windows} windows, {likeness.pixels_read / 1e6:.1f} million pixels"
-    return [f"How far the ground resembles itself, from {rests}:", *(f"  {part}" for part in parts), ""]
+            longest = format_distance(pixel_size * float(one.lag[-1]), unit)
+            lines.append(f"  {name}: more than {longest}, the longest distance measured")
+    sample = f"{autocorrelation.windows} windows, {autocorrelation.pixels_read / 1e6:.1f} million pixels"
+    return [f"Spatial autocorrelation range, from {sample}:", *lines, ""]
 
 
-def balance_lines(balance: Mapping[Split, tuple[float, ...]], classes: Sequence[str]) -> list[str]:
-    """Return the table of the classes' shares, and a line for every class that is unlike between splits."""
+def class_fraction_lines(fractions: Mapping[Split, tuple[float, ...]], classes: Sequence[str]) -> list[str]:
+    """Return the table of class fractions by split, and a line for every class whose fractions differ strongly."""
     if not classes:
         return []
-    rows = [(split, *map(percent, shares)) for split, shares in balance.items()]
-    return [*table([("labelled pixels", *classes), *rows]), *unlike(balance, classes), ""]
+    rows = [(split, *map(format_percent, values)) for split, values in fractions.items()]
+    return [*format_table([("labelled pixels", *classes), *rows]), *imbalance_lines(fractions, classes), ""]
 
 
-def unlike(balance: Mapping[Split, tuple[float, ...]], classes: Sequence[str]) -> list[str]:
-    """Return a line for every class whose share of a held-out split is far from that of training.
+def imbalance_lines(fractions: Mapping[Split, tuple[float, ...]], classes: Sequence[str]) -> list[str]:
+    """Return a line for every class whose fraction in val or test differs strongly from that in train.
 
-    >>> unlike({"train": (0.8, 0.2), "test": (0.95, 0.05)}, ("other", "tree"))
-    ['Unlike: tree is 20.0 % of train, 5.0 % of test.']
+    >>> imbalance_lines({"train": (0.8, 0.2), "test": (0.95, 0.05)}, ("other", "tree"))
+    ['Imbalance: tree is 20.0 % of train, 5.0 % of test.']
     """
-    train = balance.get("train", ())
+    train = fractions.get("train", ())
     return [
-        f"Unlike: {name} is {percent(trained)} of train, {percent(share)} of {split}."
-        for split, shares in balance.items()
-        for name, trained, share in zip(classes, train, shares, strict=False)
-        if max(share, trained) > FACTOR * min(share, trained) and abs(share - trained) > POINTS
+        f"Imbalance: {name} is {format_percent(expected)} of train, {format_percent(fraction)} of {split}."
+        for split, values in fractions.items()
+        for name, expected, fraction in zip(classes, train, values, strict=False)
+        if max(fraction, expected) > MIN_IMBALANCE_RATIO * min(fraction, expected)
+        and abs(fraction - expected) > MIN_IMBALANCE_DIFFERENCE
     ]
 
 
-def twin_lines(twins: Sequence[Twin]) -> list[str]:
-    """Return the pairs of scenes that show the same ground on both sides of the split."""
-    if not twins:
+def duplicate_lines(duplicates: Sequence[DuplicateScenes]) -> list[str]:
+    """Return the pairs of scenes that show the same area on both sides of the split."""
+    if not duplicates:
         return []
     rows = [
-        f"  {twin.held} (held out) and {twin.trains} (trains), {BY[twin.by]}"
-        + ("" if twin.similarity is None else f", similarity {twin.similarity:.2f}")
-        for twin in twins[:MOST_LISTED]
+        f"  {pair.held_out} (held out) and {pair.train} (train), {EVIDENCE_TEXT[pair.evidence]}"
+        + ("" if pair.similarity is None else f" {pair.similarity:.2f}")
+        for pair in duplicates[:MAX_LISTED]
     ]
-    more = [f"  and {len(twins) - MOST_LISTED} more"] if len(twins) > MOST_LISTED else []
-    return ["The same ground on both sides of the split:", *rows, *more, ""]
+    more = [f"  and {len(duplicates) - MAX_LISTED} more"] if len(duplicates) > MAX_LISTED else []
+    return ["Duplicate scenes, the same area on both sides of the split:", *rows, *more, ""]
 
 
-def leak(held: Sequence[Held], divided_groups: Sequence[str], twins: Sequence[Twin]) -> str:
-    """Return in one line what training has seen of the held-out ground, and what to do."""
-    names = " or ".join(one.split for one in held)
-    found = [
-        f"{percent(one.overlap.pixel_share)} of the {one.split} pixels also lie in a training tile"
-        for one in held
+def leak_message(
+    held_out: Sequence[HeldOutSplit], divided_groups: Sequence[str], duplicates: Sequence[DuplicateScenes]
+) -> str:
+    """Return in one line how much of the held-out data training contains, and what to do."""
+    names = " and ".join(one.split for one in held_out)
+    facts = [
+        f"{format_percent(one.overlap.pixel_fraction)} of the {one.split} pixels also lie in a training tile"
+        for one in held_out
         if one.overlap.shared_pixels
     ]
-    found += [
-        f"{percent(one.seen_elsewhere)} of the {one.split} ground is also seen in a training tile of another scene"
-        for one in held
-        if one.seen_elsewhere > 0
+    facts += [
+        f"training tiles of other scenes show {format_percent(one.duplicate_fraction)} of the {one.split} area"
+        for one in held_out
+        if one.duplicate_fraction > 0
     ]
     if divided_groups:
-        found.append(f"scenes of {len(divided_groups)} groups lie on both sides")
-    pairs = [f"{twin.held} with {twin.trains}" for twin in twins]
-    group = f", scenes of one place in one group (--groups): {listed(pairs)}" if pairs else " with --split auto"
-    return f"Leak: {'; '.join(found)}. Scores on {names} flatter. Prepare again{group}."
+        facts.append(f"{len(divided_groups)} groups of scenes lie on both sides of the split")
+    pairs = [f"{pair.held_out} with {pair.train}" for pair in duplicates]
+    remedy = f"put scenes of one area in one group (--groups): {join_names(pairs)}" if pairs else "use --split auto"
+    return f"Leak: {'; '.join(facts)}. Scores on {names} are too high. Prepare the tile set again: {remedy}."
 
 
-def nearness(held: Sequence[Held], reach: Reach | None, unit: str, pixel: float) -> str:
-    """Return in words whether held-out tiles lie nearer to training than the ground resembles itself; may be empty."""
-    if reach is None:
+def distance_message(
+    held_out: Sequence[HeldOutSplit],
+    autocorrelation_range: AutocorrelationRange | None,
+    unit: str,
+    pixel_size: float,
+) -> str:
+    """Return whether held-out tiles lie within the autocorrelation range of training; empty if it is unknown."""
+    if autocorrelation_range is None:
         return ""
-    if not any(np.isfinite(one.distances).any() for one in held):
-        return "All of them lie in scenes of which no tile trains."
-    so_far = length(reach.distance, unit)
-    near = [(one.split, one.nearer(reach.distance)) for one in held]
-    if any(share > FEW for _, share in near):
-        shares = " and ".join(f"{percent(share)} of the {split} tiles" for split, share in near if share > FEW)
-        beyond = "at least " if not reach.resolved else ""
-        buffer = int(np.ceil(reach.distance / pixel))
-        return (
-            f"But {shares} lie nearer to a training tile than {OF[reach.what]} ({beyond}{so_far}): scores may be a "
-            f"little better than on ground farther away. Use --buffer-px {buffer} or more, or hold out whole scenes."
+    if not any(np.isfinite(one.distances).any() for one in held_out):
+        return "No scene has both training and held-out tiles."
+    distance = format_distance(autocorrelation_range.distance, unit)
+    name = f"spatial autocorrelation range of the {autocorrelation_range.variable}"
+    near = [(one.split, one.fraction_within(autocorrelation_range.distance)) for one in held_out]
+    if any(fraction > MAX_NEAR_FRACTION for _, fraction in near):
+        fractions = " and ".join(
+            f"{format_percent(fraction)} of the {split} tiles"
+            for split, fraction in near
+            if fraction > MAX_NEAR_FRACTION
         )
-    if not reach.resolved:
-        return f"How far {OF[reach.what]} is not known: it reaches beyond {so_far}, the longest distance looked at."
-    many = "Nearly all" if any(share for _, share in near) else "All"
-    return f"{many} of them lie farther from training than {OF[reach.what]} ({so_far}): scores tell of new ground."
+        at_least = "" if autocorrelation_range.resolved else "at least "
+        buffer_px = int(np.ceil(autocorrelation_range.distance / pixel_size))
+        return (
+            f"But {fractions} lie within the {name} ({at_least}{distance}) of a training tile: scores may be slightly "
+            f"higher than in new areas. Use --buffer-px {buffer_px} or more, or hold out whole scenes."
+        )
+    if not autocorrelation_range.resolved:
+        return f"The {name} is unknown: it exceeds {distance}, the longest distance measured."
+    count = "Nearly all" if any(fraction for _, fraction in near) else "All"
+    return f"{count} of these tiles lie beyond the {name} ({distance}) from training: scores hold for new areas."
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the split of a tile set gives away."""
+    """The result of a leakage check."""
 
     title: str
     tiles: Mapping[Split, int]
-    held: tuple[Held, ...]
+    held_out: tuple[HeldOutSplit, ...]
     """One entry for each of val and test that has tiles."""
     divided_groups: tuple[str, ...]
-    """Groups of scenes of different sizes that train in one scene and are held out in another."""
-    balance: Mapping[Split, tuple[float, ...]]
-    """Share of each class among the labelled pixels of a split's tiles, by class index."""
+    """Groups with scenes of different sizes, some of them in train and some held out."""
+    class_fractions: Mapping[Split, tuple[float, ...]]
+    """Fraction of each class among the labelled pixels of a split's tiles, by class index."""
     classes: tuple[str, ...] = ()
     unit: Literal["m", "px"] = "px"
-    """Of distances."""
-    pixel: float = 1.0
+    """Unit of distances."""
+    pixel_size: float = 1.0
     """Size of a pixel in that unit."""
-    twins: tuple[Twin, ...] = ()
-    likeness: Likeness | None = None
-    """How far images and labels resemble themselves, in pixels; None where no image was read."""
+    duplicates: tuple[DuplicateScenes, ...] = ()
+    autocorrelation: SpatialAutocorrelation | None = None
+    """Variograms of images and labels, in pixels; None if no image was read."""
     notes: tuple[str, ...] = ()
-    """What could not be looked at."""
+    """Checks that were not possible."""
 
     @property
     def leaks(self) -> bool:
-        """Whether training has seen held-out ground: the same pixels, another scene of it, or a group on both sides."""
-        shared = any(held.overlap.shared_pixels or held.seen_elsewhere > 0 for held in self.held)
+        """Whether training contains held-out data: the same pixels, a duplicate scene, or part of a divided group."""
+        shared = any(one.overlap.shared_pixels or one.duplicate_fraction > 0 for one in self.held_out)
         return shared or bool(self.divided_groups)
 
     @property
-    def reach(self) -> Reach | None:
-        """How far the ground resembles itself, by the variogram that reaches farther; None where that is not known."""
-        if self.likeness is None:
+    def autocorrelation_range(self) -> AutocorrelationRange | None:
+        """The longer of the ranges of images and labels; None if both are unknown."""
+        if self.autocorrelation is None:
             return None
-        found = []
-        for what in ("image", "labels"):
-            one = self.likeness.image if what == "image" else self.likeness.labels
+        ranges = []
+        for variable in ("image", "labels"):
+            one = self.autocorrelation.image if variable == "image" else self.autocorrelation.labels
             if one.model is not None:
-                found.append(Reach(what, self.pixel * min(one.range, float(one.lag[-1])), one.resolved))
-        return max(found, key=lambda one: (one.distance, not one.resolved), default=None)
+                distance = self.pixel_size * min(one.range, float(one.lag[-1]))
+                ranges.append(AutocorrelationRange(variable, distance, one.resolved))
+        return max(ranges, key=lambda one: (one.distance, not one.resolved), default=None)
 
     @property
-    def verdict(self) -> str:
-        """The finding in one line, with what to do about it."""
-        if not self.held or "train" not in self.tiles:
-            return "Nothing can leak: no tiles train and are held out at the same time."
+    def conclusion(self) -> str:
+        """The result in one line, and what to do about it."""
+        if not self.held_out or "train" not in self.tiles:
+            return "No leak possible: the tile set does not have both training and held-out tiles."
         if self.leaks:
-            return leak(self.held, self.divided_groups, self.twins)
-        names = " or ".join(held.split for held in self.held)
-        clean = f"No leak: no {names} pixel lies in a training tile."
-        return f"{clean} {nearness(self.held, self.reach, self.unit, self.pixel)}".rstrip()
+            return leak_message(self.held_out, self.divided_groups, self.duplicates)
+        names = " or ".join(one.split for one in self.held_out)
+        distance = distance_message(self.held_out, self.autocorrelation_range, self.unit, self.pixel_size)
+        return f"No leak: no {names} pixel lies in a training tile. {distance}".rstrip()
 
     def lines(self) -> list[str]:
-        """Return what the command line prints."""
-        groups = [f"Groups on both sides of the split: {listed(self.divided_groups)}", ""]
+        """Return the lines that the command line prints."""
+        groups = [f"Groups on both sides of the split: {join_names(self.divided_groups)}", ""]
         return [
             self.title,
             "",
-            *overlap_lines(self.tiles, self.held),
+            *overlap_lines(self.tiles, self.held_out),
             "",
-            *balance_lines(self.balance, self.classes),
-            *distance_lines(self.held, self.reach, self.unit),
-            *likeness_lines(self.likeness, self.pixel, self.unit),
-            *twin_lines(self.twins),
+            *class_fraction_lines(self.class_fractions, self.classes),
+            *distance_lines(self.held_out, self.autocorrelation_range, self.unit),
+            *autocorrelation_lines(self.autocorrelation, self.pixel_size, self.unit),
+            *duplicate_lines(self.duplicates),
             *(groups if self.divided_groups else []),
             *(f"Note: {note}" for note in self.notes),
-            self.verdict,
+            self.conclusion,
         ]
 
 
-def audit_plan(planned: Sequence[Planned], places: Sequence[Place], title: str) -> Audit:
-    """Return the audit of windows that no file holds yet, as `geograft.dataset.splits.plan` gives them."""
-    return audit_tiles([Tile(*row) for row in planned], places, title)
+def audit_plan(planned: Sequence[PlannedTile], scenes: Sequence[SplitScene], title: str) -> Audit:
+    """Return the audit of tiles that were planned (`geograft.dataset.splits.plan_tiles`) but not written."""
+    return audit_tiles([Tile(*row) for row in planned], scenes, title)
 
 
-def audit_tiles(tiles: Sequence[Tile], places: Sequence[Place], title: str, classes: tuple[str, ...] = ()) -> Audit:
-    """Return the audit of `tiles` of the scenes `places`.
+def audit_tiles(
+    tiles: Sequence[Tile], scenes: Sequence[SplitScene], title: str, classes: tuple[str, ...] = ()
+) -> Audit:
+    """Return the audit of the `tiles` of `scenes`, from their windows alone.
 
-    Scenes of one group show the same ground. Where they are of one size, the same pixel of two of them counts as
-    shared; where they are not, it is not known which pixels those are, and the group must not be divided at all.
+    Scenes of one group show the same area. If they have the same size, a pixel at the same position in two of them
+    counts as shared. If they do not, corresponding pixels are unknown, and the split must not divide the group.
     """
-    unlike = _unlike_groups(places)
-    ground = {place.name: place.name if place.group in unlike else place.group for place in places}
-    placed: dict[Split, list[Placed]] = {split: [] for split in SPLITS}
+    unaligned = _unaligned_groups(scenes)
+    area_of = {scene.name: scene.name if scene.group in unaligned else scene.group for scene in scenes}
+    windows: dict[Split, list[SceneWindow]] = {split: [] for split in SPLITS}
     for tile in tiles:
-        placed[tile.split].append((ground[tile.scene], tile.window))
-    train = placed["train"]
+        windows[tile.split].append((area_of[tile.scene], tile.window))
+    train = windows["train"]
     return Audit(
-        title=f"{title}: {len(tiles):,} tiles of {len(places):,} {'scene' if len(places) == 1 else 'scenes'}",
-        tiles={split: len(found) for split, found in placed.items() if found},
-        held=tuple(
-            Held(split, overlap(found, train), smallest_gap(found, train), nearest_in_scene(found, train))
-            for split, found in placed.items()
-            if found and split != "train"
+        title=f"{title}: {len(tiles):,} tiles of {len(scenes):,} {'scene' if len(scenes) == 1 else 'scenes'}",
+        tiles={split: len(some) for split, some in windows.items() if some},
+        held_out=tuple(
+            HeldOutSplit(
+                split, tile_overlap(some, train), smallest_gap(some, train), nearest_distances_in_scene(some, train)
+            )
+            for split, some in windows.items()
+            if some and split != "train"
         ),
-        divided_groups=tuple(_divided(unlike, tiles)),
-        balance={split: _balance([tile for tile in tiles if tile.split == split]) for split in SPLITS if placed[split]},
+        divided_groups=tuple(_divided_groups(unaligned, tiles)),
+        class_fractions={
+            split: _class_fractions([tile for tile in tiles if tile.split == split])
+            for split in SPLITS
+            if windows[split]
+        },
         classes=classes,
     )
 
 
-def _unlike_groups(places: Sequence[Place]) -> dict[str, set[str]]:
-    groups: dict[str, list[Place]] = defaultdict(list)
-    for place in places:
-        groups[place.group].append(place)
+def _unaligned_groups(scenes: Sequence[SplitScene]) -> dict[str, set[str]]:
+    """Return the groups whose scenes differ in size, with the names of their scenes."""
+    groups: dict[str, list[SplitScene]] = defaultdict(list)
+    for scene in scenes:
+        groups[scene.group].append(scene)
     return {
-        group: {place.name for place in found}
-        for group, found in groups.items()
-        if len({(place.height, place.width) for place in found}) > 1
+        group: {scene.name for scene in members}
+        for group, members in groups.items()
+        if len({(scene.height, scene.width) for scene in members}) > 1
     }
 
 
-def _divided(groups: Mapping[str, set[str]], tiles: Sequence[Tile]) -> Iterator[str]:
-    trains: dict[str, set[bool]] = defaultdict(set)
+def _divided_groups(groups: Mapping[str, set[str]], tiles: Sequence[Tile]) -> Iterator[str]:
+    in_train: dict[str, set[bool]] = defaultdict(set)
     for tile in tiles:
-        trains[tile.scene].add(tile.split == "train")
+        in_train[tile.scene].add(tile.split == "train")
     for group, scenes in sorted(groups.items()):
-        if len(set().union(*(trains[scene] for scene in scenes))) > 1:
+        if len(set().union(*(in_train[scene] for scene in scenes))) > 1:
             yield group
 
 
-def _balance(tiles: Sequence[Tile]) -> tuple[float, ...]:
+def _class_fractions(tiles: Sequence[Tile]) -> tuple[float, ...]:
     labelled = np.array([tile.valid * tile.window.height * tile.window.width for tile in tiles])
-    shares = np.array([tile.shares for tile in tiles])
+    fractions = np.array([tile.class_fractions for tile in tiles])
     total = labelled.sum()
-    return tuple((labelled @ shares / total).tolist()) if total > 0 else ()
+    return tuple((labelled @ fractions / total).tolist()) if total > 0 else ()
 
 
 def audit(tiles: Path, figure: Path | None = None) -> Audit:
-    """Return what training has seen of the validation and test ground of a tile set, and how near to it it came.
+    """Return the leakage check of a tile set: shared pixels, duplicate scenes, spatial autocorrelation.
 
-    Reads the index, and at most 16 windows of 1024 x 1024 pixels to see how far the ground resembles itself: about
-    10 s. With `figure` that is drawn to a PNG file, over the distances of the held-out tiles from training.
+    Reads the index, and at most 16 windows of 1024 x 1024 pixels for the variograms: about 10 s. Writes the variograms,
+    over the distances of held-out tiles from training tiles, to the PNG file `figure` if given.
 
     Raises:
-        InputError: when `tiles` is no tile set, or a figure is wanted and an image cannot be read.
-        OutputError: when the figure cannot be written.
+        InputError: if `tiles` is not a tile set, or a figure is requested and an image cannot be read.
+        OutputError: if the figure cannot be written.
     """
     tile_set = TileSet.open(tiles)
-    found = audit_set(tile_set)
+    result = audit_tile_set(tile_set)
     try:
-        found = replace(found, likeness=likeness(tile_set))
+        result = replace(result, autocorrelation=estimate_autocorrelation(tile_set))
     except InputError as error:
         if figure:
             raise
-        return replace(found, notes=(*found.notes, f"how far the ground resembles itself is not known: {error}"))
+        return replace(result, notes=(*result.notes, f"the spatial autocorrelation range is unknown: {error}"))
     if figure:
-        with replacing(figure) as part:
-            part.write_bytes(draw(found))
-    return found
+        with atomic_write(figure) as part:
+            part.write_bytes(audit_figure(result))
+    return result
 
 
-def audit_set(tile_set: TileSet) -> Audit:
-    """Return the same of a tile set that is open, from its index alone, without how far the ground resembles itself.
+def audit_tile_set(tile_set: TileSet) -> Audit:
+    """Return the audit of an open tile set from its index alone, without spatial autocorrelation.
 
-    A few seconds for 100,000 tiles; a quarter of a minute for 1,000 scenes without a place on the ground.
+    Takes a few seconds for 100,000 tiles, and 15 s for 1,000 scenes that are not georeferenced.
 
     Raises:
-        InputError: when the index cannot be read.
+        InputError: if the index cannot be read.
     """
-    places = [Place(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
-    found = audit_tiles(tile_set.tiles, places, str(tile_set.folder), tile_set.meta.legend.names)
-    if not found.held or "train" not in found.tiles:
-        return found
+    scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
+    result = audit_tiles(tile_set.tiles, scenes, str(tile_set.folder), tile_set.meta.legend.names)
+    if not result.held_out or "train" not in result.tiles:
+        return result
     shapes, crs = read_outlines(tile_set.folder / INDEX)
     if crs is None:
-        return _with_looks(found, tile_set)
-    on_map, scale = on_mercator(shapes, crs)
+        return _compare_structures(result, tile_set)
+    shapes, scale = project_to_mercator(shapes, crs)
     train = _indices(tile_set, "train")
-    held = []
-    again: dict[Split, Again] = {}
-    for one in found.held:
+    held_out = []
+    duplicates: dict[Split, DuplicateArea] = {}
+    for one in result.held_out:
         mine = _indices(tile_set, one.split)
-        again[one.split] = by_place(_of(tile_set, mine), _of(tile_set, train), (on_map[mine], on_map[train]))
-        distances = nearest_distances(on_map[mine], on_map[train], scale[mine])
-        held.append(replace(one, distances=distances))
-    found = replace(found, held=tuple(held), unit="m", pixel=tile_set.meta.resolution_m or 1.0)
-    return _with_again(found, tile_set, again)
+        duplicates[one.split] = duplicates_by_outline(
+            _tiles_at(tile_set, mine), _tiles_at(tile_set, train), (shapes[mine], shapes[train])
+        )
+        distances = nearest_distances(shapes[mine], shapes[train], scale[mine])
+        held_out.append(replace(one, distances=distances))
+    pixel_size = tile_set.meta.resolution_m or 1.0
+    result = replace(result, held_out=tuple(held_out), unit="m", pixel_size=pixel_size)
+    return _with_duplicates(result, tile_set, duplicates)
 
 
-def draw(found: Audit) -> bytes:
-    """Return the figure of an audit that knows how far the ground resembles itself, as PNG."""
-    assert found.likeness is not None
+def audit_figure(result: Audit) -> bytes:
+    """Return the figure of an audit with spatial autocorrelation, as PNG."""
+    assert result.autocorrelation is not None
     curves = [
-        _curve(name, one.scaled(found.pixel))
-        for name, one in (("image", found.likeness.image), ("labels", found.likeness.labels))
+        _variogram_curve(name, one.rescale(result.pixel_size))
+        for name, one in (("image", result.autocorrelation.image), ("labels", result.autocorrelation.labels))
         if len(one.lag)
     ]
-    return variogram_figure(curves, {held.split: held.distances for held in found.held}, found.unit)
+    return variogram_figure(curves, {one.split: one.distances for one in result.held_out}, result.unit)
 
 
-def _with_looks(found: Audit, tile_set: TileSet) -> Audit:
+def _compare_structures(result: Audit, tile_set: TileSet) -> Audit:
+    """Return the audit with duplicates of scenes that are not georeferenced, found by file, image and labels."""
     scenes = tile_set.meta.scenes
-    # Beside the masks, which the folds of a cross-validation have in common.
-    looks = read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE)
-    if looks is None and len(scenes) > 1:
-        note = "scenes of the same ground under two names were not looked for: prepare the tile set again to know them"
-        found = replace(found, notes=(*found.notes, note))
+    # The file lies next to the masks, which the folds of a cross-validation share.
+    structures = read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE)
+    if structures is None and len(scenes) > 1:
+        note = f"duplicate scenes were not searched for, because {STRUCTURE} is missing: prepare the tile set again"
+        result = replace(result, notes=(*result.notes, note))
     train = tile_set.split("train")
-    again = {}
-    for one in found.held:
-        held = tile_set.split(one.split)
-        pairs = placings({tile.scene for tile in held}, {tile.scene for tile in train}, scenes, looks)
-        again[one.split] = by_looks(held, train, tile_set.scenes, pairs)
-    return _with_again(found, tile_set, again)
+    duplicates = {}
+    for one in result.held_out:
+        held_out = tile_set.split(one.split)
+        pairs = align_duplicates({tile.scene for tile in held_out}, {tile.scene for tile in train}, scenes, structures)
+        duplicates[one.split] = duplicates_by_alignment(held_out, train, tile_set.scenes, pairs)
+    return _with_duplicates(result, tile_set, duplicates)
 
 
-def _with_again(found: Audit, tile_set: TileSet, again: dict[Split, Again]) -> Audit:
-    held = []
-    for one in found.held:
+def _with_duplicates(result: Audit, tile_set: TileSet, duplicates: dict[Split, DuplicateArea]) -> Audit:
+    held_out = []
+    for one in result.held_out:
         area = np.array([tile.window.height * tile.window.width for tile in tile_set.split(one.split)], float)
-        held.append(replace(one, seen_elsewhere=float(area @ again[one.split].share / area.sum())))
-    twins = dict.fromkeys(twin for one in again.values() for twin in one.twins)
-    return replace(found, held=tuple(held), twins=tuple(twins))
+        fraction = float(area @ duplicates[one.split].fractions / area.sum())
+        held_out.append(replace(one, duplicate_fraction=fraction))
+    pairs = dict.fromkeys(pair for found in duplicates.values() for pair in found.duplicates)
+    return replace(result, held_out=tuple(held_out), duplicates=tuple(pairs))
 
 
-def _curve(name: str, one: Variogram) -> Curve:
-    if one.model is None:
-        return Curve(name, one.lag, one.gamma)
-    fine = np.linspace(0, float(one.lag[-1]), 300)
-    model = np.stack([fine, one.at(fine)])
-    return Curve(name, one.lag, one.gamma, model, one.sill, one.range if one.resolved else None)
+def _variogram_curve(name: str, variogram: Variogram) -> VariogramCurve:
+    if variogram.model is None:
+        return VariogramCurve(name, variogram.lag, variogram.gamma)
+    lag = np.linspace(0, float(variogram.lag[-1]), 300)
+    model = np.stack([lag, variogram.evaluate(lag)])
+    limit = variogram.range if variogram.resolved else None
+    return VariogramCurve(name, variogram.lag, variogram.gamma, model, variogram.sill, limit)
 
 
 def _indices(tile_set: TileSet, split: Split) -> list[int]:
     return [index for index, tile in enumerate(tile_set.tiles) if tile.split == split]
 
 
-def _of(tile_set: TileSet, indices: list[int]) -> list[Tile]:
+def _tiles_at(tile_set: TileSet, indices: list[int]) -> list[Tile]:
     return [tile_set.tiles[index] for index in indices]

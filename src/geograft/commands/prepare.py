@@ -1,8 +1,7 @@
-"""`geograft prepare`: images and labels become a tile set.
+"""`geograft prepare`: create a tile set from images and labels.
 
-The labels of every scene on disk, on the grid of an image that can be read by windows.
-
-What a tile set's folder holds beside its masks: the index of tiles, statistics, and tileset.json.
+Rasterises the labels of each scene to a mask on the image's grid, plans the tiles of each split, computes band
+statistics and class fractions, and writes the index and tileset.json.
 """
 
 import hashlib
@@ -18,90 +17,110 @@ from jaxtyping import Int8
 from numpy import ndarray
 
 from geograft.config import PrepareConfig
-from geograft.dataset.duplicates import STRUCTURE, Looks, same_ground, write_structures
-from geograft.dataset.scenes import Gathered, LabelledScene, Source, listed
-from geograft.dataset.splits import Place, plan
-from geograft.dataset.statistics import TALLY_CELL, Moments, Tally, band_moments, counted, labelled_tiles, tally
+from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
+from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource, join_names
+from geograft.dataset.splits import SplitScene, plan_tiles
+from geograft.dataset.statistics import (
+    COUNT_BLOCK,
+    ClassCounts,
+    Moments,
+    band_moments,
+    count_classes,
+    count_labels,
+    labelled_tiles,
+)
 from geograft.dataset.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
 from geograft.errors import InputError
-from geograft.files import building, file_digest, json_digest, refuse_existing, write_json
-from geograft.geo.grid import Window, cells
+from geograft.files import atomic_folder, file_digest, json_digest, refuse_existing, write_json
+from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image, close_labels
 from geograft.geo.rasters.writer import copy_tiled, create_labels
-from geograft.geo.vectors.outlines import outlines
+from geograft.geo.vectors.outlines import tile_outlines
 from geograft.geo.vectors.writer import write_tiles
-from geograft.indices import Index, indices_of
+from geograft.indices import Index, parse_indices
 from geograft.legend import IGNORE, Legend
-from geograft.progress import Meter, meter, track
+from geograft.progress import ProgressBar, progress_bar, track
 
 
 @dataclass(frozen=True)
-class BurntScene:
-    """A scene whose labels are on disk, on the grid of an image that can be read by windows."""
+class RasterizedScene:
+    """A scene with its labels written as a mask, on the grid of an image that can be read by windows."""
 
     scene: LabelledScene
     image: Path
     image_digest: str
     mask: Path
     labels_digest: str
-    """SHA-256 of the class indices, however the mask is compressed."""
-    held: Tally
-    """What all labels of the scene hold."""
+    """SHA-256 of the mask's values, independent of compression."""
+    counts: ClassCounts
+    """Class counts of the whole scene."""
     legend: Legend
-    shares: bool
-    """Whether the mask holds shares."""
+    fractional: bool
+    """Whether the mask has class fractions."""
     structures: Int8[ndarray, "2 2 64 64"] | None = None
-    """What the scene looks like, where that is needed to know it again; see `geograft.dataset.duplicates`."""
+    """Structure of image and labels for the search of duplicates, if not georeferenced; see `dataset.duplicates`."""
 
     @property
-    def place(self) -> Place:
-        """What the split must know of the scene."""
+    def split_scene(self) -> SplitScene:
+        """The scene's size, group and class counts, for the split."""
         grid = self.scene.info.grid
-        return Place(self.scene.name, grid.height, grid.width, self.scene.group, lambda w: self.tally(w).balance)
+        return SplitScene(
+            self.scene.name,
+            grid.height,
+            grid.width,
+            self.scene.group,
+            lambda w: self.count_classes(w).stratification_counts,
+        )
 
-    def tally(self, window: Window) -> Tally:
-        """Return what the labelled, valid pixels of `window` hold."""
-        return tally(self.mask, window, self.legend, self.shares)
+    def count_classes(self, window: Window) -> ClassCounts:
+        """Return the class counts of the labelled, valid pixels of `window`."""
+        return count_classes(self.mask, window, self.legend, self.fractional)
 
 
-def burn_all(gathered: Gathered, folder: Path) -> list[BurntScene]:
-    """Return the scenes, with their masks and what images had to be copied written into a tile set's folder.
+def rasterize_labels(gathered: LabelledScenes, folder: Path) -> list[RasterizedScene]:
+    """Write the masks, and copies of images where needed, to a tile set's folder, and return the scenes.
 
-    Reads every image once.
+    Reads each image once.
 
     Raises:
-        InputError: when an image or a label cannot be read.
-        OutputError: when a mask or a copy cannot be written.
+        InputError: if an image or a label cannot be read.
+        OutputError: if a mask or a copy cannot be written.
     """
     total = sum(scene.info.grid.height * scene.info.grid.width for scene in gathered.scenes)
-    # Scenes without a place on the ground are known again by what they look like.
-    looked = len(gathered.scenes) > 1 and any(scene.info.grid.crs is None for scene in gathered.scenes)
-    with meter("Burning labels", total / 1e6, "Mpx") as bar:
-        return [_burn(scene, gathered, folder, bar, looked) for scene in gathered.scenes]
+    # Duplicates of scenes that are not georeferenced are found from their structure.
+    with_structures = len(gathered.scenes) > 1 and any(scene.info.grid.crs is None for scene in gathered.scenes)
+    with progress_bar("Rasterising labels", total / 1e6, "Mpx") as bar:
+        return [_rasterize(scene, gathered, folder, bar, with_structures) for scene in gathered.scenes]
 
 
-def _burn(scene: LabelledScene, gathered: Gathered, folder: Path, bar: Meter, looked: bool) -> BurntScene:
+def _rasterize(
+    scene: LabelledScene, gathered: LabelledScenes, folder: Path, bar: ProgressBar, with_structures: bool
+) -> RasterizedScene:
     image, mask = _readable_image(scene, folder), folder / MASKS / f"{scene.name}.tif"
     label, digest, grid = scene.label_reader(), hashlib.sha256(), scene.info.grid
-    legend, shares = gathered.legend, gathered.shares
-    layers = len(legend.names) - (not legend.overlapping)
-    looks = Looks(scene.info.bands, layers, grid.height, grid.width) if looked else None
-    held = []
-    with Image.open(image) as opened, create_labels(mask, grid, legend, shares) as writer:
-        for cell in cells(grid.window, *TALLY_CELL):
+    legend, fractional = gathered.legend, gathered.fractional
+    label_bands = len(legend.names) - (not legend.overlapping)
+    accumulator = (
+        StructureAccumulator(scene.info.bands, label_bands, grid.height, grid.width) if with_structures else None
+    )
+    counts = []
+    with Image.open(image) as opened, create_labels(mask, grid, legend, fractional) as writer:
+        for cell in block_windows(grid.window, *COUNT_BLOCK):
             labels = label(cell)
             pixels, valid = opened.read(cell)
             labels[..., ~valid] = IGNORE
-            if looks:
-                looks.add(pixels, valid, labels, cell)
-            bands = labels if shares else labels[None]
+            if accumulator:
+                accumulator.add(pixels, valid, labels, cell)
+            bands = labels if fractional else labels[None]
             writer.write(bands, cell)
             digest.update(labels.tobytes())
-            held.append(counted(bands, legend, shares))
+            counts.append(count_labels(bands, legend, fractional))
             bar.advance(cell.height * cell.width / 1e6)
-    seen = looks.structures() if looks else None
-    return BurntScene(scene, image, _digest(image), mask, digest.hexdigest(), reduce(add, held), legend, shares, seen)
+    structures = accumulator.structures() if accumulator else None
+    return RasterizedScene(
+        scene, image, _digest(image), mask, digest.hexdigest(), reduce(add, counts), legend, fractional, structures
+    )
 
 
 def _readable_image(scene: LabelledScene, folder: Path) -> Path:
@@ -118,147 +137,155 @@ def _digest(image: Path) -> str:
         raise InputError(f"{image} cannot be read: {error.strerror}. Check the disk it is on.") from error
 
 
-FULL_BRIGHTNESS = {"uint8": 255.0}
+MAX_VALUES = {"uint8": 255.0}
 
 
-def write(
+def write_tile_set(
     folder: Path,
-    gathered: Gathered,
-    burnt: Sequence[BurntScene],
+    gathered: LabelledScenes,
+    rasterized: Sequence[RasterizedScene],
     tiles: Sequence[Tile],
     settings: PrepareConfig,
     indices: tuple[Index, ...],
 ) -> None:
-    """Write everything of a tile set but its masks: index, structures, statistics, and what tileset.json holds.
+    """Write the index, structures and tileset.json of a tile set whose masks are already written.
 
-    Reads the pixels under training tiles.
+    Reads the pixels of training tiles, for the band statistics.
 
     Raises:
-        InputError: when an image cannot be read, or an index has no value at any training pixel.
-        OutputError: when it cannot be written.
+        InputError: if an image cannot be read, or a spectral index is not finite at any training pixel.
+        OutputError: if a file cannot be written.
     """
-    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
-    shapes, crs = outlines([row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in burnt})
+    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.class_fractions) for tile in tiles]
+    shapes, crs = tile_outlines(
+        [row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in rasterized}
+    )
     write_tiles(folder / INDEX, rows, shapes, gathered.legend.names, crs)
-    structures = [scene.structures for scene in burnt if scene.structures is not None]
-    looks = np.stack(structures) if structures else None
-    if looks is not None:
-        write_structures(folder / STRUCTURE, looks)
-    moments, info = _statistics(burnt, tiles, indices), burnt[0].scene.info
+    parts = [scene.structures for scene in rasterized if scene.structures is not None]
+    structures = np.stack(parts) if parts else None
+    if structures is not None:
+        write_structures(folder / STRUCTURE, structures)
+    moments, info = _statistics(rasterized, tiles, indices), rasterized[0].scene.info
     meta = TileSetMeta(
         legend=gathered.legend,
         band_names=band_names(gathered.scenes) + tuple(index.name for index in indices),
         dtype=info.dtype,
-        scale=gathered.scale or FULL_BRIGHTNESS.get(info.dtype),
+        scale=gathered.scale or MAX_VALUES.get(info.dtype),
         mean=tuple(moments.mean.tolist()),
         std=tuple(moments.std.tolist()),
-        scenes=tuple(_scene(scene, folder) for scene in burnt),
+        scenes=tuple(_scene(scene, folder) for scene in rasterized),
         settings=settings,
-        source=gathered.notes | _twins(same_ground(gathered.scenes, looks)) | _gaps(indices, moments),
-        fingerprint=_fingerprint(gathered, burnt, tiles, indices),
+        source=gathered.notes
+        | _duplicates_note(find_duplicate_scenes(gathered.scenes, structures))
+        | _non_finite_note(indices, moments),
+        fingerprint=_fingerprint(gathered, rasterized, tiles, indices),
         indices=indices,
-        shares=gathered.shares,
+        fractional=gathered.fractional,
     )
     write_json(folder / META, asdict(meta))
 
 
-def _twins(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Return a note on scenes of the same ground, of which the split knows nothing; none where there are none."""
-    named = listed(f"{one} and {other}" for one, other in pairs)
-    return {"the same ground": f"{named}. Name them in --groups, or scores may flatter"} if pairs else {}
+def _duplicates_note(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return a note on duplicate scenes that are not in one group; empty if there are none."""
+    named = join_names(f"{one} and {other}" for one, other in pairs)
+    return {"duplicate scenes": f"{named}. List them in --groups, or scores may be too high"} if pairs else {}
 
 
-def _gaps(indices: Sequence[Index], moments: Moments) -> dict[str, str]:
-    """Return a note on indices that have no value at some training pixels; none where all have."""
-    shares = 1 - moments.count[len(moments.count) - len(indices) :] / max(int(moments.count.max()), 1)
-    named = [f"{index.name} at {share:.2g}" for index, share in zip(indices, 100 * shares, strict=True) if share > 0]
-    without = f"{' %, '.join(named)} % of the training pixels, where its mean stands for it"
-    return {"index without a value": without} if named else {}
+def _non_finite_note(indices: Sequence[Index], moments: Moments) -> dict[str, str]:
+    """Return a note on spectral indices that are not finite at some training pixels; empty if there are none."""
+    fractions = 1 - moments.count[len(moments.count) - len(indices) :] / max(int(moments.count.max()), 1)
+    named = [
+        f"{index.name} at {percent:.2g}" for index, percent in zip(indices, 100 * fractions, strict=True) if percent > 0
+    ]
+    text = f"{' %, '.join(named)} % of the training pixels, where the mean is used instead"
+    return {"non-finite index": text} if named else {}
 
 
 def band_names(scenes: Sequence[LabelledScene]) -> tuple[str, ...]:
-    """Return the names that all scenes give their bands, and a number for bands that they call differently."""
+    """Return the band names that all scenes share, and "band N" for bands with differing names."""
     by_band = zip(*(scene.info.band_names for scene in scenes), strict=True)
     return tuple(names[0] if len(set(names)) == 1 else f"band {i}" for i, names in enumerate(by_band, start=1))
 
 
-def _scene(burnt: BurntScene, folder: Path) -> Scene:
-    inside = burnt.image.is_relative_to(folder)
-    path = burnt.image.relative_to(folder) if inside else burnt.image
-    grid, scene = burnt.scene.info.grid, burnt.scene
+def _scene(rasterized: RasterizedScene, folder: Path) -> Scene:
+    inside = rasterized.image.is_relative_to(folder)
+    path = rasterized.image.relative_to(folder) if inside else rasterized.image
+    grid, scene = rasterized.scene.info.grid, rasterized.scene
     return Scene(
-        scene.name, path.as_posix(), burnt.image_digest, grid.height, grid.width, resolution_m(grid), scene.group
+        scene.name, path.as_posix(), rasterized.image_digest, grid.height, grid.width, resolution_m(grid), scene.group
     )
 
 
 def _fingerprint(
-    gathered: Gathered, burnt: Sequence[BurntScene], tiles: Sequence[Tile], indices: Sequence[Index]
+    gathered: LabelledScenes, rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], indices: Sequence[Index]
 ) -> str:
-    scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in burnt]
-    seen = {"legend": gathered.legend.content, "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
-    # What a tile set may be without is left out then, so that older ones keep their fingerprint.
-    added = {"indices": [asdict(index) for index in indices], "shares": gathered.shares}
-    return json_digest(seen | {name: value for name, value in added.items() if value})
+    scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in rasterized]
+    content = {"legend": gathered.legend.content, "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
+    # Optional fields are included only if set, so that they do not change the fingerprints of other tile sets.
+    optional = {"indices": [asdict(index) for index in indices], "shares": gathered.fractional}
+    return json_digest(content | {name: value for name, value in optional.items() if value})
 
 
-def _statistics(burnt: Sequence[BurntScene], tiles: Sequence[Tile], indices: Sequence[Index]) -> Moments:
-    """Return the moments of the pixels under training tiles, by band and index; under all tiles when none trains.
+def _statistics(rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], indices: Sequence[Index]) -> Moments:
+    """Return the moments of bands and spectral indices over training tiles, or over all tiles if there are none.
 
     Raises:
-        InputError: when an index has no value at any of them.
+        InputError: if a spectral index is not finite at any of these pixels.
     """
     used = [tile for tile in tiles if tile.split == "train"] or tiles
-    windows = {scene.scene.name: [tile.window for tile in used if tile.scene == scene.scene.name] for scene in burnt}
+    windows = {
+        scene.scene.name: [tile.window for tile in used if tile.scene == scene.scene.name] for scene in rasterized
+    }
     parts = (
         band_moments(scene.image, scene.mask, windows[scene.scene.name], indices)
-        for scene in track(burnt, len(burnt), "Statistics", "scenes")
+        for scene in track(rasterized, len(rasterized), "Statistics", "scenes")
     )
-    bands = burnt[0].scene.info.bands
-    moments = reduce(add, chain.from_iterable(parts), Moments.none(bands + len(indices)))
+    bands = rasterized[0].scene.info.bands
+    moments = reduce(add, chain.from_iterable(parts), Moments.zeros(bands + len(indices)))
     for index, count in zip(indices, moments.count[bands:], strict=True):
         if not count:
             raise InputError(
-                f"the index {index.name} = {index.formula} is no finite number at any training pixel. "
-                "Check the formula and the bands that it names."
+                f"the index {index.name} = {index.formula} is not finite at any training pixel. "
+                "Check the formula and its bands."
             )
     return moments
 
 
-def prepare(source: Source, out: Path, config: PrepareConfig | None = None) -> TileSet:
-    """Make a tile set in the folder `out` and return it, opened.
+def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None) -> TileSet:
+    """Create a tile set in the folder `out` and return it.
 
-    Pixels stay in the images they are in; those that cannot be read by windows (PNG, JPEG, zipped, large strips) are
-    copied once, as tiled GeoTIFFs. Every image is read twice: for its valid pixels, and for the statistics of those
-    under training tiles, each once. Memory: a few blocks, and the polygons.
+    Images stay where they are; only those that cannot be read by windows (PNG, JPEG, zipped, large strips) are copied,
+    as tiled GeoTIFFs. Each image is read twice: once for its valid pixels, once for the statistics of training tiles.
+    Memory: a few blocks, and the polygons.
 
     Raises:
-        InputError: when images or labels cannot be used, or a class or a split would be without pixels.
-        SettingError: when the split cannot be made with these settings.
-        OutputError: when `out` exists already or cannot be written; nothing is left behind then.
+        InputError: if images or labels cannot be used, or a class or a split would have no pixels.
+        SettingError: if these settings make the split impossible.
+        OutputError: if `out` exists or cannot be written; a partial result is removed.
     """
     settings = config or PrepareConfig()
     refuse_existing(out)
     gathered = source.gather()
-    indices = indices_of(settings.index, band_names(gathered.scenes))
+    indices = parse_indices(settings.index, band_names(gathered.scenes))
     _check_tile_fits(gathered.scenes, settings.tile_px)
-    with building(out) as folder:
+    with atomic_folder(out) as folder:
         try:
-            burnt = burn_all(gathered, folder)
-            tiles = _filled_tiles(burnt, settings)
+            rasterized = rasterize_labels(gathered, folder)
+            tiles = _labelled_tiles(rasterized, settings)
             _check_splits(tiles, settings)
-            _check_classes(gathered, burnt, tiles)
-            write(folder, gathered, burnt, tiles, settings, indices)
+            _check_classes(gathered, rasterized, tiles)
+            write_tile_set(folder, gathered, rasterized, tiles, settings, indices)
         finally:
             close_labels()
     return TileSet.open(out)
 
 
-def _filled_tiles(burnt: Sequence[BurntScene], settings: PrepareConfig) -> list[Tile]:
-    """Return the planned tiles that have enough labelled pixels, with the shares of the classes."""
-    planned = plan([scene.place for scene in burnt], settings)
-    scenes = {scene.scene.name: scene for scene in burnt}
-    passing = track(planned, len(planned), "Counting classes", "tiles")
-    return labelled_tiles(passing, lambda name, window: scenes[name].tally(window), settings.min_valid)
+def _labelled_tiles(rasterized: Sequence[RasterizedScene], settings: PrepareConfig) -> list[Tile]:
+    """Return the planned tiles with enough labelled pixels, with their class fractions."""
+    planned = plan_tiles([scene.split_scene for scene in rasterized], settings)
+    scenes = {scene.scene.name: scene for scene in rasterized}
+    tracked = track(planned, len(planned), "Counting classes", "tiles")
+    return labelled_tiles(tracked, lambda name, window: scenes[name].count_classes(window), settings.min_valid)
 
 
 def _check_tile_fits(scenes: Sequence[LabelledScene], tile_px: int) -> None:
@@ -267,40 +294,40 @@ def _check_tile_fits(scenes: Sequence[LabelledScene], tile_px: int) -> None:
     if tile_px > limit:
         raise InputError(
             f"a tile of {tile_px} pixels is larger than {smallest.path}, which has {smallest.grid.width} x "
-            f"{smallest.grid.height}. Use --tile-px {limit}, the largest that works, or leave the image out."
+            f"{smallest.grid.height} pixels. Use --tile-px {limit} or less, or omit the image."
         )
 
 
 def _check_splits(tiles: Sequence[Tile], settings: PrepareConfig) -> None:
     train = settings.split == "article" or settings.val + settings.test < 1
-    wanted: dict[Split, bool] = {"train": train, "val": settings.val > 0, "test": settings.test > 0}
+    required: dict[Split, bool] = {"train": train, "val": settings.val > 0, "test": settings.test > 0}
     if settings.split == "article":
-        wanted["test"] = False
-    there = {tile.split for tile in tiles}
-    missing = [split for split, needed in wanted.items() if needed and split not in there]
+        required["test"] = False
+    present = {tile.split for tile in tiles}
+    missing = [split for split, needed in required.items() if needed and split not in present]
     if missing:
         raise InputError(
             f"no {' and no '.join(missing)} tile has {settings.min_valid:.0%} of its pixels labelled and valid. "
-            "Lower --min-valid, choose another --seed or smaller tiles, or label more."
+            "Lower --min-valid, use another --seed or a smaller --tile-px, or label more."
         )
 
 
-def _check_classes(gathered: Gathered, burnt: Sequence[BurntScene], tiles: Sequence[Tile]) -> None:
-    """Raise InputError for a class that training would never see."""
+def _check_classes(gathered: LabelledScenes, rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile]) -> None:
+    """Raise InputError for a class without pixels in training tiles."""
     train = [tile for tile in tiles if tile.split == "train"]
     if not train:
         return
     names = gathered.legend.names
-    needed = range(1 if gathered.implied and not gathered.legend.binary else 0, len(names))
-    total = reduce(add, (scene.held for scene in burnt))
+    needed = range(1 if gathered.implicit_background and not gathered.legend.binary else 0, len(names))
+    total = reduce(add, (scene.counts for scene in rasterized))
     absent = [names[index] for index in needed if not total.present[index]]
     if absent:
         raise InputError(
-            f"no valid pixel of any image is of class {', '.join(absent)}. Check the labels, or leave it out."
+            f"no image has a valid pixel of class {', '.join(absent)}. Check the labels, or omit the class."
         )
-    unseen = [names[index] for index in needed if not any(tile.shares[index] for tile in train)]
+    unseen = [names[index] for index in needed if not any(tile.class_fractions[index] for tile in train)]
     if unseen:
         raise InputError(
-            f"no training tile holds a pixel of class {', '.join(unseen)}, only the others do. "
-            "Choose another --seed, lower --val and --test, or use --split block."
+            f"no training tile has a pixel of class {', '.join(unseen)}, only val or test tiles do. "
+            "Use another --seed, lower --val and --test, or use --split block."
         )

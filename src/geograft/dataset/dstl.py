@@ -18,13 +18,13 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from shapely.errors import ShapelyError
 
-from geograft.dataset.scenes import counted
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid
-from geograft.geo.rasters.rasterize import PixelShapes, in_pixels
-from geograft.geo.vectors.reader import valid_polygons
+from geograft.geo.rasters.rasterize import PixelShapes, to_pixel_shapes
+from geograft.geo.vectors.reader import repair_polygons
+from geograft.text import pluralise
 
-NAMES = {
+CLASS_NAMES = {
     1: "buildings",
     2: "misc structures",
     3: "road",
@@ -37,38 +37,38 @@ NAMES = {
     10: "small vehicles",
 }
 SCALE, SCALE_INFRARED = 2.0**11, 2.0**14
-"""Pixels of three-band images have 11 bits, those of the eight bands of short-wave infrared 14."""
-SAME_GROUND = (("6110_1_2", "6140_1_2"), ("6110_3_1", "6140_3_1"))
-"""Scenes that show the same ground at different times, which a split must not part."""
-FAULTS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, csv.Error, ValueError, TypeError)
-"""What damaged archives and tables raise."""
-# A scene's polygons of one class are one field of up to several megabytes.
-csv.field_size_limit(2**31 - 1)
+"""Three-band images have 11 bits per pixel, the eight bands of sixteen_band 14."""
+DUPLICATE_SCENES = (("6110_1_2", "6140_1_2"), ("6110_3_1", "6140_3_1"))
+"""Scenes of the same area at different dates, which a split must keep together."""
+READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, csv.Error, ValueError, TypeError)
+"""Errors raised for damaged archives and tables."""
+MAX_FIELD_BYTES = 2**31 - 1
+"""Limit for a field of the labels table, which holds all polygons of a class in a scene: up to several megabytes."""
 
 
 @dataclass(frozen=True)
 class DstlLabels:
-    """The polygons of some classes in DSTL's own units, a scene after the other."""
+    """The polygons of the selected classes by scene, in DSTL's units."""
 
     shapes: dict[str, ndarray]
-    """(n,) polygons by scene, those of a class named later after those of an earlier one."""
+    """(n,) polygons by scene, in the order of the classes."""
     values: dict[str, UInt8[ndarray, " n"]]
-    """Class indices by scene: 1 for the class named first."""
+    """Class indices by scene: 1 for the first class."""
     repaired: int
 
     def summary(self) -> str:
-        """Return in words how many polygons there are and how many were repaired."""
+        """Return a note on the number of polygons and repairs."""
         total = sum(map(len, self.shapes.values()))
         repaired = f", {self.repaired} of them repaired" if self.repaired else ""
-        return f"{counted(total, 'polygon')} in {counted(len(self.shapes), 'scene')}{repaired}"
+        return f"{pluralise(total, 'polygon')} in {pluralise(len(self.shapes), 'scene')}{repaired}"
 
     def in_pixels(self, scene: str, extent: tuple[float, float], grid: Grid) -> PixelShapes:
-        """Return the polygons of a scene in the pixels of an image of it, of any resolution."""
-        return in_pixels(self.shapes[scene], self.values[scene], to_pixels(extent, grid))
+        """Return the polygons of a scene in the pixel coordinates of an image of any resolution."""
+        return to_pixel_shapes(self.shapes[scene], self.values[scene], to_pixels(extent, grid))
 
 
 def to_pixels(extent: tuple[float, float], grid: Grid) -> Affine:
-    """Return what takes DSTL's (x, y) to (column, row): x·W·W/(W+1)/Xmax and y·H·H/(H+1)/Ymin, as its rules state.
+    """Return the transform from DSTL's (x, y) to (column, row): x·W·W/(W+1)/Xmax and y·H·H/(H+1)/Ymin, as in its rules.
 
     `extent` is (Xmax, Ymin) of the scene.
     """
@@ -77,35 +77,37 @@ def to_pixels(extent: tuple[float, float], grid: Grid) -> Affine:
     return Affine.scale(width * width / (width + 1) / x_max, height * height / (height + 1) / y_min)
 
 
-def group(scene: str) -> str:
-    """Return the group of a scene: its own name, or those of all scenes of the same ground.
+def scene_group(scene: str) -> str:
+    """Return the group of a scene: its own name, or the joined names of all scenes of the same area.
 
     >>> group("6140_1_2"), group("6010_1_2")
     ('6110_1_2+6140_1_2', '6010_1_2')
     """
-    return next(("+".join(group) for group in SAME_GROUND if scene in group), scene)
+    return next(("+".join(group) for group in DUPLICATE_SCENES if scene in group), scene)
 
 
 def class_names(classes: Sequence[int]) -> tuple[str, ...]:
     """Return the names of DSTL's classes.
 
     Raises:
-        SettingError: for a number that is no class, no number at all, or one given twice.
+        SettingError: for an unknown or repeated number, or an empty list.
     """
-    if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(NAMES):
-        table = ", ".join(f"{number} {name}" for number, name in NAMES.items())
-        raise SettingError(f"DSTL's classes cannot be {', '.join(map(str, classes)) or 'none'}. Name some of: {table}.")
-    return tuple(NAMES[number] for number in classes)
+    if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(CLASS_NAMES):
+        table = ", ".join(f"{number} {name}" for number, name in CLASS_NAMES.items())
+        raise SettingError(
+            f"--classes {','.join(map(str, classes)) or 'none'} is not valid for DSTL. Choose from: {table}."
+        )
+    return tuple(CLASS_NAMES[number] for number in classes)
 
 
 def read_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
-    """Return the polygons of some classes in all labelled scenes, each repaired where it was not valid.
+    """Return the polygons of the given classes in all labelled scenes. Invalid polygons are repaired.
 
     Raises:
-        InputError: when the file is missing or is not DSTL's table.
+        InputError: if the file is missing or is not DSTL's table.
     """
     found, repaired = read_wkt(labels_table(folder), classes)
-    parts = {scene: [by_class.get(number, NOTHING) for number in classes] for scene, by_class in found.items()}
+    parts = {scene: [by_class.get(number, NO_POLYGONS) for number in classes] for scene, by_class in found.items()}
     values = {scene: [np.full(len(part), i, np.uint8) for i, part in enumerate(of, 1)] for scene, of in parts.items()}
     return DstlLabels(
         {scene: np.concatenate(of) for scene, of in parts.items()},
@@ -114,22 +116,22 @@ def read_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
     )
 
 
-def labels_table(place: Path) -> Path:
-    """Return the table of labels in Kaggle's folder; `place` itself when it is a file.
+def labels_table(path: Path) -> Path:
+    """Return the path of the label table in Kaggle's folder; `path` itself if it is a file.
 
     Raises:
-        InputError: when there is none.
+        InputError: if there is none.
     """
-    return _find(place, "train_wkt*.csv*", "train_wkt_v4.csv, zipped or not")
+    return _find(path, "train_wkt*.csv*", "train_wkt_v4.csv, zipped or not")
 
 
 def read_wkt(path: Path, classes: Sequence[int]) -> tuple[dict[str, dict[int, ndarray]], int]:
-    """Return the polygons of a table of WKT, labels or a submission, by scene and class, and how many were repaired.
+    """Return the polygons of a WKT table (labels or a submission) by scene and class, and the number of repairs.
 
-    Scenes without a polygon of these classes are there too.
+    Scenes without a polygon of these classes are included.
 
     Raises:
-        InputError: when the file is missing or is no such table.
+        InputError: if the file is missing or is not such a table.
     """
     found: dict[str, dict[int, ndarray]] = {}
     repaired = 0
@@ -137,20 +139,20 @@ def read_wkt(path: Path, classes: Sequence[int]) -> tuple[dict[str, dict[int, nd
         for row in _rows(path, ("ImageId", "ClassType", "MultipolygonWKT")):
             by_class = found.setdefault(row["ImageId"], {})
             if int(row["ClassType"]) in classes:
-                by_class[int(row["ClassType"])], mended = _polygons(path, row)
-                repaired += mended
+                by_class[int(row["ClassType"])], repairs = _polygons(path, row)
+                repaired += repairs
     return found, repaired
 
 
-def read_extents(place: Path) -> dict[str, tuple[float, float]]:
-    """Return (Xmax, Ymin) by scene from grid_sizes.csv, zipped or not, or from the folder that holds it.
+def read_extents(path_or_folder: Path) -> dict[str, tuple[float, float]]:
+    """Return (Xmax, Ymin) by scene from grid_sizes.csv, zipped or not, or from its folder.
 
     Raises:
-        InputError: when the file is missing or is not DSTL's table.
+        InputError: if the file is missing or is not DSTL's table.
     """
-    path = _find(place, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
+    path = _find(path_or_folder, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
     with _reading(path):
-        # The column of names has none of its own.
+        # The column of scene names has an empty header.
         return {
             str(row.get("ImageId") or row.get("")): (float(row["Xmax"]), float(row["Ymin"]))
             for row in _rows(path, ("Xmax", "Ymin"))
@@ -158,12 +160,12 @@ def read_extents(place: Path) -> dict[str, tuple[float, float]]:
 
 
 def image_paths(folder: Path, scenes: Sequence[str]) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return the image of every scene that has one, and the scenes that have none.
+    """Return the image of each scene that has one, and the scenes without an image.
 
-    Three-band images, in a folder or a zip file; where there are none, the eight-band ones.
+    Uses the three-band images, in a folder or a zip file, or the eight-band ones if there are none.
 
     Raises:
-        InputError: when there is no image of any of the scenes.
+        InputError: if no scene has an image.
     """
     three, eight = folder / "three_band", folder / "sixteen_band"
     paths = {scene: three / f"{scene}.tif" for scene in scenes if (three / f"{scene}.tif").is_file()}
@@ -173,13 +175,13 @@ def image_paths(folder: Path, scenes: Sequence[str]) -> tuple[dict[str, Path], t
         paths = {scene: eight / f"{scene}_A.tif" for scene in scenes if (eight / f"{scene}_A.tif").is_file()}
     if not paths:
         raise InputError(
-            f"{folder} holds no image of the {len(scenes)} labelled scenes. "
-            "Put three_band.zip there, or its folder three_band, or sixteen_band."
+            f"{folder} contains no image of the {len(scenes)} labelled scenes. "
+            "Add three_band.zip, or the folder three_band or sixteen_band."
         )
     return paths, tuple(scene for scene in scenes if scene not in paths)
 
 
-NOTHING = np.array([], object)
+NO_POLYGONS = np.array([], object)
 
 
 def _polygons(path: Path, row: dict[str, str]) -> tuple[ndarray, int]:
@@ -187,15 +189,15 @@ def _polygons(path: Path, row: dict[str, str]) -> tuple[ndarray, int]:
         parts = shapely.get_parts(shapely.from_wkt(row["MultipolygonWKT"] or ""))
     except ShapelyError as error:
         where = f"scene {row['ImageId']}, class {row['ClassType']}"
-        raise InputError(f"{path}: {where}: the geometry cannot be read: {error}. Get the file again.") from error
-    shapes, repaired = valid_polygons(parts)
+        raise InputError(f"{path}: {where}: the geometry cannot be read: {error}. Download the file again.") from error
+    shapes, repaired = repair_polygons(parts)
     return shapes[~shapely.is_empty(shapes)], repaired
 
 
 def _members(archive: Path, scenes: Sequence[str]) -> dict[str, Path]:
     with _reading(archive), zipfile.ZipFile(archive) as file:
         stems = {Path(name).stem: name for name in file.namelist() if name.endswith(".tif") and "__MACOSX" not in name}
-    # GDAL's way to say: this member of that archive.
+    # GDAL's path of a member of a zip archive.
     return {scene: Path(f"/vsizip/{{{archive.resolve()}}}/{stems[scene]}") for scene in scenes if scene in stems}
 
 
@@ -204,21 +206,25 @@ def _find(folder: Path, pattern: str, what: str) -> Path:
         return folder
     found = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not found:
-        raise InputError(f"{folder} holds no {what}. Give the folder with Kaggle's files.")
+        raise InputError(f"{folder} contains no {what}. Pass the folder of the competition's files.")
     return found[0]
 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    with _text(path) as file:
-        reader = csv.DictReader(file)
-        if not set(needed) <= set(reader.fieldnames or ()):
-            raise InputError(f"{path} lacks the columns {', '.join(needed)}. It is not the competition's file.")
-        yield from reader
+    limit = csv.field_size_limit(MAX_FIELD_BYTES)
+    try:
+        with _text(path) as file:
+            reader = csv.DictReader(file)
+            if not set(needed) <= set(reader.fieldnames or ()):
+                raise InputError(f"{path} lacks the columns {', '.join(needed)}. Use the competition's file.")
+            yield from reader
+    finally:
+        csv.field_size_limit(limit)
 
 
 @contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    """Open a plain, gzipped or zipped text file; of a zip file its first member."""
+    """Open a plain, gzipped or zipped text file; in a zip file, the first CSV member."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             member = next(name for name in archive.namelist() if name.endswith(".csv") and "__MACOSX" not in name)
@@ -236,5 +242,5 @@ def _text(path: Path) -> Iterator[TextIO]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except FAULTS as error:
-        raise InputError(f"{path} cannot be read: {error}. It is damaged or cut short; get it again.") from error
+    except READ_ERRORS as error:
+        raise InputError(f"{path} is damaged or truncated: {error}. Download it again.") from error

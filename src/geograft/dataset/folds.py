@@ -1,8 +1,7 @@
-"""Cross-validation by place: the ground is shared out in folds, and each is the test once. Windows in, windows out.
+"""Spatial cross-validation: folds of blocks, scenes or groups, each in the test split once.
 
-A tile set made of another one: an index and statistics of its own over the images and masks that are there.
-
-A tile set for every fold of a cross-validation: an index of its own over the images and masks that are there.
+Each fold is a derived tile set: it has an index and band statistics of its own and refers to the images and masks of
+the original tile set. Learning curves and searches write subsets of the training tiles in the same way.
 """
 
 from collections import defaultdict
@@ -14,99 +13,101 @@ from operator import add
 from pathlib import Path
 
 from geograft.config import PrepareConfig
-from geograft.dataset.splits import Place, Planned, block_parts, block_tiles, split_by_block, training_stride
-from geograft.dataset.statistics import Moments, Tally, band_moments, labelled_tiles, tally
-from geograft.dataset.stratify import Part, assign, assign_folds
+from geograft.dataset.splits import PlannedTile, SplitScene, block_tiles, split_blocks, splits_by_block, training_stride
+from geograft.dataset.statistics import ClassCounts, Moments, band_moments, count_classes, labelled_tiles
+from geograft.dataset.stratify import SplitBlock, assign_folds, assign_splits
 from geograft.dataset.tileset import INDEX, META, SPLITS, Split, Tile, TileSet
 from geograft.errors import InputError, SettingError
-from geograft.files import building, json_digest, write_json
+from geograft.files import atomic_folder, json_digest, write_json
 from geograft.geo.grid import Grid, Window, tiling
 from geograft.geo.rasters.raster import Image, close_labels
-from geograft.geo.vectors.outlines import outlines
+from geograft.geo.vectors.outlines import tile_outlines
 from geograft.geo.vectors.writer import write_tiles
 from geograft.progress import track
 
-LEAST_FOLDS = 2
+MIN_FOLDS = 2
 
 
-def fold_plans(places: Sequence[Place], config: PrepareConfig, folds: int) -> list[list[Planned]]:
-    """Return the tiles of every fold's training, validation and test part, a list a fold.
+def plan_folds(scenes: Sequence[SplitScene], config: PrepareConfig, folds: int) -> list[list[PlannedTile]]:
+    """Return the train, val and test tiles of each fold.
 
-    What the split moves whole (blocks, or scenes, or groups of scenes) is shared out evenly, and is the test of its
-    fold. Of the rest, val has the share that it has in `config`, as far as that goes. Blocks keep the buffer of
-    `config`. All ground is the test once, and the same arguments give the same folds.
+    The blocks, scenes or groups of the split are distributed evenly over the folds, and each is in the test split of
+    exactly one. In the rest of a fold, val has the fraction set in `config`, at most half. Splits by block keep the
+    buffer of `config`. The same arguments give the same folds.
 
     Raises:
-        SettingError: for fewer than two folds or more than there are pieces of ground, or a split that cannot be cut.
+        SettingError: for fewer than two folds, more folds than blocks, scenes or groups, or an unsuitable split.
     """
-    if folds < LEAST_FOLDS:
-        raise SettingError(f"--folds {folds}: at least {LEAST_FOLDS} are needed.")
+    if folds < MIN_FOLDS:
+        raise SettingError(f"--folds {folds} is below the minimum of {MIN_FOLDS}: use a larger number.")
     if config.split == "article" or not config.val:
-        raise SettingError("--folds needs a tile set with --val above 0 whose split does not leak. Prepare it again.")
-    by_block = split_by_block(places, config)
-    parts = block_parts(places, config) if by_block else _scenes(places)
-    fold_of = assign_folds(parts, folds, config.seed)
-    return [_plan(places, config, by_block, _splits(parts, fold_of, fold, config)) for fold in range(folds)]
+        raise SettingError(
+            "--folds needs a tile set with --val above 0 and a --split other than article: prepare the tile set again."
+        )
+    by_block = splits_by_block(scenes, config)
+    blocks = split_blocks(scenes, config) if by_block else _whole_scenes(scenes)
+    fold_of = assign_folds(blocks, folds, config.seed)
+    return [_plan(scenes, config, by_block, _splits(blocks, fold_of, fold, config)) for fold in range(folds)]
 
 
 Splits = dict[str, dict[Window, Split]]
-"""The split of every part, by scene and window."""
+"""The split of each block, by scene and window."""
 
 
-def _splits(parts: Sequence[Part], fold_of: Sequence[int], fold: int, config: PrepareConfig) -> Splits:
-    rest = [part for part, own in zip(parts, fold_of, strict=True) if own != fold]
+def _splits(blocks: Sequence[SplitBlock], fold_of: Sequence[int], fold: int, config: PrepareConfig) -> Splits:
+    rest = [block for block, own in zip(blocks, fold_of, strict=True) if own != fold]
     left = 1 - 1 / (max(fold_of) + 1)
     val = min(config.val / left, 0.5)
-    chosen = assign(rest, {"train": 1 - val, "val": val}, config.seed + fold + 1)
+    chosen = assign_splits(rest, {"train": 1 - val, "val": val}, config.seed + fold + 1)
     found: Splits = defaultdict(dict)
-    for part, own in zip(parts, fold_of, strict=True):
+    for block, own in zip(blocks, fold_of, strict=True):
         if own == fold:
-            found[part.scene][part.window] = "test"
-    for part, split in zip(rest, chosen, strict=True):
-        found[part.scene][part.window] = split
+            found[block.scene][block.window] = "test"
+    for block, split in zip(rest, chosen, strict=True):
+        found[block.scene][block.window] = split
     return found
 
 
-def _plan(places: Sequence[Place], config: PrepareConfig, by_block: bool, splits: Splits) -> list[Planned]:
-    planned: list[Planned] = []
-    for place in places:
+def _plan(scenes: Sequence[SplitScene], config: PrepareConfig, by_block: bool, splits: Splits) -> list[PlannedTile]:
+    planned: list[PlannedTile] = []
+    for scene in scenes:
         if by_block:
-            planned += [(place.name, *tile) for tile in block_tiles(place.window, splits[place.name], config)]
+            planned += [(scene.name, *tile) for tile in block_tiles(scene.window, splits[scene.name], config)]
             continue
-        split = splits[place.name][place.window]
+        split = splits[scene.name][scene.window]
         stride = training_stride(config) if split == "train" else config.tile_px
-        planned += [(place.name, window, split) for window in tiling(place.window, config.tile_px, stride)]
+        planned += [(scene.name, window, split) for window in tiling(scene.window, config.tile_px, stride)]
     return planned
 
 
-def _scenes(places: Sequence[Place]) -> list[Part]:
-    """Return every scene as one part, with its pixels by class where the place can count them."""
+def _whole_scenes(scenes: Sequence[SplitScene]) -> list[SplitBlock]:
+    """Return every scene as one block, with its class counts if they are known."""
     return [
-        Part(
-            place.name, place.window, place.group, tuple(place.class_pixels(place.window)) if place.class_pixels else ()
+        SplitBlock(
+            scene.name, scene.window, scene.group, tuple(scene.class_pixels(scene.window)) if scene.class_pixels else ()
         )
-        for place in places
+        for scene in scenes
     ]
 
 
 def derived_fingerprint(whole: TileSet, tiles: Sequence[Tile]) -> str:
-    """Return the fingerprint of the tile set that holds `tiles` over the images and masks of `whole`."""
+    """Return the fingerprint of the tile set with `tiles` over the images and masks of `whole`."""
     return json_digest({"of": whole.meta.fingerprint, "tiles": [asdict(tile) for tile in tiles]})
 
 
-def derived_set(whole: TileSet, tiles: Sequence[Tile], folder: Path) -> Path:
-    """Write a tile set that holds `tiles` over the images and masks of `whole`, and return its folder.
+def write_derived_set(whole: TileSet, tiles: Sequence[Tile], folder: Path) -> Path:
+    """Write a tile set with `tiles` over the images and masks of `whole`, and return its folder.
 
-    The one that is there already stays. Its band statistics are of its own training part, whose pixels are read once.
+    Does nothing if the folder already contains it. Reads the training pixels once, for the band statistics.
 
     Raises:
-        InputError: when an image cannot be read, or `folder` holds another tile set.
-        OutputError: when it cannot be written.
+        InputError: if an image cannot be read, or `folder` contains another tile set.
+        OutputError: if the tile set cannot be written.
     """
     fingerprint = derived_fingerprint(whole, tiles)
     if (folder / META).is_file():
         if TileSet.open(folder).meta.fingerprint != fingerprint:
-            raise InputError(f"{folder} holds other tiles than those of {whole.folder}. Choose another --out.")
+            raise InputError(f"{folder} contains a tile set with other tiles of {whole.folder}. Choose another --out.")
         return folder
     meta = whole.meta
     moments = _statistics(whole, tiles)
@@ -118,9 +119,9 @@ def derived_set(whole: TileSet, tiles: Sequence[Tile], folder: Path) -> Path:
         masks=str((whole.folder / meta.masks).resolve()),
         fingerprint=fingerprint,
     )
-    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.shares) for tile in tiles]
-    shapes, crs = outlines([row[:2] for row in rows], _grids(whole))
-    with building(folder) as part:
+    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.class_fractions) for tile in tiles]
+    shapes, crs = tile_outlines([row[:2] for row in rows], _grids(whole))
+    with atomic_folder(folder) as part:
         write_tiles(part / INDEX, rows, shapes, meta.legend.names, crs)
         write_json(part / META, asdict(own))
     return folder
@@ -144,29 +145,29 @@ def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
         )
         for scene in whole.meta.scenes
     )
-    return reduce(add, chain.from_iterable(parts), Moments.none(len(whole.meta.band_names)))
+    return reduce(add, chain.from_iterable(parts), Moments.zeros(len(whole.meta.band_names)))
 
 
-def fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
-    """Return the tile sets of all folds, folders fold1, fold2, ... of `out`; those that are there already stay.
+def write_fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
+    """Write the tile sets of all folds to fold1, fold2, ... in `out`, and return these folders; existing ones are kept.
 
-    Each holds an index and statistics of its own training part, and refers to images and masks where they are. Reads
-    the masks once a fold, and the training part's pixels.
+    Each has its own index and band statistics and refers to the original images and masks. Reads the masks and the
+    training pixels once per fold.
 
     Raises:
-        InputError: when `tiles` is no tile set, or a part of a fold has no labelled tile.
-        SettingError: when its ground cannot be shared out in so many folds.
+        InputError: if `tiles` is not a tile set, or a split of a fold has no labelled tile.
+        SettingError: if the tile set cannot be divided into that many folds.
     """
     whole = TileSet.open(tiles)
     found = [out / f"fold{number}" for number in range(1, folds + 1)]
     if all((folder / META).is_file() for folder in found):
         return found
     try:
-        places = [
-            Place(scene.name, scene.height, scene.width, scene.group, _balance(whole, scene.name))
+        scenes = [
+            SplitScene(scene.name, scene.height, scene.width, scene.group, _stratification_counts(whole, scene.name))
             for scene in whole.meta.scenes
         ]
-        plans = fold_plans(places, whole.meta.settings, folds)
+        plans = plan_folds(scenes, whole.meta.settings, folds)
         for folder, planned in track(zip(found, plans, strict=True), folds, "folds", "folds"):
             if not (folder / META).is_file():
                 _write(whole, planned, folder)
@@ -175,17 +176,17 @@ def fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
     return found
 
 
-def _tally_of(whole: TileSet, scene: str, window: Window) -> Tally:
-    return tally(whole.mask_path(scene), window, whole.meta.legend, whole.meta.shares)
+def _count_window(whole: TileSet, scene: str, window: Window) -> ClassCounts:
+    return count_classes(whole.mask_path(scene), window, whole.meta.legend, whole.meta.fractional)
 
 
-def _balance(whole: TileSet, scene: str) -> Callable[[Window], tuple[int, ...]]:
-    return lambda window: _tally_of(whole, scene, window).balance
+def _stratification_counts(whole: TileSet, scene: str) -> Callable[[Window], tuple[int, ...]]:
+    return lambda window: _count_window(whole, scene, window).stratification_counts
 
 
-def _write(whole: TileSet, planned: Sequence[Planned], folder: Path) -> None:
-    tiles = labelled_tiles(planned, partial(_tally_of, whole), whole.meta.settings.min_valid)
+def _write(whole: TileSet, planned: Sequence[PlannedTile], folder: Path) -> None:
+    tiles = labelled_tiles(planned, partial(_count_window, whole), whole.meta.settings.min_valid)
     missing = [split for split in SPLITS if not any(tile.split == split for tile in tiles)]
     if missing:
-        raise InputError(f"{folder.name} has no labelled {' and no '.join(missing)} tile. Ask for fewer --folds.")
-    derived_set(whole, tiles, folder)
+        raise InputError(f"{folder.name} has no labelled {' and no '.join(missing)} tile. Use fewer --folds.")
+    write_derived_set(whole, tiles, folder)

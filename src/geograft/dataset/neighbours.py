@@ -1,8 +1,8 @@
-"""How far held-out tiles lie from training tiles, and how much of their ground training tiles of other scenes show.
+"""Distances from tiles to their nearest neighbours, and the area that tiles of different scenes share.
 
-With a CRS everything happens on the Mercator map, whatever the CRS of the tiles: it is conformal, so that a tile's
-nearest neighbour there is its nearest on the ground, and lengths divided by the local scale are metres. Distances
-between tiles that are hundreds of kilometres apart are rough, and nobody's buffer.
+Georeferenced tiles are projected to World Mercator, whatever their CRS. The projection is conformal, so nearest
+neighbours are preserved locally, and a distance divided by the local scale is in metres. Distances of hundreds of
+kilometres are approximate, which is enough here: no buffer is that wide.
 """
 
 from collections import defaultdict
@@ -15,35 +15,37 @@ from jaxtyping import Float64, Int, Shaped
 from numpy import ndarray
 from pyproj import CRS, Transformer
 
-from geograft.geo.coverage import Placed
+from geograft.geo.coverage import SceneWindow
 
 MERCATOR = "EPSG:3395"
 """World Mercator on the ellipsoid of WGS 84."""
-ECCENTRICITY2 = 0.00669437999014
-NOTHING_SHARED = 0.01
-"""Shares below are rounding, or sheets of one map that touch."""
+ECCENTRICITY_SQUARED = 0.00669437999014
+MIN_SHARED_FRACTION = 0.01
+"""Smaller fractions come from rounding, or from adjacent sheets of one map."""
 
 
-def on_mercator(shapes: Shaped[ndarray, " n"], crs: CRS) -> tuple[Shaped[ndarray, " n"], Float64[ndarray, " n"]]:
-    """Return outlines on the Mercator map, and how many of its metres a metre on the ground is at each.
+def project_to_mercator(
+    shapes: Shaped[ndarray, " n"], crs: CRS
+) -> tuple[Shaped[ndarray, " n"], Float64[ndarray, " n"]]:
+    """Return outlines in World Mercator, and the scale factor of the projection at each.
 
     The scale is that of the ellipsoid, sqrt(1 - e^2 sin^2 lat) / cos lat (Snyder 1987, "Map Projections: A Working
     Manual", eq. 7-8).
     """
-    there = Transformer.from_crs(crs, MERCATOR, always_xy=True)
-    degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    moved = shapely.transform(shapes, lambda xy: np.column_stack(there.transform(xy[:, 0], xy[:, 1])))
-    middle = shapely.centroid(shapes)
-    latitude = np.radians(np.clip(degrees.transform(shapely.get_x(middle), shapely.get_y(middle))[1], -89, 89))
-    return np.array(moved, object), np.sqrt(1 - ECCENTRICITY2 * np.sin(latitude) ** 2) / np.cos(latitude)
+    to_mercator = Transformer.from_crs(crs, MERCATOR, always_xy=True)
+    to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    projected = shapely.transform(shapes, lambda xy: np.column_stack(to_mercator.transform(xy[:, 0], xy[:, 1])))
+    centre = shapely.centroid(shapes)
+    latitude = np.radians(np.clip(to_degrees.transform(shapely.get_x(centre), shapely.get_y(centre))[1], -89, 89))
+    return np.array(projected, object), np.sqrt(1 - ECCENTRICITY_SQUARED * np.sin(latitude) ** 2) / np.cos(latitude)
 
 
 def nearest_distances(
     shapes: Shaped[ndarray, " n"], others: Shaped[ndarray, " m"], scale: Float64[ndarray, " n"] | None = None
 ) -> Float64[ndarray, " n"]:
-    """Return the distance from each shape to the nearest of the others, 0 where they touch; infinite without others.
+    """Return the distance from each shape to the nearest of `others`: 0 if they touch, infinite if there are none.
 
-    Divided by `scale`, map units a metre. 100,000 tiles take a few seconds.
+    Distances are divided by `scale`, in map units per metre. 100,000 tiles take a few seconds.
     """
     found = np.full(len(shapes), np.inf)
     if len(others) and len(shapes):
@@ -52,10 +54,10 @@ def nearest_distances(
     return found
 
 
-def nearest_in_scene(tiles: Sequence[Placed], others: Iterable[Placed]) -> Float64[ndarray, " n"]:
-    """Return the distance in pixels from each window to the nearest of the others in its scene; infinite without any.
+def nearest_distances_in_scene(tiles: Sequence[SceneWindow], others: Iterable[SceneWindow]) -> Float64[ndarray, " n"]:
+    """Return the distance in pixels from each window to the nearest of `others` in its scene; infinite without any.
 
-    Of pixel edges, straight (Euclid's): 0 where windows touch or overlap.
+    The distance is Euclidean, between pixel edges: 0 if windows touch or overlap.
     """
     theirs: dict[str, list[shapely.Polygon]] = defaultdict(list)
     mine: dict[str, list[int]] = defaultdict(list)
@@ -72,28 +74,28 @@ def nearest_in_scene(tiles: Sequence[Placed], others: Iterable[Placed]) -> Float
 
 @dataclass(frozen=True)
 class Outlines:
-    """Outlines, and for each the number of the scene that it is a part of."""
+    """Outlines, and the number of the scene of each."""
 
     shapes: Shaped[ndarray, " n"]
     scenes: Int[ndarray, " n"]
 
 
-def shared_ground(tiles: Outlines, others: Outlines) -> tuple[Float64[ndarray, " n"], Int[ndarray, "p 2"]]:
-    """Return the share of each tile that lies in the union of the others of other scenes, and those pairs of scenes.
+def shared_area(tiles: Outlines, others: Outlines) -> tuple[Float64[ndarray, " n"], Int[ndarray, "p 2"]]:
+    """Return the fraction of each tile covered by the union of `others` from other scenes, and the pairs of scenes.
 
-    A pair of tiles that share less than a hundredth of the first does not count. 100,000 tiles that share nothing take
-    seconds, those that lie on 16 others each half a minute.
+    Pairs of tiles that share less than 1 % of the first are ignored. 100,000 disjoint tiles take seconds; 100,000 tiles
+    that each overlap 16 others take 30 s.
     """
-    share = np.zeros(len(tiles.shapes))
+    fractions = np.zeros(len(tiles.shapes))
     if not len(tiles.shapes) or not len(others.shapes):
-        return share, np.zeros((0, 2), int)
+        return fractions, np.zeros((0, 2), int)
     mine, theirs = shapely.STRtree(others.shapes).query(tiles.shapes, predicate="intersects")
-    unlike = tiles.scenes[mine] != others.scenes[theirs]
-    mine, theirs = mine[unlike], theirs[unlike]
+    different = tiles.scenes[mine] != others.scenes[theirs]
+    mine, theirs = mine[different], theirs[different]
     common = shapely.intersection(tiles.shapes[mine], others.shapes[theirs])
-    real = shapely.area(common) > NOTHING_SHARED * shapely.area(tiles.shapes[mine])
-    mine, theirs, common = mine[real], theirs[real], common[real]
+    significant = shapely.area(common) > MIN_SHARED_FRACTION * shapely.area(tiles.shapes[mine])
+    mine, theirs, common = mine[significant], theirs[significant], common[significant]
     starts = np.flatnonzero(np.diff(mine, prepend=-1))
     for tile, parts in zip(mine[starts], np.split(common, starts[1:]), strict=False):
-        share[tile] = min(shapely.union_all(parts).area / tiles.shapes[tile].area, 1.0)
-    return share, np.unique(np.column_stack([tiles.scenes[mine], others.scenes[theirs]]), axis=0)
+        fractions[tile] = min(shapely.union_all(parts).area / tiles.shapes[tile].area, 1.0)
+    return fractions, np.unique(np.column_stack([tiles.scenes[mine], others.scenes[theirs]]), axis=0)

@@ -1,4 +1,4 @@
-"""The three forms in which images and labels come: polygons, mask images, and the DSTL competition's folder."""
+"""Label sources for `geograft prepare`: polygons, mask images, and the folder of the DSTL competition."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,25 +7,24 @@ from functools import partial
 from pathlib import Path
 
 from geograft.dataset import dstl
-from geograft.dataset import masks as pairs
-from geograft.dataset import masks as sharemasks
-from geograft.dataset import vector_labels as ground
-from geograft.dataset.masks import REST, ShareBands
+from geograft.dataset import masks as mask_images
+from geograft.dataset import vector_labels as polygon_layers
+from geograft.dataset.masks import REMAINDER, FractionBands
 from geograft.dataset.scenes import (
-    Gathered,
     Groups,
     LabelledScene,
+    LabelledScenes,
     LabelReader,
-    counted,
-    listed,
-    open_infos,
+    join_names,
+    read_image_infos,
     scene_groups,
     scene_names,
 )
-from geograft.dataset.vector_labels import Drawing, polygon_reader
+from geograft.dataset.vector_labels import LabelEncoding, polygon_reader
 from geograft.errors import InputError, SettingError
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.legend import IGNORE, Legend
+from geograft.text import pluralise
 
 BACKGROUND = "background"
 
@@ -34,133 +33,145 @@ BACKGROUND = "background"
 class VectorSource:
     """Images and a layer of polygons, which are reprojected to each image.
 
-    Where polygons of two classes overlap, the one later in the file wins. Images without CRS need polygons without CRS,
-    in the images' own coordinates: columns and rows where the image has no place on the ground. Polygons whose y are
-    all negative then count upwards from the top edge, as a GIS draws them.
+    If polygons of two classes overlap, the later one in the file wins. Images without CRS need polygons without CRS, in
+    the image's coordinates: columns and rows if it is not georeferenced. If all y are negative then, they are measured
+    upwards from the top edge, as a GIS draws such images.
     """
 
     images: tuple[Path, ...]
     labels: Path
     class_field: str | None = None
-    """Attribute that holds the class. Without it all polygons are of one class, called as the file."""
+    """Attribute with the class. If None, all polygons belong to one class, named after the file."""
     aoi: Path | None = None
-    """Polygons of what the annotator looked at; the rest is neither trained nor scored."""
+    """Polygons of the annotated area; pixels outside are neither trained nor scored."""
     groups: Groups = None
     overlapping: bool = False
-    """Whether a pixel is of every class that has a polygon over it, instead of the last of them."""
-    fractions: bool = False
-    """Whether a pixel is of the classes by how much of it lies in their polygons."""
+    """Whether classes overlap: a pixel belongs to all classes with a polygon over it, not only to the last."""
+    fractional: bool = False
+    """Whether labels are the fraction of each pixel inside polygons, instead of the class at its centre."""
 
-    def gather(self) -> Gathered:
-        """Return the scenes. Holds all polygons in memory, once for every CRS among the images.
+    def gather(self) -> LabelledScenes:
+        """Return the scenes. Keeps all polygons in memory, once per CRS of the images.
 
         Raises:
-            InputError: when images or labels cannot be used, or the labels miss every image.
-            SettingError: when a single class shall overlap.
+            InputError: if images or labels cannot be used, or no polygon lies on an image.
+            SettingError: if `overlapping` is set for a single class.
         """
         if not self.images:
-            raise InputError("no image is given. Give at least one.")
-        infos, names = open_infos(self.images), scene_names(self.images)
+            raise InputError("no images. Pass at least one.")
+        infos, names = read_image_infos(self.images), scene_names(self.images)
         groups = scene_groups(self.groups, names)
-        labels = ground.placements(self.labels, infos, self.class_field)
-        looked = ground.placements(self.aoi, infos) if self.aoi else None
+        labels = polygon_layers.place_polygons(self.labels, infos, self.class_field)
+        aoi = polygon_layers.place_polygons(self.aoi, infos) if self.aoi else None
         names_of_classes = _class_names(labels[0].polygons.classes, self.labels.stem)
-        drawing = Drawing(_legend(names_of_classes, self.overlapping), self.fractions)
+        encoding = LabelEncoding(_legend(names_of_classes, self.overlapping), self.fractional)
         index_of = {name: index for index, name in enumerate(names_of_classes)}
         scenes = tuple(
             LabelledScene(
-                name, info, groups[name], partial(ground.placed_polygon_reader, layer, seen, index_of, drawing)
+                name, info, groups[name], partial(polygon_layers.placed_polygon_reader, layer, seen, index_of, encoding)
             )
-            for name, info, layer, seen in zip(names, infos, labels, looked or [None] * len(infos), strict=True)
+            for name, info, layer, seen in zip(names, infos, labels, aoi or [None] * len(infos), strict=True)
         )
-        notes = {"labels": ground.summary(self.labels, labels)}
-        if self.aoi and looked:
-            notes["area of interest"] = ground.summary(self.aoi, looked)
-        return Gathered(drawing.legend, scenes, notes, implied=not self.overlapping, shares=drawing.shares)
+        notes = {"labels": polygon_layers.layer_summary(self.labels, labels)}
+        if self.aoi and aoi:
+            notes["area of interest"] = polygon_layers.layer_summary(self.aoi, aoi)
+        return LabelledScenes(
+            encoding.legend, scenes, notes, implicit_background=not self.overlapping, fractional=encoding.fractional
+        )
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """A folder of images and a folder of mask images of the same names, but for the suffix, and the same sizes.
+    """A folder of images and a folder of mask images with the same sizes and the same names, except for the suffix.
 
-    Masks hold a value a class; or, where classes overlap or labels are fractions, a band a class.
+    Masks have one value per class, or one band per class for overlapping classes or fractional labels.
     """
 
     images: Path
     masks: Path
     classes: Mapping[int, str] = field(default_factory=dict)
-    """Class name by mask value, or by band, counted from 1; 0 then has what the others leave of a pixel. Of two classes
-    that exclude each other the first is the one of interest, index 1; others are in this order."""
+    """Class name by mask value, or by band number from 1, where 0 is the remainder of the other bands. The first of two
+    exclusive classes is the positive class, index 1; otherwise the order is kept."""
     ignore: int | None = None
     """Mask value of pixels that are neither trained nor scored."""
     skip_mismatched: bool = False
-    """Leave out images and masks that do not match instead of raising."""
+    """Skip images and masks that do not match, instead of raising an error."""
     groups: Groups = None
     overlapping: bool = False
-    """Whether each class has a band of its own, and a pixel may be of several or of none."""
-    fractions: bool = False
-    """Whether each class has a band that says how much of a pixel it has."""
+    """Whether each class has its own band, and a pixel may belong to several classes or none."""
+    fractional: bool = False
+    """Whether each class has a band with its fraction of each pixel."""
     full_value: float = 1.0
-    """What stands for a whole pixel in such a band."""
+    """Value of a full pixel in such a band."""
 
-    def gather(self) -> Gathered:
+    def gather(self) -> LabelledScenes:
         """Return the scenes.
 
         Raises:
-            InputError: listing every image and mask that do not match in name, size or place.
-            SettingError: when the table of classes cannot work.
+            InputError: listing all images and masks that do not match in name, size or position.
+            SettingError: if the classes and other settings are inconsistent.
         """
         values = self._values()
-        form = self._form(values)
-        sound, faults = pairs.pairs(self.images, self.masks, form.needed if form else None)
-        if faults and not self.skip_mismatched:
+        layout = self._band_layout(values)
+        matched, mismatches = mask_images.pair_images_and_masks(
+            self.images, self.masks, layout.min_bands if layout else None
+        )
+        if mismatches and not self.skip_mismatched:
             raise InputError(
-                f"images and masks do not match, {len(faults)} in all: {listed(faults, '; ')}. "
-                "Mend or remove them, or leave them out with --skip-mismatched."
+                f"{len(mismatches)} images and masks do not match: {join_names(mismatches, '; ')}. "
+                "Correct or remove them, or skip them with --skip-mismatched."
             )
-        if not sound:
-            raise InputError(f"no image in {self.images} has a mask in {self.masks} of the same name and size.")
-        infos = open_infos(image for image, _ in sound)
-        names = tuple(image.stem for image, _ in sound)
+        if not matched:
+            raise InputError(f"no image in {self.images} has a mask of the same name and size in {self.masks}.")
+        infos = read_image_infos(image for image, _ in matched)
+        names = tuple(image.stem for image, _ in matched)
         groups = scene_groups(self.groups, names)
         scenes = tuple(
-            LabelledScene(name, info, groups[name], partial(self._mask_reader, mask, values, form))
-            for name, info, (_, mask) in zip(names, infos, sound, strict=True)
+            LabelledScene(name, info, groups[name], partial(self._mask_reader, mask, values, layout))
+            for name, info, (_, mask) in zip(names, infos, matched, strict=True)
         )
-        notes = {"labels": f"{counted(len(sound), 'mask')} in {self.masks}"}
-        if faults:
-            notes["left out"] = f"{len(faults)} not matching: {listed(faults, '; ')}"
-        return Gathered(self._legend(values), scenes, notes, shares=form is not None)
+        notes = {"labels": f"{pluralise(len(matched), 'mask')} in {self.masks}"}
+        if mismatches:
+            notes["skipped"] = f"{len(mismatches)} that do not match: {join_names(mismatches, '; ')}"
+        return LabelledScenes(self._legend(values), scenes, notes, fractional=layout is not None)
 
     def _values(self) -> tuple[int, ...]:
-        """Return the mask values, or bands, by class index."""
+        """Return the mask value or band number of each class index."""
         if len(self.classes) < 2 or len(set(self.classes.values())) < len(self.classes):
-            raise SettingError(f"classes are {dict(self.classes)}. Two or more values with different names are needed.")
-        turned = len(self.classes) == 2 and not self.overlapping
-        return tuple(self.classes)[::-1] if turned else tuple(self.classes)
+            raise SettingError(f"--classes {dict(self.classes)}: at least two values with different names are needed.")
+        reverse = len(self.classes) == 2 and not self.overlapping
+        return tuple(self.classes)[::-1] if reverse else tuple(self.classes)
 
-    def _form(self, values: tuple[int, ...]) -> ShareBands | None:
-        """Return how bands hold shares; None where masks hold a value a class."""
-        if not self.overlapping and not self.fractions:
+    def _band_layout(self, values: tuple[int, ...]) -> FractionBands | None:
+        """Return the band layout of fractional or overlapping masks; None for masks with one value per class."""
+        if not self.overlapping and not self.fractional:
             if self.ignore in self.classes:
-                raise SettingError(f"mask value {self.ignore} is both a class and ignored. Remove it from one of them.")
+                raise SettingError(
+                    f"mask value {self.ignore} is in both --classes and --ignore: remove it from one of them."
+                )
             if self.full_value != 1:
-                raise SettingError("--full-value is of masks with a band a class: --fractions or --overlapping.")
+                raise SettingError(
+                    "--full-value needs masks with a band per class: add --fractional or --overlapping, or omit it."
+                )
             return None
-        if min(values) < (1 if self.overlapping else REST):
-            rest = "" if self.overlapping else ", or 0 for what the others leave of a pixel"
-            raise SettingError(f"classes are {dict(self.classes)}: here numbers are bands, counted from 1{rest}.")
+        if min(values) < (1 if self.overlapping else REMAINDER):
+            rest = "" if self.overlapping else ", or 0 for the remainder"
+            raise SettingError(f"--classes {dict(self.classes)}: use band numbers from 1{rest}.")
         if not 0 < self.full_value < float("inf"):
-            raise SettingError(f"--full-value {self.full_value:g}: a whole pixel needs a value above 0.")
-        return ShareBands(values, self.full_value, self.fractions, self._legend(values), self.ignore)
+            raise SettingError(f"--full-value {self.full_value:g}: use a finite value above 0.")
+        return FractionBands(values, self.full_value, self.fractional, self._legend(values), self.ignore)
 
-    def _mask_reader(self, mask: Path, values: tuple[int, ...], form: ShareBands | None) -> LabelReader:
-        return sharemasks.fraction_mask_reader(mask, form) if form else pairs.mask_reader(mask, values, self.ignore)
+    def _mask_reader(self, mask: Path, values: tuple[int, ...], layout: FractionBands | None) -> LabelReader:
+        return (
+            mask_images.fraction_mask_reader(mask, layout)
+            if layout
+            else mask_images.mask_reader(mask, values, self.ignore)
+        )
 
     def _legend(self, values: tuple[int, ...]) -> Legend:
         names = tuple(self.classes[value] for value in values)
-        # Maps cannot hold 255, nor values of 16 bits: they hold the indices then. Numbers of bands are no values.
-        fits = all(0 <= value < IGNORE for value in values) and not (self.overlapping or self.fractions)
+        # Maps are uint8 with 255 as nodata. If a value does not fit, maps use class indices; so do masks with bands.
+        fits = all(0 <= value < IGNORE for value in values) and not (self.overlapping or self.fractional)
         return Legend(names, values if fits else (), self.overlapping)
 
 
@@ -168,8 +179,8 @@ class MaskSource:
 class DstlSource:
     """The folder of the DSTL Satellite Imagery competition as Kaggle ships it, zipped or not.
 
-    The three-band images, or the eight-band ones (sixteen_band/*_A.tif) where there are none of those. DSTL's classes
-    overlap: of several, the one named later wins, unless `overlapping`. Scenes that show the same ground are one group.
+    Uses the three-band images, or the eight-band ones (sixteen_band/*_A.tif) if there are none. DSTL's classes overlap:
+    the one named last wins, unless `overlapping` is set. Scenes of the same area are in one group.
     """
 
     folder: Path
@@ -177,52 +188,64 @@ class DstlSource:
     """Numbers from 1 to 10: buildings, structures, road, track, trees, crops, waterway, standing water, large and small
     vehicles."""
     overlapping: bool = False
-    """Whether a pixel is of every class that has a polygon over it."""
-    fractions: bool = False
-    """Whether a pixel is of the classes by how much of it lies in their polygons."""
+    """Whether classes overlap: a pixel belongs to all classes with a polygon over it."""
+    fractional: bool = False
+    """Whether labels are the fraction of each pixel inside polygons, instead of the class at its centre."""
 
-    def gather(self) -> Gathered:
-        """Return the scenes that have labels and an image. Holds the polygons of all scenes in memory.
+    def gather(self) -> LabelledScenes:
+        """Return the scenes that have labels and an image. Keeps the polygons of all scenes in memory.
 
         Raises:
-            InputError: when a file is missing or cannot be read.
-            SettingError: for a class that does not exist, or when a single class shall overlap.
+            InputError: if a file is missing or cannot be read.
+            SettingError: for a class that does not exist, or if `overlapping` is set for a single class.
         """
-        drawing = Drawing(_legend((BACKGROUND, *dstl.class_names(self.classes)), self.overlapping), self.fractions)
+        encoding = LabelEncoding(
+            _legend((BACKGROUND, *dstl.class_names(self.classes)), self.overlapping), self.fractional
+        )
         labels, extents = dstl.read_labels(self.folder, self.classes), dstl.read_extents(self.folder)
-        if strangers := labels.shapes.keys() - extents.keys():
-            raise InputError(f"grid_sizes.csv in {self.folder} lacks {listed(sorted(strangers))}. Get the file again.")
-        paths, missing = dstl.image_paths(self.folder, sorted(labels.shapes))
-        infos = open_infos(paths.values())
+        if missing := labels.shapes.keys() - extents.keys():
+            raise InputError(
+                f"grid_sizes.csv in {self.folder} lacks {join_names(sorted(missing))}. Download the file again."
+            )
+        paths, without_image = dstl.image_paths(self.folder, sorted(labels.shapes))
+        infos = read_image_infos(paths.values())
         scenes = tuple(
-            LabelledScene(name, info, dstl.group(name), partial(_dstl_reader, labels, name, extents, drawing, info))
+            LabelledScene(
+                name, info, dstl.scene_group(name), partial(_dstl_reader, labels, name, extents, encoding, info)
+            )
             for name, info in zip(paths, infos, strict=True)
         )
         notes = {"labels": labels.summary()}
-        if missing:
-            notes["left out"] = f"{counted(len(missing), 'labelled scene')} without image: {listed(missing)}"
+        if without_image:
+            notes["skipped"] = (
+                f"{pluralise(len(without_image), 'labelled scene')} without image: {join_names(without_image)}"
+            )
         full = dstl.SCALE if infos[0].bands == 3 else dstl.SCALE_INFRARED
         scale, implied = full if infos[0].dtype == "uint16" else None, not self.overlapping
-        return Gathered(drawing.legend, scenes, notes, scale, implied, drawing.shares)
+        return LabelledScenes(encoding.legend, scenes, notes, scale, implied, encoding.fractional)
 
 
 def _dstl_reader(
-    labels: dstl.DstlLabels, scene: str, extents: Mapping[str, tuple[float, float]], drawing: Drawing, info: ImageInfo
+    labels: dstl.DstlLabels,
+    scene: str,
+    extents: Mapping[str, tuple[float, float]],
+    encoding: LabelEncoding,
+    info: ImageInfo,
 ) -> LabelReader:
-    return polygon_reader(labels.in_pixels(scene, extents[scene], info.grid), None, drawing)
+    return polygon_reader(labels.in_pixels(scene, extents[scene], info.grid), None, encoding)
 
 
 def _legend(names: tuple[str, ...], overlapping: bool) -> Legend:
-    """Return the legend of background and the classes; of the classes alone where they overlap."""
+    """Return the legend: background and the classes, or the classes alone if they overlap."""
     if not overlapping:
         return Legend(names)
     if len(names) < 3:
-        raise SettingError(f"--overlapping needs two classes or more, and there is one: {names[1]}. Leave it out.")
+        raise SettingError(f"--overlapping needs at least two classes, but there is only {names[1]}. Omit it.")
     return Legend(names[1:], overlapping=True)
 
 
 def _class_names(classes: Iterable[str], stem: str) -> tuple[str, ...]:
-    """Return background, then the classes in order: of numbers where all are, else of letters.
+    """Return background, then the sorted classes: by number if all are numbers, otherwise alphabetically.
 
     >>> _class_names({"10", "9"}, "trees"), _class_names((), "trees")
     (('background', '9', '10'), ('background', 'trees'))
@@ -230,7 +253,8 @@ def _class_names(classes: Iterable[str], stem: str) -> tuple[str, ...]:
     found = set(classes) - {BACKGROUND} or {stem if stem != BACKGROUND else "foreground"}
     if len(found) >= IGNORE:
         raise InputError(
-            f"the class field has {len(found)} different values, a map at most {IGNORE - 1}. Name another."
+            f"the class field has {len(found)} different values, but a map has at most {IGNORE - 1}. "
+            "Choose another field."
         )
     numbers = all(re.fullmatch("-?[0-9]+", name) for name in found)
     return (BACKGROUND, *sorted(found, key=(lambda name: (int(name), name)) if numbers else str))

@@ -1,4 +1,4 @@
-"""Which ground trains, validates and tests: whole groups, near the wanted shares, rare classes in every part."""
+"""Stratified group split: groups stay whole, splits have the requested sizes, rare classes occur in every split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,70 +12,72 @@ from numpy.random import Generator
 from geograft.dataset.tileset import SPLITS, Split
 from geograft.errors import SettingError
 from geograft.geo.grid import Window
-from geograft.text import counted
+from geograft.text import pluralise
 
 Unit = Literal["scene", "group", "block"]
 REMEDY: dict[Unit, str] = {
-    "scene": "use --split block, give more images",
-    "group": "use --split block, give images of more groups",
-    "block": "use a smaller --tile-px, --block-px or --buffer-px, give larger or more images",
+    "scene": "use --split block, add images",
+    "group": "use --split block, add images of other groups",
+    "block": "use a smaller --tile-px, --block-px or --buffer-px, add images or use larger ones",
 }
 
-DRAWS = 300
-ROUNDS = 300
-NUMBERS_AT_ONCE = 200_000
-NOT_THERE = 10.0
-EMPTY = 1e6
-WORTH_A_SWAP = 1e-5
+RANDOM_STARTS = 300
+MAX_SWAPS = 300
+MAX_VALUES = 200_000
+ABSENT_CLASS_PENALTY = 10.0
+EMPTY_SPLIT_PENALTY = 1e6
+MIN_GAIN = 1e-5
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of ground that the split moves as a whole: a scene, or a block of one."""
+class SplitBlock:
+    """The smallest unit of a split: a scene, or a block of a scene."""
 
     scene: str
     window: Window
     group: str
-    """Parts of one group go the same way."""
+    """Blocks of one group are assigned to the same split."""
     class_pixels: tuple[int, ...] = ()
-    """Labelled, valid pixels by class index; empty where the classes shall not count, else of one length for all."""
+    """Labelled, valid pixels by class index, of the same length for all blocks; empty to stratify by area only."""
 
 
-def assign(parts: Sequence[Part], shares: Mapping[Split, float], seed: int, unit: Unit = "group") -> tuple[Split, ...]:
-    """Return the split of every part, so that groups stay whole and every split looks alike.
+def assign_splits(
+    blocks: Sequence[SplitBlock], fractions: Mapping[Split, float], seed: int, unit: Unit = "group"
+) -> tuple[Split, ...]:
+    """Return the split of each block. Groups stay whole, and splits have similar class fractions.
 
-    The best of 300 random assignments is bettered by moves and swaps of groups until none helps. Best means, in this
-    order: every split with a share above 0 gets labelled ground; every class lies in every split; each split's share
-    of the labelled pixels and of each class is near the wanted one (sum of squared relative deviations, the classes
-    together weighing as much as the area). The same parts in any order and the same seed give the same splits.
-    10,000 parts take about two seconds.
+    Starts from the best of 300 random assignments and moves or swaps groups until no change improves it. The criteria
+    are, in this order: every split with a fraction above 0 has labelled pixels; every class occurs in every split; each
+    split's fraction of the labelled pixels and of each class is close to the target (sum of squared relative
+    deviations, with all classes together weighted like the area). The same blocks in any order and the same seed give
+    the same splits. 10,000 blocks take about 2 s.
 
     Raises:
-        SettingError: when there are fewer groups with labelled pixels than splits with a share.
+        SettingError: if there are fewer groups with labelled pixels than splits with a fraction above 0.
     """
-    used = tuple(split for split in SPLITS if shares.get(split, 0) > 0)
-    names, group_of = np.unique([part.group for part in parts], return_inverse=True)
-    content = _content(parts, group_of, len(names))
+    used = tuple(split for split in SPLITS if fractions.get(split, 0) > 0)
+    names, group_of = np.unique([block.group for block in blocks], return_inverse=True)
+    content = _group_contents(blocks, group_of, len(names))
     _check_enough(int((content[:, 0] > 0).sum()), used, unit)
-    target = np.array([shares[split] for split in used])
-    chosen = _bettered(content, target / target.sum(), np.random.default_rng(seed))
+    target = np.array([fractions[split] for split in used])
+    chosen = _optimise(content, target / target.sum(), np.random.default_rng(seed))
     return tuple(used[index] for index in chosen[group_of].tolist())
 
 
-def assign_folds(parts: Sequence[Part], folds: int, seed: int) -> tuple[int, ...]:
-    """Return the fold of every part, 0 to `folds` - 1: groups whole, and the folds alike as `assign` makes splits.
+def assign_folds(blocks: Sequence[SplitBlock], folds: int, seed: int) -> tuple[int, ...]:
+    """Return the fold of each block, 0 to `folds` - 1, by the criteria of `assign_splits`.
 
     Raises:
-        SettingError: when there are fewer groups with labelled pixels than folds.
+        SettingError: if there are fewer groups with labelled pixels than folds.
     """
-    names, group_of = np.unique([part.group for part in parts], return_inverse=True)
-    content = _content(parts, group_of, len(names))
+    names, group_of = np.unique([block.group for block in blocks], return_inverse=True)
+    content = _group_contents(blocks, group_of, len(names))
     labelled = int((content[:, 0] > 0).sum())
     if labelled < folds:
         raise SettingError(
-            f"--folds {folds}: there are {labelled} pieces of labelled ground to share out. Ask for fewer."
+            f"--folds {folds}: the tile set has {labelled} groups with labelled pixels. Use {labelled} folds or fewer."
         )
-    chosen = _bettered(content, np.full(folds, 1 / folds), np.random.default_rng(seed))
+    chosen = _optimise(content, np.full(folds, 1 / folds), np.random.default_rng(seed))
     return tuple(chosen[group_of].tolist())
 
 
@@ -83,55 +85,60 @@ def _check_enough(labelled: int, used: Sequence[Split], unit: Unit) -> None:
     if labelled < len(used):
         names = f"{', '.join(used[:-1])} and {used[-1]}" if len(used) > 1 else used[0]
         raise SettingError(
-            f"{counted(labelled, f'labelled {unit}')} cannot be split into {names} by {unit}: {REMEDY[unit]}, "
+            f"{pluralise(labelled, f'labelled {unit}')} cannot be split into {names} by {unit}: {REMEDY[unit]}, "
             "or set --val 0 or --test 0."
         )
 
 
-def _content(parts: Sequence[Part], group_of: Int[ndarray, " p"], groups: int) -> Float64[ndarray, "g f"]:
-    # Column 0 is the labelled area, the others are the classes that occur; each column sums to 1.
-    classes = np.array([part.class_pixels for part in parts], dtype=np.float64)
-    area = np.array([part.window.height * part.window.width for part in parts], dtype=np.float64)
+def _group_contents(blocks: Sequence[SplitBlock], group_of: Int[ndarray, " p"], groups: int) -> Float64[ndarray, "g f"]:
+    # Column 0 is the labelled area, the others are the classes present; each column sums to 1.
+    classes = np.array([block.class_pixels for block in blocks], dtype=np.float64)
+    area = np.array([block.window.height * block.window.width for block in blocks], dtype=np.float64)
     known = classes.shape[1] > 0 and classes.any()
     columns = np.column_stack([classes.sum(axis=1) if known else area, classes])
     content = np.zeros((groups, columns.shape[1]))
     np.add.at(content, group_of, columns)
     totals = content.sum(axis=0)
-    shares: Float64[ndarray, "g f"] = content[:, totals > 0] / totals[totals > 0]
-    return shares
+    fractions: Float64[ndarray, "g f"] = content[:, totals > 0] / totals[totals > 0]
+    return fractions
 
 
-def _bettered(content: Float64[ndarray, "g f"], target: Float64[ndarray, " s"], rng: Generator) -> Int[ndarray, " g"]:
-    draws = [_drawn(content[:, 0], target, rng) for _ in range(max(min(DRAWS, 10_000_000 // content.size), 1))]
-    chosen = min(draws, key=lambda draw: float(_misfit(_sums(content, draw, len(target)), target).sum()))
-    # One empty group in every split turns a move into a swap, so that swaps are all there is to try.
-    filled = np.vstack([content, np.zeros((len(target), content.shape[1]))])
+def _optimise(content: Float64[ndarray, "g f"], target: Float64[ndarray, " s"], rng: Generator) -> Int[ndarray, " g"]:
+    draws = [
+        _random_assignment(content[:, 0], target, rng)
+        for _ in range(max(min(RANDOM_STARTS, 10_000_000 // content.size), 1))
+    ]
+    chosen = min(draws, key=lambda draw: float(_cost(_sums(content, draw, len(target)), target).sum()))
+    # With one empty group in each split, a move is a swap with an empty group.
+    padded = np.vstack([content, np.zeros((len(target), content.shape[1]))])
     chosen = np.concatenate([chosen, np.arange(len(target))])
-    for _ in range(ROUNDS):
-        first, second = _pairs(len(filled), NUMBERS_AT_ONCE // content.shape[1], rng)
-        gain = _gain(filled, chosen, target, first, second)
+    for _ in range(MAX_SWAPS):
+        first, second = _pairs(len(padded), MAX_VALUES // content.shape[1], rng)
+        gain = _gain(padded, chosen, target, first, second)
         best = int(gain.argmax())
-        if gain[best] < WORTH_A_SWAP:
+        if gain[best] < MIN_GAIN:
             break
         pair = [first[best], second[best]]
         chosen[pair] = chosen[pair[::-1]]
     return chosen[: len(content)]
 
 
-def _drawn(area: Float64[ndarray, " g"], target: Float64[ndarray, " s"], rng: Generator) -> Int[ndarray, " g"]:
-    # The groups in random order, laid end to end, are cut where the shares end.
+def _random_assignment(
+    area: Float64[ndarray, " g"], target: Float64[ndarray, " s"], rng: Generator
+) -> Int[ndarray, " g"]:
+    # Cut the cumulative area of the groups, in random order, at the cumulative target fractions.
     order = rng.permutation(len(area))
     middle = area[order].cumsum() - area[order] / 2
-    drawn = np.empty(len(area), dtype=np.int64)
-    drawn[order] = np.searchsorted(target.cumsum()[:-1], middle, side="right")
-    return drawn
+    assignment = np.empty(len(area), dtype=np.int64)
+    assignment[order] = np.searchsorted(target.cumsum()[:-1], middle, side="right")
+    return assignment
 
 
-def _pairs(groups: int, most: int, rng: Generator) -> tuple[Int[ndarray, " n"], Int[ndarray, " n"]]:
-    if groups * (groups - 1) // 2 <= most:
+def _pairs(groups: int, max_pairs: int, rng: Generator) -> tuple[Int[ndarray, " n"], Int[ndarray, " n"]]:
+    if groups * (groups - 1) // 2 <= max_pairs:
         first, second = np.triu_indices(groups, 1)
         return first, second
-    return rng.integers(0, groups, most), rng.integers(0, groups, most)
+    return rng.integers(0, groups, max_pairs), rng.integers(0, groups, max_pairs)
 
 
 def _gain(
@@ -142,10 +149,10 @@ def _gain(
     second: Int[ndarray, " n"],
 ) -> Float64[ndarray, " n"]:
     sums = _sums(content, chosen, len(target))
-    now = _misfit(sums, target)
+    now = _cost(sums, target)
     moved = content[first] - content[second]
     here, there = chosen[first], chosen[second]
-    after = _misfit(sums[here] - moved, target[here]) + _misfit(sums[there] + moved, target[there])
+    after = _cost(sums[here] - moved, target[here]) + _cost(sums[there] + moved, target[there])
     return np.where(here == there, 0, now[here] + now[there] - after)
 
 
@@ -155,10 +162,12 @@ def _sums(content: Float64[ndarray, "g f"], chosen: Int[ndarray, " g"], splits: 
     return sums
 
 
-def _misfit(sums: Float64[ndarray, "n f"], target: Float64[ndarray, " n"]) -> Float64[ndarray, " n"]:
+def _cost(sums: Float64[ndarray, "n f"], target: Float64[ndarray, " n"]) -> Float64[ndarray, " n"]:
     classes = max(sums.shape[1] - 1, 1)
     weight = np.array([1.0] + [1 / classes] * (sums.shape[1] - 1))
     absent: Bool[ndarray, "n f"] = sums < 1e-12
     deviation = sums / target[:, None] - 1
-    misfit: Float64[ndarray, " n"] = (weight * deviation**2 + NOT_THERE * absent).sum(axis=1) + EMPTY * absent[:, 0]
-    return misfit
+    cost: Float64[ndarray, " n"] = (weight * deviation**2 + ABSENT_CLASS_PENALTY * absent).sum(
+        axis=1
+    ) + EMPTY_SPLIT_PENALTY * absent[:, 0]
+    return cost

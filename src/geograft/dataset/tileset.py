@@ -1,16 +1,15 @@
-"""The tile set: a folder that says which windows of which images train, validate and test, and what they show.
+"""The tile set: a folder with the tiles of the train, val and test splits and their labels.
 
     TILES/
-      tiles.gpkg       one row a tile: scene, window, split, valid share, class shares, outline; opens in QGIS
-      masks/NAME.tif   class index of every pixel of a scene, or how much of it is of each class, in 250ths; 255 where
-                       it is neither trained nor scored
-      structure.npy    what scenes look like, where several have no place on the ground; for `geograft audit`
-      images/NAME.tif  only for images that cannot be read by window as they are (PNG, JPEG, zipped, large strips)
+      tiles.gpkg       one row per tile: scene, window, split, valid and class fractions, outline; opens in QGIS
+      masks/NAME.tif   class index of each pixel of a scene, or the fraction of each class in 250ths; 255 for pixels
+                       that are neither trained nor scored
+      structure.npy    structure of scenes that are not georeferenced, from which `geograft audit` finds duplicates
+      images/NAME.tif  only for images that cannot be read by window (PNG, JPEG, zipped, large strips)
       tileset.json     everything else: classes, bands, statistics, scenes, settings, fingerprint
 
-Pixels stay in the images: a tile is a window, read when it is needed.
-
-Windows near training tiles, at any place and not on their grid, that hold training ground alone.
+Pixels stay in the images: a tile is a window, read on demand. `TrainingArea` gives random crops around training tiles
+that contain no held-out pixel.
 """
 
 from collections import defaultdict
@@ -42,33 +41,33 @@ CellKey = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class TrainingArea:
-    """Training ground: every pixel that a training tile holds and no validation or test tile does.
+    """The pixels that lie in a training tile and in no validation or test tile.
 
-    What a split by block leaves as a buffer is in no training tile, and so no training ground.
+    The buffer of a split by block lies in no training tile, so it is not part of the training area.
     """
 
     scenes: Mapping[str, tuple[int, int]]
-    """Rows and columns of each scene."""
+    """Height and width of each scene."""
     train: Mapping[CellKey, Int64[ndarray, "_ 4"]]
-    """Corners of the training tiles, by scene and square of the scene in which their upper left pixel lies."""
+    """Corners of the training tiles, by scene and grid cell of their upper left pixel."""
     held_out: Mapping[CellKey, Int64[ndarray, "_ 4"]]
-    """Corners of the other tiles likewise."""
+    """Corners of the validation and test tiles, likewise."""
     cell_px: int
-    """Edge of a square: no tile is longer."""
+    """Side of a grid cell; at least that of the largest tile."""
 
     @classmethod
     def from_tiles(
-        cls, scenes: Mapping[str, tuple[int, int]], train: Sequence[SceneWindow], held: Sequence[SceneWindow]
+        cls, scenes: Mapping[str, tuple[int, int]], train: Sequence[SceneWindow], held_out: Sequence[SceneWindow]
     ) -> "TrainingArea":
-        """Return the training ground between `train` and `held`. Time and memory follow the number of tiles."""
-        edge = max((max(window.height, window.width) for _, window in (*train, *held)), default=1)
-        return cls(scenes, _by_square(train, edge), _by_square(held, edge), edge)
+        """Return the training area. Time and memory are proportional to the number of tiles."""
+        cell_px = max((max(window.height, window.width) for _, window in (*train, *held_out)), default=1)
+        return cls(scenes, _by_cell(train, cell_px), _by_cell(held_out, cell_px), cell_px)
 
     def random_window(self, scene: str, window: Window, rng: np.random.Generator) -> Window:
-        """Return a window of training ground, at most half a tile from `window` either way.
+        """Return a random window inside the training area, at most half a tile from `window` in each direction.
 
-        The window goes by a random number of rows and columns, to the scene's edge at the most. Where that is not all
-        training ground it goes half as far, and again; a training tile itself at the worst.
+        The window is shifted by a random number of rows and columns, limited to the scene. If it leaves the training
+        area, the shift is halved until it does not; the last resort is `window` itself.
         """
         height, width = self.scenes[scene]
         reach = window.height // 2, window.width // 2
@@ -86,7 +85,7 @@ class TrainingArea:
         return window
 
     def contains(self, scene: str, window: Window) -> bool:
-        """Return whether every pixel of `window` is training ground. A window may be no longer than a tile."""
+        """Return whether the training area contains `window`, which may be no larger than a tile."""
         box = window_boxes([window])
         train, held = (self._near(corners, scene, window) for corners in (self.train, self.held_out))
         return bool((covered_pixels(box, train) == box_areas(box)).all() and not covered_pixels(box, held).any())
@@ -100,10 +99,10 @@ class TrainingArea:
         return np.concatenate(found) if found else NO_BOXES
 
 
-def _by_square(tiles: Iterable[SceneWindow], edge: int) -> dict[CellKey, Int64[ndarray, "_ 4"]]:
+def _by_cell(tiles: Iterable[SceneWindow], cell_px: int) -> dict[CellKey, Int64[ndarray, "_ 4"]]:
     found: dict[CellKey, list[Window]] = defaultdict(list)
     for scene, window in dict.fromkeys(tiles):
-        found[scene, window.row // edge, window.col // edge].append(window)
+        found[scene, window.row // cell_px, window.col // cell_px].append(window)
     return {key: window_boxes(windows) for key, windows in found.items()}
 
 
@@ -120,15 +119,15 @@ IMAGES = "images"
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of one scene, and the part it plays."""
+    """A window of one scene, and its split."""
 
     scene: str
     window: Window
     split: Split
     valid: float = 1.0
-    """Share of its pixels that are labelled and valid."""
+    """Fraction of its pixels that are labelled and valid."""
     class_fractions: tuple[float, ...] = ()
-    """Share of each class among the valid pixels, by class index."""
+    """Fraction of each class among these pixels, by class index."""
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -137,27 +136,27 @@ class Scene:
 
     name: str
     image: str
-    """Path of the image: relative to the tile set where it lies inside, else absolute."""
+    """Path of the image: relative if it lies in the tile set, otherwise absolute."""
     digest: str
     """SHA-256 of the image file's bytes."""
     height: int
     width: int
     resolution_m: float | None
     group: str
-    """Scenes of one group (the same ground at two dates, say) are never split; its own name when it stands alone."""
+    """Scenes of one group, such as two dates of one area, are in the same split; the scene's own name by default."""
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
 class TileSetMeta:
-    """What tileset.json holds."""
+    """The content of tileset.json."""
 
     legend: Legend
     band_names: tuple[str, ...]
-    """What the network sees, in order: the images' bands, then the indices."""
+    """Input channels of the network, in order: the images' bands, then the indices."""
     dtype: str
-    """Number format of the images, as numpy names it."""
+    """dtype of the images, as a NumPy name."""
     scale: float | None
-    """The images' value that stands for full brightness (255 for uint8, 2048 for DSTL), where that is known."""
+    """Pixel value of full brightness (255 for uint8, 2048 for DSTL), if known."""
     mean: tuple[float, ...]
     """Per band and index over the valid pixels of the training part, in their own units."""
     std: tuple[float, ...]
@@ -165,15 +164,15 @@ class TileSetMeta:
     scenes: tuple[Scene, ...]
     settings: PrepareConfig
     source: dict[str, str]
-    """Where labels and images came from, and what was repaired, in words."""
+    """Notes on the origin of labels and images, and on repairs."""
     fingerprint: str
-    """SHA-256 over everything that decides what training sees: images, masks, tiles, splits, classes."""
+    """SHA-256 over all inputs of training: images, masks, tiles, splits, classes."""
     masks: str = MASKS
-    """Folder of the masks: relative to the tile set where it lies inside, else absolute."""
+    """Folder of the masks: relative if it lies in the tile set, otherwise absolute."""
     indices: tuple[Index, ...] = ()
-    """Spectral indices, the last of the bands; computed when pixels are read."""
+    """Spectral indices, the last of the bands, computed when pixels are read."""
     fractional: bool = False
-    """Whether masks say how much of a pixel each class has, not which class it is; always so of overlapping classes."""
+    """Whether masks have class fractions instead of class indices; always true for overlapping classes."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
@@ -182,12 +181,12 @@ class TileSetMeta:
 
     @property
     def bands(self) -> int:
-        """Number of bands that the images have, without indices."""
+        """Number of bands of the images, without indices."""
         return len(self.band_names) - len(self.indices)
 
     @property
     def resolution_m(self) -> float | None:
-        """Ground size of a pixel in metres, the median of the scenes that have one; None where none has."""
+        """Pixel size in metres, the median over georeferenced scenes; None if there are none."""
         sizes = sorted(scene.resolution_m for scene in self.scenes if scene.resolution_m is not None)
         return sizes[len(sizes) // 2] if sizes else None
 
@@ -205,12 +204,12 @@ class TileSet:
         """Read a tile set's index and settings; no image is opened.
 
         Raises:
-            InputError: when `folder` is no tile set.
+            InputError: if `folder` is not a tile set.
         """
         try:
             meta = TypeAdapter(TileSetMeta).validate_json((folder / META).read_bytes())
         except OSError as error:
-            raise InputError(f"{folder} is not a tile set (no {META}). Make one with `geograft prepare`.") from error
+            raise InputError(f"{folder} is not a tile set (no {META}). Create one with `geograft prepare`.") from error
         except ValidationError as error:
             fault = describe_fault(error, RENAMED_KEYS)
             raise InputError(f"{folder / META}: {fault}. Prepare the tile set again.") from error
@@ -221,29 +220,32 @@ class TileSet:
         return tuple(tile for tile in self.tiles if tile.split == split)
 
     def class_fractions(self, split: Split) -> Float64[ndarray, "tiles k"]:
-        """Return the share of each class among all pixels of each tile of one split."""
-        rows = [[tile.valid * share for share in tile.class_fractions] for tile in self.split(split)]
+        """Return the fraction of each class among all pixels of each tile of one split."""
+        rows = [[tile.valid * fraction for fraction in tile.class_fractions] for tile in self.split(split)]
         return np.array(rows, np.float64).reshape(len(rows), len(self.meta.legend.names))
 
     def training_area(self) -> TrainingArea:
-        """Return where training tiles may be drawn."""
+        """Return the area from which random training crops are taken."""
         train = [(tile.scene, tile.window) for tile in self.tiles if tile.split == "train"]
-        held = [(tile.scene, tile.window) for tile in self.tiles if tile.split != "train"]
+        held_out = [(tile.scene, tile.window) for tile in self.tiles if tile.split != "train"]
         return TrainingArea.from_tiles(
-            {name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held
+            {name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held_out
         )
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: tiles by split, bands, ground size of a pixel, classes, and notes."""
+        """Return the lines that the command line prints: scenes, bands, pixel size, classes, tiles and notes."""
         meta = self.meta
         tiles = ", ".join(f"{len(self.split(split)):,} {split}" for split in SPLITS if self.split(split))
-        ground = f", {meta.resolution_m:.3g} m a pixel" if meta.resolution_m else ", no place on the ground"
-        figures = zip(meta.indices, meta.mean[meta.bands :], meta.std[meta.bands :], strict=True)
+        resolution = f", {meta.resolution_m:.3g} m per pixel" if meta.resolution_m else ", not georeferenced"
+        statistics = zip(meta.indices, meta.mean[meta.bands :], meta.std[meta.bands :], strict=True)
         return [
             f"scenes: {len(meta.scenes):,}, {meta.bands} {'band' if meta.bands == 1 else 'bands'} of "
-            f"{meta.dtype}{ground}",
-            *(f"index {i.name}: {i.formula}, mean {mean:.3g}, deviation {std:.3g}" for i, mean, std in figures),
-            f"classes: {', '.join(meta.legend.names)}{_form(meta)}",
+            f"{meta.dtype}{resolution}",
+            *(
+                f"index {i.name}: {i.formula}, mean {mean:.3g}, standard deviation {std:.3g}"
+                for i, mean, std in statistics
+            ),
+            f"classes: {', '.join(meta.legend.names)}{_label_remark(meta)}",
             f"tiles of {meta.settings.tile_px} px: {tiles}",
             *(f"{what}: {words}" for what, words in meta.source.items()),
             f"tile set: {self.folder}",
@@ -255,46 +257,46 @@ class TileSet:
         return {scene.name: scene for scene in self.meta.scenes}
 
     def image_path(self, scene: str) -> Path:
-        """Return where the image of a scene lies."""
+        """Return the path of a scene's image."""
         return self.folder / self.scenes[scene].image
 
     def mask_path(self, scene: str) -> Path:
-        """Return where the label mask of a scene lies."""
+        """Return the path of a scene's label mask."""
         return self.folder / self.meta.masks / f"{scene}.tif"
 
     def samples(self, split: Split, unique_pixels: bool = False, means: Sequence[float] = ()) -> "Samples":
-        """Return the tiles of one split as arrays, read when they are asked for.
+        """Return the tiles of one split as arrays, read on demand.
 
-        `means` of all bands are those of the run that the tiles are for, where it was trained on another tile set.
-        With `once`, a pixel that several tiles hold is labelled in the first of them only, so that sums over the
-        tiles count every pixel of the ground once.
+        `means` are those of all bands in the run's card, if the run was trained on another tile set. With
+        `unique_pixels`, a pixel in several tiles is labelled in the first of them only, so that sums over the tiles
+        count every pixel once.
         """
         tiles = self.split(split)
-        masked = (
+        masked_windows = (
             earlier_overlaps([(tile.scene, tile.window) for tile in tiles])
             if unique_pixels
             else tuple(() for _ in tiles)
         )
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
-        filling = tuple((means or self.meta.mean)[self.meta.bands :])
-        return Samples(tiles, masked, paths, self.meta.indices, filling, fractional=self.meta.fractional)
+        fill_values = tuple((means or self.meta.mean)[self.meta.bands :])
+        return Samples(tiles, masked_windows, paths, self.meta.indices, fill_values, fractional=self.meta.fractional)
 
 
-def _form(meta: TileSetMeta) -> str:
-    """Return in words what labels of a pixel may say besides one class."""
+def _label_remark(meta: TileSetMeta) -> str:
+    """Return a remark on overlapping or fractional labels; empty if each pixel has one class."""
     if meta.legend.overlapping:
-        return "; a pixel may be of several or of none"
-    return "; labels are shares of a pixel" if meta.fractional else ""
+        return "; overlapping: a pixel may belong to several or none"
+    return "; fractional labels" if meta.fractional else ""
 
 
 @dataclass
 class Samples:
     """Tiles as pairs of arrays: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
 
-    The image's bands, then the indices. Pixels that are not valid are 0 in all of them and 255 in the label; where a
-    valid pixel has no value of an index (0/0), it gets the index's mean, which scaling makes 0. Of masks that hold
-    shares the label is float32 (outputs, H, W) with NaN for 255. Goes to worker processes by `spawn`: open files stay
-    behind.
+    Channels are the image's bands, then the indices. Invalid pixels are 0 in all channels and 255 in the label. A valid
+    pixel without a finite index value (0/0) gets the mean of the index, which standardisation maps to 0. Fractional
+    labels are float32 (outputs, H, W) with NaN instead of 255. Can be pickled for worker processes; open files are not
+    included.
     """
 
     tiles: Sequence[Tile]
@@ -302,11 +304,11 @@ class Samples:
     paths: dict[str, tuple[Path, Path]]
     indices: tuple[Index, ...] = ()
     fill_values: tuple[float, ...] = ()
-    """Of each index, what stands where it has no value."""
+    """Value of each index for pixels where it is not finite."""
     training_area: TrainingArea | None = None
-    """Where training tiles may be drawn."""
+    """Area from which random crops are taken; None for no crops."""
     fractional: bool = False
-    """Whether the masks say how much of a pixel each class has."""
+    """Whether the masks have class fractions instead of class indices."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -320,7 +322,7 @@ class Samples:
         return image, label
 
     def random_crop(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], Label]:
-        """Return a tile from a random place near its own, on training ground; from its own where there are no crops."""
+        """Return a random crop near a tile, inside the training area; the tile itself without a training area."""
         tile = self.tiles[index]
         window = (
             tile.window
@@ -339,7 +341,7 @@ class Samples:
         return fill_missing(image, self.fill_values), label
 
     def name(self, index: int, /) -> str:
-        """Return where a tile lies, for messages: its scene, and the pixels of it."""
+        """Return the position of a tile for messages: its scene, rows and columns."""
         tile = self.tiles[index]
         rows, cols = (tile.window.row, tile.window.stop_row), (tile.window.col, tile.window.stop_col)
         return f"{tile.scene}, rows {rows[0]} to {rows[1] - 1}, columns {cols[0]} to {cols[1] - 1}"
@@ -348,7 +350,7 @@ class Samples:
         return {**self.__dict__, "_open": {}}
 
     def _image(self, path: Path) -> Image:
-        # A handful of open files serves any number of scenes.
+        # Keep at most 16 files open, whatever the number of scenes.
         if str(path) not in self._open:
             if len(self._open) >= 16:
                 self._open.pop(next(iter(self._open))).close()
@@ -357,13 +359,16 @@ class Samples:
 
 
 def check_fit(card: ModelCard, tile_set: TileSet) -> None:
-    """Raise InputError when a tile set has other classes, bands or pixels than a run was trained on."""
+    """Raise InputError if a tile set has other classes, bands, dtype or indices than a run was trained on."""
     meta = tile_set.meta
-    seen = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
-    needed = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
-    for what, got, want in zip(("classes", "bands", "pixels", "indices"), seen, needed, strict=True):
-        if got != want:
-            raise InputError(f"{tile_set.folder} has the {what} {got}; the run was trained on {want}.")
+    actual = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
+    expected = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
+    for what, found, needed in zip(("classes", "bands", "dtype", "indices"), actual, expected, strict=True):
+        if found != needed:
+            raise InputError(
+                f"{tile_set.folder} has the {what} {found}, but the run was trained on {needed}. "
+                "Use a matching tile set."
+            )
 
 
 def _classes(legend: Legend) -> tuple[str, ...]:

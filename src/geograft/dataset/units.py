@@ -1,9 +1,7 @@
-"""The pieces of ground that scores are resampled by: those that the split moved whole, or smaller where they are few.
+"""Resampling units for confidence intervals: the blocks, scenes or groups of the split.
 
-A cell is one block of one scene, or one whole scene; counts are kept by cell. A unit is one or more cells that show the
-same ground (two dates of one place), which are drawn together.
-
-Tiles that share no pixel, and which unit of the split each belongs to.
+A cell is a block of a scene or a whole scene; counts are kept by cell. A unit is one or more cells that show the same
+area, such as two dates, and are resampled together. Non-overlapping samples of tiles are numbered by unit too.
 """
 
 from bisect import bisect_right
@@ -17,65 +15,62 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from geograft.dataset.splits import ENOUGH_GROUPS, Place, block_parts, split_by_block
-from geograft.dataset.stratify import Part
+from geograft.dataset.splits import MIN_GROUPS, SplitScene, split_blocks, splits_by_block
+from geograft.dataset.stratify import SplitBlock
 from geograft.dataset.tileset import Split, TileSet
-from geograft.geo.coverage import Placed
+from geograft.geo.coverage import SceneWindow
 from geograft.geo.grid import Window
-from geograft.text import counted
+from geograft.text import pluralise
 
 Kind = Literal["scene", "group", "block"]
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A part of one scene that is counted by itself."""
+    """A block of a scene, or a whole scene, with counts of its own."""
 
     scene: str
     window: Window
     unit: str
-    """Name of the ground: cells of one unit are drawn together."""
+    """Name of the unit: cells of one unit are resampled together."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Where the tiles of one split lie."""
+    """The units and cells of the tiles of one split."""
 
     kind: Kind
     scenes: int
-    """How many scenes have tiles."""
+    """Number of scenes with tiles."""
     cells: tuple[Cell, ...]
-    """Those that have tiles, by scene and place."""
+    """The cells with tiles, sorted by scene and position."""
     cell_of: Int64[ndarray, " tiles"]
-    """Position of the cell of each tile."""
+    """Index of the cell of each tile."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The units, each once, in the order of the cells."""
+        """The names of the units, in the order of the cells."""
         return tuple(dict.fromkeys(cell.unit for cell in self.cells))
 
     @property
-    def words(self) -> str:
-        """How many units there are of what.
-
-        "6 scenes", "12 blocks of 2 scenes".
-        """
-        count = counted(len(self.names), self.kind)
-        return f"{count} of {counted(self.scenes, 'scene')}" if self.kind == "block" else count
+    def description(self) -> str:
+        """The number and kind of the units, such as "6 scenes" or "12 blocks of 2 scenes"."""
+        count = pluralise(len(self.names), self.kind)
+        return f"{count} of {pluralise(self.scenes, 'scene')}" if self.kind == "block" else count
 
     @property
     def caveat(self) -> str:
-        """What an interval over these units says nothing of; nothing where units are scenes."""
+        """A limit of intervals over these units; empty if units are scenes or groups."""
         if self.kind != "block":
             return ""
-        return f"Its blocks lie in {counted(self.scenes, 'scene')}: other places may differ by more."
+        return f"All blocks lie in {pluralise(self.scenes, 'scene')}: other areas may differ by more."
 
-    def summed(self, counts: ndarray) -> ndarray:
-        """Return counts by unit, of counts by cell (cells, ...)."""
+    def sum_by_unit(self, counts: ndarray) -> ndarray:
+        """Return counts by unit from counts by cell (cells, ...)."""
         return _summed(counts, [cell.unit for cell in self.cells])
 
-    def by_scene(self, counts: ndarray) -> dict[str, ndarray]:
-        """Return counts by scene, of counts by cell (cells, ...)."""
+    def sum_by_scene(self, counts: ndarray) -> dict[str, ndarray]:
+        """Return counts by scene from counts by cell (cells, ...)."""
         names = [cell.scene for cell in self.cells]
         return dict(zip(dict.fromkeys(names), _summed(counts, names), strict=True))
 
@@ -83,84 +78,84 @@ class Units:
 def units_of(tile_set: TileSet, split: Split) -> Units:
     """Return the units of the tiles of one split. Opens no image.
 
-    Blocks where the split was made by block; else scenes, or groups of scenes of the same ground. Where these are fewer
-    than six, the blocks that a split by block would make, for a handful of scenes gives no interval. A tile belongs to
-    the cell in which its centre lies.
+    Units are blocks if the split is by block, otherwise scenes or groups of scenes. If there are fewer than six scenes
+    or groups, which is too few for an interval, units are the blocks that a split by block would use. A tile belongs to
+    the cell that contains its centre.
     """
     tiles = tile_set.split(split)
-    kind, parts = _parts(tile_set, {tile.scene for tile in tiles})
-    frames = _frames(parts)
-    homes = [frames[tile.scene].holding(tile.window) for tile in tiles]
-    cells = sorted({Cell(part.scene, part.window, part.group) for part in homes})
+    kind, blocks = _unit_blocks(tile_set, {tile.scene for tile in tiles})
+    grids = _grids(blocks)
+    blocks_of_tiles = [grids[tile.scene].block_at(tile.window) for tile in tiles]
+    cells = sorted({Cell(block.scene, block.window, block.group) for block in blocks_of_tiles})
     position = {(cell.scene, cell.window): i for i, cell in enumerate(cells)}
-    cell_of = np.array([position[part.scene, part.window] for part in homes], np.int64)
+    cell_of = np.array([position[block.scene, block.window] for block in blocks_of_tiles], np.int64)
     return Units(kind, len({tile.scene for tile in tiles}), tuple(cells), cell_of)
 
 
-def ground_names(tile_set: TileSet, units: Units) -> list[str]:
-    """Return the ground of every cell where several splits are taken together, as the folds of a cross-validation are.
+def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
+    """Return the unit of each cell for scores pooled over several splits, such as the folds of a cross-validation.
 
-    What is too few scenes in one fold may be enough in all.
+    All folds together may have enough scenes even if a single fold does not.
     """
-    places = [Place(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
-    group_of = {place.name: place.group for place in places}
-    few = len(set(group_of.values())) < ENOUGH_GROUPS
-    if few or split_by_block(places, tile_set.meta.settings):
+    scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
+    group_of = {scene.name: scene.group for scene in scenes}
+    few = len(set(group_of.values())) < MIN_GROUPS
+    if few or splits_by_block(scenes, tile_set.meta.settings):
         return [cell.unit for cell in units.cells]
     return [group_of[cell.scene] for cell in units.cells]
 
 
-def _parts(tile_set: TileSet, named: set[str]) -> tuple[Kind, list[Part]]:
-    """Return what the ground of the scenes `named` is cut into."""
-    places = [Place(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
-    groups = {place.group for place in places if place.name in named}
+def _unit_blocks(tile_set: TileSet, named: set[str]) -> tuple[Kind, list[SplitBlock]]:
+    """Return the kind of unit and the blocks of the named scenes."""
+    scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
+    groups = {scene.group for scene in scenes if scene.name in named}
     settings = tile_set.meta.settings
-    if split_by_block(places, settings) or len(groups) < ENOUGH_GROUPS:
-        return "block", block_parts(places, settings)
+    if splits_by_block(scenes, settings) or len(groups) < MIN_GROUPS:
+        return "block", split_blocks(scenes, settings)
     kind: Kind = "scene" if len(groups) == len(named) else "group"
-    return kind, [Part(place.name, place.window, place.group) for place in places]
+    return kind, [SplitBlock(scene.name, scene.window, scene.group) for scene in scenes]
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """The parts of one scene, which lie in rows and columns, by their upper left corner."""
+class _BlockGrid:
+    """The blocks of one scene, which form a grid, by their upper left corner."""
 
     rows: list[int]
     cols: list[int]
-    parts: Mapping[tuple[int, int], Part]
+    blocks: Mapping[tuple[int, int], SplitBlock]
 
-    def holding(self, window: Window) -> Part:
-        """Return the part in which the centre of a window lies."""
+    def block_at(self, window: Window) -> SplitBlock:
+        """Return the block that contains the centre of a window."""
         row, col = window.row + window.height // 2, window.col + window.width // 2
-        return self.parts[self.rows[bisect_right(self.rows, row) - 1], self.cols[bisect_right(self.cols, col) - 1]]
+        return self.blocks[self.rows[bisect_right(self.rows, row) - 1], self.cols[bisect_right(self.cols, col) - 1]]
 
 
-def _frames(parts: Sequence[Part]) -> dict[str, _Frame]:
-    by_scene: dict[str, list[Part]] = defaultdict(list)
-    for part in parts:
-        by_scene[part.scene].append(part)
+def _grids(blocks: Sequence[SplitBlock]) -> dict[str, _BlockGrid]:
+    by_scene: dict[str, list[SplitBlock]] = defaultdict(list)
+    for block in blocks:
+        by_scene[block.scene].append(block)
     return {
-        scene: _Frame(
-            sorted({part.window.row for part in mine}),
-            sorted({part.window.col for part in mine}),
-            {(part.window.row, part.window.col): part for part in mine},
+        scene: _BlockGrid(
+            sorted({block.window.row for block in mine}),
+            sorted({block.window.col for block in mine}),
+            {(block.window.row, block.window.col): block for block in mine},
         )
         for scene, mine in by_scene.items()
     }
 
 
 def _summed(counts: ndarray, names: Sequence[str]) -> ndarray:
-    """Return the sums of rows of the same name, in the order in which names come first."""
+    """Return the sums of rows with the same name, in order of first appearance."""
     position = {name: i for i, name in enumerate(dict.fromkeys(names))}
     total = np.zeros((len(position), *counts.shape[1:]), counts.dtype)
     np.add.at(total, [position[name] for name in names], counts)
     return total
 
 
-def apart(tiles: Sequence[Placed]) -> list[int]:
-    """Return the positions of tiles of which no two share a pixel: each that lies apart from those taken before it.
+def non_overlapping_tiles(tiles: Sequence[SceneWindow]) -> list[int]:
+    """Return the positions of tiles that do not overlap, chosen greedily in the given order.
 
-    Time and memory follow the number of tiles.
+    Time and memory are proportional to the number of tiles.
     """
     edge = max((max(window.height, window.width) for _, window in tiles), default=1)
     taken: dict[tuple[str, int, int], list[Window]] = defaultdict(list)
@@ -168,21 +163,23 @@ def apart(tiles: Sequence[Placed]) -> list[int]:
     for position, (scene, window) in enumerate(tiles):
         row, col = window.row // edge, window.col // edge
         near = (taken.get((scene, row + i, col + j), ()) for i, j in product((-1, 0, 1), repeat=2))
-        if any(window.overlap(other) for some in near for other in some):
+        if any(window.intersection(other) for some in near for other in some):
             continue
         taken[scene, row, col].append(window)
         found.append(position)
     return found
 
 
-def sampled_apart(tile_set: TileSet, split: Split, most: int) -> tuple[list[int], Int64[ndarray, " n"]]:
-    """Return positions of at most `most` tiles of a split that share no pixel, and the number of the unit of each.
+def sample_non_overlapping_tiles(
+    tile_set: TileSet, split: Split, max_tiles: int
+) -> tuple[list[int], Int64[ndarray, " n"]]:
+    """Return positions of at most `max_tiles` non-overlapping tiles of a split, and the number of each one's unit.
 
-    Of more a random choice, the same one every time. Units are those that the split moved whole: see `units`.
+    If there are more, a random sample with a fixed seed is taken. For units see `units_of`.
     """
-    positions = apart([(tile.scene, tile.window) for tile in tile_set.split(split)])
-    if len(positions) > most:
-        positions = sorted(np.random.default_rng(0).choice(positions, most, replace=False).tolist())
+    positions = non_overlapping_tiles([(tile.scene, tile.window) for tile in tile_set.split(split)])
+    if len(positions) > max_tiles:
+        positions = sorted(np.random.default_rng(0).choice(positions, max_tiles, replace=False).tolist())
     units = units_of(tile_set, split)
     names = [units.cells[units.cell_of[position]].unit for position in positions]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
