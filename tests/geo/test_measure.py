@@ -1,4 +1,4 @@
-"""Sides of pixels in metres on the ground, whatever the CRS."""
+"""Pixel sizes in metres, in any CRS."""
 
 import pytest
 from affine import Affine
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 
 from geograft.geo.grid import Grid
-from geograft.geo.measure import central_sides_m, method, resolution_m
+from geograft.geo.measure import central_pixel_size_m, measurement_method, resolution_m
 from tests.support.rasters import TENTH_METRE
 
 METRE = Affine(1, 0, 500_000, 0, -1, 4_900_000)
@@ -25,12 +25,12 @@ METRE = Affine(1, 0, 500_000, 0, -1, 4_900_000)
         ("EPSG:3035", Affine(1, 0, 4321000, 0, -1, 3210000), "planar"),
     ],
 )
-def test_the_way_of_measuring_goes_by_the_crs(crs: str | None, transform: Affine, expected: str) -> None:
+def test_the_measurement_method_depends_on_the_crs(crs: str | None, transform: Affine, expected: str) -> None:
     grid = Grid(100, 100, transform, CRS.from_user_input(crs) if crs else None)
-    assert method(grid) == expected
+    assert measurement_method(grid) == expected
 
 
-def test_resolution_is_in_metres_on_the_ground() -> None:
+def test_resolution_is_in_metres() -> None:
     assert resolution_m(Grid(10, 10, TENTH_METRE, None)) is None
     assert resolution_m(Grid(10, 10, TENTH_METRE, CRS.from_epsg(32612))) == pytest.approx(0.1)
     feet = Grid(10, 10, TENTH_METRE, CRS.from_epsg(2225))
@@ -40,20 +40,20 @@ def test_resolution_is_in_metres_on_the_ground() -> None:
     assert resolution_m(degrees) == pytest.approx((111.3195 * 110.574) ** 0.5, rel=1e-4)
 
 
-def test_the_sides_of_a_pixel() -> None:
+def test_pixel_size() -> None:
     utm, degrees = CRS.from_epsg(32612), CRS.from_epsg(4326)
-    assert central_sides_m(Grid(9, 9, TENTH_METRE @ Affine.scale(1, 3), utm)) == pytest.approx((0.1, 0.3))
-    assert central_sides_m(Grid(9, 9, TENTH_METRE @ Affine.rotation(30), utm)) == pytest.approx((0.1, 0.1))
-    assert central_sides_m(Grid(9, 9, TENTH_METRE, None)) == (1, 1)
+    assert central_pixel_size_m(Grid(9, 9, TENTH_METRE @ Affine.scale(1, 3), utm)) == pytest.approx((0.1, 0.3))
+    assert central_pixel_size_m(Grid(9, 9, TENTH_METRE @ Affine.rotation(30), utm)) == pytest.approx((0.1, 0.1))
+    assert central_pixel_size_m(Grid(9, 9, TENTH_METRE, None)) == (1, 1)
     far_north = Grid(2, 2, Affine(1e-5, 0, 20, 0, -1e-5, 60), degrees)
-    assert central_sides_m(far_north) == pytest.approx((0.558, 1.114), rel=1e-3)
+    assert central_pixel_size_m(far_north) == pytest.approx((0.558, 1.114), rel=1e-3)
 
 
 @given(lon=st.floats(-179, 179), lat=st.floats(-80, 80), side=st.floats(0.05, 100))
-def test_a_pixel_of_web_mercator_is_as_long_as_a_walk_along_it(lon: float, lat: float, side: float) -> None:
+def test_pixel_size_in_web_mercator_agrees_with_utm(lon: float, lat: float, side: float) -> None:
     mercator, degrees = CRS.from_epsg(3857), CRS.from_epsg(4326)
     x, y = Transformer.from_crs(degrees, mercator, always_xy=True).transform(lon, lat)
-    across, down = central_sides_m(Grid(2, 2, Affine(side, 0, x - side, 0, -side, y + side), mercator))
+    across, down = central_pixel_size_m(Grid(2, 2, Affine(side, 0, x - side, 0, -side, y + side), mercator))
     # UTM errs by 0.1 % at most inside its zone. Near the equator the plane of Web Mercator does for lengths, by 1.2 %.
     utm = CRS.from_dict({"proj": "utm", "zone": int((lon + 180) // 6) + 1, "south": lat < 0})
     there = Transformer.from_crs(mercator, utm, always_xy=True)

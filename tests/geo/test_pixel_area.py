@@ -1,4 +1,4 @@
-"""Areas of pixels, against the areas of their outlines."""
+"""Pixel areas equal the areas of the pixels' outlines."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_areas_are_those_of_the_outlines(name: str) -> None:
+def test_pixel_areas_equal_areas_of_outlines(name: str) -> None:
     crs, transform = GRIDS[name]
     grid = Grid(300, 200, transform, CRS.from_user_input(crs) if crs else None)
     window = Window(37, 21, 150, 83)
@@ -36,7 +36,7 @@ def test_areas_are_those_of_the_outlines(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["web mercator", "polar stereographic", "turned degrees"])
-def test_blocks_say_the_same_as_the_whole(name: str) -> None:
+def test_windows_agree_with_the_whole(name: str) -> None:
     crs, transform = GRIDS[name]
     grid = Grid(300, 200, transform, CRS.from_user_input(crs))
     whole = pixel_areas(grid, grid.window)
@@ -44,7 +44,7 @@ def test_blocks_say_the_same_as_the_whole(name: str) -> None:
         assert pixel_areas(grid, window) == pytest.approx(whole[window.slices], rel=1e-6)
 
 
-def test_the_whole_earth_in_degrees() -> None:
+def test_pixel_areas_sum_to_the_area_of_the_earth() -> None:
     """Pixels of a quarter of a degree add up to the ellipsoid of GRS 80: Moritz (2000), the radius of
     the sphere of the same surface is 6,371,007.1810 m."""
     grid = Grid(720, 1440, Affine(0.25, 0, -180, 0, -0.25, 90), CRS.from_epsg(4326))

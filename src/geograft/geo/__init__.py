@@ -1,1 +1,1 @@
-"""Grids, rasters and vector layers: the only code that opens geodata."""
+"""Grids, rasters and vector layers. All reading and writing of geodata happens here."""

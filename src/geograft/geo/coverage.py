@@ -1,4 +1,4 @@
-"""Which pixels tiles share: exact counts from the tiles' corners alone, so that no array grows with the raster."""
+"""Overlap between sets of tiles: exact pixel counts from tile corners alone, without arrays of the raster's size."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,214 +13,216 @@ from numpy import ndarray
 
 from geograft.geo.grid import Window
 
-Placed = tuple[str, Window]
-"""A scene's name and a window of it."""
+SceneWindow = tuple[str, Window]
+"""The name of a scene, and a window of it."""
 
 OUTWARDS = np.array([-1, -1, 1, 1])
-CELLS_AT_ONCE = 1 << 22
-TILES_AT_ONCE = 4096
+CHUNK_CELLS = 1 << 22
+CHUNK_TILES = 4096
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of some tiles other tiles hold as well. Counts, so that scenes add up."""
+    """How much of a set of tiles other tiles cover. All fields are counts, so scenes can be summed."""
 
     tiles: int = 0
-    inside: int = 0
-    """Tiles of which every pixel is shared."""
-    apart: int = 0
-    """Tiles of which no pixel is shared."""
+    contained: int = 0
+    """Tiles that other tiles cover completely."""
+    disjoint: int = 0
+    """Tiles that no other tile overlaps."""
     pixels: int = 0
-    """Pixels, counted again in every tile that holds them."""
+    """Pixels, counted once per tile."""
     shared_pixels: int = 0
-    ground: int = 0
-    """Pixels, counted once however many tiles hold them."""
-    shared_ground: int = 0
+    unique_pixels: int = 0
+    """Pixels, each counted once however many tiles contain it."""
+    shared_unique_pixels: int = 0
 
     @property
-    def pixel_share(self) -> float:
-        """Share of the pixels, counted per tile, that the other tiles hold too; 0 without tiles."""
+    def pixel_fraction(self) -> float:
+        """Fraction of the pixels, counted per tile, that other tiles cover; 0 without tiles."""
         return self.shared_pixels / max(self.pixels, 1)
 
     @property
-    def ground_share(self) -> float:
-        """Share of the pixels, counted once, that the other tiles hold too; 0 without tiles."""
-        return self.shared_ground / max(self.ground, 1)
+    def unique_pixel_fraction(self) -> float:
+        """Fraction of the pixels, each counted once, that other tiles cover; 0 without tiles."""
+        return self.shared_unique_pixels / max(self.unique_pixels, 1)
 
     @property
-    def inside_share(self) -> float:
-        """Share of the tiles that lie wholly in other tiles; 0 without tiles."""
-        return self.inside / max(self.tiles, 1)
+    def contained_fraction(self) -> float:
+        """Fraction of the tiles that other tiles cover completely; 0 without tiles."""
+        return self.contained / max(self.tiles, 1)
 
     def __add__(self, other: "Overlap") -> "Overlap":
-        return Overlap(*(mine + theirs for mine, theirs in zip(self._counts, other._counts, strict=True)))
+        return Overlap(*(a + b for a, b in zip(self._counts, other._counts, strict=True)))
 
     @property
     def _counts(self) -> tuple[int, ...]:
         return tuple(vars(self).values())
 
 
-def overlap(tiles: Iterable[Placed], others: Iterable[Placed]) -> Overlap:
-    """Return how much of `tiles` lies in any of `others`, scene by scene.
+def tile_overlap(tiles: Iterable[SceneWindow], others: Iterable[SceneWindow]) -> Overlap:
+    """Return how much of `tiles` the tiles in `others` of the same scenes cover.
 
-    Exact. Time and memory follow the number of distinct tile edges, never the raster; 200,000 tiles take seconds.
+    Exact. Time and memory grow with the number of distinct tile edges, not with the raster; 200,000 tiles take seconds.
     """
-    theirs = _by_scene(others)
-    return sum((_scene_overlap(boxes, theirs.get(scene, NONE)) for scene, boxes in _by_scene(tiles).items()), Overlap())
+    other_boxes = _by_scene(others)
+    overlaps = (_scene_overlap(boxes, other_boxes.get(scene, NO_BOXES)) for scene, boxes in _by_scene(tiles).items())
+    return sum(overlaps, Overlap())
 
 
-def smallest_gap(tiles: Iterable[Placed], others: Iterable[Placed]) -> int | None:
-    """Return how many pixels lie between the two nearest windows, one of each kind, in the same scene.
+def smallest_gap(tiles: Iterable[SceneWindow], others: Iterable[SceneWindow]) -> int | None:
+    """Return the smallest distance in pixels between a tile of `tiles` and one of `others` in the same scene.
 
-    The larger of the gap in rows and the gap in columns counts (Chebyshev distance); 0 when they touch or overlap.
-    None when no scene holds both kinds.
+    The distance is the larger of the gaps in rows and columns (Chebyshev); 0 when two touch or overlap. None when no
+    scene has tiles of both sets.
     """
-    theirs = _by_scene(others)
-    gaps = (_scene_gap(boxes, theirs[scene]) for scene, boxes in _by_scene(tiles).items() if scene in theirs)
+    other_boxes = _by_scene(others)
+    gaps = (_scene_gap(boxes, other_boxes[scene]) for scene, boxes in _by_scene(tiles).items() if scene in other_boxes)
     return min(gaps, default=None)
 
 
-def earlier_overlaps(tiles: Sequence[Placed]) -> tuple[tuple[Window, ...], ...]:
-    """Return for every tile the parts of it, in its own pixels, that earlier tiles of its scene hold.
+def earlier_overlaps(tiles: Sequence[SceneWindow]) -> tuple[tuple[Window, ...], ...]:
+    """Return for each tile the windows, in its own pixels, that earlier tiles of its scene cover.
 
-    Parts that lie in another part of the same tile are left out; the rest may overlap each other.
+    Windows contained in another one of the same tile are omitted; the others may overlap.
     """
-    found: list[tuple[Window, ...]] = [()] * len(tiles)
-    places: dict[str, list[int]] = defaultdict(list)
+    overlaps: list[tuple[Window, ...]] = [()] * len(tiles)
+    by_scene: dict[str, list[int]] = defaultdict(list)
     for index, (scene, _) in enumerate(tiles):
-        places[scene].append(index)
-    for indices in places.values():
+        by_scene[scene].append(index)
+    for indices in by_scene.values():
         windows = [tiles[index][1] for index in indices]
         for later, parts in _earlier_in_scene(windows):
-            found[indices[later]] = parts
-    return tuple(found)
+            overlaps[indices[later]] = parts
+    return tuple(overlaps)
 
 
-def boxes_of(windows: Iterable[Window]) -> Int64[ndarray, "n 4"]:
+def window_boxes(windows: Iterable[Window]) -> Int64[ndarray, "n 4"]:
     """Return windows as rows of (row, col, stop_row, stop_col)."""
     corners = [(w.row, w.col, w.stop_row, w.stop_col) for w in windows]
     return np.array(corners, dtype=np.int64).reshape(-1, 4)
 
 
 def covered_pixels(boxes: Int64[ndarray, "n 4"], by: Int64[ndarray, "m 4"]) -> Int64[ndarray, " n"]:
-    """Return for every box how many of its pixels lie in at least one box of `by`."""
+    """Return for each box how many of its pixels at least one box of `by` covers."""
     total = np.zeros(len(boxes), dtype=np.int64)
     for rows, cols in _bands(boxes, by):
-        area = _held(by, rows, cols) * np.outer(np.diff(rows), np.diff(cols))
+        area = _covered_cells(by, rows, cols) * np.outer(np.diff(rows), np.diff(cols))
         table = np.pad(area.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        top, left, bottom, right = _places(boxes, rows, cols)
+        top, left, bottom, right = _cell_indices(boxes, rows, cols)
         total += table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
     return total
 
 
-def areas(boxes: Int64[ndarray, "n 4"]) -> Int64[ndarray, " n"]:
-    """Return the number of pixels of every box."""
+def box_areas(boxes: Int64[ndarray, "n 4"]) -> Int64[ndarray, " n"]:
+    """Return the number of pixels of each box."""
     size: Int64[ndarray, " n"] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return size
 
 
-NONE = boxes_of(())
+NO_BOXES = window_boxes(())
 
 
-def _by_scene(tiles: Iterable[Placed]) -> dict[str, Int64[ndarray, "_ 4"]]:
+def _by_scene(tiles: Iterable[SceneWindow]) -> dict[str, Int64[ndarray, "_ 4"]]:
     windows: dict[str, list[Window]] = defaultdict(list)
     for scene, window in tiles:
         windows[scene].append(window)
-    return {scene: boxes_of(found) for scene, found in windows.items()}
+    return {scene: window_boxes(in_scene) for scene, in_scene in windows.items()}
 
 
 def _scene_overlap(boxes: Int64[ndarray, "n 4"], others: Int64[ndarray, "m 4"]) -> Overlap:
-    pixels, shared = areas(boxes), covered_pixels(boxes, others)
-    ground = shared_ground = 0
+    pixels, shared = box_areas(boxes), covered_pixels(boxes, others)
+    unique = shared_unique = 0
     for rows, cols in _bands(boxes, others):
-        area, mine = np.outer(np.diff(rows), np.diff(cols)), _held(boxes, rows, cols)
-        ground += int(area[mine].sum())
-        shared_ground += int(area[mine & _held(others, rows, cols)].sum())
-    inside, apart = int((shared == pixels).sum()), int((shared == 0).sum())
-    return Overlap(len(boxes), inside, apart, int(pixels.sum()), int(shared.sum()), ground, shared_ground)
+        area, covered = np.outer(np.diff(rows), np.diff(cols)), _covered_cells(boxes, rows, cols)
+        unique += int(area[covered].sum())
+        shared_unique += int(area[covered & _covered_cells(others, rows, cols)].sum())
+    contained, disjoint = int((shared == pixels).sum()), int((shared == 0).sum())
+    return Overlap(len(boxes), contained, disjoint, int(pixels.sum()), int(shared.sum()), unique, shared_unique)
 
 
 def _bands(*kinds: Int64[ndarray, "_ 4"]) -> Iterator[tuple[Int64[ndarray, " _"], Int64[ndarray, " _"]]]:
-    """Yield the distinct row edges, a band at a time, each with all column edges.
+    """Yield the distinct row edges in bands of bounded size, each band with all column edges.
 
-    Between two edges next to each other every box is either there or not, so that one cell stands for all its pixels.
+    Between two consecutive edges no box begins or ends, so one cell represents all its pixels.
     """
     boxes = np.concatenate(kinds)
     rows, cols = np.unique(boxes[:, [0, 2]]), np.unique(boxes[:, [1, 3]])
-    step = max(CELLS_AT_ONCE // max(len(cols), 1), 1)
+    step = max(CHUNK_CELLS // max(len(cols), 1), 1)
     for first in range(0, len(rows) - 1, step):
         yield rows[first : first + step + 1], cols
 
 
-def _places(
+def _cell_indices(
     boxes: Int64[ndarray, "n 4"], rows: Int64[ndarray, " r"], cols: Int64[ndarray, " c"]
 ) -> tuple[Int[ndarray, " n"], Int[ndarray, " n"], Int[ndarray, " n"], Int[ndarray, " n"]]:
-    # A box outside the band begins and ends at the same place, and so counts for nothing.
-    within = np.clip(boxes[:, [0, 2]], rows[0], rows[-1])
-    top, bottom = np.searchsorted(rows, within).T
+    # A box outside the band is clipped to zero height, and so counts for nothing.
+    clipped = np.clip(boxes[:, [0, 2]], rows[0], rows[-1])
+    top, bottom = np.searchsorted(rows, clipped).T
     left, right = np.searchsorted(cols, boxes[:, [1, 3]]).T
     return top, left, bottom, right
 
 
-def _held(
+def _covered_cells(
     boxes: Int64[ndarray, "n 4"], rows: Int64[ndarray, " r"], cols: Int64[ndarray, " c"]
 ) -> Bool[ndarray, "r-1 c-1"]:
-    # Summed-area trick backwards: +1 and -1 at the corners, summed over rows and columns, count the boxes of a cell.
+    # Inverse of a summed-area table: +1 and -1 at the corners, summed over rows and columns, count the boxes per cell.
     count = np.zeros((len(rows), len(cols)), dtype=np.int32)
-    top, left, bottom, right = _places(boxes, rows, cols)
+    top, left, bottom, right = _cell_indices(boxes, rows, cols)
     for row, col, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
         np.add.at(count, (row, col), sign)
-    held: Bool[ndarray, "r-1 c-1"] = count.cumsum(0).cumsum(1)[:-1, :-1] > 0
-    return held
+    covered: Bool[ndarray, "r-1 c-1"] = count.cumsum(0).cumsum(1)[:-1, :-1] > 0
+    return covered
 
 
 def _scene_gap(boxes: Int64[ndarray, "n 4"], others: Int64[ndarray, "m 4"]) -> int:
     tree = shapely.STRtree(_shapes(others))
-    # Chebyshev's distance is at most Euclid's, so the nearest pair lies among those that the shortest of these reaches.
+    # Chebyshev distance never exceeds Euclidean distance, so the pair nearest by the former is within `reach`.
     nearest = tree.query_nearest(_shapes(boxes), return_distance=True, all_matches=False)[1]
     reach = int(nearest.min())
     best = reach
-    for first in range(0, len(boxes), TILES_AT_ONCE):
-        some = boxes[first : first + TILES_AT_ONCE]
-        mine, their = tree.query(_shapes(some + reach * OUTWARDS))
-        if len(mine):
-            a, b = some[mine], others[their]
-            between = np.maximum(a[:, :2] - b[:, 2:], b[:, :2] - a[:, 2:]).max(axis=1)
-            best = min(best, max(int(between.min()), 0))
+    for first in range(0, len(boxes), CHUNK_TILES):
+        chunk = boxes[first : first + CHUNK_TILES]
+        index, other_index = tree.query(_shapes(chunk + reach * OUTWARDS))
+        if len(index):
+            a, b = chunk[index], others[other_index]
+            gaps = np.maximum(a[:, :2] - b[:, 2:], b[:, :2] - a[:, 2:]).max(axis=1)
+            best = min(best, max(int(gaps.min()), 0))
     return best
 
 
 def _earlier_in_scene(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]]]:
-    boxes = boxes_of(windows)
+    boxes = window_boxes(windows)
     shapes = _shapes(boxes)
     tree = shapely.STRtree(shapes)
-    for first in range(0, len(boxes), TILES_AT_ONCE):
-        later, earlier = tree.query(shapes[first : first + TILES_AT_ONCE])
+    for first in range(0, len(boxes), CHUNK_TILES):
+        later, earlier = tree.query(shapes[first : first + CHUNK_TILES])
         later, earlier = later[earlier < later + first] + first, earlier[earlier < later + first]
         low, high = np.maximum(boxes[later, :2], boxes[earlier, :2]), np.minimum(boxes[later, 2:], boxes[earlier, 2:])
-        real = (low < high).all(axis=1)
-        tile, part = _outermost(later[real], np.hstack([low, high])[real])
-        within = np.hstack([part[:, :2] - boxes[tile, :2], part[:, 2:] - part[:, :2]]).tolist()
-        rows = zip(tile.tolist(), (Window(*corner) for corner in within), strict=True)
+        nonempty = (low < high).all(axis=1)
+        tile, part = _drop_contained(later[nonempty], np.hstack([low, high])[nonempty])
+        relative = np.hstack([part[:, :2] - boxes[tile, :2], part[:, 2:] - part[:, :2]]).tolist()
+        rows = zip(tile.tolist(), (Window(*row) for row in relative), strict=True)
         for index, parts in groupby(rows, key=itemgetter(0)):
             yield index, tuple(window for _, window in parts)
 
 
-def _outermost(
+def _drop_contained(
     tile: Int[ndarray, " n"], part: Int64[ndarray, "n 4"]
 ) -> tuple[Int[ndarray, " k"], Int64[ndarray, "k 4"]]:
-    # Largest parts first, tile by tile: the first part left of every tile stays, and takes away all that lie in it.
-    order = np.lexsort((*part.T[::-1], -areas(part), tile))
-    left, kept = order, [order[:0]]
-    while len(left):
-        leads = np.diff(tile[left], prepend=-1) != 0
-        kept.append(left[leads])
-        lead = part[left[leads]][leads.cumsum() - 1]
-        inside = (part[left, :2] >= lead[:, :2]).all(axis=1) & (part[left, 2:] <= lead[:, 2:]).all(axis=1)
-        left = left[~inside]
-    found = np.concatenate(kept)
-    found = found[np.argsort(tile[found], kind="stable")]
-    return tile[found], part[found]
+    # Per tile, largest parts first: keep the first remaining part, and drop all parts that it contains.
+    order = np.lexsort((*part.T[::-1], -box_areas(part), tile))
+    remaining, kept = order, [order[:0]]
+    while len(remaining):
+        is_first = np.diff(tile[remaining], prepend=-1) != 0
+        kept.append(remaining[is_first])
+        first = part[remaining[is_first]][is_first.cumsum() - 1]
+        begins_inside = (part[remaining, :2] >= first[:, :2]).all(axis=1)
+        contained = begins_inside & (part[remaining, 2:] <= first[:, 2:]).all(axis=1)
+        remaining = remaining[~contained]
+    index = np.concatenate(kept)
+    index = index[np.argsort(tile[index], kind="stable")]
+    return tile[index], part[index]
 
 
 def _shapes(boxes: Int64[ndarray, "n 4"]) -> Shaped[ndarray, " n"]:

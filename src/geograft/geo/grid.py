@@ -1,8 +1,6 @@
-"""Where pixels lie. A Grid is a raster's frame on the ground, a Window a rectangle of its pixels; rows before columns.
+"""Raster geometry: a `Grid` is a raster's shape, transform and CRS, a `Window` a rectangle of its pixels, rows first.
 
-Both are values: nothing here opens a file or changes in place.
-
-Which of many windows lie at a place, without asking each of them.
+Both are immutable values, and no function here opens a file. `WindowIndex` is a spatial index over windows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from shapely import Polygon, STRtree, box
 
 @dataclass(frozen=True, order=True)
 class Window:
-    """`height` x `width` pixels whose upper left one is at (`row`, `col`) of a grid."""
+    """A rectangle of `height` x `width` pixels with its upper left pixel at (`row`, `col`) of a grid."""
 
     row: int
     col: int
@@ -47,29 +45,29 @@ class Window:
         """The window's border in pixels, (column, row)."""
         return box(self.col, self.row, self.stop_col, self.stop_row)
 
-    def overlap(self, other: "Window") -> "Window | None":
-        """Return the pixels that both windows hold, or None when they share none."""
+    def intersection(self, other: "Window") -> "Window | None":
+        """Return the window of the pixels in both windows, or None when they are disjoint."""
         row, col = max(self.row, other.row), max(self.col, other.col)
         height = min(self.stop_row, other.stop_row) - row
         width = min(self.stop_col, other.stop_col) - col
         return Window(row, col, height, width) if height > 0 and width > 0 else None
 
-    def within(self, other: "Window") -> "Window":
-        """Return the same pixels counted from the upper left pixel of `other`."""
+    def relative_to(self, other: "Window") -> "Window":
+        """Return the same window with row and column counted from the upper left pixel of `other`."""
         return Window(self.row - other.row, self.col - other.col, self.height, self.width)
 
-    def grown(self, margin: int) -> "Window":
-        """Return the window with `margin` more pixels on each of its four sides; it may begin at negative rows."""
+    def pad(self, margin: int) -> "Window":
+        """Return the window extended by `margin` pixels on each side; its row and column may become negative."""
         return Window(self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin)
 
     def to_rasterio(self) -> RasterioWindow:
-        """Return the window in rasterio's own order, columns first."""
+        """Return the window as rasterio's type."""
         return RasterioWindow(self.col, self.row, self.width, self.height)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`height` x `width` pixels; `transform` takes (column, row) to (x, y) in `crs`. Without `crs`, in pixels."""
+    """A raster's shape, affine transform from (column, row) to (x, y), and CRS (None: not georeferenced)."""
 
     height: int
     width: int
@@ -78,66 +76,66 @@ class Grid:
 
     @property
     def window(self) -> Window:
-        """The window that holds every pixel of the grid."""
+        """The window of the whole grid."""
         return Window(0, 0, self.height, self.width)
 
     def crop(self, window: Window) -> "Grid":
-        """Return the grid of the pixels of `window` alone."""
+        """Return the grid of `window`."""
         shifted = self.transform @ Affine.translation(window.col, window.row)
         return Grid(window.height, window.width, shifted, self.crs)
 
     def footprint(self, window: Window | None = None) -> Polygon:
-        """Return the outline of `window` (default: of the whole grid) in ground coordinates."""
+        """Return the outline of `window` (default: the whole grid) in CRS coordinates."""
         w = window or self.window
         corners = ((w.col, w.row), (w.stop_col, w.row), (w.stop_col, w.stop_row), (w.col, w.stop_row))
         return Polygon([self.transform @ corner for corner in corners])
 
 
-def transformed(points: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:
-    """Return where a transform takes points, (x, y) or (column, row)."""
+def transform_points(points: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:
+    """Return points, (x, y) or (column, row), after an affine transform."""
     a, b, c, d, e, f = transform[:6]
     x, y = points.T
     return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
 
 
-def starts(length: int, size: int, stride: int) -> list[int]:
-    """Return where windows of `size` begin so that they cover `length`: every `stride`, the last one flush.
+def window_offsets(length: int, size: int, stride: int) -> list[int]:
+    """Return the start offsets of windows of `size` that cover `length`: one per `stride`, the last flush with the end.
 
     >>> starts(500, 224, 224)
     [0, 224, 276]
     >>> starts(100, 224, 112)
     [0]
     """
-    regular = list(range(0, max(length - size, 0) + 1, stride))
-    flush = max(length - size, 0)
-    return regular if regular[-1] == flush else [*regular, flush]
+    last = max(length - size, 0)
+    regular = list(range(0, last + 1, stride))
+    return regular if regular[-1] == last else [*regular, last]
 
 
 def tiling(area: Window, size: int, stride: int) -> list[Window]:
-    """Return square windows of `size` that cover `area`, row by row; larger than `area` where it is too small."""
+    """Return square windows of `size` that cover `area`, row by row; they exceed an area smaller than `size`."""
     return [
         Window(area.row + row, area.col + col, size, size)
-        for row in starts(area.height, size, stride)
-        for col in starts(area.width, size, stride)
+        for row in window_offsets(area.height, size, stride)
+        for col in window_offsets(area.width, size, stride)
     ]
 
 
-def cells(area: Window, height: int, width: int) -> Iterator[Window]:
-    """Yield windows of at most `height` x `width` that hold every pixel of `area` once, row by row."""
+def block_windows(area: Window, height: int, width: int) -> Iterator[Window]:
+    """Yield windows of at most `height` x `width` that partition `area`, row by row."""
     for row in range(area.row, area.stop_row, height):
         for col in range(area.col, area.stop_col, width):
             yield Window(row, col, min(height, area.stop_row - row), min(width, area.stop_col - col))
 
 
-class Places:
-    """Windows of one grid in a fixed order, found by where they lie; asking thousands costs microseconds."""
+class WindowIndex:
+    """A spatial index (R-tree) over windows of one grid. A query takes microseconds, for thousands of windows."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
         edges = np.array([(w.col, w.row, w.stop_col, w.stop_row) for w in windows], float).reshape(-1, 4)
         self._tree = STRtree(shapely.box(*edges.T))
 
-    def near(self, window: Window) -> list[int]:
-        """Return the positions of all windows that share a pixel with `window`, ascending."""
-        # Boxes that only touch are found too; half a pixel less leaves them out.
+    def query(self, window: Window) -> list[int]:
+        """Return the indices of all windows that share a pixel with `window`, ascending."""
+        # The tree also finds boxes that only touch; shrinking the query by half a pixel excludes them.
         box = shapely.box(window.col + 0.5, window.row + 0.5, window.stop_col - 0.5, window.stop_row - 0.5)
         return sorted(self._tree.query(box).tolist())

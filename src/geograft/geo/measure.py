@@ -1,8 +1,6 @@
-"""How long the pixels of a grid are on the ground, whatever its CRS.
+"""Pixel sizes, pixel areas, and areas and perimeters of shapes, in metres, for grids in any CRS.
 
-The area on the ground of every pixel of a grid, which is not the same everywhere in every CRS.
-
-Areas and lengths of shapes that are given in the pixels of a grid.
+Projections that distort areas (Web Mercator) and geographic CRSs are measured on the ellipsoid.
 """
 
 import math
@@ -19,51 +17,51 @@ from pyproj import Geod, Proj, Transformer
 from geograft.geo.grid import Grid, Window
 
 Method = Literal["pixels", "planar", "geodesic"]
-MOST_DISTORTED = 0.01
-"""From this relative error of areas on, a projection's plane is not measured in."""
+MAX_AREA_DISTORTION = 0.01
+"""Relative area error from which lengths and areas are measured on the ellipsoid rather than in the projection."""
 
 
-# Asked for every polygon and window of a map, and half a millisecond of pyproj's each time.
+# Called for every polygon and window of a map; pyproj takes half a millisecond each time.
 @lru_cache(maxsize=64)
-def method(grid: Grid) -> Method:
-    """Return how lengths and areas on `grid` are measured.
+def measurement_method(grid: Grid) -> Method:
+    """Return how to measure lengths and areas on `grid`.
 
-    In pixels without a CRS; on the ellipsoid where the CRS is geographic, or is a projection that errs in areas by
-    1 % or more at the grid's centre or corners (as Web Mercator does); in the projection's plane otherwise.
+    "pixels" without a CRS; "geodesic" (on the ellipsoid) for a geographic CRS, and for a projection whose areas are
+    wrong by 1 % or more at the grid's centre or corners (such as Web Mercator); "planar" otherwise.
     """
     if grid.crs is None:
         return "pixels"
-    if grid.crs.is_geographic or (grid.crs.is_projected and _distortion(grid) >= MOST_DISTORTED):
+    if grid.crs.is_geographic or (grid.crs.is_projected and _distortion(grid) >= MAX_AREA_DISTORTION):
         return "geodesic"
     return "planar"
 
 
-def pixel_sides_m(grid: Grid, col: float, row: float) -> tuple[float, float]:
-    """Return the length of a pixel along a row and along a column at a place in pixels, in metres; 1 without a CRS."""
-    chosen = method(grid)
+def pixel_size_m(grid: Grid, col: float, row: float) -> tuple[float, float]:
+    """Return the width and height in metres of the pixel at (`col`, `row`); 1 without a CRS."""
+    chosen = measurement_method(grid)
     if chosen == "pixels":
         return 1.0, 1.0
     centre, *ends = np.array([grid.transform @ place for place in ((col, row), (col + 1, row), (col, row + 1))])
     if chosen == "planar":
-        across, down = (math.dist(centre, end) * unit_m(grid) for end in ends)
+        across, down = (math.dist(centre, end) * crs_unit_m(grid) for end in ends)
     else:
-        start, *stops = degrees(np.array([centre, *ends]), grid)
-        across, down = (float(geod_of(grid).inv(*start, *stop)[2]) for stop in stops)
+        start, *stops = to_lonlat(np.array([centre, *ends]), grid)
+        across, down = (float(ellipsoid(grid).inv(*start, *stop)[2]) for stop in stops)
     return across, down
 
 
-def central_sides_m(grid: Grid) -> tuple[float, float]:
-    """Return `pixel_sides_m` at the grid's centre."""
-    return pixel_sides_m(grid, grid.width / 2, grid.height / 2)
+def central_pixel_size_m(grid: Grid) -> tuple[float, float]:
+    """Return the width and height in metres of the pixel at the grid's centre; 1 without a CRS."""
+    return pixel_size_m(grid, grid.width / 2, grid.height / 2)
 
 
 def resolution_m(grid: Grid) -> float | None:
-    """Return the geometric mean of a pixel's sides at the grid's centre, in metres; None without a CRS."""
-    return None if grid.crs is None else math.sqrt(math.prod(central_sides_m(grid)))
+    """Return the geometric mean of the pixel width and height at the grid's centre, in metres; None without a CRS."""
+    return None if grid.crs is None else math.sqrt(math.prod(central_pixel_size_m(grid)))
 
 
-def degrees(points: Float64[ndarray, "n 2"], grid: Grid) -> Float64[ndarray, "n 2"]:
-    """Return longitude and latitude of points in the coordinates of the grid's CRS."""
+def to_lonlat(points: Float64[ndarray, "n 2"], grid: Grid) -> Float64[ndarray, "n 2"]:
+    """Return points in the grid's CRS as (longitude, latitude) in the CRS's own datum."""
     assert grid.crs is not None
     if grid.crs.is_geographic:
         return points
@@ -72,50 +70,49 @@ def degrees(points: Float64[ndarray, "n 2"], grid: Grid) -> Float64[ndarray, "n 
     return np.stack(transformer.transform(*points.T), axis=1)
 
 
-def geod_of(grid: Grid) -> Geod:
-    """Return the ellipsoid of the grid's CRS; that of WGS 84 where it states none."""
+def ellipsoid(grid: Grid) -> Geod:
+    """Return the ellipsoid of the grid's CRS; WGS 84 where it has none."""
     return (grid.crs and grid.crs.get_geod()) or Geod(ellps="WGS84")
 
 
-def unit_m(grid: Grid) -> float:
-    """Return how many metres the unit of a projected CRS is."""
+def crs_unit_m(grid: Grid) -> float:
+    """Return the length in metres of the unit of a projected CRS."""
     assert grid.crs is not None
     return float(grid.crs.axis_info[0].unit_conversion_factor)
 
 
 def _distortion(grid: Grid) -> float:
-    """Return the largest relative error of areas at the grid's centre and corners."""
+    """Return the largest relative area error of the projection at the grid's centre and corners."""
     corners = shapely.get_coordinates(grid.footprint())
-    lon, lat = degrees(np.vstack([corners, corners[:4].mean(axis=0)]), grid).T
+    lon, lat = to_lonlat(np.vstack([corners, corners[:4].mean(axis=0)]), grid).T
     return float(np.abs(np.asarray(Proj(grid.crs).get_factors(lon, lat).areal_scale) - 1).max())
 
 
 LATTICE_PX = 16
-"""Areas that change along rows and columns are worked out at every 16th pixel, and linearly in between."""
+"""Areas that vary along rows and columns are computed at every 16th pixel and interpolated linearly."""
 
 
 def pixel_areas(grid: Grid, window: Window) -> Float64[ndarray, "h w"]:
-    """Return the area of each pixel of `window`, in m2; 1 where the grid has no CRS. See `metres.method`.
+    """Return the area of each pixel of `window`, in m2; 1 where the grid has no CRS. See `measurement_method`.
 
-    Where the plane is not true to areas, a pixel is the parallelogram on the ellipsoid between the middles of its four
-    sides, right to a millionth for pixels of up to some kilometres. The result may be a read-only view of one row or
-    column.
+    Geodesic areas are those of the parallelogram on the ellipsoid through the midpoints of the pixel's four sides,
+    exact to 1e-6 for pixels of up to some kilometres. The result may be a read-only broadcast of one row or column.
     """
     shape = window.height, window.width
     if grid.crs is None:
         return np.broadcast_to(1.0, shape)
-    if method(grid) == "planar":
-        return np.broadcast_to(abs(grid.transform.determinant) * unit_m(grid) ** 2, shape)
+    if measurement_method(grid) == "planar":
+        return np.broadcast_to(abs(grid.transform.determinant) * crs_unit_m(grid) ** 2, shape)
     rows, cols = window.row + np.arange(window.height), window.col + np.arange(window.width)
     if grid.crs.is_geographic and grid.transform.d == 0:
-        return np.broadcast_to(areas_on_ellipsoid(grid, rows[:, None], cols[None, :1]), shape)
+        return np.broadcast_to(ellipsoidal_areas(grid, rows[:, None], cols[None, :1]), shape)
     return _interpolated(grid, rows, cols)
 
 
 def _interpolated(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "h w"]:
-    """Return the area of each pixel, linearly between the points of a lattice."""
+    """Return the area of each pixel, interpolated bilinearly from a lattice."""
     lattice = [np.arange(axis[0], axis[-1] + LATTICE_PX + 1, LATTICE_PX) for axis in (rows, cols)]
-    known = areas_on_ellipsoid(grid, lattice[0][:, None], lattice[1][None, :])
+    known = ellipsoidal_areas(grid, lattice[0][:, None], lattice[1][None, :])
     part = [(axis - axis[0]) / LATTICE_PX for axis in (rows, cols)]
     (top, left), (row, col) = ([p.astype(np.intp) for p in part], [p % 1 for p in part])
     between = known[top] * (1 - row[:, None]) + known[top + 1] * row[:, None]
@@ -123,8 +120,8 @@ def _interpolated(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, 
     return areas
 
 
-def areas_on_ellipsoid(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "..."]:
-    """Return the area in m2 of the pixels of these rows and columns, arrays that fit each other's shape."""
+def ellipsoidal_areas(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "..."]:
+    """Return the area in m2 of the pixels at `rows` and `cols`, two arrays that broadcast."""
     across = _geocentric(grid, rows + 0.5, cols + 1) - _geocentric(grid, rows + 0.5, cols)
     down = _geocentric(grid, rows + 1, cols + 0.5) - _geocentric(grid, rows, cols + 0.5)
     areas: ndarray = np.linalg.norm(np.cross(across, down), axis=-1)
@@ -132,7 +129,7 @@ def areas_on_ellipsoid(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndar
 
 
 def _geocentric(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, "... 3"]:
-    """Return places in metres from the centre of the earth, where neither poles nor the date line are special.
+    """Return geocentric coordinates in metres, which have no singularity at the poles or the date line.
 
     Snyder (1987), "Map projections: a working manual", USGS Professional Paper 1395, eq. 4-20 for the radius.
     """
@@ -140,43 +137,46 @@ def _geocentric(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, ".
     a, b, c, d, e, f = grid.transform[:6]
     rows, cols = np.broadcast_arrays(rows, cols)
     to_degrees = Transformer.from_crs(grid.crs, grid.crs.geodetic_crs, always_xy=True)
-    turned = to_degrees.transform(a * cols + b * rows + c, d * cols + e * rows + f)
-    lon, lat = (np.asarray(angle) * grid.crs.geodetic_crs.axis_info[0].unit_conversion_factor for angle in turned)
-    geod = geod_of(grid)
+    angles = to_degrees.transform(a * cols + b * rows + c, d * cols + e * rows + f)
+    lon, lat = (np.asarray(angle) * grid.crs.geodetic_crs.axis_info[0].unit_conversion_factor for angle in angles)
+    geod = ellipsoid(grid)
     radius = geod.a / np.sqrt(1 - geod.es * np.sin(lat) ** 2)
-    around = radius * np.cos(lat)
-    return np.stack([around * np.cos(lon), around * np.sin(lon), radius * (1 - geod.es) * np.sin(lat)], axis=-1)
+    axis_distance = radius * np.cos(lat)
+    return np.stack(
+        [axis_distance * np.cos(lon), axis_distance * np.sin(lon), radius * (1 - geod.es) * np.sin(lat)], axis=-1
+    )
 
 
-def ground_transform(grid: Grid) -> Affine:
-    """Return what takes (column, row) to the ground coordinates that a GIS shows.
+def gis_transform(grid: Grid) -> Affine:
+    """Return the transform from (column, row) to the coordinates at which a GIS shows the pixel.
 
-    A grid without any place on the ground is turned upside down: a GIS draws its image below y = 0.
+    For a grid that is not georeferenced y is negated, since a GIS draws such an image below y = 0.
     """
-    placed = grid.crs is not None or not grid.transform.is_identity
-    return grid.transform if placed else grid.transform.scale(1, -1)
+    georeferenced = grid.crs is not None or not grid.transform.is_identity
+    return grid.transform if georeferenced else grid.transform.scale(1, -1)
 
 
-def on_ground(shapes: ndarray, grid: Grid) -> ndarray:
-    """Return (n,) shapes where `ground_transform` puts them, outer rings anticlockwise."""
-    a, b, c, d, e, f = ground_transform(grid)[:6]
+def to_gis_coordinates(shapes: ndarray, grid: Grid) -> ndarray:
+    """Return (n,) shapes in pixels after `gis_transform`, with outer rings counterclockwise."""
+    a, b, c, d, e, f = gis_transform(grid)[:6]
     matrix, shift = np.array([[a, d], [b, e]]), np.array([c, f])
-    ground: ndarray = shapely.transform(shapes, lambda points: points @ matrix + shift)
-    return np.asarray(shapely.orient_polygons(ground), object)
+    moved: ndarray = shapely.transform(shapes, lambda points: points @ matrix + shift)
+    return np.asarray(shapely.orient_polygons(moved), object)
 
 
 def areas_and_perimeters(shapes: ndarray, grid: Grid) -> tuple[Float64[ndarray, " n"], Float64[ndarray, " n"]]:
-    """Return the areas in m2 and the perimeters in m, holes included, of (n,) shapes in pixels; see `metres.method`.
+    """Return areas in m2 and perimeters in m (with those of holes) of (n,) shapes in pixels; see `measurement_method`.
 
-    Without a CRS, in pixels. Geodesic figures after Karney 2013 (doi:10.1007/s00190-012-0578-z), some 5 us a vertex.
+    In pixels without a CRS. The geodesic method is that of Karney (2013), doi:10.1007/s00190-012-0578-z; it takes
+    about 5 us per vertex.
     """
-    chosen = method(grid)
+    chosen = measurement_method(grid)
     if chosen == "pixels":
         return shapely.area(shapes), shapely.length(shapes)
-    ground = on_ground(shapes, grid)
+    projected = to_gis_coordinates(shapes, grid)
     if chosen == "planar":
-        return shapely.area(ground) * unit_m(grid) ** 2, shapely.length(ground) * unit_m(grid)
-    lonlat, geod = shapely.transform(ground, lambda points: degrees(points, grid)), geod_of(grid)
-    # pyproj's perimeter leaves the holes out.
+        return shapely.area(projected) * crs_unit_m(grid) ** 2, shapely.length(projected) * crs_unit_m(grid)
+    lonlat, geod = shapely.transform(projected, lambda points: to_lonlat(points, grid)), ellipsoid(grid)
+    # pyproj's perimeter excludes holes.
     areas = [abs(geod.geometry_area_perimeter(shape)[0]) for shape in lonlat]
     return np.array(areas, float), np.array([geod.geometry_length(line) for line in shapely.boundary(lonlat)], float)

@@ -1,4 +1,4 @@
-"""Several rasters read as one: the same pixels as from one file, however it is cut, chosen, resampled or asked."""
+"""A mosaic has the same pixels as a single file, for any tiling, bands, resampling and window."""
 
 import itertools
 from dataclasses import replace
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.errors import InputError
-from geograft.geo.grid import Places, Window
+from geograft.geo.grid import Window, WindowIndex
 from geograft.geo.rasters import mosaic as module
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -35,7 +35,7 @@ def scene() -> ndarray:
 
 
 def write_sheets(folder: Path, pixels: ndarray, rows: list[int], cols: list[int], transform: Affine) -> list[Path]:
-    """Cut a scene at some rows and columns and write the sheets with no block on both sides of a cut."""
+    """Split a scene at some rows and columns, and write each part as a file."""
     cuts_r, cuts_c = [0, *rows, pixels.shape[1]], [0, *cols, pixels.shape[2]]
     paths = []
     for (top, bottom), (left, right) in itertools.product(itertools.pairwise(cuts_r), itertools.pairwise(cuts_c)):
@@ -59,7 +59,7 @@ def sheets(tmp_path_factory: pytest.TempPathFactory) -> list[ImageInfo]:
 @pytest.mark.parametrize("resolution_m", [None, 0.037, 0.1, 0.24, 0.3])
 @given(window=WINDOWS, order=st.randoms(use_true_random=False))
 @settings(max_examples=12)
-def test_sheets_are_the_whole_to_the_bit(
+def test_a_mosaic_equals_the_single_file_bit_for_bit(
     whole: Path, sheets: list[ImageInfo], resolution_m: float | None, window: Window, order: object
 ) -> None:
     mixed = sorted(sheets, key=lambda sheet: order.random())  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def test_sheets_are_the_whole_to_the_bit(
 
 @given(bands=st.lists(st.integers(1, 3), min_size=1, max_size=4), window=WINDOWS)
 @settings(max_examples=20)
-def test_bands_are_those_named_in_their_order(whole: Path, bands: list[int], window: Window) -> None:
+def test_bands_are_selected_in_order(whole: Path, bands: list[int], window: Window) -> None:
     mosaic = Mosaic([info(whole)], bands)
     with Image.open(whole) as image:
         expected, _ = image.read(window)
@@ -89,16 +89,16 @@ def test_bands_are_those_named_in_their_order(whole: Path, bands: list[int], win
 
 
 @pytest.mark.parametrize(("band", "count"), [(4, 3), (0, 3), (2, 1)])
-def test_a_band_that_is_not_there_is_one_line(tmp_path: Path, band: int, count: int) -> None:
+def test_a_missing_band_is_an_error(tmp_path: Path, band: int, count: int) -> None:
     path = write_raster(tmp_path / "a.tif", textured(count, 20, 30))
-    with pytest.raises(InputError, match=rf"a\.tif has .*; band {band} was asked for\. Name bands from 1 to {count}"):
+    with pytest.raises(InputError, match=rf"a\.tif.* band {band} .* 1 to {count}"):
         Mosaic([info(path)], [1, band])
 
 
-def test_rasters_of_other_bands_fit_when_bands_are_named(tmp_path: Path) -> None:
+def test_rasters_with_other_bands_match_when_bands_are_selected(tmp_path: Path) -> None:
     three = info(write_raster(tmp_path / "a.tif", textured(3, 20, 30)))
     five = info(write_raster(tmp_path / "b.tif", textured(5, 20, 30), TENTH_METRE @ Affine.translation(30, 0)))
-    with pytest.raises(InputError, match=r"b\.tif does not continue .*a\.tif: it has 5 bands of uint8, not 3"):
+    with pytest.raises(InputError, match=r"b\.tif .*a\.tif.* 5 bands of uint8, not 3"):
         Mosaic([three, five])
     mosaic = Mosaic([three, five], bands=(3, 1))
     assert mosaic.read(mosaic.grid.window)[1].all()
@@ -120,14 +120,14 @@ def test_a_mosaic_is_empty_where_no_raster_is(
     mosaic = Mosaic([info(path) for path in paths], resolution_m=resolution_m)
     _, valid = mosaic.read(window)
     if resolution_m is None:
-        assert mosaic.empty(window) != valid.any()
-    assert not (mosaic.empty(window) and valid.any())
-    assert mosaic.empty(Window(-5, 0, 3, 9))
+        assert mosaic.is_empty(window) != valid.any()
+    assert not (mosaic.is_empty(window) and valid.any())
+    assert mosaic.is_empty(Window(-5, 0, 3, 9))
     mosaic.close()
 
 
-def test_seams_between_sheets_do_not_show_when_resampled(tmp_path: Path) -> None:
-    """A pixel that reaches over the border between two sheets is made of both."""
+def test_resampling_leaves_no_seams_between_rasters(tmp_path: Path) -> None:
+    """A pixel across the border between two rasters combines both."""
     pixels = np.zeros((1, 20, 21), np.uint8) + 10
     pixels[:, :, 11:] = 30
     paths = write_sheets(tmp_path, pixels, [], [11], TENTH_METRE)
@@ -138,10 +138,8 @@ def test_seams_between_sheets_do_not_show_when_resampled(tmp_path: Path) -> None
     assert found[0, 0].tolist() == [10] * 5 + [20] + [30] * 5
 
 
-def test_few_files_are_open_and_only_those_asked_for_are_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_OPEN", 3)
+def test_few_files_stay_open_and_only_needed_ones_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_OPEN_FILES", 3)
     paths = write_sheets(tmp_path, textured(1, 20, 200), [], list(range(20, 200, 20)), TENTH_METRE)
     mosaic, opened = Mosaic([info(path) for path in paths]), []
     original = Image.open
@@ -159,7 +157,7 @@ def test_few_files_are_open_and_only_those_asked_for_are_opened(
     assert opened == [path.name for path in paths]
 
 
-def test_thousands_of_sheets_are_not_asked_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_rasters_under_the_window_are_queried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = info(write_raster(tmp_path / "a.tif", textured(1, 10, 10)))
     sheets = [
         replace(first, path=Path(f"{row}_{col}.tif"), grid=first.grid.crop(Window(row * 10, col * 10, 10, 10)))
@@ -168,22 +166,22 @@ def test_thousands_of_sheets_are_not_asked_one_by_one(monkeypatch: pytest.Monkey
     ]
     mosaic, asked = Mosaic(sheets), []
     monkeypatch.setattr(Mosaic, "_image", lambda self, number: asked.append(number) or _Nothing())
-    assert mosaic.empty(Window(95, 200, 10, 10))
+    assert mosaic.is_empty(Window(95, 200, 10, 10))
     assert sorted(asked) == [9 * 60 + 20, 10 * 60 + 20]
 
 
 class _Nothing:
-    def empty(self, window: Window) -> bool:
+    def is_empty(self, window: Window) -> bool:
         return True
 
 
 @given(windows=st.lists(WINDOWS, max_size=12), window=WINDOWS)
-def test_places_are_all_that_share_a_pixel_in_order(windows: list[Window], window: Window) -> None:
-    near = [number for number, other in enumerate(windows) if other.overlap(window)]
-    assert Places(windows).near(window) == near
+def test_a_window_index_returns_all_overlapping_windows_in_order(windows: list[Window], window: Window) -> None:
+    near = [number for number, other in enumerate(windows) if other.intersection(window)]
+    assert WindowIndex(windows).query(window) == near
 
 
-def test_a_vrt_is_read_like_the_file_it_stands_for(tmp_path: Path, whole: Path) -> None:
+def test_a_vrt_is_read_like_its_source(tmp_path: Path, whole: Path) -> None:
     path = tmp_path / "a.vrt"
     rasterio.shutil.copy(whole, path, driver="VRT")
     sheets = [Mosaic([info(one)], resolution_m=0.3) for one in (whole, path)]

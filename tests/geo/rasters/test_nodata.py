@@ -1,4 +1,4 @@
-"""Where a file says that it holds nothing, reading finds nothing; and where it holds something, it never says so."""
+"""Regions reported as empty have no valid pixel, and regions with a valid pixel are never reported as empty."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geograft.errors import InputError
-from geograft.geo.grid import Window, cells
+from geograft.geo.grid import Window, block_windows
 from geograft.geo.rasters.raster import Image
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 
@@ -57,10 +57,10 @@ def sparse(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @given(window=WINDOWS)
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_window_is_empty_when_no_block_under_it_is_there(sparse: Path, window: Window) -> None:
+def test_a_window_is_empty_when_all_its_blocks_are_missing(sparse: Path, window: Window) -> None:
     with Image.open(sparse) as image:
-        assert image.empty(window) == (window.overlap(HELD) is None)
-        if image.empty(window):
+        assert image.is_empty(window) == (window.intersection(HELD) is None)
+        if image.is_empty(window):
             pixels, valid = image.read(window)
             assert not valid.any()
             assert not pixels.any()
@@ -75,31 +75,31 @@ def test_nothing_resampled_from_an_empty_window_is_valid(
     if not path.exists():
         write_sparse(path, nodata=0)
     with Image.open(path, resolution_m=resolution) as image:
-        assert not (image.empty(window) and image.read(window)[1].any())
-        assert image.empty(Window(0, 0, 2, 2)) or resolution == 0.7
-        assert not image.empty(image.info.grid.window)
+        assert not (image.is_empty(window) and image.read(window)[1].any())
+        assert image.is_empty(Window(0, 0, 2, 2)) or resolution == 0.7
+        assert not image.is_empty(image.info.grid.window)
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "int16", "nodata": None}, {"bands": 4, "photometric": "RGB"}])
 def test_missing_blocks_of_pixels_that_would_be_valid_are_not_empty(tmp_path: Path, options: dict[str, Any]) -> None:
     with Image.open(write_sparse(tmp_path / "a.tif", **options)) as image:
-        assert not image.empty(Window(0, 0, 10, 10))
+        assert not image.is_empty(Window(0, 0, 10, 10))
         assert image.read(Window(0, 0, 10, 10))[1].all()
-        assert image.empty(Window(-10, 0, 10, 10))
-        assert image.empty(Window(0, COLS, 10, 10))
+        assert image.is_empty(Window(-10, 0, 10, 10))
+        assert image.is_empty(Window(0, COLS, 10, 10))
 
 
-def test_a_whole_file_and_a_picture_are_nowhere_empty(tmp_path: Path) -> None:
+def test_a_dense_file_and_a_picture_have_no_empty_window(tmp_path: Path) -> None:
     paths = [write_raster(tmp_path / "a.tif", textured(1, 90, 90), nodata=0)]
     paths.append(write_raster(tmp_path / "a.png", textured(1, 90, 90), driver="PNG", nodata=0))
     for path in paths:
         with Image.open(path) as image:
-            assert not any(image.empty(cell) for cell in cells(Window(0, 0, 90, 90), 30, 30))
+            assert not any(image.is_empty(cell) for cell in block_windows(Window(0, 0, 90, 90), 30, 30))
 
 
 @pytest.mark.parametrize("driver", ["GTiff", "COG"])
-def test_a_file_cut_short_is_refused_or_holds_nothing_at_all(tmp_path: Path, driver: str) -> None:
-    """Wherever it is cut, in its table of blocks too, no part of it passes for the whole."""
+def test_a_truncated_file_is_an_error_or_empty(tmp_path: Path, driver: str) -> None:
+    """Wherever it is truncated, also in its table of blocks, no part of it is read as complete."""
     pixels = textured(1, ROWS, COLS)
     options = {"GTiff": {}, "COG": {"blocksize": 128, "tiled": None, "blockxsize": None, "blockysize": None}}[driver]
     path = write_raster(tmp_path / "a.tif", pixels, driver=driver, nodata=0, compress="deflate", **options)
@@ -108,7 +108,7 @@ def test_a_file_cut_short_is_refused_or_holds_nothing_at_all(tmp_path: Path, dri
         path.write_bytes(content[:size])
         try:
             with Image.open(path) as image:
-                parts = [cell for cell in cells(whole, BLOCK, BLOCK) if not image.empty(cell)]
+                parts = [cell for cell in block_windows(whole, BLOCK, BLOCK) if not image.is_empty(cell)]
                 assert sum(image.read(part)[1].sum() for part in parts) == 0
                 nothing += 1
         except InputError:
@@ -116,13 +116,11 @@ def test_a_file_cut_short_is_refused_or_holds_nothing_at_all(tmp_path: Path, dri
     assert nothing < 25
 
 
-def test_a_file_that_is_carried_into_another_process_is_asked_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_windows_are_known_in_a_forked_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(write_sparse(tmp_path / "a.tif", nodata=0)) as image:
         monkeypatch.setattr("geograft.geo.rasters.raster.os.getpid", lambda: -1)
-        assert image.empty(Window(0, 0, 20, 20))
-        assert not image.empty(HELD)
+        assert image.is_empty(Window(0, 0, 20, 20))
+        assert not image.is_empty(HELD)
 
 
 # --- VRT ---------------------------------------------------------------------------------------------------------
@@ -136,7 +134,7 @@ PLACES = ((10, 20), (10, 70), (150, 240))
 
 
 def write_vrt(folder: Path, nodata: str = "<NoDataValue>0</NoDataValue>", band: str = "", mask: bool = False) -> Path:
-    """Write a VRT of three sheets with one band each, and with a mask that is open over them."""
+    """Write a VRT of three single-band rasters, optionally with a mask that is set where they are."""
     parts = []
     for number, (row, col) in enumerate(PLACES):
         write_raster(folder / f"{number}.tif", textured(1, 40, 50, seed=number))
@@ -163,18 +161,18 @@ def test_a_vrt_is_empty_between_its_sources(
     path = folder / "sheets.vrt" if (folder / "sheets.vrt").exists() else write_vrt(folder, **options)
     sheets = [Window(row, col, 40, 50) for row, col in PLACES]
     with Image.open(path) as image:
-        assert image.empty(window) == all(window.overlap(sheet) is None for sheet in sheets)
-        assert image.read(window)[1].any() != image.empty(window)
+        assert image.is_empty(window) == all(window.intersection(sheet) is None for sheet in sheets)
+        assert image.read(window)[1].any() != image.is_empty(window)
 
 
 @pytest.mark.parametrize("options", [{"nodata": ""}, {"band": 'subClass="VRTDerivedRasterBand"', "nodata": SUM}])
-def test_a_vrt_that_cannot_be_known_is_not_called_empty(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_vrt_with_unknown_content_is_not_empty(tmp_path: Path, options: dict[str, Any]) -> None:
     with Image.open(write_vrt(tmp_path, **options)) as image:
-        assert not image.empty(Window(60, 60, 10, 10))
+        assert not image.is_empty(Window(60, 60, 10, 10))
 
 
-def test_a_vrt_whose_sources_state_no_place_is_not_called_empty(tmp_path: Path) -> None:
+def test_a_vrt_whose_sources_have_no_rectangle_is_not_empty(tmp_path: Path) -> None:
     path = write_vrt(tmp_path)
     path.write_text(re.sub("<DstRect[^>]*>", "", path.read_text()))
     with Image.open(path) as image:
-        assert not image.empty(Window(60, 60, 10, 10))
+        assert not image.is_empty(Window(60, 60, 10, 10))

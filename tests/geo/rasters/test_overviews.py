@@ -1,4 +1,4 @@
-"""Half the resolution: what four pixels become."""
+"""Overviews: downsampling by two, by mode or mean."""
 
 from collections import Counter
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
-from geograft.geo.rasters.writer import blocks_above, halved
+from geograft.geo.rasters.writer import downsample_2x, overview_blocks
 
 
 def fours(band: ndarray, row: int, col: int) -> list[Any]:
@@ -18,7 +18,7 @@ def fours(band: ndarray, row: int, col: int) -> list[Any]:
 
 
 def expected(values: list[Any], rule: str, nodata: float | None) -> Any:
-    """The rule in words: of those that are known, the most frequent, the first of equals; or their mean."""
+    """Return the most frequent of the valid values (the first of equals), or their mean."""
     known = [v for v in values if not (v == nodata or (nodata is not None and np.isnan(nodata) and np.isnan(v)))]
     if not known:
         return nodata
@@ -28,14 +28,14 @@ def expected(values: list[Any], rule: str, nodata: float | None) -> Any:
 @pytest.mark.parametrize("rule", ["mode", "average"])
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 255), ("uint8", None), ("float32", float("nan"))])
 @given(seed=st.integers(0, 2**31), height=st.integers(1, 7), width=st.integers(1, 7))
-def test_a_pixel_is_what_most_of_the_four_under_it_are_or_their_mean(
+def test_a_pixel_is_the_mode_or_mean_of_its_2x2_valid_pixels(
     rule: Literal["mode", "average"], dtype: str, nodata: float | None, seed: int, height: int, width: int
 ) -> None:
     rng = np.random.default_rng(seed)
     pixels = rng.choice([3, 7, 8, 200], (2, height, width)).astype(dtype)
     if nodata is not None:
         pixels[rng.random(pixels.shape) < 0.4] = nodata
-    found = halved(pixels, rule, nodata)
+    found = downsample_2x(pixels, rule, nodata)
     assert found.dtype == dtype
     assert found.shape == (2, -(-height // 2), -(-width // 2))
     for band, row, col in np.ndindex(*found.shape):
@@ -46,9 +46,9 @@ def test_a_pixel_is_what_most_of_the_four_under_it_are_or_their_mean(
 
 
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9))
-def test_blocks_above_are_those_over_a_filled_one(seed: int, rows: int, cols: int) -> None:
+def test_overview_blocks_overlap_a_nonempty_block(seed: int, rows: int, cols: int) -> None:
     filled = np.random.default_rng(seed).random((rows, cols)) < 0.3
-    above = blocks_above(filled)
+    above = overview_blocks(filled)
     assert above.shape == (-(-rows // 2), -(-cols // 2))
     for row, col in np.ndindex(*above.shape):
         assert above[row, col] == any(fours(filled, row, col))

@@ -1,4 +1,4 @@
-"""Images are read by windows, and every pixel knows whether it is valid."""
+"""Windowed reading of images and labels, and the rule for valid pixels."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,7 @@ from rasterio.enums import ColorInterp
 
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import MOST_OPEN, Image, close_labels, read_labels
+from geograft.geo.rasters.raster import MAX_OPEN_FILES, Image, close_labels, read_labels
 from geograft.legend import IGNORE
 from tests.support.rasters import textured, write_raster
 
@@ -30,7 +30,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(window=WINDOWS)
 @settings(deadline=None, max_examples=50)
-def test_a_window_is_the_part_of_the_padded_image(scene: Path, window: Window) -> None:
+def test_a_window_is_a_crop_of_the_padded_image(scene: Path, window: Window) -> None:
     padded = np.pad(textured(3, 150, 250), ((0, 0), (50, 350), (50, 350)))
     rows, cols = Window(window.row + 50, window.col + 50, window.height, window.width).slices
     with Image.open(scene) as image:
@@ -40,7 +40,7 @@ def test_a_window_is_the_part_of_the_padded_image(scene: Path, window: Window) -
     assert pixels.dtype == np.uint8
 
 
-def test_what_is_known_before_reading(scene: Path) -> None:
+def test_metadata(scene: Path) -> None:
     with Image.open(scene) as image:
         info = image.info
     assert (info.grid.height, info.grid.width, info.bands, info.dtype) == (150, 250, 3, "uint8")
@@ -71,7 +71,7 @@ def test_a_pixel_is_nodata_only_where_all_bands_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "nodata"), [("float32", -9999), ("float64", 0.1), ("float32", -3.4028234663852886e38), ("int16", -1)]
 )
-def test_nodata_of_other_formats(tmp_path: Path, dtype: str, nodata: float) -> None:
+def test_nodata_of_other_dtypes(tmp_path: Path, dtype: str, nodata: float) -> None:
     pixels = textured(2, 20, 30).astype(dtype)
     pixels[:, 3, 4] = nodata
     with Image.open(write_raster(tmp_path / "a.tif", pixels, nodata=nodata)) as image:
@@ -91,13 +91,13 @@ def test_a_pixel_that_is_not_finite_in_one_band_is_not_valid(tmp_path: Path, bad
     assert (found[:, 7, 8] == 0).all()
 
 
-def test_nodata_that_no_pixel_can_hold_hides_none(tmp_path: Path) -> None:
+def test_a_nan_nodata_value_masks_no_finite_pixel(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.vrt.tif", textured(1, 20, 30).astype(np.float32), nodata=np.nan)
     with Image.open(path) as image:
         assert image.read(ALL)[1].all()
 
 
-def test_alpha_hides_pixels_and_is_no_band(tmp_path: Path) -> None:
+def test_alpha_masks_pixels_and_is_not_a_band(tmp_path: Path) -> None:
     pixels = textured(4, 20, 30)
     pixels[3] = 255
     pixels[3, 2, 3] = 0
@@ -112,7 +112,7 @@ def test_alpha_hides_pixels_and_is_no_band(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("internal", [True, False])
-def test_a_mask_band_hides_pixels(tmp_path: Path, internal: bool) -> None:
+def test_a_mask_band_masks_pixels(tmp_path: Path, internal: bool) -> None:
     path = write_raster(tmp_path / "a.tif", textured(3, 20, 30))
     mask = np.full((20, 30), 255, np.uint8)
     mask[4:6, 9] = 0
@@ -123,14 +123,14 @@ def test_a_mask_band_hides_pixels(tmp_path: Path, internal: bool) -> None:
         assert np.array_equal(image.read(ALL)[1], mask > 0)
 
 
-def test_values_are_what_the_file_holds(tmp_path: Path) -> None:
+def test_read_raw_ignores_nodata(tmp_path: Path) -> None:
     pixels = textured(1, 20, 30)
     with Image.open(write_raster(tmp_path / "a.tif", pixels, nodata=int(pixels[0, 0, 0]))) as image:
-        assert np.array_equal(image.values(ALL), pixels)
+        assert np.array_equal(image.read_raw(ALL), pixels)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_pictures_decode_from_the_start(tmp_path: Path, suffix: str) -> None:
+def test_pictures_do_not_support_windowed_reading(tmp_path: Path, suffix: str) -> None:
     Picture.fromarray(np.moveaxis(textured(3, 20, 30), 0, 2)).save(tmp_path / f"a{suffix}")
     with Image.open(tmp_path / f"a{suffix}") as image:
         assert not image.info.windowed
@@ -147,23 +147,23 @@ def test_pictures_decode_from_the_start(tmp_path: Path, suffix: str) -> None:
         ({"tiled": False, "blockysize": 2000, "compress": "deflate"}, False),
     ],
 )
-def test_large_blocks_cannot_be_read_by_windows(tmp_path: Path, options: dict[str, Any], windowed: bool) -> None:
+def test_large_blocks_do_not_support_windowed_reading(tmp_path: Path, options: dict[str, Any], windowed: bool) -> None:
     path = write_raster(tmp_path / "a.tif", np.zeros((1, 2000, 2100), np.uint8), **{"blockxsize": 16, **options})
     with Image.open(path) as image:
         assert image.info.windowed is windowed
 
 
 @pytest.mark.parametrize("content", [None, b"", b"this is no image", b"II*\0" + bytes(50)])
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_an_image_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "scene.tif"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=r"scene\.tif (cannot be opened|does not exist)"):
+    with pytest.raises(InputError, match=r"scene\.tif"):
         Image.open(path)
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be opened"):
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=tmp_path.name):
         Image.open(tmp_path)
 
 
@@ -174,22 +174,20 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compress", ["none", "deflate", "lzw"])
 @pytest.mark.parametrize("tiled", [True, False])
-def test_a_truncated_file_names_itself_and_the_window(tmp_path: Path, compress: str, tiled: bool) -> None:
+def test_the_error_for_a_truncated_file_names_file_and_window(tmp_path: Path, compress: str, tiled: bool) -> None:
     size = {"blockxsize": 64, "blockysize": 64} if tiled else {"blockxsize": 16, "blockysize": 16}
     path = write_raster(tmp_path / "cut.tif", textured(3, 400, 400), compress=compress, tiled=tiled, **size)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     with Image.open(path) as image:
         assert image.read(Window(0, 0, 50, 50))[1].all()
-        with pytest.raises(
-            InputError, match=r"cut\.tif: rows 350 to 400, columns 10 to 60, cannot be read: .*cut short"
-        ):
+        with pytest.raises(InputError, match=r"cut\.tif: rows 350 to 400, columns 10 to 60"):
             image.read(Window(350, 10, 50, 50))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("bands", [1, 3])
-def test_a_truncated_picture_is_not_filled_up(tmp_path: Path, suffix: str, bands: int) -> None:
+def test_a_truncated_picture_is_not_filled_with_grey(tmp_path: Path, suffix: str, bands: int) -> None:
     path = tmp_path / f"cut{suffix}"
     Picture.fromarray(np.moveaxis(textured(bands, 400, 400), 0, 2).squeeze()).save(path)
     path.write_bytes(path.read_bytes()[:20000])
@@ -217,15 +215,15 @@ def test_labels_outside_the_file_are_ignored(tmp_path: Path) -> None:
     assert (read_labels(path, Window(100, 100, 5, 5)) == IGNORE).all()
 
 
-def test_labels_written_anew_are_read_anew(tmp_path: Path) -> None:
+def test_rewritten_labels_are_reopened(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "mask.tif", np.zeros((1, 20, 30), np.uint8))
     assert (read_labels(path, ALL) == 0).all()
     write_raster(path, np.ones((1, 20, 31), np.uint8))
     assert (read_labels(path, ALL) == 1).all()
 
 
-def test_more_masks_than_stay_open(tmp_path: Path) -> None:
-    masks = [np.full((1, 20, 30), n, np.uint8) for n in range(MOST_OPEN + 3)]
+def test_more_masks_than_open_files(tmp_path: Path) -> None:
+    masks = [np.full((1, 20, 30), n, np.uint8) for n in range(MAX_OPEN_FILES + 3)]
     paths = [write_raster(tmp_path / f"{n}.tif", mask) for n, mask in enumerate(masks)]
     for _ in range(2):
         assert [int(read_labels(path, ALL)[0, 0]) for path in paths] == list(range(len(paths)))
@@ -242,6 +240,6 @@ def test_threads_read_labels_at_the_same_time(tmp_path: Path) -> None:
     assert all(np.array_equal(part, labels[0][window.slices]) for part, window in zip(found, windows, strict=True))
 
 
-def test_a_missing_mask_is_named(tmp_path: Path) -> None:
+def test_a_missing_mask_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.tif"):
         read_labels(tmp_path / "gone.tif", ALL)

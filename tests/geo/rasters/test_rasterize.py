@@ -1,4 +1,4 @@
-"""A pixel is of the polygon that holds its centre, in every window, grid and CRS alike."""
+"""A pixel belongs to the polygon that contains its centre, in every window, grid and CRS."""
 
 import geopandas
 import numpy as np
@@ -11,9 +11,9 @@ from numpy import ndarray
 from pyproj import CRS
 from shapely import MultiPolygon, Point, Polygon, box
 
-from geograft.geo.grid import Grid, Window, cells
-from geograft.geo.rasters.rasterize import burned, in_pixels
-from geograft.geo.vectors.reader import reprojected, valid_polygons
+from geograft.geo.grid import Grid, Window, block_windows
+from geograft.geo.rasters.rasterize import rasterize_window, to_pixel_shapes
+from geograft.geo.vectors.reader import repair_polygons, reproject
 
 SIZE = 60
 UTM12, WGS84, MERCATOR = CRS.from_epsg(32612), CRS.from_epsg(4326), CRS.from_epsg(3857)
@@ -29,7 +29,7 @@ rectangles = st.builds(
     *(st.integers(-10, SIZE + 5), st.integers(-10, SIZE + 5), st.integers(1, 40), st.integers(1, 40)),
 )
 outlines = st.lists(st.tuples(st.integers(-20, 160), st.integers(-20, 160)), min_size=3, max_size=9).map(
-    lambda points: valid_polygons(np.array([Polygon(np.array(points) / 2)], object))[0][0]
+    lambda points: repair_polygons(np.array([Polygon(np.array(points) / 2)], object))[0][0]
 )
 
 
@@ -40,7 +40,7 @@ def ones(count: int) -> ndarray:
 def painted(windows: list[Window]) -> ndarray:
     labels = np.zeros((SIZE, SIZE), np.uint8)
     for value, window in enumerate(windows, start=1):
-        part = window.overlap(Window(0, 0, SIZE, SIZE))
+        part = window.intersection(Window(0, 0, SIZE, SIZE))
         if part is not None:
             labels[part.slices] = value
     return labels
@@ -49,56 +49,64 @@ def painted(windows: list[Window]) -> ndarray:
 @pytest.mark.parametrize("place", PLACES)
 @given(windows=st.lists(rectangles, max_size=4))
 @settings(deadline=None, max_examples=25)
-def test_rectangles_of_pixels_burn_to_those_pixels(place: str, windows: list[Window]) -> None:
+def test_pixel_rectangles_rasterise_to_their_pixels(place: str, windows: list[Window]) -> None:
     grid = Grid(SIZE, SIZE, PLACES[place], None)
     shapes = np.array([grid.footprint(window) for window in windows], object)
     values = np.arange(1, len(windows) + 1, dtype=np.uint8)
-    assert np.array_equal(burned(in_pixels(shapes, values, ~grid.transform), grid.window, fill=0), painted(windows))
+    assert np.array_equal(
+        rasterize_window(to_pixel_shapes(shapes, values, ~grid.transform), grid.window, fill=0), painted(windows)
+    )
 
 
 @pytest.mark.parametrize("crs", [WGS84, MERCATOR], ids=["degrees", "mercator"])
 @given(windows=st.lists(rectangles, min_size=1, max_size=3))
 @settings(deadline=None, max_examples=25)
-def test_and_so_they_do_when_drawn_in_another_crs(crs: CRS, windows: list[Window]) -> None:
+def test_pixel_rectangles_in_another_crs_rasterise_to_their_pixels(crs: CRS, windows: list[Window]) -> None:
     grid = Grid(SIZE, SIZE, PLACES["north up"], UTM12)
     there = geopandas.GeoSeries([grid.footprint(window) for window in windows], crs=UTM12).to_crs(crs)
-    shapes = reprojected(there.to_numpy(), crs, UTM12)
+    shapes = reproject(there.to_numpy(), crs, UTM12)
     values = np.arange(1, len(windows) + 1, dtype=np.uint8)
-    assert np.array_equal(burned(in_pixels(shapes, values, ~grid.transform), grid.window, fill=0), painted(windows))
+    assert np.array_equal(
+        rasterize_window(to_pixel_shapes(shapes, values, ~grid.transform), grid.window, fill=0), painted(windows)
+    )
 
 
 @given(shapes=st.lists(outlines, min_size=1, max_size=4), height=st.integers(9, 70), width=st.integers(9, 70))
 @settings(deadline=None, max_examples=40)
-def test_windows_together_are_the_whole(shapes: list[Polygon], height: int, width: int) -> None:
-    pixel = in_pixels(np.array(shapes, object), np.arange(len(shapes), dtype=np.uint8), Affine.identity())
-    whole = burned(pixel, Window(0, 0, SIZE, SIZE), fill=9)
-    for window in cells(Window(0, 0, SIZE, SIZE), height, width):
-        assert np.array_equal(burned(pixel, window, fill=9), whole[window.slices])
+def test_windows_agree_with_the_whole(shapes: list[Polygon], height: int, width: int) -> None:
+    pixel = to_pixel_shapes(np.array(shapes, object), np.arange(len(shapes), dtype=np.uint8), Affine.identity())
+    whole = rasterize_window(pixel, Window(0, 0, SIZE, SIZE), fill=9)
+    for window in block_windows(Window(0, 0, SIZE, SIZE), height, width):
+        assert np.array_equal(rasterize_window(pixel, window, fill=9), whole[window.slices])
 
 
 @given(shape=outlines)
 @settings(deadline=None, max_examples=40)
-def test_a_pixel_is_in_when_its_centre_is(shape: Polygon) -> None:
+def test_a_pixel_belongs_to_the_polygon_with_its_centre(shape: Polygon) -> None:
     # Away from centres, where inside and outside would depend on a rule for ties.
     moved = shapely.affinity.translate(shape, 0.137, 0.071)
-    labels = burned(in_pixels(np.array([moved], object), ones(1), Affine.identity()), Window(0, 0, SIZE, SIZE), fill=0)
+    labels = rasterize_window(
+        to_pixel_shapes(np.array([moved], object), ones(1), Affine.identity()), Window(0, 0, SIZE, SIZE), fill=0
+    )
     rows, cols = np.mgrid[:SIZE, :SIZE] + 0.5
     assert np.array_equal(labels == 1, shapely.contains_xy(moved, cols, rows))
 
 
 @given(split=st.floats(0, SIZE))
 @settings(deadline=None)
-def test_neighbours_share_no_pixel_and_leave_none(split: float) -> None:
+def test_adjacent_polygons_partition_the_pixels(split: float) -> None:
     halves = np.array([box(0, 0, split, SIZE), box(split, 0, SIZE, SIZE)], object)
     window = Window(0, 0, SIZE, SIZE)
-    alone = [burned(in_pixels(halves[[i]], ones(1), Affine.identity()), window, fill=0) for i in (0, 1)]
+    alone = [rasterize_window(to_pixel_shapes(halves[[i]], ones(1), Affine.identity()), window, fill=0) for i in (0, 1)]
     assert (alone[0] + alone[1] == 1).all()
 
 
-def test_holes_stay_open_and_multipolygons_whole() -> None:
+def test_holes_and_multipolygons() -> None:
     ring = box(5, 5, 25, 25).difference(box(10, 10, 20, 20))
     shapes = np.array([MultiPolygon([ring, box(40, 40, 50, 50)]), box(12, 12, 14, 14)], object)
-    labels = burned(in_pixels(shapes, np.array([1, 2], np.uint8), Affine.identity()), Window(0, 0, SIZE, SIZE), fill=0)
+    labels = rasterize_window(
+        to_pixel_shapes(shapes, np.array([1, 2], np.uint8), Affine.identity()), Window(0, 0, SIZE, SIZE), fill=0
+    )
     assert np.bincount(labels.ravel())[1:].tolist() == [400 - 100 + 100, 4]
     assert labels[13, 13] == 2
     assert labels[11, 11] == 0
@@ -106,21 +114,25 @@ def test_holes_stay_open_and_multipolygons_whole() -> None:
 
 def test_the_later_polygon_wins() -> None:
     shapes = np.array([box(0, 0, 10, 10), box(5, 5, 15, 15)], object)
-    both = burned(in_pixels(shapes, np.array([2, 1], np.uint8), Affine.identity()), Window(0, 0, 20, 20), fill=0)
+    both = rasterize_window(
+        to_pixel_shapes(shapes, np.array([2, 1], np.uint8), Affine.identity()), Window(0, 0, 20, 20), fill=0
+    )
     assert both[7, 7] == 1
     assert both[2, 2] == 2
 
 
-def test_a_window_without_polygons_is_filled() -> None:
-    shapes = in_pixels(np.array([Point(5, 5).buffer(2)], object), ones(1), Affine.identity())
-    assert (burned(shapes, Window(30, 30, 4, 5), fill=7) == 7).all()
-    assert (burned(in_pixels(np.array([], object), ones(0), Affine.identity()), Window(0, 0, 4, 5), 3) == 3).all()
+def test_a_window_without_polygons_has_the_fill_value() -> None:
+    shapes = to_pixel_shapes(np.array([Point(5, 5).buffer(2)], object), ones(1), Affine.identity())
+    assert (rasterize_window(shapes, Window(30, 30, 4, 5), fill=7) == 7).all()
+    assert (
+        rasterize_window(to_pixel_shapes(np.array([], object), ones(0), Affine.identity()), Window(0, 0, 4, 5), 3) == 3
+    ).all()
 
 
 def test_far_windows_of_a_huge_scene_are_exact() -> None:
     grid = Grid(2_000_000, 3_000_000, PLACES["north up"], None)
     window = Window(1_999_000, 2_999_000, 40, 50)
     shapes = np.array([grid.footprint(window)], object)
-    labels = burned(in_pixels(shapes, ones(1), ~grid.transform), window.grown(2), fill=0)
+    labels = rasterize_window(to_pixel_shapes(shapes, ones(1), ~grid.transform), window.pad(2), fill=0)
     assert labels.sum() == 40 * 50
     assert labels[2:-2, 2:-2].all()

@@ -1,4 +1,4 @@
-"""New rasters appear whole, with their place and colours, or not at all."""
+"""Rasters are written atomically, with georeference, colours and overviews."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +14,11 @@ from PIL import Image as Picture
 from pyproj import CRS
 
 from geograft.errors import InputError, OutputError
-from geograft.geo.grid import Grid, Window, cells
+from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.rasters.raster import Image, read_labels, read_mask
-from geograft.geo.rasters.writer import Blocks, MapLayout, copy_tiled, create_labels, create_map
+from geograft.geo.rasters.writer import MapLayout, WrittenBlocks, copy_tiled, create_labels, create_map
 from geograft.legend import IGNORE, Legend
-from tests.support.full_disk import files_no_larger_than
+from tests.support.full_disk import max_file_size
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 
 GRID = Grid(700, 900, TENTH_METRE, CRS.from_user_input(UTM12))
@@ -30,7 +30,7 @@ CLASSES = MapLayout(nodata=255, colours={0: "#D9D9D9", 1: "#009E73"}, tags={"CLA
 def write_map(path: Path, pixels: ndarray, layout: MapLayout) -> None:
     grid = Grid(*pixels.shape[1:], GRID.transform, GRID.crs)
     with create_map(path, grid, layout) as writer:
-        for window in cells(grid.window, 512, 300):
+        for window in block_windows(grid.window, 512, 300):
             writer.write(pixels[:, *window.slices], window)
 
 
@@ -57,7 +57,7 @@ def test_overviews_of_classes_hold_classes_only(tmp_path: Path) -> None:
         assert set(np.unique(raster.read())) == {0, 7}
 
 
-def test_overviews_of_probabilities_are_means_of_the_known(tmp_path: Path) -> None:
+def test_overviews_of_probabilities_are_means_of_valid_pixels(tmp_path: Path) -> None:
     pixels = np.full((2, 1024, 1024), 100, np.uint8)
     pixels[:, ::2, ::2] = 255
     pixels[1] = np.where(pixels[1] == 255, 255, 50)
@@ -85,7 +85,7 @@ def halves(bands: int, height: int, width: int) -> ndarray:
 
 
 @pytest.mark.parametrize(("height", "width", "levels"), [(110, 130, []), (700, 520, [2]), (100, 1030, [2, 4])])
-def test_half_floats_are_a_cloud_optimised_file_of_their_own_kind(
+def test_half_floats_are_written_as_cloud_optimised_geotiff(
     tmp_path: Path, height: int, width: int, levels: list[int]
 ) -> None:
     pixels = halves(3, height, width)
@@ -100,7 +100,7 @@ def test_half_floats_are_a_cloud_optimised_file_of_their_own_kind(
         assert np.isnan(raster.nodata)
         assert raster.descriptions == ("a", "b", "c")
         assert raster.profile["interleave"] == "band"
-        # What makes it cloud-optimised: all directories come first, then overviews, the smallest first, then the map.
+        # Cloud-optimised: all directories come first, then the overviews, smallest first, then the map.
         data = [int(raster.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))]
         data += [int(raster.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1, ovr=i)) for i in range(len(levels))]
         directories = [int(raster.get_tag_item("IFD_OFFSET", "TIFF", bidx=1))]
@@ -110,7 +110,7 @@ def test_half_floats_are_a_cloud_optimised_file_of_their_own_kind(
     assert max(directories) < min(data)
 
 
-def test_blocks_of_nodata_are_not_in_the_file(tmp_path: Path) -> None:
+def test_blocks_of_nodata_are_omitted_from_the_file(tmp_path: Path) -> None:
     grid = Grid(3000, 4000, GRID.transform, GRID.crs)
     for dtype, nodata in (("uint8", 255), ("float16", float("nan"))):
         path = tmp_path / f"{dtype}.tif"
@@ -120,7 +120,7 @@ def test_blocks_of_nodata_are_not_in_the_file(tmp_path: Path) -> None:
             writer.write(pixels, window)
         with rasterio.open(path) as raster:
             there = [raster.get_tag_item(f"BLOCK_OFFSET_{c}_{r}", "TIFF", bidx=1) for r in range(6) for c in range(8)]
-        # GDAL copies a row of blocks whole, and knows blocks of nodata by their bytes, of NaN not.
+        # GDAL copies whole rows of blocks, and recognises blocks of nodata by their bytes, except for NaN.
         assert sum(offset is not None for offset in there) == (1 if dtype == "uint8" else 8)
         with Image.open(path) as image:
             found, valid = image.read(grid.window)
@@ -129,33 +129,33 @@ def test_blocks_of_nodata_are_not_in_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
-def test_a_block_that_did_not_reach_the_disk_is_noticed(tmp_path: Path, dtype: str) -> None:
+def test_a_block_missing_from_the_file_is_detected(tmp_path: Path, dtype: str) -> None:
     grid, layout = Grid(1200, 1200, GRID.transform, GRID.crs), MapLayout(1, dtype, 255)
     with (
-        pytest.raises(OutputError, match="1 blocks did not reach the disk"),
+        pytest.raises(OutputError, match=r"map\.tif.* 1 blocks"),
         create_map(tmp_path / "map.tif", grid, layout) as writer,
     ):
         writer.write(np.full((1, 600, 300), 7, np.float32 if dtype == "float16" else np.uint8), Window(0, 0, 600, 300))
-        # As if one more had been written.
+        # Pretend that another block was written.
         assert writer.blocks
-        writer.blocks.filled[0, 2, 2] = True
+        writer.blocks.nonempty[0, 2, 2] = True
     assert not list(tmp_path.iterdir())
 
 
 @given(st.integers(0, 2**31), st.sampled_from([255.0, float("nan"), None]))
-def test_blocks_that_hold_something_are_known(seed: int, nodata: float | None) -> None:
+def test_nonempty_blocks_are_tracked(seed: int, nodata: float | None) -> None:
     rng = np.random.default_rng(seed)
     blank = 0 if nodata is None else nodata
     pixels = np.where(rng.random((2, 40, 50)) < 0.01, 3.0, blank)
-    blocks = Blocks(Grid(40, 50, GRID.transform, GRID.crs), 2, 16, nodata)
-    for window in cells(Window(0, 0, 40, 50), *rng.integers(1, 40, 2).tolist()):
+    blocks = WrittenBlocks(Grid(40, 50, GRID.transform, GRID.crs), 2, 16, nodata)
+    for window in block_windows(Window(0, 0, 40, 50), *rng.integers(1, 40, 2).tolist()):
         blocks.mark(pixels[:, *window.slices], window)
-    for band, row, col in np.ndindex(*blocks.filled.shape):
-        held = pixels[band, 16 * row : 16 * row + 16, 16 * col : 16 * col + 16] == 3
-        assert blocks.filled[band, row, col] == held.any()
+    for band, row, col in np.ndindex(*blocks.nonempty.shape):
+        nonempty = pixels[band, 16 * row : 16 * row + 16, 16 * col : 16 * col + 16] == 3
+        assert blocks.nonempty[band, row, col] == nonempty.any()
 
 
-def test_what_is_never_written_is_nodata(tmp_path: Path) -> None:
+def test_pixels_never_written_are_nodata(tmp_path: Path) -> None:
     with create_map(tmp_path / "map.tif", GRID, CLASSES) as writer:
         writer.write(np.ones((1, 512, 512), np.uint8), Window(0, 0, 512, 512))
     with Image.open(tmp_path / "map.tif") as image:
@@ -164,14 +164,14 @@ def test_what_is_never_written_is_nodata(tmp_path: Path) -> None:
     assert valid.sum() == 512 * 512
 
 
-def test_a_map_without_place(tmp_path: Path) -> None:
+def test_a_map_without_georeference(tmp_path: Path) -> None:
     with create_map(tmp_path / "map.tif", Grid(20, 30, Affine.identity(), None), CLASSES) as writer:
         writer.write(np.ones((1, 20, 30), np.uint8), Window(0, 0, 20, 30))
     with Image.open(tmp_path / "map.tif") as image:
         assert image.info.grid == Grid(20, 30, Affine.identity(), None)
 
 
-def test_a_failure_leaves_the_map_that_was_there(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_existing_map(tmp_path: Path) -> None:
     path = tmp_path / "map.tif"
     path.write_text("before")
     with pytest.raises(RuntimeError), create_map(path, GRID, CLASSES) as writer:
@@ -194,14 +194,14 @@ def test_labels_have_names_and_colours(tmp_path: Path) -> None:
         assert image.info.tags["CLASS_1"] == "trees"
 
 
-def test_a_mask_of_shares_names_its_bands(tmp_path: Path) -> None:
+def test_a_mask_of_fractions_names_its_bands(tmp_path: Path) -> None:
     for legend, names in ((LEGEND, LEGEND.names[-LEGEND.outputs :]), (OVERLAPPING, OVERLAPPING.names)):
-        with create_labels(tmp_path / "shares.tif", GRID, legend, shares=True):
+        with create_labels(tmp_path / "fractions.tif", GRID, legend, fractional=True):
             pass
-        with rasterio.open(tmp_path / "shares.tif") as raster:
+        with rasterio.open(tmp_path / "fractions.tif") as raster:
             assert raster.descriptions == names
-            assert raster.tags()["FULL_SHARE"] == "250"
-        assert (read_mask(tmp_path / "shares.tif", GRID.window) == IGNORE).all()
+            assert raster.tags()["FRACTION_SCALE"] == "250"
+        assert (read_mask(tmp_path / "fractions.tif", GRID.window) == IGNORE).all()
 
 
 def put_map(folder: Path) -> None:
@@ -218,8 +218,10 @@ def put_copy(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [put_map, put_labels, put_copy])
-@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.9, 0.999])
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, put: Callable[[Path], None], share: float) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.3, 0.6, 0.9, 0.999])
+def test_a_full_disk_is_an_error_and_leaves_no_file(
+    tmp_path: Path, put: Callable[[Path], None], fraction: float
+) -> None:
     write_raster(tmp_path / "source.tif", textured(3, 500, 500))
     folder = tmp_path / "out"
     folder.mkdir()
@@ -228,8 +230,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, put: Callabl
     size = written.stat().st_size
     written.unlink()
     with (
-        files_no_larger_than(int(size * share)),
-        pytest.raises(OutputError, match=r"cannot be written: .+ Free some space"),
+        max_file_size(int(size * fraction)),
+        pytest.raises(OutputError, match=rf"{written.name}.*--out"),
     ):
         put(folder)
     assert not list(folder.iterdir())
@@ -244,7 +246,7 @@ def test_a_copied_picture_holds_the_same_pixels(tmp_path: Path, suffix: str, mod
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
-def test_a_copied_raster_keeps_place_and_nodata(tmp_path: Path, dtype: str) -> None:
+def test_a_copied_raster_keeps_georeference_and_nodata(tmp_path: Path, dtype: str) -> None:
     pixels = textured(2, 300, 400).astype(dtype)
     pixels[:, 9, 9] = 0
     assert_same_after_copy(write_raster(tmp_path / "a.tif", pixels, nodata=0))
@@ -257,7 +259,7 @@ def test_a_copy_keeps_alpha(tmp_path: Path) -> None:
     assert_same_after_copy(tmp_path / "a.png")
 
 
-def test_a_copy_keeps_the_mask_inside(tmp_path: Path) -> None:
+def test_a_copy_has_an_internal_mask(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", textured(3, 300, 400))
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as raster:
         raster.write_mask(np.eye(300, 400, dtype=np.uint8) * 255)
@@ -265,12 +267,12 @@ def test_a_copy_keeps_the_mask_inside(tmp_path: Path) -> None:
     assert not (tmp_path / "copy" / "a.tif.msk").exists()
 
 
-def test_a_copy_of_one_bit_has_whole_bytes(tmp_path: Path) -> None:
+def test_a_copy_of_a_1_bit_image_has_whole_bytes(tmp_path: Path) -> None:
     Picture.fromarray(textured(1, 300, 400)[0] > 99).save(tmp_path / "a.png")
     assert_same_after_copy(tmp_path / "a.png")
 
 
-def test_a_truncated_picture_is_the_pictures_fault(tmp_path: Path) -> None:
+def test_a_truncated_source_is_an_input_error(tmp_path: Path) -> None:
     Picture.fromarray(np.moveaxis(textured(3, 300, 400), 0, 2)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:200_000])
     with pytest.raises(InputError, match=r"cut\.png: rows 0 to 300"):

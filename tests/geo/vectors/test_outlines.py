@@ -1,4 +1,4 @@
-"""Tiles are drawn where a GIS draws their images."""
+"""Tile outlines lie where a GIS draws the images."""
 
 import numpy as np
 from affine import Affine
@@ -6,7 +6,7 @@ from pyproj import CRS
 from shapely import box
 
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.outlines import common_crs, outlines
+from geograft.geo.vectors.outlines import common_crs, tile_outlines
 from tests.support.rasters import TENTH_METRE
 
 UTM12, UTM11, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(32611), CRS.from_epsg(4326)
@@ -15,26 +15,26 @@ NEXT_ZONE = Grid(60, 80, TENTH_METRE, UTM11)
 PICTURE = Grid(60, 80, Affine.identity(), None)
 
 
-def test_one_crs_is_kept() -> None:
-    shapes, crs = outlines([("a", Window(0, 0, 10, 20)), ("a", Window(10, 0, 10, 20))], {"a": HERE})
+def test_a_common_crs_is_kept() -> None:
+    shapes, crs = tile_outlines([("a", Window(0, 0, 10, 20)), ("a", Window(10, 0, 10, 20))], {"a": HERE})
     assert crs == UTM12
     assert shapes[1].equals(HERE.footprint(Window(10, 0, 10, 20)))
 
 
-def test_different_crs_meet_in_degrees() -> None:
+def test_different_crs_become_wgs84() -> None:
     window = Window(0, 0, 60, 80)
-    shapes, crs = outlines([("a", window), ("b", window)], {"a": HERE, "b": NEXT_ZONE})
+    shapes, crs = tile_outlines([("a", window), ("b", window)], {"a": HERE, "b": NEXT_ZONE})
     assert crs == WGS84
     west, east = (np.array(shape.bounds) for shape in (shapes[1], shapes[0]))
     assert np.allclose(east - west, [6, 0, 6, 0], atol=1e-9)
 
 
-def test_pictures_hang_below_zero() -> None:
-    shapes, crs = outlines([("a", Window(10, 20, 30, 40))], {"a": PICTURE})
+def test_outlines_without_crs_have_negative_y() -> None:
+    shapes, crs = tile_outlines([("a", Window(10, 20, 30, 40))], {"a": PICTURE})
     assert crs is None
     assert shapes[0].equals(box(20, -40, 60, -10))
 
 
-def test_one_scene_without_place_leaves_all_without_crs() -> None:
+def test_one_scene_without_crs_leaves_all_without_crs() -> None:
     assert common_crs([HERE, PICTURE]) is None
     assert common_crs([HERE, HERE]) == UTM12

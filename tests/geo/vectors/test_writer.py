@@ -1,4 +1,4 @@
-"""Tile indices and polygons go out whole, in every format, and come back the same."""
+"""Tile indices and polygons are written atomically, in every format, and read back unchanged."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,24 +18,26 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.reader import Features, read_tiles
 from geograft.geo.vectors.writer import write_polygons, write_tiles
-from geograft.mapping.polygons.writer import Target, check_target, write_into
+from geograft.mapping.polygons.writer import PolygonTarget, check_target, write_polygon_file
 from tests.geo.vectors.test_reader import SQUARE, UTM12, WGS84, write_layer
-from tests.support.full_disk import files_no_larger_than
+from tests.support.full_disk import max_file_size
 
 METRE = Affine(1, 0, 500000, 0, -1, 4979010)
 FORMATS = [".gpkg", ".geojson", ".fgb", ".parquet"]
 HOLED = box(0, 0, 9, 9).difference(box(1, 1, 2, 2))
 
 
-def target(path: Path, crs: CRS | None = UTM12, dstl_grid: Path | None = None) -> Target:
-    return Target(path, Grid(100, 100, METRE, crs), "6010_1_2", dstl_grid, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+def target(path: Path, crs: CRS | None = UTM12, dstl_grid: Path | None = None) -> PolygonTarget:
+    return PolygonTarget(
+        path, Grid(100, 100, METRE, crs), "6010_1_2", dstl_grid, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    )
 
 
 def written(path: Path, features: list[Features], crs: CRS | None = UTM12) -> int:
     folder = path.with_name("parts")
     folder.mkdir()
     try:
-        return write_into(folder, target(path, crs), features)
+        return write_polygon_file(folder, target(path, crs), features)
     finally:
         folder.rmdir()
 
@@ -54,7 +56,7 @@ def features(count: int = 3) -> list[Features]:
 # ------------------------------------------------------------------------------------------------------------- tiles
 
 
-def test_a_tile_index_comes_back_in_order(tmp_path: Path) -> None:
+def test_a_tile_index_is_read_back_in_order(tmp_path: Path) -> None:
     rows = [
         ("b", Window(5, 0, 32, 32), "val", 0.25, (0.125, 0.875)),
         ("a", Window(0, 5, 32, 32), "train", 1.0, (1.0, 0.0)),
@@ -63,7 +65,7 @@ def test_a_tile_index_comes_back_in_order(tmp_path: Path) -> None:
     assert read_tiles(tmp_path / "tiles.gpkg") == rows
     frame = geopandas.read_file(tmp_path / "tiles.gpkg")
     assert frame.crs == UTM12
-    assert frame["share_1_Oak & elm"].tolist() == [0.875, 0.0]
+    assert frame["fraction_1_Oak & elm"].tolist() == [0.875, 0.0]
 
 
 def test_a_tile_index_without_crs(tmp_path: Path) -> None:
@@ -75,9 +77,9 @@ def test_a_tile_index_without_crs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [lambda path: None, lambda path: path.write_text("x"), lambda path: write_layer(path, [SQUARE])]
 )
-def test_what_is_no_tile_index_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_a_file_that_is_not_a_tile_index_is_an_error(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path / "tiles.gpkg")
-    with pytest.raises(InputError, match=r"tiles\.gpkg is not a tile index"):
+    with pytest.raises(InputError, match=r"tiles\.gpkg"):
         read_tiles(tmp_path / "tiles.gpkg")
 
 
@@ -89,7 +91,7 @@ def opened(path: Path) -> geopandas.GeoDataFrame:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_polygons_come_back_from_every_format(tmp_path: Path, suffix: str) -> None:
+def test_polygons_are_read_back_from_every_format(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"map{suffix}"
     assert written(path, features()) == 4
     frame = opened(path).sort_values("count")
@@ -106,7 +108,7 @@ def test_polygons_come_back_from_every_format(tmp_path: Path, suffix: str) -> No
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_no_polygons_are_an_empty_layer_with_its_fields(tmp_path: Path, suffix: str) -> None:
+def test_no_polygons_give_an_empty_layer_with_fields(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"map{suffix}"
     assert written(path, features()[:1]) == 0
     assert len(opened(path)) == 0
@@ -132,7 +134,7 @@ def test_equal_polygons_make_equal_files(tmp_path: Path, suffix: str) -> None:
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_geoparquet_states_what_its_standard_asks(tmp_path: Path) -> None:
+def test_geoparquet_has_the_metadata_of_its_standard(tmp_path: Path) -> None:
     written(tmp_path / "map.parquet", features())
     metadata = pq.read_metadata(tmp_path / "map.parquet")
     geo = json.loads(metadata.metadata[b"geo"])
@@ -144,19 +146,19 @@ def test_geoparquet_states_what_its_standard_asks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.99])
-def test_a_full_disk_leaves_nothing(tmp_path: Path, suffix: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.3, 0.7, 0.99])
+def test_a_full_disk_leaves_no_file(tmp_path: Path, suffix: str, fraction: float) -> None:
     path = tmp_path / f"map{suffix}"
     many = features(900)
     written(path, many)
     size = path.stat().st_size
     path.unlink()
-    with files_no_larger_than(int(size * share)), pytest.raises(OutputError, match="cannot be written"):
+    with max_file_size(int(size * fraction)), pytest.raises(OutputError, match="cannot be written"):
         written(path, many)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_a_target_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_target_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match=r"\.gpkg, \.geojson, \.json, \.fgb, \.parquet, \.csv"):
         check_target(target(tmp_path / "map.kml"))
     with pytest.raises(SettingError, match="--dstl-grid"):
@@ -164,11 +166,11 @@ def test_what_cannot_be_a_target_is_one_line(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SettingError, match="--dstl-grid"):
         check_target(target(tmp_path / "map.gpkg", dstl_grid=tmp_path / "grid_sizes.csv"))
     monkeypatch.setattr("geograft.mapping.polygons.writer.find_spec", lambda name: None)
-    with pytest.raises(OutputError, match=r"\.fgb needs pyarrow. Install it: pip install 'geograft\[parquet\]'"):
+    with pytest.raises(OutputError, match=r"\.fgb.*pyarrow.*geograft\[parquet\]"):
         check_target(target(tmp_path / "map.fgb"))
 
 
-def test_a_failing_source_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+def test_a_failing_source_leaves_the_existing_file(tmp_path: Path) -> None:
     def broken() -> Iterator[Features]:
         yield from features()
         raise InputError("the map is damaged")

@@ -1,1 +1,1 @@
-"""Raster files, read and written by windows."""
+"""Raster files, read and written window by window."""

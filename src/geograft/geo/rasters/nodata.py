@@ -1,8 +1,7 @@
-"""Which pixels of a raster mean something: the one rule, applied to pixels that were read.
+"""Valid pixels of a raster: the nodata rule for decoded pixels, and regions known to be empty without decoding.
 
-Where a file holds nothing: blocks of a GeoTIFF that were never written, gaps between the sources of a VRT.
-
-A file is asked only when GDAL's stand-in for what is missing (nodata, else 0) is not valid there.
+Empty regions are the missing blocks of a sparse GeoTIFF and the gaps between the sources of a VRT. GDAL fills them with
+nodata, or 0 without nodata, so they are looked up only where that fill value counts as invalid.
 """
 
 import math
@@ -17,12 +16,12 @@ from numpy import ndarray
 from rasterio.enums import Interleaving
 from rasterio.io import DatasetReader
 
-from geograft.geo.grid import Places, Window
-from geograft.geo.rasters.gdal import RASTER_FAULTS
+from geograft.geo.grid import Window, WindowIndex
+from geograft.geo.rasters.gdal import RASTER_ERRORS
 
 
-def nodata_as(value: float | None, dtype: str) -> float | int | None:
-    """Return the nodata value as numbers of `dtype` hold it; None when they cannot, or it is not finite."""
+def cast_nodata(value: float | None, dtype: str) -> float | int | None:
+    """Return the nodata value cast to `dtype`; None when `dtype` cannot represent it or it is not finite."""
     if value is None or not np.isfinite(value):
         return None
     kind = np.dtype(dtype)
@@ -34,8 +33,8 @@ def nodata_as(value: float | None, dtype: str) -> float | int | None:
     return int(value) if limits.min <= value <= limits.max and value == int(value) else None
 
 
-def known(pixels: Shaped[ndarray, "b h w"], nodata: list[float | int | None]) -> Bool[ndarray, "h w"]:
-    """Return which pixels are finite in every band and differ from nodata in at least one."""
+def valid_pixels(pixels: Shaped[ndarray, "b h w"], nodata: list[float | int | None]) -> Bool[ndarray, "h w"]:
+    """Return the mask of pixels that are finite in every band and differ from nodata in at least one."""
     finite = np.ones(pixels.shape[1:], bool)
     if pixels.dtype.kind == "f":
         np.isfinite(pixels).all(axis=0, out=finite)
@@ -47,23 +46,23 @@ def known(pixels: Shaped[ndarray, "b h w"], nodata: list[float | int | None]) ->
     return finite & present
 
 
-MOST_ROWS = 512
-"""Rows of blocks whose state is remembered."""
+MAX_CACHED_ROWS = 512
+"""Rows of blocks whose presence is cached."""
 
 
-class TiffGaps:
-    """A GeoTIFF's missing blocks. Asking costs a microsecond a block the first time."""
+class TiffEmptyRegions:
+    """The missing blocks of a sparse GeoTIFF. A query costs a microsecond per block the first time."""
 
     def __init__(self, shape: tuple[int, int], asked: Sequence[int], masked: bool) -> None:
         self._block = shape
         self._asked = asked
-        """Bands of which all must miss the block."""
+        """The bands in which the block must be missing, in all of them."""
         self._masked = masked
-        """Whether the mask must hide it too."""
+        """Whether the mask band must be 0 in the block as well."""
         self._rows: dict[int, Bool[ndarray, " blocks"]] = {}
 
-    def empty(self, raster: DatasetReader, window: Window) -> bool:
-        """Return whether all blocks under `window` are missing."""
+    def is_empty(self, raster: DatasetReader, window: Window) -> bool:
+        """Return whether all blocks that `window` touches are missing."""
         high, wide = self._block
         rows = range(window.row // high, -(-window.stop_row // high))
         cols = slice(window.col // wide, -(-window.stop_col // wide))
@@ -71,7 +70,7 @@ class TiffGaps:
 
     def _present(self, raster: DatasetReader, row: int) -> Bool[ndarray, " blocks"]:
         if row not in self._rows:
-            if len(self._rows) >= MOST_ROWS:
+            if len(self._rows) >= MAX_CACHED_ROWS:
                 self._rows.pop(next(iter(self._rows)))
             cols = range(-(-raster.width // self._block[1]))
             self._rows[row] = np.array([self._holds(raster, row, col) for col in cols], bool)
@@ -84,32 +83,32 @@ class TiffGaps:
         if not self._masked:
             return False
         high, wide = self._block
-        block = Window(row * high, col * wide, high, wide).overlap(Window(0, 0, raster.height, raster.width))
+        block = Window(row * high, col * wide, high, wide).intersection(Window(0, 0, raster.height, raster.width))
         try:
             return block is not None and bool(raster.read_masks(1, window=block.to_rasterio()).any())
-        except RASTER_FAULTS:
-            return True  # reading the pixels will say what is wrong
+        except RASTER_ERRORS:
+            return True  # reading the pixels will raise the error
 
 
-class VrtGaps:
-    """The rectangles that a VRT's sources fill. Asking costs microseconds, whatever their number."""
+class VrtEmptyRegions:
+    """The area outside the sources of a VRT. A query costs microseconds, for any number of sources."""
 
     def __init__(self, filled: Sequence[Window]) -> None:
-        self._filled = Places(filled)
+        self._filled = WindowIndex(filled)
 
-    def empty(self, raster: DatasetReader, window: Window) -> bool:
-        """Return whether `window` lies between the sources."""
-        return not self._filled.near(window)
-
-
-Gaps: TypeAlias = TiffGaps | VrtGaps
-"""What is known of a file without decoding its pixels."""
+    def is_empty(self, raster: DatasetReader, window: Window) -> bool:
+        """Return whether no source touches `window`."""
+        return not self._filled.query(window)
 
 
-def gaps(raster: DatasetReader, bands: Sequence[int], alpha: int | None, masked: bool) -> Gaps | None:
-    """Return what tells where `raster` is empty; None where that cannot be told.
+EmptyRegions: TypeAlias = TiffEmptyRegions | VrtEmptyRegions
+"""Regions of a file known to be empty without decoding pixels."""
 
-    `bands` are those of the image, `alpha` the one that says which pixels are valid; `masked` when a mask does.
+
+def empty_regions(raster: DatasetReader, bands: Sequence[int], alpha: int | None, masked: bool) -> EmptyRegions | None:
+    """Return the empty regions of `raster`; None when they cannot be determined without decoding pixels.
+
+    `bands` are the image's bands without alpha, `alpha` is the alpha band, `masked` tells whether the file has a mask.
     """
     by_nodata = all(_hides(raster.nodatavals[band - 1], raster.dtypes[band - 1]) for band in bands)
     by_alpha = alpha is not None and raster.nodatavals[alpha - 1] in (None, 0)
@@ -118,34 +117,34 @@ def gaps(raster: DatasetReader, bands: Sequence[int], alpha: int | None, masked:
     asked = list(bands) if by_nodata or alpha is None else [alpha]
     by_mask = masked and not by_nodata
     if raster.driver == "VRT":
-        filled = _filled(Path(raster.name), [] if by_mask else asked)
-        return None if filled is None else VrtGaps(filled)
+        filled = _source_windows(Path(raster.name), [] if by_mask else asked)
+        return None if filled is None else VrtEmptyRegions(filled)
     together = raster.interleaving == Interleaving.pixel
-    return TiffGaps(raster.block_shapes[0], asked[:1] if together else asked, by_mask)
+    return TiffEmptyRegions(raster.block_shapes[0], asked[:1] if together else asked, by_mask)
 
 
 def _hides(nodata: float | None, dtype: str) -> bool:
-    """Return whether pixels of nodata are not valid."""
+    """Return whether `valid_pixels` treats this nodata value as invalid."""
     not_finite = nodata is not None and not np.isfinite(nodata) and np.dtype(dtype).kind == "f"
-    return not_finite or nodata_as(nodata, dtype) is not None
+    return not_finite or cast_nodata(nodata, dtype) is not None
 
 
-def _filled(path: Path, bands: Sequence[int]) -> list[Window] | None:
-    """Return where the sources of some bands of a VRT lie, of its mask without; None for other than plain mosaics."""
+def _source_windows(path: Path, bands: Sequence[int]) -> list[Window] | None:
+    """Return the windows of the sources of `bands` of a VRT (none: of its mask); None unless it is a plain mosaic."""
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError):
         return None
-    own = {int(band.get("band", 0)): band for band in root.findall("VRTRasterBand")}
-    found = [own.get(band) for band in bands] or [root.find("MaskBand/VRTRasterBand")]
-    if root.get("subClass") or any(band is None or band.get("subClass") for band in found):
+    by_number = {int(band.get("band", 0)): band for band in root.findall("VRTRasterBand")}
+    elements = [by_number.get(band) for band in bands] or [root.find("MaskBand/VRTRasterBand")]
+    if root.get("subClass") or any(band is None or band.get("subClass") for band in elements):
         return None
-    sources = [part for band in found if band is not None for part in band if part.tag.endswith("Source")]
-    places = [_place(source) for source in sources]
+    sources = [part for band in elements if band is not None for part in band if part.tag.endswith("Source")]
+    places = [_source_window(source) for source in sources]
     return None if None in places else [place for place in places if place is not None]
 
 
-def _place(source: ElementTree.Element) -> Window | None:
+def _source_window(source: ElementTree.Element) -> Window | None:
     rectangle = source.find("DstRect")
     if rectangle is None:
         return None

@@ -1,11 +1,12 @@
-"""Images and label masks, read by windows. The one way into raster files; `rasterout` is the way out.
+"""Windowed reading of images and label masks, and a raster's state (size and time of its files).
 
-What tells whether a raster is still the same, without reading its pixels.
+`geograft.geo.rasters.writer` writes rasters. Geograft opens every raster file through one of the two.
 """
 
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
@@ -25,42 +26,44 @@ from rasterio.io import DatasetReader
 from geograft.errors import InputError
 from geograft.files import json_digest
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.gdal import RASTER_FAULTS, quietly, reason
-from geograft.geo.rasters.nodata import Gaps, gaps, known, nodata_as
-from geograft.geo.rasters.resample import scaled_to
+from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
+from geograft.geo.rasters.nodata import EmptyRegions, cast_nodata, empty_regions, valid_pixels
+from geograft.geo.rasters.resample import make_resampler
 from geograft.legend import IGNORE
 
-MOST_OPEN = 16
-"""Files that one thread keeps open for labels."""
-PROBE_PX, MOST_DECODED_PX = 256, 2**20
-"""A window of 256 x 256 pixels must not need more than this many decoded."""
-SEQUENTIAL = ("PNG", "JPEG", "GIF", "WEBP", "JP2OpenJPEG")
-"""Formats that decode from the beginning, or in units of their own, whatever window is asked for."""
+MAX_OPEN_FILES = 16
+"""Label files kept open per thread."""
+PROBE_PX, MAX_DECODED_PX = 256, 2**20
+"""An image supports windowed reading when a window of 256 x 256 pixels decodes at most this many pixels."""
+SEQUENTIAL_DRIVERS = ("PNG", "JPEG", "GIF", "WEBP", "JP2OpenJPEG")
+"""Formats that decode from the start of the file, or in units of their own, for any window."""
+LENIENT_DRIVERS = ("PNG", "JPEG", "VRT")
+"""Formats, or containers of formats, whose truncated files GDAL decodes without an error by default."""
 
 _labels = threading.local()
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image before its pixels are read."""
+    """An image's metadata."""
 
     path: Path
     grid: Grid
     bands: int
-    """Number of bands; an alpha band is not counted."""
+    """Number of bands without alpha."""
     dtype: str
-    """Number format, as numpy names it."""
+    """Numpy dtype of the pixels."""
     band_names: tuple[str, ...]
     windowed: bool
-    """Whether a small window can be read without decoding much else."""
+    """Whether a small window can be read without decoding much more."""
     palette: bool
-    """Whether the values are indices into a colour table."""
+    """Whether the pixels are indices into a colour table."""
     tags: dict[str, str]
-    """The file's own metadata."""
+    """The file's metadata tags."""
 
 
 class Image:
-    """An open image. Not to be shared between threads; safe to carry into a forked process, where it opens again."""
+    """An open image. Not thread-safe; a forked process reopens the file."""
 
     def __init__(self, path: Path, raster: DatasetReader, resolution_m: float | None = None) -> None:
         self._opened = raster
@@ -69,24 +72,25 @@ class Image:
             i for i, kind in zip(raster.indexes, raster.colorinterp, strict=True) if kind != ColorInterp.alpha
         ]
         self._alpha = next((i for i in raster.indexes if i not in self._indexes), None)
+        self._decoding = strict_decoding if raster.driver in LENIENT_DRIVERS else nullcontext
         self._masked = MaskFlags.per_dataset in raster.mask_flag_enums[0] and self._alpha is None
         info = _info(path, raster, self._indexes)
-        self.nodata = [nodata_as(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
-        """By band; None where it has none that its number format can hold."""
+        self.nodata = [cast_nodata(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
+        """Per band; None without a nodata value that the dtype can represent."""
         self._window = info.grid.window
-        self._scaling = scaled_to(info.grid, resolution_m, str(path)) if resolution_m else None
+        self._scaling = make_resampler(info.grid, resolution_m, str(path)) if resolution_m else None
         self.info = replace(info, grid=self._scaling.grid) if self._scaling else info
 
     @classmethod
     def open(cls, path: Path | str, *, resolution_m: float | None = None) -> "Image":
-        """Open an image; with `resolution_m`, to be read at that many metres on the ground a pixel.
+        """Open an image; with `resolution_m`, resample it to that pixel size while it is read.
 
-        Then `info.grid` is the coarser or finer grid: same CRS, directions and upper left corner, and the asked
-        resolution in both directions at the image's centre (see `geograft.geo.rasters.resample`).
+        `info.grid` is then the resampled grid: same CRS, orientation and upper left corner, with square pixels of
+        `resolution_m` metres at the image's centre (see `geograft.geo.rasters.resample`).
 
         Raises:
-            InputError: when the file is missing, corrupt, no image, or holds numbers that are not real; when it is to
-                be resampled and has no CRS.
+            InputError: when the file is missing, corrupt or not an image, when its dtype is not real, or when
+                `resolution_m` is given and it has no CRS.
         """
         raster = open_raster(Path(path))
         try:
@@ -98,43 +102,42 @@ class Image:
     def read(
         self, window: Window, bands: Sequence[int] | None = None
     ) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-        """Return the pixels of `window` in their own number format, and which of them are valid.
+        """Return the pixels of `window` in the image's dtype, and the mask of valid pixels.
 
-        The window may reach beyond the image. A pixel is not valid outside the image, where the alpha or mask band is
-        0, where all bands hold their nodata value, or where any band is not finite; it is 0 in all bands then.
+        The window may extend beyond the image. A pixel is invalid outside the image, where the alpha or mask band is 0,
+        where all bands equal their nodata value, and where any band is not finite. Invalid pixels are 0 in all bands.
         `bands` are counted from 1 without the alpha band; default: all.
 
         Raises:
-            InputError: naming the file and the window, when the pixels cannot be decoded.
+            InputError: when the pixels cannot be decoded; the message names the file and the window.
         """
         if self._scaling:
             return self._scaling.read(partial(self._read, bands=bands), window)
         return self._read(window, bands)
 
-    def empty(self, window: Window) -> bool:
-        """Return True only when it is known, without decoding pixels, that no pixel of `window` is valid.
+    def is_empty(self, window: Window) -> bool:
+        """Return whether `window` is known to have no valid pixel; False when that would require decoding pixels.
 
-        That is so outside the image, in blocks that a sparse GeoTIFF does not hold, and between the sources of a VRT.
-        Costs about a microsecond a block the first time, and next to nothing after that.
+        True outside the image, in missing blocks of a sparse GeoTIFF and between the sources of a VRT. Costs about a
+        microsecond per block the first time, and almost nothing after that.
         """
-        needed = self._scaling.needs(window) if self._scaling else window
-        inside = needed.overlap(self._window)
-        return inside is None or (self._gaps is not None and self._gaps.empty(self._raster, inside))
+        needed = self._scaling.source_window(window) if self._scaling else window
+        inside = needed.intersection(self._window)
+        return inside is None or (self._gaps is not None and self._gaps.is_empty(self._raster, inside))
 
-    def values(self, window: Window) -> Shaped[ndarray, "b h w"]:
-        """Return what the file holds in `window`, inside the image, whatever nodata or a mask says of it.
-
-        For images that are not resampled.
+    def read_raw(self, window: Window) -> Shaped[ndarray, "b h w"]:
+        """Return the stored pixels of `window`, which lies inside the image, ignoring nodata and masks.
 
         Raises:
             InputError: as `read`.
+            ValueError: when the image is resampled.
         """
         if self._scaling:
-            raise ValueError("a resampled image has no values of its own")
+            raise ValueError("a resampled image has no stored pixels")
         return self._decode(window, self._indexes)
 
     def close(self) -> None:
-        """Close the file. Reading afterwards is an error of the program."""
+        """Close the file, which must not be read afterwards."""
         self._opened.close()
 
     def __enter__(self) -> "Image":
@@ -146,13 +149,13 @@ class Image:
         self.close()
 
     @cached_property
-    def _gaps(self) -> Gaps | None:
-        return gaps(self._raster, self._indexes, self._alpha, self._masked)
+    def _gaps(self) -> EmptyRegions | None:
+        return empty_regions(self._raster, self._indexes, self._alpha, self._masked)
 
     @property
     def _raster(self) -> DatasetReader:
         if os.getpid() != self._process:
-            # A forked process shares the parent's position in the file.
+            # A forked process shares the file offset with its parent.
             self._opened, self._process = open_raster(self.info.path), os.getpid()
         return self._opened
 
@@ -163,11 +166,11 @@ class Image:
         nodata = [self.nodata[band - 1] for band in bands] if bands else self.nodata
         pixels = np.zeros((len(chosen), window.height, window.width), self.info.dtype)
         valid = np.zeros((window.height, window.width), bool)
-        inside = window.overlap(self._window)
+        inside = window.intersection(self._window)
         if inside is not None:
-            rows, cols = inside.within(window).slices
+            rows, cols = inside.relative_to(window).slices
             pixels[:, rows, cols] = self._decode(inside, chosen)
-            valid[rows, cols] = known(pixels[:, rows, cols], nodata)
+            valid[rows, cols] = valid_pixels(pixels[:, rows, cols], nodata)
             valid[rows, cols] &= self._unmasked(inside)
             pixels[:, ~valid] = 0
         return pixels, valid
@@ -183,18 +186,19 @@ class Image:
     def _decode(self, window: Window, indexes: list[int], masks: bool = False) -> Shaped[ndarray, "b h w"]:
         read = self._raster.read_masks if masks else self._raster.read
         try:
-            pixels: ndarray = read(indexes, window=window.to_rasterio())
-        except (*RASTER_FAULTS, OSError) as error:
+            with self._decoding():
+                pixels: ndarray = read(indexes, window=window.to_rasterio())
+        except (*RASTER_ERRORS, OSError) as error:
             raise InputError(
                 f"{self.info.path}: rows {window.row} to {window.stop_row}, columns {window.col} to {window.stop_col}, "
-                f"cannot be read: {reason(error)}. "
-                "The file is damaged or cut short; get it again."
+                f"cannot be read: {error_reason(error)}. "
+                "The file is damaged or truncated; get it again."
             ) from error
         return pixels
 
 
 def read_labels(path: Path, window: Window) -> UInt8[ndarray, "h w"]:
-    """Return the class indices of `window` of a label mask; 255 outside the file. Keeps files open as `read_mask`.
+    """Return the class indices of `window` of a label mask; 255 outside the file. Caches files as `read_mask` does.
 
     Raises:
         InputError: when the mask is missing or cannot be decoded.
@@ -204,45 +208,46 @@ def read_labels(path: Path, window: Window) -> UInt8[ndarray, "h w"]:
 
 
 def read_mask(path: Path, window: Window) -> UInt8[ndarray, "o h w"]:
-    """Return all bands of `window` of a label mask, class indices or shares; 255 outside the file.
+    """Return all bands of `window` of a label mask, class indices or class fractions; 255 outside the file.
 
-    Keeps the last few files of every thread open.
+    Each thread keeps its last few files open.
 
     Raises:
         InputError: when the mask is missing or cannot be decoded.
     """
     image = _label_image(path)
-    inside = window.overlap(image.info.grid.window)
+    inside = window.intersection(image.info.grid.window)
     bands = np.full((image.info.bands, window.height, window.width), IGNORE, np.uint8)
     if inside is not None:
-        bands[:, *inside.within(window).slices] = image.values(inside)
+        bands[:, *inside.relative_to(window).slices] = image.read_raw(inside)
     return bands
 
 
 def close_labels() -> None:
-    """Close what `read_labels` keeps open in this thread, for some systems move no folder with open files in it."""
+    """Close the files that `read_labels` cached in this thread. Some systems cannot move a folder with open files."""
     cache: dict[object, Image] = _labels.__dict__.setdefault("files", {})
     while cache:
         cache.popitem()[1].close()
 
 
 def open_raster(path: Path, **options: Any) -> DatasetReader:
-    """Return an opened raster file.
+    """Open a raster file with rasterio.
 
     Raises:
-        InputError: when it is missing or no raster.
+        InputError: when the file is missing or not a raster.
     """
     try:
-        with quietly():
+        # GDAL's PNG driver needs the option both here and when pixels are read.
+        with ignore_not_georeferenced(), strict_decoding():
             return rasterio.open(path, **options)
-    except (*RASTER_FAULTS, OSError) as error:
+    except (*RASTER_ERRORS, OSError) as error:
         if not path.exists():
             raise InputError(f"{path} does not exist. Check the path.") from error
-        raise InputError(f"{path} cannot be opened as an image: {reason(error)}. Check or replace it.") from error
+        raise InputError(f"{path} cannot be opened as an image: {error_reason(error)}. Check or replace it.") from error
 
 
 def _label_image(path: Path) -> Image:
-    # The file's age is in the key, for a tile set may be prepared anew under the same name.
+    # The key includes the modification time, since a tile set may be prepared again under the same name.
     try:
         state = path.stat()
     except OSError as error:
@@ -250,7 +255,7 @@ def _label_image(path: Path) -> Image:
     key = (str(path), state.st_mtime_ns, state.st_size)
     cache: dict[tuple[str, int, int], Image] = _labels.__dict__.setdefault("files", {})
     if key not in cache:
-        if len(cache) >= MOST_OPEN:
+        if len(cache) >= MAX_OPEN_FILES:
             cache.pop(next(iter(cache))).close()
         cache[key] = Image.open(path)
     return cache[key]
@@ -258,12 +263,12 @@ def _label_image(path: Path) -> Image:
 
 def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
     if not indexes:
-        raise InputError(f"{path} holds no band but alpha. Give an image with at least one band.")
+        raise InputError(f"{path} has only an alpha band. Provide an image with at least one other band.")
     dtypes = {raster.dtypes[i - 1] for i in indexes}
     dtype = np.dtype(next(iter(dtypes)) if len(dtypes) == 1 else "object")
     if dtype.kind not in "uif":
         raise InputError(
-            f"{path} holds numbers of kind {', '.join(sorted(dtypes))}; one real kind is needed. Convert it."
+            f"{path} has dtype {', '.join(sorted(dtypes))}; all bands must have the same real dtype. Convert it."
         )
     return ImageInfo(
         path=path,
@@ -280,13 +285,13 @@ def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
 def _crs(path: Path, raster: DatasetReader) -> CRS | None:
     try:
         return _parsed_crs(raster.crs.to_wkt()) if raster.crs else None
-    except (CRSError, *RASTER_FAULTS) as error:
-        raise InputError(f"{path}: its CRS cannot be understood: {reason(error)}. Assign one that can.") from error
+    except (CRSError, *RASTER_ERRORS) as error:
+        raise InputError(f"{path} has an invalid CRS: {error_reason(error)}. Assign a valid CRS.") from error
 
 
 @lru_cache(maxsize=64)
 def _parsed_crs(wkt: str) -> CRS:
-    # Takes two milliseconds, ten times as long as opening the file.
+    # Parsing takes two milliseconds, ten times as long as opening the file.
     return CRS.from_wkt(wkt)
 
 
@@ -300,22 +305,24 @@ def _band_name(raster: DatasetReader, index: int) -> str:
 def _windowed(raster: DatasetReader) -> bool:
     rows, cols = raster.block_shapes[0]
     decoded_px = -(-PROBE_PX // rows) * rows * -(-PROBE_PX // cols) * cols
-    packed = raster.driver in SEQUENTIAL or raster.name.startswith("/vsi")
-    return not packed and decoded_px <= MOST_DECODED_PX
+    sequential = raster.driver in SEQUENTIAL_DRIVERS or raster.name.startswith("/vsi")
+    return not sequential and decoded_px <= MAX_DECODED_PX
 
 
-STATISTICS = ".aux.xml"
-"""Written by programs that only looked at a raster."""
+STATISTICS_SUFFIX = ".aux.xml"
+"""Sidecar file that viewers write; not part of the raster."""
 
 
 def raster_state(path: Path) -> dict[str, Any]:
-    """Return path, size and time of a raster, with all files that belong to it: masks, world files, a VRT's sources.
+    """Return path, size and modification time of a raster and its sidecar files: masks, world files, a VRT's sources.
+
+    Reads no pixels.
 
     Raises:
-        InputError: when it is not there, or no raster.
+        InputError: when the file is missing or not a raster.
     """
     with open_raster(path) as raster:
-        files = sorted({Path(name) for name in raster.files if not name.endswith(STATISTICS)} | {path})
+        files = sorted({Path(name) for name in raster.files if not name.endswith(STATISTICS_SUFFIX)} | {path})
     states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
     several = {"files": len(files), "state": json_digest(states)[:16]} if len(files) > 1 else {}
     size, modified = sum(size for _, size, _ in states), max(time for *_, time in states)
@@ -323,5 +330,5 @@ def raster_state(path: Path) -> dict[str, Any]:
 
 
 def _utc(ns: int) -> str:
-    """Return a time in UTC to the nanosecond."""
+    """Format a time in UTC to the nanosecond."""
     return f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d %H:%M:%S}.{ns % 10**9:09d}"

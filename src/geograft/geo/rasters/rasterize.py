@@ -1,6 +1,6 @@
-"""Polygons into pixels: a pixel is of the polygon that holds its centre; of several, of the last.
+"""Rasterisation of polygons: a pixel belongs to the polygon that contains its centre, the last one of several.
 
-An area of interest: the polygons of a vector file, asked by windows of a raster.
+`AreaOfInterest` holds the polygons of a vector file, and is queried by windows of a raster.
 """
 
 from dataclasses import dataclass
@@ -17,119 +17,121 @@ from rasterio.features import rasterize
 from shapely import STRtree
 
 from geograft.errors import InputError
-from geograft.geo.grid import Grid, Window, transformed
-from geograft.geo.vectors.reader import read_polygons, valid_polygons
+from geograft.geo.grid import Grid, Window, transform_points
+from geograft.geo.vectors.reader import read_polygons, repair_polygons
 
 NUDGE = Affine.translation(1e-6 * 2**0.5, 1e-6 * 3**0.5)
-"""Moves polygons by a millionth of a pixel, so that no edge drawn through a pixel's centre is left to rounding."""
+"""Shifts polygons by a millionth of a pixel, so that rounding does not decide on edges through pixel centres."""
 
 
 @dataclass(frozen=True)
 class PixelShapes:
-    """Polygons of one scene in its pixel coordinates (x = column, y = row), with the class index of each."""
+    """Polygons in pixel coordinates (x = column, y = row) with their class indices."""
 
     parts: ndarray
-    """(n,) shapely Polygons, holes included; the parts of a multipolygon one after the other."""
+    """(n,) shapely Polygons, with holes; the parts of a multipolygon follow each other."""
     values: UInt8[ndarray, " n"]
 
     @cached_property
     def tree(self) -> STRtree:
-        """The index of the parts; its answers are positions in `parts`."""
+        """Spatial index of `parts`."""
         return STRtree(self.parts)
 
-    def only(self, value: int) -> "PixelShapes":
+    def of_class(self, value: int) -> "PixelShapes":
         """Return the polygons of one class."""
-        mine = self.values == value
-        return PixelShapes(self.parts[mine], self.values[mine])
+        selected = self.values == value
+        return PixelShapes(self.parts[selected], self.values[selected])
 
 
-def in_pixels(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) -> PixelShapes:
-    """Return (n,) polygons or multipolygons in pixel coordinates, which `to_pixels` makes of theirs.
+def to_pixel_shapes(shapes: ndarray, values: UInt8[ndarray, " n"], to_pixels: Affine) -> PixelShapes:
+    """Return (n,) polygons or multipolygons in the pixel coordinates to which `to_pixels` transforms them.
 
-    For shapes on the ground `to_pixels` is the inverse of the grid's transform. Doing this once for the whole scene,
-    and moving windows by whole pixels only, makes windows agree where they meet.
+    For shapes in CRS coordinates `to_pixels` is the inverse of the grid's transform. Transforming once per scene, and
+    shifting windows by whole pixels, makes adjacent windows agree.
     """
     parts, owners = shapely.get_parts(shapes, return_index=True)
-    return PixelShapes(shapely.transform(parts, lambda xy: transformed(xy, NUDGE @ to_pixels)), values[owners])
+    return PixelShapes(shapely.transform(parts, lambda xy: transform_points(xy, NUDGE @ to_pixels)), values[owners])
 
 
-def burned(shapes: PixelShapes, window: Window, fill: int, fine: int = 1) -> UInt8[ndarray, "rows cols"]:
-    """Return the class index of every pixel of `window`; `fill` where no polygon holds its centre.
+def rasterize_window(
+    shapes: PixelShapes, window: Window, fill: int, oversampling: int = 1
+) -> UInt8[ndarray, "rows cols"]:
+    """Return the class index of each pixel of `window`; `fill` where no polygon contains its centre.
 
-    With `fine`, of every part of a pixel that is cut in so many rows and columns. Costs the vertices of the polygons
-    that touch the window, whatever the scene holds besides.
+    With `oversampling` n, each pixel is split into n x n. The cost depends on the vertices of the polygons that touch
+    the window, not on the other polygons of the scene.
     """
     hits = np.sort(shapes.tree.query(window.outline))
-    size = (window.height * fine, window.width * fine)
+    size = (window.height * oversampling, window.width * oversampling)
     if not len(hits):
         return np.full(size, fill, np.uint8)
-    to_window = Affine.translation(window.col, window.row) @ Affine.scale(1 / fine)
+    to_window = Affine.translation(window.col, window.row) @ Affine.scale(1 / oversampling)
     pairs = zip(shapes.parts[hits], shapes.values[hits].tolist(), strict=True)
     labels: ndarray[Any, Any] = rasterize(pairs, size, fill=fill, transform=to_window, dtype="uint8")
     return labels
 
 
-MOST_VERTICES = 256
-"""Polygons with more are cut up."""
-LEAST_PX = 64
-"""Pieces are not cut smaller than this."""
+MAX_VERTICES = 256
+"""Polygons with more vertices are cut into pieces."""
+MIN_PIECE_PX = 64
+"""Smallest extent of a piece that is cut further."""
 
 
-class Area:
-    """Polygons in a raster's pixel coordinates, cut into pieces so that a window costs little however long they are."""
+class AreaOfInterest:
+    """Polygons in a raster's pixel coordinates, cut into pieces so that windows of very long polygons stay cheap."""
 
     def __init__(self, shapes: ndarray, grid: Grid) -> None:
-        """Take (n,) valid polygons or multipolygons in the CRS of `grid`, of which the part on the grid counts."""
-        whole = in_pixels(shapes, np.ones(len(shapes), np.uint8), ~grid.transform)
-        pieces = _pieces(whole.parts, grid.window)
+        """Take (n,) valid polygons or multipolygons in the CRS of `grid`; parts outside the grid are dropped."""
+        pixel_shapes = to_pixel_shapes(shapes, np.ones(len(shapes), np.uint8), ~grid.transform)
+        pieces = _cut(pixel_shapes.parts, grid.window)
         self._pieces = PixelShapes(pieces, np.ones(len(pieces), np.uint8))
 
     @classmethod
-    def read(cls, path: Path, grid: Grid) -> "Area":
-        """Return the area that the polygons of a vector file, of any CRS, cover on `grid`.
+    def read(cls, path: Path, grid: Grid) -> "AreaOfInterest":
+        """Return the area that the polygons of a vector file, in any CRS, cover on `grid`.
 
         Raises:
-            InputError: when the file cannot be read or holds no polygon, when it or the raster has no CRS and the
-                other has, or when no polygon lies on the raster.
+            InputError: when the file cannot be read or has no polygon, when only one of file and raster has a CRS, or
+                when no polygon intersects the raster.
         """
         polygons = read_polygons(path, grid.crs)
         if grid.crs is None and polygons.crs is not None:
             raise InputError(
-                f"{path} has a CRS ({polygons.crs.name}), but the raster has none, so the area has no place on it. "
-                "Assign the raster its CRS, or map it whole."
+                f"{path} has a CRS ({polygons.crs.name}), but the raster has none, so they cannot be aligned. "
+                "Assign the raster its CRS, or map the whole raster."
             )
-        area = cls(valid_polygons(polygons.shapes)[0], grid)
+        area = cls(repair_polygons(polygons.shapes)[0], grid)
         if not len(area._pieces.parts):
             raise InputError(
-                f"{path}: none of its {len(polygons.shapes)} polygons lies on the raster. "
-                "Check that both show the same place and state their CRS rightly."
+                f"{path}: none of its {len(polygons.shapes)} polygons intersects the raster. "
+                "Check that both cover the same area and have the correct CRS."
             )
         return area
 
-    def touches(self, window: Window) -> bool:
-        """Return False only when no pixel of `window` lies in the area. Costs microseconds."""
+    def intersects(self, window: Window) -> bool:
+        """Return whether `window` intersects the area. Takes microseconds."""
         return len(self._pieces.tree.query(window.outline, predicate="intersects")) > 0
 
     def mask(self, window: Window) -> Bool[ndarray, "h w"]:
-        """Return which pixels of `window` have their centre in the area: the rule of labels, see `burn`."""
-        return burned(self._pieces, window, fill=0).astype(bool)
+        """Return the mask of pixels of `window` whose centre lies in the area: the rule of `rasterize_window`."""
+        return rasterize_window(self._pieces, window, fill=0).astype(bool)
 
 
-def _pieces(parts: ndarray, frame: Window) -> ndarray:
-    """Return polygons cut along lines between pixels until each has few vertices; what lies outside `frame` is gone.
+def _cut(parts: ndarray, frame: Window) -> ndarray:
+    """Clip polygons to `frame`, and cut them along pixel borders until each piece has few vertices.
 
-    No pixel's centre is on such a line, so the pieces hold the centres that the polygons held.
+    No pixel centre lies on a pixel border, so the pieces contain the same pixel centres as the polygons.
     """
     parts = parts[shapely.intersects(frame.outline, parts)]
-    large = shapely.get_num_coordinates(parts) > MOST_VERTICES
-    if not large.any() or max(frame.height, frame.width) < 2 * LEAST_PX:
+    large = shapely.get_num_coordinates(parts) > MAX_VERTICES
+    if not large.any() or max(frame.height, frame.width) < 2 * MIN_PIECE_PX:
         return parts
-    finer = [_pieces(_clipped(parts[large], half), half) for half in _halves(frame)]
+    finer = [_cut(_clip(parts[large], half), half) for half in _halves(frame)]
     return np.concatenate([parts[~large], *finer])
 
 
-def _clipped(parts: ndarray, frame: Window) -> ndarray:
-    """Return the parts of polygons that lie in `frame`, each a polygon with an area."""
+def _clip(parts: ndarray, frame: Window) -> ndarray:
+    """Return the polygons clipped to `frame`, without parts of zero area."""
     inside = shapely.clip_by_rect(parts, frame.col, frame.row, frame.stop_col, frame.stop_row)
     pieces = shapely.get_parts(inside)
     return pieces[shapely.area(pieces) > 0]

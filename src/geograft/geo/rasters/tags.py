@@ -1,4 +1,4 @@
-"""Class maps: what makes a raster one, what lies beside it, and what it says of its classes and of what made it."""
+"""Class maps: their metadata tags (classes, model card, origin), and the names of the files next to them."""
 
 import json
 import re
@@ -16,33 +16,33 @@ from geograft.legend import Legend
 CARD_TAG = "GEOGRAFT_CARD"
 """The model card as JSON."""
 ORIGIN_TAG = "GEOGRAFT_ORIGIN"
-"""SHA-256 of everything that decides what the map holds: model, rasters, settings."""
+"""SHA-256 of everything that determines the map: model, rasters, settings."""
 BACKEND_TAG = "GEOGRAFT_BACKEND"
-"""What computed the map."""
+"""The inference backend that computed the map."""
 SCALE_TAG = "GEOGRAFT_SCALE"
-"""What the numbers in a file of probabilities or of uncertainty mean, in words."""
+"""Description of the values in a file of probabilities or uncertainty."""
 CLASS_TAG = "CLASS_"
-"""Followed by a value of the map: the name of its class."""
-CERTAIN = 250
-"""What stands for 1 in a file that holds numbers from 0 to 1 in bytes."""
+"""Prefix of the tags that name the class of each value of the map."""
+BYTE_SCALE = 250
+"""The byte that represents 1 in a file of values from 0 to 1."""
 
 
 def check_class_map(info: ImageInfo) -> None:
-    """Raise InputError for a raster that is not one band of whole numbers."""
+    """Raise InputError unless a raster has one band of integers."""
     if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
         raise InputError(
-            f"{info.path} holds {info.bands} bands of {info.dtype}, and a class map is one band of whole numbers. "
-            "Give a map that `geograft predict` wrote, or another class map."
+            f"{info.path} has {info.bands} bands of {info.dtype}; a class map has one band of integers. "
+            "Use a map written by `geograft predict`, or another class map."
         )
 
 
-def beside(path: Path, what: str) -> Path:
-    """Return where the probabilities, the uncertainty or the applicability of the map at `path` lies."""
+def sibling_path(path: Path, what: str) -> Path:
+    """Return the path of the probabilities, uncertainty or applicability (`what`) that belongs to the map at `path`."""
     return path.with_name(f"{path.stem}.{what}.tif")
 
 
 def map_tags(card: ModelCard, origin: str) -> dict[str, str]:
-    """Return the metadata of a map that `card`'s model makes."""
+    """Return the tags of a map by the model of `card`."""
     named = list(zip(card.legend.values, card.legend.names, strict=True))
     if card.legend.overlapping:
         named = [(0, "not of the band's class"), (1, "of the band's class")]
@@ -50,25 +50,25 @@ def map_tags(card: ModelCard, origin: str) -> dict[str, str]:
     return {**classes, ORIGIN_TAG: origin, CARD_TAG: json.dumps(card.content, ensure_ascii=False)}
 
 
-def has_band_a_class(info: ImageInfo) -> bool:
-    """Return whether a raster is a map of overlapping classes, with a band for each."""
-    legend = stated_legend(info.tags)
+def has_band_per_class(info: ImageInfo) -> bool:
+    """Return whether a raster is a map of overlapping classes, one band per class."""
+    legend = legend_from_tags(info.tags)
     return legend is not None and legend.overlapping and info.bands == len(legend.names) and info.dtype == "uint8"
 
 
 def map_legend(info: ImageInfo) -> Legend | None:
-    """Return the classes that a map states; of one band of overlapping classes, taken out of its map, of that band."""
-    legend = stated_legend(info.tags)
+    """Return the legend in a map's tags; for a single band extracted from a map of overlapping classes, that band's."""
+    legend = legend_from_tags(info.tags)
     return band_legend(info.band_names[0]) if legend and legend.overlapping and info.bands == 1 else legend
 
 
 def band_legend(name: str) -> Legend:
-    """Return the two classes that the band of the overlapping class `name` holds."""
+    """Return the binary legend of the band of the overlapping class `name`."""
     return Legend((f"no {name}", name))
 
 
-def stated_legend(tags: Mapping[str, str]) -> Legend | None:
-    """Return the classes that a map's metadata states, by value where their order is not stated; None without any."""
+def legend_from_tags(tags: Mapping[str, str]) -> Legend | None:
+    """Return the legend in a map's tags: that of its model card, or its class tags by value; None without either."""
     try:
         return TypeAdapter(ModelCard).validate_json(tags[CARD_TAG]).legend
     except (KeyError, ValidationError):

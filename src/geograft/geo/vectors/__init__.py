@@ -1,1 +1,1 @@
-"""Vector layers, read and written."""
+"""Reading and writing of vector layers."""

@@ -1,4 +1,4 @@
-"""Features as Arrow's record batches, and as GeoParquet. Needs pyarrow, which comes with the extra `parquet`."""
+"""Features as Arrow record batches and as GeoParquet. Needs pyarrow (extra `parquet`)."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ GEOMETRY = "geometry"
 
 
 def record_batches(features: Iterable[Features]) -> "pyarrow.RecordBatchReader":
-    """Return features, the first batch of which states the columns, as a stream of record batches.
+    """Return a stream of record batches of features, with geometries as WKB multipolygons in the column `geometry`.
 
-    Shapes are multipolygons in WKB, in the column `geometry`.
+    The first batch defines the columns.
     """
     import pyarrow as pa  # noqa: PLC0415 (an extra)
 
@@ -34,13 +34,13 @@ def record_batches(features: Iterable[Features]) -> "pyarrow.RecordBatchReader":
     def batches() -> Iterator["pyarrow.RecordBatch"]:
         for batch in chain([first], rest):
             columns = [_column(side) for side in batch.columns.values()]
-            yield pa.record_batch([*columns, _wkb(as_multi(batch.shapes))], schema=schema)
+            yield pa.record_batch([*columns, _wkb(to_multipolygons(batch.shapes))], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def write_geoparquet(part: Path, features: Iterable[Features], crs: CRS | None) -> int:
-    """Write features as GeoParquet 1.1, a row group a batch, and return their number. Memory: one batch."""
+    """Write features as GeoParquet 1.1, one row group per batch, and return their number. Memory: one batch."""
     import pyarrow.parquet as pq  # noqa: PLC0415 (an extra)
 
     bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
@@ -62,14 +62,14 @@ def write_geoparquet(part: Path, features: Iterable[Features], crs: CRS | None) 
     return written
 
 
-def as_multi(shapes: Sequence[shapely.Geometry] | ndarray) -> ndarray:
-    """Return (n,) polygons and multipolygons as multipolygons."""
+def to_multipolygons(shapes: Sequence[shapely.Geometry] | ndarray) -> ndarray:
+    """Convert (n,) polygons and multipolygons to multipolygons."""
     parts, owner = shapely.get_parts(np.asarray(shapes, object), return_index=True)
     return np.asarray(shapely.multipolygons(parts, indices=owner), object)
 
 
 def _geo(crs: CRS | None, bounds: ndarray | None) -> Mapping[str, Any]:
-    """Return what GeoParquet 1.1 asks for of the file (https://geoparquet.org/releases/v1.1.0/)."""
+    """Return the file metadata of GeoParquet 1.1 (https://geoparquet.org/releases/v1.1.0/)."""
     column = {"encoding": "WKB", "geometry_types": ["MultiPolygon"], "crs": crs.to_json_dict() if crs else None}
     column |= {"orientation": "counterclockwise", "edges": "planar"}
     if bounds is not None:
@@ -89,7 +89,7 @@ def _column(side: Sequence[Any] | ndarray) -> "pyarrow.Array":
     import pyarrow as pa  # noqa: PLC0415 (an extra)
 
     values = np.asarray(side)
-    # NaN stands for: not known.
+    # NaN means unknown, and becomes null.
     return pa.array(values, from_pandas=True, type=pa.string() if values.dtype.kind == "O" else None)
 
 

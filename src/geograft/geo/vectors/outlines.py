@@ -1,4 +1,4 @@
-"""Where tiles lie on the ground, for the index that a GIS shows."""
+"""Outlines of tiles in a common CRS, for the tile index shown in a GIS."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,11 @@ from pyproj import CRS
 from shapely.geometry.base import BaseGeometry
 
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.reader import WGS84, reprojected
+from geograft.geo.vectors.reader import WGS84, reproject
 
 
 def common_crs(grids: Sequence[Grid]) -> CRS | None:
-    """Return the CRS of all grids; WGS 84 where they differ; None where one has none."""
+    """Return the CRS common to all grids; WGS 84 when they differ; None when any grid has none."""
     first = grids[0].crs
     if first is None or any(grid.crs is None for grid in grids):
         return None
@@ -21,21 +21,23 @@ def common_crs(grids: Sequence[Grid]) -> CRS | None:
     return first if same else WGS84
 
 
-def outlines(tiles: Sequence[tuple[str, Window]], grids: Mapping[str, Grid]) -> tuple[list[BaseGeometry], CRS | None]:
-    """Return the outline of every tile of a (scene, window), and their CRS, see `common_crs`.
+def tile_outlines(
+    tiles: Sequence[tuple[str, Window]], grids: Mapping[str, Grid]
+) -> tuple[list[BaseGeometry], CRS | None]:
+    """Return the outlines of tiles, pairs of scene and window, and their CRS (see `common_crs`).
 
-    Without CRS a GIS draws an image below y = 0, and so the outlines lie there too.
+    A GIS draws an image without CRS below y = 0, so its outlines have negative y too.
     """
     crs = common_crs(list(grids.values()))
     shapes: list[BaseGeometry] = [_outline(grids[scene], window) for scene, window in tiles]
     if crs is not WGS84:
         return shapes, crs
-    moved = np.array(shapes, object)
+    outlines = np.array(shapes, object)
     for name, grid in grids.items():
-        mine = np.array([scene == name for scene, _ in tiles], bool)
-        if grid.crs is not None and mine.any():
-            moved[mine] = reprojected(moved[mine], grid.crs, WGS84)
-    return list(moved), crs
+        in_scene = np.array([scene == name for scene, _ in tiles], bool)
+        if grid.crs is not None and in_scene.any():
+            outlines[in_scene] = reproject(outlines[in_scene], grid.crs, WGS84)
+    return list(outlines), crs
 
 
 def _outline(grid: Grid, window: Window) -> shapely.Polygon:

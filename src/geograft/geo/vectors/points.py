@@ -1,4 +1,4 @@
-"""Sample points, written to be labelled in a GIS and read back: a GeoPackage that also says how they were drawn."""
+"""Sample points for labelling in a GIS: a GeoPackage of points and of the strata that they were sampled from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,49 +15,49 @@ from numpy import ndarray
 from pyproj import CRS
 
 from geograft.errors import InputError, OutputError
-from geograft.files import replacing_with_scratch
-from geograft.geo.vectors.reader import FAULTS, reading
+from geograft.files import atomic_write_in_scratch
+from geograft.geo.vectors.reader import VECTOR_ERRORS, input_errors
 from geograft.geo.vectors.styles import STYLES_LAYER, style_row
-from geograft.geo.vectors.writer import check_count, quietly, refusals
+from geograft.geo.vectors.writer import check_count, ignore_gdal_warnings, output_errors
 
 POINTS_LAYER, STRATA_LAYER = "points", "strata"
 REFERENCE = "reference"
-"""The field that a person fills in."""
+"""The field for the reference class, filled in by a person."""
 
 
 @dataclass(frozen=True)
 class LabelledPoints:
-    """Points of a sample in file order, with what a person says is there."""
+    """The points of a sample in file order, with their reference classes."""
 
-    places: Float64[ndarray, "n 2"]
-    """x and y in the CRS that was asked for."""
+    coordinates: Float64[ndarray, "n 2"]
+    """x and y in the requested CRS."""
     references: tuple[str, ...]
-    """As they stand in the file, without blanks around them; empty where there is none."""
+    """As in the file, stripped of surrounding whitespace; empty where there is none."""
     strata: Mapping[str, int] | None
-    """Pixels by class of the map that the sample was drawn from; None where the file does not say."""
+    """Pixels per class of the map that was sampled; None when the file has no strata."""
 
 
 def write_points(
-    path: Path, places: Float64[ndarray, "n 2"], strata: Mapping[str, Sequence[Any] | ndarray], crs: CRS | None
+    path: Path, coordinates: Float64[ndarray, "n 2"], strata: Mapping[str, Sequence[Any] | ndarray], crs: CRS | None
 ) -> None:
-    """Write a sample as a GeoPackage: points with an id and an empty reference, and a table of its strata.
+    """Write a sample as a GeoPackage: points with an id and an empty reference field, and a table of the strata.
 
-    `strata` holds columns, of which `class` names the values that QGIS offers for the reference. The class that the
-    map shows at a point is not in the file, so that who labels it does not know it.
+    `strata` holds the table's columns; QGIS offers the values of its column `class` as references. The file does not
+    contain the map's class at the points, so that it cannot influence the person who labels them.
 
     Raises:
-        OutputError: when it cannot be written, or is no .gpkg.
+        OutputError: when the file cannot be written, or its suffix is not .gpkg.
     """
     if path.suffix.lower() != ".gpkg":
-        raise OutputError(f"{path}: a sample is written as .gpkg. Choose this suffix.")
-    count = len(places)
+        raise OutputError(f"{path}: a sample is written as GeoPackage. Choose a file name that ends in .gpkg.")
+    count = len(coordinates)
     points = geopandas.GeoDataFrame(
         {"id": np.arange(1, count + 1), REFERENCE: np.full(count, None, object)},
-        geometry=geopandas.GeoSeries.from_xy(*places.T, crs=crs),
+        geometry=geopandas.GeoSeries.from_xy(*coordinates.T, crs=crs),
     )
     tables = {STRATA_LAYER: dict(strata), STYLES_LAYER: _style([str(name) for name in strata["class"]])}
-    with replacing_with_scratch(path) as part, refusals(path):
-        with quietly():
+    with atomic_write_in_scratch(path) as part, output_errors(path):
+        with ignore_gdal_warnings():
             pyogrio.write_dataframe(points, part, layer=POINTS_LAYER, driver="GPKG", geometry_type="Point")
         for layer, columns in tables.items():
             table = geopandas.GeoDataFrame(columns).drop(columns="geometry", errors="ignore")
@@ -66,27 +66,27 @@ def write_points(
 
 
 def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
-    """Return the points of a labelled sample in `crs`, from its layer `points` or from its only layer of points.
+    """Return the points of a labelled sample in `crs`, from the layer `points`, or else from the only layer of points.
 
     Raises:
-        InputError: when the file is missing, unreadable, without points or without the field `reference`, or when it
-            or the map has no CRS and the other has.
+        InputError: when the file is missing or unreadable, has no points or no field `reference`, or when only one of
+            sample and map has a CRS.
     """
-    with reading(path, "a sample of points", (*FAULTS, KeyError, ValueError)):
+    with input_errors(path, "a sample of points", (*VECTOR_ERRORS, KeyError, ValueError)):
         layers = {str(name): kind for name, kind in pyogrio.list_layers(path)}
         frame = pyogrio.read_dataframe(path, layer=_points_layer(path, layers))
         if REFERENCE not in frame.columns:
             fields = ", ".join(name for name in frame.columns if name != "geometry") or "none at all"
-            raise InputError(f"{path} has no field {REFERENCE!r}. It has: {fields}. Name the field of labels so.")
+            raise InputError(f"{path} has no field {REFERENCE!r}. It has: {fields}. Rename the field of the labels.")
         own = None if frame.crs is None else CRS.from_user_input(frame.crs)
         if (own is None) != (crs is None):
-            lacking, having = ("The sample", "the map") if own is None else ("The map", "the sample")
-            raise InputError(f"{path}: {lacking.lower()} has no CRS, but {having} has one. Assign it in your GIS.")
+            without, other = ("the sample", "the map") if own is None else ("the map", "the sample")
+            raise InputError(f"{path}: {without} has no CRS, but {other} has one. Assign it in your GIS.")
         if crs is not None and own is not None and not crs.equals(own, ignore_axis_order=True):
             frame = frame.to_crs(crs)
         shapes = frame.geometry.to_numpy()
         if not len(shapes) or not (shapely.get_type_id(shapes) == 0).all():
-            raise InputError(f"{path}: its layer of points is empty or holds other shapes. Give points only.")
+            raise InputError(f"{path}: its point layer is empty or has other geometries. Use a layer of points only.")
         strata = pyogrio.read_dataframe(path, layer=STRATA_LAYER) if STRATA_LAYER in layers else None
         known = None if strata is None else dict(zip(strata["class"], map(int, strata["pixels"]), strict=True))
     return LabelledPoints(shapely.get_coordinates(shapes), tuple(map(_label, frame[REFERENCE])), known)
@@ -97,19 +97,21 @@ def _points_layer(path: Path, layers: Mapping[str, str | None]) -> str:
         return POINTS_LAYER
     points = [name for name, kind in layers.items() if kind is not None and "Point" in kind]
     if len(points) != 1:
-        raise InputError(f"{path} has {len(points)} layers of points. Give a file with one, or name it {POINTS_LAYER}.")
+        raise InputError(
+            f"{path} has {len(points)} layers of points; one is needed, or one with the name {POINTS_LAYER!r}."
+        )
     return points[0]
 
 
 def _label(value: Any) -> str:
-    """Return a field's value as text: a whole number without decimals, nothing where there is none."""
+    """Return a field's value as text: integers without decimals, missing values as an empty string."""
     if value is None or value != value:  # noqa: PLR0124 (only NaN differs from itself)
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _style(names: Sequence[str]) -> dict[str, Any]:
-    """Return a row of the table that QGIS reads styles from: a list to choose the reference from."""
+    """Return the row of the layer_styles table that makes QGIS offer a list of references."""
     options = "".join(
         f'<Option type="Map"><Option type="QString" name={quoteattr(name)} value={quoteattr(name)}/></Option>'
         for name in names

@@ -1,9 +1,4 @@
-"""The outlines of a tile index, read back.
-
-Features on their way to a vector file.
-
-Polygons and tile indices, read. With `vectorout`, which writes them, the only file that opens layers.
-"""
+"""Reading of polygon layers and of tile indices, and the type of features to write."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,77 +25,79 @@ from geograft.geo.grid import Window
 
 @dataclass(frozen=True)
 class Features:
-    """Some features to write: shapes with columns of the same length."""
+    """A batch of features: shapes, and columns of the same length."""
 
     shapes: Sequence[BaseGeometry] | ndarray
     columns: Mapping[str, Sequence[Any] | ndarray]
-    """Numbers as arrays, so that a batch without features still states their kind; text in lists or as objects."""
+    """Numbers as arrays, so that an empty batch still defines their dtype; text as lists or object arrays."""
 
 
 TILES_LAYER = "tiles"
 WGS84 = CRS.from_epsg(4326)
-LONGEST_EDGE_M = 500.0
-"""Longer edges get points in between before they are reprojected; a 500 m chord strays 5 mm from the earth's curve."""
-SHARE = "share_"
-FAULTS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
-"""What reading and writing layers raises."""
+MAX_EDGE_M = 500.0
+"""Longer edges are densified before reprojection; a chord of 500 m deviates by 5 mm from the earth's curve."""
+FRACTION_PREFIX = "fraction_"
+VECTOR_ERRORS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
+"""The exceptions that reading and writing of layers raises."""
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """Valid polygons of one layer, in file order, with the class of each."""
+    """The valid polygons of a layer in file order, with their classes."""
 
     shapes: ndarray
     """(n,) shapely Polygon or MultiPolygon."""
     classes: tuple[str, ...]
-    """(n,) values of the class attribute; empty without one."""
+    """(n,) values of the class field; empty without a class field."""
     crs: CRS | None
-    repaired: int
-    """Polygons that were invalid and are repaired."""
-    dropped: int
-    """Features left out: empty, of no area, or not polygons."""
+    repaired_count: int
+    """Number of polygons that were invalid and have been repaired."""
+    dropped_count: int
+    """Number of features omitted: empty, of zero area, or not polygons."""
 
     @cached_property
     def tree(self) -> STRtree:
-        """The index of the shapes; its answers are positions in `shapes`."""
+        """Spatial index of `shapes`."""
         return STRtree(self.shapes)
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """Least x, least y, greatest x, greatest y."""
+        """Minimum x, minimum y, maximum x, maximum y."""
         left, bottom, right, top = shapely.total_bounds(self.shapes)
         return float(left), float(bottom), float(right), float(top)
 
 
 @contextmanager
-def reading(path: Path, what: str = "a vector layer", faults: tuple[type[Exception], ...] = FAULTS) -> Iterator[None]:
-    """Turn a failure to read `path`, or that it is not there, into one line; `what` says what it should be.
+def input_errors(
+    path: Path, what: str = "a vector layer", errors: tuple[type[Exception], ...] = VECTOR_ERRORS
+) -> Iterator[None]:
+    """Convert `errors` while reading `path` to InputError; `what` is the expected content, for the message.
 
     Raises:
-        InputError: when one of `faults` comes up inside.
+        InputError: when the file does not exist, or the block raises one of `errors`.
     """
     try:
         if not path.exists():
             raise InputError(f"{path} does not exist. Check the path.")
         yield
-    except faults as error:
+    except errors as error:
         raise InputError(f"{path} cannot be read as {what}: {error}. Check or replace it.") from error
 
 
 def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = None) -> Polygons:
-    """Return the polygons of a vector file, repaired and brought to `crs` (None: left in the layer's own).
+    """Return the polygons of a vector file, repaired and reprojected to `crs` (None: the layer's own CRS).
 
-    All polygons are held in memory: about 1 kB each plus 16 bytes a vertex.
+    Memory: about 1 kB per polygon plus 16 bytes per vertex.
 
     Raises:
-        InputError: when the file is missing, unreadable or without polygons; has several layers of polygons, no CRS
-            to bring to `crs`, no such class field, or features without a class.
+        InputError: when the file is missing or unreadable, has no polygons or several layers of polygons, lacks the CRS
+            needed for `crs` or the class field, or has features without a class.
     """
     frame, own_crs = _read_layer(path, class_field)
-    shapes, repaired = valid_polygons(frame.geometry.to_numpy())
+    shapes, repaired = repair_polygons(frame.geometry.to_numpy())
     kept = np.array([not shape.is_empty for shape in shapes], bool)
     if not kept.any():
-        raise InputError(f"{path} holds no polygons: {_census(frame)}. Give a layer with at least one polygon.")
+        raise InputError(f"{path} has no polygons: {_type_counts(frame)}. Use a layer with at least one polygon.")
     classes = _classes(path, frame[kept][class_field], class_field) if class_field else ()
     shapes = shapes[kept]
     if crs is not None and own_crs is None:
@@ -108,62 +105,64 @@ def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = 
             f"{path} has no CRS, but the image has one ({crs.name}). Assign the layer its CRS in your GIS."
         )
     if crs is not None and own_crs is not None and not crs.equals(own_crs, ignore_axis_order=True):
-        shapes = reprojected(shapes, own_crs, crs)
+        shapes = reproject(shapes, own_crs, crs)
     return Polygons(shapes, classes, crs or own_crs, repaired, int((~kept).sum()))
 
 
-def valid_polygons(shapes: ndarray) -> tuple[ndarray, int]:
-    """Return (n,) valid two-dimensional polygons, empty where there was no area, and how many had to be repaired.
+def repair_polygons(shapes: ndarray) -> tuple[ndarray, int]:
+    """Return (n,) valid two-dimensional polygons, empty where a shape has no area, and the number of repaired ones.
 
-    Repair is shapely's make_valid, of which the polygonal parts are kept.
+    Invalid polygons become the polygonal parts of shapely's make_valid.
     """
     shapes = np.array(shapely.force_2d(shapes), object)
     shapes[~np.isin(shapely.get_type_id(shapes), (3, 6, 7))] = shapely.Polygon()
     invalid = ~shapely.is_valid(shapes)
     mixed = invalid | (shapely.get_type_id(shapes) == 7)
-    shapes[mixed] = [_polygonal(shape) for shape in shapely.make_valid(shapes[mixed])]
+    shapes[mixed] = [_polygonal_parts(shape) for shape in shapely.make_valid(shapes[mixed])]
     return shapes, int((invalid & ~shapely.is_empty(shapes)).sum())
 
 
-def reprojected(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
-    """Return the shapes in the CRS `target`; long edges stay straight on the ground of `source`.
+def reproject(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
+    """Return shapes reprojected to `target`, densified so that long edges stay straight in `source`.
 
-    What cannot be expressed in `target` becomes an empty polygon.
+    A shape that `target` cannot represent becomes an empty polygon.
     """
     unit_m = source.axis_info[0].unit_conversion_factor * (6371000 if source.is_geographic else 1)
-    dense = geopandas.GeoSeries(shapely.segmentize(shapes, LONGEST_EDGE_M / unit_m), crs=source)
-    there = np.array(dense.to_crs(target), object)
-    there[~np.isfinite(shapely.bounds(there)).all(axis=1)] = shapely.Polygon()
-    return there
+    dense = geopandas.GeoSeries(shapely.segmentize(shapes, MAX_EDGE_M / unit_m), crs=source)
+    projected = np.array(dense.to_crs(target), object)
+    projected[~np.isfinite(shapely.bounds(projected)).all(axis=1)] = shapely.Polygon()
+    return projected
 
 
 def read_tiles(path: Path) -> list[tuple[Any, ...]]:
-    """Return the rows of a tile index in file order: scene, Window, split, valid share, class shares.
+    """Return the rows of a tile index in file order: scene, Window, split, valid fraction, class fractions.
 
     Raises:
-        InputError: when the file is missing or no tile index.
+        InputError: when the file is missing or not a tile index.
     """
     try:
         frame = pyogrio.read_dataframe(path, layer=TILES_LAYER, read_geometry=False)
         windows = [Window(*map(int, row)) for row in frame[["row", "col", "height", "width"]].to_numpy()]
-        shares = frame[[name for name in frame.columns if name.startswith(SHARE)]].to_numpy(float).tolist()
+        fractions = frame[[name for name in frame.columns if name.startswith(FRACTION_PREFIX)]].to_numpy(float).tolist()
         columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
-    except (*FAULTS, KeyError) as error:
+    except (*VECTOR_ERRORS, KeyError) as error:
         raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
-    return list(zip(*columns, map(tuple, shares), strict=True))
+    return list(zip(*columns, map(tuple, fractions), strict=True))
 
 
 def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:
-    with reading(path):
+    with input_errors(path):
         layer = _polygon_layer(path)
         info = pyogrio.read_info(path, layer=layer)
         if class_field is not None and class_field not in info["fields"]:
             fields = ", ".join(info["fields"]) or "none at all"
-            raise InputError(f"{path} has no field {class_field!r}. It has: {fields}. Name one of them as class field.")
+            raise InputError(
+                f"{path} has no field {class_field!r}. It has: {fields}. Choose one of them as class field."
+            )
         columns = [class_field] if class_field else []
         frame = pyogrio.read_dataframe(path, layer=layer, columns=columns)
     if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
-        raise InputError(f"{path} is empty: it holds no features. Give a layer with at least one polygon.")
+        raise InputError(f"{path} is empty: it has no features. Use a layer with at least one polygon.")
     return frame, _stated_crs(frame, info["driver"])
 
 
@@ -173,16 +172,14 @@ def _polygon_layer(path: Path) -> str:
     polygons = [str(name) for name, kind in layers if kind is not None and ("Polygon" in kind or kind == "Unknown")]
     if len(polygons) > 1:
         names = ", ".join(polygons)
-        raise InputError(
-            f"{path} has {len(polygons)} layers of polygons: {names}. Export the one you mean to its own file."
-        )
+        raise InputError(f"{path} has {len(polygons)} layers of polygons: {names}. Export one of them to its own file.")
     if not spatial:
-        raise InputError(f"{path} is empty: it has no layer with geometry. Give a layer with at least one polygon.")
+        raise InputError(f"{path} is empty: it has no layer with geometry. Use a layer with at least one polygon.")
     return (polygons or spatial)[0]
 
 
 def _stated_crs(frame: geopandas.GeoDataFrame, driver: str) -> CRS | None:
-    """Return the layer's CRS. GeoJSON is always said to be WGS 84, which its coordinates may belie."""
+    """Return the layer's CRS; None for GeoJSON (always WGS 84 to GDAL) with coordinates that are not degrees."""
     left, bottom, right, top = frame.total_bounds
     on_earth = left >= -360 and right <= 360 and bottom >= -90 and top <= 90
     own = None if frame.crs is None else CRS.from_user_input(frame.crs)
@@ -199,26 +196,26 @@ def _classes(path: Path, column: Any, class_field: str) -> tuple[str, ...]:
     return tuple(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in column)
 
 
-def _polygonal(shape: BaseGeometry) -> BaseGeometry:
-    """Return the parts of a shape that have an area, as one polygon or multipolygon; empty when none has."""
+def _polygonal_parts(shape: BaseGeometry) -> BaseGeometry:
+    """Return the polygonal parts of a shape as one polygon or multipolygon; empty without any."""
     if shapely.get_type_id(shape) in (3, 6):
         return shape
     parts = [part for part in shapely.get_parts(shape) if shapely.get_type_id(part) in (3, 6)]
     return shapely.union_all(parts) if parts else shapely.Polygon()
 
 
-def _census(frame: geopandas.GeoDataFrame) -> str:
+def _type_counts(frame: geopandas.GeoDataFrame) -> str:
     counts = frame.geom_type.fillna("no geometry").value_counts()
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
 def read_outlines(path: Path) -> tuple[Shaped[ndarray, " n"], CRS | None]:
-    """Return the outline of every tile of an index in file order, and their CRS; None where tiles have no such place.
+    """Return the outlines of the tiles of an index in file order, and their CRS (None: not georeferenced).
 
     100,000 tiles take a second.
 
     Raises:
-        InputError: when the file is missing or no tile index.
+        InputError: when the file is missing or not a tile index.
     """
     try:
         meta, _, shapes, _ = pyogrio.raw.read(path, layer=TILES_LAYER, columns=[])

@@ -1,4 +1,4 @@
-"""Layers that QGIS draws as they are meant: a GeoPackage with a style inside (its table layer_styles)."""
+"""GeoPackage layers with an embedded QGIS style (table layer_styles)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,42 +12,42 @@ import numpy as np
 import pyogrio
 from pyproj import CRS
 
-from geograft.files import replacing_with_scratch
+from geograft.files import atomic_write_in_scratch
 from geograft.geo.vectors.reader import Features
-from geograft.geo.vectors.writer import refusals, write_geopackage
+from geograft.geo.vectors.writer import output_errors, write_geopackage
 
 STYLES_LAYER = "layer_styles"
 
 
 @dataclass(frozen=True)
-class Step:
-    """Features whose value lies from `lower` to `upper` are drawn in one colour."""
+class GraduatedStep:
+    """A class of a graduated style: the colour of features with a value from `lower` to `upper`."""
 
     lower: float
     upper: float
     colour: str
-    """#RRGGBB, of the outline; the inside shows a quarter of it."""
-    words: str
-    """In the list of layers."""
+    """#RRGGBB of the outline; the fill has the same colour at 25 % opacity."""
+    label: str
+    """Text in the legend."""
 
 
 def write_styled(path: Path, features: Features, crs: CRS | None, layer: str, qml: str) -> int:
-    """Write polygons as one layer of a GeoPackage with its style, and return their number; whole or not at all.
+    """Write polygons and their style as a GeoPackage of one layer, atomically, and return their number.
 
     Raises:
-        OutputError: when it cannot be written.
+        OutputError: when the file cannot be written.
     """
-    with replacing_with_scratch(path) as part, refusals(path):
+    with atomic_write_in_scratch(path) as part, output_errors(path):
         written = write_geopackage(part, [features], crs, layer)
         table = geopandas.GeoDataFrame(style_row(layer, qml)).drop(columns="geometry", errors="ignore")
         pyogrio.write_dataframe(table, part, layer=STYLES_LAYER, driver="GPKG", append=True)
     return written
 
 
-def graduated(field: str, steps: Sequence[Step]) -> str:
-    """Return a QGIS style: outlines in the colours of `steps`, by the value of `field`, which is written inside."""
+def graduated_style(field: str, steps: Sequence[GraduatedStep]) -> str:
+    """Return a QGIS style that colours features by the value of `field`, and labels them with it."""
     ranges = "".join(
-        f'<range lower="{step.lower}" upper="{step.upper}" symbol="{i}" label={quoteattr(step.words)} render="true"/>'
+        f'<range lower="{step.lower}" upper="{step.upper}" symbol="{i}" label={quoteattr(step.label)} render="true"/>'
         for i, step in enumerate(steps)
     )
     symbols = "".join(
@@ -64,7 +64,7 @@ def graduated(field: str, steps: Sequence[Step]) -> str:
 
 
 def style_row(layer: str, qml: str, description: str = "") -> dict[str, Any]:
-    """Return the row of the table that QGIS reads the style of a layer from."""
+    """Return the row of the table layer_styles that gives `layer` the style `qml`."""
     return {
         "f_table_catalog": [""],
         "f_table_schema": [""],

@@ -1,4 +1,4 @@
-"""Polygons and tile indices, written. With `vector`, which reads them, the only file that opens layers."""
+"""Writing of polygons (GeoPackage, GeoJSON, FlatGeobuf) and of tile indices."""
 
 import json
 import warnings
@@ -19,11 +19,11 @@ from pyproj import CRS
 from shapely.geometry.base import BaseGeometry
 
 from geograft.errors import OutputError
-from geograft.files import replacing_with_scratch
+from geograft.files import atomic_write_in_scratch
 from geograft.geo.vectors.arrow import record_batches
-from geograft.geo.vectors.reader import FAULTS, SHARE, TILES_LAYER, WGS84, Features
+from geograft.geo.vectors.reader import FRACTION_PREFIX, TILES_LAYER, VECTOR_ERRORS, WGS84, Features
 
-DATE = "OGR_CURRENT_DATE"
+DATE_OPTION = "OGR_CURRENT_DATE"
 
 
 def write_tiles(
@@ -33,66 +33,66 @@ def write_tiles(
     class_names: Sequence[str],
     crs: CRS | None,
 ) -> None:
-    """Write the index of a tile set as a GeoPackage: a row a tile, in order, with its outline in `crs`.
+    """Write the index of a tile set as a GeoPackage: one feature per tile, in order, with its outline in `crs`.
 
-    A row is (scene, Window, split, valid share, class shares), the order of Tile's fields.
+    A row is (scene, Window, split, valid fraction, class fractions), the fields of Tile in order.
 
     Raises:
-        OutputError: when it cannot be written.
+        OutputError: when the file cannot be written.
     """
-    scenes, windows, splits, valid, shares = zip(*rows, strict=True)
+    scenes, windows, splits, valid, fractions = zip(*rows, strict=True)
     columns: dict[str, Any] = {"scene": scenes, "split": splits}
     columns |= {side: [getattr(window, side) for window in windows] for side in ("row", "col", "height", "width")}
     columns["valid"] = np.array(valid, float)
-    table = np.array(shares, float).reshape(len(rows), -1)
-    columns |= {f"{SHARE}{i}_{name}": table[:, i] for i, name in enumerate(class_names) if i < table.shape[1]}
+    table = np.array(fractions, float).reshape(len(rows), -1)
+    columns |= {f"{FRACTION_PREFIX}{i}_{name}": table[:, i] for i, name in enumerate(class_names) if i < table.shape[1]}
     write_polygons(path, [Features(outlines, columns)], crs, TILES_LAYER)
 
 
 def write_polygons(path: Path, batches: Iterable[Features], crs: CRS | None, layer: str | None = None) -> int:
-    """Write features batch by batch as a GeoPackage and return their number; the file appears whole or not at all.
+    """Write batches of features as a GeoPackage, atomically, and return their number.
 
-    A batch without features still states the columns. Memory: one batch.
+    An empty batch still defines the columns. Memory: one batch.
 
     Raises:
-        OutputError: when it cannot be written.
+        OutputError: when the file cannot be written.
     """
-    with replacing_with_scratch(path) as part, refusals(path):
+    with atomic_write_in_scratch(path) as part, output_errors(path):
         return write_geopackage(part, batches, crs, layer or path.stem)
 
 
 @contextmanager
-def refusals(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into one line."""
+def output_errors(path: Path) -> Iterator[None]:
+    """Convert errors while writing `path` to OutputError."""
     try:
         yield
-    except FAULTS as error:
+    except VECTOR_ERRORS as error:
         raise OutputError(f"{path} cannot be written: {error}. Free some space or choose another --out.") from error
 
 
 @contextmanager
-def dated(moment: datetime) -> Iterator[None]:
-    """Let files that state when they were written state `moment`, so that equal content makes equal files."""
-    before = pyogrio.get_gdal_config_option(DATE)
-    pyogrio.set_gdal_config_options({DATE: f"{moment:%Y-%m-%dT%H:%M:%S}.000Z"})
+def fixed_date(moment: datetime) -> Iterator[None]:
+    """Make GDAL store `moment` as the time of writing, so that files with equal content are identical."""
+    before = pyogrio.get_gdal_config_option(DATE_OPTION)
+    pyogrio.set_gdal_config_options({DATE_OPTION: f"{moment:%Y-%m-%dT%H:%M:%S}.000Z"})
     try:
         yield
     finally:
-        pyogrio.set_gdal_config_options({DATE: before})
+        pyogrio.set_gdal_config_options({DATE_OPTION: before})
 
 
 def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
-    """Write features, which need not be any, as a GeoPackage, and return their number.
+    """Write batches of features, possibly none, as a GeoPackage, and return their number.
 
     Raises:
-        DataSourceError: when not all reached the disk, or another fault of `vector.FAULTS`.
+        DataSourceError: when not all features reached the disk; or another of VECTOR_ERRORS.
     """
     written = 0
     kind = {"driver": "GPKG", "layer": layer, "promote_to_multi": True, "geometry_type": "MultiPolygon"}
     rest = iter(batches)
-    # Without any batch there is still a layer to open.
+    # Without any batch an empty one creates the layer.
     for number, batch in enumerate(chain([next(rest, Features([], {}))], rest)):
-        with quietly():
+        with ignore_gdal_warnings():
             pyogrio.write_dataframe(_frame(batch, crs), part, append=number > 0, **kind)
         written += len(batch.shapes)
     check_count(part, layer, written)
@@ -100,61 +100,61 @@ def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, l
 
 
 def write_geojson(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
-    """Write features as GeoJSON in WGS 84 (RFC 7946), as they are without a CRS, and return their number."""
+    """Write features as GeoJSON and return their number; in WGS 84 (RFC 7946), or untransformed without a CRS."""
     written = 0
     with part.open("w", encoding="utf-8") as file:
         file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(layer)}, "features": [')
         for batch in batches:
             frame = _frame(batch, crs)
-            written += _write_json_features(file, _degrees(frame) if crs else frame, first=written == 0)
+            written += _write_json_features(file, _to_wgs84(frame) if crs else frame, first=written == 0)
         file.write("\n]}\n")
     return written
 
 
 def write_flatgeobuf(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
-    """Write features as FlatGeobuf, ordered and indexed by place, and return their number. Needs pyarrow.
+    """Write features as FlatGeobuf with a spatial index, and return their number. Needs pyarrow.
 
-    Memory: one batch, and some 50 bytes a feature for the index.
+    Memory: one batch, and about 50 bytes per feature for the index.
 
     Raises:
-        DataSourceError: when not all reached the disk, or another fault of `vector.FAULTS`.
+        DataSourceError: when not all features reached the disk; or another of VECTOR_ERRORS.
     """
-    counted = Counted(batches)
+    counted = CountingBatches(batches)
     kind = {"driver": "FlatGeobuf", "layer": layer, "geometry_type": "MultiPolygon", "geometry_name": "geometry"}
-    with quietly():
+    with ignore_gdal_warnings():
         pyogrio.write_arrow(record_batches(counted), part, crs=crs and crs.to_wkt(), **kind)
-    check_count(part, layer, counted.seen)
-    return counted.seen
+    check_count(part, layer, counted.count)
+    return counted.count
 
 
-class Counted:
-    """Batches that count the features which pass."""
+class CountingBatches:
+    """An iterable of batches that counts their features."""
 
     def __init__(self, batches: Iterable[Features]) -> None:
         self._batches = batches
-        self.seen = 0
+        self.count = 0
 
     def __iter__(self) -> Iterator[Features]:
         for batch in self._batches:
-            self.seen += len(batch.shapes)
+            self.count += len(batch.shapes)
             yield batch
 
 
 def check_count(part: Path, layer: str, written: int) -> None:
-    """Raise DataSourceError when a file that was just written holds another number of features."""
-    with quietly():
+    """Raise DataSourceError unless the layer of a file that was just written has `written` features."""
+    with ignore_gdal_warnings():
         found = pyogrio.read_info(part, layer=layer, force_feature_count=True)["features"]
     if found != written:
         raise DataSourceError("not all features reached the disk")
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Let pass what GDAL warns of and is meant so, or is said by an error too."""
+def ignore_gdal_warnings() -> Iterator[None]:
+    """Ignore GDAL warnings about intended states, and those that an error reports as well."""
     with warnings.catch_warnings():
-        # Images without CRS have tiles and maps without one.
+        # Tiles and maps of images without CRS have none either.
         warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)
-        # What GDAL says of a file that ends early, on a full disk, the error says too.
+        # The error for a truncated file, on a full disk, repeats this warning.
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
@@ -166,14 +166,14 @@ def _write_json_features(file: TextIO, frame: geopandas.GeoDataFrame, first: boo
     return len(frame)
 
 
-def _degrees(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """Return the features in WGS 84, to nine decimals: a tenth of a millimetre."""
-    there = frame.to_crs(WGS84)
-    return there.set_geometry(shapely.transform(there.geometry.to_numpy(), lambda xy: xy.round(9)), crs=WGS84)
+def _to_wgs84(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Return the features in WGS 84, rounded to nine decimals (0.1 mm)."""
+    degrees = frame.to_crs(WGS84)
+    return degrees.set_geometry(shapely.transform(degrees.geometry.to_numpy(), lambda xy: xy.round(9)), crs=WGS84)
 
 
 def _frame(batch: Features, crs: CRS | None) -> geopandas.GeoDataFrame:
-    # A list without items would become a column of numbers.
+    # An empty list would become a float column.
     columns = {name: values if len(values) else _no_values(values) for name, values in batch.columns.items()}
     return geopandas.GeoDataFrame(columns, geometry=geopandas.GeoSeries(list(batch.shapes), crs=crs), crs=crs)
 
