@@ -69,7 +69,9 @@ def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
 def work(given: argparse.Namespace) -> None:
     """Make a map or its polygons in this process, or nothing at all, and print what it took as JSON."""
     from geograft import PolygonConfig, PredictConfig, polygons, predict
+    from geograft.cli import set_gdal_options
 
+    set_gdal_options()
     start = time.perf_counter()
     if given.verb == "predict":
         predict(given.run, (given.source,), given.out, PredictConfig(overlap=given.overlap))

@@ -74,7 +74,9 @@ def geograft_with(backend: str, **settings: Any) -> Callable[[Job], Work]:
     def contestant(job: Job) -> Work:
         import_backend(backend)
         from geograft import PredictConfig, predict
+        from geograft.cli import set_gdal_options
 
+        set_gdal_options()
         kind = "float16" if job.probabilities else "none"
         config = PredictConfig(
             **{"overlap": job.overlap, "batch_size": job.batch, "backend": backend, "probabilities": kind} | settings  # type: ignore[arg-type]
