@@ -196,8 +196,8 @@ def json_intervals(metrics: Metrics) -> dict[str, list[float] | None]:
 
 def headline_scores(counts: ndarray, scheme: ConfusionScheme) -> dict[str, float | None]:
     """Return the headline scores of the confusion counts of one map for JSON."""
-    found = scheme.headline(counts)
-    return {name: None if np.isnan(value) else value for name, value in found.items()}
+    scores = scheme.headline(counts)
+    return {name: None if np.isnan(value) else value for name, value in scores.items()}
 
 
 @dataclass(frozen=True)

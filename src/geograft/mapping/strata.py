@@ -87,7 +87,7 @@ def draw_pixels(
     """
     ranks = [np.sort(rng.choice(int(n), int(m), replace=False)) for n, m in zip(strata.pixels, sizes, strict=True)]
     before = np.zeros(VALUES, np.int64)
-    found: list[tuple[int, Int64[ndarray, " m"]]] = []
+    drawn: list[tuple[int, Int64[ndarray, " m"]]] = []
     for (window, values, valid), counts in zip(
         _strips(image, "drawing points", strata.band), strata.strips, strict=True
     ):
@@ -96,10 +96,10 @@ def draw_pixels(
             if last > first:
                 candidates = np.flatnonzero((values == value) & valid)
                 chosen = candidates[ranks[index][first:last] - before[value]]
-                found.append((index, chosen + window.row * image.info.grid.width))
+                drawn.append((index, chosen + window.row * image.info.grid.width))
         before += counts
-    flat = np.concatenate([pixels for _, pixels in found])
-    stratum = np.repeat([index for index, _ in found], [len(pixels) for _, pixels in found])
+    flat = np.concatenate([pixels for _, pixels in drawn])
+    stratum = np.repeat([index for index, _ in drawn], [len(pixels) for _, pixels in drawn])
     order = np.argsort(flat)
     rows, cols = np.divmod(flat[order], image.info.grid.width)
     return PixelIndices(rows, cols), stratum[order]

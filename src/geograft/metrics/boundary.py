@@ -45,14 +45,14 @@ def boundary_counts(
     counted = np.ones(truth.shape, bool) if core is None else _inside(core, truth.shape)
     counts = np.zeros((k, 4), np.int64)
     for c in range(k):
-        true, found = edges[0] & (truth == c), edges[1] & (predicted == c)
-        box = _box(true | found)
-        true, found, here = true[box], found[box], counted[box]
+        true, pred = edges[0] & (truth == c), edges[1] & (predicted == c)
+        box = _box(true | pred)
+        true, pred, inside = true[box], pred[box], counted[box]
         counts[c] = [
-            (_near(true, tolerance_px) & found & here).sum(),
-            (found & here).sum(),
-            (_near(found, tolerance_px) & true & here).sum(),
-            (true & here).sum(),
+            (_near(true, tolerance_px) & pred & inside).sum(),
+            (pred & inside).sum(),
+            (_near(pred, tolerance_px) & true & inside).sum(),
+            (true & inside).sum(),
         ]
     return counts
 

@@ -47,8 +47,8 @@ def error_raster(
     else:
         values = np.where(wrong, 1 + truth.astype(np.int32) * classes + predicted, CORRECT)
     values = np.where((truth == IGNORE) | (predicted == IGNORE), unknown, values)
-    found: UInt8[ndarray, "h w"] | UInt16[ndarray, "h w"] = values.astype(dtype)
-    return found
+    raster: UInt8[ndarray, "h w"] | UInt16[ndarray, "h w"] = values.astype(dtype)
+    return raster
 
 
 def error_names(names: Sequence[str]) -> dict[int, str]:
