@@ -120,8 +120,8 @@ class PolygonResult:
             columns = {name: part[name] for name in ("value", "area", "perimeter")}
             sums = part["sums"]
             for start in range(0, len(kept), BATCH_SIZE):
-                some = kept[start : start + BATCH_SIZE]
-                yield self._features(shapes[some], {name: side[some] for name, side in columns.items()}, sums[some])
+                batch = kept[start : start + BATCH_SIZE]
+                yield self._features(shapes[batch], {name: side[batch] for name, side in columns.items()}, sums[batch])
 
     def classes(self) -> dict[str, ClassTotal]:
         """Return the number and area of polygons by class, in the order of first occurrence."""

@@ -124,12 +124,12 @@ def _confusions(
     Tiles may overlap, so the matrix of all pixels is not the sum of those of the tiles.
     """
     layers, k = len(held_out.layers), len(held_out.layers[0])
-    counts, ground = np.zeros((len(held_out.tiles), layers, k, k), np.int64), np.zeros((layers, k, k), np.int64)
+    counts, total = np.zeros((len(held_out.tiles), layers, k, k), np.int64), np.zeros((layers, k, k), np.int64)
     sums = np.zeros((layers, k, 2))
     for canvas in canvases:
         truth, predicted, probabilities = canvas.read()
         sums[canvas.layer] += self_confidence(truth, probabilities)
-        ground[canvas.layer] += confusion_matrix(truth, predicted, k)
+        total[canvas.layer] += confusion_matrix(truth, predicted, k)
         parts = [
             (index, shared.relative_to(canvas.window))
             for index, tile in enumerate(held_out.tiles)
@@ -137,7 +137,7 @@ def _confusions(
         ]
         found = tile_counts(truth, predicted, [window for _, window in parts], k)
         counts[[index for index, _ in parts], canvas.layer] += found
-    return counts, ground, np.stack([confidence_thresholds(own) for own in sums])
+    return counts, total, np.stack([confidence_thresholds(own) for own in sums])
 
 
 def _suspects(
@@ -210,17 +210,17 @@ def _worst_features(worst: Sequence[WorstTile], grids: Mapping[str, Grid], crs: 
     return Features(_to_crs(shapes, scenes, grids, crs), columns)
 
 
-def _suspect_features(places: Sequence[Suspect], grids: Mapping[str, Grid], crs: CRS | None) -> Features:
-    scenes, shapes = [place.scene for place in places], [place.shape for place in places]
+def _suspect_features(suspects: Sequence[Suspect], grids: Mapping[str, Grid], crs: CRS | None) -> Features:
+    scenes, shapes = [suspect.scene for suspect in suspects], [suspect.shape for suspect in suspects]
     columns: dict[str, Sequence[Any] | ndarray] = {
-        "rank": np.arange(1, len(places) + 1),
+        "rank": np.arange(1, len(suspects) + 1),
         "scene": scenes,
-        "labelled": [place.labelled for place in places],
-        "predicted": [place.predicted for place in places],
-        "confidence": np.array([place.confidence for place in places], float),
-        "label_probability": np.array([place.label_probability for place in places], float),
+        "labelled": [suspect.labelled for suspect in suspects],
+        "predicted": [suspect.predicted for suspect in suspects],
+        "confidence": np.array([suspect.confidence for suspect in suspects], float),
+        "label_probability": np.array([suspect.label_probability for suspect in suspects], float),
         "area_m2" if crs else "area_px": _areas(shapes, scenes, grids),
-        "verdict": ["" for _ in places],
+        "verdict": ["" for _ in suspects],
     }
     return Features(_to_crs(shapes, scenes, grids, crs), columns)
 
@@ -243,11 +243,11 @@ def _areas(
     shapes: Sequence[shapely.Polygon], scenes: Sequence[str], grids: Mapping[str, Grid]
 ) -> Float64[ndarray, " n"]:
     areas = np.zeros(len(shapes))
-    every = as_array(shapes)
+    shapes_array = as_array(shapes)
     for name, grid in grids.items():
         mine = np.array([scene == name for scene in scenes], bool)
         if mine.any():
-            areas[mine], _ = areas_and_perimeters(every[mine], grid)
+            areas[mine], _ = areas_and_perimeters(shapes_array[mine], grid)
     return areas
 
 

@@ -128,8 +128,8 @@ def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Se
         OutputError: when the file cannot be written.
     """
     names = [str(number) for number in range(len(rasters))]
-    places = [(names[one.raster], one.window) for one in suggestions]
-    shapes, crs = tile_outlines(places, dict(zip(names, (grid for _, grid in rasters), strict=True)))
+    windows = [(names[one.raster], one.window) for one in suggestions]
+    shapes, crs = tile_outlines(windows, dict(zip(names, (grid for _, grid in rasters), strict=True)))
     columns: dict[str, Sequence[Any] | ndarray] = {
         "rank": np.array([one.rank for one in suggestions], np.int64),
         "score": np.array([one.score for one in suggestions], float),

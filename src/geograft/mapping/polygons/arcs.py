@@ -117,10 +117,10 @@ def _vertices(
     inner = np.flatnonzero(ring[1:] == ring[:-1])
     steps = points[inner + 1] - points[inner]
     along, owner = expand_ranges(np.zeros(len(inner), np.int64), np.abs(steps).sum(axis=1))
-    every = points[inner][owner] + np.sign(steps)[owner] * along[:, None]
-    node = np.isin(point_keys(every), point_keys(nodes))
+    points_on_edges = points[inner][owner] + np.sign(steps)[owner] * along[:, None]
+    node = np.isin(point_keys(points_on_edges), point_keys(nodes))
     kept = node | (along == 0)
-    return every[kept], ring[inner][owner][kept], node[kept]
+    return points_on_edges[kept], ring[inner][owner][kept], node[kept]
 
 
 def _ring_order(

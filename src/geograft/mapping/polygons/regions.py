@@ -138,13 +138,13 @@ class RegionMerger:
             self._left = None
             return FinishedRegions([], NO_CORNERS)
         self._join(self._above.matching_labels(self._top, self.connectivity))
-        numbers, places = np.unique(self._bottom.labels, return_inverse=True)
+        numbers, index = np.unique(self._bottom.labels, return_inverse=True)
         roots = np.array([self._root(int(number)) if number else 0 for number in numbers], np.int64)
         alive = set() if last else set(roots.tolist())
         done = [self._open.pop(root) for root in list(self._open) if root not in alive]
         self._parent = {root: root for root in self._open}
         width = len(self._above.labels)
-        self._above, self._left = _Border(roots[places], self._bottom.values), None
+        self._above, self._left = _Border(roots[index], self._bottom.values), None
         self._top, self._bottom = _Border.empty(width), _Border.empty(width)
         found = [np.unique(concatenate_points([side])[0], axis=0) for side in _corners_of(done)]
         return FinishedRegions(

@@ -59,8 +59,8 @@ def polygonize(labels: Int32[ndarray, "h w"], window: Window) -> dict[int, list[
     found: dict[int, list[Polygon]] = {}
     if not labels.any():
         return found
-    place = Affine.translation(window.col, window.row)
-    for outline, label in outlines(labels, mask=labels > 0, connectivity=4, transform=place):
+    transform = Affine.translation(window.col, window.row)
+    for outline, label in outlines(labels, mask=labels > 0, connectivity=4, transform=transform):
         shell, *holes = (np.array(ring) for ring in outline["coordinates"])
         found.setdefault(int(label), []).append(Polygon(shell, holes))
     return found
@@ -149,9 +149,9 @@ def points_by_label(
 
     `labels` are those of `window`; `selected` is indexed by label. Time: (2 reach)^2 lookups per point.
     """
-    places = points - [window.col, window.row]
+    local = points - [window.col, window.row]
     step = max(1, MAX_LOOKUPS // (2 * reach) ** 2)
-    pairs = [_labels_near(places, labels, selected, reach, start, step) for start in range(0, len(points), step)]
+    pairs = [_labels_near(local, labels, selected, reach, start, step) for start in range(0, len(points), step)]
     found, index = np.divmod(np.concatenate([np.empty(0, np.int64), *pairs]), max(len(points), 1))
     order = np.argsort(found, kind="stable")
     selected_labels, starts = np.unique(found[order], return_index=True)
@@ -160,23 +160,23 @@ def points_by_label(
 
 
 def _labels_near(
-    places: Int64[ndarray, "n 2"],
+    local: Int64[ndarray, "n 2"],
     labels: Int32[ndarray, "h w"],
-    wanted: Bool[ndarray, " k"],
+    selected: Bool[ndarray, " k"],
     reach: int,
     start: int,
     step: int,
 ) -> Int64[ndarray, " m"]:
     """Return label * n + index for each selected label near `step` of the n points, from `start` on."""
     offsets = np.arange(-reach, reach)
-    some = places[start : start + step]
-    rows, cols = some[:, 1, None, None] + offsets[:, None], some[:, 0, None, None] + offsets
+    chunk = local[start : start + step]
+    rows, cols = chunk[:, 1, None, None] + offsets[:, None], chunk[:, 0, None, None] + offsets
     height, width = labels.shape
     inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     found = np.where(inside, labels[rows.clip(0, height - 1), cols.clip(0, width - 1)], 0)
-    index = np.broadcast_to(np.arange(start, start + len(some))[:, None, None], found.shape)
-    chosen = wanted[found]
-    return np.unique(found[chosen].astype(np.int64) * len(places) + index[chosen])
+    index = np.broadcast_to(np.arange(start, start + len(chunk))[:, None, None], found.shape)
+    chosen = selected[found]
+    return np.unique(found[chosen].astype(np.int64) * len(local) + index[chosen])
 
 
 def pack_wkb(shapes: ndarray | Sequence[shapely.Geometry]) -> tuple[UInt8[ndarray, " bytes"], Int64[ndarray, " n"]]:

@@ -55,11 +55,13 @@ def simplify_and_smooth(shapes: ndarray, corners: Corners, tolerance: float, ite
     if not len(shapes) or not (tolerance or iterations):
         return shapes
     rings = cut_into_arcs(shapes, corners.nodes)
-    places = np.unique(np.concatenate([point_keys(corners.turns), point_keys(rings.arcs.points)]))
-    tree = shapely.STRtree(np.asarray(shapely.points(places // MAX_SIDE, places % MAX_SIDE), object))
+    corner_keys = np.unique(np.concatenate([point_keys(corners.turns), point_keys(rings.arcs.points)]))
+    tree = shapely.STRtree(np.asarray(shapely.points(corner_keys // MAX_SIDE, corner_keys % MAX_SIDE), object))
     kept = _all(rings.arcs) if not tolerance else _simplify(rings.arcs, tolerance, tree)
     return rings.with_arcs(
-        _smooth(rings, kept, tolerance + CORNER_CUT_PX, iterations, (tree, places)) if iterations else kept.to_arcs()
+        _smooth(rings, kept, tolerance + CORNER_CUT_PX, iterations, (tree, corner_keys))
+        if iterations
+        else kept.to_arcs()
     )
 
 
@@ -175,19 +177,19 @@ def _contain_only_own_corners(
     known: tuple[shapely.STRtree, ndarray],
 ) -> Bool[ndarray, " n"]:
     """Return which triangles contain only corners of their own arc, between the two neighbouring vertices."""
-    tree, places = known
+    tree, corner_keys = known
     arcs, (_, before, after, arc) = kept.arcs, corners
     one, other = tree.query(shapely.polygons(triangles), predicate="intersects")
     # Find the position of each corner within its own arc. The last vertex of a closed arc is its first.
     owner = np.repeat(np.arange(len(arcs.sizes)), arcs.sizes)
-    code = owner * np.int64(len(places)) + np.searchsorted(places, point_keys(arcs.points))
+    code = owner * np.int64(len(corner_keys)) + np.searchsorted(corner_keys, point_keys(arcs.points))
     single = np.ones(len(code), bool)
     single[arcs.last[arcs.closed]] = False
     order = np.argsort(code[single], kind="stable")
     ordered, vertex = code[single][order], np.flatnonzero(single)[order]
-    wanted = arc[one] * np.int64(len(places)) + other
-    found = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    own = ordered[found] == wanted
+    target = arc[one] * np.int64(len(corner_keys)) + other
+    found = np.minimum(np.searchsorted(ordered, target), len(ordered) - 1)
+    own = ordered[found] == target
     length = np.where(arcs.closed, arcs.sizes - 1, MAX_SIDE)[arc[one]]
     start = kept.vertices[before[one]]
     within = (vertex[found] - start) % length <= (kept.vertices[after[one]] - start) % length
@@ -268,27 +270,27 @@ def _axis_parallel(points: Float64[ndarray, "n 2"]) -> Float64[ndarray, "m 2"] |
     ends = np.roll(points, -1, axis=0)
     level = np.abs(ends - points)[:, 0] >= np.abs(ends - points)[:, 1]
     middles = (points + ends) / 2
-    places, lengths = np.where(level, middles[:, 1], middles[:, 0]), np.abs(ends - points).max(axis=1)
+    positions, lengths = np.where(level, middles[:, 1], middles[:, 0]), np.abs(ends - points).max(axis=1)
     while True:
-        level, places, lengths = _merge_sides(level, places, lengths)
+        level, positions, lengths = _merge_sides(level, positions, lengths)
         if len(level) < 4:
             return None
-        spans = np.abs(np.roll(places, -1) - np.roll(places, 1))
+        spans = np.abs(np.roll(positions, -1) - np.roll(positions, 1))
         if spans.min() >= MIN_SIDE_PX or len(level) == 4:
             break
-        level, places, lengths = (np.delete(side, spans.argmin()) for side in (level, places, lengths))
-    before = np.roll(places, 1)
-    return np.stack([np.where(level, before, places), np.where(level, places, before)], axis=1)
+        level, positions, lengths = (np.delete(side, spans.argmin()) for side in (level, positions, lengths))
+    before = np.roll(positions, 1)
+    return np.stack([np.where(level, before, positions), np.where(level, positions, before)], axis=1)
 
 
 def _merge_sides(
-    level: Bool[ndarray, " n"], places: Float64[ndarray, " n"], lengths: Float64[ndarray, " n"]
+    level: Bool[ndarray, " n"], positions: Float64[ndarray, " n"], lengths: Float64[ndarray, " n"]
 ) -> tuple[Bool[ndarray, " m"], Float64[ndarray, " m"], Float64[ndarray, " m"]]:
     """Merge neighbouring sides of the same direction, so that horizontal and vertical ones alternate."""
     turns = np.flatnonzero(level != np.roll(level, 1))
     if not len(turns):
-        return level[:0], places[:0], lengths[:0]
-    level, places, lengths = (np.roll(side, -turns[0]) for side in (level, places, lengths))
+        return level[:0], positions[:0], lengths[:0]
+    level, positions, lengths = (np.roll(side, -turns[0]) for side in (level, positions, lengths))
     starts = turns - turns[0]
     total = np.add.reduceat(lengths, starts)
-    return level[starts], np.add.reduceat(places * lengths, starts) / total, total
+    return level[starts], np.add.reduceat(positions * lengths, starts) / total, total

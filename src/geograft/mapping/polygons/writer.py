@@ -172,7 +172,7 @@ def write_submission(
     Raises:
         InputError: when a class is not a DSTL class.
     """
-    place = ~to_pixels(extent, grid)
+    to_dstl = ~to_pixels(extent, grid)
     shapes: dict[int, list[shapely.Geometry]] = {number: [] for number in CLASS_NAMES}
     for batch in batches:
         for shape, value, name in zip(batch.shapes, batch.columns["value"], batch.columns["class"], strict=True):
@@ -181,7 +181,7 @@ def write_submission(
         table = csv.writer(file)
         table.writerow(HEADER)
         for number, own in shapes.items():
-            table.writerow((image, number, _wkt(own, np.array([place.a, place.e]))))
+            table.writerow((image, number, _wkt(own, np.array([to_dstl.a, to_dstl.e]))))
     return sum(map(len, shapes.values()))
 
 
