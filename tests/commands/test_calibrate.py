@@ -63,7 +63,9 @@ def test_test_tiles_are_not_used(run: Path, tiles: Path, monkeypatch: pytest.Mon
     asked = []
     samples = TileSet.samples
     monkeypatch.setattr(
-        TileSet, "samples", lambda self, split, once=False: asked.append(split) or samples(self, split, once)
+        TileSet,
+        "samples",
+        lambda self, split, unique_pixels=False: asked.append(split) or samples(self, split, unique_pixels),
     )
     calibrate(run)
     assert asked == ["val"]

@@ -21,12 +21,12 @@ from geograft.metrics.intervals import confidence_intervals, few_units_warning
 from geograft.metrics.scores import nanmean
 from geograft.text import format_table, pluralise
 
-Layers = Mapping[int, Sequence[shapely.Geometry] | ndarray]
+LayersByClass = Mapping[int, Sequence[shapely.Geometry] | ndarray]
 """Valid polygons of one scene by class number."""
 
 
 def area_counts(
-    predicted: Mapping[str, Layers], true: Mapping[str, Layers], classes: Sequence[int]
+    predicted: Mapping[str, LayersByClass], true: Mapping[str, LayersByClass], classes: Sequence[int]
 ) -> Float64[ndarray, "s k 3"]:
     """Return the areas [TP, FP, FN] per scene (in the order of `true`) and class.
 
@@ -55,7 +55,7 @@ def jaccard_index(counts: Float64[ndarray, "*n k 3"]) -> Float64[ndarray, "*n k"
 
 
 def dstl_score(
-    predicted: Mapping[str, Layers], true: Mapping[str, Layers], classes: Sequence[int]
+    predicted: Mapping[str, LayersByClass], true: Mapping[str, LayersByClass], classes: Sequence[int]
 ) -> tuple[float, tuple[float, ...]]:
     """Return the competition's score and the index per class. Classes without any polygon are NaN and left out.
 
@@ -136,8 +136,8 @@ def jaccard(submissions: Sequence[Path], labels: Path, out: Path | None = None) 
     return result
 
 
-def _merge_submissions(submissions: Sequence[Path]) -> dict[str, Layers]:
-    merged: dict[str, Layers] = {}
+def _merge_submissions(submissions: Sequence[Path]) -> dict[str, LayersByClass]:
+    merged: dict[str, LayersByClass] = {}
     for path in submissions:
         scenes, _ = read_wkt(path, tuple(CLASS_NAMES))
         duplicates = sorted(set(scenes) & set(merged))
