@@ -26,7 +26,7 @@ from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
-from geograft.mapping.batches import TileBatch, batch_tiles, read_tiles
+from geograft.mapping.batches import TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import Lanes, TileGrid, panel_width
 from geograft.metrics.applicability import FEATURES_FILE
@@ -118,7 +118,7 @@ class MapTask:
     def first_batch(self) -> TileBatch | None:
         """Return the first batch of tiles; None if no pixel is valid."""
         with closing(self.source.mosaic):
-            return next(batch_tiles(read_tiles(self.plan.lanes, self.source), self.settings.batch_size), None)
+            return next(batch_tiles(iterate_tiles(self.plan.lanes, self.source), self.settings.batch_size), None)
 
 
 def map_sources(
@@ -241,5 +241,5 @@ def map_tags_of(path: Path) -> dict[str, str]:
 
 
 def _earlier_backend(task: MapTask) -> str | None:
-    begun = read_origin(task.folder)
-    return begun.get("backend") if begun else map_tags_of(task.source.path).get(BACKEND_TAG)
+    ledger = read_origin(task.folder)
+    return ledger.get("backend") if ledger else map_tags_of(task.source.path).get(BACKEND_TAG)
