@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from geograft.commands.model import config_of, draw, model, svg_of
+from geograft.commands.model import graph_svg, model, parse_model, write_graph
 from geograft.config import ModelConfig
 from geograft.errors import OutputError, SettingError
 
@@ -19,11 +19,11 @@ def test_the_articles_figures_are_printed(name: str, total: str) -> None:
 def test_names_and_recipes(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('[model]\nencoder = "resnet18"\nfrozen_stages = 1\n', encoding="utf-8")
-    assert config_of("unet") == ModelConfig(architecture="unet")
-    assert config_of("transfer") == ModelConfig(architecture="transfer")
-    assert config_of("light") == ModelConfig(architecture="light")
-    assert config_of("resnet18") == ModelConfig(encoder="resnet18")
-    assert config_of(str(recipe)) == ModelConfig(encoder="resnet18", frozen_stages=1)
+    assert parse_model("unet") == ModelConfig(architecture="unet")
+    assert parse_model("transfer") == ModelConfig(architecture="transfer")
+    assert parse_model("light") == ModelConfig(architecture="light")
+    assert parse_model("resnet18") == ModelConfig(encoder="resnet18")
+    assert parse_model(str(recipe)) == ModelConfig(encoder="resnet18", frozen_stages=1)
 
 
 def test_a_recipe_is_described_without_its_weights(tmp_path: Path) -> None:
@@ -59,23 +59,23 @@ def test_numbers_that_cannot_work(setting: str) -> None:
 def test_the_graph_as_svg_and_png(tmp_path: Path) -> None:
     summary = model("unet", size=32)
     for suffix in (".svg", ".png"):
-        draw(summary, tmp_path / f"graph{suffix}")
-    assert (tmp_path / "graph.svg").read_text(encoding="utf-8") == svg_of(summary)
-    assert "441,137 parameters" in svg_of(summary)
+        write_graph(summary, tmp_path / f"graph{suffix}")
+    assert (tmp_path / "graph.svg").read_text(encoding="utf-8") == graph_svg(summary)
+    assert "441,137 parameters" in graph_svg(summary)
     with Image.open(tmp_path / "graph.png") as picture:
         assert picture.format == "PNG"
 
 
 def test_another_kind_of_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"\.svg or \.png"):
-        draw(model("unet", size=32), tmp_path / "graph.pdf")
+        write_graph(model("unet", size=32), tmp_path / "graph.pdf")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        draw(model("unet", size=32), tmp_path / "file" / "graph.svg")
+        write_graph(model("unet", size=32), tmp_path / "file" / "graph.svg")
 
 
 def test_the_page_shows_what_is_printed() -> None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO beside torch: the same maps, kept graphs, and torch where they fail."""
+"""ONNX Runtime and OpenVINO: agreement with torch, cached graphs, and torch as fallback."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ from geograft.config import ModelConfig
 from geograft.errors import SettingError
 from geograft.inference import backends as choice
 from geograft.inference import graphs
-from geograft.inference.predictor import Mapper
+from geograft.inference.predictor import EnsemblePredictor
 from geograft.legend import Legend
 from geograft.networks.network import Network, build
 from geograft.training.checkpoint import save_weights
@@ -81,8 +81,8 @@ def make_run(folder: Path, card: ModelCard = CARD, *, seed: int = 0, network: Ca
     return folder
 
 
-def load(run: Path, backend: str, batch_size: int = 3, **options: Any) -> Mapper:
-    return Mapper.load([run], device="cpu", backend=backend, batch_size=batch_size, **options)
+def load(run: Path, backend: str, batch_size: int = 3, **options: Any) -> EnsemblePredictor:
+    return EnsemblePredictor.load([run], device="cpu", backend=backend, batch_size=batch_size, **options)
 
 
 def never(*_given: Any) -> None:
@@ -91,7 +91,7 @@ def never(*_given: Any) -> None:
 
 def exporter(monkeypatch: pytest.MonkeyPatch, backend: str, export: Callable[..., None]) -> None:
     """Let a backend export with `export`."""
-    monkeypatch.setitem(choice.OTHERS, backend, replace(choice.OTHERS[backend], export=export))
+    monkeypatch.setitem(choice.EXPORT_BACKENDS, backend, replace(choice.EXPORT_BACKENDS[backend], export=export))
 
 
 @pytest.fixture(scope="module", params=[LIGHT, TRANSFER, LITE0, PADDED], ids=["light", "transfer", "lite0", "padded"])
@@ -147,7 +147,7 @@ def test_a_tile_gives_the_same_bits_wherever_it_is_and_on_any_number_of_cores(ba
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_a_kept_graph_is_used_and_gives_the_same_bits(
+def test_cached_graphs_are_used_and_give_the_same_bits(
     backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(run / "exported")
@@ -184,7 +184,9 @@ def copying(monkeypatch: pytest.MonkeyPatch, backend: str, kept: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_a_damaged_graph_is_exported_anew(backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_graphs_are_replaced(
+    backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copying(monkeypatch, backend, kept)
     expected = load(kept, backend)(*tiles(CARD))
     (folder,) = run.glob(f"exported/{backend}-*")
@@ -194,7 +196,7 @@ def test_a_damaged_graph_is_exported_anew(backend: str, kept: Path, run: Path, m
             mapper = load(run, backend)
             assert (mapper.backend, mapper.notes) == (backend, ())
             assert np.array_equal(mapper(*tiles(CARD)), expected)
-            assert graphs.is_whole(folder)
+            assert graphs.is_intact(folder)
     assert {file.name for file in (run / "exported").iterdir()} == {file.name for file in folder.parent.iterdir()}
 
 
@@ -213,17 +215,17 @@ def test_a_run_folder_that_cannot_be_written_will_do(
 
 def with_runner(monkeypatch: pytest.MonkeyPatch, backend: str, change: Callable[[Any], Any]) -> None:
     """Change what a backend computes."""
-    known = choice.OTHERS[backend]
+    known = choice.EXPORT_BACKENDS[backend]
 
     def runner(folder: Path, workers: int) -> Any:
         real = known.runner(folder, workers)
         return lambda images: change(real(images))
 
-    monkeypatch.setitem(choice.OTHERS, backend, replace(known, runner=runner))
+    monkeypatch.setitem(choice.EXPORT_BACKENDS, backend, replace(known, runner=runner))
 
 
 @pytest.mark.parametrize(("off", "agrees"), [(0.0035, True), (0.02, False), (float("nan"), False)])
-def test_a_backend_that_is_off_gives_way_to_torch(
+def test_torch_replaces_a_backend_that_disagrees(
     off: float, agrees: bool, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_runner(monkeypatch, "onnx", lambda logits: logits + off)
@@ -233,26 +235,26 @@ def test_a_backend_that_is_off_gives_way_to_torch(
         return
     assert mapper.backend == "torch"
     assert len(mapper.notes) == 1
-    assert mapper.notes[0].startswith("ONNX Runtime is not used: its probabilities differ from torch's by up to")
+    assert mapper.notes[0].startswith("ONNX Runtime") and "0.001" in mapper.notes[0]
     assert np.array_equal(mapper(*tiles(CARD)), load(run, "torch")(*tiles(CARD)))
 
 
-def test_one_run_of_an_ensemble_that_is_off_brings_torch_for_all(
+def test_torch_replaces_a_backend_that_disagrees_for_one_run(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_run(tmp_path / "other", seed=1, network=tiny)
-    together = Mapper.load([run, other], device="cpu", backend="onnx", batch_size=3)
+    together = EnsemblePredictor.load([run, other], device="cpu", backend="onnx", batch_size=3)
     assert together.backend == "onnx"
-    expected = Mapper.load([run, other], device="cpu", backend="torch", batch_size=3)(*tiles(CARD))
+    expected = EnsemblePredictor.load([run, other], device="cpu", backend="torch", batch_size=3)(*tiles(CARD))
     np.testing.assert_allclose(together(*tiles(CARD)), expected, atol=2e-5)
     calls = iter(range(100))
     with_runner(monkeypatch, "onnx", lambda logits: logits + next(calls))
-    mapper = Mapper.load([run, other], device="cpu", backend="onnx", batch_size=3)
+    mapper = EnsemblePredictor.load([run, other], device="cpu", backend="onnx", batch_size=3)
     assert mapper.backend == "torch"
     assert np.array_equal(mapper(*tiles(CARD)), expected)
 
 
-def test_an_exporter_that_fails_gives_way_to_torch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_replaces_a_backend_that_cannot_export(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_given: Any) -> None:
         raise RuntimeError("no such operator: aten::swirl.\nand much more")
 
@@ -260,11 +262,12 @@ def test_an_exporter_that_fails_gives_way_to_torch(run: Path, monkeypatch: pytes
     exporter(monkeypatch, "openvino", fails)
     mapper = load(run, "openvino")
     assert mapper.backend == "torch"
-    assert mapper.notes == ("OpenVINO is not used: it cannot run this network (no such operator: aten::swirl).",)
+    (note,) = mapper.notes
+    assert "OpenVINO" in note and "(no such operator: aten::swirl)" in note
 
 
 @pytest.mark.parametrize("fastest", ["torch", *OTHERS])
-def test_auto_takes_the_fastest_that_agrees(fastest: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_the_fastest_that_agrees(fastest: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = iter(("torch", "openvino", "onnx"))
     monkeypatch.setattr(choice, "_seconds", lambda *_given: 0.1 if next(names) == fastest else 0.2)
     mapper = load(run, "auto")
@@ -272,48 +275,46 @@ def test_auto_takes_the_fastest_that_agrees(fastest: str, run: Path, monkeypatch
     assert np.array_equal(mapper(*tiles(CARD)), load(run, fastest)(*tiles(CARD)))
 
 
-def test_auto_passes_over_what_is_off_or_not_installed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_seconds", lambda runner, *_given: isinstance(runner, choice.Eager))
+def test_auto_skips_backends_that_disagree_or_are_not_installed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_seconds", lambda runner, *_given: isinstance(runner, choice.TorchRunner))
     with_runner(monkeypatch, "openvino", lambda logits: logits + 1)
     mapper = load(run, "auto")
     assert mapper.backend == "onnx"
-    assert ["OpenVINO is not used" in note for note in mapper.notes] == [True]
+    assert ["OpenVINO" in note for note in mapper.notes] == [True]
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert load(run, "auto").backend == "torch"
 
 
 @pytest.mark.parametrize(("backend", "module"), [("onnx", "onnxruntime"), ("onnx", "onnxscript"), ("openvino",) * 2])
-def test_a_backend_that_is_not_installed_is_one_line(
-    backend: str, module: str, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_backends_are_rejected(backend: str, module: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SettingError, match=rf"is not installed\. Run pip install 'geograft\[{backend}\]', or"):
+    with pytest.raises(SettingError, match=rf"pip install 'geograft\[{backend}\]'"):
         load(run, backend)
 
 
 def test_the_others_run_on_the_cpu_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingError, match="'onnx' runs on the CPU, not on cuda"):
-        Mapper.load([run], device="cuda", backend="onnx", batch_size=3)
+    with pytest.raises(SettingError, match=r"'onnx'.*cuda"):
+        EnsemblePredictor.load([run], device="cuda", backend="onnx", batch_size=3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choice.device_for("onnx", "auto") == "cpu"
-    assert choice.device_for("auto", "auto") == choice.device_for("torch", "auto") == "cuda"
+    assert choice.backend_device("onnx", "auto") == "cpu"
+    assert choice.backend_device("auto", "auto") == choice.backend_device("torch", "auto") == "cuda"
 
 
 def test_backends_are_compared_on_the_batch_given(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that is off where the first band is bright only."""
     bright = np.full((3, 3, 32, 32), 255, np.uint8)
-    known = choice.OTHERS["onnx"]
+    known = choice.EXPORT_BACKENDS["onnx"]
 
     def runner(folder: Path, workers: int) -> Any:
         real = known.runner(folder, workers)
         return lambda images: real(images) + (images[:, :1] > 4)
 
-    monkeypatch.setitem(choice.OTHERS, "onnx", replace(known, runner=runner))
+    monkeypatch.setitem(choice.EXPORT_BACKENDS, "onnx", replace(known, runner=runner))
     assert load(run, "onnx", sample=(bright, np.ones((3, 32, 32), bool))).backend == "torch"
     assert load(run, "onnx", sample=(bright, np.zeros((3, 32, 32), bool))).backend == "onnx"
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_compiled_runs_uncompiled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(*_given: Any, **_options: Any) -> Any:
         def fails(_images: Any) -> None:
             raise RuntimeError("no C++ compiler found.")
@@ -322,11 +323,12 @@ def test_what_cannot_be_compiled_runs_as_it_is(run: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     mapper = load(run, "torch", compile=True)
-    assert mapper.notes == ("torch cannot compile the network here (no C++ compiler found); it runs as it is",)
+    (note,) = mapper.notes
+    assert "(no C++ compiler found)" in note
     assert np.array_equal(mapper(*tiles(CARD)), load(run, "torch")(*tiles(CARD)))
 
 
-def test_what_was_compiled_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_network_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network, **_options: lambda images: 0 * network(images))
     assert (load(run, "torch", compile=True)(*tiles(CARD)) == 0.5).all()
 
@@ -348,7 +350,7 @@ os._exit(any(thread.is_alive() for thread in threads))
 """
 
 
-def test_two_threads_whose_first_calls_meet_do_not_wait_for_each_other(tmp_path: Path) -> None:
+def test_simultaneous_first_calls_do_not_deadlock(tmp_path: Path) -> None:
     """OpenVINO makes a table at its first use, and two threads that make it at once would wait for ever."""
     pytest.importorskip("openvino")
     from geograft.inference import openvino as backend

@@ -1,4 +1,4 @@
-"""Features of cells: means of what the encoder's stages put out where the network itself runs."""
+"""Features of cells: means of the outputs of the encoder's stages."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geograft.config import ModelConfig
-from geograft.inference.embedding import as_rows, cell_features, known_cells
+from geograft.inference.embedding import cell_features, feature_rows, valid_cells
 from geograft.networks.network import Network, build
 
 MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
@@ -23,7 +23,7 @@ def image(height: int, width: int) -> Tensor:
 
 
 def stage_maps(network: Network, images: Tensor) -> list[Tensor]:
-    """What the stages put out while the network itself runs."""
+    """Return the outputs of the stages in the network's forward pass."""
     maps: list[Tensor] = []
     hooks = [stage.register_forward_hook(lambda _m, _i, out: maps.append(out)) for stage in network.stages]
     with torch.inference_mode():
@@ -33,7 +33,7 @@ def stage_maps(network: Network, images: Tensor) -> list[Tensor]:
     return maps
 
 
-def test_features_are_means_over_cells_of_what_the_stages_put_out(network: Network) -> None:
+def test_features_are_cell_means_of_the_stage_outputs(network: Network) -> None:
     images = image(64, 96)
     found = cell_features(network, images, 32)
     maps = stage_maps(network, images)
@@ -49,11 +49,11 @@ def test_features_are_means_over_cells_of_what_the_stages_put_out(network: Netwo
 @pytest.mark.parametrize(("height", "width", "rows", "cols"), [(32, 32, 1, 1), (33, 70, 2, 3), (10, 64, 1, 2)])
 def test_every_pixel_is_in_a_cell(network: Network, height: int, width: int, rows: int, cols: int) -> None:
     assert cell_features(network, image(height, width), 32).shape[2:] == (rows, cols)
-    assert known_cells(np.ones((2, height, width), bool), 32).shape == (2, rows, cols)
+    assert valid_cells(np.ones((2, height, width), bool), 32).shape == (2, rows, cols)
 
 
 def test_cells_must_fit_the_stride(network: Network) -> None:
-    with pytest.raises(ValueError, match="no multiple of the network's stride"):
+    with pytest.raises(ValueError, match=r"pixels.* stride, "):
         cell_features(network, image(64, 64), 24)
 
 
@@ -63,10 +63,10 @@ def test_cells_that_are_half_valid_have_features() -> None:
     valid[0, :15, 32:64] = True
     valid[0, 32:, 64:] = True
     # The last column of cells lies half outside of the image.
-    assert known_cells(valid, 32).tolist() == [[[True, False, False], [False, False, True]]]
+    assert valid_cells(valid, 32).tolist() == [[[True, False, False], [False, False, True]]]
 
 
-def test_rows_are_the_known_cells_in_order() -> None:
+def test_feature_rows_are_in_order() -> None:
     features = torch.arange(12.0).reshape(1, 2, 2, 3)
     known = np.array([[[True, False, True], [False, True, False]]])
-    assert as_rows(features, known).tolist() == [[0, 6], [2, 8], [4, 10]]
+    assert feature_rows(features, known).tolist() == [[0, 6], [2, 8], [4, 10]]

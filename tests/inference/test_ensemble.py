@@ -1,4 +1,4 @@
-"""What maps are made with: means over runs and turns, their spread, what is not valid, and which runs go together."""
+"""The ensemble predictor: means over runs and TTA, standard deviation, invalid pixels, and compatible runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch import Tensor
 from geograft.card import WEIGHTS, ModelCard
 from geograft.config import ModelConfig
 from geograft.errors import InputError
-from geograft.inference.backends import Workers
-from geograft.inference.predictor import Mapper, Member, Predictor
+from geograft.inference.backends import TileWorkers
+from geograft.inference.predictor import EnsembleMember, EnsemblePredictor, Predictor
 from geograft.legend import Legend
 from geograft.networks.network import build
 from geograft.training.checkpoint import save_weights
@@ -35,7 +35,7 @@ CARD = ModelCard(
     epoch=1,
 )
 THREE = replace(CARD, legend=Legend(("rest", "crown", "road")))
-CPU = Workers(torch.device("cpu"), 4)
+CPU = TileWorkers(torch.device("cpu"), 4)
 ALL = np.ones((4, 32, 32), bool)
 
 
@@ -51,8 +51,8 @@ def make_run(folder: Path, card: ModelCard = CARD, seed: int = 0) -> Path:
     return folder
 
 
-def member(run: Any, card: ModelCard = CARD) -> Member:
-    return Member(Scaling(card.mean, card.std), card.temperature, run)
+def member(run: Any, card: ModelCard = CARD) -> EnsembleMember:
+    return EnsembleMember(Scaling(card.mean, card.std), card.temperature, run)
 
 
 def by_hand(run: Path, pixels: ndarray, valid: ndarray = ALL) -> ndarray:
@@ -62,7 +62,7 @@ def by_hand(run: Path, pixels: ndarray, valid: ndarray = ALL) -> ndarray:
 @pytest.mark.parametrize(("card", "first"), [(CARD, 1), (THREE, 0)])
 def test_one_run_gives_what_the_predictor_gives(card: ModelCard, first: int, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", card)
-    mapper = Mapper.load([run], device="cpu", backend="torch", batch_size=4)
+    mapper = EnsemblePredictor.load([run], device="cpu", backend="torch", batch_size=4)
     found = mapper(tiles(), ALL)
     assert found.dtype == np.float32
     assert found.shape[1] == mapper.layers == card.legend.outputs
@@ -72,45 +72,47 @@ def test_one_run_gives_what_the_predictor_gives(card: ModelCard, first: int, tmp
 def test_several_runs_are_averaged_each_with_its_own_scaling(tmp_path: Path) -> None:
     other = replace(THREE, mean=(100.0, 100.0), std=(50.0, 10.0), temperature=2.0)
     runs = [make_run(tmp_path / str(seed), card, seed) for seed, card in enumerate((THREE, other, THREE))]
-    mapper = Mapper.load(runs, device="cpu", backend="torch", batch_size=4, spread=True)
+    mapper = EnsemblePredictor.load(runs, device="cpu", backend="torch", batch_size=4, spread=True)
     each = np.stack([by_hand(run, tiles()) for run in runs]).astype(np.float64)
     found = mapper(tiles(), ALL)
     assert found.shape[1] == mapper.layers == 4
     np.testing.assert_allclose(found[:, :3], each.mean(axis=0), atol=2e-6)
     np.testing.assert_allclose(found[:, 3], each.std(axis=0).max(axis=1), atol=2e-6)
-    alone = Mapper.load(runs, device="cpu", backend="torch", batch_size=4)(tiles(), ALL)
+    alone = EnsemblePredictor.load(runs, device="cpu", backend="torch", batch_size=4)(tiles(), ALL)
     assert np.array_equal(found[:, :3], alone)
 
 
 def test_the_order_of_two_runs_does_not_matter_and_a_run_agrees_with_itself(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", seed=1)
     options: dict[str, Any] = {"device": "cpu", "backend": "torch", "batch_size": 4, "spread": True}
-    found = Mapper.load([first, second], **options)(tiles(), ALL)
-    assert np.array_equal(found, Mapper.load([second, first], **options)(tiles(), ALL))
-    itself = Mapper.load([first, first], **options)(tiles(), ALL)
-    assert np.array_equal(itself[:, :1], Mapper.load([first], **options | {"spread": False})(tiles(), ALL))
+    found = EnsemblePredictor.load([first, second], **options)(tiles(), ALL)
+    assert np.array_equal(found, EnsemblePredictor.load([second, first], **options)(tiles(), ALL))
+    itself = EnsemblePredictor.load([first, first], **options)(tiles(), ALL)
+    assert np.array_equal(itself[:, :1], EnsemblePredictor.load([first], **options | {"spread": False})(tiles(), ALL))
     assert not itself[:, 1].any()
 
 
 @pytest.mark.parametrize("tta", [1, 2, 4, 8])
-def test_a_network_that_looks_at_each_pixel_alone_gives_the_same_with_turns(tta: Literal[1, 2, 4, 8]) -> None:
-    """It commutes with all turns; that the answer is equal to the bit says that all are turned back right."""
-    once = Mapper(CARD, [member(lambda images: images[:, :1])], CPU)(tiles(), ALL)
-    assert np.array_equal(Mapper(CARD, [member(lambda images: images[:, :1])], CPU, tta=tta)(tiles(), ALL), once)
+def test_tta_does_not_change_a_pixelwise_network(tta: Literal[1, 2, 4, 8]) -> None:
+    """Such a network commutes with all transforms, so equal bits prove that each is undone correctly."""
+    once = EnsemblePredictor(CARD, [member(lambda images: images[:, :1])], CPU)(tiles(), ALL)
+    assert np.array_equal(
+        EnsemblePredictor(CARD, [member(lambda images: images[:, :1])], CPU, tta=tta)(tiles(), ALL), once
+    )
 
 
 @pytest.mark.parametrize("tta", [2, 4, 8])
-def test_a_turned_tile_gives_the_same_map_turned(tta: Literal[2, 4, 8], tmp_path: Path) -> None:
-    mapper = Mapper.load([make_run(tmp_path / "run")], device="cpu", backend="torch", batch_size=4, tta=tta)
+def test_tta_is_equivariant(tta: Literal[2, 4, 8], tmp_path: Path) -> None:
+    mapper = EnsemblePredictor.load([make_run(tmp_path / "run")], device="cpu", backend="torch", batch_size=4, tta=tta)
     upright, turned = mapper(tiles(), ALL), mapper(np.rot90(tiles(), 2, (2, 3)), ALL)
     np.testing.assert_allclose(np.rot90(turned, 2, (2, 3)), upright, atol=1e-6)
-    alone = Mapper.load([tmp_path / "run"], device="cpu", backend="torch", batch_size=4)
+    alone = EnsemblePredictor.load([tmp_path / "run"], device="cpu", backend="torch", batch_size=4)
     assert not np.allclose(
         np.rot90(alone(np.rot90(tiles(), 2, (2, 3)), ALL), 2, (2, 3)), alone(tiles(), ALL), atol=1e-6
     )
 
 
-def test_all_turns_are_averaged() -> None:
+def test_all_transforms_are_averaged() -> None:
     """A network that marks the first row of what it sees marks each side of the tile in a quarter of the turns."""
 
     def marks(images: Tensor) -> Tensor:
@@ -118,11 +120,11 @@ def test_all_turns_are_averaged() -> None:
         logits[:, :, 0] = 100
         return logits
 
-    found = Mapper(CARD, [member(marks)], CPU, tta=8)(tiles(), ALL)[0, 0]
+    found = EnsemblePredictor(CARD, [member(marks)], CPU, tta=8)(tiles(), ALL)[0, 0]
     assert (found[0, 5], found[5, 0], found[-1, 5], found[5, -1], found[0, 0], found[9, 9]) == (*[0.25] * 4, 0.5, 0)
 
 
-def test_the_network_is_given_the_mean_where_there_is_no_image() -> None:
+def test_invalid_pixels_are_replaced_by_the_mean() -> None:
     seen = []
 
     def watching(images: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def test_the_network_is_given_the_mean_where_there_is_no_image() -> None:
     valid[:, :7] = False
     wild = tiles().astype(np.float32)
     wild[:, :, :7] = np.nan
-    found = Mapper(CARD, [member(watching)], Workers(torch.device("cpu"), 1))(wild, valid)
+    found = EnsemblePredictor(CARD, [member(watching)], TileWorkers(torch.device("cpu"), 1))(wild, valid)
     images = torch.cat(seen)
     assert (images[:, :, :7] == 0).all()
     assert (found[:, :, :7] == 0.5).all()
@@ -142,8 +144,8 @@ def test_the_network_is_given_the_mean_where_there_is_no_image() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
-def test_every_number_format_and_layout_of_pixels_will_do(dtype: str) -> None:
-    mapper = Mapper(CARD, [member(lambda images: images[:, :1])], CPU)
+def test_every_dtype_and_memory_layout_of_pixels(dtype: str) -> None:
+    mapper = EnsemblePredictor(CARD, [member(lambda images: images[:, :1])], CPU)
     expected = mapper(tiles(), ALL)
     pixels = np.asfortranarray(tiles().astype(dtype))
     pixels.flags.writeable = False
@@ -157,20 +159,20 @@ def test_the_temperature_divides_the_logits(tmp_path: Path) -> None:
     assert np.array_equal(Predictor.load(cool, "cpu").logits(tiles().astype(np.float32), ALL), logits)
     expected = 1 / (1 + np.exp(-logits.astype(np.float64) / 2.5))
     np.testing.assert_allclose(by_hand(cool, tiles())[:, 1:], expected, atol=1e-6)
-    mapper = Mapper.load([cool], device="cpu", backend="torch", batch_size=4)
+    mapper = EnsemblePredictor.load([cool], device="cpu", backend="torch", batch_size=4)
     np.testing.assert_allclose(mapper(tiles(), ALL), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "difference"),
     [
-        ({"legend": Legend(("rest", "tree"))}, "classes 0 rest, 1 tree, there 0 rest, 1 crown"),
-        ({"legend": Legend(("rest", "crown"), (0, 7))}, "classes 0 rest, 7 crown, there 0 rest, 1 crown"),
-        ({"band_names": ("red",), "mean": (1.0,), "std": (1.0,)}, "number of bands 1, there 2"),
-        ({"dtype": "uint16"}, "number format uint16, there uint8"),
+        ({"legend": Legend(("rest", "tree"))}, "classes 0 rest, 1 tree, not 0 rest, 1 crown"),
+        ({"legend": Legend(("rest", "crown"), (0, 7))}, "classes 0 rest, 7 crown, not 0 rest, 1 crown"),
+        ({"band_names": ("red",), "mean": (1.0,), "std": (1.0,)}, "number of bands 1, not 2"),
+        ({"dtype": "uint16"}, "dtype uint16, not uint8"),
     ],
 )
-def test_runs_that_do_not_go_together_are_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_incompatible_runs_are_rejected(change: dict[str, Any], difference: str, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "first"), make_run(tmp_path / "second", replace(CARD, **change))]
-    with pytest.raises(InputError, match=f"second cannot be averaged with .*first: {said}"):
-        Mapper.load(runs, device="cpu", backend="torch", batch_size=4)
+    with pytest.raises(InputError, match=f"second .*first: {difference}"):
+        EnsemblePredictor.load(runs, device="cpu", backend="torch", batch_size=4)

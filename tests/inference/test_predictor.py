@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_gives_what_the_trained_network_gives(tmp_path: Path) -> None:
+def test_predictions_equal_those_of_the_trained_network(tmp_path: Path) -> None:
     network = build(SETTINGS, 3, 1)
     config = TrainConfig(epochs=1, batch_size=4, workers=0, device="cpu")
     history = fit(network, training_data(train=blocks(4, 0), val=blocks(2, 1)), config, tmp_path)
@@ -63,7 +63,7 @@ def test_it_gives_what_the_trained_network_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 7), (1, 1)])
-def test_probabilities_add_up_for_images_of_any_size(run: Path, size: tuple[int, int]) -> None:
+def test_probabilities_sum_to_one_for_images_of_any_size(run: Path, size: tuple[int, int]) -> None:
     found = Predictor.load(run, "cpu")(images(2, size=size))
     assert found.shape == (2, 2, *size)
     assert found.dtype == np.float32
@@ -78,7 +78,7 @@ def test_equal_batches_give_equal_bits(run: Path) -> None:
     assert np.array_equal(first, Predictor.load(run, "cpu")(np.asfortranarray(batch)))
 
 
-def test_what_lies_where_there_is_no_image_does_not_matter(run: Path) -> None:
+def test_invalid_pixels_do_not_affect_the_result(run: Path) -> None:
     predictor, batch = Predictor.load(run, "cpu"), images(1)
     valid = np.ones((1, 16, 16), bool)
     valid[:, :5] = False
@@ -89,14 +89,14 @@ def test_what_lies_where_there_is_no_image_does_not_matter(run: Path) -> None:
     assert np.array_equal(predictor(filled), predictor(batch, valid))
 
 
-def test_predicting_leaves_no_trace_in_the_network(run: Path) -> None:
+def test_predicting_does_not_change_the_network(run: Path) -> None:
     predictor = Predictor.load(run, "cpu")
     first = predictor(images(2))
     predictor(1000 * images(4, seed=1))
     assert np.array_equal(predictor(images(2)), first)
 
 
-def test_more_classes_share_one_softmax() -> None:
+def test_several_outputs_use_softmax() -> None:
     logits = torch.randn(2, 4, 3, 3)
     assert torch.equal(probabilities(logits), logits.softmax(dim=1))
     found = Predictor(CARD, TinyNetwork(outputs=4), "cpu")(images(2))
@@ -109,22 +109,22 @@ def test_one_output_is_the_probability_of_class_1() -> None:
     np.testing.assert_allclose(found[0, :, 0], [[1, 0.5, 0], [0, 0.5, 1]], atol=1e-6)
 
 
-def test_weights_that_are_truncated_missing_or_of_another_network_are_one_line(run: Path, tmp_path: Path) -> None:
+def test_unusable_weights_are_rejected(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"card\.json"):
         Predictor.load(tmp_path)
     CARD.write(tmp_path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=WEIGHTS):
         Predictor.load(tmp_path)
     content = (run / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=WEIGHTS):
         Predictor.load(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(content)
     replace(CARD, band_names=("red",), mean=(1.0,), std=(1.0,)).write(tmp_path)
-    with pytest.raises(InputError, match="another network"):
+    with pytest.raises(InputError, match=WEIGHTS):
         Predictor.load(tmp_path)
 
 
-def test_a_device_that_is_not_there_is_one_line(run: Path) -> None:
+def test_unknown_devices_are_rejected(run: Path) -> None:
     with pytest.raises(SettingError, match="auto, cpu, cuda or mps"):
         Predictor.load(run, "gpu")

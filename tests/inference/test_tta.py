@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from geograft.inference.probability import CHAIN, Turn, turned, turned_back, turns
+from geograft.inference.probability import FLIP_ROTATIONS, FlipRotation, flip_rotate, flip_rotations, undo_flip_rotate
 
 SQUARE = torch.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
 
@@ -10,28 +10,34 @@ def key(images: torch.Tensor) -> tuple[int, ...]:
     return tuple(images[0, 0].flatten().tolist())
 
 
-def test_the_eight_turns_differ_and_start_from_the_image_as_it_is() -> None:
-    assert CHAIN[0] == Turn(0, flipped=False)
-    assert torch.equal(turned(SQUARE, CHAIN[0]), SQUARE)
-    assert len({key(turned(SQUARE, turn)) for turn in CHAIN}) == len(CHAIN) == 8
+def test_the_eight_transforms_differ_and_start_with_the_identity() -> None:
+    assert FLIP_ROTATIONS[0] == FlipRotation(0, flipped=False)
+    assert torch.equal(flip_rotate(SQUARE, FLIP_ROTATIONS[0]), SQUARE)
+    assert len({key(flip_rotate(SQUARE, turn)) for turn in FLIP_ROTATIONS}) == len(FLIP_ROTATIONS) == 8
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_every_set_is_a_group(count: int) -> None:
-    """Two turns one after another are again one of the set."""
-    alone = {key(turned(SQUARE, turn)) for turn in turns(count)}
-    both = {key(turned(turned(SQUARE, first), second)) for first in turns(count) for second in turns(count)}
+    """The composition of two transforms is in the set."""
+    alone = {key(flip_rotate(SQUARE, turn)) for turn in flip_rotations(count)}
+    both = {
+        key(flip_rotate(flip_rotate(SQUARE, first), second))
+        for first in flip_rotations(count)
+        for second in flip_rotations(count)
+    }
     assert both == alone
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_every_set_prefers_no_direction(count: int) -> None:
-    """Normal in D4: seen from any other side, the set is the same set."""
-    for side in CHAIN:
-        seen = {key(turned_back(turned(turned(SQUARE, side), turn), side)) for turn in turns(count)}
-        assert seen == {key(turned(SQUARE, turn)) for turn in turns(count)}
+def test_every_set_is_normal(count: int) -> None:
+    """The set is a normal subgroup of D4: conjugation does not change it."""
+    for side in FLIP_ROTATIONS:
+        seen = {
+            key(undo_flip_rotate(flip_rotate(flip_rotate(SQUARE, side), turn), side)) for turn in flip_rotations(count)
+        }
+        assert seen == {key(flip_rotate(SQUARE, turn)) for turn in flip_rotations(count)}
 
 
-@pytest.mark.parametrize("turn", CHAIN)
-def test_turned_back_undoes_turned(turn: Turn) -> None:
-    assert torch.equal(turned_back(turned(SQUARE, turn), turn), SQUARE)
+@pytest.mark.parametrize("turn", FLIP_ROTATIONS)
+def test_undo_flip_rotate_is_the_inverse(turn: FlipRotation) -> None:
+    assert torch.equal(undo_flip_rotate(flip_rotate(SQUARE, turn), turn), SQUARE)

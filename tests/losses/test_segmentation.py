@@ -1,4 +1,4 @@
-"""The loss of training: the article's where nothing is set, and torch's and smp's where something is."""
+"""The training loss against the article's, torch's and segmentation_models.pytorch's."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ from geograft.config import TrainConfig
 from geograft.errors import SettingError
 from geograft.legend import IGNORE, Legend
 from geograft.losses.segmentation import (
-    LossMix,
-    balanced_sides,
+    LossConfig,
+    balanced_pos_weights,
     balanced_weights,
-    loss_mix,
+    build_loss_config,
     segmentation_loss,
     segmentation_losses,
 )
 
-PLAIN, ENTROPY, REGION = LossMix(), LossMix(region_weight=0.0), LossMix(region_weight=1.0)
+PLAIN, ENTROPY, REGION = LossConfig(), LossConfig(region_loss_weight=0.0), LossConfig(region_loss_weight=1.0)
 seeds = st.integers(0, 10**6)
 
 
-def mixed(**changes: Any) -> LossMix:
+def mixed(**changes: Any) -> LossConfig:
     """Return cross-entropy alone, with some changes."""
-    return LossMix(**{"region_weight": 0.0, **changes})
+    return LossConfig(**{"region_loss_weight": 0.0, **changes})
 
 
 def batch(k: int, seed: int, ignored: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def article_loss(outputs: Tensor, targets: Tensor, weight_dice: float) -> Tensor
 @given(seed=seeds, weight=st.floats(0, 1))
 def test_two_classes_have_the_articles_loss_and_gradient(seed: int, weight: float) -> None:
     logits, label = batch(2, seed)
-    ours = segmentation_loss(logits, label, LossMix(region_weight=weight))
+    ours = segmentation_loss(logits, label, LossConfig(region_loss_weight=weight))
     # In double, for in float the sigmoid of a large logit has lost what its logarithm needs.
     theirs = article_loss(torch.sigmoid(logits[:, 0].double()), label.double(), weight)
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
@@ -104,14 +104,14 @@ def test_without_a_labelled_pixel_loss_and_gradient_are_zero(k: int) -> None:
 
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("region", ["dice", "tversky", "lovasz"])
-def test_a_batch_without_a_tile_costs_nothing(k: int, region: Any) -> None:
+def test_an_empty_batch_has_zero_loss(k: int, region: Any) -> None:
     logits, label = batch(k, 0)
-    mix = LossMix(region, 0.5, 2.0, boundary_weight=1.0, auxiliary_weight=1.0)
+    mix = LossConfig(region, 0.5, 2.0, boundary_weight=1.0, auxiliary_weight=1.0)
     assert segmentation_loss((logits[:0], {2: logits[:0, :, ::2, ::2]}), label[:0], mix) == 0
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_a_perfect_answer_costs_nothing_and_its_opposite_a_lot(k: int) -> None:
+def test_perfect_predictions_have_zero_loss(k: int) -> None:
     _, label = batch(k, 0)
     right = (
         (label[:, None].float() * 2 - 1) if k == 2 else nn.functional.one_hot(label.long(), k).movedim(-1, 1).float()
@@ -121,7 +121,7 @@ def test_a_perfect_answer_costs_nothing_and_its_opposite_a_lot(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_half_precision_is_left_outside(k: int) -> None:
+def test_autocast_does_not_apply(k: int) -> None:
     logits, label = batch(k, 0)
     rounded = logits.detach().to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -137,15 +137,15 @@ def test_half_precision_is_left_outside(k: int) -> None:
 def test_focal_of_two_classes_is_smps(seed: int, gamma: float) -> None:
     logits, label = batch(2, seed, ignored=0.3)
     theirs = smp.losses.FocalLoss("binary", gamma=gamma, ignore_index=IGNORE)(logits[:, 0], label)
-    close(segmentation_loss(logits, label, mixed(gamma=gamma)), theirs)
+    close(segmentation_loss(logits, label, mixed(focal_gamma=gamma)), theirs)
 
 
 @given(seed=seeds, k=st.integers(3, 6), gamma=st.floats(0.5, 4))
-def test_focal_of_more_weighs_each_pixel_by_what_it_lacks(seed: int, k: int, gamma: float) -> None:
+def test_multiclass_focal_loss(seed: int, k: int, gamma: float) -> None:
     logits, label = batch(k, seed, ignored=0.3)
     scores, truth = known(logits, label)
     chance = scores.double().softmax(dim=1)[torch.arange(len(truth)), truth]
-    close(segmentation_loss(logits, label, mixed(gamma=gamma)), ((1 - chance) ** gamma * -chance.log()).mean())
+    close(segmentation_loss(logits, label, mixed(focal_gamma=gamma)), ((1 - chance) ** gamma * -chance.log()).mean())
 
 
 @given(seed=seeds, k=st.integers(2, 5), smoothing=st.sampled_from([0.0, 0.1, 0.4]), weighted=st.booleans())
@@ -156,7 +156,7 @@ def test_class_weights_and_smoothing_are_torchs(seed: int, k: int, smoothing: fl
     # One logit is the difference of two.
     scores = torch.cat([torch.zeros_like(scores), scores], dim=1) if k == 2 else scores
     theirs = nn.CrossEntropyLoss(torch.tensor(weights) if weighted else None, label_smoothing=smoothing)(scores, truth)
-    close(segmentation_loss(logits, label, mixed(class_weights=weights, smoothing=smoothing)), theirs)
+    close(segmentation_loss(logits, label, mixed(class_weights=weights, label_smoothing=smoothing)), theirs)
 
 
 def test_balanced_weights_are_those_of_scikit_learn() -> None:
@@ -169,7 +169,7 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 
 
 @given(seed=seeds, k=st.integers(2, 4))
-def test_balanced_classes_count_alike(seed: int, k: int) -> None:
+def test_balanced_classes_have_equal_total_weight(seed: int, k: int) -> None:
     # Of a network that knows nothing every pixel costs the same; weighted, every class does.
     _, label = batch(k, seed)
     counts = torch.bincount(label.flatten().long(), minlength=k)
@@ -189,27 +189,30 @@ def test_tversky_is_smps(seed: int, k: int, miss: float) -> None:
     mode = "binary" if k == 2 else "multiclass"
     theirs = smp.losses.TverskyLoss(mode, smooth=0.5, alpha=1 - miss, beta=miss, eps=0.0)
     stacked = scores.T[None, :, :, None], truth[None, :, None]
-    close(segmentation_loss(logits, label, LossMix("tversky", 1.0, miss=miss)), theirs(*stacked))
+    close(segmentation_loss(logits, label, LossConfig("tversky", 1.0, tversky_beta=miss)), theirs(*stacked))
 
 
 @given(seed=seeds, k=st.integers(2, 5))
-def test_tversky_of_equal_weights_is_dice(seed: int, k: int) -> None:
+def test_tversky_with_beta_one_half_is_dice(seed: int, k: int) -> None:
     logits, label = batch(k, seed, ignored=0.3)
-    close(segmentation_loss(logits, label, LossMix("tversky", 1.0, miss=0.5)), segmentation_loss(logits, label, REGION))
+    close(
+        segmentation_loss(logits, label, LossConfig("tversky", 1.0, tversky_beta=0.5)),
+        segmentation_loss(logits, label, REGION),
+    )
 
 
 @given(seed=seeds, k=st.integers(3, 6))
 def test_lovasz_and_its_gradient_are_smps(seed: int, k: int) -> None:
     logits, label = batch(k, seed, ignored=0.3)
     label[label == 1] = 0
-    ours = segmentation_loss(logits, label, LossMix("lovasz", 1.0))
+    ours = segmentation_loss(logits, label, LossConfig("lovasz", 1.0))
     theirs = smp.losses.LovaszLoss("multiclass", ignore_index=IGNORE)(logits, label)
     close(ours, theirs)
     close(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])
 
 
 @given(seed=seeds, k=st.integers(2, 4), share=st.sampled_from([0.0, 0.1, 0.6]))
-def test_lovasz_of_a_sure_network_is_what_its_iou_lacks(seed: int, k: int, share: float) -> None:
+def test_lovasz_of_hard_predictions_is_1_minus_iou(seed: int, k: int, share: float) -> None:
     _, label = batch(k, seed, ignored=0.2)
     answer, _ = batch(3, seed + 1)
     wrong = answer[:, 0].abs() < share
@@ -220,48 +223,48 @@ def test_lovasz_of_a_sure_network_is_what_its_iou_lacks(seed: int, k: int, share
     either = [((there == c) | (said == c)).sum() for c in classes]
     both = [((there == c) & (said == c)).sum() for c in classes]
     lacking = torch.stack([1 - b / e.clamp(min=1) for b, e in zip(both, either, strict=True)]).mean()
-    close(segmentation_loss(sure[:, 1:] if k == 2 else sure, label, LossMix("lovasz", 1.0)), lacking)
+    close(segmentation_loss(sure[:, 1:] if k == 2 else sure, label, LossConfig("lovasz", 1.0)), lacking)
 
 
-# Shares of classes instead of classes
+# Fractional labels
 
 
 @given(seed=seeds, k=st.integers(2, 5))
-def test_whole_pixels_as_shares_are_the_same_as_indices(seed: int, k: int) -> None:
+def test_one_hot_fractions_equal_class_indices(seed: int, k: int) -> None:
     logits, label = batch(k, seed, ignored=0.3)
     whole = nn.functional.one_hot(label.long().clamp(max=k), k + 1).movedim(-1, 1)[:, :k].float()
     shares = whole.masked_fill((label == IGNORE)[:, None], torch.nan)[:, 1 if k == 2 else 0 :]
     weights = tuple(range(1, k + 1))
     for region in ("dice", "tversky", "lovasz"):
         for gamma in (0.0, 2.0):
-            mix = LossMix(region, 0.5, gamma, class_weights=weights, smoothing=0.1, boundary_weight=2.0)
+            mix = LossConfig(region, 0.5, gamma, class_weights=weights, label_smoothing=0.1, boundary_weight=2.0)
             close(segmentation_loss(logits, shares, mix), segmentation_loss(logits, label, mix))
 
 
 @given(seed=seeds, k=st.integers(1, 4))
-def test_shares_have_torchs_entropy_and_are_best_met_by_themselves(seed: int, k: int) -> None:
+def test_fractional_labels_have_torchs_cross_entropy_and_their_minimum_at_the_label(seed: int, k: int) -> None:
     logits, _ = batch(max(k, 2) + (k > 1), seed)
     aim = batch(max(k, 2) + (k > 1), seed + 1)[0].detach()
     shares = aim.sigmoid() if k == 1 else aim.softmax(dim=1)
     entropy = nn.BCEWithLogitsLoss() if k == 1 else nn.CrossEntropyLoss()
     close(segmentation_loss(logits, shares, ENTROPY), entropy(logits, shares))
-    for mix in (ENTROPY, REGION, LossMix("tversky", 1.0), mixed(gamma=2.0)):
+    for mix in (ENTROPY, REGION, LossConfig("tversky", 1.0), mixed(focal_gamma=2.0)):
         leaf = aim.clone().requires_grad_()
         best = segmentation_loss(leaf, shares, mix)
         assert best <= segmentation_loss(logits, shares, mix)
     assert segmentation_loss(aim, shares, REGION) < 1e-5
-    assert segmentation_loss(aim, shares, mixed(gamma=2.0)) < 1e-5
+    assert segmentation_loss(aim, shares, mixed(focal_gamma=2.0)) < 1e-5
 
 
 @given(seed=seeds, k=st.integers(2, 5))
-def test_classes_that_overlap_are_so_many_questions(seed: int, k: int) -> None:
+def test_overlapping_classes_are_independent_binary_problems(seed: int, k: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2, k, 7, 6, generator=rng)
     there = (torch.rand(2, k, 7, 6, generator=rng) < 0.4).float()
     there[torch.rand(2, k, 7, 6, generator=rng) < 0.2] = torch.nan
     for region in ("dice", "tversky", "lovasz"):
-        whole = segmentation_loss(logits, there, LossMix(region, 1.0, overlapping=True))
-        alone = [segmentation_loss(logits[:, [c]], there[:, [c]], LossMix(region, 1.0)) for c in range(k)]
+        whole = segmentation_loss(logits, there, LossConfig(region, 1.0, overlapping=True))
+        alone = [segmentation_loss(logits[:, [c]], there[:, [c]], LossConfig(region, 1.0)) for c in range(k)]
         close(whole, torch.stack(alone).mean())
     known_there = there.isfinite()
     entropy = nn.BCEWithLogitsLoss()(logits[known_there], there[known_there])
@@ -269,7 +272,7 @@ def test_classes_that_overlap_are_so_many_questions(seed: int, k: int) -> None:
 
 
 @given(seed=seeds, k=st.integers(2, 4))
-def test_the_pixels_of_an_overlapping_class_weigh_against_the_others(seed: int, k: int) -> None:
+def test_class_weights_of_overlapping_classes(seed: int, k: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2, k, 7, 6, generator=rng)
     there = (torch.rand(2, k, 7, 6, generator=rng) < 0.4).float()
@@ -279,35 +282,35 @@ def test_the_pixels_of_an_overlapping_class_weigh_against_the_others(seed: int, 
     close(segmentation_loss(logits, there, mixed(overlapping=True, class_weights=tuple(weights.tolist()))), entropy)
 
 
-def test_balanced_sides_of_overlapping_classes_count_alike() -> None:
+def test_balanced_pos_weights() -> None:
     shares = np.array([[0.5, 0.02, 0.0, 1.0], [0.3, 0.0, 0.0, 1.0]])
-    weights = balanced_sides(shares)
+    weights = balanced_pos_weights(shares)
     inside = shares.mean(axis=0)
     np.testing.assert_allclose(weights[:2] * inside[:2], 1 - inside[:2])
     assert weights[2:] == (1, 1)
     legend = Legend(("crop", "house", "road", "ground"), overlapping=True)
-    assert loss_mix(TrainConfig(class_weights="balanced"), legend, shares).class_weights == weights
+    assert build_loss_config(TrainConfig(class_weights="balanced"), legend, shares).class_weights == weights
 
 
-def test_what_is_not_labelled_is_of_neither_side() -> None:
+def test_unlabelled_pixels_do_not_count_for_balanced_weights() -> None:
     shares, labelled = np.array([[0.05, 0.02], [0.0, 0.08]]), np.array([0.1, 0.1])
-    np.testing.assert_allclose(balanced_sides(shares, labelled), (3, 1))
+    np.testing.assert_allclose(balanced_pos_weights(shares, labelled), (3, 1))
     legend = Legend(("crop", "house"), overlapping=True)
-    mix = loss_mix(TrainConfig(class_weights="balanced"), legend, shares, labelled)
+    mix = build_loss_config(TrainConfig(class_weights="balanced"), legend, shares, labelled)
     np.testing.assert_allclose(mix.class_weights, (3, 1))
 
 
-# Layers within
+# Auxiliary outputs
 
 
 @pytest.mark.parametrize("k", [2, 3])
-def test_coarser_logits_are_held_to_the_shares_in_their_pixels(k: int) -> None:
+def test_auxiliary_logits_are_compared_with_averaged_labels(k: int) -> None:
     logits, label = batch(k, 0)
     label, logits = label[:, :4, :6], logits[:, :, :4, :6]
     coarse = logits.detach()[:, :, ::2, ::2].clone().requires_grad_()
     quarters = label.reshape(2, 2, 2, 3, 2).movedim(2, 3).reshape(2, 2, 3, 4).long()
     shares = nn.functional.one_hot(quarters, k).float().mean(dim=3).movedim(-1, 1)[:, 1 if k == 2 else 0 :]
-    mix = LossMix(auxiliary_weight=0.4)
+    mix = LossConfig(auxiliary_weight=0.4)
     fine, half = (segmentation_loss(*each, mix) for each in ((logits, label), (coarse, shares)))
     close(segmentation_loss((logits, {2: coarse}), label, mix), fine + 0.4 * half)
     close(segmentation_loss((logits, {1: logits, 2: coarse}), label, mix), fine + 0.4 * (fine + half) / 2)
@@ -316,11 +319,11 @@ def test_coarser_logits_are_held_to_the_shares_in_their_pixels(k: int) -> None:
     assert torch.equal(alone, segmentation_loss(logits, label, mix))
 
 
-def test_a_coarser_pixel_of_which_little_is_known_is_not_learned() -> None:
+def test_mostly_unlabelled_cells_have_no_gradient() -> None:
     label = torch.full((1, 4, 4), IGNORE, dtype=torch.uint8)
     label[0, 0, 0], label[0, :2, 2:], label[0, 2, 2:] = 1, 0, 1
     coarse = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    segmentation_loss((torch.zeros(1, 1, 4, 4), {2: coarse}), label, LossMix(auxiliary_weight=1.0)).backward()
+    segmentation_loss((torch.zeros(1, 1, 4, 4), {2: coarse}), label, LossConfig(auxiliary_weight=1.0)).backward()
     assert coarse.grad is not None
     assert (coarse.grad != 0).flatten().tolist() == [False, True, False, True]
 
@@ -328,24 +331,26 @@ def test_a_coarser_pixel_of_which_little_is_known_is_not_learned() -> None:
 # Settings
 
 
-def test_settings_become_the_mix() -> None:
+def test_settings_become_the_loss_config() -> None:
     legend = Legend(("ground", "tree", "water"))
-    assert loss_mix(TrainConfig(auxiliary_weight=0), legend) == LossMix()
+    assert build_loss_config(TrainConfig(auxiliary_weight=0), legend) == LossConfig()
     config = TrainConfig(
-        entropy="focal", focal_gamma=1.5, region="tversky", tversky_miss=0.6, region_weight=0.4,
+        pixel_loss="focal", focal_gamma=1.5, region_loss="tversky", tversky_beta=0.6, region_loss_weight=0.4,
         class_weights="1, 2,0.5", boundary_weight=3.0, label_smoothing=0.1, auxiliary_weight=0.3,
     )  # fmt: skip
-    assert loss_mix(config, legend) == LossMix("tversky", 0.4, 1.5, 0.6, (1.0, 2.0, 0.5), 3.0, 0.1, 0.3)
+    assert build_loss_config(config, legend) == LossConfig("tversky", 0.4, 1.5, 0.6, (1.0, 2.0, 0.5), 3.0, 0.1, 0.3)
     shares = np.array([[0.2, 0.1, 0.0], [0.4, 0.1, 0.2]])
-    assert loss_mix(TrainConfig(class_weights="balanced"), legend, shares).class_weights == balanced_weights(shares)
+    assert build_loss_config(TrainConfig(class_weights="balanced"), legend, shares).class_weights == balanced_weights(
+        shares
+    )
 
 
 @pytest.mark.parametrize("words", ["1,2", "1,2,3,4", "1,2,-3", "1,2,nan", "even", "", "1,2,inf"])
-def test_weights_that_fit_no_class_are_refused(words: str) -> None:
-    with pytest.raises(SettingError, match="3 numbers above 0 separated by commas, for ground, tree, water"):
-        loss_mix(TrainConfig(class_weights=words), Legend(("ground", "tree", "water")))
+def test_invalid_class_weights_are_rejected(words: str) -> None:
+    with pytest.raises(SettingError, match=r"3 numbers .* ground, tree, water"):
+        build_loss_config(TrainConfig(class_weights=words), Legend(("ground", "tree", "water")))
 
 
-def test_balance_needs_shares() -> None:
-    with pytest.raises(SettingError, match="needs the shares"):
-        loss_mix(TrainConfig(class_weights="balanced"), Legend(("ground", "tree")))
+def test_balanced_weights_need_class_frequencies() -> None:
+    with pytest.raises(SettingError, match="class_weights = 'balanced'"):
+        build_loss_config(TrainConfig(class_weights="balanced"), Legend(("ground", "tree")))

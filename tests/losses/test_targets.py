@@ -11,8 +11,8 @@ from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
 from geograft.legend import IGNORE
-from geograft.losses.segmentation import LossMix, segmentation_loss
-from geograft.losses.targets import BORDER, Truth, nearness
+from geograft.losses.segmentation import LossConfig, segmentation_loss
+from geograft.losses.targets import BOUNDARY_PX, Targets, boundary_proximity
 
 seeds = st.integers(0, 10**6)
 
@@ -39,8 +39,8 @@ def test_nearness_halves_with_each_pixel_from_the_border(seed: int, k: int, igno
     label = patches(k, seed, ignored)
     edge = beside_another(label[0].numpy())
     far = distance_transform_cdt(~edge, "chessboard") if edge.any() else np.full(edge.shape, 99)
-    expected = np.where(far < BORDER, 0.5**far, 0)
-    near = nearness(Truth.of(label, 1 if k == 2 else k))
+    expected = np.where(far < BOUNDARY_PX, 0.5**far, 0)
+    near = boundary_proximity(Targets.from_label(label, 1 if k == 2 else k))
     np.testing.assert_array_equal(near[0, 0], expected)
 
 
@@ -48,44 +48,44 @@ def test_nearness_halves_with_each_pixel_from_the_border(seed: int, k: int, igno
 def test_classes_that_overlap_have_borders_of_their_own(seed: int, ignored: float) -> None:
     shares = torch.cat([patches(2, seed + i)[:, None].float() for i in range(3)], dim=1)
     shares[torch.rand(shares.shape, generator=torch.Generator().manual_seed(seed)) < ignored] = torch.nan
-    near = nearness(Truth.of(shares, 3, overlapping=True))
+    near = boundary_proximity(Targets.from_label(shares, 3, overlapping=True))
     for c in range(3):
-        assert torch.equal(near[:, [c]], nearness(Truth.of(shares[:, [c]], 1)))
+        assert torch.equal(near[:, [c]], boundary_proximity(Targets.from_label(shares[:, [c]], 1)))
 
 
 def test_borders_count_for_more_and_the_mean_stays_one() -> None:
     label = patches(2, 3)
-    near = nearness(Truth.of(label, 1))
+    near = boundary_proximity(Targets.from_label(label, 1))
     logits = torch.randn(1, 1, 18, 22, generator=torch.Generator().manual_seed(0))
     each = torch.nn.functional.binary_cross_entropy_with_logits(logits, label[:, None].float(), reduction="none")
-    ours = segmentation_loss(logits, label, LossMix(region_weight=0.0, boundary_weight=5.0))
+    ours = segmentation_loss(logits, label, LossConfig(region_loss_weight=0.0, boundary_weight=5.0))
     torch.testing.assert_close(ours, ((1 + 5 * near) * each).sum() / (1 + 5 * near).sum())
 
 
 @given(seed=seeds, k=st.integers(2, 4), ignored=st.sampled_from([0.0, 0.3]), stride=st.integers(1, 8))
 def test_coarser_truth_keeps_what_there_is_of_each_class(seed: int, k: int, ignored: float, stride: int) -> None:
-    truth = Truth.of(patches(k, seed, ignored), 1 if k == 2 else k)
-    coarse = truth.coarser(stride)
-    rows, cols = (range(0, size, stride) for size in truth.share.shape[2:])
-    assert coarse.share.shape[2:] == (len(rows), len(cols))
+    truth = Targets.from_label(patches(k, seed, ignored), 1 if k == 2 else k)
+    coarse = truth.downsample(stride)
+    rows, cols = (range(0, size, stride) for size in truth.fraction.shape[2:])
+    assert coarse.fraction.shape[2:] == (len(rows), len(cols))
     for (i, row), (j, col) in product(enumerate(rows), enumerate(cols)):
-        share, valid = (each[0, :, row : row + stride, col : col + stride] for each in (truth.share, truth.valid))
+        share, valid = (each[0, :, row : row + stride, col : col + stride] for each in (truth.fraction, truth.valid))
         known = valid[:1].sum()
         enough = bool(2 * known >= valid[:1].numel())
         assert coarse.valid[0, :, i, j].tolist() == [enough] * len(valid)
         mean = share.sum(dim=(1, 2)) / known if enough else torch.zeros(len(share))
-        torch.testing.assert_close(coarse.share[0, :, i, j], mean)
+        torch.testing.assert_close(coarse.fraction[0, :, i, j], mean)
 
 
 @pytest.mark.parametrize("size", [100, 200, 300, 500])
 def test_a_coarser_pixel_sees_what_lies_in_it_whatever_the_size_of_the_tile(size: int) -> None:
     label = torch.zeros(1, size, size, dtype=torch.uint8)
     label[:, :, 48:64] = 1
-    assert Truth.of(label, 1).coarser(16).share[0, 0, 0, 2:5].tolist() == [0, 1, 0]
+    assert Targets.from_label(label, 1).downsample(16).fraction[0, 0, 0, 2:5].tolist() == [0, 1, 0]
 
 
 def test_shares_known_in_part_are_not_known_where_classes_exclude_each_other() -> None:
     shares = torch.full((1, 3, 2, 2), 1 / 3)
     shares[0, 1, 0, 0] = torch.nan
-    assert Truth.of(shares, 3).valid.flatten().tolist() == [False, True, True, True]
-    assert Truth.of(shares, 3, overlapping=True).valid.sum() == 11
+    assert Targets.from_label(shares, 3).valid.flatten().tolist() == [False, True, True, True]
+    assert Targets.from_label(shares, 3, overlapping=True).valid.sum() == 11

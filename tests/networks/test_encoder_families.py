@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from geograft.networks.pyramid import Pyramid, pyramid
+from geograft.networks.pyramid import Pyramid, build_pyramid
 
 CHAINS = (
     "resnet10t",
@@ -77,7 +77,7 @@ def test_a_family_is_read_filled_trained_and_kept(name: str, bands: int, tmp_pat
     path = saved_classifier(name, tmp_path / "classifier.safetensors")
     by_timm = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     timms = timm.create_model(name, features_only=True, in_chans=bands, **by_timm)
-    ours, _ = pyramid(name, bands, str(path))
+    ours, _ = build_pyramid(name, bands, str(path))
     maps = maps_of(ours, bands)
     assert same(maps, maps_of(timms, bands))
     assert list(ours.strides) == timms.feature_info.reduction() == [96 // each.shape[3] for each in maps]
@@ -85,7 +85,7 @@ def test_a_family_is_read_filled_trained_and_kept(name: str, bands: int, tmp_pat
     assert len(ours.stages) == (1 if name in WHOLE else len(maps))
 
     state = trained_one_step(ours, bands).state_dict()
-    again, _ = pyramid(name, bands, "hub", pretrained=False)
+    again, _ = build_pyramid(name, bands, "hub", pretrained=False)
     again.load_state_dict(state)
     after = maps_of(again, bands)
     assert same(after, maps_of(ours, bands))
@@ -96,5 +96,5 @@ def test_a_family_is_read_filled_trained_and_kept(name: str, bands: int, tmp_pat
 def test_names_of_a_features_only_network_fill_it_too(name: str, tmp_path: Path) -> None:
     timms = timm.create_model(name, features_only=True)
     save_file(timms.state_dict(), tmp_path / "features.safetensors")
-    ours, _ = pyramid(name, 3, str(tmp_path / "features.safetensors"))
+    ours, _ = build_pyramid(name, 3, str(tmp_path / "features.safetensors"))
     assert same(maps_of(ours, 3), maps_of(timms, 3))

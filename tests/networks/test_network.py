@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from geograft.config import ModelConfig
 from geograft.errors import SettingError, WeightsError
-from geograft.networks.network import Network, build, padded, padded_px
+from geograft.networks.network import Network, build, pad_to_multiple, padded_size
 
 B0 = ModelConfig(architecture="transfer")
 UNET = ModelConfig(architecture="unet")
@@ -45,13 +45,13 @@ def test_the_articles_counts() -> None:
 def test_without_weights_every_stage_is_trained() -> None:
     network = build(ModelConfig(architecture="transfer", weights="none", frozen_stages=2), 3, 1)
     assert counts(network) == (728_949, 728_949)
-    assert (network.frozen, network.trained_stages, network.weights_from) == (0, False, "random")
+    assert (network.frozen, network.pretrained_encoder, network.weights_from) == (0, False, "random")
     assert network.input_scaling is None
 
 
-def test_the_original_unet_knows_nothing_of_weights_and_freezing() -> None:
+def test_the_original_unet_ignores_weights_and_frozen_stages() -> None:
     network = build(ModelConfig(architecture="unet", weights="no/such/file", frozen_stages=5), 3, 1)
-    assert (network.frozen, network.trained_stages, network.weights_from) == (0, False, "random")
+    assert (network.frozen, network.pretrained_encoder, network.weights_from) == (0, False, "random")
     assert len(network.stages) == 5
 
 
@@ -65,7 +65,7 @@ def test_frozen_stages_have_no_gradient_and_the_others_do(frozen: int) -> None:
         assert all((p.grad is None) == (i < frozen) for p in stage.parameters())
 
 
-def test_frozen_stages_stand_still_to_the_bit_and_the_others_move() -> None:
+def test_only_frozen_stages_stay_equal_to_the_bit() -> None:
     network = build(B0, 3, 1, pretrained=False)
     before = [copied(stage) for stage in network.stages]
     train(network)
@@ -78,7 +78,7 @@ def test_frozen_stages_stand_still_to_the_bit_and_the_others_move() -> None:
             assert {key.rpartition(".")[2] for key in moved} >= {"weight", "bias", "running_mean", "running_var"}
 
 
-def test_freezing_gradients_alone_would_let_the_statistics_move() -> None:
+def test_without_frozen_mode_batch_norm_statistics_would_change() -> None:
     network = build(B0, 3, 1, pretrained=False)
     old = copied(network.stages[0])
     network.frozen = 0  # the gradients stay off; only the statistics are let go
@@ -86,7 +86,7 @@ def test_freezing_gradients_alone_would_let_the_statistics_move() -> None:
     assert not torch.equal(network.stages[0].state_dict()["bn1.running_mean"], old["bn1.running_mean"])
 
 
-def test_training_mode_comes_and_goes_but_for_the_frozen_stages() -> None:
+def test_training_mode_excludes_the_frozen_stages() -> None:
     network = build(B0, 3, 1, pretrained=False)
     for mode in (True, False, True):
         assert network.train(mode) is network
@@ -94,12 +94,12 @@ def test_training_mode_comes_and_goes_but_for_the_frozen_stages() -> None:
         assert network.body.head.training == mode
 
 
-def test_more_frozen_stages_than_there_are() -> None:
-    with pytest.raises(SettingError, match="frozen_stages = 5: convnext_atto has 4 stages; give at most that"):
+def test_too_many_frozen_stages_are_rejected() -> None:
+    with pytest.raises(SettingError, match="frozen_stages = 5: convnext_atto has 4 stages"):
         build(ModelConfig(architecture="transfer", encoder="convnext_atto", frozen_stages=5), 3, 1, pretrained=False)
 
 
-def test_without_looking_up_no_file_is_needed_and_the_shape_is_the_same(shared: Path) -> None:
+def test_without_pretrained_weights_the_shape_is_the_same(shared: Path) -> None:
     path = shared / "weights" / "tf_efficientnet_b0_encoder.safetensors"
     real = build(ModelConfig(architecture="transfer", encoder="tf_efficientnet_b0", weights=str(path)), 3, 1)
     shell = build(
@@ -113,7 +113,7 @@ def test_without_looking_up_no_file_is_needed_and_the_shape_is_the_same(shared: 
     with torch.no_grad():
         assert torch.equal(real.eval()(image), shell.eval()(image))
     assert counts(real) == counts(shell) == (728_949, 726_573)
-    assert (shell.frozen, shell.trained_stages, shell.weights_from) == (2, True, "not looked up")
+    assert (shell.frozen, shell.pretrained_encoder, shell.weights_from) == (2, True, "not looked up")
     assert real.weights_from == "file tf_efficientnet_b0_encoder.safetensors, sha256 79489ffa7d0d"
     assert real.input_scaling == shell.input_scaling
 
@@ -138,7 +138,7 @@ def test_the_seed_decides_the_initial_weights(model: ModelConfig) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(height=st.integers(1, 70), width=st.integers(1, 70), outputs=st.integers(1, 4))
-def test_any_size_in_the_same_size_out(height: int, width: int, outputs: int) -> None:
+def test_output_size_equals_input_size(height: int, width: int, outputs: int) -> None:
     network = build(TINY, 2, outputs)
     for mode in (True, False):
         logits = network.train(mode)(torch.randn(1, 2, height, width))
@@ -146,7 +146,7 @@ def test_any_size_in_the_same_size_out(height: int, width: int, outputs: int) ->
         assert torch.isfinite(logits).all()
 
 
-def test_sizes_that_fit_are_passed_on_untouched() -> None:
+def test_sizes_that_are_multiples_are_not_padded() -> None:
     for model in (UNET, TINY):
         network = build(model, 3, 1).eval()
         image = torch.randn(2, 3, 64, 96)
@@ -156,10 +156,10 @@ def test_sizes_that_fit_are_passed_on_untouched() -> None:
 
 @settings(deadline=None)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), multiple=st.sampled_from([1, 4, 16, 32]))
-def test_padding_mirrors_or_repeats(height: int, width: int, multiple: int) -> None:
+def test_padding_reflects_or_repeats(height: int, width: int, multiple: int) -> None:
     image = torch.rand(1, 2, height, width)
-    result = padded(image, multiple)
-    below, right = (padded_px(size, multiple) - size for size in (height, width))
+    result = pad_to_multiple(image, multiple)
+    below, right = (padded_size(size, multiple) - size for size in (height, width))
     expected = image.numpy()
     for axis, (margin, size) in {2: (below, height), 3: (right, width)}.items():
         widths = [(0, margin if each == axis else 0) for each in range(4)]
@@ -168,8 +168,8 @@ def test_padding_mirrors_or_repeats(height: int, width: int, multiple: int) -> N
 
 
 @given(size=st.integers(1, 10_000), multiple=st.integers(1, 64))
-def test_padded_px_is_the_least_that_will_do(size: int, multiple: int) -> None:
-    result = padded_px(size, multiple)
+def test_padded_size_is_the_smallest_possible(size: int, multiple: int) -> None:
+    result = padded_size(size, multiple)
     assert result % multiple == 0
     assert result >= max(size, 2 * multiple)
     assert result - multiple < size or result == 2 * multiple

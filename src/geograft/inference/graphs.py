@@ -1,8 +1,8 @@
-"""Exported graphs, kept in the run folder: RUN/exported/BACKEND-KEY holds the graph's files and their digests.
+"""Cache of exported graphs in the run folder: RUN/exported/BACKEND-KEY has the graph's files and their digests.
 
-The key is made from everything that decides what the graph computes. A graph is written beside its place and then
-renamed; one whose digests are wrong is exported anew. Where the run folder cannot be written, the graph lies in a
-temporary folder as long as it is read.
+The key is a digest of everything that affects what the graph computes. A graph is written to a temporary folder and
+then renamed; one with wrong digests is exported again. If the run folder is not writable, the graph stays in the
+temporary folder until it has been read.
 """
 
 import json
@@ -22,23 +22,23 @@ DIGESTS = "digests.json"
 
 
 @contextmanager
-def exported(run: Path, backend: str, key: Mapping[str, Any], export: Callable[[Path], None]) -> Iterator[Path]:
-    """Give the folder of a graph: the one kept in `run`, else a new one that `export` fills, kept from then on."""
-    place = run / FOLDER / f"{backend}-{json_digest(key)[:16]}"
-    if is_whole(place):
-        yield place
+def exported_graph(run: Path, backend: str, key: Mapping[str, Any], export: Callable[[Path], None]) -> Iterator[Path]:
+    """Provide the folder of a graph: the one cached in `run`, else a new one written by `export` and then cached."""
+    cached = run / FOLDER / f"{backend}-{json_digest(key)[:16]}"
+    if is_intact(cached):
+        yield cached
         return
-    with _scratch(place.parent) as scratch:
+    with _scratch(cached.parent) as scratch:
         content = Path(scratch) / "graph"
         content.mkdir()
-        with quiet():
+        with suppress_warnings():
             export(content)
         write_json(content / DIGESTS, {file.name: file_digest(file) for file in sorted(content.iterdir())})
-        yield _kept(content, place)
+        yield _move_to_cache(content, cached)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder holds all files of a graph as they were written."""
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder has all files of a graph with the right digests."""
     try:
         digests = json.loads((folder / DIGESTS).read_bytes())
         return all(file_digest(folder / name) == digest for name, digest in digests.items())
@@ -47,7 +47,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _scratch(folder: Path) -> "TemporaryDirectory[str]":
-    """Return a new folder in `folder`, from where it can be renamed; elsewhere if that is not writable."""
+    """Return a new temporary folder in `folder`, so that it can be renamed, or elsewhere if that is not writable."""
     try:
         folder.mkdir(exist_ok=True)
         return TemporaryDirectory(prefix=".", dir=folder)
@@ -55,19 +55,19 @@ def _scratch(folder: Path) -> "TemporaryDirectory[str]":
         return TemporaryDirectory()
 
 
-def _kept(content: Path, place: Path) -> Path:
-    """Move a graph to its place and return where it is: where it was when another job or the disk is in the way."""
+def _move_to_cache(content: Path, cached: Path) -> Path:
+    """Move a graph into the cache and return its path; it stays in place if that fails."""
     try:
-        if place.exists():
-            shutil.rmtree(place)
-        return content.rename(place)
-    except OSError:
+        if cached.exists():
+            shutil.rmtree(cached)
+        return content.rename(cached)
+    except OSError:  # another job was first, or the disk is full
         return content
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings and log lines of exporters and compilers, which are for their authors, from the user."""
+def suppress_warnings() -> Iterator[None]:
+    """Silence the warnings and log lines of exporters and compilers, which do not help the user."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

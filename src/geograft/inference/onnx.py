@@ -1,4 +1,4 @@
-"""ONNX Runtime runs the network, from a graph that torch exports."""
+"""The ONNX Runtime backend, which runs a graph exported by torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ GRAPH = "graph.onnx"
 
 
 def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) -> None:
-    """Write graph.onnx: the network for single images of the shape of `image`, from scaled pixels to logits."""
+    """Write graph.onnx, the network from scaled pixels to logits for single images of the shape of `image`."""
     torch.onnx.export(
         network,
         (image,),
@@ -26,13 +26,13 @@ def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) 
 
 
 def runner(folder: Path, _workers: int) -> Callable[[Tensor], Tensor]:
-    """Return what computes the logits of one tile from graph.onnx, on the calling thread; many may call at once."""
+    """Return a thread-safe function that computes the logits of one tile by graph.onnx, on the calling thread."""
     import onnxruntime  # noqa: PLC0415  (an extra)
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    # Read whole: the folder may vanish.
+    # Read into memory: the folder may be temporary.
     session = onnxruntime.InferenceSession((folder / GRAPH).read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def one(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""OpenVINO runs the network, from a graph that it makes of torch's own export."""
+"""The OpenVINO backend, which runs a graph converted from torch's export."""
 
 from pathlib import Path
 from queue import SimpleQueue
@@ -13,12 +13,12 @@ GRAPH = "graph.xml"
 
 
 def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) -> None:
-    """Write graph.xml and graph.bin: the network for single images of the shape of `image`, from pixels to logits."""
+    """Write graph.xml and graph.bin, the network from scaled pixels to logits for images of the shape of `image`."""
     import openvino  # noqa: PLC0415  (an extra)
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder  # noqa: PLC0415
 
-    # Not openvino.convert_model: it does the same and reports on it over the network.
+    # openvino.convert_model does the same, but sends telemetry.
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchFXPythonDecoder.from_exported_program(torch.export.export(network, (image,)))
     model = frontend.convert(frontend.load(decoder))
@@ -27,20 +27,20 @@ def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) 
 
 
 class Streams:
-    """Computes the logits of one tile from graph.xml, on one core, in float32; `workers` threads may call at once."""
+    """Computes the logits of a tile by graph.xml, on one core, in float32. Up to `workers` threads may call at once."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         import openvino  # noqa: PLC0415  (an extra)
 
-        # Makes the table of number formats: two threads that both come to it first wait for each other for ever.
+        # Initialises the table of element types: two threads that reach it first at once would deadlock.
         openvino.Type.f32.to_dtype()
         core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # the folder may vanish
+        core.set_property({"ENABLE_MMAP": False})  # the folder may be temporary
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": workers,
             "INFERENCE_NUM_THREADS": workers,
-            # Otherwise it takes bfloat16 where the processor has it.
+            # The default is bfloat16 on processors that support it.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         compiled = core.compile_model(core.read_model(folder / GRAPH), "CPU", settings)
@@ -52,7 +52,7 @@ class Streams:
         """Return the logits of one tile."""
         request = self._free.get()
         try:
-            # What comes back is a copy: the request's own memory is used again.
+            # The result is a copy, because the request reuses its output memory.
             return torch.from_numpy(request.infer({0: image.numpy()}, share_inputs=True)[0])
         finally:
             self._free.put(request)

@@ -1,9 +1,10 @@
-"""What training makes small: cross-entropy by pixel and a loss of regions, over the labelled pixels of a batch.
+"""The training loss: a pixel-wise loss (cross-entropy or focal) plus a region loss (Dice, Tversky or Lovász).
 
-Losses of whole regions: how little the predicted and the true region of each class have in common, 0 to 1.
+Both are computed over the labelled pixels of a batch. Region losses measure, from 0 to 1, how little the predicted and
+the reference region of each class overlap.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -17,267 +18,313 @@ from torch.nn import functional
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
 from geograft.legend import Legend
-from geograft.losses.targets import Label, Truth, nearness
+from geograft.losses.targets import LabelTensor, Targets, boundary_proximity
 
 SMOOTH = 1.0
 
 
-def dice_loss(inside: Float32[Tensor, "c p"], truth: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
-    """Return 1 - Dice of each class over pixels; `inside` are probabilities. The article's, with its smoothing of 1.
+def dice_loss(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
+    """Return 1 - Dice of each class over all pixels, with the article's smoothing of 1.
 
-    With shares for `truth` it is 0 where these are predicted, and nowhere else. Wang et al. (2023), "Dice semimetric
-    losses", (6).
+    With fractional targets the minimum, 0, is reached only where the prediction equals them. Wang et al. (2023), "Dice
+    semimetric losses", (6).
     """
-    both = _shared(inside, truth)
-    return 1 - (2 * both + SMOOTH) / (inside.sum(dim=1) + truth.sum(dim=1) + SMOOTH)
+    return _dice_from_sums(region_sums(probability, target))
 
 
-def tversky_loss(inside: Float32[Tensor, "c p"], truth: Float32[Tensor, "c p"], miss: float) -> Float32[Tensor, " c"]:
-    """Return 1 - Tversky index of each class: missed pixels weigh `miss`, false ones 1 - `miss`. At 0.5 it is Dice.
+def tversky_loss(
+    probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"], beta: float
+) -> Float32[Tensor, " c"]:
+    """Return 1 - Tversky index of each class: false negatives weigh `beta`, false positives 1 - `beta`.
 
-    Salehi, Erdogmus and Gholipour (2017), "Tversky loss function for image segmentation", (3), with a smoothing that
-    makes it `dice_loss` at 0.5.
+    Salehi, Erdogmus and Gholipour (2017), "Tversky loss function for image segmentation", (3). The smoothing makes it
+    equal to `dice_loss` at 0.5.
     """
-    both = _shared(inside, truth)
-    missed, false = truth.sum(dim=1) - both, inside.sum(dim=1) - both
-    return 1 - (both + SMOOTH / 2) / (both + miss * missed + (1 - miss) * false + SMOOTH / 2)
+    return _tversky_from_sums(region_sums(probability, target), beta)
 
 
-def lovasz_loss(inside: Float32[Tensor, "c p"], truth: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
-    """Return the Lovász extension of 1 - IoU of each class, at the errors of the probabilities `inside`.
+def lovasz_loss(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
+    """Return the Lovász extension of 1 - IoU of each class, at the errors of the probabilities.
 
-    Where these are 0 or 1 it is 1 - IoU itself. Berman, Triki and Blaschko (2018), "The Lovász-Softmax loss", (8, 9).
-    A pixel belongs to the class where its share is over one half. Sorts all pixels of each class.
+    It equals 1 - IoU where the probabilities are 0 or 1. Berman, Triki and Blaschko (2018), "The Lovász-Softmax loss",
+    (8, 9). A pixel belongs to a class if its fraction is over one half. Sorts all pixels of each class.
     """
-    errors, order = (inside - truth).abs().sort(dim=1, descending=True, stable=True)
-    belongs = (truth > 0.5).gather(1, order)
-    return (errors * _steps(belongs)).sum(dim=1)
+    errors, order = (probability - target).abs().sort(dim=1, descending=True, stable=True)
+    positive = (target > 0.5).gather(1, order)
+    return (errors * _lovasz_gradient(positive)).sum(dim=1)
 
 
-def _shared(inside: Float32[Tensor, "c p"], truth: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
-    # The lesser of both. Of whole pixels it is the product, with the product's slope.
-    return torch.where(inside <= truth, inside, truth).sum(dim=1)
+def region_sums(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"]) -> Float32[Tensor, "3 c"]:
+    """Return the sums of each class that Dice and Tversky need: intersection, prediction and target.
 
-
-def _steps(belongs: Bool[Tensor, "c p"]) -> Float32[Tensor, "c p"]:
-    """Return by how much each pixel, taken in turn as an error, raises 1 - IoU.
-
-    Their algorithm 1, but each step in closed form: differences of sums that nearly agree would leave few digits. Whole
-    numbers are summed exactly, and the same way on every device.
+    They add over the parts of a batch, whichever process holds a part.
     """
-    size = belongs.sum(dim=1, keepdim=True)
-    hits = belongs.cumsum(dim=1)
-    rank = torch.arange(1, belongs.shape[1] + 1, device=belongs.device)
+    # The minimum of both. For targets of 0 and 1 it is the product and has the product's gradient.
+    intersection = torch.where(probability <= target, probability, target)
+    return torch.stack([each.sum(dim=1) for each in (intersection, probability, target)])
+
+
+def _dice_from_sums(sums: Float32[Tensor, "3 c"]) -> Float32[Tensor, " c"]:
+    intersection, predicted, target = sums
+    return 1 - (2 * intersection + SMOOTH) / (predicted + target + SMOOTH)
+
+
+def _tversky_from_sums(sums: Float32[Tensor, "3 c"], beta: float) -> Float32[Tensor, " c"]:
+    intersection, predicted, target = sums
+    missed, false = target - intersection, predicted - intersection
+    return 1 - (intersection + SMOOTH / 2) / (intersection + beta * missed + (1 - beta) * false + SMOOTH / 2)
+
+
+def _lovasz_gradient(positive: Bool[Tensor, "c p"]) -> Float32[Tensor, "c p"]:
+    """Return how much each pixel raises 1 - IoU when the pixels become errors one by one.
+
+    This is their algorithm 1 with each step in closed form: differences of nearly equal sums would lose digits. The
+    sums are of whole numbers, so they are exact and the same on every device.
+    """
+    size = positive.sum(dim=1, keepdim=True)
+    hits = positive.cumsum(dim=1)
+    rank = torch.arange(1, positive.shape[1] + 1, device=positive.device)
     union, left = (size + rank - hits).float(), (size - hits).float()
-    # A missed pixel leaves the union as it is; a false one widens it by itself. The first of a class that is nowhere
-    # makes an empty union a wrong one.
-    widened = left / (union * (union - 1).clamp(min=1)) + ((size == 0) & (rank == 1))
-    return torch.where(belongs, 1 / union, widened)
+    # A false negative leaves the union unchanged; a false positive adds one pixel to it. For a class without a pixel
+    # the first false positive takes the IoU from 1 to 0.
+    step = left / (union * (union - 1).clamp(min=1)) + ((size == 0) & (rank == 1))
+    return torch.where(positive, 1 / union, step)
 
 
 Logits: TypeAlias = Float[Tensor, "n o h w"]
-Deep: TypeAlias = tuple[Logits, Mapping[int, Float[Tensor, "n o _ _"]]]
-"""What a network may return in training: its logits, and coarser ones of layers within it by their stride. A coarser
-pixel is stride x stride pixels, the last of each row and column what is left of them."""
+MultiScaleLogits: TypeAlias = tuple[Logits, Mapping[int, Float[Tensor, "n o _ _"]]]
+"""A network's output under deep supervision: its logits, and auxiliary logits of inner layers, by stride. One of their
+pixels covers stride x stride pixels of the image, less in the last row and column where the stride does not divide."""
 
-LEAST_DISTANCE = 1e-6
-"""Of a prediction from the truth, in the focal loss: at 0, its root has no slope."""
+AllReduce: TypeAlias = Callable[[Float32[Tensor, "..."]], Float32[Tensor, "..."]]
+"""Adds a tensor up over all training processes. Each process gets the gradient of its own summand."""
+
+MIN_DISTANCE = 1e-6
+"""Lower limit of the distance between prediction and target in the focal loss, whose power has no gradient at 0."""
 
 
 @dataclass(frozen=True)
-class LossMix:
-    """Everything that decides the loss. As it stands it is the article's: 75 % cross-entropy, 25 % Dice."""
+class LossConfig:
+    """The settings of the loss. The defaults are the article's: 75 % cross-entropy, 25 % Dice."""
 
-    region: Literal["dice", "tversky", "lovasz"] = "dice"
-    region_weight: float = 0.25
-    """Share of the region loss; the rest is cross-entropy."""
-    gamma: float = 0.0
-    """Exponent of the focal loss; 0: cross-entropy as it is."""
-    miss: float = 0.7
-    """Weight of missed pixels in the Tversky loss."""
+    region_loss: Literal["dice", "tversky", "lovasz"] = "dice"
+    region_loss_weight: float = 0.25
+    """Weight of the region loss; the pixel-wise loss has the rest of 1."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal loss; 0 for cross-entropy."""
+    tversky_beta: float = 0.7
+    """Weight of false negatives in the Tversky loss."""
     class_weights: tuple[float, ...] = ()
-    """In cross-entropy, by class index; empty: all count alike. Of a class that overlaps others, the weight of its own
-    pixels against 1 for those that are not of it."""
+    """Weights in the pixel-wise loss, by class index; empty for equal weights. For overlapping classes, the weight of a
+    class's positive pixels against 1 for its negative ones."""
     boundary_weight: float = 0.0
-    """Extra weight in cross-entropy of a pixel beside another class."""
-    smoothing: float = 0.0
-    """Share of each label that is spread evenly over all classes, in cross-entropy."""
+    """Extra weight in the pixel-wise loss of a pixel next to another class."""
+    label_smoothing: float = 0.0
+    """Fraction of each label that is spread evenly over all classes, in the pixel-wise loss."""
     auxiliary_weight: float = 0.0
-    """Weight of the mean loss of the coarser logits."""
+    """Weight of the mean loss of the auxiliary outputs."""
     overlapping: bool = False
-    """Whether each output stands for itself, so that a pixel may be of several classes or of none."""
+    """Whether classes overlap: each output has its own sigmoid, and a pixel may have several classes or none."""
+
+    @property
+    def needs_all_pixels(self) -> bool:
+        """Whether the loss needs every pixel of the batch at once and not only sums over them."""
+        return self.region_loss == "lovasz"
 
 
-def loss_mix(
+def build_loss_config(
     config: TrainConfig,
     legend: Legend,
-    shares: Float[ndarray, "tiles k"] | None = None,
-    labelled: Float[ndarray, " tiles"] | None = None,
-) -> LossMix:
-    """Return the loss that `config` describes, for classes that have these `shares` of each training tile's pixels.
+    class_fractions: Float[ndarray, "tiles k"] | None = None,
+    labelled_fraction: Float[ndarray, " tiles"] | None = None,
+) -> LossConfig:
+    """Return the loss that `config` describes.
 
-    `labelled` is the share of them that is labelled; without, all are.
+    `class_fractions` are the fractions of each training tile's pixels that belong to each class, `labelled_fraction`
+    the fraction that is labelled (1 by default). Balanced class weights are computed from them.
 
     Raises:
-        SettingError: for class weights that are not numbers, one a class, or that need shares which are not known.
+        SettingError: for class weights that are not one positive number per class, and for "balanced" without
+            `class_fractions`.
     """
-    return LossMix(
-        region=config.region,
-        region_weight=config.region_weight,
-        gamma=config.focal_gamma if config.entropy == "focal" else 0.0,
-        miss=config.tversky_miss,
-        class_weights=_class_weights(config.class_weights, legend, shares, labelled),
+    return LossConfig(
+        region_loss=config.region_loss,
+        region_loss_weight=config.region_loss_weight,
+        focal_gamma=config.focal_gamma if config.pixel_loss == "focal" else 0.0,
+        tversky_beta=config.tversky_beta,
+        class_weights=_class_weights(config.class_weights, legend, class_fractions, labelled_fraction),
         boundary_weight=config.boundary_weight,
-        smoothing=config.label_smoothing,
+        label_smoothing=config.label_smoothing,
         auxiliary_weight=config.auxiliary_weight,
         overlapping=legend.overlapping,
     )
 
 
-def balanced_weights(shares: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
-    """Return the weight of each class by the inverse of its share of all pixels, so that their mean by pixel is 1.
+def balanced_weights(class_fractions: Float[ndarray, "tiles k"]) -> tuple[float, ...]:
+    """Return class weights inversely proportional to class frequency, with a mean of 1 per pixel.
 
-    A class without a pixel weighs 1.
+    A class without a pixel gets 1.
     """
-    total = shares.sum(axis=0)
-    there = total > 0
-    weights = np.where(there, total.sum() / (there.sum() * np.where(there, total, 1)), 1.0)
+    total = class_fractions.sum(axis=0)
+    present = total > 0
+    weights = np.where(present, total.sum() / (present.sum() * np.where(present, total, 1)), 1.0)
     return tuple(weights.tolist())
 
 
-def balanced_sides(
-    shares: Float[ndarray, "tiles k"], labelled: Float[ndarray, " tiles"] | None = None
+def balanced_pos_weights(
+    class_fractions: Float[ndarray, "tiles k"], labelled_fraction: Float[ndarray, " tiles"] | None = None
 ) -> tuple[float, ...]:
-    """Return the weight of the pixels of each overlapping class with which they count as much as all others together.
+    """Return, for each overlapping class, negative over positive pixels: the weight that balances the two.
 
-    `labelled` is the share of each tile's pixels that is; without, all are. A class that no labelled pixel has, or
-    every one, weighs 1.
+    `labelled_fraction` is the fraction of each tile's pixels that is labelled, 1 by default. A class that has none or
+    all of the labelled pixels gets 1.
     """
-    known = len(shares) if labelled is None else labelled.sum()
-    inside = shares.sum(axis=0) / max(known, 1e-12)
-    several = (inside > 0) & (inside < 1)
-    return tuple(np.where(several, (1 - inside) / np.where(several, inside, 1), 1.0).tolist())
+    labelled = len(class_fractions) if labelled_fraction is None else labelled_fraction.sum()
+    positive = class_fractions.sum(axis=0) / max(labelled, 1e-12)
+    mixed = (positive > 0) & (positive < 1)
+    return tuple(np.where(mixed, (1 - positive) / np.where(mixed, positive, 1), 1.0).tolist())
 
 
-def segmentation_loss(logits: Logits | Deep, label: Label, mix: LossMix) -> Float32[Tensor, ""]:
-    """Return (1 - region_weight) x cross-entropy + region_weight x region loss over all labelled pixels.
+def _local(sums: Float32[Tensor, "..."]) -> Float32[Tensor, "..."]:
+    return sums
 
-    With one output and the plain mix, these are those of the article's CombinedLoss, with the sigmoid inside. With
-    outputs that exclude each other, the region loss is the mean over the classes that the batch's labels hold. Of
-    coarser logits, the same loss against the shares of the classes in their larger pixels is added, by
-    `auxiliary_weight`. Computed in float32, under autocast too. Zero, with gradient zero, where no pixel is labelled.
+
+def segmentation_loss(logits: Logits | MultiScaleLogits, label: LabelTensor, config: LossConfig) -> Float32[Tensor, ""]:
+    """Return (1 - region_loss_weight) x pixel-wise loss + region_loss_weight x region loss over all labelled pixels.
+
+    With one output and the default settings it is the article's CombinedLoss, applied to logits. With mutually
+    exclusive outputs, the region loss is the mean over the classes present in the batch's labels. The mean loss of the
+    auxiliary outputs, against labels averaged to their resolution, is added with weight `auxiliary_weight`.
+
+    Computed in float32, also under autocast. Zero, with a zero gradient, if no pixel is labelled.
     """
-    return segmentation_losses(logits, label, mix)[0]
+    return segmentation_losses(logits, label, config)[0]
 
 
 def segmentation_losses(
-    logits: Logits | Deep, label: Label, mix: LossMix
+    logits: Logits | MultiScaleLogits, label: LabelTensor, config: LossConfig, all_reduce: AllReduce = _local
 ) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
-    """Return `segmentation_loss`, and what it would be without coarser logits: in training and elsewhere the same."""
-    fine, coarser = finest(logits), logits[1] if isinstance(logits, tuple) else {}
+    """Return `segmentation_loss`, and the same without auxiliary outputs, which compares to the validation loss.
+
+    With `all_reduce`, `logits` and `label` are this process's part of a batch, and the losses are the whole batch's. A
+    config that `needs_all_pixels` does not allow that.
+    """
+    fine, auxiliary = main_logits(logits), logits[1] if isinstance(logits, tuple) else {}
     with torch.autocast(fine.device.type, enabled=False):
-        truth = Truth.of(label, fine.shape[1], mix.overlapping)
-        loss = _loss(fine, truth, mix)
-        if not coarser or not mix.auxiliary_weight:
+        targets = Targets.from_label(label, fine.shape[1], config.overlapping)
+        loss = _loss(fine, targets, config, all_reduce)
+        if not auxiliary or not config.auxiliary_weight:
             return loss, loss
-        others = [_loss(each, truth.coarser(stride), mix) for stride, each in coarser.items()]
-        return loss + mix.auxiliary_weight * torch.stack(others).mean(), loss
+        others = [_loss(each, targets.downsample(stride), config, all_reduce) for stride, each in auxiliary.items()]
+        return loss + config.auxiliary_weight * torch.stack(others).mean(), loss
 
 
-def finest(logits: Logits | Deep) -> Logits:
-    """Return the logits of the network's own resolution, of what it returned in training or elsewhere."""
+def main_logits(logits: Logits | MultiScaleLogits) -> Logits:
+    """Return the full-resolution logits, without auxiliary ones."""
     return logits[0] if isinstance(logits, tuple) else logits
 
 
-def _loss(logits: Logits, truth: Truth, mix: LossMix) -> Float32[Tensor, ""]:
-    # Filled before anything else, so that not even an infinite value reaches the loss from an ignored pixel.
-    known = logits.float().masked_fill(~truth.valid, 0.0)
-    entropy, region = _entropy(known, truth, mix), _region(known, truth, mix)
-    return (1 - mix.region_weight) * entropy + mix.region_weight * region
+def _loss(logits: Logits, targets: Targets, config: LossConfig, all_reduce: AllReduce) -> Float32[Tensor, ""]:
+    # Masked first, so that not even an infinite logit of an unlabelled pixel reaches the loss.
+    masked = logits.float().masked_fill(~targets.valid, 0.0)
+    pixel = _pixel_loss(masked, targets, config, all_reduce)
+    region = _region_loss(masked, targets, config, all_reduce)
+    return (1 - config.region_loss_weight) * pixel + config.region_loss_weight * region
 
 
-def _entropy(logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix) -> Float32[Tensor, ""]:
-    """Return the weighted mean of cross-entropy over known pixels, as torch weighs it: by the weights of the truth."""
-    stress = truth.valid * (1 + mix.boundary_weight * nearness(truth)) if mix.boundary_weight else truth.valid
-    values, weights = (_softmax_entropy if truth.exclusive else _sigmoid_entropy)(logits, truth, mix)
-    if mix.gamma:
-        values = values * _distance(logits, truth).clamp(min=LEAST_DISTANCE) ** mix.gamma
-    total = (stress if weights is None else stress * weights).sum()
-    return (values * stress).sum() / (total + (total == 0))
+def _pixel_loss(
+    logits: Float32[Tensor, "n o h w"], targets: Targets, config: LossConfig, all_reduce: AllReduce
+) -> Float32[Tensor, ""]:
+    """Return the weighted mean of cross-entropy over labelled pixels, divided by the targets' weights as torch does."""
+    pixel_weight: Tensor = targets.valid
+    if config.boundary_weight:
+        pixel_weight = pixel_weight * (1 + config.boundary_weight * boundary_proximity(targets))
+    values, weights = (_softmax_ce if targets.exclusive else _sigmoid_ce)(logits, targets, config)
+    if config.focal_gamma:
+        values = values * _distance(logits, targets).clamp(min=MIN_DISTANCE) ** config.focal_gamma
+    total = (pixel_weight if weights is None else pixel_weight * weights).sum()
+    loss, total = all_reduce(torch.stack([(values * pixel_weight).sum(), total.float()]))
+    return loss / (total + (total == 0))
 
 
-def _softmax_entropy(
-    logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix
+def _softmax_ce(
+    logits: Float32[Tensor, "n o h w"], targets: Targets, config: LossConfig
 ) -> tuple[Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"] | None]:
-    weights = logits.new_tensor(mix.class_weights) if mix.class_weights else None
-    target = truth.share if truth.index is None else truth.index
-    values = functional.cross_entropy(logits, target, weights, reduction="none", label_smoothing=mix.smoothing)
+    weights = logits.new_tensor(config.class_weights) if config.class_weights else None
+    target = targets.fraction if targets.index is None else targets.index
+    values = functional.cross_entropy(logits, target, weights, reduction="none", label_smoothing=config.label_smoothing)
     if weights is None:
         return values[:, None], None
-    return values[:, None], (truth.share * weights[:, None, None]).sum(dim=1, keepdim=True)
+    return values[:, None], (targets.fraction * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
-def _sigmoid_entropy(
-    logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix
+def _sigmoid_ce(
+    logits: Float32[Tensor, "n o h w"], targets: Targets, config: LossConfig
 ) -> tuple[Float32[Tensor, "n o h w"], Float32[Tensor, "n o h w"] | None]:
-    share = truth.share * (1 - mix.smoothing) + mix.smoothing / 2 if mix.smoothing else truth.share
-    if not mix.class_weights:
-        return functional.binary_cross_entropy_with_logits(logits, share, reduction="none"), None
-    weights = logits.new_tensor(mix.class_weights)
-    # One output stands for two classes; of outputs that overlap, each stands for one, present or not.
-    absent, present = (weights[:1], weights[1:]) if logits.shape[1] == 1 else (torch.ones_like(weights), weights)
-    absent, present = absent[:, None, None], present[:, None, None]
-    ratio = present / absent
-    values = functional.binary_cross_entropy_with_logits(logits, share, pos_weight=ratio, reduction="none")
-    return values * absent, absent + (present - absent) * truth.share
+    fraction, smoothing = targets.fraction, config.label_smoothing
+    target = fraction * (1 - smoothing) + smoothing / 2 if smoothing else fraction
+    if not config.class_weights:
+        return functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), None
+    weights = logits.new_tensor(config.class_weights)
+    # A single output has weights for both classes; overlapping outputs have one for their positive pixels.
+    negative, positive = (weights[:1], weights[1:]) if logits.shape[1] == 1 else (torch.ones_like(weights), weights)
+    negative, positive = negative[:, None, None], positive[:, None, None]
+    ratio = positive / negative
+    values = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=ratio, reduction="none")
+    return values * negative, negative + (positive - negative) * fraction
 
 
-def _distance(logits: Float32[Tensor, "n o h w"], truth: Truth) -> Float32[Tensor, "n v h w"]:
-    """Return how far each prediction is from the truth, 0 to 1: for a whole pixel 1 - the probability of its class.
+def _distance(logits: Float32[Tensor, "n o h w"], targets: Targets) -> Float32[Tensor, "n v h w"]:
+    """Return the distance between prediction and target, 0 to 1: for a pixel of one class 1 - its probability.
 
-    For shares the total variation; with one output this is that of Li et al. (2020), "Generalized focal loss", (3),
-    and for whole pixels that of Lin et al. (2017), "Focal loss for dense object detection", (4).
+    For fractional targets it is the total variation. With one output this is Li et al. (2020), "Generalized focal
+    loss", (3), and for pixels of one class Lin et al. (2017), "Focal loss for dense object detection", (4).
     """
-    if truth.exclusive:
-        return (torch.softmax(logits, dim=1) - truth.share).abs().sum(dim=1, keepdim=True) / 2
-    return (torch.sigmoid(logits) - truth.share).abs()
+    if targets.exclusive:
+        return (torch.softmax(logits, dim=1) - targets.fraction).abs().sum(dim=1, keepdim=True) / 2
+    return (torch.sigmoid(logits) - targets.fraction).abs()
 
 
-def _region(logits: Float32[Tensor, "n o h w"], truth: Truth, mix: LossMix) -> Float32[Tensor, ""]:
-    chances = torch.softmax(logits, dim=1) if truth.exclusive else torch.sigmoid(logits)
-    inside, share = ((values * truth.valid).movedim(1, 0).flatten(1) for values in (chances, truth.share))
-    losses = _region_losses(inside, share, mix)
-    if not truth.exclusive:
+def _region_loss(
+    logits: Float32[Tensor, "n o h w"], targets: Targets, config: LossConfig, all_reduce: AllReduce
+) -> Float32[Tensor, ""]:
+    probability = torch.softmax(logits, dim=1) if targets.exclusive else torch.sigmoid(logits)
+    by_class = ((values * targets.valid).movedim(1, 0).flatten(1) for values in (probability, targets.fraction))
+    losses, present = _class_losses(*by_class, config, all_reduce)
+    if not targets.exclusive:
         return losses.mean()
-    # Lovász gives a pixel to the class it is most of.
-    present = (share > (0.5 if mix.region == "lovasz" else 0.0)).any(dim=1)
     return (losses * present).sum() / present.sum().clamp(min=1)
 
 
-def _region_losses(
-    inside: Float32[Tensor, "c p"], share: Float32[Tensor, "c p"], mix: LossMix
-) -> Float32[Tensor, " c"]:
-    if mix.region == "dice":
-        return dice_loss(inside, share)
-    if mix.region == "tversky":
-        return tversky_loss(inside, share, mix.miss)
-    return lovasz_loss(inside, share)
+def _class_losses(
+    probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"], config: LossConfig, all_reduce: AllReduce
+) -> tuple[Float32[Tensor, " c"], Bool[Tensor, " c"]]:
+    """Return the region loss of each class, and which classes are present in the targets."""
+    if config.region_loss == "lovasz":
+        # It assigns a pixel to a class if its fraction is over one half.
+        return lovasz_loss(probability, target), (target > 0.5).any(dim=1)
+    sums = all_reduce(region_sums(probability, target))
+    if config.region_loss == "dice":
+        return _dice_from_sums(sums), sums[2] > 0
+    return _tversky_from_sums(sums, config.tversky_beta), sums[2] > 0
 
 
 def _class_weights(
     words: str,
     legend: Legend,
-    shares: Float[ndarray, "tiles k"] | None,
-    labelled: Float[ndarray, " tiles"] | None,
+    class_fractions: Float[ndarray, "tiles k"] | None,
+    labelled_fraction: Float[ndarray, " tiles"] | None,
 ) -> tuple[float, ...]:
     if words == "none":
         return ()
     if words == "balanced":
-        if shares is None:
+        if class_fractions is None:
             raise SettingError(
-                "class_weights = 'balanced' needs the shares of the classes. Give the weights themselves."
+                "class_weights = 'balanced' needs the class frequencies, which are unknown here. Give numbers instead."
             )
-        return balanced_sides(shares, labelled) if legend.overlapping else balanced_weights(shares)
+        if legend.overlapping:
+            return balanced_pos_weights(class_fractions, labelled_fraction)
+        return balanced_weights(class_fractions)
     try:
         weights = tuple(float(word) for word in words.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a label says of each output of the network: how much of a pixel is of a class, and whether that is known."""
+"""Labels as training targets: the fraction of each output's class in a pixel, and which pixels are labelled."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,60 +10,61 @@ from torch.nn import functional
 
 from geograft.legend import IGNORE
 
-Label: TypeAlias = UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]
-"""Class indices, 255 where the class is not known; or the share of each output's class in a pixel, 0 to 1, NaN where it
-is not known."""
+LabelTensor: TypeAlias = UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]
+"""Class indices, 255 for unlabelled pixels; or the fraction of each output's class in a pixel, 0 to 1, NaN where
+unlabelled."""
 
-BORDER = 4
-"""Pixels from a border at which nearness to it is left: 1, 1/2, 1/4, 1/8, then 0."""
+BOUNDARY_PX = 4
+"""Width in pixels of the band along class boundaries: the proximity is 1, 1/2, 1/4, 1/8, then 0."""
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A label as the losses take it. Outputs that exclude each other are known together or not at all."""
+class Targets:
+    """A batch of labels in the form that the losses need."""
 
-    share: Float32[Tensor, "n o h w"]
-    """Of each output's class, 0 to 1; 0 where it is not known."""
+    fraction: Float32[Tensor, "n o h w"]
+    """Fraction of each output's class, 0 to 1; 0 where unlabelled."""
     valid: Bool[Tensor, "n v h w"]
-    """Where it is known: one map for outputs that exclude each other, else one for each."""
+    """Where pixels are labelled: one mask for mutually exclusive outputs, else one mask per output."""
     exclusive: bool
-    """Whether the shares of a pixel sum to one (softmax), or each output stands for itself (sigmoid)."""
+    """Whether the fractions of a pixel sum to one (softmax), or each output has its own sigmoid."""
     index: Int64[Tensor, "n h w"] | None = None
-    """The class of whole pixels; 0 where it is not known."""
+    """Class of each pixel where labels are class indices; 0 where unlabelled."""
 
     @classmethod
-    def of(cls, label: Label, outputs: int, overlapping: bool = False) -> "Truth":
-        """Return what `label` says to a network of so many outputs.
+    def from_label(cls, label: LabelTensor, outputs: int, overlapping: bool = False) -> "Targets":
+        """Return the targets of a network with `outputs` outputs.
 
-        One output is the class of index 1. More exclude each other, unless they are `overlapping`.
+        A single output stands for class 1. Several outputs are mutually exclusive unless `overlapping`.
         """
         exclusive = outputs > 1 and not overlapping
         if label.dtype == torch.uint8:
-            known = label != IGNORE
-            index = label.masked_fill(~known, 0).long()
-            share = index[:, None] if outputs == 1 else functional.one_hot(index, outputs).movedim(-1, 1)
-            valid = known[:, None] if exclusive else known[:, None].expand(share.shape)
-            return cls(share.float() * valid, valid, exclusive, index)
+            labelled = label != IGNORE
+            index = label.masked_fill(~labelled, 0).long()
+            fraction = index[:, None] if outputs == 1 else functional.one_hot(index, outputs).movedim(-1, 1)
+            valid = labelled[:, None] if exclusive else labelled[:, None].expand(fraction.shape)
+            return cls(fraction.float() * valid, valid, exclusive, index)
         finite = label.isfinite()
         valid = finite.all(dim=1, keepdim=True) if exclusive else finite
         return cls(label.masked_fill(~valid, 0.0), valid, exclusive)
 
-    def coarser(self, stride: int) -> "Truth":
-        """Return the truth of larger pixels: the mean of what is known in each, where at least half of it is known.
+    def downsample(self, stride: int) -> "Targets":
+        """Return the targets averaged over cells of stride x stride pixels, from the upper left corner.
 
-        Each is stride x stride pixels, from the upper left corner on; of the last ones what lies inside counts.
+        A cell counts as labelled if at least half of its pixels inside the image are; only these enter its mean.
         """
-        known = _means(self.valid.float(), stride)
-        valid = known >= 0.5 * _means(torch.ones_like(self.valid[:1, :1], dtype=known.dtype), stride)
-        # A pixel alone is the least that is known of a cell.
-        share = _means(self.share, stride) / known.clamp(min=1 / stride**2)
-        return Truth(share.clamp(max=1) * valid, valid, self.exclusive)
+        labelled = _cell_means(self.valid.float(), stride)
+        inside = _cell_means(torch.ones_like(self.valid[:1, :1], dtype=labelled.dtype), stride)
+        valid = labelled >= 0.5 * inside
+        # One pixel of a cell is the smallest labelled fraction above 0.
+        fraction = _cell_means(self.fraction, stride) / labelled.clamp(min=1 / stride**2)
+        return Targets(fraction.clamp(max=1) * valid, valid, self.exclusive)
 
 
-def class_index(label: Label) -> UInt8[Tensor, "n h w"]:
-    """Return the class of each pixel, of shares the one that has most of it; 255 where it is not known.
+def class_index(label: LabelTensor) -> UInt8[Tensor, "n h w"]:
+    """Return the class of each pixel, 255 where unlabelled; of fractions the largest.
 
-    The share of one output is that of class 1, which has a pixel from one half on.
+    With a single output the fraction is that of class 1, which a pixel gets from one half on.
     """
     if label.dtype == torch.uint8:
         return label
@@ -71,31 +72,31 @@ def class_index(label: Label) -> UInt8[Tensor, "n h w"]:
     return index.to(torch.uint8).masked_fill(~label.isfinite().all(dim=1), IGNORE)
 
 
-def nearness(truth: Truth) -> Float32[Tensor, "n v h w"]:
-    """Return how near each pixel is to one of another class: 1 beside it, half with each pixel further, then 0.
+def boundary_proximity(targets: Targets) -> Float32[Tensor, "n v h w"]:
+    """Return how close each pixel is to another class: 1 next to it, half as much with each further pixel, then 0.
 
-    Distances are by the larger of rows and columns. Pixels that are not known have no class and make no border. Shares
-    count for the class they are most of.
+    Distances are the larger of rows and columns (chessboard metric). Unlabelled pixels form no boundary. Fractional
+    pixels count as their largest class.
     """
-    owner = truth.share.argmax(dim=1, keepdim=True) if truth.exclusive else truth.share > 0.5
-    # A class that no pixel has stands for what is not known: below all for the largest, above all for the smallest.
-    outside = truth.share.shape[1] + 1
-    number = owner.float()
-    most = _largest_around(number.masked_fill(~truth.valid, -outside))
-    least = -_largest_around((-number).masked_fill(~truth.valid, -outside))
-    near = (most > least).float() * truth.valid
-    for _ in range(BORDER - 1):
-        near = torch.maximum(near, _largest_around(near) / 2)
-    return near
+    index = targets.fraction.argmax(dim=1, keepdim=True) if targets.exclusive else targets.fraction > 0.5
+    # Unlabelled pixels get a value outside the classes: below all for the maximum, above all for the minimum.
+    outside = targets.fraction.shape[1] + 1
+    value = index.float()
+    largest = _max_3x3(value.masked_fill(~targets.valid, -outside))
+    smallest = -_max_3x3((-value).masked_fill(~targets.valid, -outside))
+    proximity = (largest > smallest).float() * targets.valid
+    for _ in range(BOUNDARY_PX - 1):
+        proximity = torch.maximum(proximity, _max_3x3(proximity) / 2)
+    return proximity
 
 
-def _means(values: Float32[Tensor, "n v h w"], stride: int) -> Float32[Tensor, "n v h2 w2"]:
-    """Return the means of stride x stride pixels; beyond the last rows and columns lie zeros."""
+def _cell_means(values: Float32[Tensor, "n v h w"], stride: int) -> Float32[Tensor, "n v h2 w2"]:
+    """Return the means of stride x stride cells, with zeros beyond the last row and column."""
     height, width = values.shape[2:]
     rows, cols = -(-height // stride), -(-width // stride)
     continued = functional.pad(values, (0, cols * stride - width, 0, rows * stride - height))
     return functional.adaptive_avg_pool2d(continued, (rows, cols))
 
 
-def _largest_around(values: Float32[Tensor, "n v h w"]) -> Float32[Tensor, "n v h w"]:
+def _max_3x3(values: Float32[Tensor, "n v h w"]) -> Float32[Tensor, "n v h w"]:
     return functional.max_pool2d(values, 3, stride=1, padding=1)

@@ -1,4 +1,4 @@
-"""Where and in which number format networks run."""
+"""Device, precision and memory format of networks."""
 
 import os
 from collections.abc import Iterator
@@ -13,30 +13,30 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 def find_device(name: str) -> str:
-    """Return "cpu", "cuda" or "mps": `name` itself, or the fastest of this machine's for "auto".
+    """Return "cpu", "cuda" or "mps": `name` itself, or for "auto" the fastest device of this machine.
 
     Raises:
-        SettingError: for another name, or a device that this machine does not have.
+        SettingError: for an unknown name, or a device that this machine does not have.
     """
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device, there in found.items() if there)
+        return next(device for device, available in found.items() if available)
     if name not in found:
         raise SettingError(f"device = {name!r} is not a device. Use auto, cpu, cuda or mps.")
     if not found[name]:
-        there = " or ".join(device for device in found if found[device])
-        raise SettingError(f"device = {name!r}: PyTorch sees no such device on this machine. Use auto or {there}.")
+        available = " or ".join(device for device in found if found[device])
+        raise SettingError(f"device = {name!r}: PyTorch finds no such device on this machine. Use auto or {available}.")
     return name
 
 
 def find_precision(name: Literal[Precision, "auto"], device: str) -> Precision:
-    """Return the number format: `name` itself; for "auto", bf16-mixed where hardware multiplies in it, else 32-true.
+    """Return the training precision: `name` itself; for "auto", bf16-mixed with hardware support, else 32-true.
 
-    That is NVIDIA's GPUs from Ampere on, which do not emulate it, and CPUs with AMX. Other CPUs stay at 32-true, those
-    with AVX-512's bfloat16 instructions too, so that a run without a GPU gives the same on most machines.
+    NVIDIA GPUs from Ampere on and CPUs with AMX have it. Other CPUs use 32-true, also those with AVX-512's bfloat16
+    instructions, so that CPU runs agree on most machines.
 
     Raises:
-        SettingError: for 16-mixed without a GPU, whose gradients it needs scaling for.
+        SettingError: for 16-mixed on a CPU, where gradient scaling is not supported.
     """
     if name == "auto":
         return "bf16-mixed" if _multiplies_bf16(device) else "32-true"
@@ -51,18 +51,18 @@ def _multiplies_bf16(device: str) -> bool:
     return device == "cpu" and bool(torch.cpu._is_amx_tile_supported())
 
 
-def layout(device: torch.device) -> torch.memory_format:
-    """Return the order in memory in which networks and images are fastest on a device.
+def memory_format_for(device: torch.device) -> torch.memory_format:
+    """Return the fastest memory format for networks and images on a device.
 
-    Channels last: on CPUs a step takes a fifth less and a prediction half. Apple's GPUs keep torch's own order.
+    Channels last saves a fifth of a training step and half of a prediction on CPUs. Apple's GPUs use torch's default.
     """
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a network predicts: on an NVIDIA GPU in bfloat16 where it has it, else in float16.
+    """Return the autocast context for prediction: bfloat16 on NVIDIA GPUs that support it, else float16 there.
 
-    Elsewhere in float32. Bfloat16 keeps float32's range and 8 bits; float16 keeps 11 bits up to 65,504.
+    Other devices use float32. Bfloat16 has float32's range and 8 bits of precision; float16 has 11 bits up to 65,504.
     """
     if device.type != "cuda":
         return nullcontext()
@@ -71,26 +71,26 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """Have CUDA compute the same bits from the same input while the block runs. CPUs do so anyway."""
+def deterministic_algorithms(device: torch.device) -> Iterator[None]:
+    """Use deterministic algorithms on CUDA inside the block. CPU results are deterministic anyway."""
     if device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     deterministic: Any = torch.utils.deterministic
-    fills = deterministic.fill_uninitialized_memory
+    fill_memory = deterministic.fill_uninitialized_memory
     # cuBLAS reads this when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling costs a pass over every map, and nothing here reads such memory.
+    # Filling costs a pass over every feature map, and nothing here reads uninitialised memory.
     deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        deterministic.fill_uninitialized_memory = fills
+        deterministic.fill_uninitialized_memory = fill_memory
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def in_short(error: Exception) -> str:
-    """Return the first line of an error's message, cut to a length that fits into another message."""
+def short_message(error: Exception) -> str:
+    """Return the first line of an error's message, at most 120 characters, to include in another message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")

@@ -1,4 +1,4 @@
-"""Encoders: the first stages of timm's convolutional networks, with widths and strides read from the network itself."""
+"""Encoders: the first stages of timm's convolutional networks. Widths and strides are measured on the network."""
 
 import difflib
 from collections import OrderedDict
@@ -16,33 +16,33 @@ from torch import Tensor, nn
 
 from geograft.errors import SettingError
 
-DEPTH = 5
-"""Stages taken from a network, at most."""
+MAX_STAGES = 5
+"""Largest number of stages taken from a network."""
 
 PROBE_PX = 128
 
-FAILURES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What timm's networks raise that cannot be built or run as they are asked to."""
+BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What timm raises for a network that cannot be built or run with the given arguments."""
 
 
 class Encoder(nn.Module):
-    """Stages one after another: each stage's output is the next one's input and a skip of the decoder.
+    """A chain of stages: each stage's output is the input of the next stage and a skip connection to the decoder.
 
     Attributes:
         stages: the stages, from the image downwards.
         widths: the channels of each stage's output.
-        strides: pixels of the image under one pixel of each stage's output, along an edge.
+        strides: downsampling factor of each stage's output relative to the image.
     """
 
     def __init__(self, stages: Sequence[nn.Module], bands: int) -> None:
-        """Take `stages`, and read their widths and strides from what they make of one small image.
+        """Take `stages` and measure their widths and strides on one small image.
 
         Raises:
-            ValueError: when a stage's output is no feature map, or strides do not divide the image and one another.
+            ValueError: if a stage's output is not a feature map, or a stride does not divide the next.
         """
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        maps = probed(self, bands)
+        maps = probe(self, bands)
         self.widths = tuple(each.shape[1] for each in maps)
         self.strides = strides_of(maps)
 
@@ -56,99 +56,100 @@ class Encoder(nn.Module):
 
 
 def check_name(name: str) -> None:
-    """Raise SettingError when timm knows no network `name`; the message suggests close names."""
+    """Raise SettingError if timm has no network `name`; the message suggests similar names."""
     if not timm.is_model(name):
-        raise SettingError(f"encoder = {name!r}: timm has no network of that name.{_suggestion(name)}")
+        raise SettingError(f"encoder = {name!r}: timm has no network of this name.{_suggestion(name)}")
 
 
-def classifier(name: str, bands: int, features: bool = False) -> nn.Module:
-    """Return timm's whole network `name` for images of `bands` bands, with random weights.
+def timm_network(name: str, bands: int, features: bool = False) -> nn.Module:
+    """Return timm's network `name` for images of `bands` bands, with random weights.
 
-    With `features` it puts out all feature maps that timm lists for it, from fine to coarse, and has no head.
+    With `features` it has no head and returns all feature maps that timm lists for it, from fine to coarse.
 
     Raises:
-        SettingError: when timm knows no such network, or it cannot take so many bands, or it has no such maps.
+        SettingError: if timm has no such network, or it does not support this number of bands or `features`.
     """
     check_name(name)
     try:
-        network: nn.Module = timm.create_model(name, in_chans=bands, **features_only(features))
-    except FAILURES as error:
+        network: nn.Module = timm.create_model(name, in_chans=bands, **features_only_option(features))
+    except BUILD_ERRORS as error:
         raise SettingError(f"encoder = {name!r} for {bands} bands cannot be built: {first_line(error)}.") from error
     return network
 
 
-def features_only(wanted: bool) -> dict[str, Any]:
-    """Return the option that makes timm's networks put out feature maps; some take none, even when it is off."""
-    return {"features_only": True} if wanted else {}
+def features_only_option(enabled: bool) -> dict[str, Any]:
+    """Return timm's features_only option if `enabled`, else nothing: some networks reject even features_only=False."""
+    return {"features_only": True} if enabled else {}
 
 
-def encoder_of(network: nn.Module, name: str, bands: int) -> Encoder:
-    """Return the first stages of timm's `network` called `name`, sharing its weights.
+def build_encoder(network: nn.Module, name: str, bands: int) -> Encoder:
+    """Return the first stages of timm's `network` called `name` as an encoder that shares its weights.
 
-    Checked on one small image: the stages put out the maps that arise inside the network. Costs three predictions.
+    Verifies on one small image that the stages return the network's inner feature maps. Costs three forward passes.
 
     Raises:
-        SettingError: when the network has no feature maps, or is not a chain of stages.
+        SettingError: if the network has no feature maps, or is not a chain of stages.
     """
     stages = stage_modules(network, name)
     parts = [nn.Sequential(OrderedDict((key.replace(".", "_"), module) for key, module in stage)) for stage in stages]
     try:
         encoder = Encoder(parts, bands)
         inside = _maps_inside(network, [stage[-1][1] for stage in stages], bands)
-        alike = all(map(torch.allclose, probed(encoder, bands), inside)) and len(inside) == len(stages)
-    except FAILURES as error:
+        alike = all(map(torch.allclose, probe(encoder, bands), inside)) and len(inside) == len(stages)
+    except BUILD_ERRORS as error:
         raise SettingError(_not_an_encoder(name, first_line(error))) from error
     if not alike:
-        raise SettingError(_not_an_encoder(name, "its stages do more than run one after another"))
+        raise SettingError(_not_an_encoder(name, "its stages are not a simple chain"))
     return encoder
 
 
 def stage_modules(network: nn.Module, name: str) -> list[list[tuple[str, nn.Module]]]:
-    """Return the named modules of each of a network's first stages, in the order in which they run.
+    """Return the named modules of each of a network's first stages, in forward order.
 
-    EfficientNet and its kin: the stem, then the first four blocks (strides 2, 2, 4, 8, 16 for B0). Any other
-    network: cut after each of the first five feature maps that timm lists for it.
+    EfficientNet and MobileNet: the stem, then the first four blocks (strides 2, 2, 4, 8, 16 for B0). Any other network
+    is split after each of the first five feature maps that timm lists for it.
 
     Raises:
-        SettingError: when the network has no feature maps, or they lie too deep inside it to cut there.
+        SettingError: if the network has no feature maps, or they are too deep inside its modules to split there.
     """
-    cuts = _block_cuts(network) if isinstance(network, (EfficientNet, MobileNetV3)) else _listed_cuts(network)
-    modules = list(chain(network, cuts))
+    blocks = isinstance(network, (EfficientNet, MobileNetV3))
+    split_points = _block_names(network) if blocks else _listed_names(network)
+    modules = list(iter_modules(network, split_points))
     names = [key for key, _ in modules]
-    if not cuts or any(cut not in names for cut in cuts):
-        raise SettingError(_not_an_encoder(name, "it has no feature maps, or they lie inside other modules"))
-    ends = [names.index(cut) + 1 for cut in cuts]
+    if not split_points or any(point not in names for point in split_points):
+        raise SettingError(_not_an_encoder(name, "it has no feature maps, or they are inside other modules"))
+    ends = [names.index(point) + 1 for point in split_points]
     return [modules[start:end] for start, end in pairwise([0, *ends])]
 
 
-def probed(network: nn.Module, bands: int) -> Any:
-    """Return what `network` puts out for one image of 128 x 128 pixels, changing nothing in it."""
-    # A ramp: maps of a blank image can agree by chance, and random numbers belong to the initial weights.
+def probe(network: nn.Module, bands: int) -> Any:
+    """Return the output of `network` for one image of 128 x 128 pixels. The network's state does not change."""
+    # A ramp: feature maps of a blank image can agree by chance, and random numbers would change the initial weights.
     image = torch.linspace(-1, 1, bands * PROBE_PX**2).reshape(1, bands, PROBE_PX, PROBE_PX)
-    with _still(network), torch.no_grad():
+    with _eval_mode(network), torch.no_grad():
         return network(image)
 
 
 def strides_of(maps: Sequence[Tensor]) -> tuple[int, ...]:
-    """Return the strides of feature maps of the probe's image.
+    """Return the strides of the feature maps of the probe image.
 
     Raises:
-        ValueError: when one of them is no feature map, or strides do not divide the image and one another.
+        ValueError: if one of them is not a feature map, or a stride does not divide the next.
     """
     if not all(isinstance(each, Tensor) and each.ndim == 4 for each in maps):
-        raise ValueError("what its stages put out are no feature maps")
+        raise ValueError("the outputs of its stages are not feature maps")
     sizes = [tuple(each.shape[2:]) for each in maps]
     strides = tuple(PROBE_PX // max(1, width) for _, width in sizes)
     even = all(deeper % stride == 0 for stride, deeper in pairwise(strides))
     if not even or sizes != [(PROBE_PX // stride, PROBE_PX // stride) for stride in strides]:
-        raise ValueError(f"from {PROBE_PX} pixels its stages make {sizes}, and each must divide the one before")
+        raise ValueError(f"its stages turn {PROBE_PX} pixels into {sizes}, and each size must divide the one before")
     return strides
 
 
-def chain(network: nn.Module, cuts: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network's named modules in order, with the containers opened in which `cuts` lie."""
-    # A cut such as stages.1 lies in the container `stages`: such containers are opened, everything else stays whole.
-    opened = {cut.rpartition(".")[0] for cut in cuts}
+def iter_modules(network: nn.Module, split_points: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the network's named child modules in order; containers that hold a split point are replaced by theirs."""
+    # The split point stages.1 is inside the container `stages`: only such containers are opened.
+    opened = {cut.rpartition(".")[0] for cut in split_points}
     for key, module in network.named_children():
         if key in opened and isinstance(module, nn.Sequential):
             yield from ((f"{key}.{inner}", child) for inner, child in module.named_children())
@@ -157,31 +158,31 @@ def chain(network: nn.Module, cuts: Sequence[str]) -> Iterator[tuple[str, nn.Mod
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, without its full stop."""
+    """Return the first line of an error's message, without its full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _block_cuts(network: nn.Module) -> list[str]:
+def _block_names(network: nn.Module) -> list[str]:
     names = [key for key, _ in network.named_children()]
     stem = names[names.index("blocks") - 1]
     blocks = [key for key, _ in network.get_submodule("blocks").named_children()]
-    return [stem, *(f"blocks.{key}" for key in blocks[: DEPTH - 1])]
+    return [stem, *(f"blocks.{key}" for key in blocks[: MAX_STAGES - 1])]
 
 
-def _listed_cuts(network: nn.Module) -> list[str]:
+def _listed_names(network: nn.Module) -> list[str]:
     listed = list(getattr(network, "feature_info", ()))
-    return [info["module"] for info in listed[:DEPTH]]
+    return [info["module"] for info in listed[:MAX_STAGES]]
 
 
 def _maps_inside(network: nn.Module, modules: Sequence[nn.Module], bands: int) -> list[Tensor]:
     maps: list[Tensor] = []
 
     def keep(_module: nn.Module, _given: tuple[Tensor, ...], output: Tensor) -> None:
-        maps.append(output.clone())  # a later activation may work in place
+        maps.append(output.clone())  # a later activation may be in place
 
     hooks = [module.register_forward_hook(keep) for module in modules]
     try:
-        probed(network, bands)
+        probe(network, bands)
     finally:
         for hook in hooks:
             hook.remove()
@@ -189,7 +190,7 @@ def _maps_inside(network: nn.Module, modules: Sequence[nn.Module], bands: int) -
 
 
 @contextmanager
-def _still(network: nn.Module) -> Iterator[None]:
+def _eval_mode(network: nn.Module) -> Iterator[None]:
     training = network.training
     network.eval()
     try:
@@ -199,10 +200,13 @@ def _still(network: nn.Module) -> Iterator[None]:
 
 
 def _not_an_encoder(name: str, reason: str) -> str:
-    return f"encoder = {name!r} cannot be one ({reason}). Take a convolutional network: efficientnet_b0, resnet18, ..."
+    return (
+        f"encoder = {name!r} cannot be used as an encoder ({reason}). Use a convolutional network: efficientnet_b0, "
+        "resnet18, ..."
+    )
 
 
 def _suggestion(name: str) -> str:
     known = timm.list_models()
     close = difflib.get_close_matches(name, known, n=3) or [each for each in known if name.lower() in each][:3]
-    return f" Close: {', '.join(close)}." if close else " timm.list_models() lists them all."
+    return f" Similar names: {', '.join(close)}." if close else " timm.list_models() lists all names."

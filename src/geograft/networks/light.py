@@ -1,29 +1,28 @@
-"""Geograft's own network: a pretrained encoder's whole pyramid under a decoder that works at a quarter of the
-resolution.
+"""The light U-Net: a pretrained encoder's feature pyramid and a decoder that works at a quarter of the resolution.
 
-Most of the time of a U-Net goes into convolutions at full resolution. Here the maps meet at stride 4, top down as in a
-feature pyramid (Lin et al. 2017, doi:10.1109/CVPR.2017.106, section 3), in few channels; a narrow path at stride 2
-brings the fine detail back; and the last step to full resolution is sub-pixel convolution (Shi et al. 2016,
-doi:10.1109/CVPR.2016.207, section 3.2): four logits for four pixels, not one logit enlarged.
+A U-Net spends most of its time on convolutions at full resolution. Here the maps are merged down to stride 4, top-down
+as in a feature pyramid network (Lin et al. 2017, doi:10.1109/CVPR.2017.106, section 3), in few channels. A narrow path
+at stride 2 restores fine detail, and the last step to full resolution is a sub-pixel convolution (Shi et al. 2016,
+doi:10.1109/CVPR.2016.207, section 3.2), which computes four logits for four pixels instead of upsampling one.
 """
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu, pixel_shuffle
 
-from geograft.losses.segmentation import Deep, Logits
+from geograft.losses.segmentation import Logits, MultiScaleLogits
 from geograft.networks.pyramid import Pyramid
 
 WIDE, NARROW, FINE = 96, 64, 16
-"""Channels of the decoder: from stride 16 on, at strides 4 and 8, and at stride 2."""
+"""Channels of the decoder: at strides from 16 on, at strides 4 and 8, and at stride 2."""
 WORK_STRIDE, FINE_STRIDE = 4, 2
-SLOPE = 0.1
-"""Of the decoder's units below zero. Sixteen plain ones before the head can all fall silent where a rare class is, when
-training first learns that it is rare; every such pixel then has the same logit for good (see LOG.md)."""
+NEGATIVE_SLOPE = 0.1
+"""Slope of the decoder's leaky ReLUs. With plain ReLUs, the sixteen units before the head can all die on a rare class
+while training first learns that it is rare; its pixels then have the same logit for good (see LOG.md)."""
 
 
 class Context(nn.Module):
-    """What lies around, at the coarsest map: a depth-wise 5 x 5 convolution and two point-wise ones, added to it."""
+    """A residual block on the coarsest map: a depth-wise 5 x 5 convolution and two point-wise ones."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -33,13 +32,13 @@ class Context(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Return the map with what lies around each place."""
+        """Return the map plus the context of each pixel."""
         around: Tensor = self.look(x)
         return x + around
 
 
 class Merge(nn.Module):
-    """A decoder step: the coarser map, enlarged, plus the encoder's map of this stride, mixed."""
+    """A decoder step: add the upsampled coarser map and the encoder's map of this stride, then convolve."""
 
     def __init__(self, coarse: int, skip: int, width: int) -> None:
         super().__init__()
@@ -48,15 +47,15 @@ class Merge(nn.Module):
         self.mix = _convolved(width, width, 3)
 
     def forward(self, x: Float[Tensor, "n c h w"], skip: Float[Tensor, "n s h2 w2"]) -> Float[Tensor, "n width h2 w2"]:
-        """Return the mixed map, of the skip's size."""
-        # Narrowed before it is enlarged: fewer pixels, and the two commute.
+        """Return the merged map, with the size of the skip."""
+        # The 1 x 1 convolution comes before the upsampling: it has fewer pixels there, and the two commute.
         x = interpolate(self.narrow(x), size=skip.shape[2:], mode="bilinear", align_corners=False)
-        mixed: Tensor = self.mix(leaky_relu(x + self.lateral(skip), SLOPE))
+        mixed: Tensor = self.mix(leaky_relu(x + self.lateral(skip), NEGATIVE_SLOPE))
         return mixed
 
 
 class Detail(nn.Module):
-    """The last decoder step: from the working stride to stride 2, by sub-pixel convolution, plus the fine map there."""
+    """The last decoder step: a sub-pixel convolution from stride 4 to stride 2, plus the fine map there."""
 
     def __init__(self, width: int, fine: int, factor: int) -> None:
         super().__init__()
@@ -67,18 +66,20 @@ class Detail(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"], fine: Float[Tensor, "n f h2 w2"]) -> Float[Tensor, "n d h2 w2"]:
         """Return the map at stride 2."""
-        mixed: Tensor = self.mix(leaky_relu(pixel_shuffle(self.spread(x), self.factor) + self.lateral(fine), SLOPE))
+        mixed: Tensor = self.mix(
+            leaky_relu(pixel_shuffle(self.spread(x), self.factor) + self.lateral(fine), NEGATIVE_SLOPE)
+        )
         return mixed
 
 
 class LightUNet(nn.Module):
-    """The network over any pyramid; where that has no map of stride 2, a convolution of the image makes one.
+    """The light U-Net over any pyramid. If that has no map of stride 2, a convolution of the image provides one.
 
     Attributes:
         stages: the encoder's stages, from the image downwards.
-        stride: what heights and widths of images must be multiples of.
-        strides: those of the encoder's maps.
-        deep: whether training also gets the logits of each decoder step's map (deep supervision, Lee et al. 2015).
+        stride: the stride of the deepest map; heights and widths of images are multiples of it.
+        strides: the strides of the encoder's maps.
+        deep_supervision: whether training also gets auxiliary logits from each decoder step (Lee et al. 2015).
     """
 
     def __init__(self, encoder: Pyramid, bands: int, outputs: int) -> None:
@@ -97,7 +98,7 @@ class LightUNet(nn.Module):
         self.detail = Detail(own[0], fine[0] if fine else FINE, working[0][1] // FINE_STRIDE)
         self.head = nn.Conv2d(FINE, outputs * FINE_STRIDE**2, kernel_size=3, padding=1)
         self.coarse = nn.ModuleList(nn.Conv2d(width, outputs, kernel_size=1) for width in own[-2::-1])
-        self.deep = False
+        self.deep_supervision = False
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -109,10 +110,10 @@ class LightUNet(nn.Module):
         maps: list[Tensor] = self.encoder(image)
         return maps
 
-    def forward(self, image: Float[Tensor, "n bands h w"]) -> Logits | Deep:
-        """Return the logits of an image whose height and width are multiples of the encoder's last stride.
+    def forward(self, image: Float[Tensor, "n bands h w"]) -> Logits | MultiScaleLogits:
+        """Return the logits of an image whose height and width are multiples of `stride`.
 
-        In training mode, where `deep`, also the coarser ones, from the coarsest to that of the working stride.
+        In training mode with `deep_supervision`, also auxiliary logits, from the coarsest stride to 4.
         """
         maps = dict(zip(self.strides, self.maps(image), strict=True))
         x = self.neck(maps[self.stride])
@@ -120,7 +121,7 @@ class LightUNet(nn.Module):
         coarser = {}
         for step, stride, head in zip(self.decoder, strides, self.coarse, strict=True):
             x = step(x, maps[stride])
-            if self.deep and self.training:
+            if self.deep_supervision and self.training:
                 coarser[stride] = head(x)
         fine = maps[FINE_STRIDE] if FINE_STRIDE in maps else self.stem(image)
         logits = pixel_shuffle(self.head(self.detail(x, fine)), FINE_STRIDE)
@@ -137,9 +138,9 @@ def _normed(channels: int, width: int) -> nn.Sequential:
 
 def _convolved(channels: int, width: int, size: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, width, kernel_size=size, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE, inplace=True))
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True))
 
 
 def _strided(bands: int, width: int) -> nn.Sequential:
     convolution = nn.Conv2d(bands, width, kernel_size=3, stride=2, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE, inplace=True))
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True))

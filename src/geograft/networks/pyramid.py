@@ -1,4 +1,4 @@
-"""Pyramids: all feature maps that timm lists for a network, from fine to coarse, over stages that can be frozen."""
+"""Feature pyramids: all feature maps that timm lists for a network, from fine to coarse, in freezable stages."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,76 +10,76 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
-from geograft.networks.encoder import FAILURES, chain, first_line, probed, strides_of
-from geograft.networks.weights import Origin, pretrained_network, random_network, unfilled_network
+from geograft.networks.encoder import BUILD_ERRORS, first_line, iter_modules, probe, strides_of
+from geograft.networks.weights import WeightsOrigin, pretrained_network, random_network, uninitialised_network
 
 
 class Pyramid(nn.Module):
-    """Stages one after another whose maps grow coarser: each stage's last map is the next one's input.
+    """A chain of stages with ever coarser feature maps: the last map of a stage is the input of the next.
 
     Attributes:
         stages: the stages, from the image downwards; every parameter is in exactly one. A network that is a chain has
-            one for each map; any other (HRNet) is a single stage that puts out all maps.
+            one stage per map; any other (HRNet) is a single stage that returns all maps.
         widths: the channels of each map, from fine to coarse.
-        strides: pixels of the image under one pixel of each map, along an edge: 2, 4, 8, 16, 32 for most networks.
+        strides: downsampling factor of each map relative to the image: 2, 4, 8, 16, 32 for most networks.
     """
 
     def __init__(self, stages: Sequence[nn.Module], bands: int) -> None:
-        """Take `stages`, and read widths and strides from what they make of one small image.
+        """Take `stages` and measure widths and strides of their maps on one small image.
 
         Raises:
-            ValueError: when what they put out are no feature maps, or not each is coarser than the one before.
+            ValueError: if the outputs are not feature maps, or a map is not coarser than the one before.
         """
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        maps = probed(self, bands)
+        maps = probe(self, bands)
         self.strides = strides_of(maps)
         self.widths = tuple(each.shape[1] for each in maps)
         if len(maps) < 2 or any(fine >= coarse for fine, coarse in pairwise(self.strides)):
-            raise ValueError(f"its maps have the strides {', '.join(map(str, self.strides))}, no pyramid")
+            raise ValueError(f"its maps have strides {', '.join(map(str, self.strides))}, which form no pyramid")
 
     def forward(self, image: Float[Tensor, "n bands h w"]) -> list[Tensor]:
         """Return the maps of all stages, from fine to coarse; height and width are multiples of the last stride."""
         maps: list[Tensor] = []
         for stage in self.stages:
-            made = stage(maps[-1] if maps else image)
-            maps += [made] if isinstance(made, Tensor) else made
+            output = stage(maps[-1] if maps else image)
+            maps += [output] if isinstance(output, Tensor) else output
         return maps
 
 
-def pyramid(name: str, bands: int, weights: str, pretrained: bool = True) -> tuple[Pyramid, Origin]:
-    """Return timm's network `name` as a pyramid for images of `bands` bands, and where its weights came from.
+def build_pyramid(name: str, bands: int, weights: str, pretrained: bool = True) -> tuple[Pyramid, WeightsOrigin]:
+    """Return timm's network `name` as a pyramid for images of `bands` bands, and the origin of its weights.
 
-    `weights` is hub, package, none (random) or the path of a file, whose names are those of timm's classifier or of
-    its features_only network. With `pretrained=False` no weights are looked up: ready for a run's own. Costs three
-    predictions of a small image.
+    `weights` is hub, package, none (random) or the path of a file with the tensor names of timm's classifier or of its
+    features_only network. With `pretrained=False` no weights are loaded; a run's own weights can be. Costs three
+    forward passes of a small image.
 
     Raises:
-        SettingError: for a network that timm does not have, that has no pyramid of maps, or not for so many bands.
-        WeightsError: when the weights cannot be had, read or fitted.
+        SettingError: for a network that timm does not have, without a pyramid of maps, or not for this number of bands.
+        WeightsError: if the weights cannot be downloaded or read, or do not match.
     """
     if weights == "none":
         network, origin = random_network(name, bands, features=True)
     elif pretrained:
         network, origin = pretrained_network(name, bands, weights, features=True)
     else:
-        network, origin = unfilled_network(name, bands, weights, features=True)
-    return pyramid_of(network, name, bands), origin
+        network, origin = uninitialised_network(name, bands, weights, features=True)
+    return pyramid_from_network(network, name, bands), origin
 
 
-def pyramid_of(network: nn.Module, name: str, bands: int) -> Pyramid:
-    """Return timm's features_only `network` called `name` as a pyramid, sharing its weights.
+def pyramid_from_network(network: nn.Module, name: str, bands: int) -> Pyramid:
+    """Return timm's features_only `network` called `name` as a pyramid that shares its weights.
 
-    It is split where that changes no bit of a small image's maps, and stays one stage otherwise.
+    It is split into stages if these give exactly the same maps for a small image, and stays one stage otherwise.
 
     Raises:
-        SettingError: when its maps are no pyramid.
+        SettingError: if its maps form no pyramid.
     """
     try:
         whole = Pyramid([network], bands)
         split = _split(network, bands)
-        alike = split is not None and _same(probed(split, bands), probed(whole, bands))
-    except FAILURES as error:
+        alike = split is not None and _same(probe(split, bands), probe(whole, bands))
+    except BUILD_ERRORS as error:
         raise SettingError(_no_pyramid(name, first_line(error))) from error
     return split if split is not None and alike else whole
 
@@ -87,15 +87,15 @@ def pyramid_of(network: nn.Module, name: str, bands: int) -> Pyramid:
 def _split(network: nn.Module, bands: int) -> Pyramid | None:
     info: Any = network.feature_info
     listed = info.module_name()
-    modules = [(key.replace(".", "_"), module) for key, module in chain(network, listed)]
+    modules = [(key.replace(".", "_"), module) for key, module in iter_modules(network, listed)]
     names = [key for key, _ in modules]
-    cuts = [each.replace(".", "_") for each in listed]
-    if any(cut not in names for cut in cuts):
+    split_points = [each.replace(".", "_") for each in listed]
+    if any(point not in names for point in split_points):
         return None
-    ends = [0, *(names.index(cut) + 1 for cut in cuts)]
+    ends = [0, *(names.index(point) + 1 for point in split_points)]
     try:
         return Pyramid([nn.Sequential(OrderedDict(modules[start:end])) for start, end in pairwise(ends)], bands)
-    except FAILURES:  # its modules do more than run one after another
+    except BUILD_ERRORS:  # its modules are not a simple chain
         return None
 
 
@@ -105,4 +105,4 @@ def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 def _no_pyramid(name: str, reason: str) -> str:
     others = "tf_efficientnet_b0, resnet18, convnext_tiny, ..."
-    return f"encoder = {name!r} has no feature maps of several strides for images of any size ({reason}). Take {others}"
+    return f"encoder = {name!r} has no feature pyramid for images of any size ({reason}). Use {others}"

@@ -1,6 +1,6 @@
-"""The size analysis of a network: its parts with their shapes, parameters and arithmetic, and a tile's memory.
+"""The size analysis of a network: shape, parameters and FLOP of its parts, and the memory that a tile needs.
 
-What a network costs: its arithmetic and its memory, measured by running it.
+FLOP and memory are measured by running the network.
 """
 
 import weakref
@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from geograft.config import ModelConfig
-from geograft.networks.network import Network, build, padded_px
-from geograft.text import table
+from geograft.networks.network import Network, build, padded_size
+from geograft.text import format_table
 
 
-def flop(network: nn.Module, *given: Tensor) -> int:
-    """Return the floating-point operations of one call: two for every multiply-add.
+def count_flop(network: nn.Module, *given: Tensor) -> int:
+    """Return the number of floating-point operations of one call; a multiply-add counts as two.
 
     Convolutions and matrix products count; batch norm, activations, pooling and resizing do not.
     """
@@ -32,21 +32,21 @@ def flop(network: nn.Module, *given: Tensor) -> int:
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Return the bytes of a network's parameters and buffers."""
+    """Return the size of a network's parameters and buffers in bytes."""
     return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
-def kept_bytes(network: nn.Module, image: Float[Tensor, "n bands h w"]) -> int:
-    """Return the bytes that a training step keeps from the forward pass for the backward pass, weights not counted.
+def saved_activation_bytes(network: nn.Module, image: Float[Tensor, "n bands h w"]) -> int:
+    """Return the bytes that autograd saves in the forward pass for the backward pass, without the weights.
 
-    Exact: every storage that autograd saves, counted once. The network itself is left as it is.
+    The count is exact: every saved storage counts once. The network does not change.
     """
     network = deepcopy(network).train()
     own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor  # held, so that its address stays its own
+        saved[tensor.untyped_storage().data_ptr()] = tensor  # keep a reference, so that the address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -54,20 +54,20 @@ def kept_bytes(network: nn.Module, image: Float[Tensor, "n bands h w"]) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own)
 
 
-def peak_bytes(network: nn.Module, image: Float[Tensor, "n bands h w"]) -> int:
-    """Return the most bytes of maps that are alive at once while the network predicts, beside image and weights.
+def peak_activation_bytes(network: nn.Module, image: Float[Tensor, "n bands h w"]) -> int:
+    """Return the peak size in bytes of the activations during prediction, without image and weights.
 
-    The working memory that the libraries below torch take for themselves is not counted.
+    Workspace that the libraries below torch allocate is not counted.
     """
     network = deepcopy(network).eval()
-    alive = _Alive()
-    with torch.no_grad(), alive:
+    counter = _StorageCounter()
+    with torch.no_grad(), counter:
         network(image)
-    return alive.peak
+    return counter.peak
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class is untyped
-    """Counts the bytes of the storages that operations bring to life, until they die."""
+class _StorageCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class is untyped
+    """Counts the bytes of the storages that operations allocate and that are still referenced."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -101,18 +101,18 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
 MIB = 2**20
 GIGA = 1e9
-PER_TRAINABLE = 3 * 4
-"""Bytes that training adds to a trainable parameter: its gradient and Adam's two moments, in 32-bit numbers."""
+BYTES_PER_TRAINABLE = 3 * 4
+"""Bytes that training adds per trainable parameter: its gradient and Adam's two moments, in float32."""
 
 Kind = Literal["encoder", "bottleneck", "decoder", "head"]
 KINDS: tuple[Kind, ...] = ("encoder", "bottleneck", "decoder", "head")
 KIND_OF: dict[str, Kind] = {"stem": "encoder", "neck": "bottleneck", "bottleneck": "bottleneck", "head": "head"}
-"""What a body's parts are for, by their names; the others belong to the decoder."""
+"""The kind of a body's parts by name; all others belong to the decoder."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One step of a network: what it puts out (of several maps the coarsest) and what it costs for one tile."""
+    """A part of a network: the shape of its output (the coarsest of several maps), and its cost for one tile."""
 
     name: str
     kind: Kind
@@ -124,24 +124,24 @@ class Part:
     gflop: float
     frozen: bool
     skip: str = ""
-    """The encoder part whose map comes across to this step of the decoder."""
+    """The encoder part that is the skip connection of this decoder step."""
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a network is made of and what it costs. GFLOP and memory are for one tile, in 32-bit numbers."""
+    """The parts of a network and their cost. GFLOP and memory are for one tile, in float32."""
 
     title: str
     bands: int
     size: int
     parts: tuple[Part, ...]
     training_mib: float
-    """Maps kept for the backward pass."""
+    """Activations saved for the backward pass."""
     prediction_mib: float
-    """Most that maps take at once."""
+    """Peak size of the activations."""
     weights_mib: float
     notes: tuple[str, ...]
-    """What the user should know beside the figures, a sentence each."""
+    """Remarks for the user, one sentence each."""
 
     @property
     def parameters(self) -> int:
@@ -150,42 +150,42 @@ class ModelSummary:
 
     @property
     def trainable(self) -> int:
-        """The number of parameters that training changes."""
+        """The number of parameters that are not frozen."""
         return sum(part.trainable for part in self.parts)
 
     @property
     def gflop(self) -> float:
-        """10^9 floating-point operations for the prediction of one tile: two for every multiply-add."""
+        """10^9 floating-point operations to predict one tile; a multiply-add counts as two."""
         return sum(part.gflop for part in self.parts)
 
     def lines(self) -> list[str]:
         """Return the summary as plain text: a table of the parts, then the totals."""
         header = ("part", "channels", "size", "parameters", "trainable", "GFLOP")
         rows = [header, *(_row(part) for part in self.parts)]
-        all_mib = self.weights_mib + PER_TRAINABLE * self.trainable / MIB
+        all_mib = self.weights_mib + BYTES_PER_TRAINABLE * self.trainable / MIB
         return [
             f"{self.title}, {self.bands} bands, tiles of {self.size} x {self.size} pixels",
             "",
-            *table(rows),
+            *format_table(rows),
             "",
-            *drawn(self.parts),
+            *text_graph(self.parts),
             "",
             f"parameters {self.parameters:,}, trainable {self.trainable:,}",
-            f"arithmetic {self.gflop:.2f} GFLOP a tile to predict (two FLOP for every multiply-add of convolutions)",
-            f"memory     {self.training_mib:.1f} MiB a tile to train (maps kept for the backward pass)",
-            f"           {self.prediction_mib:.1f} MiB a tile to predict (most maps at once)",
+            f"arithmetic {self.gflop:.2f} GFLOP per tile to predict (a multiply-add counts as two FLOP)",
+            f"memory     {self.training_mib:.1f} MiB per tile to train (activations saved for the backward pass)",
+            f"           {self.prediction_mib:.1f} MiB per tile to predict (peak of the activations)",
             f"           {self.weights_mib:.1f} MiB weights; {all_mib:.1f} MiB with gradients and Adam's two moments",
             *self.notes,
         ]
 
 
 def describe(config: ModelConfig, bands: int, outputs: int, size: int) -> ModelSummary:
-    """Return the size analysis of the network that `config` describes. No weights are looked up.
+    """Return the size analysis of the network that `config` describes. No weights are loaded.
 
     Costs a few forward passes of one tile on the CPU.
 
     Raises:
-        SettingError: for an encoder that timm does not have or that cannot be an encoder.
+        SettingError: for an encoder that timm does not have or that cannot be used as one.
     """
     network = build(config, bands, outputs, pretrained=False)
     image = torch.zeros(1, bands, size, size)
@@ -195,18 +195,18 @@ def describe(config: ModelConfig, bands: int, outputs: int, size: int) -> ModelS
         bands=bands,
         size=size,
         parts=parts,
-        # Two tiles, halved: some networks cannot train on a single one.
-        training_mib=kept_bytes(network, image.expand(2, -1, -1, -1).clone()) / 2 / MIB,
-        prediction_mib=peak_bytes(network, image) / MIB,
+        # Half of two tiles: some networks cannot train on a single one.
+        training_mib=saved_activation_bytes(network, image.expand(2, -1, -1, -1).clone()) / 2 / MIB,
+        prediction_mib=peak_activation_bytes(network, image) / MIB,
         weights_mib=weight_bytes(network) / MIB,
         notes=tuple(_notes(network, parts, size)),
     )
 
 
-def drawn(parts: Sequence[Part]) -> list[str]:
-    """Return the graph as text: down the left, up the right; a stage and the decoder step that joins its map in a line.
+def text_graph(parts: Sequence[Part]) -> list[str]:
+    """Return the network as text: encoder stages on the left, the decoder steps that they skip to on the right.
 
-    Sizes are channels x height x width of what each puts out. A stage that several steps join has a line for each.
+    Sizes are channels x height x width of the outputs. A stage with several skip connections has one line for each.
     """
     down = [part for part in parts if part.kind == "encoder"]
     lines = [(depth, part, back) for depth, part in enumerate(down) for back in _steps_of(part, parts)]
@@ -221,18 +221,18 @@ def drawn(parts: Sequence[Part]) -> list[str]:
 
 
 def title_of(config: ModelConfig) -> str:
-    """Return what to call the network that `config` describes."""
+    """Return the display name of the network that `config` describes."""
     if config.architecture == "unet":
         return "U-Net"
     return f"{'Light U-Net' if config.architecture == 'light' else 'U-Net'} over {config.encoder}"
 
 
 def parts_of(network: Network, image: Tensor) -> list[Part]:
-    """Return the parts of a network that predict: encoder from fine to coarse, then in the order of their calls."""
+    """Return the parts of a network used in prediction: the encoder from fine to coarse, then in forward order."""
     network = deepcopy(network).eval()
     names = {module: name for name, module in _modules(network).items()}
     calls = _calls(network, list(names), image)
-    still = list(network.stages[: network.frozen])
+    frozen_stages = list(network.stages[: network.frozen])
     parts = [
         Part(
             name=names[module],
@@ -242,17 +242,17 @@ def parts_of(network: Network, image: Tensor) -> list[Part]:
             width=output.shape[3],
             parameters=sum(each.numel() for each in module.parameters()),
             trainable=sum(each.numel() for each in module.parameters() if each.requires_grad),
-            gflop=flop(module, *given) / GIGA,
-            frozen=module in still,
+            gflop=count_flop(module, *given) / GIGA,
+            frozen=module in frozen_stages,
         )
         for module, given, output in calls
     ]
     parts.sort(key=lambda part: (KINDS.index(part.kind), -part.height if part.kind == "encoder" else 0))
-    return _joined(parts)
+    return _with_skips(parts)
 
 
 def _modules(network: Network) -> dict[str, nn.Module]:
-    """Return a network's parts by name: its stages, then what else its body has that holds parameters."""
+    """Return a network's parts by name: its stages, then the other modules of its body that have parameters."""
     named: dict[str, nn.Module] = {f"encoder {i}": stage for i, stage in enumerate(network.stages, 1)}
     for key, child in network.body.named_children():
         if isinstance(child, nn.ModuleList):
@@ -268,8 +268,8 @@ def _kind(name: str) -> Kind:
     return "encoder" if name.startswith("encoder ") else KIND_OF.get(name, "decoder")
 
 
-def _joined(parts: Sequence[Part]) -> list[Part]:
-    """Return the parts with the skips of the decoder: as many steps as stages join in turn, fewer by the maps' size."""
+def _with_skips(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts with their skip connections: one by one for equal counts, else by the size of the maps."""
     down = [part for part in parts if part.kind == "encoder"]
     up = [part for part in parts if part.kind == "decoder"]
     skips = {step.name: next((part.name for part in down if part.height == step.height), down[-1].name) for step in up}
@@ -304,13 +304,13 @@ def _calls(
 def _notes(network: Network, parts: Sequence[Part], size: int) -> Iterator[str]:
     beside = sum(each.numel() for each in network.parameters()) - sum(part.parameters for part in parts)
     if beside:
-        yield f"{beside:,} parameters more serve training alone."
+        yield f"{beside:,} more parameters are used in training only."
     if network.frozen:
         words = {1: "Stage 1 is", 2: "Stages 1 and 2 are"}.get(network.frozen, f"Stages 1 to {network.frozen} are")
         yield f"{words} frozen: no gradient, and batch norm keeps its statistics."
-    inside = padded_px(size, network.body.stride)
+    inside = padded_size(size, network.body.stride)
     if inside != size:
-        yield f"Inside, the tile is continued to {inside} x {inside} pixels; the result is cropped back."
+        yield f"The network pads the tile to {inside} x {inside} pixels and crops the result back."
 
 
 def _named(part: Part) -> str:

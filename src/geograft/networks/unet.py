@@ -1,12 +1,8 @@
-"""The article's original U-Net: five encoder stages of the widths of EfficientNet-B0, trained from scratch.
+"""The article's two networks: a U-Net trained from scratch, and a U-Net over a pretrained encoder.
 
-Source: O. Belkovskiy, "Enhancing UNet: Tailoring Superior Segmentation Models through Transfer Learning" (2023),
-after Ronneberger et al., "U-Net" (2015). One departure: logits come out; the sigmoid belongs to loss and prediction.
-
-A U-Net over a pretrained encoder, in the article's shape: a skip joins the deeper map, then both are enlarged.
-
-Source: O. Belkovskiy, "Enhancing UNet: Tailoring Superior Segmentation Models through Transfer Learning" (2023). Two
-departures: logits come out, not probabilities; widths and strides are read from the encoder, so that any will do.
+Source: O. Belkovskiy, "Enhancing UNet: Tailoring Superior Segmentation Models through Transfer Learning" (2023), after
+Ronneberger et al., "U-Net" (2015). Both return logits instead of probabilities. The transfer network reads widths and
+strides from its encoder, so that it accepts any.
 """
 
 import torch
@@ -20,14 +16,14 @@ WIDTHS = (32, 16, 24, 40, 80)
 """Channels of the encoder stages, from the image downwards."""
 
 POOLED = (True, False, True, True, True)
-"""Whether a stage's output is halved in size before it goes deeper. Stage 2 keeps its size, as in EfficientNet."""
+"""Whether each stage's output is pooled to half its size. Stage 2's is not, as in EfficientNet."""
 
 STRIDE = 16
-"""Pixels of the image under one pixel of the deepest map: height and width must be multiples of it."""
+"""Stride of the deepest map; heights and widths of images are multiples of it."""
 
 
 class DoubleConv(nn.Sequential):
-    """Two 3 x 3 convolutions, each with bias, batch norm and ReLU; the map keeps its size."""
+    """Two 3 x 3 convolutions, each with bias, batch norm and ReLU, that keep the map's size."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(
@@ -40,8 +36,8 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class UpThenJoin(nn.Module):
-    """A decoder step: enlarge the deeper map, put the skip before it, mix the two."""
+class UpsampleConcat(nn.Module):
+    """A decoder step: upsample the deeper map, concatenate skip and map, then convolve."""
 
     def __init__(self, channels: int, width: int, *, upsample: bool) -> None:
         super().__init__()
@@ -49,7 +45,7 @@ class UpThenJoin(nn.Module):
         self.mix = DoubleConv(2 * channels, width)
 
     def forward(self, x: Float[Tensor, "n c h w"], skip: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n width h2 w2"]:
-        """Return the mixed map, of the skip's size."""
+        """Return the convolved map, with the size of the skip."""
         mixed: Tensor = self.mix(torch.cat([skip, self.up(x)], dim=1))
         return mixed
 
@@ -67,13 +63,13 @@ class UNet(nn.Module):
         self.pools = nn.ModuleList(nn.MaxPool2d(2) if pooled else nn.Identity() for pooled in POOLED)
         self.bottleneck = DoubleConv(WIDTHS[-1], WIDTHS[-1])
         self.decoder = nn.ModuleList(
-            UpThenJoin(width, narrower, upsample=pooled)
+            UpsampleConcat(width, narrower, upsample=pooled)
             for width, narrower, pooled in zip(WIDTHS[::-1], (*WIDTHS[-2::-1], WIDTHS[0]), POOLED[::-1], strict=True)
         )
         self.head = nn.Conv2d(WIDTHS[0], outputs, kernel_size=1)
 
     def maps(self, image: Float[Tensor, "n bands h w"]) -> list[Tensor]:
-        """Return what each encoder stage puts out, from the image downwards."""
+        """Return the feature map of each encoder stage, from the image downwards."""
         x, maps = image, []
         for stage, pool in zip(self.stages, self.pools, strict=True):
             maps.append(stage(x))
@@ -81,7 +77,7 @@ class UNet(nn.Module):
         return maps
 
     def forward(self, image: Float[Tensor, "n bands h w"]) -> Float[Tensor, "n outputs h w"]:
-        """Return the logits of an image whose height and width are multiples of 16."""
+        """Return the logits of an image whose height and width are multiples of `STRIDE`."""
         skips = self.maps(image)
         x = self.bottleneck(self.pools[-1](skips[-1]))
         for step, skip in zip(self.decoder, reversed(skips), strict=True):
@@ -90,8 +86,8 @@ class UNet(nn.Module):
         return logits
 
 
-class JoinThenUp(nn.Module):
-    """A decoder step: put the skip before the deeper map, enlarge both by `factor`, mix the two."""
+class ConcatUpsample(nn.Module):
+    """A decoder step: concatenate skip and deeper map, upsample both by `factor`, then convolve."""
 
     def __init__(self, channels: int, width: int, factor: int) -> None:
         super().__init__()
@@ -100,7 +96,7 @@ class JoinThenUp(nn.Module):
         self.mix = DoubleConv(both, width)
 
     def forward(self, x: Float[Tensor, "n c h w"], skip: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n width h3 w3"]:
-        """Return the mixed map, `factor` times the size of `x`; a skip of another size is resized to that of `x`."""
+        """Return the convolved map, `factor` times the size of `x`. A skip of another size is first resized to it."""
         if skip.shape[2:] != x.shape[2:]:
             skip = interpolate(skip, size=x.shape[2:], mode="bilinear", align_corners=False)
         mixed: Tensor = self.mix(self.up(torch.cat([skip, x], dim=1)))
@@ -119,7 +115,7 @@ class TransferUNet(nn.Module):
         self.bottleneck = DoubleConv(widths[-1], widths[-1])
         shallower = zip((*widths[-2::-1], widths[0]), (*encoder.strides[-2::-1], 1), strict=True)
         self.decoder = nn.ModuleList(
-            JoinThenUp(width, next_width, stride // next_stride)
+            ConcatUpsample(width, next_width, stride // next_stride)
             for width, stride, (next_width, next_stride) in zip(
                 widths[::-1], encoder.strides[::-1], shallower, strict=True
             )
@@ -127,7 +123,7 @@ class TransferUNet(nn.Module):
         self.head = nn.Conv2d(widths[0], outputs, kernel_size=1)
 
     def maps(self, image: Float[Tensor, "n bands h w"]) -> list[Tensor]:
-        """Return what each encoder stage puts out, from the image downwards."""
+        """Return the feature map of each encoder stage, from the image downwards."""
         maps = [image]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
