@@ -101,9 +101,9 @@ def transform_points(points: Float64[ndarray, "n 2"], transform: Affine) -> Floa
 def window_offsets(length: int, size: int, stride: int) -> list[int]:
     """Return the start offsets of windows of `size` that cover `length`: one per `stride`, the last flush with the end.
 
-    >>> starts(500, 224, 224)
+    >>> window_offsets(500, 224, 224)
     [0, 224, 276]
-    >>> starts(100, 224, 112)
+    >>> window_offsets(100, 224, 112)
     [0]
     """
     last = max(length - size, 0)

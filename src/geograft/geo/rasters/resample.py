@@ -153,7 +153,7 @@ def filter_taps(start: int, count: int, step: float, length: int) -> Taps:
     For `step` of at least 1 the weights are those of an area mean, otherwise of linear interpolation between the two
     nearest pixel centres.
 
-    >>> taps(0, 2, 1.5, 3).values.round(3).tolist()
+    >>> filter_taps(0, 2, 1.5, 3).weights.round(3).tolist()
     [[0.667, 0.333, 0.0], [0.333, 0.667, 0.0]]
     """
     begins = np.arange(start, start + count, dtype=float)
