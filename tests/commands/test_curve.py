@@ -1,5 +1,4 @@
-"""`geograft curve`: nested subsets, as many steps with few tiles as with many, scored on the same ground; it goes
-on."""
+"""`geograft curve`: nested subsets, equal numbers of steps, scores on the same tiles; resumable."""
 
 import csv
 import json
@@ -17,12 +16,13 @@ from hypothesis import strategies as st
 
 from geograft.cli.learning import curve as command
 from geograft.cli.learning import parse_percent
-from geograft.commands import trials as points
+from geograft.commands import trials
 from geograft.commands.curve import Curve, _notes, curve
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train, training_data
 from geograft.commands.trials import (
     MIN_STEPS,
+    PERCENTS,
     POINT,
     SubsetSize,
     optimizer_steps,
@@ -31,7 +31,6 @@ from geograft.commands.trials import (
     subset_sizes,
     variants_of,
 )
-from geograft.commands.trials import PERCENTS as SHARES_BY_DEFAULT
 from geograft.config import Recipe, TrainConfig, Variant, parse_recipe
 from geograft.dataset.splits import stratified_order
 from geograft.dataset.tileset import TileSet
@@ -52,28 +51,28 @@ RECIPE = parse_recipe(
         "variants": [{"name": "fast"}, {"name": "slow", "train": {"decoder_lr": 1e-6}}],
     }
 )
-SHARES = (10.0, 100.0)
+PERCENTAGES = (10.0, 100.0)
 FILES = ("curve.csv", "curve.json", "curve.png", "curve.svg", "curve-dark.svg")
 
 
 @pytest.fixture(scope="module")
 def found(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    return curve(tiles, tmp_path_factory.mktemp("curve") / "rates", RECIPE, SHARES)
+    return curve(tiles, tmp_path_factory.mktemp("curve") / "rates", RECIPE, PERCENTAGES)
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(-5, 2**70))
-def test_any_beginning_of_the_order_is_spread_over_the_units_in_proportion(units: list[str], seed: int) -> None:
+def test_any_prefix_of_the_order_is_stratified_by_unit(units: list[str], seed: int) -> None:
     order = stratified_order(units, seed)
     assert sorted(order) == list(range(len(units)))
     assert stratified_order(units, seed) == order
     total = Counter(units)
     for count in range(1, len(units) + 1):
         taken = Counter(units[position] for position in order[:count])
-        # One share fits all units: each has its number of tiles at that share, rounded up or down.
+        # Some fraction fits all units: each has its number of tiles at that fraction, rounded up or down.
         assert max((taken[u] - 1) / total[u] for u in total) < min((taken[u] + 1) / total[u] for u in total)
 
 
-def test_every_tile_of_units_of_one_size_is_as_likely_to_be_drawn_first() -> None:
+def test_tiles_of_units_of_equal_size_are_equally_likely_to_come_first() -> None:
     first = Counter(stratified_order(["a"] * 4 + ["b"] * 4, seed)[0] for seed in range(2000))
     # Six standard deviations of 2,000 draws with probability 1/8 are 89.
     assert all(abs(first[position] - 250) < 89 for position in range(8))
@@ -86,7 +85,7 @@ def whole(tiles: Path) -> TileSet:
 
 @hypothesis_settings(max_examples=20)
 @given(st.integers(0, 9), st.lists(st.integers(1, 20), min_size=2, max_size=4, unique=True).map(sorted))
-def test_a_seeds_smaller_subset_lies_in_the_larger_and_all_have_the_same_held_tiles(
+def test_subsets_of_a_seed_are_nested_with_the_same_held_out_tiles(
     whole: TileSet, seed: int, counts: list[int]
 ) -> None:
     held = [tile for tile in whole.tiles if tile.split != "train"]
@@ -100,28 +99,28 @@ def test_a_seeds_smaller_subset_lies_in_the_larger_and_all_have_the_same_held_ti
         before = train_tiles
 
 
-def test_another_seed_draws_other_tiles(whole: TileSet) -> None:
+def test_seeds_draw_different_tiles(whole: TileSet) -> None:
     assert len({tuple(subset(whole, seed, 3)) for seed in range(5)}) > 1
 
 
-def test_shares_become_numbers_of_tiles() -> None:
+def test_percentages_give_numbers_of_tiles() -> None:
     assert subset_sizes((100.0, 1.0, 10.0), 92) == [SubsetSize(1.0, 1), SubsetSize(10.0, 9), SubsetSize(100.0, 92)]
 
 
 @pytest.mark.parametrize(
-    ("shares", "total", "message"),
+    ("percents", "total", "message"),
     [
         ((1.0, 10.0), 23, "--percent 1,10: of 23 training tiles 1 % give no tile. Give --percent 10."),
-        ((4.0, 5.0, 50.0), 23, "some give the same number of tiles. Give --percent 5,50."),
-        ((0.1,), 23, "Prepare more"),
-        ((0.0, 10.0), 23, "at most 100"),
-        ((101.0,), 23, "at most 100"),
-        ((), 23, "at most 100"),
+        ((4.0, 5.0, 50.0), 23, "--percent 4,5,50: of 23 training tiles .* --percent 5,50."),
+        ((0.1,), 23, "--percent 0.1: of 23 training tiles 0.1 %"),
+        ((0.0, 10.0), 23, "--percent 0,10: .*100"),
+        ((101.0,), 23, "--percent 101: .*100"),
+        ((), 23, "--percent : .*100"),
     ],
 )
-def test_shares_that_cannot_be_are_refused(shares: tuple, total: int, message: str) -> None:
-    with pytest.raises(SettingError, match=message.replace(".", r"\.")) as refused:
-        subset_sizes(shares, total)
+def test_invalid_percentages_are_refused(percents: tuple, total: int, message: str) -> None:
+    with pytest.raises(SettingError, match=message) as refused:
+        subset_sizes(percents, total)
     assert "\n" not in str(refused.value)
 
 
@@ -129,28 +128,28 @@ def test_shares_that_cannot_be_are_refused(shares: tuple, total: int, message: s
     st.integers(1, 500), st.integers(1, 500), st.integers(1, 30), st.integers(1, 16), st.integers(0, 2000),
     st.integers(1, 3),
 )  # fmt: skip
-def test_few_tiles_take_about_as_many_steps_as_many(
-    one: int, other: int, epochs: int, batch_size: int, least_steps: int, repeat: int
+def test_few_tiles_are_repeated_to_take_about_as_many_steps(
+    one: int, other: int, epochs: int, batch_size: int, min_steps: int, repeat: int
 ) -> None:
     few, total = sorted((one, other))
     config = TrainConfig(epochs=epochs, batch_size=batch_size, repeat=repeat)
-    often = repeats(few, total, config, least_steps)
-    aim = min(total * repeat, least_steps * batch_size / epochs)
+    often = repeats(few, total, config, min_steps)
+    aim = min(total * repeat, min_steps * batch_size / epochs)
     assert often >= repeat
-    assert repeats(total, total, config, least_steps) == repeat
-    # Nearest whole number of passes, and never fewer than one.
+    assert repeats(total, total, config, min_steps) == repeat
+    # The nearest number of repetitions, at least one.
     assert often == repeat or abs(few * often - aim) <= few / 2
 
 
-def test_steps_are_those_of_the_optimizer() -> None:
+def test_steps_are_optimizer_steps() -> None:
     config = TrainConfig(epochs=3, batch_size=8, accumulate=2, repeat=10)
-    # 50 tiles are seven batches, the last of two; two batches make a step.
+    # 50 tiles are seven batches, the last of two tiles; a step takes two batches.
     assert optimizer_steps(5, config) == 3 * 4
     assert repeats(1, 92, TrainConfig(epochs=10, batch_size=8), 1000) == 92
     assert repeats(100, 10_000, TrainConfig(epochs=10, batch_size=8), 1000) == 8
 
 
-def test_a_repeated_tile_is_augmented_anew_and_once_is_as_before(whole: TileSet) -> None:
+def test_repeat_repeats_the_training_tiles(whole: TileSet) -> None:
     scaling = Scaling((0.0,) * 3, (1.0,) * 3)
     once, thrice = (
         training_data(whole, Recipe().with_settings(train={"repeat": often}), scaling).train for often in (1, 3)
@@ -161,14 +160,14 @@ def test_a_repeated_tile_is_augmented_anew_and_once_is_as_before(whole: TileSet)
             np.testing.assert_array_equal(once[index][0], thrice[index + turn * len(once)][0])
 
 
-def test_without_variants_the_recipes_network_and_the_same_from_scratch() -> None:
+def test_without_variants_the_network_is_compared_with_one_from_scratch() -> None:
     pretrained, scratch = variants_of(Recipe())
     assert (pretrained.model, scratch.model) == ({}, {"weights": "none", "start": ""})
     assert [v.name for v in variants_of(Recipe().with_settings(model={"weights": "none"}))] == ["from scratch"]
     assert variants_of(RECIPE) == (Variant("fast"), Variant("slow", train={"decoder_lr": 1e-6}))
 
 
-def test_every_point_is_a_run_on_its_subset_scored_on_the_same_ground(found: Curve, whole: TileSet) -> None:
+def test_every_run_trains_on_its_subset_and_is_scored_on_the_same_tiles(found: Curve, whole: TileSet) -> None:
     total = len(whole.split("train"))
     few = round(total / 10)
     assert [(s.variant, s.size.tiles) for s in found.points] == [
@@ -184,68 +183,68 @@ def test_every_point_is_a_run_on_its_subset_scored_on_the_same_ground(found: Cur
         assert not (run / STATE).exists()
         assert point.area_fraction == pytest.approx(point.job.size.tiles / total)
         assert point.steps == -(-total // 8) or point.job.size.tiles < total
-    # What `geograft evaluate` says of the run, which has a tile set of its own.
+    # `geograft evaluate` gives the same counts, from the tile set of the run.
     assert evaluate(run, "test").confusion.tolist() == point.confusion.sum(axis=0).tolist()
 
 
-def test_all_tiles_give_the_run_that_train_would_make(found: Curve, tiles: Path, tmp_path: Path) -> None:
+def test_the_run_with_all_tiles_equals_that_of_train(found: Curve, tiles: Path, tmp_path: Path) -> None:
     alone = train(tiles, tmp_path / "alone", RECIPE.variant(RECIPE.variants[0], 1)).run
-    assert (alone / LAST).read_bytes() == (found.folder / "fast" / "share100" / "seed1" / LAST).read_bytes()
+    assert (alone / LAST).read_bytes() == (found.folder / "fast" / "percent100" / "seed1" / LAST).read_bytes()
 
 
-def test_means_over_seeds_have_intervals_over_units(found: Curve) -> None:
-    spot = found.points[1]
-    by_hand = np.mean([scores(point.confusion.sum(axis=0)).headline()["iou"] for point in spot.runs])
-    figure = spot.figures["iou"]
+def test_means_over_seeds_have_confidence_intervals_over_units(found: Curve) -> None:
+    each = found.points[1]
+    by_hand = np.mean([scores(point.confusion.sum(axis=0)).headline()["iou"] for point in each.runs])
+    figure = each.figures["iou"]
     assert figure.value == pytest.approx(by_hand)
-    # One seed given twice has the interval of that seed alone.
-    point = spot.runs[0]
-    twice = replace(spot, points=(point, point)).figures["iou"]
+    # A seed given twice has the interval of that seed alone.
+    point = each.runs[0]
+    twice = replace(each, runs=(point, point)).figures["iou"]
     flat = point.confusion.reshape(len(point.units), -1)
     ends = confidence_intervals(flat, lambda sums: (sums[:, 3] / (sums[:, 1] + sums[:, 2] + sums[:, 3]))[:, None])
     np.testing.assert_allclose([twice.low, twice.high], ends[0], rtol=1e-9)
 
 
-def test_tables_say_what_was_found(found: Curve) -> None:
+def test_tables_and_figures_are_written(found: Curve) -> None:
     rows = list(csv.DictReader((found.folder / "curve.csv").read_text().splitlines()))
     content = json.loads((found.folder / "curve.json").read_text())
-    assert [float(row["iou"]) for row in rows] == [spot.figures["iou"].value for spot in found.points]
-    assert [point["iou"] for point in content["points"]] == [spot.figures["iou"].value for spot in found.points]
+    assert [float(row["iou"]) for row in rows] == [each.figures["iou"].value for each in found.points]
+    assert [point["iou"] for point in content["points"]] == [each.figures["iou"].value for each in found.points]
     assert len(content["points"][0]["seeds"]) == 2
     fast, slow = found.by_variant.values()
     assert content["differences"][1]["iou"] == pytest.approx(
         fast[1].figures["iou"].value - slow[1].figures["iou"].value
     )
     text = "\n".join(found.lines())
-    assert "IoU of fields on the test part, mean of 2 seeds" in text
+    assert "IoU of fields on the test split, mean of 2 seeds" in text
     assert "fast - slow" in text
     assert (found.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (found.folder / "curve.svg").read_bytes()
 
 
-def test_a_killed_curve_goes_on_to_the_same_bytes_and_computes_nothing_twice(
+def test_a_killed_curve_resumes_to_the_same_bytes_without_repeating_runs(
     found: Curve, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A curve with two points to go, killed when the first of them is trained and not yet scored.
+    # A curve with two runs left, killed after the first of them is trained and before it is scored.
     out = tmp_path / "killed"
     shutil.copytree(found.folder, out)
     for name in FILES:
         (out / name).unlink()
-    last, kept = [f"{variant}/share100/seed1" for variant in ("fast", "slow")], found.runs[0].job.run
+    last, kept = [f"{variant}/percent100/seed1" for variant in ("fast", "slow")], found.runs[0].job.run
     for run in last:
         shutil.rmtree(out / run)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(points, "scored", killed)
+    monkeypatch.setattr(trials, "score_split", killed)
     with pytest.raises(KeyboardInterrupt):
-        curve(tiles, out, RECIPE, SHARES)
+        curve(tiles, out, RECIPE, PERCENTAGES)
     monkeypatch.undo()
     assert not any((out / name).exists() for name in FILES)
     assert (out / last[0] / STATE).exists()
     times = {path: path.stat().st_mtime_ns for path in (out / kept / POINT, out / kept / LAST, out / last[0] / LAST)}
-    again = curve(tiles, out, RECIPE, SHARES)
+    again = curve(tiles, out, RECIPE, PERCENTAGES)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     for name in FILES:
         assert (out / name).read_bytes() == (found.folder / name).read_bytes(), name
@@ -254,53 +253,57 @@ def test_a_killed_curve_goes_on_to_the_same_bytes_and_computes_nothing_twice(
     assert again.lines()[:-1] == found.lines()[:-1]
 
 
-def test_a_curve_that_is_there_is_not_mixed_with_another(found: Curve, tiles: Path, tmp_path: Path) -> None:
+def test_a_curve_with_other_settings_is_refused(found: Curve, tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"train\.decoder_lr was 0\.005, is 0\.001"):
-        curve(tiles, found.folder, RECIPE.with_settings(train={"decoder_lr": 1e-3}), SHARES)
-    # Less of it is there already, and what does not touch the figures may change.
-    part = curve(tiles, found.folder, replace(RECIPE, seeds=(1,)), SHARES[:1])
+        curve(tiles, found.folder, RECIPE.with_settings(train={"decoder_lr": 1e-3}), PERCENTAGES)
+    # Fewer seeds and percentages are already computed, and settings without effect may change.
+    part = curve(tiles, found.folder, replace(RECIPE, seeds=(1,)), PERCENTAGES[:1])
     assert [point.job.seed for point in part.runs] == [1, 1]
     assert "Note: one seed" in "\n".join(part.lines())
     changed = RECIPE.with_settings(train={"workers": 0, "save_minutes": 1.0})
-    assert curve(tiles, found.folder, changed, SHARES).lines() == found.lines()
+    assert curve(tiles, found.folder, changed, PERCENTAGES).lines() == found.lines()
     point = found.folder / found.runs[0].job.run / POINT
     before = point.read_bytes()
     point.write_text("{}")
-    with pytest.raises(InputError, match="to begin it anew"):
-        curve(tiles, found.folder, RECIPE, SHARES)
+    with pytest.raises(InputError, match=POINT):
+        curve(tiles, found.folder, RECIPE, PERCENTAGES)
     point.write_bytes(before)
 
 
-def test_overlapping_tiles_are_counted_by_their_ground(whole: TileSet) -> None:
+def test_overlapping_tiles_are_counted_by_area(whole: TileSet) -> None:
     apart = [replace(tile, split="train") for tile in whole.tiles]
     shifted = [replace(tile, window=replace(tile.window, row=tile.window.row // 2)) for tile in apart]
     notes = [_notes(replace(whole, tiles=tuple(tiles)), RECIPE) for tiles in (apart, shifted)]
-    assert [any("each pixel lies in 1.8 of them" in note for note in each) for each in notes] == [False, True]
-    assert all("there is no test part" in each[0] for each in notes)
+    assert [any(" 1.8 of them" in note for note in each) for each in notes] == [False, True]
+    assert all("no test split" in each[0] for each in notes)
 
 
-def test_percents_are_read_and_the_commands_defaults_are_the_functions() -> None:
+def test_percent_is_parsed_and_the_commands_defaults_match_the_function() -> None:
     defaults = {name: value.default for name, value in signature(command).parameters.items()}
-    assert parse_percent(defaults["percent"]) == SHARES_BY_DEFAULT
+    assert parse_percent(defaults["percent"]) == PERCENTS
     assert defaults["min_steps"] == MIN_STEPS
     assert parse_percent("0.5,100") == (0.5, 100.0)
     with pytest.raises(SettingError, match="by commas"):
         parse_percent("1 2")
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(tiles: Path, tmp_path: Path) -> None:
-    for recipe, shares, least in ((RECIPE, (0.1,), 0), (RECIPE, SHARES, -1), (replace(RECIPE, seeds=()), SHARES, 0)):
+def test_invalid_settings_are_refused_before_writing(tiles: Path, tmp_path: Path) -> None:
+    for recipe, percents, steps in (
+        (RECIPE, (0.1,), 0),
+        (RECIPE, PERCENTAGES, -1),
+        (replace(RECIPE, seeds=()), PERCENTAGES, 0),
+    ):
         with pytest.raises(SettingError):
-            curve(tiles, tmp_path / "out", recipe, shares, least)
+            curve(tiles, tmp_path / "out", recipe, percents, steps)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_figure_shows_what_cannot_be_scored_as_a_gap_and_is_the_same_each_time() -> None:
+def test_the_figure_shows_undefined_scores_as_gaps_and_is_reproducible() -> None:
     number = np.array([1, 2, 3, 100])
     mean = np.array([np.nan, 0.5, 0.6, 0.7])
     lines = [LearningCurve("a", number, ScoreSeries(mean, mean - 0.1, mean + 0.1), mean[:, None])]
     drawn = {learning_curve_figure(lines, "mean IoU", look, "svg") for look in (LIGHT, LIGHT, DARK)}
     assert len(drawn) == 2
-    # Without any interval there is no band, and no warning of the drawing.
+    # Without intervals the figure has no band, and drawing gives no warning.
     none = np.full(4, np.nan)
     assert learning_curve_figure([LearningCurve("a", number, ScoreSeries(none, none, none), none[:, None])], "IoU")

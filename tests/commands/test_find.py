@@ -1,4 +1,4 @@
-"""`geograft find`: trials that are cut short where they are poor, the same after a kill, and a recipe that trains."""
+"""`geograft find`: successive halving, resuming after a kill, and the best recipe."""
 
 import csv
 import math
@@ -26,21 +26,21 @@ RECIPE = Recipe().with_settings(
     model={"weights": "none", "encoder": "test_efficientnet"},
     train={"epochs": 4, "batch_size": 8, "decoder_lr": 1e-3, "device": "cpu"},
 )
-Planted = Callable[[Recipe], float]
+Objective = Callable[[Recipe], float]
 
 
 def peak(recipe: Recipe) -> float:
-    """A landscape with its top at decoder_lr 0.004, lovasz and focal, seen the better the more epochs."""
+    """An objective with its optimum at decoder_lr 0.004, lovasz and focal, which increases with the epochs."""
     away = abs(math.log(recipe.train.decoder_lr / 4e-3)) + abs(recipe.train.region_loss_weight - 0.6)
     other = (recipe.train.region_loss != "lovasz") + (recipe.train.pixel_loss != "focal")
     return (1 - 0.1 * away - 0.1 * other) * (1 - 1 / (5 + recipe.train.epochs))
 
 
-class Ground:
-    """Stands for `train`: writes a state, counts, and gives what is planted; it can be killed in a training."""
+class FakeTrain:
+    """Replaces `train`: writes a state, records the recipe, and returns the objective; can be killed in a training."""
 
-    def __init__(self, planted: Planted, killed_in: int = 0) -> None:
-        self.planted, self.killed_in = planted, killed_in
+    def __init__(self, objective: Objective, killed_in: int = 0) -> None:
+        self.objective, self.killed_in = objective, killed_in
         self.trained: list[Recipe] = []
 
     def __call__(self, _tiles: Path, run: Path, recipe: Recipe, resume: bool) -> Any:
@@ -48,7 +48,7 @@ class Ground:
         self.trained.append(recipe)
         if len(self.trained) == self.killed_in:
             raise KeyboardInterrupt
-        iou = self.planted(recipe)
+        iou = self.objective(recipe)
         run.mkdir(parents=True, exist_ok=True)
         (run / STATE).write_text("")
         best = SimpleNamespace(val_iou=iou)
@@ -56,28 +56,26 @@ class Ground:
 
 
 @pytest.fixture
-def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ground]:
-    def planting(planted: Planted = peak, killed_in: int = 0) -> Ground:
-        ground = Ground(planted, killed_in)
-        monkeypatch.setattr(module, "train", ground)
-        return ground
+def fake_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeTrain]:
+    def replace_train(objective: Objective = peak, killed_in: int = 0) -> FakeTrain:
+        fake = FakeTrain(objective, killed_in)
+        monkeypatch.setattr(module, "train", fake)
+        return fake
 
-    return planting
+    return replace_train
 
 
-def told(found: SearchResult) -> list[tuple[Mapping[str, Any], Mapping[int, float]]]:
+def trials_of(found: SearchResult) -> list[tuple[Mapping[str, Any], Mapping[int, float]]]:
     return [(dict(trial.values), dict(trial.scores)) for trial in found.trials]
 
 
 @pytest.fixture(scope="module")
 def found(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
-    """A search with true trainings."""
+    """A search with real training."""
     return find(tiles, tmp_path_factory.mktemp("find") / "found", RECIPE, trials=4)
 
 
-def test_the_recipe_that_is_found_trains_to_the_score_that_it_was_found_by(
-    found: SearchResult, tiles: Path, tmp_path: Path
-) -> None:
+def test_the_best_recipe_trains_to_the_score_of_its_trial(found: SearchResult, tiles: Path, tmp_path: Path) -> None:
     recipe = load_recipe(found.folder / BEST)
     assert recipe == found.recipe
     assert recipe.train.epochs == RECIPE.train.epochs
@@ -87,14 +85,14 @@ def test_the_recipe_that_is_found_trains_to_the_score_that_it_was_found_by(
     assert not list(found.folder.rglob(STATE))
 
 
-def test_the_first_trial_is_the_recipe_itself_and_trains_with_all_epochs(found: SearchResult) -> None:
+def test_the_first_trial_is_the_recipe_and_trains_for_all_epochs(found: SearchResult) -> None:
     first = found.trials[0]
     assert list(first.scores) == [1, 2, 4]
     assert found.space.recipe_of(first.values, 4) == RECIPE
     assert found.best.iou >= first.iou
 
 
-def test_the_table_and_the_csv_hold_every_trial(found: SearchResult) -> None:
+def test_the_table_and_the_csv_contain_every_trial(found: SearchResult) -> None:
     with (found.folder / TABLE).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == [1, 2, 3, 4]
@@ -113,121 +111,121 @@ def test_the_table_and_the_csv_hold_every_trial(found: SearchResult) -> None:
     assert f"the recipe's own settings: {found.trials[0].iou:.3f}" in lines[6]
 
 
-def test_a_finished_search_trains_nothing_and_says_the_same(
-    found: SearchResult, tiles: Path, plant: Callable[..., Ground]
+def test_a_finished_search_trains_nothing(
+    found: SearchResult, tiles: Path, fake_train: Callable[..., FakeTrain]
 ) -> None:
-    ground = plant()
+    fake = fake_train()
     again = find(tiles, found.folder, RECIPE.with_settings(train={"workers": 0}), trials=4)
     assert again.lines() == found.lines()
-    assert not ground.trained
+    assert not fake.trained
 
 
-def test_the_search_beats_the_recipe_on_a_planted_landscape_and_poor_trials_stop_early(
-    tiles: Path, tmp_path: Path, plant: Callable[..., Ground]
+def test_the_search_improves_on_the_recipe_and_poor_trials_stop_early(
+    tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain]
 ) -> None:
-    ground = plant()
+    fake = fake_train()
     found = find(tiles, tmp_path / "out", RECIPE, trials=30)
     assert found.best.iou > found.trials[0].iou + 0.1
     assert found.best.iou == max(trial.iou for trial in found.trials if trial.epochs == 4)
     lengths = [trial.epochs for trial in found.trials]
     assert lengths.count(1) > len(lengths) / 3
     assert lengths.count(4) < len(lengths) / 2
-    # What stopped was not among the best third of those before it; what went on was.
+    # Stopped trials were not in the best third of those before them; promoted ones were.
     for trial in found.trials:
         for epochs in set(trial.scores) - {4}:
             before = [t.scores[epochs] for t in found.trials[: trial.number - 1] if epochs in t.scores]
             assert should_promote(trial.scores[epochs], before) == (epochs < trial.epochs)
-    assert found.epochs == sum(recipe.train.epochs for recipe in ground.trained)
-    # Rates lie around the recipe's, and are short.
+    assert found.epochs == sum(recipe.train.epochs for recipe in fake.trained)
+    # Learning rates are near the recipe's, and rounded.
     rates = [trial.values["decoder_lr"] for trial in found.trials]
     assert all(
         1e-3 / LEARNING_RATE_SPAN <= float(rate) <= 1e-3 * LEARNING_RATE_SPAN and len(f"{rate:.3g}") < 9
         for rate in rates
     )
-    # Three digits near the best meet now and then; that is no reason not to draw another encoder rate with it.
+    # Rounded rates near the optimum coincide now and then.
     assert len(set(rates)) > 20
 
 
 @pytest.mark.parametrize("killed_in", [1, 2, 5, 8])
-def test_a_killed_search_goes_on_to_the_same_trials(
-    tiles: Path, tmp_path: Path, plant: Callable[..., Ground], killed_in: int
+def test_a_killed_search_resumes_to_the_same_trials(
+    tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain], killed_in: int
 ) -> None:
-    whole = plant()
+    whole = fake_train()
     straight = find(tiles, tmp_path / "straight", RECIPE, trials=10)
-    killed = plant(killed_in=killed_in)
+    killed = fake_train(killed_in=killed_in)
     with pytest.raises(KeyboardInterrupt):
         find(tiles, tmp_path / "killed", RECIPE, trials=10)
-    resumed = plant()
+    resumed = fake_train()
     again = find(tiles, tmp_path / "killed", RECIPE, trials=10)
-    assert told(again) == told(straight)
+    assert trials_of(again) == trials_of(straight)
     assert (tmp_path / "killed" / BEST).read_bytes() == (tmp_path / "straight" / BEST).read_bytes()
-    # Only the trial that was killed is asked for again, in its own folders, where `train` goes on.
+    # Only the killed trial is repeated, in the same folders, where `train` resumes.
     assert killed.trained[:killed_in] == whole.trained[:killed_in]
     assert resumed.trained == whole.trained[-len(resumed.trained) :]
     assert len(resumed.trained) <= len(whole.trained) - killed_in + 3
 
 
-def test_more_trials_later_are_those_that_would_have_come_at_once(
-    tiles: Path, tmp_path: Path, plant: Callable[..., Ground]
+def test_extending_a_search_gives_the_same_trials_as_one_search(
+    tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain]
 ) -> None:
-    plant()
+    fake_train()
     once = find(tiles, tmp_path / "once", RECIPE, trials=9)
     find(tiles, tmp_path / "twice", RECIPE, trials=4)
-    assert told(find(tiles, tmp_path / "twice", RECIPE, trials=9)) == told(once)
+    assert trials_of(find(tiles, tmp_path / "twice", RECIPE, trials=9)) == trials_of(once)
     other = find(tiles, tmp_path / "other", RECIPE.with_settings(train={"seed": 1}), trials=4)
-    assert told(other)[1:] != told(once)[1:4]
+    assert trials_of(other)[1:] != trials_of(once)[1:4]
 
 
-def test_no_trial_begins_after_the_minutes_are_spent(tiles: Path, tmp_path: Path, plant: Callable[..., Ground]) -> None:
-    ground = plant()
+def test_no_trial_starts_after_the_given_minutes(
+    tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain]
+) -> None:
+    fake = fake_train()
     found = find(tiles, tmp_path / "out", RECIPE, trials=50, minutes=0.5)
     spent = [sum(trial.seconds for trial in found.trials[:n]) for n in range(len(found.trials) + 1)]
     assert spent[-1] >= 30 > spent[-2]
-    count = len(ground.trained)
+    count = len(fake.trained)
     assert len(find(tiles, tmp_path / "out", RECIPE, trials=50, minutes=0.5).trials) == len(found.trials)
-    assert len(ground.trained) == count
+    assert len(fake.trained) == count
 
 
-def test_a_trial_that_diverges_is_counted_as_nothing_and_the_search_goes_on(
-    tiles: Path, tmp_path: Path, plant: Callable[..., Ground]
+def test_a_diverged_trial_counts_as_zero_and_the_search_continues(
+    tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain]
 ) -> None:
     def diverging(recipe: Recipe) -> float:
         if recipe.train.decoder_lr >= 1e-3:
             raise DivergedError("The loss became nan")
         return peak(recipe)
 
-    plant(diverging)
+    fake_train(diverging)
     found = find(tiles, tmp_path / "out", RECIPE, trials=8)
     assert found.trials[0].diverged
     assert not found.best.diverged
     assert found.best.epochs == 4
-    assert f"{sum(t.diverged for t in found.trials)} of the trials, counted as IoU 0" in "\n".join(found.lines())
+    assert f"{sum(t.diverged for t in found.trials)} of the trials diverged" in "\n".join(found.lines())
     assert "the recipe's own settings diverged" in "\n".join(found.lines())
-    plant(lambda recipe: diverging(recipe.with_settings(train={"decoder_lr": 1.0})))
-    with pytest.raises(InputError, match="smaller learning rates"):
+    fake_train(lambda recipe: diverging(recipe.with_settings(train={"decoder_lr": 1.0})))
+    with pytest.raises(InputError, match=r"every trial in .*all"):
         find(tiles, tmp_path / "all", RECIPE, trials=2)
     assert not (tmp_path / "all" / BEST).exists()
 
 
-def test_encoders_are_tried_and_the_best_is_in_the_recipe(
-    tiles: Path, tmp_path: Path, plant: Callable[..., Ground]
-) -> None:
-    plant(lambda recipe: 0.9 if recipe.model.encoder == "test_resnet" else 0.5)
+def test_the_best_encoder_is_in_the_recipe(tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain]) -> None:
+    fake_train(lambda recipe: 0.9 if recipe.model.encoder == "test_resnet" else 0.5)
     found = find(tiles, tmp_path / "out", RECIPE, trials=8, encoders=("test_efficientnet", "test_resnet"))
     assert found.trials[0].values["encoder"] == "test_efficientnet"
     assert load_recipe(tmp_path / "out" / BEST).model.encoder == "test_resnet"
-    with pytest.raises(SettingError, match=r"is another search: encoders\.0 was test_efficientnet"):
+    with pytest.raises(SettingError, match=r"encoders\.0 was test_efficientnet"):
         find(tiles, tmp_path / "out", RECIPE, trials=8, encoders=("test_resnet",))
 
 
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 1))
-def test_the_best_third_goes_on(others: list[float], iou: float) -> None:
+def test_the_best_third_is_promoted(others: list[float], iou: float) -> None:
     place = sorted([*others, iou], reverse=True).index(iou)
     assert should_promote(iou, others) == (place < max(1, (len(others) + 1) // 3))
 
 
 @given(st.integers(1, 200), st.floats(0, 9), st.integers(0, 9))
-def test_every_rung_has_the_whole_schedule_in_its_epochs(epochs: int, warmup: float, freeze: int) -> None:
+def test_every_rung_scales_the_schedule_to_its_epochs(epochs: int, warmup: float, freeze: int) -> None:
     recipe = Recipe().with_settings(train={"epochs": epochs, "warmup_epochs": warmup, "freeze_epochs": freeze})
     space = SearchSpace.around(recipe, ())
     rungs = space.rungs()
@@ -241,7 +239,7 @@ def test_every_rung_has_the_whole_schedule_in_its_epochs(epochs: int, warmup: fl
         assert shorter.freeze_epochs <= freeze
 
 
-def test_what_has_no_pretrained_encoder_has_no_rate_of_it_to_search() -> None:
+def test_encoder_lr_is_searched_only_with_a_pretrained_encoder() -> None:
     assert "encoder_lr" in SearchSpace.around(Recipe(), ()).parameter_names()
     assert "encoder" not in SearchSpace.around(Recipe(), (Recipe().model.encoder,)).parameter_names()
     assert "encoder_lr" not in SearchSpace.around(RECIPE, ()).parameter_names()
@@ -255,12 +253,12 @@ def test_what_has_no_pretrained_encoder_has_no_rate_of_it_to_search() -> None:
     ("model", "encoders", "trials", "message"),
     [
         ({"architecture": "unet"}, ("resnet18",), 3, "--encoders resnet18: architecture = unet has no encoder"),
-        ({"weights": "package"}, ("resnet18", "resnet34"), 3, "are those of one encoder"),
+        ({"weights": "package"}, ("resnet18", "resnet34"), 3, "weights = 'package'"),
         ({}, ("resnet18", "resnet1b8"), 3, "resnet1b8"),
-        ({}, (), 0, "give a trial or more"),
+        ({}, (), 0, "--trials 0"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_writing(
     tiles: Path, tmp_path: Path, model: dict[str, Any], encoders: tuple[str, ...], trials: int, message: str
 ) -> None:
     with pytest.raises(SettingError, match=message) as refused:
@@ -269,36 +267,34 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_optuna_one_line_says_what_to_install(
-    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_optuna_is_a_one_line_error(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "geograft.commands.search")
-    with pytest.raises(SettingError, match=r"^geograft find needs Optuna: pip install geograft\[find\]$"):
+    with pytest.raises(SettingError, match=r"Optuna: pip install geograft\[find\]$"):
         find(tiles, tmp_path / "out", RECIPE)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_something_else_and_a_spoilt_journal_are_refused(tiles: Path, tmp_path: Path) -> None:
+def test_other_folders_and_damaged_journals_are_refused(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="is no search"):
+    with pytest.raises(OutputError, match=tmp_path.name):
         find(tiles, tmp_path, RECIPE)
     out = tmp_path / "out"
     out.mkdir()
     (out / JOURNAL).write_text("no journal\nat all\n")
-    with pytest.raises(InputError, match="to begin anew"):
+    with pytest.raises(InputError, match=JOURNAL):
         find(tiles, out, RECIPE)
 
 
-def test_validation_tiles_that_cannot_be_scored_are_said(
-    tiles: Path, tmp_path: Path, plant: Callable[..., Ground]
+def test_unlabelled_validation_tiles_are_refused(
+    tiles: Path, tmp_path: Path, fake_train: Callable[..., FakeTrain]
 ) -> None:
-    plant(lambda _recipe: math.nan)
-    with pytest.raises(InputError, match="no validation tile can be scored"):
+    fake_train(lambda _recipe: math.nan)
+    with pytest.raises(InputError, match="--val"):
         find(tiles, tmp_path / "out", RECIPE)
 
 
-def test_the_commands_defaults_are_the_functions() -> None:
+def test_the_commands_defaults_match_the_function() -> None:
     flags, arguments = signature(command).parameters, signature(find).parameters
     assert flags["trials"].default == arguments["trials"].default == TRIALS
     assert flags["minutes"].default == arguments["minutes"].default

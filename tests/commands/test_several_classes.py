@@ -1,4 +1,4 @@
-"""From images and masks on the command line to a network that learnt classes which overlap, or parts of pixels."""
+"""Overlapping classes and fractional labels on the command line, from images and masks to a trained network."""
 
 from pathlib import Path
 
@@ -26,23 +26,23 @@ def call(*words: object) -> None:
     app([str(word) for word in words], result_action="return_value")
 
 
-def shares(rng: np.random.Generator, classes: int) -> Float32[ndarray, "k h w"]:
-    """Return shares of blocks of 8 pixels, each class by itself, in steps of 1/8."""
+def class_blocks(rng: np.random.Generator, classes: int) -> Float32[ndarray, "k h w"]:
+    """Return class fractions in blocks of 8 pixels, independent for each class, in steps of 1/8."""
     steps = rng.integers(0, 9, (classes, SIDE // 8, SIDE // 8)) / 8
     return steps.repeat(8, axis=1).repeat(8, axis=2).astype(np.float32)
 
 
-def folders(folder: Path, classes: int, whole: bool) -> tuple[Path, Path]:
-    """Write six images, each band as bright as its class has of a pixel, and their masks, with a corner not known."""
+def folders(folder: Path, classes: int, pure: bool) -> tuple[Path, Path]:
+    """Write six images, whose bands are as bright as the class fractions, and masks with an unlabelled corner."""
     rng = np.random.default_rng(0)
     for number in range(6):
-        there = shares(rng, classes)
-        there = np.rint(there) if whole else there
+        fractions = class_blocks(rng, classes)
+        fractions = np.rint(fractions) if pure else fractions
         image = rng.normal(60, 8, (3, SIDE, SIDE))
-        image[:classes] += 120 * there
-        there[:, :8, :8] = np.nan
+        image[:classes] += 120 * fractions
+        fractions[:, :8, :8] = np.nan
         write_raster(folder / "images" / f"{number}.tif", image.clip(1, 255).astype(np.uint8))
-        write_raster(folder / "masks" / f"{number}.tif", there)
+        write_raster(folder / "masks" / f"{number}.tif", fractions)
     return folder / "images", folder / "masks"
 
 
@@ -54,9 +54,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_network_learns_them(case: str, tmp_path: Path) -> None:
+def test_a_network_learns_overlapping_and_fractional_labels(case: str, tmp_path: Path) -> None:
     bands, flags = CASES[case]
-    images, masks = folders(tmp_path, bands, whole="--fractional" not in flags)
+    images, masks = folders(tmp_path, bands, pure="--fractional" not in flags)
     parts = ("--tile-px", SIDE, "--split", "scene", "--val", "0.2", "--test", "0")
     call("prepare", "masks", images, masks, *flags, *parts, "--out", tmp_path / "tiles")
     call("train", tmp_path / "tiles", "--out", tmp_path / "run", *LIGHT)

@@ -17,7 +17,7 @@ import torch
 from geograft.config import TrainConfig
 from geograft.training.checkpoint import STATE
 from geograft.training.loop import fit
-from tests.support.processes import Fuse, in_a_process
+from tests.support.processes import Fuse, run_in_child
 from tests.support.training import Tile, TinyNetwork, blocks, training_data
 
 CONFIG = TrainConfig(
@@ -66,32 +66,32 @@ def killed_at_file(length: int, after: bool) -> Callable[[], None]:
 
 
 def train(folder: Path, resume: bool = False) -> None:
-    # Validation says the opposite of training, so that the first epoch is the best and the last is not.
-    contrary = [(image, np.where(label == 255, label, 1 - label)) for image, label in blocks(5, 1)]
-    data = training_data(train=Tiles(blocks(18, 0)), val=Tiles(contrary))
-    # The global seed must not matter: a resumed process has another history than the one that was killed.
+    # Inverted validation labels, so that the first epoch is the best and the last is not.
+    inverted = [(image, np.where(label == 255, label, 1 - label)) for image, label in blocks(5, 1)]
+    data = training_data(train=Tiles(blocks(18, 0)), val=Tiles(inverted))
+    # The global seed must not matter, because a resumed process has another history than the killed one.
     torch.manual_seed(int(resume) + 5)
     fit(TinyNetwork(), data, CONFIG, folder, resume=resume)
 
 
 def try_moment(folder: Path, arm: Callable[[], None]) -> str:
-    """Kill a run, resume it to its end, and return what the killed run left."""
+    """Kill a run, resume it to the end, and return the signal and the progress at the kill."""
     folder.mkdir()
 
     def doomed() -> None:
         arm()
         train(folder)
 
-    ended_by = in_a_process(doomed)
-    position = torch.load(folder / STATE, weights_only=True)["position"]
-    assert in_a_process(lambda: train(folder, resume=True)) == 0
-    return f"{folder.name} {ended_by} {position['epoch']} {position['step']}"
+    ended_by = run_in_child(doomed)
+    progress = torch.load(folder / STATE, weights_only=True)["progress"]
+    assert run_in_child(lambda: train(folder, resume=True)) == 0
+    return f"{folder.name} {ended_by} {progress['epoch']} {progress['step']}"
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     (folder / "whole").mkdir()
-    assert in_a_process(lambda: train(folder / "whole")) == 0
+    assert run_in_child(lambda: train(folder / "whole")) == 0
     # An epoch reads 18 + 5 tiles, saves 4 times in between, and writes 4 files at its end.
     moments = {f"read-{n}": killed_while_reading(n) for n in (5, 11, 18, 19, 24, 30)}
     moments |= {f"before-file-{n}": killed_at_file(n, after=False) for n in (2, 6, 7, 8, 9, 14)}

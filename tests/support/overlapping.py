@@ -1,4 +1,4 @@
-"""Tiles of two classes that overlap: one is bright in the first band, the other in the second, each where it likes."""
+"""Tiles of two independent, overlapping classes: one is bright in the first band, the other in the second."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,12 +23,12 @@ LEGEND = Legend(("red", "green"), overlapping=True)
 
 
 def overlapping_tile(rng: np.random.Generator, size: int = 16) -> tuple[ndarray, ndarray]:
-    """Return an image of 3 bands and the shares (2, size, size) of both classes, NaN in a corner without an image."""
-    share = rng.integers(0, 2, (2, size // 4, size // 4)).repeat(4, 1).repeat(4, 2).astype(np.float32)
+    """Return a 3-band image and the label (2, size, size) of both classes, NaN in a corner without image data."""
+    labels = rng.integers(0, 2, (2, size // 4, size // 4)).repeat(4, 1).repeat(4, 2).astype(np.float32)
     image = rng.normal(100, 10, (3, size, size)).astype(np.float32)
-    image[:2] += 60 * share
-    image[:, :3, :3], share[:, :3, :3] = 0, np.nan
-    return image, share
+    image[:2] += 60 * labels
+    image[:, :3, :3], labels[:, :3, :3] = 0, np.nan
+    return image, labels
 
 
 def overlapping_blocks(count: int, seed: int) -> list[tuple[ndarray, ndarray]]:
@@ -37,20 +37,20 @@ def overlapping_blocks(count: int, seed: int) -> list[tuple[ndarray, ndarray]]:
 
 
 def overlapping_data(**changes: Any) -> TrainingData:
-    """Return 18 and 5 such tiles, and whatever `changes` says."""
+    """Return 18 training and 5 validation tiles, and `changes` to these."""
     data = TrainingData(overlapping_blocks(18, 0), overlapping_blocks(5, 1), LEGEND, Scaling((130.0,) * 3, (30.0,) * 3))
     return replace(data, **{"fingerprint": "overlapping", **changes})
 
 
 def overlapping_set(folder: Path, scenes: int = 1) -> Path:
-    """Return a tile set of such ground: scenes of 256 x 256 pixels, 32-pixel tiles, blocks of 64 pixels."""
+    """Write and return a tile set of both classes: 256 x 256 pixel scenes, 32-pixel tiles, 64-pixel blocks."""
     names = [f"scene{number}" for number in range(scenes)]
     rows = [row for number, name in enumerate(names) for row in _scene_rows(folder, name, number)]
     place = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=64, buffer_px=0, val=0.2, test=0.2)
     meta = TileSetMeta(
         LEGEND, ("a", "b", "c"), "uint8", 255, (127.0, 127.0, 100.0), (32.0, 32.0, 10.0),
         tuple(Scene(name, f"{name}.tif", name, 256, 256, 0.1, name) for name in names), place, {}, "overlapping",
-        shares=True,
+        fractional=True,
     )  # fmt: skip
     outlines = [box(*(TENTH_METRE @ (w.col, w.stop_row)), *(TENTH_METRE @ (w.stop_col, w.row))) for _, w, *_ in rows]
     write_tiles(folder / INDEX, rows, outlines, LEGEND.names, CRS(UTM12))
@@ -61,11 +61,11 @@ def overlapping_set(folder: Path, scenes: int = 1) -> Path:
 def _scene_rows(folder: Path, name: str, seed: int) -> Iterator[tuple[str, Window, Split, float, tuple[float, ...]]]:
     """Write a scene and its mask, and yield the rows of its tiles."""
     rng = np.random.default_rng(seed)
-    share = rng.integers(0, 2, (2, 16, 16)).repeat(16, 1).repeat(16, 2)
+    labels = rng.integers(0, 2, (2, 16, 16)).repeat(16, 1).repeat(16, 2)
     image = rng.normal(100, 10, (3, 256, 256))
-    image[:2] += 60 * share
-    mask = (250 * share).astype(np.uint8)
-    # Of one class something is not known that is known of the other.
+    image[:2] += 60 * labels
+    mask = (250 * labels).astype(np.uint8)
+    # A corner where one class is unlabelled and the other is not.
     mask[0, :7, :7] = 255
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     write_raster(folder / f"{name}.tif", image.astype(np.uint8))

@@ -103,6 +103,12 @@ CASES: dict[str, tuple[Callable[[], Network], Callable[[], TrainingData], dict[s
         partial(overlapping_data, val=overlapping_blocks(6, 1)),
         {"pixel_loss": "focal"},
     ),
+    "lovasz": (Deterministic, data, {"region_loss": "lovasz"}),
+    "tversky": (
+        partial(Deterministic, 3),
+        partial(data, classes=3),
+        {"region_loss": "tversky", "boundary_weight": 1.0},
+    ),
     "auxiliary outputs": (DeepSupervised, data, {"auxiliary_weight": 1.0}),
 }
 

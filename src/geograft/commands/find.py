@@ -1,7 +1,4 @@
-"""`geograft find`: a small search for the learning rates, the mix of losses and the encoder that suit a tile set.
-
-What a search found: its trials as a table, find.csv, and best.toml.
-"""
+"""`geograft find`: hyper-parameter search over learning rates, loss and encoder by successive halving (Optuna)."""
 
 import csv
 import io
@@ -28,15 +25,15 @@ from geograft.training.distributed import rank_of
 BEST = "best.toml"
 TABLE = "find.csv"
 OPTIMISM_NOTE = (
-    "The best of several flatters on the tiles that chose it. Score it on others: geograft evaluate --split test"
+    "The best trial was selected on these tiles, so its score is optimistic: run geograft evaluate --split test"
 )
 MAX_SHOWN = 10
-"""Trials in the printed table."""
+"""Maximum number of trials in the printed table."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The trials of a search."""
+    """Result of `find`: the trials of a search."""
 
     folder: Path
     space: SearchSpace
@@ -44,12 +41,12 @@ class SearchResult:
 
     @property
     def ranked(self) -> list[TrialResult]:
-        """The trials, the best first: by how long they trained, then by validation IoU, the earlier of equals."""
+        """The trials, best first: by epochs trained, then by validation IoU, then by number."""
         return sorted(self.trials, key=lambda each: (each.diverged, -each.epochs, -each.iou, each.number))
 
     @property
     def best(self) -> TrialResult:
-        """The trial of the best validation IoU among those that trained with all epochs."""
+        """The trial with the best validation IoU among those that trained for all epochs."""
         return self.ranked[0]
 
     @property
@@ -59,16 +56,16 @@ class SearchResult:
 
     @property
     def run(self) -> Path:
-        """The best trial's run of all epochs."""
+        """Run folder of the best trial, with all epochs."""
         return run_of(self.folder, self.best.number, self.best.epochs)
 
     @property
     def epochs(self) -> int:
-        """Epochs that all trainings took."""
+        """Total number of epochs trained."""
         return sum(sum(trial.scores) for trial in self.trials)
 
     def lines(self) -> list[str]:
-        """Return what the command line prints: the best trials, what was tried, what it cost, what it is worth."""
+        """Return the lines to print: the best trials, the search space, its cost, and the gain."""
         rungs, names = self.space.rungs(), self.space.parameter_names()
         header = ("trial", *names, *(f"IoU after {epochs}" for epochs in rungs))
         rows = [(f"{t.number}", *(_shown(t.values[name]) for name in names), *_cells(t, rungs)) for t in self.ranked]
@@ -82,11 +79,11 @@ class SearchResult:
         ]
 
     def write(self) -> None:
-        """Write find.csv, one row a trial in their order, and best.toml."""
+        """Write find.csv, one row per trial in order, and best.toml."""
         rungs, names = self.space.rungs(), self.space.parameter_names()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["trial", *names, *(f"val_iou_{epochs}" for epochs in rungs), "epochs", "seconds", "lost"])
+        writer.writerow(["trial", *names, *(f"val_iou_{epochs}" for epochs in rungs), "epochs", "seconds", "diverged"])
         for trial in self.trials:
             scores = [trial.scores.get(epochs, "") for epochs in rungs]
             values = [trial.values[name] for name in names]
@@ -97,9 +94,9 @@ class SearchResult:
         write_text(self.folder / BEST, head + recipe_toml(self.recipe))
 
     def _more(self) -> list[str]:
-        more, lost = len(self.trials) - MAX_SHOWN, sum(trial.diverged for trial in self.trials)
-        diverged = f"{lost} of the trials, counted as IoU 0, had a loss that became infinite or no number"
-        return [*([f"... and {more} more in {TABLE}"] if more > 0 else []), *([diverged] if lost else [])]
+        more, n_diverged = len(self.trials) - MAX_SHOWN, sum(trial.diverged for trial in self.trials)
+        diverged = f"{n_diverged} of the trials diverged (NaN or infinite loss) and count as IoU 0"
+        return [*([f"... and {more} more in {TABLE}"] if more > 0 else []), *([diverged] if n_diverged else [])]
 
     def _cost(self) -> str:
         seconds = sum(trial.seconds for trial in self.trials)
@@ -114,7 +111,7 @@ class SearchResult:
 
 
 def run_of(folder: Path, number: int, epochs: int) -> Path:
-    """Return the folder of a trial's run of so many epochs."""
+    """Return the folder of a trial's run with `epochs` epochs."""
     return folder / f"trial{number:02d}" / f"epochs{epochs}"
 
 
@@ -137,17 +134,17 @@ def find(
     minutes: float = 0.0,
     encoders: Sequence[str] = (),
 ) -> SearchResult:
-    """Search around `recipe` for settings of a better validation IoU, and return all trials; writes `out`.
+    """Search for settings near `recipe` with a better validation IoU, write `out` and return all trials.
 
-    The first trial is the recipe's own settings. A trial trains with a quarter of the epochs, and where it is among
-    the best third with half, then all of them; each time anew, with the whole schedule. `trials` counts those of
-    earlier calls. With `minutes`, no trial begins once trainings took so long. Test tiles are not looked at. Given
-    again after a stop, it goes on: trials stay, an unfinished training is resumed. Twelve trials take about as long
-    as eight trainings.
+    The first trial has the recipe's own settings. A trial trains for a quarter of the epochs; if it is in the best
+    third, for half of them, then for all, each time from scratch with the whole learning-rate schedule. `trials`
+    includes those of earlier calls. With `minutes`, no trial starts after that training time. Test tiles are not used.
+    Resumable: finished trials are kept, and an interrupted training is resumed. Twelve trials take about as long as
+    eight trainings.
 
     Raises:
-        SettingError: without Optuna, for numbers or encoders that cannot be, or a search in `out` of other settings.
-        InputError, WeightsError, OutputError: as `train` does; InputError too when every trial diverged.
+        SettingError: without Optuna, for invalid numbers or encoders, or if `out` has a search with other settings.
+        InputError, WeightsError, OutputError: as in `train`; InputError also if every trial diverged.
     """
     whole = TileSet.open(tiles)
     space = SearchSpace.around(recipe, tuple(encoders))
@@ -155,29 +152,31 @@ def find(
     search = _import_search().Search(out, space, space.settings(whole.meta.fingerprint))
     while _needs_trial(search.results, trials, minutes):
         trial, values = search.ask()
-        tried = _run_trial(tiles, out, space, values, search.results)
-        search.tell(trial, tried, whole=not tried.diverged and tried.epochs == recipe.train.epochs)
-        # Twice the size of the weights, and of no use any more.
-        for epochs in tried.scores:
-            (run_of(out, tried.number, epochs) / STATE).unlink(missing_ok=True)
-    found = SearchResult(out, space, tuple(search.results))
-    if found.best.diverged:
-        raise InputError(f"The loss of every trial in {out} became infinite or no number. Give smaller learning rates.")
-    found.write()
-    return found
+        trial_result = _run_trial(tiles, out, space, values, search.results)
+        search.tell(
+            trial, trial_result, complete=not trial_result.diverged and trial_result.epochs == recipe.train.epochs
+        )
+        # No longer needed, and twice the size of the weights.
+        for epochs in trial_result.scores:
+            (run_of(out, trial_result.number, epochs) / STATE).unlink(missing_ok=True)
+    result = SearchResult(out, space, tuple(search.results))
+    if result.best.diverged:
+        raise InputError(f"The loss of every trial in {out} became NaN or infinite. Give lower learning rates.")
+    result.write()
+    return result
 
 
 def _import_search() -> Any:
-    """Return the module that knows Optuna."""
+    """Return the module that imports Optuna."""
     try:
         return import_module("geograft.commands.search")
     except ImportError as error:
         raise SettingError("geograft find needs Optuna: pip install geograft[find]") from error
 
 
-def _needs_trial(tried: Sequence[TrialResult], trials: int, minutes: float) -> bool:
-    spent = sum(each.seconds for each in tried)
-    return not tried or (len(tried) < trials and not (minutes and spent >= 60 * minutes))
+def _needs_trial(results: Sequence[TrialResult], trials: int, minutes: float) -> bool:
+    spent = sum(each.seconds for each in results)
+    return not results or (len(results) < trials and not (minutes and spent >= 60 * minutes))
 
 
 def _run_trial(
@@ -198,29 +197,31 @@ def _run_trial(
 
 
 def _train_rung(tiles: Path, run: Path, recipe: Recipe) -> tuple[float | None, float]:
-    """Return a run's validation IoU, None where its loss became no number, and how many seconds it took."""
+    """Return a run's validation IoU, None if it diverged, and its training time in seconds."""
     began = time.monotonic()
     try:
         history = train(tiles, run, recipe, resume=True).history
     except DivergedError:
         return None, time.monotonic() - began
     if math.isnan(history.best.val_iou):
-        raise InputError(f"{tiles}: no validation tile can be scored. Prepare it again with a larger --val.")
+        raise InputError(f"{tiles}: no labelled validation tiles. Prepare it again with a larger --val.")
     return history.best.val_iou, history.seconds
 
 
 def _check(whole: TileSet, space: SearchSpace, trials: int, minutes: float) -> None:
-    """Raise what would else come up in the middle of the search."""
+    """Raise errors now that would otherwise occur in the middle of the search."""
     if trials < 1 or minutes < 0:
-        raise SettingError(f"--trials {trials} --minutes {minutes:g}: give a trial or more, and minutes of 0 or more.")
+        raise SettingError(f"--trials {trials} --minutes {minutes:g}: give at least 1 trial, and 0 or more minutes.")
     if space.recipe.train.nodes > 1 or rank_of(space.recipe.train):
         raise SettingError(
-            "geograft find runs in one process, and trains on as many --devices as there are: start one."
+            "geograft find runs in one process and spawns others for --devices. Start it without torchrun or srun."
         )
     for part in ("train", "val"):
         if not whole.split(part):
-            raise InputError(f"{whole.folder} has no {part} tiles. Prepare it again with other shares.")
-    # A network that starts from a run is that run's, and train says what is wrong with it.
+            raise InputError(
+                f"{whole.folder} has no {part} tiles. Prepare it again with other --val and --test fractions."
+            )
+    # A network that starts from a run is checked by train.
     for encoder in () if space.recipe.model.start else space.encoders:
         model = space.recipe.with_settings(model={"encoder": encoder}).model
         build(model, len(whole.meta.band_names), whole.meta.legend.outputs, pretrained=False)

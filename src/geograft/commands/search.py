@@ -1,12 +1,8 @@
-"""Where trials come from and where they are kept: an Optuna study in a text file, journal.log.
+"""The search space, the trials and the Optuna study of `geograft find`, stored in the text file journal.log.
 
-Each trial is drawn with a seed of its own, from the trials that ended before it. So a search that was killed draws the
-same trial again, and one that is given more trials later draws those that it would have drawn at once. Optuna is an
-extra, and this module is imported by those who have it.
-
-What a search changes in a recipe, learning rates, losses and encoder, and how long a trial trains.
-
-A trial that ended, and which trials go on to more epochs.
+Each trial is sampled with its own seed, given the finished trials before it. An interrupted search therefore samples
+the same trial again, and a search that is extended later samples the trials that it would have sampled at once. Optuna
+is an optional dependency, which only this module imports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,66 +24,66 @@ from geograft.files import translate_write_errors
 from geograft.resume import differences, to_json_types
 
 Values = dict[str, str | float]
-"""What a trial sets, by the name of the setting."""
+"""Values of a trial, by setting."""
 LEARNING_RATE_SPAN = 5.0
-"""Learning rates are drawn from a fifth of the recipe's to five times it."""
+"""Learning rates are sampled between the recipe's divided and multiplied by this factor."""
 REGION_LOSSES = ("dice", "tversky", "lovasz")
 PIXEL_LOSSES = ("ce", "focal")
 RUNG_DIVISORS = (4, 2, 1)
-"""A trial trains with a quarter of the epochs, then half, then all."""
+"""A trial trains for the epochs divided by each of these: a quarter, then half, then all."""
 DIGITS = 3
-"""Of a learning rate that is drawn; finer than any difference it makes, and short in a recipe."""
+"""Significant digits of a sampled learning rate."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A recipe, and the encoders to try in it."""
+    """The search space: a recipe and the encoders to try in it."""
 
     recipe: Recipe
     encoders: tuple[str, ...]
 
     @classmethod
     def around(cls, recipe: Recipe, encoders: tuple[str, ...]) -> "SearchSpace":
-        """Return the space around `recipe` with `encoders`, or with the recipe's own where none are given.
+        """Return the search space around `recipe` with `encoders`, or with the recipe's own encoder.
 
         Raises:
-            SettingError: for encoders in a network that takes none, or whose weights cannot all be had the same way.
+            SettingError: for encoders of a network that has none, or weights that fit one encoder only.
         """
         model, several = recipe.model, tuple(dict.fromkeys(encoders))
         if several and (model.architecture == "unet" or model.start):
-            what = "start is set" if model.start else "architecture = unet has no encoder"
-            raise SettingError(f"--encoders {','.join(several)}: {what}. Leave --encoders out.")
+            reason = "start is set" if model.start else "architecture = unet has no encoder"
+            raise SettingError(f"--encoders {','.join(several)}: {reason}. Leave --encoders out.")
         if len(several) > 1 and model.weights not in ("hub", "none"):
-            weights = f"weights = {model.weights!r} are those of one encoder"
+            weights = f"weights = {model.weights!r} fit one encoder only"
             raise SettingError(f"--encoders {','.join(several)}: {weights}. Give --weights hub or none.")
         return cls(replace(recipe, variants=()), several or (model.encoder,))
 
     def default_values(self) -> Values:
-        """Return the recipe's own settings; the first encoder where the recipe's is not among those to try."""
+        """Return the recipe's own values; the first encoder if the recipe's is not one of those to try."""
         train, model = self.recipe.train, self.recipe.model
         encoder = model.encoder if model.encoder in self.encoders else self.encoders[0]
         return {name: encoder if name == "encoder" else getattr(train, name) for name in self.parameter_names()}
 
     def parameter_names(self) -> tuple[str, ...]:
-        """Return the names of what is searched; an encoder from scratch has no rate of its own."""
+        """Return the names of the searched settings; an encoder from scratch has no learning rate of its own."""
         several = ("encoder",) if len(self.encoders) > 1 or self.encoders[0] != self.recipe.model.encoder else ()
         fine_tuned = ("encoder_lr",) if _fine_tuned(self.recipe.model) else ()
         return (*several, "decoder_lr", *fine_tuned, "region_loss", "region_loss_weight", "pixel_loss")
 
     def recipe_of(self, values: Mapping[str, Any], epochs: int) -> Recipe:
-        """Return the recipe with `values`, with all of its schedule in `epochs` epochs."""
-        share = epochs / self.recipe.train.epochs
+        """Return the recipe with `values`, and with its schedule scaled to `epochs` epochs."""
+        fraction = epochs / self.recipe.train.epochs
         length = {
             "epochs": epochs,
-            "warmup_epochs": self.recipe.train.warmup_epochs * share,
-            "freeze_epochs": int(self.recipe.train.freeze_epochs * share),
+            "warmup_epochs": self.recipe.train.warmup_epochs * fraction,
+            "freeze_epochs": int(self.recipe.train.freeze_epochs * fraction),
         }
         model = {name: value for name, value in values.items() if name == "encoder"}
         train = {name: value for name, value in values.items() if name != "encoder"}
         return self.recipe.with_settings(model=model, train=train | length)
 
     def rungs(self) -> tuple[int, ...]:
-        """Return how many epochs a trial trains at first, then, and at last.
+        """Return the numbers of epochs that a trial trains for, in ascending order.
 
         >>> Space(Recipe(), ()).rungs()
         (3, 5, 10)
@@ -95,19 +91,19 @@ class SearchSpace:
         return tuple(sorted({-(-self.recipe.train.epochs // part) for part in RUNG_DIVISORS}))
 
     def settings(self, fingerprint: str) -> dict[str, Any]:
-        """Return all that a trial's score depends on but for its number, as JSON gives it back."""
+        """Return everything that a trial's score depends on apart from its number, as JSON types."""
         recipe = asdict(self.recipe)
         train = {name: value for name, value in recipe["train"].items() if name not in SETTINGS_WITHOUT_EFFECT}
         encoders = list(self.encoders)
         return to_json_types({"tiles": fingerprint, "encoders": encoders, "model": recipe["model"], "train": train})
 
     def learning_rate_range(self, name: str) -> tuple[float, float]:
-        """Return the least and the largest of the learning rate `name`."""
+        """Return the minimum and maximum of the learning rate `name`."""
         rate = getattr(self.recipe.train, name)
         return rate / LEARNING_RATE_SPAN, rate * LEARNING_RATE_SPAN
 
     def choices(self, name: str) -> tuple[str, ...]:
-        """Return what the setting `name` is chosen from; nothing where it is a number."""
+        """Return the choices of a categorical setting; empty for a number."""
         return {"encoder": self.encoders, "region_loss": REGION_LOSSES, "pixel_loss": PIXEL_LOSSES}.get(name, ())
 
 
@@ -116,39 +112,39 @@ def _fine_tuned(model: ModelConfig) -> bool:
 
 
 REDUCTION_FACTOR = 3
-"""One in so many trials goes on to more epochs."""
+"""Reduction factor of successive halving: one in three trials is promoted."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial that ended."""
+    """A finished trial."""
 
     number: int
-    """Counted from 1; the first one is the recipe's own settings."""
+    """Counted from 1; trial 1 has the recipe's own settings."""
     values: Values
     scores: Mapping[int, float]
     """Validation IoU by number of epochs."""
     seconds: float
-    """That its trainings took."""
+    """Training time."""
     diverged: bool
-    """Whether its loss became infinite or no number."""
+    """Whether its loss became NaN or infinite."""
 
     @property
     def epochs(self) -> int:
-        """Epochs of its last training."""
+        """Epochs of its longest training."""
         return max(self.scores)
 
     @property
     def iou(self) -> float:
-        """Validation IoU of its last training."""
+        """Validation IoU of its longest training."""
         return self.scores[self.epochs]
 
 
 def should_promote(iou: float, others: Sequence[float]) -> bool:
-    """Return whether a trial is among the best third of those that trained so long, `others` before it and itself.
+    """Return whether a trial is promoted: whether it is in the best third of itself and `others` at the same epochs.
 
-    The best so far always is. This is successive halving as Li et al. (2020), "A system for massively parallel
-    hyperparameter tuning", algorithm 2, make it asynchronous, but for one thing: what stopped is not taken up again.
+    The best trial so far is always promoted. This is asynchronous successive halving (Li et al., 2020, "A system for
+    massively parallel hyperparameter tuning", algorithm 2), except that a stopped trial is never promoted later.
 
     >>> [goes_on(0.5, others) for others in ([], [0.6], [0.6, 0.4], [0.6, 0.4, 0.4, 0.4, 0.3])]
     [True, False, False, True]
@@ -160,53 +156,53 @@ def should_promote(iou: float, others: Sequence[float]) -> bool:
 JOURNAL = "journal.log"
 NAME = "find"
 RANDOM_TRIALS = 6
-"""Trials, with the recipe's own, that are drawn blindly before Optuna's model of the earlier ones chooses."""
+"""Random trials, including the recipe's own, before TPE starts to model them (n_startup_trials)."""
 
 
 class Search:
-    """The trials of the search in a folder, and the next one."""
+    """The Optuna study of a folder, with an ask-and-tell interface."""
 
     def __init__(self, out: Path, space: SearchSpace, settings: Mapping[str, Any]) -> None:
-        """Open the search in `out`, or begin it.
+        """Open the search in `out`, or create it.
 
         Raises:
-            SettingError: when the search in `out` is one of other settings.
-            InputError: when the journal in `out` cannot be read.
-            OutputError: when `out` holds something else, or cannot be written.
+            SettingError: if the search in `out` has other settings.
+            InputError: if the journal in `out` cannot be read.
+            OutputError: if `out` contains something else, or cannot be written.
         """
         self._space = space
         self._study = _open_study(out, settings)
 
     @property
     def results(self) -> list[TrialResult]:
-        """The trials that ended, in order."""
-        return [_trial_result(number, trial) for number, trial in enumerate(self._in(*ENDED), start=1)]
+        """The finished trials, in order."""
+        return [_trial_result(number, trial) for number, trial in enumerate(self._trials_in(*ENDED), start=1)]
 
     def ask(self) -> tuple[Trial, Values]:
-        """Return the next trial and its settings; the recipe's own for the first one."""
-        for killed in self._in(TrialState.RUNNING):
-            self._study.tell(killed.number, state=TrialState.FAIL)
-        ended = len(self._in(*ENDED))
-        seed = np.random.SeedSequence([self._space.recipe.train.seed % 2**64, ended]).generate_state(1)[0]
+        """Return the next trial and its values; the first one has the recipe's own."""
+        for interrupted in self._trials_in(TrialState.RUNNING):
+            self._study.tell(interrupted.number, state=TrialState.FAIL)
+        finished = len(self._trials_in(*ENDED))
+        seed = np.random.SeedSequence([self._space.recipe.train.seed % 2**64, finished]).generate_state(1)[0]
         self._study.sampler = TPESampler(n_startup_trials=RANDOM_TRIALS, seed=int(seed))
-        if not ended and not self._in(TrialState.WAITING):
+        if not finished and not self._trials_in(TrialState.WAITING):
             self._study.enqueue_trial(self._space.default_values())
         trial = self._study.ask()
         values = {name: _suggest(trial, name, self._space) for name in self._space.parameter_names()}
-        return trial, values if ended else self._space.default_values()
+        return trial, values if finished else self._space.default_values()
 
-    def tell(self, trial: Trial, tried: TrialResult, whole: bool) -> None:
-        """Keep what `trial` gave; `whole` is whether it trained with all epochs."""
+    def tell(self, trial: Trial, tried: TrialResult, complete: bool) -> None:
+        """Store the result of `trial`; `complete` says whether it trained for all epochs."""
         for epochs, iou in tried.scores.items():
             trial.report(iou, epochs)
-        for name in ("values", "seconds", "lost"):
+        for name in ("values", "seconds", "diverged"):
             trial.set_user_attr(name, getattr(tried, name))
-        if whole:
+        if complete:
             self._study.tell(trial, tried.iou)
         else:
             self._study.tell(trial, state=TrialState.PRUNED)
 
-    def _in(self, *states: TrialState) -> list[FrozenTrial]:
+    def _trials_in(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states)
 
 
@@ -216,8 +212,8 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 def _open_study(out: Path, settings: Mapping[str, Any]) -> optuna.Study:
     journal = out / JOURNAL
     if out.exists() and not journal.is_file() and (out.is_file() or any(out.iterdir())):
-        raise OutputError(f"{out} exists already and is no search; nothing was changed. Choose another --out.")
-    # Geograft says itself how the search goes.
+        raise OutputError(f"{out} exists and is not a search; nothing was changed. Choose another --out.")
+    # Geograft reports the progress of the search itself.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with translate_write_errors(out):
@@ -225,17 +221,19 @@ def _open_study(out: Path, settings: Mapping[str, Any]) -> optuna.Study:
             storage = JournalStorage(JournalFileBackend(str(journal)))
         study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{journal} cannot be understood: {error!r}. Remove {out} to begin anew.") from error
+        raise InputError(f"{journal} cannot be read: {error!r}. Remove {out} to start again.") from error
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_user_attr("settings", dict(settings))
     elif changed := differences(before, settings):
-        raise SettingError(f"{out} is another search: {'; '.join(changed[:3])}. Undo that, or choose another --out.")
+        raise SettingError(
+            f"{out} has a search with other settings: {'; '.join(changed[:3])}. Undo that, or choose another --out."
+        )
     return study
 
 
 def _suggest(trial: Trial, name: str, space: SearchSpace) -> str | float:
-    """Return what Optuna draws for one setting, rounded."""
+    """Return Optuna's suggestion for one setting, rounded."""
     choices = space.choices(name)
     if choices:
         return str(trial.suggest_categorical(name, choices))
@@ -246,4 +244,4 @@ def _suggest(trial: Trial, name: str, space: SearchSpace) -> str | float:
 
 def _trial_result(number: int, trial: FrozenTrial) -> TrialResult:
     kept = trial.user_attrs
-    return TrialResult(number, kept["values"], trial.intermediate_values, kept["seconds"], kept["lost"])
+    return TrialResult(number, kept["values"], trial.intermediate_values, kept["seconds"], kept["diverged"])

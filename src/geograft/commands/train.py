@@ -1,6 +1,6 @@
-"""`geograft train`: a tile set and a recipe become a run, a folder with weights, card and history.
+"""`geograft train`: train a network on a tile set; the run is a folder with weights, model card and history.
 
-Runs that begin with the weights of an earlier run: on new ground, other bands or other classes.
+Training can start from the weights of an earlier run, also for another area, other bands or other classes.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
-from geograft.commands.audit import audit_set
+from geograft.commands.audit import audit_tile_set
 from geograft.config import ModelConfig, Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
@@ -35,37 +35,39 @@ from geograft.training.loop import fit
 
 @dataclass(frozen=True)
 class StartingRun:
-    """An earlier run, from whose weights training goes on."""
+    """An earlier run whose weights training starts from."""
 
     run: Path
     card: ModelCard
 
     @classmethod
     def from_config(cls, model: ModelConfig) -> "StartingRun | None":
-        """Return the run that `model` names as its start, or None where it names none.
+        """Return the run that `model.start` names, or None if it is empty.
 
         Raises:
-            InputError: when it is no finished run.
+            InputError: if it is not a finished run.
         """
         run = Path(model.start).resolve()
         return cls(run, read_card(run)) if model.start else None
 
     def model_config(self, chosen: ModelConfig, meta: TileSetMeta) -> ModelConfig:
-        """Return `chosen` with the run's network in place of its own, for tiles with other bands perhaps.
+        """Return `chosen` with the network of the starting run.
 
-        What is frozen stays the choice, unless there are bands to be learned: their filters lie in the first stage.
+        Keeps `frozen_stages`, unless the tiles have new bands, whose filters in the first stage must be trained.
         """
-        known = self.card.model
+        previous = self.card.model
         frozen = 0 if has_new_bands(self.card.band_names, meta.band_names) else chosen.frozen_stages
-        network = replace(chosen, architecture=known.architecture, encoder=known.encoder, weights=known.weights)
+        network = replace(
+            chosen, architecture=previous.architecture, encoder=previous.encoder, weights=previous.weights
+        )
         return replace(network, start=str(self.run), frozen_stages=frozen)
 
     def load_into(self, network: Network, meta: TileSetMeta) -> str:
-        """Fill `network` from the run's weights and return, in a line, what was taken and what is new.
+        """Load the run's weights into `network` and return a line that says which parts are new.
 
         Raises:
-            InputError: when the run's weights are not of the network that its card describes.
-            WeightsError: when they are missing or damaged.
+            InputError: if the run's weights do not match the network in its model card.
+            WeightsError: if they are missing or damaged.
         """
         path = self.run / WEIGHTS
         before, now = (_ends(each.band_names, each.legend) for each in (self.card, meta))
@@ -73,7 +75,7 @@ class StartingRun:
             new = transfer_weights(network, read_tensors(path), before, now)
         except ValueError as error:
             raise InputError(
-                f"{path} is not of the network that its card describes: {error}. Give a run that geograft train wrote."
+                f"{path} does not match the network in its model card: {error}. Give a run that geograft train wrote."
             ) from error
         if has_new_bands(before.bands, now.bands):
             new = (*new, "no stage frozen")
@@ -83,7 +85,7 @@ class StartingRun:
         return f"starts from {self.run}, epoch {self.card.epoch}: {words}"
 
     def scaling(self, meta: TileSetMeta, other: Scaling) -> Scaling:
-        """Return the run's scaling of the bands that it knows, and `other` of new bands or another number format."""
+        """Return the run's scaling for the bands that it has, and `other` for new bands or another dtype."""
         if meta.dtype != self.card.dtype:
             return other
         known = dict(zip(self.card.band_names, zip(self.card.mean, self.card.std, strict=True), strict=True))
@@ -98,14 +100,14 @@ def _ends(bands: tuple[str, ...], legend: Legend) -> Signature:
 
 RECIPE = "recipe.toml"
 PREVIOUS_CARD = "card-before.json"
-"""The card of a finished run that more epochs are added to, until they are done."""
+"""Model card of a finished run while more epochs are trained."""
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Training:
-    """A finished run."""
+    """Result of `train`: a finished run."""
 
     run: Path
     card: ModelCard
@@ -114,10 +116,10 @@ class Training:
     trainable: int
     notes: tuple[str, ...] = ()
     silent: bool = False
-    """Whether another process speaks for this one."""
+    """Whether another process prints the result."""
 
     def lines(self) -> list[str]:
-        """Return what the command line prints."""
+        """Return the lines that the command prints."""
         if self.silent:
             return []
         best = self.history.best
@@ -133,67 +135,69 @@ class Training:
 def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool = False) -> Training:
     """Train the network of `recipe` on a tile set and return the run written to `out`.
 
-    With `resume` a run that was stopped goes on where it was and ends with the same weights to the bit on the same
-    machine; where there is nothing to go on from, it begins. Where the recipe names a run to start from, the network
-    is that run's, with its weights, and with normalise = "auto" its scaling of the bands that it knows.
+    With `resume`, an interrupted run is resumed and ends with bit-identical weights on the same machine; without an
+    earlier state, training starts from the beginning. If the recipe names a run to start from, the network and its
+    weights are those of that run, and with normalise = "auto" also the scaling of its bands.
 
     Raises:
-        InputError: when `tiles` is no tile set, or has no training tile, or the run to start from is none.
-        SettingError: for settings that cannot work, or that differ from those of the run to be resumed.
-        WeightsError: when the encoder's weights cannot be had.
-        OutputError: when `out` holds a run already and `resume` is not set, or cannot be written.
+        InputError: if `tiles` is not a tile set, has no training tiles, or the run to start from is not a run.
+        SettingError: for settings that cannot work, or differ from those of the run to be resumed.
+        WeightsError: if the pretrained weights are not available.
+        OutputError: if `out` contains a run and `resume` is not set, or cannot be written.
     """
     tile_set = TileSet.open(tiles)
-    # Of processes that torchrun or Slurm started together, the first one writes; the others train and are silent.
-    leads = rank_of(recipe.train) == 0
-    going_on = _refuse_other_run(out, resume) if leads else _holds_run(out)
+    # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
+    is_main = rank_of(recipe.train) == 0
+    resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
     start = StartingRun.from_config(recipe.model)
     recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
-    began: tuple[str, ...] = ()
+    start_notes: tuple[str, ...] = ()
     if start:
-        began = (start.load_into(network, tile_set.meta),)
+        start_notes = (start.load_into(network, tile_set.meta),)
         scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
     data = training_data(tile_set, recipe, scaling)
-    # Before the hours of training, and before anything is written: what it cannot read, it says now.
-    found = audit_set(tile_set)
+    # Before training, and before anything is written, so that unreadable scenes are reported now.
+    audit = audit_tile_set(tile_set)
     check_devices(recipe.train)
-    ended = going_on and check_state(out, recipe.train, data).is_finished(recipe.train)
-    if leads:
+    already_finished = resuming and check_state(out, recipe.train, data).is_finished(recipe.train)
+    if is_main:
         _write_settings(out, recipe, tiles)
-        if not ended:
+        if not already_finished:
             _move_card(out)
-    history = fit(network, data, recipe.train, out, resume=going_on)
+    history = fit(network, data, recipe.train, out, resume=resuming)
     card = _keep_calibration(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
-    if not leads:
+    if not is_main:
         return Training(out, card, history, *parameter_counts(network), silent=True)
-    known = _write_training_features(out, card, tile_set, recipe.train.device)
-    # The card comes last: a run that has one is finished.
+    feature_notes = _write_training_features(out, card, tile_set, recipe.train.device)
+    # The card is written last: a run with a card is finished.
     card.write(out)
     (out / PREVIOUS_CARD).unlink(missing_ok=True)
-    leaks = (found.verdict,) if found.leaks else ()
-    return Training(out, card, history, *parameter_counts(network), notes=began + leaks + history.notes + known)
+    leaks = (audit.conclusion,) if audit.leaks else ()
+    return Training(
+        out, card, history, *parameter_counts(network), notes=start_notes + leaks + history.notes + feature_notes
+    )
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:
-    """Return what `fit` needs of a tile set. Validation counts every pixel once.
+    """Return the training data of a tile set. Validation counts pixels of overlapping tiles once.
 
     Raises:
-        InputError: when a part that training needs has no tile.
-        SettingError: for weights of classes that cannot be.
+        InputError: if the train or val split is empty.
+        SettingError: for invalid class weights.
     """
     for split in ("train", "val"):
         if not tile_set.split(split):
             raise InputError(
-                f"{tile_set.folder} has no {split} tiles. Prepare it again with other --val and --test shares."
+                f"{tile_set.folder} has no {split} tiles. Prepare it again with other --val and --test fractions."
             )
     val = tile_set.samples("val", unique_pixels=True)
-    several = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
-    samples = several.samples("train")
+    repeated = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
+    samples = repeated.samples("train")
     if recipe.train.crops:
-        samples = replace(samples, crops=tile_set.training_area())
+        samples = replace(samples, training_area=tile_set.training_area())
     data = TrainingData(
         samples,
         val,
@@ -201,28 +205,29 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
         scaling,
         tile_set.meta.fingerprint,
         _network_settings(recipe.model),
-        several.class_fractions("train"),
-        np.array([tile.valid for tile in several.split("train")]),
+        repeated.class_fractions("train"),
+        np.array([tile.valid for tile in repeated.split("train")]),
         len(tile_set.meta.indices),
     )
-    # Weights that cannot be are refused before anything is written.
+    # To refuse invalid class weights before anything is written.
     build_loss_config(recipe.train, data.legend, data.class_fractions, data.labelled_fractions)
     return data
 
 
 def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:
-    """Return the scaling that `normalise` ("auto", "weights" or "data") means for these images and this network.
+    """Return the scaling for these images and this network by `normalise`: "auto", "weights" or "data".
 
-    Indices are always scaled by the data's own mean and deviation.
+    Spectral indices are always scaled by the mean and standard deviation of the data.
 
     Raises:
-        SettingError: for "weights" where the encoder has none, or the images' range is not known or not three bands.
+        SettingError: for "weights", if the encoder is not pretrained, or the images do not have three bands of known
+            range.
     """
     pretrained = network.input_scaling
     fits = pretrained is not None and meta.scale is not None and meta.bands == len(pretrained.mean)
     if normalise == "weights" and not fits:
         raise SettingError(
-            "normalise = 'weights' needs a pretrained encoder and three bands of known range; choose 'auto' or 'data'."
+            "normalise = 'weights' needs a pretrained encoder and three bands of known range. Set 'auto' or 'data'."
         )
     if normalise == "data" or not fits or pretrained is None or meta.scale is None:
         return Scaling(meta.mean, meta.std)
@@ -233,13 +238,13 @@ def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:
 
 
 def parameter_counts(network: torch.nn.Module) -> tuple[int, int]:
-    """Return the number of parameters, and of those that training changes."""
+    """Return the number of parameters and of trainable ones."""
     parameters = list(network.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what decides a run's outcome."""
+    """Return the versions of Python and the libraries that affect the result of a run."""
     libraries = ("geograft", "torch", "timm", "numpy", "rasterio")
     return {"python": platform.python_version()} | {name: version(name) for name in libraries}
 
@@ -247,11 +252,11 @@ def library_versions() -> dict[str, str]:
 def _refuse_other_run(out: Path, resume: bool) -> bool:
     exists = _holds_run(out)
     if exists and not resume:
-        raise OutputError(f"{out} holds a run already; nothing was changed. Give --resume to go on, or another --out.")
-    # What stopped before its first state was written holds settings alone, and nothing is lost by beginning again.
-    begun = (out / TILES_FILE).exists()
-    if out.exists() and not exists and not begun and (out.is_file() or any(out.iterdir())):
-        raise OutputError(f"{out} exists already and is no run; nothing was changed. Choose another --out.")
+        raise OutputError(f"{out} already contains a run; nothing was changed. Give --resume, or choose another --out.")
+    # A run that stopped before its first state has settings only, and can start again.
+    started = (out / TILES_FILE).exists()
+    if out.exists() and not exists and not started and (out.is_file() or any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not a run; nothing was changed. Choose another --out.")
     return exists
 
 
@@ -267,37 +272,37 @@ def _write_settings(out: Path, recipe: Recipe, tiles: Path) -> None:
 
 
 def _network_settings(model: ModelConfig) -> dict[str, str | int]:
-    """Return the settings that decide a network: of the original U-Net not those of encoders."""
-    idle = {"encoder", "weights"} if model.architecture == "unet" else set()
+    """Return the settings that define the network; the original U-Net ignores those of encoders."""
+    ignored = {"encoder", "weights"} if model.architecture == "unet" else set()
     if model.architecture == "unet" and not model.start:
-        idle.add("frozen_stages")
-    return {name: value for name, value in asdict(model).items() if name not in idle}
+        ignored.add("frozen_stages")
+    return {name: value for name, value in asdict(model).items() if name not in ignored}
 
 
 def _move_card(out: Path) -> None:
-    """Take a finished run's card away while more epochs change the weights that it speaks of."""
+    """Move the card of a finished run aside while more epochs change its weights."""
     if (out / CARD).exists():
         with translate_write_errors(out):
             (out / CARD).replace(out / PREVIOUS_CARD)
 
 
 def _write_training_features(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:
-    """Write what the best network knows of its training ground, and return a note where nothing can be said of it."""
+    """Write the features of the training tiles for the area of applicability; return a note if it is undefined."""
     encoder = load_cell_encoder(out, card, device)
     chosen, units = sample_non_overlapping_tiles(tile_set, "train", -(-MAX_CELLS // encoder.cells))
-    known = fit_training_features(encoder, tile_set.samples("train"), chosen, units)
-    if known is None:
+    features = fit_training_features(encoder, tile_set.samples("train"), chosen, units)
+    if features is None:
         (out / FEATURES_FILE).unlink(missing_ok=True)
         return (
-            "the training tiles lie in one unit of the split or are all alike, so predict cannot say where the run "
-            "applies (--applicability). Train on more scenes or blocks.",
+            "the training tiles lie in one unit of the split or are identical, so the area of applicability "
+            "(--applicability) is undefined. Train on more scenes or blocks.",
         )
-    known.write(out / FEATURES_FILE)
+    features.write(out / FEATURES_FILE)
     return ()
 
 
 def _keep_calibration(out: Path, card: ModelCard) -> ModelCard:
-    """Return the card with the calibration of the one that was there, when that is of the same weights."""
+    """Return the card with the calibration of the previous card, if that has the same weights."""
     try:
         before = read_card(out, CARD if (out / CARD).exists() else PREVIOUS_CARD)
     except InputError:

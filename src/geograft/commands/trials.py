@@ -1,7 +1,4 @@
-"""One point of a curve: a run on some of the training tiles, and how it does on all tiles that are scored.
-
-What a curve computes: which numbers of tiles, which of them, which networks, and for how many steps.
-"""
+"""The runs of a learning curve: subsets of the training tiles, training steps, and scores of each run."""
 
 import json
 import math
@@ -32,14 +29,14 @@ from geograft.training.checkpoint import STATE
 from geograft.training.sampling import make_batches
 
 PERCENTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0)
-"""Percent of the training tiles."""
+"""Percentages of the training tiles."""
 MIN_STEPS = 1000
-"""Steps of the optimizer that a point with few tiles takes, if the one with all takes as many."""
+"""Optimizer steps of a run with few tiles, unless the run with all tiles takes fewer."""
 
 
 @dataclass(frozen=True)
 class SubsetSize:
-    """One place on the axis of a curve."""
+    """A number of training tiles, one position on the axis of the curve."""
 
     percent: float
     """Percent of the training tiles."""
@@ -47,38 +44,40 @@ class SubsetSize:
 
 
 def subset_sizes(percents: Sequence[float], total: int) -> list[SubsetSize]:
-    """Return the number of tiles that each share in percent is of `total`, to the nearest, in ascending order.
+    """Return the number of tiles at each percentage of `total`, rounded to the nearest, in ascending order.
 
     Raises:
-        SettingError: for a share that is none, gives no tile, or gives as many as another one.
+        SettingError: for a percentage outside (0, 100], or one that gives no tile or as many as another.
     """
-    strange = [share for share in percents if not 0 < share <= 100]
-    if strange or not percents:
-        raise SettingError(f"--percent {format_percents(percents)}: each is more than 0 and at most 100, in percent.")
-    found = [SubsetSize(share, int(share * total / 100 + 0.5)) for share in sorted(percents)]
-    # Of several shares of one number of tiles the largest comes nearest to what it says.
-    kept = {size.tiles: size for size in found if size.tiles}
-    if len(kept) < len(found):
-        none = [size.percent for size in found if not size.tiles]
-        what = f"{format_percents(none)} % give no tile" if none else "some give the same number of tiles"
+    invalid = [percent for percent in percents if not 0 < percent <= 100]
+    if invalid or not percents:
+        raise SettingError(f"--percent {format_percents(percents)}: give numbers above 0 and up to 100.")
+    sizes = [SubsetSize(percent, int(percent * total / 100 + 0.5)) for percent in sorted(percents)]
+    # Of several percentages with the same number of tiles, keep the largest.
+    distinct = {size.tiles: size for size in sizes if size.tiles}
+    if len(distinct) < len(sizes):
+        empty = [size.percent for size in sizes if not size.tiles]
+        problem = f"{format_percents(empty)} % give no tile" if empty else "some give the same number of tiles"
         remedy = (
-            f"Give --percent {format_percents([size.percent for size in kept.values()])}." if kept else "Prepare more."
+            f"Give --percent {format_percents([size.percent for size in distinct.values()])}."
+            if distinct
+            else "Prepare more tiles."
         )
-        raise SettingError(f"--percent {format_percents(percents)}: of {total:,} training tiles {what}. {remedy}")
-    return found
+        raise SettingError(f"--percent {format_percents(percents)}: of {total:,} training tiles {problem}. {remedy}")
+    return sizes
 
 
 def format_percents(percents: Sequence[float]) -> str:
-    """Return shares as the command line takes them.
+    """Return percentages as written on the command line.
 
-    >>> joined([0.5, 10.0])
+    >>> format_percents([0.5, 10.0])
     '0.5,10'
     """
-    return ",".join(f"{share:g}" for share in percents)
+    return ",".join(f"{percent:g}" for percent in percents)
 
 
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
-    """Return the recipe's variants; of one that lists none its network pretrained, and the same from scratch."""
+    """Return the recipe's variants; without any, its network with pretrained weights and from scratch."""
     if recipe.variants:
         return recipe.variants
     scratch = Variant("from scratch", model={"weights": "none", "start": ""})
@@ -87,62 +86,62 @@ def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
     return (Variant("pretrained"), scratch)
 
 
-def subset(whole: TileSet, seed: int, count: int) -> list[Tile]:
-    """Return the tiles of `whole` with `count` of the training tiles, in the index's order.
+def subset(tile_set: TileSet, seed: int, count: int) -> list[Tile]:
+    """Return the tiles of `tile_set` with only `count` training tiles, in index order.
 
-    The smaller subset of a seed lies in the larger one. Tiles are drawn from all units of the split alike.
+    Subsets of one seed are nested. They are stratified by the units of the split.
     """
-    train = whole.split("train")
-    units = units_of(whole, "train")
+    train = tile_set.split("train")
+    units = units_of(tile_set, "train")
     order = stratified_order([units.cells[cell].unit for cell in units.cell_of], seed)
     chosen = {id(train[position]) for position in order[:count]}
-    return [tile for tile in whole.tiles if tile.split != "train" or id(tile) in chosen]
+    return [tile for tile in tile_set.tiles if tile.split != "train" or id(tile) in chosen]
 
 
 def repeats(tiles: int, total: int, config: TrainConfig, min_steps: int) -> int:
-    """Return how often each of `tiles` training tiles comes in an epoch, of which `total` tiles make the full one.
+    """Return how often each of `tiles` training tiles is repeated in an epoch; the full set has `total` tiles.
 
-    So often that the run takes about as many steps as that with all tiles, or `least_steps` where that is fewer. Epochs
-    stay what they are: as many validations to choose the best from, and rates that fall alike.
+    The run then takes about as many steps as one with all tiles, or `min_steps` if that is fewer. The number of epochs,
+    and so of validations and learning-rate decays, stays the same.
     """
-    enough = min_steps * config.batch_size * config.accumulate / config.epochs
-    return max(config.repeat, int(min(total * config.repeat, enough) / tiles + 0.5))
+    min_samples = min_steps * config.batch_size * config.accumulate / config.epochs
+    return max(config.repeat, int(min(total * config.repeat, min_samples) / tiles + 0.5))
 
 
 def optimizer_steps(tiles: int, config: TrainConfig) -> int:
-    """Return how many steps of the optimizer a run on `tiles` training tiles takes when nothing stops it early."""
+    """Return the number of optimizer steps of a run on `tiles` training tiles without early stopping."""
     batches = len(make_batches(range(tiles * config.repeat), config.batch_size))
     return config.epochs * math.ceil(batches / config.accumulate)
 
 
 POINT = "point.json"
 SETTINGS_WITHOUT_EFFECT = ("workers", "save_minutes", "tensorboard", "mlflow")
-"""Settings of [train] that do not touch what a run computes."""
+"""Settings of [train] that do not affect the result of a run."""
 
 
 @dataclass(frozen=True)
 class CurveJob:
-    """What decides a point."""
+    """A run of the curve to compute."""
 
     variant: str
     size: SubsetSize
     recipe: Recipe
-    """With its seed, and with how often tiles are repeated."""
+    """With the seed and the repetition of tiles set."""
     split: Split
-    """What it is scored on."""
+    """Split to score on."""
     run: str
-    """Folder of the run inside the curve's."""
+    """Run folder, relative to the curve."""
 
     @property
     def seed(self) -> int:
-        """The seed of the choice of tiles and of the training."""
+        """Seed of the subset and of training."""
         return self.recipe.train.seed
 
-    def settings(self, whole: TileSet) -> dict[str, Any]:
-        """Return all that the point's figures depend on, as JSON gives it back."""
+    def settings(self, tile_set: TileSet) -> dict[str, Any]:
+        """Return everything that the scores depend on, as JSON types."""
         recipe = asdict(self.recipe)
         train_settings = {name: value for name, value in recipe["train"].items() if name not in SETTINGS_WITHOUT_EFFECT}
-        fingerprint = derived_fingerprint(whole, subset(whole, self.seed, self.size.tiles))
+        fingerprint = derived_fingerprint(tile_set, subset(tile_set, self.seed, self.size.tiles))
         return to_json_types(
             {"tiles": fingerprint, "split": self.split, "model": recipe["model"], "train": train_settings}
         )
@@ -150,35 +149,35 @@ class CurveJob:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A trained and scored run."""
+    """A trained and scored run of the curve."""
 
     job: CurveJob
     steps: int
     epoch: int
-    """Whose weights were kept."""
+    """Epoch of the saved weights."""
     area_fraction: float
-    """Share of the ground of all training tiles that its tiles hold."""
+    """Fraction of the area of all training tiles that its tiles cover."""
     words: str
-    """What the units are."""
+    """Description of the units."""
     caveat: str
     units: tuple[str, ...]
     confusion: Int64[ndarray, "u ..."]
-    """Pixel counts of every unit that was scored."""
+    """Pixel counts of each scored unit."""
     overlapping: bool = False
-    """Whether each class has counts of its own."""
+    """Whether classes overlap, each with its own counts."""
 
     @property
-    def counting(self) -> ConfusionScheme:
+    def scheme(self) -> ConfusionScheme:
         """How pixels are counted."""
         return ConfusionScheme(self.confusion.shape[1], self.overlapping)
 
 
-def read_scored_run(job: CurveJob, whole: TileSet, out: Path) -> ScoredRun | None:
-    """Return the point that was computed before; None where there is none.
+def read_scored_run(job: CurveJob, tile_set: TileSet, out: Path) -> ScoredRun | None:
+    """Return the result of a run that is already finished; None if it is not.
 
     Raises:
-        SettingError: when it was computed with other settings.
-        InputError: when its file cannot be understood.
+        SettingError: if it was computed with other settings.
+        InputError: if its file is not readable.
     """
     path = out / job.run / POINT
     if not path.is_file():
@@ -187,71 +186,73 @@ def read_scored_run(job: CurveJob, whole: TileSet, out: Path) -> ScoredRun | Non
         content = json.loads(path.read_bytes())
         before, figures = content["settings"], content["point"]
         counts = np.array(figures.pop("confusion"), np.int64)
-        point = ScoredRun(job, **{**figures, "units": tuple(figures["units"])}, confusion=counts)
+        scored = ScoredRun(job, **{**figures, "units": tuple(figures["units"])}, confusion=counts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be understood: {error!r}. Remove {path.parent} to begin it anew.") from error
-    changed = differences(before, job.settings(whole))
+        raise InputError(f"{path} cannot be read: {error!r}. Remove {path.parent} to train this run again.") from error
+    changed = differences(before, job.settings(tile_set))
     if changed:
-        raise SettingError(f"{path} is of another curve: {'; '.join(changed[:3])}. Undo that, or choose another --out.")
-    return point
+        raise SettingError(
+            f"{path} belongs to another curve: {'; '.join(changed[:3])}. Undo that, or choose another --out."
+        )
+    return scored
 
 
-def train_and_score(job: CurveJob, whole: TileSet, out: Path) -> ScoredRun:
-    """Train and score a point, and return what was found; its file is written last. Goes on where a kill stopped it.
+def train_and_score(job: CurveJob, tile_set: TileSet, out: Path) -> ScoredRun:
+    """Train and score a run and return the result. Resumes an interrupted training; point.json is written last.
 
     Raises:
-        InputError, WeightsError, OutputError: as `train` does.
+        InputError, WeightsError, OutputError: as in `train`.
     """
     run = out / job.run
-    train(_tiles(job, whole, out), run, job.recipe, resume=True)
-    return score_and_save(job, whole, run, Predictor.load(run))
+    train(_tiles(job, tile_set, out), run, job.recipe, resume=True)
+    return score_and_save(job, tile_set, run, Predictor.load(run))
 
 
-def score_and_save(job: CurveJob, whole: TileSet, run: Path, predictor: Predictor) -> ScoredRun:
-    """Score a point's network, write what was found to its run, and return it."""
-    result = score_split(run, predictor, whole, job.split, EvaluateConfig())
+def score_and_save(job: CurveJob, tile_set: TileSet, run: Path, predictor: Predictor) -> ScoredRun:
+    """Score a trained network, write point.json into its run, and return the result."""
+    result = score_split(run, predictor, tile_set, job.split, EvaluateConfig())
     units = result.counts.units
-    point = ScoredRun(
+    scored = ScoredRun(
         job,
         steps=optimizer_steps(job.size.tiles, job.recipe.train),
         epoch=result.card.epoch,
-        area_fraction=_ground(job, whole),
+        area_fraction=_area_fraction(job, tile_set),
         words=units.description,
         caveat=units.caveat,
         units=units.names,
         confusion=units.sum_by_unit(result.counts.confusion),
         overlapping=result.scheme.overlapping,
     )
-    write_json(run / POINT, {"settings": job.settings(whole), "point": _plain(point)})
-    # Twice the size of the weights, and of no use any more.
+    write_json(run / POINT, {"settings": job.settings(tile_set), "point": _to_dict(scored)})
+    # No longer needed, and twice the size of the weights.
     (run / STATE).unlink(missing_ok=True)
-    return point
+    return scored
 
 
-def _tiles(job: CurveJob, whole: TileSet, out: Path) -> Path:
-    if job.size.tiles == len(whole.split("train")):
-        return whole.folder
-    folder = out / "tiles" / f"share{job.size.percent:g}" / f"seed{job.seed}"
+def _tiles(job: CurveJob, tile_set: TileSet, out: Path) -> Path:
+    if job.size.tiles == len(tile_set.split("train")):
+        return tile_set.folder
+    folder = out / "tiles" / f"percent{job.size.percent:g}" / f"seed{job.seed}"
     try:
-        return write_derived_set(whole, subset(whole, job.seed, job.size.tiles), folder)
+        return write_derived_set(tile_set, subset(tile_set, job.seed, job.size.tiles), folder)
     finally:
         close_labels()
 
 
-def _ground(job: CurveJob, whole: TileSet) -> float:
-    mine = [tile for tile in subset(whole, job.seed, job.size.tiles) if tile.split == "train"]
-    held, all_of_it = (
+def _area_fraction(job: CurveJob, tile_set: TileSet) -> float:
+    own_tiles = [tile for tile in subset(tile_set, job.seed, job.size.tiles) if tile.split == "train"]
+    own_area, total_area = (
         tile_overlap([(tile.scene, tile.window) for tile in tiles], ()).unique_pixels
-        for tiles in (mine, whole.split("train"))
+        for tiles in (own_tiles, tile_set.split("train"))
     )
-    return held / all_of_it
+    return own_area / total_area
 
 
-def _plain(point: ScoredRun) -> Mapping[str, Any]:
-    names = ("steps", "epoch", "ground", "words", "caveat")
+def _to_dict(scored: ScoredRun) -> Mapping[str, Any]:
+    names = ("steps", "epoch", "area_fraction", "words", "caveat")
     return {
-        **{name: getattr(point, name) for name in names},
-        "units": list(point.units),
-        "confusion": point.confusion.tolist(),
-        **({"overlapping": True} if point.overlapping else {}),
+        **{name: getattr(scored, name) for name in names},
+        "units": list(scored.units),
+        "confusion": scored.confusion.tolist(),
+        **({"overlapping": True} if scored.overlapping else {}),
     }

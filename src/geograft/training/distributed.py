@@ -1,9 +1,10 @@
 """Distributed data-parallel training: starting the processes, collectives, and synchronised batch norm.
 
 torchrun or Slurm (`srun`) start the processes; otherwise this process spawns one per device. Each passes its shard of
-every batch through its own copy of the network. The logits are then gathered, and each process computes the loss of the
-whole batch, so that a loss over the batch (Dice) and the scores equal those of a single process. The gradients are
-summed once before each optimizer step.
+every batch through its own copy of the network. The sums that the loss of the whole batch consists of (for Dice:
+intersection, prediction and target of each class) and the confusion matrices are then all-reduced, so that loss and
+scores equal those of a single process up to rounding. The Lovász loss is no function of sums and needs the logits of
+all processes. The gradients are summed once before each optimizer step.
 
 Batch norm uses the statistics of all processes. PyTorch's SyncBatchNorm supports CUDA only; `SyncBatchNormMode` works
 on any device that torch.distributed supports.
@@ -90,6 +91,11 @@ class ProcessGroup:
         distributed.all_reduce(whole)
         return torch.cat([whole[:start], part, whole[start + len(part) :]])
 
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over all processes. Each gets the gradient of its own summand."""
+        summed: Tensor = _AllReduce.apply(values) if self.world_size > 1 else values
+        return summed
+
     def sync_parameters(self, network: nn.Module) -> None:
         """Broadcast the parameters and buffers of `network` from rank 0."""
         if self.world_size > 1:
@@ -117,6 +123,26 @@ class ProcessGroup:
         gathered: list[Any] = [None] * self.world_size
         distributed.all_gather_object(gathered, lines)
         return [line for each in gathered for line in each]
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes, whose gradient passes to the own summand unchanged.
+
+    torch.distributed.nn.functional.all_reduce also sums the gradients. Here every process computes the same loss from
+    the same sum, and `all_reduce_gradients` adds up what follows from the summands.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the sum."""
+        summed = values.clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient of the own summand."""
+        return gradients[0]
 
 
 def rank_of(config: TrainConfig) -> int:

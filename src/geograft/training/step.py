@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from geograft.errors import SettingError
 from geograft.legend import IGNORE
-from geograft.losses.segmentation import Logits, LossConfig, MultiScaleLogits, segmentation_loss, segmentation_losses
+from geograft.losses.segmentation import (
+    Logits,
+    LossConfig,
+    MultiScaleLogits,
+    main_logits,
+    segmentation_loss,
+    segmentation_losses,
+)
 from geograft.losses.targets import LabelTensor, class_index
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.networks.device import short_message
@@ -186,7 +193,7 @@ class Step:
         logits, label = self._empty if batch is None else (model(batch[0]), batch[1])
         # For a later batch of None: the process still takes part in the collectives, with empty tensors.
         self._empty = logits[:0], label[:0]
-        return self._batch_result(*self._losses(logits, label)[1:])
+        return self._batch_result(self._losses(logits, label)[1], main_logits(logits), label)
 
     def _batch_gradients(self, index: int, batch: TrainingBatch, batches: int) -> BatchResult:
         total_labelled, chunks = max(1, count_labelled(batch[1])), split_batch(batch, self.chunks)
@@ -195,35 +202,33 @@ class Step:
             weight = count_labelled(label) / total_labelled if self.chunks > 1 else 1.0
             with self._group.sync_batchnorm():
                 logits = self._model(images)
-            loss, *rest = self._losses(logits, label)
+            loss, main_loss = self._losses(logits, label)
             if not math.isfinite(loss.item()):
                 raise NonFiniteLossError(loss.item(), index)
-            chunk = self._batch_result(*rest)
+            chunk = self._batch_result(main_loss, main_logits(logits), label)
             self._group.fabric.backward(loss * (weight / batches))
             matrix, tiles = result.confusion + chunk.confusion, result.tiles + chunk.tiles
             result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles)
         return result
 
-    def _losses(
-        self, logits: Logits | MultiScaleLogits, label: LabelTensor
-    ) -> tuple[Tensor, Tensor, Logits, LabelTensor]:
-        """Return `segmentation_losses` over the tiles of all processes, with the gathered logits and labels."""
-        label = self._group.all_gather(label)
+    def _losses(self, logits: Logits | MultiScaleLogits, label: LabelTensor) -> tuple[Tensor, Tensor]:
+        """Return `segmentation_losses` over the tiles of all processes, from sums or, if necessary, from all logits."""
+        if not self._loss_config.needs_all_pixels:
+            return segmentation_losses(logits, label, self._loss_config, self._group.all_reduce)
+        gather = self._group.all_gather
         if isinstance(logits, tuple):
-            fine = self._group.all_gather(logits[0])
-            auxiliary = {stride: self._group.all_gather(each) for stride, each in logits[1].items()}
-            return *segmentation_losses((fine, auxiliary), label, self._loss_config), fine, label
-        fine = self._group.all_gather(logits)
-        return *segmentation_losses(fine, label, self._loss_config), fine, label
+            logits = gather(logits[0]), {stride: gather(each) for stride, each in logits[1].items()}
+        else:
+            logits = gather(logits)
+        return segmentation_losses(logits, gather(label), self._loss_config)
 
     def _batch_result(self, loss: Tensor, logits: Logits, label: LabelTensor) -> BatchResult:
         detached, overlapping = logits.detach(), self._scheme.overlapping
         counts = (
-            overlapping_confusion(detached, label)
-            if overlapping
-            else confusion(detached, label, self._scheme.classes)
+            overlapping_confusion(detached, label) if overlapping else confusion(detached, label, self._scheme.classes)
         )
-        return BatchResult(loss.item(), counts.numpy(force=True), len(label))
+        sums = self._group.all_reduce(torch.cat([counts.flatten(), counts.new_tensor([len(label)])])).numpy(force=True)
+        return BatchResult(loss.item(), sums[:-1].reshape(counts.shape), int(sums[-1]))
 
     def _split_further(self, tiles: int, error: RuntimeError) -> None:
         if self._group.world_size > 1:
