@@ -369,7 +369,7 @@ LEGEND = Legend(("rest", "tree"))
 
 
 def compared(name: str, val: Sequence[float], test: Sequence[float] = ()) -> Compared:
-    """Return a network with these IoUs, one a seed."""
+    """Return a network with these IoUs, one per seed."""
     rows = tuple(RunSummary(name, i, f"{name}/{i}", 9, 9, 1 - iou, 1, iou, 0.1, 60.0) for i, iou in enumerate(val))
     runs = tuple(made_run(name, iou, test[i : i + 1]) for i, iou in enumerate(val))
     return Compared(name, rows, runs)

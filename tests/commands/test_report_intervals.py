@@ -233,8 +233,8 @@ def test_scores_without_intervals_are_shown_with_a_note() -> None:
 def overconfident(seed: int = 0, n: int = 20_000) -> ScoreTable:
     """Return scores of a map that predicts 80 % where 60 % of the pixels are of the class."""
     rng = np.random.default_rng(seed)
-    says = rng.choice([0.1, 0.8], n, p=[0.7, 0.3]).astype(np.float32)
-    bins = reliability_counts(says, rng.random(n) < np.where(says > 0.5, 0.6, 0.1))
+    confidence = rng.choice([0.1, 0.8], n, p=[0.7, 0.3]).astype(np.float32)
+    bins = reliability_counts(confidence, rng.random(n) < np.where(confidence > 0.5, 0.6, 0.1))
     ece = float(expected_calibration_error(bins))
     table = scores_file(counts_of(12, 1), reliability=reliability_diagram(bins))
     return replace(table, overall=table.overall | {"ece": ece, "brier": 0.12, "average_precision": 0.7})
@@ -243,10 +243,10 @@ def overconfident(seed: int = 0, n: int = 20_000) -> ScoreTable:
 def test_the_calibration_summary_shows_the_described_bin_and_the_scores() -> None:
     table = overconfident()
     first, second, third = calibration_summary(table)
-    told = described_bin(table.reliability)
-    assert told is not None
-    assert told.confidence == pytest.approx(0.8)
-    observed = f"{100 * (told.observed_frequency or 0):.0f}{NBSP}%"
+    described = described_bin(table.reliability)
+    assert described is not None
+    assert described.confidence == pytest.approx(0.8)
+    observed = f"{100 * (described.observed_frequency or 0):.0f}{NBSP}%"
     assert first == f"Where the map gives tree a probability of 80{NBSP}%, {observed} of the pixels are tree."
     assert f"calibration error is {table.overall['ece']:.3f}" in second
     assert "Brier score is 0.120;" in second
@@ -262,13 +262,17 @@ def test_the_constant_brier_score_predicts_the_class_proportions() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.floats(0, 1)), max_size=15))
 def test_the_described_bin_is_nearest_to_80_percent_and_large_enough(bins: list[tuple[int, float]]) -> None:
-    rows = [ReliabilityBin(pixels, says if pixels else None, 0.5 if pixels else None) for pixels, says in bins]
-    told, total = described_bin(rows), sum(pixels for pixels, _ in bins)
-    assert (told is None) == (total == 0)
-    if told is not None:
-        assert told.pixels >= 0.002 * total
+    rows = [
+        ReliabilityBin(pixels, confidence if pixels else None, 0.5 if pixels else None) for pixels, confidence in bins
+    ]
+    described, total = described_bin(rows), sum(pixels for pixels, _ in bins)
+    assert (described is None) == (total == 0)
+    if described is not None:
+        assert described.pixels >= 0.002 * total
         assert all(
-            abs(told.confidence - 0.8) <= abs(says - 0.8) for pixels, says in bins if pixels >= max(0.002 * total, 1)
+            abs(described.confidence - 0.8) <= abs(confidence - 0.8)
+            for pixels, confidence in bins
+            if pixels >= max(0.002 * total, 1)
         )
 
 
@@ -276,11 +280,11 @@ def test_the_threshold_summary_names_threshold_temperature_and_source() -> None:
     run = network("a", [overconfident()]).runs[0]
     table = replace(overconfident(), decision=None)
     assert threshold_summary(run, table) == ""
-    made = {"threshold": 0.397, "temperature": 1.177, "calibrated": ""}
-    plain = scores_file(counts_of(12, 1), decision=made)
+    decision = {"threshold": 0.397, "temperature": 1.177, "calibrated": ""}
+    plain = scores_file(counts_of(12, 1), decision=decision)
     assert threshold_summary(run, plain).endswith("geograft calibrate c/a/0")
     chosen = threshold_summary(
-        run, scores_file(counts_of(12, 1), decision=made | {"calibrated": "46 validation tiles"})
+        run, scores_file(counts_of(12, 1), decision=decision | {"calibrated": "46 validation tiles"})
     )
     assert chosen.startswith("The threshold 0.40 and the temperature 1.18 were chosen on 46 validation tiles.")
     assert "less confident" in chosen
@@ -298,9 +302,9 @@ def test_calibration_figures_have_alternative_texts_with_their_values() -> None:
 
 
 def test_figures_are_deterministic_and_accept_nan() -> None:
-    says, right, pixels = np.array([0.1, np.nan, 0.9]), np.array([0.2, np.nan, 0.7]), np.array([9.0, 0.0, 1.0])
+    confidence, right, pixels = np.array([0.1, np.nan, 0.9]), np.array([0.2, np.nan, 0.7]), np.array([9.0, 0.0, 1.0])
     words = ("predicted probability of tree", "observed frequency of tree")
-    drawn = [reliability_figure(says, right, pixels, words, DARK) for _ in range(2)]
+    drawn = [reliability_figure(confidence, right, pixels, words, DARK) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert DARK.paper.lower() in drawn[0].decode()
     curve = precision_recall_figure(np.array([0.2, 1.0]), np.array([1.0, np.nan]), OperatingPoint(0.4, 0.3, 0.9), words)
@@ -319,7 +323,7 @@ def test_tables_have_intervals_means_kappa_boundaries_and_objects() -> None:
         objects={"class": "tree", "iou": 0.5, "matched": 23, "mapped": 123, "labelled": 114, "precision": 0.19}
         | {"recall": 0.2, "f1": 0.19, "count_error": 0.079, "intervals": {"f1": [0.1, 0.3]}},
     )
-    found = {made.caption.split(",")[0]: made for made in score_tables(table)}
+    found = {each.caption.split(",")[0]: each for each in score_tables(table)}
     by_class = found["By class"].rows
     assert by_class[1][1] == ("0.50", "0.41 to 0.62")
     assert by_class[1][3] == (f"80{NBSP}%", f"70{NBSP}% to 90{NBSP}%")

@@ -260,8 +260,8 @@ def test_the_examples_figure_has_a_row_per_tile_and_a_column_per_network() -> No
     assert tall.shape[0] > 2 * small.shape[0]
     assert wide.shape[1] * 3 == small.shape[1] * 4
     # Label and perfect map have the class colour blended into grey 90 (48 + 90 * 0.75 = 115).
-    washed = tuple(round(0.4 * 115 + 0.6 * channel) for channel in rgb(PALETTE[0]))
-    assert (small == washed).all(axis=2).mean() > 0.05
+    tinted = tuple(round(0.4 * 115 + 0.6 * channel) for channel in rgb(PALETTE[0]))
+    assert (small == tinted).all(axis=2).mean() > 0.05
     with pytest.raises(ValueError, match="0 tiles"):
         examples_figure([], legend)
     with pytest.raises(ValueError, match="2 tiles"):

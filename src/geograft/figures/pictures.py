@@ -132,12 +132,12 @@ def split_picture(
     held = np.any([np.zeros(picture.shape[:2], bool), *there.values()], axis=0)
     result = np.where(held[..., None], picture, grey(picture))
     for name, where in there.items():
-        washed = blend_colour(result, where, colours[name], SPLIT_WEIGHT) if len(there) > 1 else result
-        result = draw_outline(washed, where, colours[name], line_px)
+        tinted = blend_colour(result, where, colours[name], SPLIT_WEIGHT) if len(there) > 1 else result
+        result = draw_outline(tinted, where, colours[name], line_px)
     return result
 
 
-def downsample(picture: Picture, longest_px: int) -> UInt8[ndarray, "shrunk_h shrunk_w 3"]:
+def downsample(picture: Picture, longest_px: int) -> UInt8[ndarray, "small_h small_w 3"]:
     """Downsample the picture by an integer factor, as the mean of squares, so that no side exceeds `longest_px`.
 
     Incomplete squares at the lower and right edge are dropped.
@@ -162,8 +162,8 @@ def downsample_factor(height: int, width: int, longest_px: int) -> int:
 
 def tile_iou(label: UInt8[ndarray, "*k h w"], mapped: UInt8[ndarray, "*k h w"], classes: int) -> float:
     """Return a tile's IoU: of the positive class, or the mean over classes in label or map; NaN if there are none."""
-    counting = ConfusionScheme(classes, overlapping=label.ndim == 3)
-    return counting.headline(counting.confusion(label, mapped))["iou"]
+    scheme = ConfusionScheme(classes, overlapping=label.ndim == 3)
+    return scheme.headline(scheme.confusion(label, mapped))["iou"]
 
 
 def jpeg(picture: Picture, quality: int = 84) -> bytes:

@@ -81,7 +81,7 @@ def scored_area(split: str, table: ScoreTable | None, count: int | None, leak: f
     """
     name = SPLIT_NAMES.get(split, split)
     interval = table.interval if table else None
-    # Of an unknown leak (None) nothing is claimed.
+    # With unknown leakage (None) tiles are not called held out.
     held_out = "held-out " if split == "test" and leak is not None and not leak else ""
     if interval:
         area = pluralise(interval.units, f"{held_out}{interval.unit}")
@@ -144,8 +144,8 @@ def remarks(subject: Subject) -> list[str]:
 def other_scores_sentence(table: ScoreTable) -> str:
     """Return the IoU in a score file other than the headline's, in one sentence."""
     tiles = pluralise(table.tiles_scored, f"{table.split} tile")
-    sure = interval_clause(table.overall_intervals.get("iou"))
-    return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {format_number(table.iou)}{sure}."
+    interval = interval_clause(table.overall_intervals.get("iou"))
+    return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {format_number(table.iou)}{interval}."
 
 
 def outdated_scores_notes(subject: Subject) -> list[str]:

@@ -50,7 +50,7 @@ def seed_mean_iou(variant: NetworkRuns, measure: str) -> Estimate | None:
     counts = _stacked(tables)
     if counts is None or len(variant.runs) != counts.shape[1]:
         return None
-    return _estimate(counts, partial(mean_iou_over_seeds, counting=tables[0].scheme))
+    return _estimate(counts, partial(mean_iou_over_seeds, scheme=tables[0].scheme))
 
 
 def iou_difference(first: NetworkRuns, second: NetworkRuns, measure: str) -> Estimate | None:
@@ -63,10 +63,10 @@ def iou_difference(first: NetworkRuns, second: NetworkRuns, measure: str) -> Est
     counts = _stacked([*tables[0], *tables[1]])
     if counts is None or not all(tables):
         return None
-    seeds, counting = len(tables[0]), tables[0][0].scheme
+    seeds, scheme = len(tables[0]), tables[0][0].scheme
 
     def difference(sums: ndarray) -> Float64[ndarray, " n"]:
-        ious = [mean_iou_over_seeds(part, counting) for part in (sums[:, :seeds], sums[:, seeds:])]
+        ious = [mean_iou_over_seeds(part, scheme) for part in (sums[:, :seeds], sums[:, seeds:])]
         return np.asarray(ious[0] - ious[1])
 
     return _estimate(counts, difference)
@@ -91,9 +91,9 @@ def reported_difference(subject: Subject, first: NetworkRuns, second: NetworkRun
     return None
 
 
-def mean_iou_over_seeds(sums: ndarray, counting: ConfusionScheme) -> Float64[ndarray, " n"]:
+def mean_iou_over_seeds(sums: ndarray, scheme: ConfusionScheme) -> Float64[ndarray, " n"]:
     """Return the mean over seeds of the headline IoU of confusion matrices (n, s, ...)."""
-    mean: Float64[ndarray, " n"] = nanmean(counting.overall(sums)["iou"])
+    mean: Float64[ndarray, " n"] = nanmean(scheme.overall(sums)["iou"])
     return mean
 
 

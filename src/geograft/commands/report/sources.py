@@ -20,6 +20,8 @@ from geograft.networks.summary import title_of
 from geograft.training.history import HISTORY, Epoch, History, read_history
 
 FOLDS = "folds.json"
+RUN_NAME = "map"
+"""Name of the only variant of a single run."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def read_subject(folder: Path) -> Subject:
         return _read_comparison(folder)
     if (folder / CARD).is_file():
         run = read_run(folder)
-        return Subject("run", folder, f"{run.card.name}, {title_of(run.card.model)}", (NetworkRuns("map", (), (run,)),))
+        return Subject(
+            "run", folder, f"{run.card.name}, {title_of(run.card.model)}", (NetworkRuns(RUN_NAME, (), (run,)),)
+        )
     seen = "holds neither card.json nor comparison.json" if folder.is_dir() else "is not a folder"
     raise InputError(
         f"{folder} {seen}. Give the folder of a run (`geograft train`) or of a comparison (`geograft compare`)."

@@ -122,11 +122,11 @@ def _confusion(table: ScoreTable) -> Table:
     """Return the confusion matrix in percent of the labelled pixels; for overlapping classes, one row per class."""
     counts = np.array(table.confusion, np.int64)
     total = np.maximum(counts.sum(axis=(-2, -1), keepdims=True), 1)
-    caption, columns = "Confusion matrix: label (rows), map (columns)", table.classes
+    caption, columns = "Confusion matrix in % of pixels: label (rows), map (columns)", table.classes
     if table.scheme.overlapping:
         counts = counts[:, [1, 1, 0, 0], [1, 0, 1, 0]]
         total = total[:, 0]
-        caption = "Confusion matrix of each class"
+        caption = "Confusion matrix of each class in % of pixels"
         columns = ("true positive", "false negative", "false positive", "true negative")
     rows = zip(table.classes, (counts / total).tolist(), strict=True)
     return Table(

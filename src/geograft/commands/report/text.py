@@ -121,7 +121,11 @@ def training_curves_explanation(subject: Subject) -> str:
 
 def samples_explanation(legend: Legend, split: str) -> str:
     """Return how the sample tiles were chosen."""
-    order = f"from little to much {legend.names[1]}" if legend.binary else "from a single class to a mix of classes"
+    order = (
+        f"from a low to a high fraction of {legend.names[1]}"
+        if legend.binary
+        else "from a single class to a mix of classes"
+    )
     order = "from low to high class cover" if legend.overlapping else order
     mixed = " Pixels of several classes have the mean of their colours." if legend.overlapping else ""
     return f"Tiles of the {SPLIT_NAMES[split]} split, not used for training, chosen by their labels: {order}.{mixed}"

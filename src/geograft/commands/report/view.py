@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from geograft.commands.model import graph_svg
 from geograft.commands.report.pictures import scene_picture
-from geograft.commands.report.sources import Subject
+from geograft.commands.report.sources import RUN_NAME, Subject
 from geograft.commands.report.text import NBSP, SPLIT_NAMES, format_length, format_number, format_percent
 from geograft.dataset.tileset import SPLITS, Scene, TileSet
 from geograft.figures.curves import History, curves_figure
@@ -95,7 +95,8 @@ def sample_row(sample: ExampleTile, legend: Legend, place: str) -> list[PageImag
     ]
     for name in sample.maps:
         iou = format_number(tile_iou(sample.label, sample.maps[name], len(legend.names)))
-        alt = f"Map of {name}: {_class_cover(sample.maps[name], legend)}; IoU {iou}"
+        title = "Map" if name == RUN_NAME else f"Map of {name}"
+        alt = f"{title}: {_class_cover(sample.maps[name], legend)}; IoU {iou}"
         row.append(page_image(map_picture(sample, name, legend), alt, name, f"IoU{NBSP}{iou}"))
     return row
 
@@ -186,7 +187,7 @@ def _curve_figure(histories: Mapping[str, Sequence[History]], measure: str, name
     for network, runs in histories.items():
         last = runs[0].epochs[-1]
         train, val = (format_number(getattr(last, f"{split}_{measure}")) for split in ("train", "val"))
-        ends.append(f"{network}: training {train}, validation {val}")
+        ends.append(f"{'' if network == RUN_NAME else f'{network}: '}training {train}, validation {val}")
     alt = f"{name} over the epochs for training and validation tiles. Last epoch: {'; '.join(ends)}."
     several = len(histories) > 1
     narrow, narrow_dark = (draw(theme, True) if several else "" for theme in (LIGHT, DARK))
