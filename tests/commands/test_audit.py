@@ -73,7 +73,7 @@ def test_the_articles_split_shares_94_percent_of_its_test_pixels_with_training(t
 
 
 @pytest.mark.parametrize("split", ["auto", "scene", "block"])
-def test_our_splits_of_the_same_scenes_share_nothing(split: str, tmp_path: Path) -> None:
+def test_other_splits_of_the_same_scenes_share_no_pixel(split: str, tmp_path: Path) -> None:
     settings = PrepareConfig(split=split)
     found = audit(write_index(tmp_path / "ours", ARTICLE, plan_tiles(ARTICLE, settings), settings))
     assert set(found.tiles) == {"train", "val", "test"}
@@ -112,7 +112,7 @@ def test_the_page_on_audit_shows_what_it_prints(tmp_path: Path) -> None:
     assert shown in page
 
 
-def test_class_shares_weigh_by_labelled_pixels() -> None:
+def test_class_fractions_are_weighted_by_labelled_pixels() -> None:
     tiles = [
         Tile("a", Window(0, 0, 10, 10), "train", 1.0, (1.0, 0.0)),
         Tile("a", Window(0, 10, 10, 10), "train", 0.5, (0.0, 1.0)),
@@ -138,7 +138,7 @@ def test_the_same_pixel_in_two_scenes_of_one_group_is_shared() -> None:
     assert same.leaks
 
 
-def test_a_group_of_unlike_scenes_on_both_sides_is_named() -> None:
+def test_a_divided_group_of_scenes_of_different_sizes_is_named() -> None:
     planned: list[PlannedTile] = [("june", Window(0, 0, 8, 8), "train"), ("august", Window(0, 0, 8, 8), "val")]
     places = [SplitScene("june", 8, 8, "field"), SplitScene("august", 9, 8, "field")]
     found = audit_plan(planned, places, "one field twice")
@@ -157,7 +157,7 @@ def test_many_divided_groups_are_counted_not_listed() -> None:
     )
 
 
-def test_a_tile_set_that_only_tests_has_nothing_to_leak() -> None:
+def test_a_tile_set_without_training_tiles_cannot_leak() -> None:
     planned = plan_tiles([SplitScene("a", 500, 500, "a")], PrepareConfig(val=0, test=1))
     found = audit_plan(planned, [SplitScene("a", 500, 500, "a")], "elsewhere")
     assert not found.leaks
@@ -166,7 +166,7 @@ def test_a_tile_set_that_only_tests_has_nothing_to_leak() -> None:
     assert found.conclusion.startswith("No leak")
 
 
-def test_a_little_leak_is_never_rounded_to_none() -> None:
+def test_a_small_leak_is_never_rounded_to_zero() -> None:
     planned: list[PlannedTile] = [("a", Window(0, 0, 100, 100), "val"), ("a", Window(99, 99, 100, 100), "train")]
     found = audit_plan(planned, [SplitScene("a", 200, 200, "a")], "a corner")
     assert found.leaks

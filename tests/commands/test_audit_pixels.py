@@ -183,7 +183,7 @@ def test_overlapping_scenes_are_found_by_location_in_any_crs(tmp_path: Path) -> 
     split = next(tile.split for tile in tiles.tiles if tile.scene == found.duplicates[0].held_out)
     part = sum(tile.scene == found.duplicates[0].held_out for tile in tiles.tiles) / len(tiles.split(split))
     assert {held.split: held.duplicate_fraction for held in found.held_out}[split] == pytest.approx(part / 2, rel=1e-3)
-    assert tiles.meta.source["the same ground"].startswith("s0 and s7. ")
+    assert tiles.meta.source["duplicate scenes"].startswith("s0 and s7. ")
     clear = next(held for held in found.held_out if held.split != split)
     assert clear.duplicate_fraction == 0
 

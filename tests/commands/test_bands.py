@@ -31,21 +31,21 @@ from geograft.commands.review import review
 from geograft.commands.sample import sample
 from geograft.commands.train import scaling_of, train, training_data
 from geograft.config import PredictConfig, PrepareConfig, Recipe, SampleConfig
-from geograft.dataset.folds import derived_set
+from geograft.dataset.folds import write_derived_set
 from geograft.dataset.sources import DstlSource, VectorSource
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
-from geograft.indices import Index, with_indices
-from geograft.inference.predictor import Mapper
+from geograft.indices import Index, append_indices
+from geograft.inference.predictor import EnsemblePredictor
 from geograft.networks.weights import InputScaling
-from geograft.training.loader import Feed, Scaling
+from geograft.training.loader import Scaling, TileLoader
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.training import TinyNetwork
 
-TINY = Recipe().changed(model={"architecture": "unet"}, train={"epochs": 1, "augment": "none", "workers": 0})
+TINY = Recipe().with_settings(model={"architecture": "unet"}, train={"epochs": 1, "augment": "none", "workers": 0})
 BLOCKS = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=32, buffer_px=0, val=0.2, test=0.2)
 MAPPED = PredictConfig(probabilities="float16", uncertainty=True, overlap=0.25, backend="torch", batch_size=4)
 EDGE = 96
@@ -62,7 +62,7 @@ def crops(bands: int, dtype: str, seed: int = 0) -> tuple[ndarray, list[Window]]
 
 
 def written(folder: Path, pixels: ndarray, windows: list[Window], name: str = "scene.tif", **options: Any) -> Path:
-    """Write a scene with the outlines of its crops beside it."""
+    """Write a scene, and the outlines of its crops to crops.gpkg."""
     corners = [(TENTH_METRE @ (w.col, w.stop_row), TENTH_METRE @ (w.stop_col, w.row)) for w in windows]
     shapes = [box(*low, *high) for low, high in corners]
     path = write_raster(folder / name, pixels, **options)
@@ -102,7 +102,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A float scene and a run trained on it with an index; the same scene with the index written as a band."""
     bands, folder = request.param, tmp_path_factory.mktemp("chain")
     pixels, windows = crops(bands, "float32")
-    made = Index("nd", formula(bands)).of(pixels)[None]
+    made = Index("nd", formula(bands)).compute(pixels)[None]
     plain = written(folder, pixels, windows)
     explicit = written(folder, np.concatenate([pixels, made]), windows, "explicit.tif")
     tiles = prepared(folder, plain, f"nd={formula(bands)}")
@@ -115,21 +115,21 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return SimpleNamespace(bands=bands, folder=folder, plain=plain, explicit=explicit, tiles=tiles, card=card)
 
 
-def test_colours_change_in_training_and_an_index_does_not(chain: SimpleNamespace) -> None:
+def test_colour_augmentation_does_not_change_an_index(chain: SimpleNamespace) -> None:
     recipe, unscaled = (
-        TINY.changed(train={"augment": "colour"}),
+        TINY.with_settings(train={"augment": "colour"}),
         Scaling((0.0,) * (chain.bands + 1), (1.0,) * (chain.bands + 1)),
     )
     data = training_data(chain.tiles, recipe, unscaled)
-    feed = Feed(data, recipe.train, torch.device("cpu"))
-    for indices, (images, _) in zip(feed.batches(0), feed.train(0), strict=True):
+    feed = TileLoader(data, recipe.train, torch.device("cpu"))
+    for indices, (images, _) in zip(feed.batch_indices(0), feed.train(0), strict=True):
         for index, image in zip(indices, images.numpy(), strict=True):
             before, after = (np.sort(each.reshape(len(each), -1)) for each in (data.train[index][0], image))
             assert np.array_equal(before[-1], after[-1])
             assert (np.abs(before[:-1] - after[:-1]).max(axis=1) > 0.001).all()
 
 
-def test_a_tile_set_with_an_index_is_one_with_that_band(chain: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_tile_set_with_an_index_equals_one_with_that_band(chain: SimpleNamespace, tmp_path: Path) -> None:
     twin = prepared(tmp_path, chain.explicit)
     meta = chain.tiles.meta
     assert (meta.mean, meta.std, meta.bands) == (twin.meta.mean, twin.meta.std, chain.bands)
@@ -148,7 +148,7 @@ def test_statistics_are_of_training_pixels(chain: SimpleNamespace) -> None:
     assert band[trains].mean() != pytest.approx(band.mean(), rel=1e-4)
 
 
-def test_the_card_says_what_is_computed(chain: SimpleNamespace) -> None:
+def test_the_card_lists_the_indices(chain: SimpleNamespace) -> None:
     assert chain.card.indices == chain.tiles.meta.indices == (Index("nd", formula(chain.bands)),)
     assert chain.card.band_names[-1] == "nd"
     assert (chain.card.mean, chain.card.std) == (chain.tiles.meta.mean, chain.tiles.meta.std)
@@ -160,7 +160,7 @@ def assert_same_map(mine: Path, theirs: Path) -> None:
         np.testing.assert_array_equal(read(mine / f"map.{what}"), read(theirs / f"map.{what}"))
 
 
-def test_a_map_with_an_index_is_one_with_that_band(chain: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_map_with_an_index_equals_one_with_that_band(chain: SimpleNamespace, tmp_path: Path) -> None:
     predict(chain.folder / "twin", (chain.explicit,), tmp_path / "map.tif", MAPPED)
     assert_same_map(tmp_path, chain.folder)
     assert np.unique(read(tmp_path / "map.probabilities.tif")).size > 10
@@ -181,12 +181,12 @@ def placed(col: int) -> Affine:
     return TENTH_METRE @ Affine.translation(col, 0)
 
 
-def test_a_killed_map_goes_on_to_the_same_bytes(
+def test_a_killed_map_resumes_to_the_same_bytes(
     chain: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Narrow panels, so that what one leaves to the next is in the ledger.
     monkeypatch.setattr("geograft.mapping.plan.panel_width", lambda *_: 64)
-    dies_after(3, monkeypatch)
+    fail_after(3, monkeypatch)
     with pytest.raises(InputError, match=r"the cable is out .*of the map is kept"):
         predict(chain.folder / "run", (chain.plain,), tmp_path / "map.tif", MAPPED)
     strips = len((tmp_path / ".map.part" / "strips.tsv").read_text().splitlines()) - 1
@@ -195,27 +195,27 @@ def test_a_killed_map_goes_on_to_the_same_bytes(
     assert_same_map(tmp_path, chain.folder)
 
 
-def dies_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the network fail once, after so many batches."""
-    original, calls = Mapper.__call__, iter(range(1000))
+def fail_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the network fail once, after `batches` batches."""
+    original, calls = EnsemblePredictor.__call__, iter(range(1000))
 
-    def dying(self: Mapper, pixels: ndarray, valid: ndarray) -> ndarray:
+    def dying(self: EnsemblePredictor, pixels: ndarray, valid: ndarray) -> ndarray:
         if next(calls) == batches:
             raise InputError("the cable is out")
         return original(self, pixels, valid)
 
-    monkeypatch.setattr(Mapper, "__call__", dying)
+    monkeypatch.setattr(EnsemblePredictor, "__call__", dying)
 
 
-def test_a_map_that_was_begun_with_another_index_is_not_gone_on_with(
+def test_a_map_in_progress_with_another_index_is_not_resumed(
     chain: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(chain.folder / "run", tmp_path / "run")
-    dies_after(3, monkeypatch)
+    fail_after(3, monkeypatch)
     with pytest.raises(InputError, match="cable"):
         predict(run, (chain.plain,), tmp_path / "map.tif", MAPPED)
     replace(chain.card, indices=(Index("nd", "b1 * 2"),)).write(run)
-    with pytest.raises(InputError, match=r"something else: runs\.0\.card was"):
+    with pytest.raises(InputError, match=r"runs\.0\.card"):
         predict(run, (chain.plain,), tmp_path / "map.tif", MAPPED)
 
 
@@ -223,9 +223,7 @@ def test_a_map_that_was_begun_with_another_index_is_not_gone_on_with(
 
 
 @pytest.mark.parametrize("resolution_m", [None, 0.25, 0.04])
-def test_an_index_is_of_the_resampled_bands_wherever_a_window_begins(
-    tmp_path: Path, resolution_m: float | None
-) -> None:
+def test_an_index_is_computed_from_resampled_bands_in_any_window(tmp_path: Path, resolution_m: float | None) -> None:
     pixels, _ = crops(3, "uint16")
     path = write_raster(tmp_path / "a.tif", pixels, nodata=7)
     indices = (Index("nd", "(b3 - b1) / (b3 + b1)"),)
@@ -235,31 +233,31 @@ def test_an_index_is_of_the_resampled_bands_wherever_a_window_begins(
     assert (mosaic.bands, mosaic.dtype, mosaic.grid) == (4, "float32", bare.grid)
     window = Window(-5, -5, mosaic.grid.height + 10, mosaic.grid.width + 10)
     found, valid = mosaic.read(window)
-    np.testing.assert_array_equal(found, with_indices(*bare.read(window), indices))
+    np.testing.assert_array_equal(found, append_indices(*bare.read(window), indices))
     for part in (Window(3, 4, 20, 9), Window(30, 1, 7, 40)):
-        np.testing.assert_array_equal(mosaic.read(part)[0], found[:, *part.within(window).slices])
+        np.testing.assert_array_equal(mosaic.read(part)[0], found[:, *part.relative_to(window).slices])
     assert (found[:, ~valid] == 0).all()
 
 
-def empty_ground(dtype: str) -> tuple[ndarray, ndarray]:
-    """Return a scene of two bands with valid ground where both are 0, and where that is."""
+def scene_with_zeros(dtype: str) -> tuple[ndarray, ndarray]:
+    """Return a scene of two bands with valid pixels where both are 0, and the mask of these."""
     pixels, _ = crops(2, dtype)
     pixels[:, 40:70, 30:80] = 0
     return pixels, (pixels == 0).all(axis=0)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_where_an_index_has_no_value_the_network_sees_its_mean(tmp_path: Path, dtype: str) -> None:
-    pixels, gap = empty_ground(dtype)
+def test_a_non_finite_index_is_replaced_by_its_mean(tmp_path: Path, dtype: str) -> None:
+    pixels, gap = scene_with_zeros(dtype)
     scene = written(tmp_path, pixels, crops(2, dtype)[1])
     tiles = prepared(tmp_path, scene, "nd=(b2-b1)/(b2+b1)")
     trains = np.zeros((EDGE, EDGE), bool)
     for tile in tiles.split("train"):
         trains[tile.window.slices] = True
-    known = Index("nd", "(b2-b1)/(b2+b1)").of(pixels)[trains & ~gap]
+    known = Index("nd", "(b2-b1)/(b2+b1)").compute(pixels)[trains & ~gap]
     assert tiles.meta.mean[2] == pytest.approx(known.mean(dtype=float))
     assert tiles.meta.std[2] == pytest.approx(known.std(dtype=float))
-    assert tiles.meta.source["index without a value"].startswith(f"nd at {100 * gap[trains].mean():.2g} %")
+    assert tiles.meta.source["non-finite index"].startswith(f"nd at {100 * gap[trains].mean():.2g} %")
     scaling = Scaling(tiles.meta.mean, tiles.meta.std)
     samples = tiles.samples("train")
     for place, tile in enumerate(samples.tiles):
@@ -270,14 +268,14 @@ def test_where_an_index_has_no_value_the_network_sees_its_mean(tmp_path: Path, d
         assert np.isfinite(image).all()
 
 
-def test_a_map_of_ground_without_a_value_is_that_of_its_mean(tmp_path: Path) -> None:
-    pixels, gap = empty_ground("float32")
+def test_pixels_with_a_non_finite_index_are_mapped_with_its_mean(tmp_path: Path) -> None:
+    pixels, gap = scene_with_zeros("float32")
     scene = written(tmp_path, pixels, crops(2, "float32")[1])
     prepared(tmp_path, scene, "nd=(b2-b1)/(b2+b1)")
     train(tmp_path / "tiles", tmp_path / "run", TINY)
     card = read_card(tmp_path / "run")
     with np.errstate(invalid="ignore"):
-        made = Index("nd", "(b2-b1)/(b2+b1)").of(pixels)
+        made = Index("nd", "(b2-b1)/(b2+b1)").compute(pixels)
     made[gap] = card.mean[2]
     explicit = write_raster(tmp_path / "explicit.tif", np.concatenate([pixels, made[None]]))
     shutil.copytree(tmp_path / "run", tmp_path / "twin")
@@ -291,27 +289,27 @@ def test_a_map_of_ground_without_a_value_is_that_of_its_mean(tmp_path: Path) -> 
 
 
 def test_tiles_for_a_run_of_another_tile_set_are_filled_with_its_means(tmp_path: Path) -> None:
-    pixels, gap = empty_ground("uint16")
+    pixels, gap = scene_with_zeros("uint16")
     tiles = prepared(tmp_path, written(tmp_path, pixels, crops(2, "uint16")[1]), "nd=(b2-b1)/(b2+b1)")
     samples = tiles.samples("train", means=(0, 0, 17.5))
     filled = [samples[i][0][2][gap[tile.window.slices]] for i, tile in enumerate(samples.tiles)]
     assert set(np.concatenate(filled).tolist()) == {17.5}
 
 
-def test_an_index_that_is_nowhere_finite_is_refused(tmp_path: Path) -> None:
+def test_an_index_that_is_never_finite_is_refused(tmp_path: Path) -> None:
     scene = written(tmp_path, *crops(2, "float32"))
-    with pytest.raises(InputError, match=r"index x = b1 / \(b2 - b2\) is no finite number at any training pixel"):
+    with pytest.raises(InputError, match=r"index x = b1 / \(b2 - b2\) "):
         prepared(tmp_path, scene, "x=b1/(b2-b2)")
     assert not (tmp_path / "tiles").exists()
-    with pytest.raises(SettingError, match="b3 is no band"):
+    with pytest.raises(SettingError, match=r"\bb3\b"):
         prepared(tmp_path, scene, "x=b1/b3")
 
 
-def test_nodata_hides_the_index_too(tmp_path: Path) -> None:
+def test_nodata_masks_the_index_too(tmp_path: Path) -> None:
     pixels, windows = crops(2, "float32")
     pixels[:, :20], pixels[1, 20:40] = -1, np.nan
     tiles = prepared(tmp_path, written(tmp_path, pixels, windows, nodata=-1), "nd=(b2-b1)/(b2+b1)")
-    assert "index without a value" not in tiles.meta.source
+    assert "non-finite index" not in tiles.meta.source
     for split in ("train", "val", "test"):
         samples = tiles.samples(split)
         for place, tile in enumerate(samples.tiles):
@@ -324,7 +322,7 @@ def test_nodata_hides_the_index_too(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the same run, or not
 
 
-def test_other_indices_are_another_tile_set(tmp_path: Path) -> None:
+def test_other_indices_give_another_fingerprint(tmp_path: Path) -> None:
     scene = written(tmp_path, *crops(3, "uint16"))
     names = {
         "none": (),
@@ -338,24 +336,24 @@ def test_other_indices_are_another_tile_set(tmp_path: Path) -> None:
     assert prints.pop("same") == prints["one"]
     assert len(set(prints.values())) == 4
     train(sets["one"].folder, tmp_path / "run", TINY)
-    with pytest.raises(SettingError, match=r"is of another run: the tile set was another one"):
+    with pytest.raises(SettingError, match=r"state\.ckpt.*tile set"):
         train(sets["other"].folder, tmp_path / "run", TINY, resume=True)
     for name in ("none", "other", "two"):
-        with pytest.raises(InputError, match=r"has the indices \[.*the run was trained on \['b1 / b2'\]"):
+        with pytest.raises(InputError, match=r"indices \[.*\['b1 / b2'\]"):
             evaluate(tmp_path / "run", tiles=sets[name].folder)
     evaluate(tmp_path / "run", tiles=sets["same"].folder)
 
 
-def test_a_part_of_a_tile_set_keeps_its_indices(tmp_path: Path) -> None:
+def test_a_derived_tile_set_keeps_its_indices(tmp_path: Path) -> None:
     whole = prepared(tmp_path, written(tmp_path, *crops(2, "uint8")), "nd=(b2-b1)/(b2+b1)")
-    part = TileSet.open(derived_set(whole, whole.tiles[::2], tmp_path / "part"))
+    part = TileSet.open(write_derived_set(whole, whole.tiles[::2], tmp_path / "part"))
     assert part.meta.indices == whole.meta.indices
     assert len(part.meta.mean) == 3
     assert part.meta.mean != whole.meta.mean
 
 
 @pytest.mark.parametrize("file", [CARD, "../tiles/tileset.json"])
-def test_a_formula_that_somebody_planted_is_not_run(chain: SimpleNamespace, tmp_path: Path, file: str) -> None:
+def test_a_malicious_formula_is_not_evaluated(chain: SimpleNamespace, tmp_path: Path, file: str) -> None:
     shutil.copytree(chain.folder / "run", tmp_path / "run")
     shutil.copytree(chain.folder / "tiles", tmp_path / "tiles")
     path = tmp_path / "run" / file
@@ -363,7 +361,7 @@ def test_a_formula_that_somebody_planted_is_not_run(chain: SimpleNamespace, tmp_
         content = json.loads(path.read_text())
         content["indices"][0]["formula"] = planted
         path.write_text(json.dumps(content))
-        with pytest.raises(InputError, match=r"no band|not allowed|past the last"):
+        with pytest.raises(InputError, match=r"formula|is not a band|open|b\d+ "):
             read_card(tmp_path / "run")
             TileSet.open(tmp_path / "tiles")
 
@@ -371,17 +369,15 @@ def test_a_formula_that_somebody_planted_is_not_run(chain: SimpleNamespace, tmp_
 def test_runs_with_other_indices_are_not_averaged(chain: SimpleNamespace, tmp_path: Path) -> None:
     shutil.copytree(chain.folder / "run", tmp_path / "run")
     replace(chain.card, indices=(Index("nd", "b1 * 2"),)).write(tmp_path / "run")
-    with pytest.raises(InputError, match=r"cannot be averaged with .*: indices b1 \* 2, there"):
+    with pytest.raises(InputError, match=r"indices b1 \* 2\b"):
         predict((chain.folder / "run", tmp_path / "run"), (chain.plain,), tmp_path / "map.tif")
 
 
 def test_a_raster_needs_the_bands_without_the_index(chain: SimpleNamespace, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"has {chain.bands + 1} bands; the run was trained on {chain.bands} "):
+    with pytest.raises(InputError, match=rf"\b{chain.bands + 1} bands.*\b{chain.bands}\b"):
         predict(chain.folder / "run", (chain.explicit,), tmp_path / "map.tif")
     given = tuple(range(1, chain.bands + 2))
-    with pytest.raises(
-        InputError, match=f"--bands names {chain.bands + 1} bands; the run was trained on {chain.bands} "
-    ):
+    with pytest.raises(InputError, match=rf"--bands .*\b{chain.bands + 1} bands.*\b{chain.bands}\b"):
         predict(chain.folder / "run", (chain.plain,), tmp_path / "map.tif", PredictConfig(bands=given))
 
 
@@ -419,15 +415,15 @@ def test_a_pretrained_scaling_is_for_the_bands_and_the_data_s_for_indices(
         pytest.param(2, "uint8", marks=pytest.mark.slow),
     ],
 )
-def test_every_verb_takes_one_band_and_twenty(tmp_path: Path, bands: int, dtype: str) -> None:
+def test_every_command_accepts_1_to_20_bands(tmp_path: Path, bands: int, dtype: str) -> None:
     scene = written(tmp_path, *crops(bands, dtype))
     tiles = prepared(tmp_path, scene, f"nd={formula(bands)}")
-    assert audit(tiles.folder).held
+    assert audit(tiles.folder).held_out
     run = train(tiles.folder, tmp_path / "run", TINY).run
     assert evaluate(run).lines()
     assert review(run, tmp_path / "review").lines()
     predict(run, (scene,), tmp_path / "map.tif", replace(MAPPED, applicability=True))
-    sample(tmp_path / "map.tif", tmp_path / "points.gpkg", SampleConfig(points=20, least=2))
+    sample(tmp_path / "map.tif", tmp_path / "points.gpkg", SampleConfig(points=20, min_points=2))
     page = report(run).path.read_text(encoding="utf-8")
     assert f"nd = {formula(bands)}" in page
 
@@ -455,7 +451,7 @@ def dstl(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     return SimpleNamespace(folder=folder, tiles=tiles, run=folder / "run", scene=real / "sixteen_band")
 
 
-def test_trees_hold_more_water_than_what_is_beside_them(dstl: SimpleNamespace) -> None:
+def test_trees_have_a_higher_water_index_than_their_surroundings(dstl: SimpleNamespace) -> None:
     meta = dstl.tiles.meta
     assert (meta.bands, meta.dtype, meta.band_names[-2:]) == (8, "uint16", ("moisture", "slope"))
     samples = dstl.tiles.samples("train")
@@ -478,7 +474,7 @@ def test_real_scenes_from_scores_to_map(dstl: SimpleNamespace, tmp_path: Path) -
     pixels = read(path)
     assert (read(tmp_path / "map.tif")[0] != 255).all()
     card: ModelCard = read_card(run)
-    made = with_indices(pixels, np.ones(pixels.shape[1:], bool), card.indices)
+    made = append_indices(pixels, np.ones(pixels.shape[1:], bool), card.indices)
     explicit = write_raster(tmp_path / "explicit.tif", made)
     twin = shutil.copytree(run, tmp_path / "twin")
     replace(card, indices=(), dtype="float32").write(twin)
@@ -497,5 +493,5 @@ def test_the_command_line_takes_several_indices(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "index nd: (b2 - b1) / (b2 + b1), mean " in printed
     assert "index ratio: b2 / b1, mean " in printed
-    with pytest.raises(SystemExit, match=r"geograft: --index 'nd=\(b2-b9\)/b1': b9 is no band; there are: b1 "):
+    with pytest.raises(SystemExit, match=r"geograft: --index 'nd=\(b2-b9\)/b1': b9 .*\bb1 "):
         main([*command, str(tmp_path / "other"), "--index", "nd=(b2-b9)/b1"])

@@ -69,7 +69,7 @@ def expected_labels() -> ndarray:
     return labels
 
 
-def test_tiles_say_what_they_show(tmp_path: Path) -> None:
+def test_tiles_have_the_class_fractions_of_their_labels(tmp_path: Path) -> None:
     tiles = prepare(vector(tmp_path), tmp_path / "tiles", BLOCKS)
     labels = expected_labels()
     assert np.array_equal(read_labels(tiles.mask_path("scene"), GRID.window), labels)
@@ -105,7 +105,7 @@ def test_statistics_are_of_training_pixels_each_once(tmp_path: Path) -> None:
     assert tiles.meta.std == pytest.approx(pixels[:, trains].std(axis=1))
 
 
-def test_no_pixel_is_copied_where_windows_can_be_read(tmp_path: Path) -> None:
+def test_images_that_can_be_read_by_windows_are_not_copied(tmp_path: Path) -> None:
     tiles = prepare(vector(tmp_path), tmp_path / "tiles", BLOCKS)
     assert sorted(path.name for path in (tmp_path / "tiles").iterdir()) == ["masks", "tiles.gpkg", "tileset.json"]
     assert tiles.image_path("scene") == (tmp_path / "scene.tif").resolve()
@@ -156,7 +156,7 @@ def test_nodata_and_nan_are_neither_labelled_nor_counted(tmp_path: Path) -> None
         assert (label != IGNORE).any()
 
 
-def test_tiles_with_too_little_are_left_out(tmp_path: Path) -> None:
+def test_tiles_with_too_few_valid_pixels_are_skipped(tmp_path: Path) -> None:
     pixels = textured(3, 256, 256)
     pixels[:, :, :100] = 0
     source = VectorSource((scene(tmp_path, pixels, nodata=0),), squares(tmp_path))
@@ -166,7 +166,7 @@ def test_tiles_with_too_little_are_left_out(tmp_path: Path) -> None:
     assert min(tile.valid for tile in tiles.tiles) == pytest.approx(28 / 32)
 
 
-def test_samples_go_to_other_processes(tmp_path: Path) -> None:
+def test_samples_can_be_pickled(tmp_path: Path) -> None:
     samples = prepare(vector(tmp_path), tmp_path / "tiles", BLOCKS).samples("val")
     here = samples[0]
     there = pickle.loads(pickle.dumps(samples))[0]
@@ -267,7 +267,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_class_that_training_never_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_without_training_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = ["field"] * 16 + ["pond"]
     source = VectorSource((scene(tmp_path),), squares(tmp_path, [*SQUARES, Window(0, 0, 8, 8)], kinds), "kind")
     planned = [("scene", Window(0, 0, 32, 32), "val"), ("scene", Window(16, 80, 32, 32), "train")]

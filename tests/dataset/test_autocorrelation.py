@@ -1,4 +1,4 @@
-"""The estimator against all pairs counted one by one, and ranges of fields whose range is known."""
+"""The variogram estimator against a loop over all pairs, and the ranges of simulated fields."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ def random_field(side: int, reach: float, seed: int, covariance: Callable[[ndarr
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_sums_by_fourier_are_those_of_all_pairs(step: int) -> None:
+def test_fft_sums_equal_those_over_all_pairs(step: int) -> None:
     rng = np.random.default_rng(0)
     fields, known = [rng.normal(1000, 3, (13, 11)), rng.normal(size=(13, 11))], rng.random((13, 11)) > 0.3
     edges = lag_edges(8 * step)
@@ -60,14 +60,14 @@ def test_sums_by_fourier_are_those_of_all_pairs(step: int) -> None:
     np.testing.assert_allclose(found.distances, plain.distances, atol=1e-8)
 
 
-def test_of_class_indicators_it_is_the_chance_to_differ() -> None:
+def test_the_variogram_of_class_indicators_is_the_probability_of_different_classes() -> None:
     labels = np.random.default_rng(1).integers(0, 3, (40, 40))
     found = window_lag_sums([(labels == k).astype(float) for k in range(3)], np.ones((40, 40), bool), EDGES)
     neighbours = np.concatenate([(labels[1:] != labels[:-1]).ravel(), (labels[:, 1:] != labels[:, :-1]).ravel()])
     assert found.half_squares[0] / found.pairs[0] == pytest.approx(neighbours.mean())
 
 
-def test_windows_add_up_and_an_empty_one_adds_nothing() -> None:
+def test_lag_sums_of_windows_add_up_and_an_empty_window_adds_nothing() -> None:
     rng = np.random.default_rng(2)
     known = np.ones((30, 30), bool)
     one, two = (window_lag_sums([rng.normal(size=(30, 30))], known, EDGES) for _ in range(2))
@@ -89,7 +89,7 @@ def test_the_range_of_a_simulated_field_is_found(covariance: Callable[[ndarray, 
     assert found.sill == pytest.approx(1, rel=0.15)
 
 
-def test_noise_is_the_nugget_and_thinning_does_not_move_the_range() -> None:
+def test_noise_is_the_nugget_and_subsampling_does_not_change_the_range() -> None:
     rng, edges = np.random.default_rng(3), lag_edges(128)
     fields = [random_field(256, 60, seed, exponential) + rng.normal(size=(256, 256)) for seed in range(6)]
     thin = [window_lag_sums([field[::2, ::2]], np.ones((128, 128), bool), edges, 2) for field in fields]
@@ -107,7 +107,7 @@ def test_a_trend_across_the_window_has_no_range_within_it() -> None:
     assert not found.resolved
 
 
-def test_what_does_not_vary_and_what_is_too_small_has_no_model() -> None:
+def test_constant_or_small_fields_have_no_model() -> None:
     flat = pool_variogram([window_lag_sums([np.full((64, 64), 7.0)], np.ones((64, 64), bool), EDGES)])
     assert flat.model is None
     assert not flat.resolved

@@ -1,4 +1,4 @@
-"""Labels are counted alike as class indices and as shares."""
+"""Class counts of labels as class indices and as fractions."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ codes = arrays(np.uint8, (3, 5, 6), elements=st.sampled_from([0, 1, 125, MAX_COD
 
 @pytest.mark.parametrize("legend", [PAIR, COVERS])
 @given(bands=indices)
-def test_whole_pixels_count_alike_in_both_forms(legend: Legend, bands: ndarray) -> None:
+def test_whole_pixels_have_equal_counts_as_indices_and_fractions(legend: Legend, bands: ndarray) -> None:
     shares = encode_fractions(class_fractions(bands[0], legend))
     assert count_labels(shares[-legend.outputs :], legend, fractional=True) == count_labels(
         bands, legend, fractional=False
@@ -42,7 +42,7 @@ def test_each_overlapping_class_counts_its_own_known_pixels(bands: ndarray) -> N
 
 
 @given(bands=codes)
-def test_the_tallies_of_two_halves_add_up(bands: ndarray) -> None:
+def test_the_counts_of_two_halves_add_up(bands: ndarray) -> None:
     whole, left, right = (
         count_labels(part, OVERLAPPING, fractional=True) for part in (bands, bands[..., :2], bands[..., 2:])
     )
@@ -51,12 +51,12 @@ def test_the_tallies_of_two_halves_add_up(bands: ndarray) -> None:
     assert both.present + both.absent == pytest.approx(whole.present + whole.absent)
 
 
-def test_balance_goes_with_the_labelled_ground() -> None:
+def test_stratification_counts_are_proportional_to_labelled_pixels() -> None:
     bands = np.array([[[MAX_CODE, 0, 0, IGNORE]], [[MAX_CODE, 0, MAX_CODE, IGNORE]], [[0, 0, 0, IGNORE]]], np.uint8)
     assert count_labels(bands, OVERLAPPING, fractional=True).stratification_counts == (1, 2, 0, 2, 1, 3)
 
 
-def test_tiles_hold_what_the_mask_says(tmp_path: Path) -> None:
+def test_tiles_have_the_class_fractions_of_the_mask(tmp_path: Path) -> None:
     grid, shares = Grid(40, 30, Affine.identity(), None), np.zeros((3, 40, 30))
     shares[0, :10], shares[1, :, :15], shares[2] = 0.5, 1, np.nan
     shares[:, 20:] = np.nan

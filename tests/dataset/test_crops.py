@@ -37,7 +37,7 @@ def painted(planned: list[PlannedTile], size: tuple[int, int], train: bool) -> n
 
 @given(st.integers(150, 400), st.integers(150, 400), st.sampled_from([0, 7, 20]), st.integers(0, 50), st.booleans())
 @settings(max_examples=40)
-def test_a_crop_keeps_the_distance_that_tiles_keep(height: int, width: int, buffer: int, seed: int, lap: bool) -> None:
+def test_crops_keep_the_buffer_like_tiles(height: int, width: int, buffer: int, seed: int, lap: bool) -> None:
     config = PrepareConfig(tile_px=32, split="block", buffer_px=buffer, seed=seed, overlap=0.5 * lap)
     planned = plan_tiles([SplitScene("a", height, width, "a")], config)
     crops, train = crops_of(planned, {"a": (height, width)})
@@ -58,7 +58,7 @@ def test_a_crop_keeps_the_distance_that_tiles_keep(height: int, width: int, buff
     assert moved or len(train) < 4
 
 
-def test_in_a_split_that_leaks_crops_leak_no_more() -> None:
+def test_crops_do_not_increase_the_leak_of_a_split() -> None:
     planned = plan_tiles([SplitScene("a", 400, 400, "a")], PrepareConfig(tile_px=32, split="article"))
     crops, train = crops_of(planned, {"a": (400, 400)})
     others = painted(planned, (400, 400), train=False)
@@ -68,7 +68,7 @@ def test_in_a_split_that_leaks_crops_leak_no_more() -> None:
         assert found == window or not others[found.slices].any()
 
 
-def test_a_scene_that_trains_gives_crops_from_edge_to_edge() -> None:
+def test_a_training_scene_gives_crops_from_edge_to_edge() -> None:
     config = PrepareConfig(tile_px=32, split="scene", val=0.5, test=0.0)
     planned = plan_tiles([SplitScene(name, 100, 80, name) for name in "abcd"], config)
     crops, train = crops_of(planned, dict.fromkeys("abcd", (100, 80)))
@@ -86,7 +86,7 @@ def test_a_scene_that_trains_gives_crops_from_edge_to_edge() -> None:
     assert len(corners) > 1500
 
 
-def test_the_draw_is_the_generators() -> None:
+def test_crops_depend_only_on_the_generator() -> None:
     crops, train = crops_of([("a", Window(0, 0, 8, 8), "train"), ("a", Window(0, 8, 8, 8), "train")], {"a": (8, 16)})
     drawn = [
         [crops.random_window("a", train[0][1], np.random.default_rng(seed)) for seed in range(9)] for _ in range(2)

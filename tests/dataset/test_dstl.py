@@ -91,14 +91,14 @@ def expected(*values: int) -> np.ndarray:
     return labels
 
 
-def test_one_class_lies_where_the_rule_puts_it(folder: Path) -> None:
+def test_polygons_are_placed_by_the_competitions_rule(folder: Path) -> None:
     gathered = DstlSource(folder, (5,)).gather()
     assert gathered.legend == Legend(("background", "trees"))
     assert gathered.scale == 2048
     assert np.array_equal(burnt(DstlSource(folder, (5,))), expected(5))
 
 
-def test_of_classes_that_overlap_the_later_wins(folder: Path) -> None:
+def test_the_later_of_overlapping_classes_wins(folder: Path) -> None:
     assert np.array_equal(burnt(DstlSource(folder, (5, 6))), expected(5, 6))
     assert np.array_equal(burnt(DstlSource(folder, (6, 5))), expected(6, 5))
     assert not np.array_equal(expected(5, 6), expected(6, 5))
@@ -117,7 +117,7 @@ def test_one_class_cannot_overlap(folder: Path) -> None:
         DstlSource(folder, (5,), overlapping=True).gather()
 
 
-def test_scenes_of_the_same_ground_are_one_group(folder: Path) -> None:
+def test_scenes_of_the_same_area_are_one_group(folder: Path) -> None:
     groups = {scene.name: scene.group for scene in DstlSource(folder, (5,)).gather().scenes}
     assert groups == {SCENE: SCENE, OTHER: "6110_1_2+6140_1_2"}
     assert dstl.scene_group("6110_1_2") == groups[OTHER]
@@ -133,7 +133,7 @@ def test_everything_may_be_zipped(folder: Path) -> None:
     assert np.array_equal(burnt(DstlSource(folder, (5,))), plain)
 
 
-def test_eight_bands_where_there_are_no_three(tmp_path: Path) -> None:
+def test_eight_band_images_are_used_without_three_band_ones(tmp_path: Path) -> None:
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
         write_dstl(tmp_path, "sixteen_band")
     assert DstlSource(tmp_path, (5,)).gather().scenes[0].info.bands == 8
@@ -213,7 +213,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_trees_cover_what_their_polygons_say_in_all_25_scenes(shared: Path) -> None:
+def test_tree_cover_equals_polygon_area_in_all_25_scenes(shared: Path) -> None:
     """The class-5 area fraction of every scene on a grid of the three-band images' size, to 1 % of itself."""
     labels, extents = dstl.read_labels(shared / "data/dstl", (5,)), dstl.read_extents(shared / "data/dstl")
     assert len(labels.shapes) == 25

@@ -1,4 +1,4 @@
-"""The same ground under another name is found from edges alone, and nothing else is taken for it."""
+"""Duplicate scenes are found from their edges, without false positives."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -71,7 +71,7 @@ def dstl_looks(folder: Path) -> tuple[list[str], dict[str, list[ndarray]]]:
     return names, looks
 
 
-def test_dstls_two_pairs_and_no_other_are_the_same_ground_by_image_and_by_labels(shared: Path) -> None:
+def test_only_the_two_duplicate_pairs_of_dstl_are_found_by_image_and_by_labels(shared: Path) -> None:
     names, looks = dstl_looks(shared / "data" / "dstl")
     for kind, least, most in (("images", 0.67, 0.09), ("labels", 0.76, 0.17)):
         pairs = all_pairs(looks[kind])
@@ -84,7 +84,7 @@ def test_dstls_two_pairs_and_no_other_are_the_same_ground_by_image_and_by_labels
         assert find_matches_within(np.stack(looks[kind])) == same
 
 
-def test_no_two_of_the_amazon_scenes_are_the_same_ground(shared: Path) -> None:
+def test_the_amazon_scenes_have_no_duplicates(shared: Path) -> None:
     looks = []
     for path in sorted((shared / "data" / "amazon" / "images").iterdir()):
         with Image.open(path) as image:
@@ -94,7 +94,7 @@ def test_no_two_of_the_amazon_scenes_are_the_same_ground(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (0, 37), (55, -40), (-60, 3)])
-def test_a_shifted_window_of_another_date_is_found_with_its_shift(shift: tuple[int, int]) -> None:
+def test_a_shifted_scene_of_another_date_is_found_with_its_shift(shift: tuple[int, int]) -> None:
     wide, rng = country(0, 520), np.random.default_rng(1)
     first = wide[:, 100:420, 100:420]
     later = wide[:, 100 + shift[0] : 420 + shift[0], 100 + shift[1] : 420 + shift[1]]
@@ -106,21 +106,21 @@ def test_a_shifted_window_of_another_date_is_found_with_its_shift(shift: tuple[i
     np.testing.assert_allclose(np.array(found.shift) * 320, shift, atol=320 / 64)
 
 
-def test_the_shift_says_where_the_right_scene_lies_on_the_left() -> None:
+def test_the_shift_is_the_position_of_the_right_scene_on_the_left() -> None:
     wide = country(3)
     found = match_structures(seen(wide[:, :320, :320]), seen(wide[:, 40:360, 20:340]))
     assert found is not None
     assert found.shift == (0.125, 0.0625)
 
 
-def test_scenes_of_other_sizes_show_the_same_ground() -> None:
+def test_duplicates_of_other_sizes_are_found() -> None:
     fine = country(4)
     found = match_structures(seen(fine), seen(scipy.ndimage.zoom(fine, (1, 0.37, 0.41), order=1)))
     assert found is not None
     assert found.is_duplicate
 
 
-def test_unrelated_landscapes_are_never_the_same_ground() -> None:
+def test_unrelated_landscapes_are_never_duplicates() -> None:
     looks = np.stack([seen(country(seed, 200)) for seed in range(40)])
     assert [(one.left, one.right) for one in find_matches(looks, looks)] == [(i, i) for i in range(40)]
     assert find_matches_within(looks) == []
@@ -136,7 +136,7 @@ def test_many_scenes_are_compared_batch_by_batch(monkeypatch: pytest.MonkeyPatch
     assert sorted(find_matches_within(looks), key=lambda one: one.left) == found
 
 
-def test_two_lonely_houses_are_no_evidence() -> None:
+def test_two_single_houses_are_no_evidence() -> None:
     one, other = np.zeros((256, 256), np.uint8), np.zeros((256, 256), np.uint8)
     one[40:60, 50:80] = 1
     other[100:120, 98:128] = 1
@@ -147,7 +147,7 @@ def test_two_lonely_houses_are_no_evidence() -> None:
     assert not found.is_duplicate
 
 
-def test_rows_that_fit_many_times_are_no_evidence() -> None:
+def test_repeating_rows_are_no_evidence() -> None:
     rows = np.indices((256, 256)).sum(axis=0) // 16 % 2 * np.ones((1, 256, 256))
     rng = np.random.default_rng(0)
     one, other = (seen(np.roll(rows, 3, axis=2) + rng.normal(0, 0.1, rows.shape)) for _ in range(2))
@@ -155,14 +155,14 @@ def test_rows_that_fit_many_times_are_no_evidence() -> None:
     assert found is None or not found.is_duplicate
 
 
-def test_without_any_edge_there_is_nothing_to_compare() -> None:
+def test_scenes_without_edges_have_no_match() -> None:
     flat = seen(np.ones((3, 100, 100)))
     assert match_structures(flat, flat) is None
     assert match_structures(seen(np.random.default_rng(0).normal(size=(1, 30, 30))), flat) is None
     assert find_matches(flat[None], flat[None]) == []
 
 
-def test_the_frame_of_missing_pixels_is_no_structure() -> None:
+def test_the_edge_of_missing_pixels_is_no_structure() -> None:
     frame = np.zeros((256, 256), bool)
     frame[40:200, 30:220] = True
     one, other = (seen(country(seed, 256), frame) for seed in (5, 6))
@@ -175,7 +175,7 @@ def test_the_frame_of_missing_pixels_is_no_structure() -> None:
     assert again.is_duplicate
 
 
-def test_a_scene_gathered_by_windows_is_the_scene_at_once() -> None:
+def test_structures_do_not_depend_on_the_windows() -> None:
     pixels, labels = country(7, 150), (country(8, 150)[0] > 15).astype(np.uint8)
     labels[:20] = IGNORE
     valid = np.ones((150, 150), bool)
@@ -189,7 +189,7 @@ def test_a_scene_gathered_by_windows_is_the_scene_at_once() -> None:
 
 
 @pytest.mark.parametrize("legend", [Legend(("rest", "tree")), Legend(("rest", "tree", "road"))])
-def test_shares_of_whole_pixels_look_like_their_classes(legend: Legend) -> None:
+def test_fractions_of_whole_pixels_have_the_structure_of_classes(legend: Legend) -> None:
     labels = (country(8, 150)[0] // 10).clip(max=len(legend.names) - 1).astype(np.uint8)
     labels[:20] = IGNORE
     looks = StructureAccumulator(1, len(legend.names) - 1, 150, 150)
@@ -211,7 +211,7 @@ def test_means_are_those_of_the_valid_pixels() -> None:
     assert label_structure(thumbnail).dtype == np.int8
 
 
-def test_structures_come_back_from_their_file(tmp_path: Path) -> None:
+def test_structures_round_trip_through_their_file(tmp_path: Path) -> None:
     looks = np.random.default_rng(0).integers(-127, 128, (3, 2, 2, 64, 64), dtype=np.int8)
     write_structures(tmp_path / "structure.npy", looks)
     np.testing.assert_array_equal(read_structures(tmp_path / "structure.npy"), looks)

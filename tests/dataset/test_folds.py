@@ -30,7 +30,7 @@ def marked(windows: list, size: int, margin: int = 0) -> np.ndarray:
 
 @hypothesis_settings(max_examples=5)
 @given(folds=st.integers(2, 5), seed=st.integers(0, 99))
-def test_all_ground_is_the_test_once_and_nothing_trains_near_it(folds: int, seed: int) -> None:
+def test_every_pixel_is_tested_once_and_training_keeps_the_buffer(folds: int, seed: int) -> None:
     config = PrepareConfig(**{**BLOCKS.__dict__, "seed": seed})
     plans = plan_folds([SplitScene("a", 512, 512, "a")], config, folds)
     tested = sum(marked([w for _, w, split in plan if split == "test"], 512).astype(int) for plan in plans)
@@ -62,7 +62,7 @@ def test_groups_of_scenes_stay_whole() -> None:
         (99, {}, r"--folds 99.*64"),
     ],
 )
-def test_folds_that_cannot_be_are_refused(folds: int, change: dict, message: str) -> None:
+def test_impossible_folds_are_refused(folds: int, change: dict, message: str) -> None:
     config = PrepareConfig(**{**BLOCKS.__dict__, **change})
     with pytest.raises(SettingError, match=message):
         plan_folds([SplitScene("a", 512, 512, "a")], config, folds)

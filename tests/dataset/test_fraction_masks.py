@@ -1,4 +1,4 @@
-"""Masks with a band a class: fractions and overlapping classes, what is not known, and what does not fit."""
+"""Masks with one band per class: fractions, overlapping classes, unknown pixels and invalid input."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,7 +45,7 @@ def thirds(dtype: str = "float32") -> ndarray:
     return shares.astype(dtype)
 
 
-def test_one_band_says_how_much_is_of_the_class_of_interest(tmp_path: Path) -> None:
+def test_one_band_has_the_fraction_of_the_positive_class(tmp_path: Path) -> None:
     shares = thirds()[:1]
     tiles, _ = prepared(tmp_path, shares, {1: "forest", 0: "other"}, fractional=True)
     assert tiles.meta.legend.names == ("other", "forest")
@@ -57,14 +57,14 @@ def test_one_band_says_how_much_is_of_the_class_of_interest(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("classes", [{1: "a", 2: "b", 3: "c"}, {1: "a", 2: "b", 0: "c"}, {0: "c", 2: "b", 1: "a"}])
-def test_the_rest_is_what_the_other_bands_leave(tmp_path: Path, classes: dict[int, str]) -> None:
+def test_class_0_is_the_remainder_of_the_other_bands(tmp_path: Path, classes: dict[int, str]) -> None:
     tiles, mask = prepared(tmp_path, thirds(), classes, fractional=True)
     assert (mask.sum(axis=0, dtype=int) == MAX_CODE).all()
     order = ["abc".index(name) for name in tiles.meta.legend.names]
     assert np.abs(mask / MAX_CODE - thirds()[order]).max() <= 1 / MAX_CODE + 1e-6
 
 
-def test_percents_are_shares_of_a_hundred(tmp_path: Path) -> None:
+def test_percentages_are_read_with_full_value_100(tmp_path: Path) -> None:
     percents = np.rint(thirds() * 100).astype(np.uint8)
     percents[:, :4] = 255
     classes = {1: "a", 2: "b", 3: "c"}
@@ -74,7 +74,7 @@ def test_percents_are_shares_of_a_hundred(tmp_path: Path) -> None:
     assert tiles.tiles[0].valid == 28 / 32
 
 
-def test_what_is_not_known(tmp_path: Path) -> None:
+def test_unknown_pixels(tmp_path: Path) -> None:
     shares = thirds()[:2]
     shares[0, :2], shares[1, 2:4], shares[1, 4:6] = np.nan, -9999, 0
     classes = {1: "a", 2: "b"}
@@ -125,7 +125,7 @@ def test_overlapping_classes_keep_their_bands(tmp_path: Path) -> None:
         (np.full((2, SIDE, SIDE), np.inf, np.float32), {1: "a", 2: "b"}, {}, r"a\.tif .*\binf\b"),
     ],
 )
-def test_bands_that_do_not_fit(
+def test_invalid_bands(
     tmp_path: Path, bands: ndarray, classes: dict[int, str], options: dict[str, object], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
@@ -142,14 +142,12 @@ def test_bands_that_do_not_fit(
         ({1: "a", 2: "b"}, {"fractional": True, "full_value": 0.0}, r"--full-value 0\b.*above 0"),
     ],
 )
-def test_settings_that_cannot_work(
-    tmp_path: Path, classes: dict[int, str], options: dict[str, object], words: str
-) -> None:
+def test_invalid_settings(tmp_path: Path, classes: dict[int, str], options: dict[str, object], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         source(tmp_path, thirds(), classes, **options).gather()
 
 
-def test_whole_pixels_are_the_same_tiles_in_both_forms(tmp_path: Path) -> None:
+def test_whole_pixels_give_the_same_tiles_as_indices_and_fractions(tmp_path: Path) -> None:
     index = np.random.default_rng(2).integers(0, 2, (1, SIDE, SIDE)).astype(np.uint8)
     plain = prepare(source(tmp_path / "1", index, {1: "forest", 0: "other"}), tmp_path / "plain", ONE_TILE)
     soft, _ = prepared(tmp_path / "2", index, {1: "forest", 0: "other"}, fractional=True)
@@ -173,7 +171,7 @@ def test_statistics_are_of_pixels_with_one_known_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_part_of_a_split_has_every_overlapping_class(tmp_path: Path, seed: int) -> None:
+def test_every_split_has_every_overlapping_class(tmp_path: Path, seed: int) -> None:
     found = source(tmp_path, np.ones((2, SIDE, SIDE), np.uint8), {1: "common", 2: "rare"}, overlapping=True)
     for number in range(12):
         write_raster(tmp_path / "images" / f"{number}.tif", textured(3, SIDE, SIDE, seed=number))

@@ -1,4 +1,4 @@
-"""Distances on the ground in any CRS, and ground that two scenes share."""
+"""Distances in metres in any CRS, and the area that two scenes share."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def places(shapes: list[shapely.Polygon], scenes: list[int]) -> Outlines:
 
 
 @given(st.lists(boxes, min_size=1, max_size=8), st.lists(boxes, min_size=1, max_size=8))
-def test_the_nearest_of_all_is_the_least_of_all_distances(
+def test_the_nearest_distance_is_the_minimum_of_all_distances(
     some: list[shapely.Polygon], others: list[shapely.Polygon]
 ) -> None:
     plain = shapely.distance(np.array(some)[:, None], np.array(others)[None]).min(axis=1)
@@ -42,14 +42,14 @@ def test_the_nearest_of_all_is_the_least_of_all_distances(
 
 
 @given(st.lists(boxes, min_size=1, max_size=6), st.lists(boxes, max_size=6))
-def test_the_shared_ground_is_that_of_the_union(some: list[shapely.Polygon], others: list[shapely.Polygon]) -> None:
+def test_the_shared_area_is_that_of_the_union(some: list[shapely.Polygon], others: list[shapely.Polygon]) -> None:
     share, pairs = shared_area(places(some, [0] * len(some)), places(others, [1] * len(others)))
     union = shapely.union_all(np.array(others, object))
     np.testing.assert_allclose(share, [shape.intersection(union).area / shape.area for shape in some], atol=1e-9)
     assert pairs.tolist() == ([[0, 1]] if share.any() else [])
 
 
-def test_tiles_of_one_scene_do_not_count_as_ground_seen_twice() -> None:
+def test_tiles_of_one_scene_are_not_duplicates() -> None:
     one = places([shapely.box(0, 0, 10, 10)], [4])
     assert shared_area(one, one)[0].tolist() == [0]
     beside = places([shapely.box(10, 0, 20, 10), shapely.box(9.95, 0, 20, 10)], [5, 6])
@@ -82,13 +82,13 @@ def test_a_distance_is_the_geodesic_one_at_any_latitude(latitude: float) -> None
         assert nearest_distances(moved[:1], moved[1:], scale[:1])[0] == pytest.approx(plain, rel=1e-3)
 
 
-def test_in_pixels_only_windows_of_one_scene_are_near() -> None:
+def test_distances_in_pixels_are_within_one_scene() -> None:
     mine = [("a", Window(0, 0, 10, 10)), ("b", Window(0, 0, 10, 10)), ("c", Window(5, 5, 2, 2))]
     theirs = [("a", Window(14, 13, 10, 10)), ("a", Window(0, 90, 10, 10)), ("c", Window(0, 0, 20, 20))]
     assert nearest_distances_in_scene(mine, theirs).tolist() == [5.0, np.inf, 0.0]
 
 
-def test_outlines_come_back_from_the_index(tmp_path: Path) -> None:
+def test_outlines_round_trip_through_the_index(tmp_path: Path) -> None:
     shapes = [shapely.box(0, 0, 2, 2), shapely.box(2, 0, 4, 2)]
     rows = [("a", Window(0, 2 * i, 2, 2), "train", 1.0, (1.0,)) for i in range(2)]
     for crs in (UTM21S, None):
@@ -100,7 +100,7 @@ def test_outlines_come_back_from_the_index(tmp_path: Path) -> None:
         read_outlines(tmp_path / "missing.gpkg")
 
 
-def test_nothing_is_near_nothing() -> None:
+def test_no_tiles_have_no_distances() -> None:
     none: ndarray = np.zeros(0, object)
     one = np.array([shapely.box(0, 0, 1, 1)])
     assert nearest_distances(one, none).tolist() == [np.inf]

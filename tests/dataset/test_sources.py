@@ -1,4 +1,4 @@
-"""Polygons, mask folders and their scenes: what fits is read, what does not is told in one line."""
+"""Label sources: polygons and mask folders; invalid input gives a one-line error."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def image(tmp_path: Path) -> Path:
     return write_raster(tmp_path / "scene.tif", textured(3, 60, 80))
 
 
-def test_polygons_of_one_class_are_called_as_their_file(tmp_path: Path, image: Path) -> None:
+def test_a_single_class_is_named_after_the_file(tmp_path: Path, image: Path) -> None:
     path = write_layer(tmp_path / "fields.gpkg", [GRID.footprint(FIELD)])
     gathered = VectorSource((image,), path).gather()
     assert gathered.legend.names == ("background", "fields")
@@ -75,7 +75,7 @@ def test_numbers_are_in_the_order_of_numbers(tmp_path: Path, image: Path) -> Non
     assert gathered.legend.names == ("background", "9", "10")
 
 
-def test_a_field_of_identities_is_no_class_field(tmp_path: Path, image: Path) -> None:
+def test_a_field_of_unique_values_is_no_class_field(tmp_path: Path, image: Path) -> None:
     path = write_layer(tmp_path / "a.gpkg", [GRID.footprint(FIELD)] * 300, fid_2=list(range(300)))
     with pytest.raises(InputError, match="300 different values"):
         VectorSource((image,), path, "fid_2").gather()
@@ -90,7 +90,7 @@ def test_a_class_called_background_is_the_background(tmp_path: Path, image: Path
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32611"])
-def test_labels_are_brought_to_the_image(tmp_path: Path, image: Path, crs: str) -> None:
+def test_polygons_are_reprojected_to_the_image(tmp_path: Path, image: Path, crs: str) -> None:
     there = geopandas.GeoSeries([GRID.footprint(FIELD)], crs=UTM12).to_crs(crs)
     gathered = VectorSource((image,), write_layer(tmp_path / "a.gpkg", list(there), crs)).gather()
     assert np.array_equal(labels_of(gathered), filled(FIELD))
@@ -107,7 +107,7 @@ def test_images_of_two_crs_share_one_layer(tmp_path: Path, image: Path) -> None:
     assert (labels_of(gathered, 1) == 1).sum() > 400
 
 
-def test_outside_the_area_of_interest_nothing_is_known(tmp_path: Path, image: Path) -> None:
+def test_pixels_outside_the_area_of_interest_are_unknown(tmp_path: Path, image: Path) -> None:
     labels = write_layer(tmp_path / "a.gpkg", [GRID.footprint(FIELD)])
     looked = write_layer(tmp_path / "aoi.gpkg", [GRID.footprint(Window(0, 0, 60, 40))])
     gathered = VectorSource((image,), labels, aoi=looked).gather()
@@ -117,7 +117,7 @@ def test_outside_the_area_of_interest_nothing_is_known(tmp_path: Path, image: Pa
     assert "aoi.gpkg" in gathered.notes["area of interest"]
 
 
-def test_repairs_and_bare_images_are_noted(tmp_path: Path, image: Path) -> None:
+def test_repairs_and_images_without_polygons_are_noted(tmp_path: Path, image: Path) -> None:
     far = write_raster(tmp_path / "far.tif", textured(3, 60, 80), Affine(0.1, 0, 0, 0, -0.1, 0))
     x, y = TENTH_METRE.c, TENTH_METRE.f
     bowtie = Polygon([(x, y), (x + 2, y - 2), (x + 2, y), (x, y - 2)])
@@ -126,7 +126,7 @@ def test_repairs_and_bare_images_are_noted(tmp_path: Path, image: Path) -> None:
     assert gathered.notes["labels"].endswith("a.gpkg, 1 of them repaired, none on 1 of 2 images")
 
 
-def test_labels_that_miss_every_image_say_where_both_are(tmp_path: Path, image: Path) -> None:
+def test_labels_outside_all_images_are_reported_with_both_extents(tmp_path: Path, image: Path) -> None:
     path = write_layer(tmp_path / "a.gpkg", [shapely.affinity.translate(GRID.footprint(FIELD), 5000, 0)])
     with pytest.raises(
         InputError, match=r"polygons span x 533002 to 533005 .* the images x 528000 to 528008 and y"
@@ -224,7 +224,7 @@ def folders(tmp_path: Path) -> Folders:
     return Folders(tmp_path)
 
 
-def test_of_two_classes_the_first_is_the_one_of_interest(folders: Folders) -> None:
+def test_the_first_of_two_classes_is_the_positive_class(folders: Folders) -> None:
     folders.image("a.tiff_29.tiff")
     folders.mask("a.tiff_29.png", np.where(filled(FIELD) == 1, 1, 2).astype(np.uint8))
     gathered = folders.source({1: "forest", 2: "other"}).gather()
@@ -243,7 +243,7 @@ def test_three_classes_keep_their_order(folders: Folders) -> None:
     assert np.array_equal(labels_of(gathered), np.array([2, 0, 1])[filled(FIELD, POND)])
 
 
-def test_an_ignored_value_is_not_known(folders: Folders) -> None:
+def test_an_ignored_value_is_unknown(folders: Folders) -> None:
     folders.image("a.png")
     folders.mask("a.png", np.array([0, 1, 99], np.uint8)[filled(FIELD, POND)])
     found = labels_of(folders.source({1: "field", 0: "rest"}, ignore=99).gather())
@@ -304,7 +304,7 @@ def test_everything_that_does_not_match_is_in_one_error(folders: Folders) -> Non
         "mask stray.png has no image",
         "image wide.png has 80 x 60 pixels, its mask 83 x 60",
         "mask colour.png has 3 bands",
-        "twice.jpg and twice.png share a name",
+        "twice.jpg and twice.png",
         "--skip-mismatched",
     ):
         assert part in text
@@ -312,7 +312,7 @@ def test_everything_that_does_not_match_is_in_one_error(folders: Folders) -> Non
     assert "\n" not in text
 
 
-def test_many_faults_are_counted(folders: Folders) -> None:
+def test_many_mismatches_are_counted(folders: Folders) -> None:
     for number in range(25):
         folders.image(f"{number:02}.png")
     folders.mask("stray.png", filled(FIELD))
@@ -320,7 +320,7 @@ def test_many_faults_are_counted(folders: Folders) -> None:
         folders.source({1: "field", 0: "rest"}).gather()
 
 
-def test_what_does_not_match_can_be_left_out(folders: Folders) -> None:
+def test_mismatched_files_can_be_skipped(folders: Folders) -> None:
     folders.image("alone.png")
     folders.image("fine.png")
     folders.mask("fine.png", filled(FIELD))
@@ -346,7 +346,7 @@ def test_a_mask_of_another_place_does_not_match(folders: Folders) -> None:
 @pytest.mark.parametrize(
     ("classes", "ignore"), [({1: "field"}, None), ({}, None), ({1: "a", 2: "a"}, None), ({1: "a", 2: "b"}, 2)]
 )
-def test_tables_of_classes_that_cannot_work(folders: Folders, classes: dict[int, str], ignore: int | None) -> None:
+def test_invalid_classes(folders: Folders, classes: dict[int, str], ignore: int | None) -> None:
     with pytest.raises(SettingError):
         folders.source(classes, ignore=ignore).gather()
 

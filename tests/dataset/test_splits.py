@@ -1,4 +1,4 @@
-"""What a split by place promises: held-out ground that no training tile touches, and little ground lost."""
+"""Splits by scene and block: no training tile touches held-out pixels, and few pixels are lost."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def burned(windows: Sequence[Window], height: int, width: int) -> ndarray:
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(50, 600), st.integers(1, 300))
 @settings(deadline=None)
-def test_blocks_cut_up_the_scene_and_none_is_narrow(height: int, width: int, block_px: int, least_px: int) -> None:
+def test_blocks_cover_the_scene_and_none_is_narrow(height: int, width: int, block_px: int, least_px: int) -> None:
     found = cut_blocks(Window(5, 7, height, width), block_px, min(least_px, block_px))
     assert sum(w.height * w.width for w in found) == height * width
     assert not any(a.intersection(b) for i, a in enumerate(found[:20]) for b in found[i + 1 : 20])
@@ -75,7 +75,7 @@ walls = st.lists(st.builds(Window, st.integers(-3, 38), st.integers(-3, 38), st.
 
 @given(walls, st.integers(20, 40), st.integers(20, 40), st.integers(3, 12), st.integers(1, 12))
 @settings(deadline=None)
-def test_training_tiles_hold_all_ground_that_a_clear_tile_can_hold(
+def test_training_tiles_cover_every_pixel_that_an_allowed_tile_can_cover(
     forbidden: list[Window], height: int, width: int, size: int, stride: int
 ) -> None:
     stride = min(stride, size)
@@ -87,12 +87,12 @@ def test_training_tiles_hold_all_ground_that_a_clear_tile_can_hold(
     np.testing.assert_array_equal(burned(found, height, width), burned(clear, height, width))
 
 
-def test_training_tiles_without_held_out_ground_are_the_plain_tiling() -> None:
+def test_training_tiles_without_held_out_blocks_are_the_plain_tiling() -> None:
     scene = Window(0, 0, 700, 900)
     assert training_tiles(scene, [], 224, 112) == tiling(scene, 224, 112)
 
 
-def test_training_tiles_begin_anywhere_the_scene_does() -> None:
+def test_training_tiles_respect_the_origin_of_the_scene() -> None:
     moved = training_tiles(Window(1000, 2000, 50, 60), [Window(1010, 2030, 5, 5)], 20, 10)
     at_zero = training_tiles(Window(0, 0, 50, 60), [Window(10, 30, 5, 5)], 20, 10)
     assert [window.relative_to(Window(1000, 2000, 50, 60)) for window in moved] == at_zero
@@ -109,7 +109,7 @@ def test_training_tiles_begin_anywhere_the_scene_does() -> None:
     st.sampled_from([0.0, 0.3, 0.5]),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_split_by_block_keeps_its_distance(height: int, width: int, buffer_px: int, seed: int, lap: float) -> None:
+def test_a_split_by_block_keeps_its_buffer(height: int, width: int, buffer_px: int, seed: int, lap: float) -> None:
     config = PrepareConfig(tile_px=48, split="block", buffer_px=buffer_px, seed=seed, overlap=lap)
     planned = plan_tiles([SplitScene("a", height, width, "a")], config)
     train = of(planned, "train")
@@ -165,7 +165,7 @@ def test_blocks_are_two_tiles_or_one_where_that_would_be_few() -> None:
     assert set(counts(small)) == {"train", "val", "test"}
 
 
-def test_the_same_ground_at_two_dates_is_held_out_in_both() -> None:
+def test_two_dates_of_one_area_are_held_out_together() -> None:
     pair = [SplitScene("june", 1344, 1344, "field"), SplitScene("august", 1344, 1344, "field")]
     planned = plan_tiles(pair, PrepareConfig(split="block"))
     for split in ("train", "val", "test"):
@@ -173,7 +173,7 @@ def test_the_same_ground_at_two_dates_is_held_out_in_both() -> None:
         assert june == august
 
 
-def test_a_group_of_scenes_that_do_not_fit_each_other_goes_one_way() -> None:
+def test_a_group_of_scenes_of_different_sizes_stays_whole() -> None:
     pair = [SplitScene("june", 1344, 1344, "field"), SplitScene("august", 1340, 1350, "field")]
     planned = plan_tiles([*pair, *scenes(2, 1344, 1344)], PrepareConfig(split="block"))
     assert len({split for scene, _, split in planned if scene in ("june", "august")}) == 1
@@ -204,7 +204,7 @@ def test_whole_scenes_train_with_overlap_and_test_without() -> None:
         assert mine == tiling(Window(0, 0, 1000, 1000), 224, 112 if split == "train" else 224)
 
 
-def test_classes_of_scenes_are_asked_for_and_balanced() -> None:
+def test_classes_of_scenes_are_counted_and_stratified() -> None:
     asked = []
 
     def trees(window: Window) -> tuple[int, int]:
@@ -234,7 +234,7 @@ def test_one_split_for_everything_needs_no_blocks() -> None:
     assert planned == [("s0", window, "test") for window in tiling(Window(0, 0, 1000, 1000), 224, 224)]
 
 
-def test_shares_beyond_the_whole_are_refused() -> None:
+def test_fractions_above_1_are_refused() -> None:
     with pytest.raises(SettingError, match=r"--val 0.6 and --test 0.5 add up to more than 1"):
         plan_tiles(scenes(9), PrepareConfig(val=0.6, test=0.5))
     assert "train" not in counts(plan_tiles(scenes(9), PrepareConfig(val=0.7, test=0.3)))
@@ -243,7 +243,7 @@ def test_shares_beyond_the_whole_are_refused() -> None:
 # the article's own split
 
 
-def test_the_articles_split_is_drawn_as_the_article_drew_it() -> None:
+def test_the_split_of_the_article_is_reproduced() -> None:
     planned = article_tiles(scenes(23, 3248, 3248))
     assert counts(planned) == {"train": 14_812, "val": 1_150}
     assert planned == plan_tiles(scenes(23, 3248, 3248), PrepareConfig(split="article", seed=99))
@@ -252,7 +252,7 @@ def test_the_articles_split_is_drawn_as_the_article_drew_it() -> None:
     assert found.contained_fraction == pytest.approx(0.8165, abs=5e-5)
 
 
-def test_the_articles_split_needs_room_to_draw_from() -> None:
+def test_the_split_of_the_article_needs_enough_tiles() -> None:
     with pytest.raises(SettingError, match=r"the smallest scene has 49 tiles.*50"):
         article_tiles(scenes(2, 1000, 1000))
     with pytest.raises(SettingError, match="has 0 tiles"):

@@ -1,4 +1,4 @@
-"""Means and deviations from parts equal those of the whole, and every pixel counts once."""
+"""Means and standard deviations from parts equal those of the whole, and every pixel counts once."""
 
 from functools import reduce
 from operator import add
@@ -20,7 +20,7 @@ pixels = arrays(np.float64, st.tuples(st.just(2), st.integers(0, 30)), elements=
 
 @given(st.lists(pixels, min_size=1, max_size=5))
 @settings(deadline=None)
-def test_parts_add_up_to_the_whole(parts: list[np.ndarray]) -> None:
+def test_moments_of_parts_add_up(parts: list[np.ndarray]) -> None:
     whole = np.concatenate(parts, axis=1)
     found = reduce(add, (Moments.from_pixels(part) for part in parts))
     assert (found.count == whole.shape[1]).all()
@@ -59,6 +59,6 @@ def test_overlapping_tiles_count_a_pixel_once(tmp_path: Path, monkeypatch: pytes
     assert np.allclose(found.std, image[:, counted].std(axis=1))
 
 
-def test_no_tiles_are_no_pixels(tmp_path: Path) -> None:
+def test_no_windows_give_no_moments(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", textured(1, 20, 20))
     assert not list(band_moments(path, path, []))

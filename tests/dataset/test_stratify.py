@@ -1,4 +1,4 @@
-"""What the choice of ground promises: whole groups, wanted shares, every class in every split where possible."""
+"""Stratified group splits: whole groups, target fractions, every class in every split if possible."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def part(name: str, group: str, pixels: Sequence[int] = ()) -> SplitBlock:
 
 @given(st.integers(3, 40), st.integers(0, 5), st.integers(0, 3))
 @settings(deadline=None, max_examples=30)
-def test_every_share_gets_a_part_and_groups_stay_whole(groups: int, mates: int, seed: int) -> None:
+def test_every_split_gets_a_block_and_groups_stay_whole(groups: int, mates: int, seed: int) -> None:
     parts = [part(f"s{i}", f"g{i % groups}") for i in range(groups + mates)]
     splits = assign_splits(parts, SHARES, seed)
     by_group = defaultdict(set)
@@ -32,7 +32,7 @@ def test_every_share_gets_a_part_and_groups_stay_whole(groups: int, mates: int, 
     assert set(splits) == {"train", "val", "test"}
 
 
-def test_the_same_parts_in_any_order_and_the_same_seed_give_the_same_splits() -> None:
+def test_splits_depend_on_the_seed_and_not_on_the_order_of_blocks() -> None:
     rng = np.random.default_rng(0)
     parts = [part(f"s{i}", f"g{i}", rng.integers(0, 100, 3).tolist()) for i in range(50)]
     first = dict(zip((p.scene for p in parts), assign_splits(parts, SHARES, 7), strict=True))
@@ -41,7 +41,7 @@ def test_the_same_parts_in_any_order_and_the_same_seed_give_the_same_splits() ->
     assert tuple(first.values()) != assign_splits(parts, SHARES, 8)
 
 
-def test_shares_of_area_and_classes_come_near_the_wanted_ones() -> None:
+def test_fractions_of_area_and_classes_are_close_to_the_target() -> None:
     rng = np.random.default_rng(1)
     pixels = rng.integers(1, 1000, (200, 4))
     parts = [part(f"s{i}", f"s{i}", row) for i, row in enumerate(pixels.tolist())]
@@ -53,24 +53,24 @@ def test_shares_of_area_and_classes_come_near_the_wanted_ones() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_class_of_three_parts_only_is_in_every_split(seed: int) -> None:
+def test_a_class_in_three_blocks_only_is_in_every_split(seed: int) -> None:
     parts = [part(f"s{i}", f"s{i}", (1000, 5 if i in (3, 11, 29) else 0)) for i in range(40)]
     splits = assign_splits(parts, SHARES, seed)
     assert {splits[3], splits[11], splits[29]} == {"train", "val", "test"}
 
 
-def test_a_split_never_gets_only_parts_without_labels() -> None:
+def test_a_split_never_gets_only_unlabelled_blocks() -> None:
     parts = [part(f"s{i}", f"s{i}", (100, 20) if i < 3 else (0, 0)) for i in range(30)]
     assert set(assign_splits(parts, SHARES, 0)[:3]) == {"train", "val", "test"}
 
 
-def test_shares_of_nothing_get_nothing_and_one_share_gets_all() -> None:
+def test_a_split_with_fraction_0_is_empty_and_a_single_split_gets_all() -> None:
     parts = [part(f"s{i}", f"s{i}") for i in range(5)]
     assert set(assign_splits(parts, {"train": 0.5, "val": 0.5, "test": 0}, 0)) == {"train", "val"}
     assert set(assign_splits(parts, {"test": 1.0}, 0)) == {"test"}
 
 
-def test_too_few_groups_are_named_with_the_way_out() -> None:
+def test_too_few_groups_are_reported_with_a_remedy() -> None:
     with pytest.raises(
         SettingError, match="2 labelled scenes cannot be split into train, val and test by scene: use --"
     ):
@@ -79,7 +79,7 @@ def test_too_few_groups_are_named_with_the_way_out() -> None:
         assign_splits([part("a", "g"), part("b", "g")], {"train": 0.5, "val": 0.5}, 0)
 
 
-def test_ten_thousand_parts_are_split_within_a_percent() -> None:
+def test_ten_thousand_blocks_are_split_within_a_percent() -> None:
     rng = np.random.default_rng(2)
     pixels = rng.integers(0, 1000, (10_000, 2))
     parts = [part(f"s{i}", f"s{i}", row) for i, row in enumerate(pixels.tolist())]

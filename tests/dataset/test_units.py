@@ -1,4 +1,4 @@
-"""The units that intervals resample: those of the split, never pixels, and no ground in two of them."""
+"""Resampling units of intervals: those of the split, never pixels; no area is in two units."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def grid_of(scene: str, size: int = SIZE) -> list[Tile]:
     return [Tile(scene, Window(r, c, 32, 32), "test") for r in range(0, size, 32) for c in range(0, SIZE, 32)]
 
 
-def test_scenes_are_units_where_there_are_enough() -> None:
+def test_scenes_are_units_if_there_are_enough() -> None:
     names = {f"s{i}": f"s{i}" for i in range(6)}
     found = units_of(
         tile_set(names, PrepareConfig(tile_px=32), [tile for name in names for tile in grid_of(name)]), "test"
@@ -55,7 +55,7 @@ def test_scenes_are_units_where_there_are_enough() -> None:
     assert found.cell_of.tolist() == np.repeat(np.arange(6), 16).tolist()
 
 
-def test_two_dates_of_one_ground_are_one_unit() -> None:
+def test_two_dates_of_one_area_are_one_unit() -> None:
     names = {f"s{i}": f"g{i // 2}" for i in range(12)}
     found = units_of(
         tile_set(names, PrepareConfig(tile_px=32), [tile for name in names for tile in grid_of(name)]), "test"
@@ -76,7 +76,7 @@ def test_the_blocks_of_a_split_are_its_units() -> None:
     assert "1 scene" in found.caveat
 
 
-def test_few_scenes_are_cut_in_blocks_of_their_own_and_one_ground_alike() -> None:
+def test_few_scenes_are_cut_into_blocks_shared_within_a_group() -> None:
     config = PrepareConfig(tile_px=32, val=0, test=1)
     found = units_of(tile_set({"a": "g", "b": "g"}, config, grid_of("a") + grid_of("b")), "test")
     assert found.kind == "block"
@@ -86,7 +86,7 @@ def test_few_scenes_are_cut_in_blocks_of_their_own_and_one_ground_alike() -> Non
     }
 
 
-def test_scenes_of_one_group_that_do_not_fit_together_stay_whole() -> None:
+def test_scenes_of_one_group_with_different_sizes_stay_whole() -> None:
     config = PrepareConfig(tile_px=32, split="block", block_px=64, buffer_px=0)
     tiles = grid_of("a") + grid_of("b", 96)
     found = units_of(tile_set({"a": "g", "b": "g"}, config, tiles, {"b": 96}), "test")
@@ -111,6 +111,6 @@ def test_a_split_as_prepare_makes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count, words", [(1, "1 block of 1 scene"), (2, "2 blocks of 1 scene")])
-def test_words(count: int, words: str) -> None:
+def test_description(count: int, words: str) -> None:
     config = PrepareConfig(tile_px=32, split="block", block_px=64, buffer_px=0)
     assert units_of(tile_set({"a": "a"}, config, grid_of("a")[: 2 * count]), "test").description == words

@@ -41,7 +41,7 @@ def exact(parts: ndarray) -> Float[ndarray, "h w"]:
     return shapely.area(shapely.intersection(shapely.box(cols, rows, cols + 1, rows + 1), shapely.union_all(parts)))
 
 
-def test_each_overlapping_class_is_where_it_would_be_alone() -> None:
+def test_overlapping_classes_are_rasterised_independently() -> None:
     found = polygon_reader(shapes(), None, LabelEncoding(OVERLAPPING))(ALL)
     for index, value in enumerate((1, 2)):
         alone = rasterize_window(shapes().of_class(value), ALL, fill=0) > 0
@@ -56,7 +56,7 @@ def test_each_overlapping_class_is_where_it_would_be_alone() -> None:
 
 
 @pytest.mark.parametrize("legend", [PAIR, OVERLAPPING])
-def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
+def test_fractions_are_close_to_exact_areas(legend: Legend) -> None:
     drawn = shapes(legend.outputs)
     found = decode_fractions(polygon_reader(drawn, None, LabelEncoding(legend, by_area=True))(ALL))
     for value, share in enumerate(found, start=1):
@@ -66,7 +66,7 @@ def test_a_fraction_is_near_the_area_in_the_pixel(legend: Legend) -> None:
         assert error[error > 1e-6].mean() < 0.01
 
 
-def test_of_classes_that_exclude_each_other_the_later_polygon_has_the_ground() -> None:
+def test_the_later_polygon_of_exclusive_classes_wins() -> None:
     drawn = shapes()
     found = polygon_reader(drawn, None, LabelEncoding(COVERS, by_area=True))(ALL)
     assert (found.sum(axis=0, dtype=int) == MAX_CODE).all()
@@ -90,7 +90,7 @@ def test_windows_agree_with_the_whole(legend: Legend, fractional: bool) -> None:
 @pytest.mark.parametrize(
     "drawing", [LabelEncoding(PAIR), LabelEncoding(PAIR, by_area=True), LabelEncoding(OVERLAPPING)]
 )
-def test_what_was_not_looked_at_is_known_of_no_class(drawing: LabelEncoding) -> None:
+def test_pixels_outside_the_area_of_interest_are_unknown(drawing: LabelEncoding) -> None:
     looked = to_pixel_shapes(np.array([shapely.box(0, 0, 20, SIDE)], object), np.ones(1, np.uint8), Affine.identity())
     drawn = shapes(drawing.legend.outputs)
     found, whole = polygon_reader(drawn, looked, drawing)(ALL), polygon_reader(drawn, None, drawing)(ALL)

@@ -80,7 +80,7 @@ def to_pixels(extent: tuple[float, float], grid: Grid) -> Affine:
 def scene_group(scene: str) -> str:
     """Return the group of a scene: its own name, or the joined names of all scenes of the same area.
 
-    >>> group("6140_1_2"), group("6010_1_2")
+    >>> scene_group("6140_1_2"), scene_group("6010_1_2")
     ('6110_1_2+6140_1_2', '6010_1_2')
     """
     return next(("+".join(group) for group in DUPLICATE_SCENES if scene in group), scene)
