@@ -75,5 +75,5 @@ def test_recipes_without_distinct_variants_are_refused(tiles: Path, tmp_path: Pa
 
 def test_folder_names_and_even_spacing() -> None:
     assert slug("U-Net, EfficientNet-B0") == "u-net-efficientnet-b0"
-    assert evenly_spaced(list(range(10))) == [0, 3, 6, 9]
-    assert evenly_spaced([5]) == [5]
+    assert evenly_spaced(10, 4) == [0, 3, 6, 9]
+    assert evenly_spaced(1, 4) == [0]

@@ -1,15 +1,20 @@
 import math
+import operator
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -17,13 +22,16 @@ from torch.nn.functional import avg_pool2d
 
 from geograft.card import WEIGHTS
 from geograft.commands.train import train
-from geograft.config import Recipe, TrainConfig
+from geograft.config import ModelConfig, Recipe, TrainConfig
 from geograft.errors import DivergedError, InputError, SettingError
 from geograft.losses.segmentation import Logits, MultiScaleLogits
-from geograft.networks.network import Network
+from geograft.networks.network import Network, build
+from geograft.training import distributed
 from geograft.training.checkpoint import LAST, STATE
 from geograft.training.distributed import (
     ProcessGroup,
+    SyncBatchNormMode,
+    _ddp_strategy,
     _original_error,
     check_devices,
     launch,
@@ -33,6 +41,7 @@ from geograft.training.distributed import (
 from geograft.training.history import HISTORY, History
 from geograft.training.loader import TrainingData
 from geograft.training.loop import fit
+from geograft.training.optim import freeze_encoder
 from tests.support.overlapping import overlapping_blocks, overlapping_data
 from tests.support.training import Tile, TinyNetwork, blocks, training_data
 
@@ -209,6 +218,58 @@ def test_a_slurm_job_of_one_process_spawns_the_others(tmp_path: Path, monkeypatc
     assert spawns_processes(TWO)
     assert launch(TWO, ranks) == [0, 1]
     assert launch(CONFIG, ranks) == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_with_the_ddp_wrapper_two_processes_reach_the_weights_of_one(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, data, settings = CASES[case]
+    one, two = network(), network()
+    fit(one, data(), replace(CONFIG, **FEATURES, **settings), tmp_path / "one")
+    wrapped = _ddp_strategy("cuda")
+    monkeypatch.setattr(distributed, "_ddp_strategy", lambda _device: wrapped)
+    fit(two, data(), replace(TWO, **FEATURES, **settings), tmp_path / "two")
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def group_of(device: str, world_size: int = 2) -> ProcessGroup:
+    """Return a process group as it would be on `device`."""
+    values = {"global_rank": 0, "world_size": world_size, "device": torch.device(device)}
+    return ProcessGroup(Mock(spec=Fabric, strategy=_ddp_strategy(device), **values))
+
+
+def test_cuda_uses_the_ddp_wrapper_and_cpu_does_not() -> None:
+    cuda, cpu = group_of("cuda"), group_of("cpu")
+    assert (cuda.has_ddp, cuda.loss_factor, cpu.has_ddp, cpu.loss_factor) == (True, 2, False, 1)
+    options = _ddp_strategy("cuda")._ddp_kwargs
+    assert options == {"find_unused_parameters": True, "broadcast_buffers": False}
+    assert isinstance(cuda.sync_batchnorm(), nullcontext)
+    assert isinstance(cpu.sync_batchnorm(), SyncBatchNormMode)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "transfer", "light"])
+def test_cuda_converts_batch_norm_and_cpu_does_not(architecture: Literal["unet", "transfer", "light"]) -> None:
+    network = build(ModelConfig(architecture=architecture, weights="none"), 3, 1, pretrained=False).eval()
+    image, state = torch.randn(1, 3, 64, 64), deepcopy(network.state_dict())
+    parameters = list(network.parameters())
+    expected = network(image)
+    count = sum(isinstance(each, nn.BatchNorm2d) for each in network.modules())
+    for group in (group_of("cpu"), group_of("cuda", world_size=1)):
+        group.convert_batchnorm(network)
+        assert not any(isinstance(each, nn.SyncBatchNorm) for each in network.modules())
+    group_of("cuda").convert_batchnorm(network)
+    assert sum(isinstance(each, nn.SyncBatchNorm) for each in network.modules()) == count > 0
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in network.modules())
+    assert all(map(operator.is_, network.parameters(), parameters))
+    assert network.state_dict().keys() == state.keys()
+    torch.testing.assert_close(network(image), expected)
+    freeze_encoder(network, 2)
+    frozen = [each.training for stage in network.train().stages[:2] for each in stage.modules()]
+    assert frozen
+    assert not any(frozen)
 
 
 def ranks(group: ProcessGroup) -> list[int]:

@@ -290,7 +290,8 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     """Return a figure of example validation tiles, evenly spaced in the index, preferably with both classes."""
     samples = tile_set.samples("val", unique_pixels=True)
     mixed = [i for i, tile in enumerate(samples.tiles) if min(tile.class_fractions[:2]) >= MIN_CLASS_FRACTION]
-    chosen = evenly_spaced(mixed or list(range(len(samples))))
+    candidates = mixed or list(range(len(samples)))
+    chosen = [candidates[place] for place in evenly_spaced(len(candidates), SAMPLE_TILES)]
     tiles = [samples[i] for i in chosen]
     maps = {name: predict_classes(Predictor.load(run), tiles) for name, run in runs.items()}
     seen, scheme = [image_mask(*tile) for tile in tiles], ConfusionScheme.from_legend(tile_set.meta.legend)
@@ -306,14 +307,13 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     return examples_figure(rows, tile_set.meta.legend)
 
 
-def evenly_spaced(indices: Sequence[int]) -> list[int]:
-    """Return up to four of `indices`, evenly spaced.
+def evenly_spaced(count: int, max_count: int) -> list[int]:
+    """Return at most `max_count` indices spread evenly over range(`count`), with both ends.
 
-    >>> spread(list(range(10)))
-    [0, 3, 6, 9]
+    >>> evenly_spaced(9, 3)
+    [0, 4, 8]
     """
-    positions = np.linspace(0, len(indices) - 1, min(SAMPLE_TILES, len(indices)))
-    return [indices[round(position)] for position in positions]
+    return [round(place) for place in np.linspace(0, count - 1, min(count, max_count))]
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

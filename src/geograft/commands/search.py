@@ -85,7 +85,7 @@ class SearchSpace:
     def rungs(self) -> tuple[int, ...]:
         """Return the numbers of epochs that a trial trains for, in ascending order.
 
-        >>> Space(Recipe(), ()).rungs()
+        >>> SearchSpace(Recipe(), ()).rungs()
         (3, 5, 10)
         """
         return tuple(sorted({-(-self.recipe.train.epochs // part) for part in RUNG_DIVISORS}))
@@ -146,7 +146,7 @@ def should_promote(iou: float, others: Sequence[float]) -> bool:
     The best trial so far is always promoted. This is asynchronous successive halving (Li et al., 2020, "A system for
     massively parallel hyperparameter tuning", algorithm 2), except that a stopped trial is never promoted later.
 
-    >>> [goes_on(0.5, others) for others in ([], [0.6], [0.6, 0.4], [0.6, 0.4, 0.4, 0.4, 0.3])]
+    >>> [should_promote(0.5, others) for others in ([], [0.6], [0.6, 0.4], [0.6, 0.4, 0.4, 0.4, 0.3])]
     [True, False, False, True]
     """
     better = sum(other > iou for other in others)

@@ -6,8 +6,9 @@ intersection, prediction and target of each class) and the confusion matrices ar
 scores equal those of a single process up to rounding. The Lovász loss is no function of sums and needs the logits of
 all processes. The gradients are summed once before each optimizer step.
 
-Batch norm uses the statistics of all processes. PyTorch's SyncBatchNorm supports CUDA only; `SyncBatchNormMode` works
-on any device that torch.distributed supports.
+On CPU, gradients are summed in one transfer, and `SyncBatchNormMode` synchronises batch norm, because SyncBatchNorm
+supports GPUs only. On CUDA, DistributedDataParallel reduces the gradients during the backward pass, and batch norm is
+converted to SyncBatchNorm. Tests cover the wrapper on CPU and the choice of both; the CUDA path never ran on a GPU.
 """
 
 import inspect
@@ -27,6 +28,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.nn.functional import batch_norm
@@ -42,7 +44,7 @@ Value = TypeVar("Value")
 
 
 class _UnwrappedDDPStrategy(DDPStrategy):
-    """DDP processes without the DistributedDataParallel wrapper, which needs a gradient for every parameter."""
+    """DDP processes without the DistributedDataParallel wrapper, which `ProcessGroup.all_reduce_gradients` replaces."""
 
     def setup_environment(self) -> None:
         """Join the process group."""
@@ -71,9 +73,34 @@ class ProcessGroup:
         """Whether this is the main process (rank 0), which writes files and shows progress."""
         return self.rank == 0
 
+    @property
+    def has_ddp(self) -> bool:
+        """Whether networks are wrapped in DistributedDataParallel, which averages their gradients."""
+        strategy = self.fabric.strategy
+        return isinstance(strategy, DDPStrategy) and not isinstance(strategy, _UnwrappedDDPStrategy)
+
+    @property
+    def loss_factor(self) -> int:
+        """Factor of the loss that turns the averages of DistributedDataParallel into sums over the processes."""
+        return self.world_size if self.has_ddp else 1
+
+    def convert_batchnorm(self, network: nn.Module) -> None:
+        """Replace batch norm by SyncBatchNorm, in place, on CUDA with several processes.
+
+        Uses timm's conversion, because torch's would drop the activation of timm's BatchNormAct2d. Parameters and
+        buffers stay the same objects under the same names.
+        """
+        if self.world_size > 1 and self.fabric.device.type == "cuda":
+            convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+
     def sync_batchnorm(self) -> AbstractContextManager[object]:
-        """Return a context in which batch norm uses the statistics of all processes."""
-        return SyncBatchNormMode() if self.world_size > 1 else nullcontext()
+        """Return a context in which batch norm uses the statistics of all processes; on CUDA SyncBatchNorm does."""
+        several_cpus = self.world_size > 1 and self.fabric.device.type != "cuda"
+        return SyncBatchNormMode() if several_cpus else nullcontext()
+
+    def skip_gradient_sync(self, model: Any, enabled: bool) -> AbstractContextManager[object]:
+        """Return a context for forward and backward passes whose gradients are accumulated, without communication."""
+        return self.fabric.no_backward_sync(model, enabled) if self.has_ddp else nullcontext()
 
     def all_gather(self, part: Tensor) -> Tensor:
         """Return the tensors of all processes, concatenated by rank. Only the own one carries gradients.
@@ -103,9 +130,9 @@ class ProcessGroup:
                 distributed.broadcast(value, 0)
 
     def all_reduce_gradients(self, network: nn.Module) -> None:
-        """Sum the gradients of `network` over all processes, in one transfer."""
+        """Sum the gradients of `network` over all processes, in one transfer, unless DistributedDataParallel did."""
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-        if self.world_size == 1 or not gradients:
+        if self.world_size == 1 or self.has_ddp or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
@@ -189,8 +216,7 @@ def _fabric(config: TrainConfig) -> Fabric:
     check_devices(config)
     strategy: Any = "auto"
     if config.devices * config.nodes > 1:
-        start: Literal["popen", "spawn"] = "popen" if _externally_launched() else "spawn"
-        strategy = _UnwrappedDDPStrategy(start_method=start)
+        strategy = _ddp_strategy(device)
     with _quiet_fabric():
         return Fabric(
             accelerator=device,
@@ -215,6 +241,15 @@ def _quiet_fabric() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _ddp_strategy(device: str) -> DDPStrategy:
+    start: Literal["popen", "spawn"] = "popen" if _externally_launched() else "spawn"
+    if device != "cuda":
+        return _UnwrappedDDPStrategy(start_method=start)
+    # Frozen stages and unused auxiliary heads get no gradient. SyncBatchNorm keeps the buffers equal; broadcasting them
+    # would block processes in validation, where one may have no tile of a batch.
+    return DDPStrategy(start_method=start, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def check_devices(config: TrainConfig) -> None:
@@ -281,8 +316,8 @@ SIGNATURE = inspect.signature(batch_norm)
 class SyncBatchNormMode(TorchFunctionMode):
     """A context in which batch norm in training uses the mean and variance over all processes.
 
-    It intercepts `torch.nn.functional.batch_norm`, because networks call that from their own classes (timm's
-    BatchNormAct2d), which torch.nn.SyncBatchNorm would not replace.
+    It intercepts `torch.nn.functional.batch_norm`, which networks also call from classes of their own (timm's
+    BatchNormAct2d).
     """
 
     def __torch_function__(

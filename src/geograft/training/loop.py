@@ -91,6 +91,7 @@ class _Run:
         self._loader = TileLoader(data, config, self._fabric.device, group.rank, group.world_size)
         network.to(memory_format=memory_format_for(self._fabric.device))
         network.set_deep_supervision(enabled=config.auxiliary_weight > 0)
+        group.convert_batchnorm(network)
         self._optimizer = build_optimizer(network, config)
         # Torch compiles at the first step. Fabric unwraps a compiled module and compiles its own wrapper instead.
         model: Any = torch.compile(network) if config.compile else network
@@ -214,7 +215,7 @@ class _Run:
             )
         self._stepper.step()
         if self._ema is not None:
-            self._ema.update(self._network)
+            self._ema.update_parameters(self._network)
         for each in results:
             self.progress.totals.add(each.loss, each.confusion)
         self.progress.step += len(batches)

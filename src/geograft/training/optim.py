@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from geograft.config import TrainConfig
 from geograft.networks.network import Network
+
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,46 +119,38 @@ EMA_WARMUP = 10
 """Constant of the EMA's warm-up: the decay at step n is at most (1 + n) / (EMA_WARMUP + n)."""
 
 
-class ModelEMA:
+class ModelEMA(AveragedModel):
     """Exponential moving average (EMA) of a network's weights and batch-norm statistics.
 
-    The decay at step n is min(decay, (1 + n) / (EMA_WARMUP + n)), so that the initial weights are soon forgotten.
-    Source: B. T. Polyak and A. B. Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992), in the
-    exponential form of TensorFlow's ExponentialMovingAverage with num_updates.
-
-    Attributes:
-        network: a copy of the network that holds the average, in evaluation mode, on the same device.
-        steps: number of updates.
+    `module` is a copy of the network that holds the average, in evaluation mode, on the same device. The decay at step
+    n is min(decay, (1 + n) / (EMA_WARMUP + n)), so that the initial weights are soon forgotten; integer buffers are
+    copied. Source: B. T. Polyak and A. B. Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992), in
+    the exponential form of TensorFlow's ExponentialMovingAverage with num_updates.
     """
 
     def __init__(self, network: Network, decay: float) -> None:
-        self.network = deepcopy(network).requires_grad_(requires_grad=False).eval()
-        self.decay, self.steps = decay, 0
+        super().__init__(network, multi_avg_fn=partial(_update_averages, decay), use_buffers=True)
+        self.requires_grad_(requires_grad=False).eval()
+        # The initial weights count as the first average; from 0, torch would replace them by those of the first step.
+        self.n_averaged.fill_(1)
 
-    @torch.no_grad()
-    def update(self, network: Network) -> None:
-        """Update the average with the current weights of `network`."""
-        weight = 1 - min(self.decay, (1 + self.steps) / (EMA_WARMUP + self.steps))
-        averages, values = _state_tensors(self.network), _state_tensors(network)
-        torch._foreach_lerp_(  # as torch.optim.swa_utils does; one kernel for all tensors
-            [average for average in averages if average.is_floating_point()],
-            [value for value in values if value.is_floating_point()],
-            weight,
-        )
+    @property
+    def network(self) -> Network:
+        """The network that holds the average."""
+        return cast("Network", self.module)
+
+
+@torch.no_grad()
+def _update_averages(
+    decay: float,
+    averages: Tensors,
+    values: Tensors,
+    n_averaged: Tensor | int,
+) -> None:
+    """Update averages of one dtype in place, as torch's get_ema_multi_avg_fn but with warm-up of the decay."""
+    if not averages[0].is_floating_point():
         for average, value in zip(averages, values, strict=True):
-            if not average.is_floating_point():
-                average.copy_(value)
-        self.steps += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
-        return {"steps": self.steps, "network": self.network.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Restore the state that `state_dict` returned."""
-        self.steps = state_dict["steps"]
-        self.network.load_state_dict(state_dict["network"])
-
-
-def _state_tensors(network: Network) -> list[Tensor]:
-    return list(network.state_dict().values())
+            average.copy_(value)
+        return
+    step = int(n_averaged) - 1
+    torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (EMA_WARMUP + step)))

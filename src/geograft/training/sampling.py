@@ -23,7 +23,7 @@ def make_batches(order: Sequence[T], size: int, world_size: int = 1) -> list[lis
     A remainder of a single tile, or of fewer than `world_size`, joins the batch before it: batch norm may not be
     defined for one small tile, and each process needs at least one tile.
 
-    >>> batched(range(7), 3)
+    >>> make_batches(range(7), 3)
     [[0, 1, 2], [3, 4, 5, 6]]
     """
     batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
@@ -35,7 +35,7 @@ def make_batches(order: Sequence[T], size: int, world_size: int = 1) -> list[lis
 def shard(batch: Sequence[T], rank: int, world_size: int) -> list[T]:
     """Return the tiles of a batch that process `rank` of `world_size` takes. Sizes differ by at most one.
 
-    >>> [part_of([5, 3, 8, 6, 7], rank, 2) for rank in range(2)]
+    >>> [shard([5, 3, 8, 6, 7], rank, 2) for rank in range(2)]
     [[5, 8, 7], [3, 6]]
     """
     return list(batch[rank::world_size])

@@ -198,15 +198,17 @@ class Step:
     def _batch_gradients(self, index: int, batch: TrainingBatch, batches: int) -> BatchResult:
         total_labelled, chunks = max(1, count_labelled(batch[1])), split_batch(batch, self.chunks)
         result = BatchResult(0.0, self._scheme.zeros(), 0)
-        for images, label in chunks:
+        for number, (images, label) in enumerate(chunks):
             weight = count_labelled(label) / total_labelled if self.chunks > 1 else 1.0
-            with self._group.sync_batchnorm():
-                logits = self._model(images)
-            loss, main_loss = self._losses(logits, label)
-            if not math.isfinite(loss.item()):
-                raise NonFiniteLossError(loss.item(), index)
+            is_last = index == batches - 1 and number == len(chunks) - 1
+            with self._group.skip_gradient_sync(self._model, enabled=not is_last):
+                with self._group.sync_batchnorm():
+                    logits = self._model(images)
+                loss, main_loss = self._losses(logits, label)
+                if not math.isfinite(loss.item()):
+                    raise NonFiniteLossError(loss.item(), index)
+                self._group.fabric.backward(loss * (weight * self._group.loss_factor / batches))
             chunk = self._batch_result(main_loss, main_logits(logits), label)
-            self._group.fabric.backward(loss * (weight / batches))
             matrix, tiles = result.confusion + chunk.confusion, result.tiles + chunk.tiles
             result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles)
         return result
