@@ -1,4 +1,4 @@
-"""Label a sample of the demo's map from the crowns drawn by hand, in place of a person.
+"""Label a sample of the demo's map automatically, from its reference crowns.
 
 Usage: python scripts/label_demo_sample.py points.gpkg (from `geograft sample demo-out/map.tif --out points.gpkg`)
 """

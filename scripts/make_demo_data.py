@@ -1,10 +1,10 @@
-"""Turn the two Yellowstone scenes of the PyPI wheel deepforest 2.1.0 into the demo data inside the package.
+"""Convert the two Yellowstone scenes of the PyPI wheel deepforest 2.1.0 to the demo data of the package.
 
 pip download deepforest==2.1.0 --no-deps
 python scripts/make_demo_data.py deepforest-2.1.0-py3-none-any.whl
 
 Writes training.tif, training.gpkg, elsewhere.tif, elsewhere.gpkg and LICENSE into src/geograft/data/yellowstone; the
-README there says what was changed. The same wheel and the same versions of GDAL give the same bytes.
+README there lists the changes. The same wheel and the same GDAL version give the same bytes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OUT = Path(__file__).resolve().parents[1] / "src" / "geograft" / "data" / "yello
 WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
 LICENCE = "deepforest-2.1.0.dist-info/licenses/LICENSE"
 
-# The names hold the lower left corner of the 1 km tile that each scene was cut from.
+# The names contain the lower left corner of the 1 km tile that each scene was cut from.
 SCENES = {
     "training": "deepforest/data/2019_YELL_2_528000_4978000_image_crop2",
     "elsewhere": "deepforest/data/2019_YELL_2_541000_4977000_image_crop",
@@ -43,7 +43,7 @@ PIXEL_M = 0.1
 TILE_M = 1000
 CORNERS = 32
 
-# Without loss both scenes take 16 MB, so 5 MB; every GDAL reads JPEG, not every one WebP.
+# JPEG takes 5 MB for both scenes, lossless compression 16 MB. Every GDAL build reads JPEG; not every one reads WebP.
 LAYOUT = {
     "driver": "GTiff",
     "compress": "JPEG",
@@ -57,7 +57,7 @@ LAYOUT = {
 
 
 def main() -> None:
-    """Write the demo data from the wheel that the command line names."""
+    """Write the demo data from the given wheel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path, help="deepforest-2.1.0-py3-none-any.whl")
     wheel = parser.parse_args().wheel
@@ -74,13 +74,13 @@ def main() -> None:
 
 
 def corner_transform(source: str) -> Affine:
-    """Return the grid of the scene as if it began at the upper left corner of its 1 km tile."""
+    """Return the transform of the scene, placed at the upper left corner of its 1 km tile."""
     easting, northing = map(int, Path(source).name.split("_")[3:5])
     return Affine(PIXEL_M, 0, easting, 0, -PIXEL_M, northing + TILE_M)
 
 
 def write_image(png: bytes, path: Path, transform: Affine) -> None:
-    """Write the picture as a tiled, JPEG-compressed GeoTIFF."""
+    """Write the image as a tiled, JPEG-compressed GeoTIFF."""
     with warnings.catch_warnings(), MemoryFile(png) as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with memory.open() as picture:
@@ -93,31 +93,31 @@ def write_image(png: bytes, path: Path, transform: Affine) -> None:
 
 
 def write_crowns(xml: bytes, path: Path, transform: Affine) -> int:
-    """Write the ellipse in every box as a polygon on the ground and return how many there are."""
-    crowns = [ground_shape(ellipse(*box), transform) for box in boxes(xml)]
-    # GeoPackages hold the time of their last change.
+    """Write the ellipse inscribed in each box as a georeferenced polygon, and return the number of polygons."""
+    crowns = [to_map_coordinates(ellipse(*box), transform) for box in boxes(xml)]
+    # GeoPackages store the time of their last change; a fixed one keeps the bytes reproducible.
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2019-01-01T00:00:00Z"})
     return write_polygons(path, [Features(crowns, {"class": ["tree"] * len(crowns)})], UTM_12N, "crowns")
 
 
 def boxes(xml: bytes) -> Iterator[tuple[float, float, float, float]]:
-    """Yield left, top, right, bottom of every box in pixels. VOC counts pixels from 1, the last one included."""
-    for found in ElementTree.fromstring(xml).iter("bndbox"):
-        left, top, right, bottom = (float(found.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+    """Yield left, top, right and bottom of each box in pixels. VOC pixel indices start at 1 and include the last."""
+    for bounds in ElementTree.fromstring(xml).iter("bndbox"):
+        left, top, right, bottom = (float(bounds.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
         yield left - 1, top - 1, right, bottom
 
 
 def ellipse(left: float, top: float, right: float, bottom: float) -> Polygon:
-    """Return the ellipse that touches all four sides, as 32 corners that lie on it."""
-    turns = [2 * math.pi * corner / CORNERS for corner in range(CORNERS)]
+    """Return the ellipse that touches all four sides, as a polygon of 32 vertices on it."""
+    angles = [2 * math.pi * corner / CORNERS for corner in range(CORNERS)]
     x, y = (left + right) / 2, (top + bottom) / 2
-    return Polygon([(x + (right - x) * math.cos(turn), y + (bottom - y) * math.sin(turn)) for turn in turns])
+    return Polygon([(x + (right - x) * math.cos(angle), y + (bottom - y) * math.sin(angle)) for angle in angles])
 
 
-def ground_shape(shape: Polygon, transform: Affine) -> BaseGeometry:
-    """Return a shape in pixels (column, row) as one on the ground, its outer ring counter-clockwise."""
-    to_ground = (transform.a, transform.b, transform.d, transform.e, transform.c, transform.f)
-    return affine_transform(shape, to_ground).normalize()
+def to_map_coordinates(shape: Polygon, transform: Affine) -> BaseGeometry:
+    """Transform a shape from pixels (column, row) to map coordinates, with its exterior counter-clockwise."""
+    coefficients = (transform.a, transform.b, transform.d, transform.e, transform.c, transform.f)
+    return affine_transform(shape, coefficients).normalize()
 
 
 if __name__ == "__main__":

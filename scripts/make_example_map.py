@@ -1,8 +1,8 @@
-"""Write a small class map with its probabilities, to try `geograft polygons` on: MAP.tif and MAP.probabilities.tif.
+"""Write a small class map and its probabilities, to try `geograft polygons`: MAP.tif and MAP.probabilities.tif.
 
     python scripts/make_example_map.py example.tif
 
-600 x 400 pixels of half a metre in UTM zone 12: fields, a lake, woods, and no data in a corner. Always the same.
+600 x 400 pixels of 0.5 m in UTM zone 12N: fields, a lake, woods, and nodata in a corner. The content is reproducible.
 """
 
 import sys
@@ -15,21 +15,21 @@ from scipy import ndimage
 
 NAMES = ("fields", "lake", "woods")
 HEIGHT, WIDTH = 400, 600
-PLACE = {"crs": "EPSG:32612", "transform": rasterio.Affine(0.5, 0, 528000, 0, -0.5, 4979000)}
+GRID = {"crs": "EPSG:32612", "transform": rasterio.Affine(0.5, 0, 528000, 0, -0.5, 4979000)}
 
 
 def main(path: Path) -> None:
     """Write both files."""
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(3, HEIGHT, WIDTH)), (0, 9, 9)) * 30
-    shares = np.exp(noise) / np.exp(noise).sum(axis=0)
-    classes = (shares.argmax(axis=0) + 1).astype(np.uint8)
-    units = np.rint(shares * 250).astype(np.uint8)
+    probabilities = np.exp(noise) / np.exp(noise).sum(axis=0)
+    classes = (probabilities.argmax(axis=0) + 1).astype(np.uint8)
+    units = np.rint(probabilities * 250).astype(np.uint8)
     classes[:80, :120] = units[:, :80, :120] = 255
-    kind = {"driver": "GTiff", "height": HEIGHT, "width": WIDTH, "dtype": "uint8", "nodata": 255, **PLACE}
-    with rasterio.open(path, "w", count=1, **kind) as raster:
+    profile = {"driver": "GTiff", "height": HEIGHT, "width": WIDTH, "dtype": "uint8", "nodata": 255, **GRID}
+    with rasterio.open(path, "w", count=1, **profile) as raster:
         raster.write(classes, 1)
         raster.update_tags(**{f"CLASS_{value}": name for value, name in enumerate(NAMES, 1)})
-    with rasterio.open(path.with_name(f"{path.stem}.probabilities.tif"), "w", count=3, **kind) as raster:
+    with rasterio.open(path.with_name(f"{path.stem}.probabilities.tif"), "w", count=3, **profile) as raster:
         raster.write(units)
         raster.descriptions = NAMES
         raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * 2

@@ -18,18 +18,18 @@ ROW, COL = 30, 60
 
 
 def strip(demo: Path) -> Figure:
-    """Return image, crowns, map and polygons of one corner of the scene that no training saw."""
+    """Return a figure of image, reference crowns, map and polygons in one corner of the scene not used in training."""
     window = rasterio.windows.Window(COL, ROW, EDGE_PX, EDGE_PX)
-    with rasterio.open(SCENES / "elsewhere.tif") as scene, rasterio.open(demo / "map.tif") as made:
-        image, classes = scene.read(window=window).transpose(1, 2, 0), made.read(1, window=window)
+    with rasterio.open(SCENES / "elsewhere.tif") as scene, rasterio.open(demo / "map.tif") as map_raster:
+        image, classes = scene.read(window=window).transpose(1, 2, 0), map_raster.read(1, window=window)
         west, south, east, north = scene.window_bounds(window)
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) / 255
     green = np.array([int(PALETTE[0][i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    painted = np.where((classes == 1)[..., None], 0.35 * grey + 0.65 * green, grey)
+    overlay = np.where((classes == 1)[..., None], 0.35 * grey + 0.65 * green, grey)
     figure = Figure(figsize=(12, 3.3), layout="constrained")
     panels = figure.subplots(1, 4)
-    titles = ("image", "crowns drawn by hand", "map", "polygons")
-    for panel, title, picture in zip(panels, titles, (image, image, painted, image), strict=True):
+    titles = ("image", "reference crowns", "map", "polygons")
+    for panel, title, picture in zip(panels, titles, (image, image, overlay, image), strict=True):
         panel.imshow(picture, extent=(west, east, south, north))
         panel.set_title(title, fontsize=11)
         panel.set_xticks([])

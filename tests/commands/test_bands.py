@@ -1,6 +1,7 @@
 """Images of 1 to 20 bands in whole numbers and floats, and spectral indices, from the tile set to the map."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -361,7 +362,7 @@ def test_a_malicious_formula_is_not_evaluated(chain: SimpleNamespace, tmp_path: 
         content = json.loads(path.read_text())
         content["indices"][0]["formula"] = planted
         path.write_text(json.dumps(content))
-        with pytest.raises(InputError, match=r"formula|is not a band|open|b\d+ "):
+        with pytest.raises(InputError, match=re.escape(planted)):
             read_card(tmp_path / "run")
             TileSet.open(tmp_path / "tiles")
 

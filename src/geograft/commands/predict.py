@@ -80,7 +80,7 @@ class Prediction:
 def format_seconds(seconds: float) -> str:
     """Format a duration with one unit.
 
-    >>> [duration(s) for s in (0.4, 90, 9000, 400000)]
+    >>> [format_seconds(s) for s in (0.4, 90, 9000, 400000)]
     ['1 s', '90 s', '2.5 h', '4.6 days']
     """
     if seconds < 120:
@@ -93,7 +93,7 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(count: int) -> str:
     """Format a number of bytes with one unit.
 
-    >>> [size(n) for n in (900, 34_000_000, 10**11)]
+    >>> [format_bytes(n) for n in (900, 34_000_000, 10**11)]
     ['1 kB', '34 MB', '100 GB']
     """
     power, unit = next((p, u) for p, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= p or u == "kB")

@@ -120,7 +120,8 @@ def describe_fault(error: ValidationError, renamed: Mapping[str, str] = RENAMED_
         return f"{key} is not a setting"
     if fault["type"].startswith("missing"):
         return f"{key} is missing"
-    return f"{key} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    message = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    return f"{key} = {fault['input']!r}: {message}" if key else message
 
 
 def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:

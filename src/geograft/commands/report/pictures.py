@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 
+from geograft.commands.compare import evenly_spaced
 from geograft.dataset.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
 from geograft.figures.pictures import (
     ExampleTile,
@@ -185,15 +186,6 @@ def read_thumbnail(
             pixels[:, *here] = _square_sums(block, factor) / np.maximum(counts, 1)
             known[here] = counts > 0
     return pixels, known
-
-
-def evenly_spaced(count: int, max_count: int) -> list[int]:
-    """Return at most `max_count` indices spread evenly over `count`, with both ends.
-
-    >>> evenly_spaced(9, 3)
-    [0, 4, 8]
-    """
-    return [round(place) for place in np.linspace(0, count - 1, min(count, max_count))]
 
 
 def _square_sums(pixels: ndarray, factor: int) -> Float32[ndarray, "b h w"]:
