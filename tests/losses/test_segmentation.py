@@ -1,5 +1,7 @@
 """The training loss against the article's, torch's and segmentation_models.pytorch's."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -354,3 +356,42 @@ def test_invalid_class_weights_are_rejected(words: str) -> None:
 def test_balanced_weights_need_class_frequencies() -> None:
     with pytest.raises(SettingError, match="class_weights = 'balanced'"):
         build_loss_config(TrainConfig(class_weights="balanced"), Legend(("ground", "tree")))
+
+
+# Parts of a batch, on several processes
+
+
+def pairs(logits: Tensor, label: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(logits.split(size), label.split(size), strict=True)
+
+
+def add_others(record: list[Tensor], others: Iterator[Tensor] | None, sums: Tensor) -> Tensor:
+    """Record `sums` and add those of the other processes."""
+    record.append(sums.detach())
+    return sums if others is None else sums + next(others)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("region", ["dice", "tversky"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_sums_over_the_parts_of_a_batch_give_its_loss_and_gradient(k: int, region: Any, cut: int) -> None:
+    logits, label = batch(k, 3, ignored=0.2)
+    config = LossConfig(region, 0.5, 2.0, class_weights=(1.0, 2.0, 0.5, 3.0)[:k], boundary_weight=1.0)
+    segmentation_loss(logits, label, config).backward()
+    parts = [(part.detach().clone().requires_grad_(), own) for part, own in pairs(logits, label, cut)]
+    parts.append((logits.detach()[:0].clone().requires_grad_(), label[:0]))  # a process without a tile
+    recorded = []
+    for part, own in parts:
+        sums: list[Tensor] = []
+        segmentation_losses(part, own, config, partial(add_others, sums, None))
+        recorded.append(sums)
+    for i, (part, own) in enumerate(parts):
+        others = [torch.stack(each).sum(0) for each in zip(*recorded[:i], *recorded[i + 1 :], strict=True)]
+        loss, _ = segmentation_losses(part, own, config, partial(add_others, [], iter(others)))
+        close(loss, segmentation_loss(logits, label, config))
+        loss.backward()
+    close(torch.cat([part.grad for part, _ in parts]), logits.grad)
+
+
+def test_only_lovasz_needs_all_pixels() -> None:
+    assert [LossConfig(region).needs_all_pixels for region in ("dice", "tversky", "lovasz")] == [False, False, True]

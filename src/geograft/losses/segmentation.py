@@ -65,12 +65,12 @@ def region_sums(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c 
 
 
 def _dice_from_sums(sums: Float32[Tensor, "3 c"]) -> Float32[Tensor, " c"]:
-    intersection, predicted, target = sums
+    intersection, predicted, target = sums[0], sums[1], sums[2]
     return 1 - (2 * intersection + SMOOTH) / (predicted + target + SMOOTH)
 
 
 def _tversky_from_sums(sums: Float32[Tensor, "3 c"], beta: float) -> Float32[Tensor, " c"]:
-    intersection, predicted, target = sums
+    intersection, predicted, target = sums[0], sums[1], sums[2]
     missed, false = target - intersection, predicted - intersection
     return 1 - (intersection + SMOOTH / 2) / (intersection + beta * missed + (1 - beta) * false + SMOOTH / 2)
 
@@ -243,8 +243,8 @@ def _pixel_loss(
     if config.focal_gamma:
         values = values * _distance(logits, targets).clamp(min=MIN_DISTANCE) ** config.focal_gamma
     total = (pixel_weight if weights is None else pixel_weight * weights).sum()
-    loss, total = all_reduce(torch.stack([(values * pixel_weight).sum(), total.float()]))
-    return loss / (total + (total == 0))
+    sums = all_reduce(torch.stack([(values * pixel_weight).sum(), total.float()]))
+    return sums[0] / (sums[1] + (sums[1] == 0))
 
 
 def _softmax_ce(
@@ -289,8 +289,9 @@ def _region_loss(
     logits: Float32[Tensor, "n o h w"], targets: Targets, config: LossConfig, all_reduce: AllReduce
 ) -> Float32[Tensor, ""]:
     probability = torch.softmax(logits, dim=1) if targets.exclusive else torch.sigmoid(logits)
-    by_class = ((values * targets.valid).movedim(1, 0).flatten(1) for values in (probability, targets.fraction))
-    losses, present = _class_losses(*by_class, config, all_reduce)
+    valid = targets.valid
+    predicted, target = ((values * valid).movedim(1, 0).flatten(1) for values in (probability, targets.fraction))
+    losses, present = _class_losses(predicted, target, config, all_reduce)
     if not targets.exclusive:
         return losses.mean()
     return (losses * present).sum() / present.sum().clamp(min=1)
