@@ -26,14 +26,14 @@ from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.rasterize import rasterize_window, to_pixel_shapes
 from geograft.geo.vectors.reader import read_polygons
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.runs import Pointwise, make_run
+from tests.support.runs import PixelwisePredictor, make_run
 
 SHAPE = (24, 30)
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_file_that_ends_in_block_300_names_the_rows_and_columns(tmp_path: Path
             assert mosaic.read(Window(*at, 10, 10))[1].all()
         window = Window(int(row * 64 / scale) + 3, int(col * 64 / scale) + 3, 20, 20)
         with pytest.raises(
-            InputError, match=r"a\.tif: rows \d+ to \d+, columns \d+ to \d+, cannot be read: .*"
+            InputError, match=r"a\.tif: rows \d+ to \d+, columns \d+ to \d+"
         ) as caught:
             mosaic.read(window)
     said = re.search(r"rows (\d+) to (\d+), columns (\d+) to (\d+)", str(caught.value))

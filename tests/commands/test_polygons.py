@@ -23,7 +23,7 @@ from geograft.geo.grid import Grid
 from geograft.geo.measure import areas_and_perimeters
 from geograft.legend import Legend
 from tests.support.rasters import UTM12, write_raster
-from tests.support.runs import COVERS, TREES, Pointwise, make_run
+from tests.support.runs import COVERS, TREES, PixelwisePredictor, make_run
 
 METRE = Affine(1, 0, 500000, 0, -1, 5000000)
 
@@ -85,7 +85,7 @@ def test_each_tree_is_a_polygon_with_area_and_perimeter(grove: Path, tmp_path: P
 def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from geograft.commands.predict import predict
 
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Pointwise)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
     pixels = np.full((3, 40, 50), 10, np.uint8)
     pixels[:, 5:15, 10:30] = 200
     pixels[:, 20:, 40:] = 0

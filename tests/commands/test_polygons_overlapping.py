@@ -22,7 +22,7 @@ from geograft.mapping.polygons.ledger import PolygonLedger
 from geograft.mapping.strata import read_strata
 from tests.commands.test_polygons import write_map
 from tests.support.rasters import TENTH_METRE, write_raster
-from tests.support.runs import USES, Bandwise, make_run
+from tests.support.runs import USES, BandPredictor, make_run
 
 SETTINGS = PolygonConfig(fill_holes_m2=0.5, min_area_m2=0.1, simplify_m=0.2)
 
@@ -40,7 +40,7 @@ def pixels(request: pytest.FixtureRequest) -> ndarray:
 
 @pytest.fixture
 def map_path(tmp_path: Path, pixels: ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Bandwise)
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", BandPredictor)
     run = make_run(tmp_path / "run", USES, tile_px=64)
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="uint8"))

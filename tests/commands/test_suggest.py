@@ -29,7 +29,7 @@ from geograft.mapping import pool
 from geograft.metrics.applicability import FEATURES_FILE, fit_applicability
 from tests.support.full_disk import max_file_size
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.runs import Means, Pointwise, make_run
+from tests.support.runs import MeanEmbedder, PixelwisePredictor, make_run
 
 FIELDS = Legend(("background", "fields"))
 CPU = SuggestConfig(device="cpu", backend="torch", tiles=100)
@@ -40,10 +40,10 @@ class FirstBand(Uncertainty):
 
     @classmethod
     def load(cls, runs: Sequence[Path], measure: Acquisition, **options: Any) -> "FirstBand":
-        return cls([Pointwise(read_card(runs[0]), batch_size=options["batch_size"])], measure)
+        return cls([PixelwisePredictor(read_card(runs[0]), batch_size=options["batch_size"])], measure)
 
 
-class BandMeans(Means, CellEncoder):
+class BandMeans(MeanEmbedder, CellEncoder):
     """Returns the means of the bands as features."""
 
     def __init__(self) -> None: ...

@@ -184,9 +184,7 @@ def copying(monkeypatch: pytest.MonkeyPatch, backend: str, kept: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_damaged_graphs_are_replaced(
-    backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_graphs_are_replaced(backend: str, kept: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copying(monkeypatch, backend, kept)
     expected = load(kept, backend)(*tiles(CARD))
     (folder,) = run.glob(f"exported/{backend}-*")

@@ -14,7 +14,7 @@ from geograft.errors import InputError
 from geograft.inference import uncertainty as module
 from geograft.inference.uncertainty import ACQUISITIONS, Uncertainty, disagreement, entropy, margin, mean_over_mask
 from tests.support.rasters import textured
-from tests.support.runs import COVERS, TREES, USES, Bandwise, Contextual, Pointwise, make_run
+from tests.support.runs import COVERS, TREES, USES, BandPredictor, ContextPredictor, PixelwisePredictor, make_run
 
 
 def views_of(*each: list[float]) -> ndarray:
@@ -55,7 +55,9 @@ def test_the_mean_is_over_the_mask() -> None:
     assert mean_over_mask(uncertainty, mask).tolist() == [1.5, 0]
 
 
-def uncertainty_of(mapper: type[Pointwise], run: Path, measure: module.Acquisition, tta: module.Tta) -> Uncertainty:
+def uncertainty_of(
+    mapper: type[PixelwisePredictor], run: Path, measure: module.Acquisition, tta: module.Tta
+) -> Uncertainty:
     return Uncertainty([mapper(read_card(run), batch_size=2)], measure, tta)
 
 
@@ -66,8 +68,8 @@ def tiles() -> tuple[ndarray, ndarray]:
 
 def test_a_pixelwise_network_agrees_in_all_views(tmp_path: Path, tiles: tuple[ndarray, ndarray]) -> None:
     run = make_run(tmp_path / "run")
-    assert uncertainty_of(Pointwise, run, "disagreement", 8)(*tiles).max() < 1e-6
-    one, eight = (uncertainty_of(Pointwise, run, "entropy", tta)(*tiles) for tta in (1, 8))  # type: ignore[arg-type]
+    assert uncertainty_of(PixelwisePredictor, run, "disagreement", 8)(*tiles).max() < 1e-6
+    one, eight = (uncertainty_of(PixelwisePredictor, run, "entropy", tta)(*tiles) for tta in (1, 8))  # type: ignore[arg-type]
     assert eight == pytest.approx(one, abs=1e-6)
     p = tiles[0][:, 0] / 255
     assert one == pytest.approx(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), abs=1e-5)
@@ -76,7 +78,7 @@ def test_a_pixelwise_network_agrees_in_all_views(tmp_path: Path, tiles: tuple[nd
 def test_disagreement_of_a_position_dependent_network_is_equivariant(
     tmp_path: Path, tiles: tuple[ndarray, ndarray]
 ) -> None:
-    disagreement = uncertainty_of(Contextual, make_run(tmp_path / "run", COVERS), "disagreement", 8)
+    disagreement = uncertainty_of(ContextPredictor, make_run(tmp_path / "run", COVERS), "disagreement", 8)
     found = disagreement(*tiles)
     assert found.mean() > 0.1
     pixels, valid = tiles
@@ -88,10 +90,10 @@ def test_overlapping_classes_have_binary_uncertainty(tmp_path: Path, tiles: tupl
     run, (pixels, valid) = make_run(tmp_path / "run", USES, mean=(90.0,) * 3), tiles
     p = np.where(valid[:, None], pixels, 90) / 255
     entropies = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1)
-    assert uncertainty_of(Bandwise, run, "entropy", 1)(*tiles) == pytest.approx(entropies, abs=1e-5)
+    assert uncertainty_of(BandPredictor, run, "entropy", 1)(*tiles) == pytest.approx(entropies, abs=1e-5)
     margins = (1 - np.abs(2 * p - 1)).mean(axis=1)
-    assert uncertainty_of(Bandwise, run, "margin", 4)(*tiles) == pytest.approx(margins, abs=1e-5)
-    assert uncertainty_of(Bandwise, run, "disagreement", 8)(*tiles) == pytest.approx(0, abs=1e-3)
+    assert uncertainty_of(BandPredictor, run, "margin", 4)(*tiles) == pytest.approx(margins, abs=1e-5)
+    assert uncertainty_of(BandPredictor, run, "disagreement", 8)(*tiles) == pytest.approx(0, abs=1e-3)
 
 
 def test_runs_of_other_classes_or_tiles_are_rejected(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ import numpy as np
 
 from tests.support.processes import Fuse, run_in_child
 from tests.support.rasters import textured, write_raster
-from tests.support.runs import COVERS, Contextual, Means, make_run
+from tests.support.runs import COVERS, ContextPredictor, MeanEmbedder, make_run
 
 # Stands in for the learning library, which takes long to load.
 sys.modules["geograft.inference.predictor"] = types.ModuleType("geograft.inference.predictor")
-sys.modules["geograft.inference.predictor"].EnsemblePredictor = Contextual  # type: ignore[attr-defined]
+sys.modules["geograft.inference.predictor"].EnsemblePredictor = ContextPredictor  # type: ignore[attr-defined]
 sys.modules["geograft.inference.embedding"] = types.ModuleType("geograft.inference.embedding")
-sys.modules["geograft.inference.embedding"].CellEncoder = Means  # type: ignore[attr-defined]
-sys.modules["geograft.inference.embedding"].load_cell_encoder = lambda *_: Means()  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"].CellEncoder = MeanEmbedder  # type: ignore[attr-defined]
+sys.modules["geograft.inference.embedding"].load_cell_encoder = lambda *_: MeanEmbedder()  # type: ignore[attr-defined]
 
 import geograft.mapping.plan  # noqa: E402
 from geograft.commands.predict import predict  # noqa: E402
@@ -102,9 +102,9 @@ def main(folder: Path) -> None:
     make_run(folder / "run", COVERS)
     fit_applicability(np.random.default_rng(0).normal(128, 30, (40, 3))).write(folder / "run" / FEATURES_FILE)
     assert run_in_child(lambda: mapped(folder, "whole")) == 0
-    batches, files = calls(folder, Contextual, "__call__"), calls(folder, Path, "replace")
+    batches, files = calls(folder, ContextPredictor, "__call__"), calls(folder, Path, "replace")
     removed = calls(folder, Path, "unlink")
-    moments = {f"batch-{n}": killed_at(Contextual, "__call__", n) for n in (1, batches // 2, batches)}
+    moments = {f"batch-{n}": killed_at(ContextPredictor, "__call__", n) for n in (1, batches // 2, batches)}
     # The last are the complete ledger, the probabilities, the uncertainty, the area of applicability and the map.
     ends = range(files - 4, files + 1)
     moments |= {f"before-file-{n}": killed_at(Path, "replace", n) for n in (2, 3, files // 2, *ends)}

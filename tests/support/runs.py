@@ -1,4 +1,4 @@
-"""Runs for tests of prediction, with mappers that need no learning library."""
+"""Run folders for tests of prediction, and predictors that do not need torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ COVERS = Legend(("water", "grass", "crops", "trees"), (10, 20, 30, 7))
 USES = Legend(("crops", "trees", "roads"), overlapping=True)
 
 
-class Pointwise:
-    """Looks at one pixel of the first band at a time: p = value / 255, or classes by quarters of 255.
+class PixelwisePredictor:
+    """Predicts from each pixel of the first band: p = value / 255, or classes by quarters of 255.
 
-    With several runs, each sees the values divided by its number, counted from 1.
+    With several runs, each gets the values divided by its number, counted from 1.
     """
 
     backend = "none"
@@ -29,7 +29,9 @@ class Pointwise:
         self.layers = card.legend.outputs + spread
 
     @classmethod
-    def load(cls, runs: Sequence[Path], *, spread: bool = False, batch_size: int = 8, **options: object) -> "Pointwise":
+    def load(
+        cls, runs: Sequence[Path], *, spread: bool = False, batch_size: int = 8, **options: object
+    ) -> "PixelwisePredictor":
         assert options.keys() - {"sample"} == {"device", "backend", "tta", "compile"}
         return cls(read_card(runs[0]), len(runs), spread, batch_size)
 
@@ -38,13 +40,13 @@ class Pointwise:
         assert len(pixels) == len(valid) == self.batch_size
         mean = np.array(self.card.mean, np.float32)[:, None, None]
         seen = np.where(valid[:, None], pixels.astype(np.float32), mean)
-        each = np.stack([self.one(seen / np.float32(run + 1)) for run in range(self.runs)])
+        each = np.stack([self.predict_run(seen / np.float32(run + 1)) for run in range(self.runs)])
         layers = each.mean(axis=0)[:, 1:] if self.card.legend.binary else each.mean(axis=0)
         spread = [each.std(axis=0).max(axis=1, keepdims=True)] if self.spread else []
         return np.concatenate([layers, *spread], axis=1).astype(np.float32)
 
-    def one(self, seen: ndarray) -> ndarray:
-        """Return the probability of every class by one run."""
+    def predict_run(self, seen: ndarray) -> ndarray:
+        """Return the class probabilities of one run."""
         first = seen[:, 0] / np.float32(255)
         if self.card.legend.binary:
             return np.stack([1 - first, first], axis=1)
@@ -53,10 +55,10 @@ class Pointwise:
         return np.float32(0.1) + np.float32(0.6) * likely
 
 
-class Contextual(Pointwise):
-    """Looks at the whole tile and at the place in it, as networks do."""
+class ContextPredictor(PixelwisePredictor):
+    """Predicts from the whole tile and the position in it, as networks do."""
 
-    def one(self, seen: ndarray) -> ndarray:
+    def predict_run(self, seen: ndarray) -> ndarray:
         assert np.isfinite(seen).all()
         mean = seen.mean(axis=(1, 2, 3))[:, None, None]
         place = np.add(*np.indices(seen.shape[2:]))
@@ -65,16 +67,16 @@ class Contextual(Pointwise):
         return np.stack([rest] * (len(self.card.legend.names) - 1) + [p], axis=1)
 
 
-class Bandwise(Pointwise):
-    """The probability of each overlapping class is that of its own band: value / 255."""
+class BandPredictor(PixelwisePredictor):
+    """Predicts each overlapping class from its own band: value / 255."""
 
-    def one(self, seen: ndarray) -> ndarray:
+    def predict_run(self, seen: ndarray) -> ndarray:
         probabilities: ndarray = seen[:, : len(self.card.legend.names)] / np.float32(255)
         return probabilities
 
 
-class Means:
-    """Stands in for an encoder: the features of a cell are the means of its bands."""
+class MeanEmbedder:
+    """An encoder whose features of a cell are the means of its bands."""
 
     cell_px, frame_px = 16, 32
 
@@ -86,7 +88,7 @@ class Means:
 
 
 def make_run(folder: Path, legend: Legend = TREES, **changes: object) -> Path:
-    """Write a run folder with a card, and weights that are none."""
+    """Write a run folder with a card and a placeholder for the weights."""
     folder.mkdir(parents=True)
     known = {"band_names": ("red", "green", "blue"), "dtype": "uint8", "mean": (90.0, 100.0, 110.0), "std": (50.0,) * 3}
     use = {"tile_px": 32, "resolution_m": 0.1, "threshold": 0.5, "epoch": 3}
