@@ -43,13 +43,17 @@ Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 
-class _UnwrappedDDPStrategy(DDPStrategy):
-    """DDP processes without the DistributedDataParallel wrapper, which `ProcessGroup.all_reduce_gradients` replaces."""
+class _QuietDDPStrategy(DDPStrategy):
+    """DDP without Fabric's log messages about the process group."""
 
     def setup_environment(self) -> None:
         """Join the process group."""
         with _quiet_fabric():
             super().setup_environment()
+
+
+class _UnwrappedDDPStrategy(_QuietDDPStrategy):
+    """DDP processes without the DistributedDataParallel wrapper, which `ProcessGroup.all_reduce_gradients` replaces."""
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]  # DistributedDataParallel is a module too
         return module
@@ -249,7 +253,7 @@ def _ddp_strategy(device: str) -> DDPStrategy:
         return _UnwrappedDDPStrategy(start_method=start)
     # Frozen stages and unused auxiliary heads get no gradient. SyncBatchNorm keeps the buffers equal; broadcasting them
     # would block processes in validation, where one may have no tile of a batch.
-    return DDPStrategy(start_method=start, find_unused_parameters=True, broadcast_buffers=False)
+    return _QuietDDPStrategy(start_method=start, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def check_devices(config: TrainConfig) -> None:
