@@ -1,16 +1,18 @@
-"""Ideas against Geograft's default, each alone: IoU on two grounds with intervals, and what a step costs.
+"""Ablations of Geograft's default, one change at a time: IoU on two data sets with confidence intervals, and cost.
 
-    python benchmarks/bench_ideas.py --weights WEIGHTS [--forest 0 1 2] [--crowns 0 1] [--turns 7] [--write]
+    python benchmarks/bench_ideas.py --weights WEIGHTS [--forest 0 1 2] [--crowns 0 1] [--rounds 7] [--write]
 
-The ideas are those of `recipes/ideas.toml`, and the other decoders of `decoders.py`. `forest` are Sentinel-2 scenes of
-the Amazon as `make bench-train` prepares them, scored on the val part; `crowns` is the demo's scene with the demo's
-tiles, scored on its test blocks; each with the seeds that are given. Every idea trains as `geograft curve` does it, on
-all training tiles. Differences to the default are paired, with 95 % intervals over scenes and blocks. Costs are those
-on the crowns of a training step with its feed and of a prediction, to the default's: all ideas take turns in one
-process, on one thread, and the least seconds of the processor count, for what else the machine does only adds to them.
+The variants are those of `recipes/ideas.toml` and the decoders of `decoders.py`. `forest` is the tile set of Sentinel-2
+scenes that `make bench-train` prepares, scored on its validation split. `crowns` is the demo's scene with the demo's
+tiles, scored on its test split. --forest and --crowns set the seeds. Every variant trains as `geograft curve`
+does, on all training tiles. Differences from the default are paired, with 95 % CIs from resampling scenes or blocks.
 
---write puts the table into LOG.md. Results are kept in --folder; the same command goes on from there. A training takes
-some two minutes of one core, and there are grounds x ideas x seeds of them.
+Costs are the CPU time of a training step, data loading included, and of a prediction on the crowns, relative to the
+default. All variants alternate in one process on one thread, and the minimum over the rounds counts, because other load
+on the machine can only add time.
+
+--write puts the table into LOG.md. Results are cached in --folder, so the same command resumes. A training takes about
+two minutes on one core; there are data sets x variants x seeds of them.
 """
 
 import argparse
@@ -38,19 +40,19 @@ from geograft.inference.predictor import Predictor
 from geograft.text import pluralise
 from geograft.training.checkpoint import load_weights
 from geograft.training.loop import fit
-from idea_costs import PREDICTION, STEP, Idea, Runner, costs
+from idea_costs import PREDICTION, STEP, Idea, Runner, relative_costs
 from trainees import ENCODER
 
 COSTS = "costs.json"
 ALL_TILES = (100.0,)
 
 
-def forest(folder: Path) -> Path:
-    """Return the tile set of the Amazon's scenes, prepared once."""
+def forest_tiles(folder: Path) -> Path:
+    """Return the tile set of the Amazon scenes, prepared once."""
     return tile_set(None, folder.parent / "bench" / "train")
 
 
-def crowns(folder: Path) -> Path:
+def crown_tiles(folder: Path) -> Path:
     """Return the demo's own tile set, prepared once."""
     tiles = folder / "crowns-tiles"
     if not (tiles / META).exists():
@@ -60,63 +62,66 @@ def crowns(folder: Path) -> Path:
 
 
 SEEDS = {"forest": [0, 1, 2], "crowns": [0, 1]}
-GROUNDS: dict[str, Callable[[Path], Path]] = {"forest": forest, "crowns": crowns}
+DATA_SETS: dict[str, Callable[[Path], Path]] = {"forest": forest_tiles, "crowns": crown_tiles}
 
 
 @dataclass(frozen=True)
-class Ground:
-    """Tiles, and what all ideas are trained to on them."""
+class Ablation:
+    """All variants of a recipe on one tile set."""
 
     tiles: Path
     recipe: Recipe
     folder: Path
 
     @cached_property
-    def whole(self) -> TileSet:
+    def tile_set(self) -> TileSet:
         """The tile set, opened."""
         return TileSet.open(self.tiles)
 
-    def found(self) -> Curve:
-        """Return the figures of all ideas; trains what is missing."""
+    def run(self) -> Curve:
+        """Return the results of all variants. Trains those that are missing."""
         settings = curve(self.tiles, self.folder, self.recipe, ALL_TILES)
-        decoders = [self._decoder(name, base) for name in CHANGES for base in settings.runs if self._is_first(base)]
-        return replace(settings, points=(*settings.runs, *decoders))
+        decoders = [self._decoder_run(name, base) for name in CHANGES for base in settings.runs if self._is_first(base)]
+        return replace(settings, runs=(*settings.runs, *decoders))
 
-    def _is_first(self, point: ScoredRun) -> bool:
-        return point.job.variant == self.recipe.variants[0].name
+    def _is_first(self, run: ScoredRun) -> bool:
+        return run.job.variant == self.recipe.variants[0].name
 
-    def _decoder(self, name: str, base: ScoredRun) -> ScoredRun:
+    def _decoder_run(self, name: str, base: ScoredRun) -> ScoredRun:
         job = replace(base.job, variant=name, run=f"{slug(name)}/seed{base.job.seed}")
-        return read_scored_run(job, self.whole, self.folder) or self._trained(job, self.folder / base.job.run)
+        return read_scored_run(job, self.tile_set, self.folder) or self._train(job, self.folder / base.job.run)
 
-    def _trained(self, job: CurveJob, base: Path) -> ScoredRun:
+    def _train(self, job: CurveJob, base: Path) -> ScoredRun:
         run = self.folder / job.run
-        network, data = Idea(job.variant, job.recipe, CHANGES[job.variant]).parts(self.whole)
+        network, data = Idea(job.variant, job.recipe, CHANGES[job.variant]).build(self.tile_set)
         history = fit(network, data, job.recipe.train, run, resume=run.exists())
         load_weights(run / WEIGHTS, network)
-        # Of the same tiles and settings: all but the epoch is the default's.
+        # Tiles and settings are those of the default, so only the epoch differs.
         card = replace(read_card(base), epoch=history.best.epoch)
-        return score_and_save(job, self.whole, run, Predictor(card, network, "cpu"))
+        return score_and_save(job, self.tile_set, run, Predictor(card, network, "cpu"))
 
 
-def ideas_of(recipe: Recipe) -> Iterator[Idea]:
-    """Yield the default, what changes its settings, and what changes its decoder."""
+def list_ideas(recipe: Recipe) -> Iterator[Idea]:
+    """Yield the default, the variants of its settings and the variants of its decoder."""
     first, *others = (Idea(variant.name, recipe.variant(variant, 0)) for variant in recipe.variants)
     yield from (first, *others)
     yield from (replace(first, name=name, change=change) for name, change in CHANGES.items())
 
 
-def measured(ideas: Iterable[Idea], tiles: Path, turns: int, kept: Path) -> dict[str, dict[str, float]]:
-    """Return what each idea costs to the first, measured now or before."""
-    if not kept.exists():
-        whole = TileSet.open(tiles)
-        write_json(kept, costs({idea.name: Runner.of(idea, whole) for idea in ideas}, turns))
-    found: dict[str, dict[str, float]] = json.loads(kept.read_bytes())
-    return found
+def cached_costs(ideas: Iterable[Idea], tiles: Path, rounds: int, path: Path) -> dict[str, dict[str, float]]:
+    """Return the relative costs in `path`, measured first if any variant is missing."""
+    every = tuple(ideas)
+    cached: dict[str, dict[str, float]] = json.loads(path.read_bytes()) if path.exists() else {}
+    # Costs of variants that were renamed, added or removed since cannot be paired with the results.
+    if list(cached) != [idea.name for idea in every]:
+        opened = TileSet.open(tiles)
+        cached = relative_costs({idea.name: Runner.of(idea, opened) for idea in every}, rounds)
+        write_json(path, cached)
+    return cached
 
 
-def rows_of(curves: Sequence[Curve], costs: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Return a row an idea: what it costs, and on each ground its IoU and the difference to the default."""
+def table_rows(curves: Sequence[Curve], costs: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Return one row per variant: its relative cost, and its IoU and difference from the default on each data set."""
     first = next(iter(costs))
     rows = []
     for name, cost in costs.items():
@@ -133,34 +138,38 @@ def _cells(found: Curve, name: str, first: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, and print the table."""
+    """Train the missing variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help=f"weights of {ENCODER}")
-    for name, seeds in SEEDS.items():
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=seeds, help=f"seeds on {name}")
-    parser.add_argument("--turns", type=int, default=7, help="in which steps are timed (default 7)")
-    parser.add_argument("--folder", type=Path, default=Path("build/ideas"))
+    for name, default in SEEDS.items():
+        listed = " ".join(map(str, default))
+        parser.add_argument(
+            f"--{name}", type=int, nargs="+", default=default, help=f"seeds for {name} (default {listed})"
+        )
+    parser.add_argument("--rounds", type=int, default=7, help="timing rounds (default 7)")
+    parser.add_argument("--folder", type=Path, default=Path("build/ideas"), help="where results are cached")
     parser.add_argument("--write", action="store_true", help="put the table into LOG.md")
     given = parser.parse_args(arguments)
     model = {"encoder": ENCODER, "weights": str(given.weights.resolve())}
-    recipe, seeds = load_recipe(Path("ideas")).with_settings(model=model), {name: getattr(given, name) for name in GROUNDS}
-    grounds = [
-        Ground(tiles(given.folder), replace(recipe, seeds=tuple(seeds[name])), given.folder / name)
-        for name, tiles in GROUNDS.items()
+    recipe = load_recipe(Path("ideas")).with_settings(model=model)
+    seeds = {name: getattr(given, name) for name in DATA_SETS}
+    ablations = [
+        Ablation(tiles(given.folder), replace(recipe, seeds=tuple(seeds[name])), given.folder / name)
+        for name, tiles in DATA_SETS.items()
     ]
-    curves = [ground.found() for ground in grounds]
-    cost = measured(ideas_of(recipe), crowns(given.folder), given.turns, given.folder / COSTS)
-    head = ["idea, alone", "a step", "a prediction"]
-    head += [cell for name in GROUNDS for cell in (f"IoU of {name}", "to the default")]
+    curves = [ablation.run() for ablation in ablations]
+    cost = cached_costs(list_ideas(recipe), crown_tiles(given.folder), given.rounds, given.folder / COSTS)
+    head = ["variant", "training step", "prediction"]
+    head += [cell for name in DATA_SETS for cell in (f"IoU, {name}", "difference")]
     each = [
-        f"{name}: {pluralise(len(seeds[name]), 'seed')}, intervals over {found.runs[0].words}"
-        for name, found in zip(GROUNDS, curves, strict=True)
+        f"{name}: {pluralise(len(seeds[name]), 'seed')}, 95 % CIs over {found.runs[0].words}"
+        for name, found in zip(DATA_SETS, curves, strict=True)
     ]
-    about = f"{'; '.join(each)}. {machine.described(('torch', 'timm'))}"
-    text = f"{page.table(head, rows_of(curves, cost))}\n\n{about}"
+    about = f"{'; '.join(each)}. {machine.describe(('torch', 'timm'))}"
+    text = f"{page.table(head, table_rows(curves, cost))}\n\n{about}"
     print(text)
     if given.write:
-        page.write("ideas", text, page.LOG)
+        page.write_section("ideas", text, page.LOG)
 
 
 if __name__ == "__main__":

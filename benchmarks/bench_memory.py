@@ -1,11 +1,12 @@
-"""The most memory that a map and its polygons take, on a very large sparse raster and on a large dense one.
+"""Peak memory of a map and of its polygons, for a very large sparse raster and a large dense one.
 
     python benchmarks/bench_memory.py [--sparse-pixels 100000] [--dense-pixels 20000] [--write]
 
-The sparse raster is nodata but for five real scenes, in its corners and centre, and takes a few megabytes; the dense
-one is a real scene, mirrored. The default network predicts with the default settings, the dense one with tiles side by
-side, for time's sake. `geograft.predict` and `geograft.polygons` run in a process each; what counts is the most
-resident memory (VmHWM). --write puts the table into docs/speed.md. Ends with 1 where a process took 1.5 GB or more.
+The sparse raster is nodata except for five real scenes in its corners and centre, and takes a few megabytes on disk.
+The dense one is a real scene, mirrored until it is full. The default network predicts with the default settings, but
+without overlap on the dense raster, to save time. `geograft.predict` and `geograft.polygons` each run in a process of
+their own, and the figure is its peak resident memory (VmHWM). --write puts the table into docs/speed.md. Exits with 1
+if a process reaches 1.5 GB.
 """
 
 import argparse
@@ -18,9 +19,9 @@ from tempfile import TemporaryDirectory
 
 import machine
 import page
-from measured import NotRunnableError, in_process, peak_mb
+from measured import NotRunnableError, peak_mb, run_script
 from models import trained_run
-from rasters import dense, sparse
+from rasters import dense_raster, sparse_raster
 
 LIMIT_MB = 1500
 PACKAGES = ("torch", "onnxruntime", "openvino", "rasterio")
@@ -28,7 +29,7 @@ PACKAGES = ("torch", "onnxruntime", "openvino", "rasterio")
 
 @dataclass(frozen=True)
 class Step:
-    """One process: which verb, from what, to what."""
+    """One process: the command, its input and its output."""
 
     verb: str
     source: Path
@@ -37,7 +38,7 @@ class Step:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line of its process, but for the run."""
+        """The command line of its process, without the run."""
         return [
             "--verb",
             self.verb,
@@ -51,7 +52,7 @@ class Step:
 
 
 def rows(name: str, raster: Path, run: Path, overlap: float) -> list[tuple[list[str], float]]:
-    """Return the table's lines for one raster, each with the memory in MB."""
+    """Return the table rows of one raster, each with its memory in MB."""
     with TemporaryDirectory(prefix="geograft-bench-", dir=raster.parent) as folder:
         made, outlines = Path(folder) / "map.tif", Path(folder) / "map.gpkg"
         steps = [Step("predict", raster, made, overlap), Step("polygons", made, outlines, overlap)]
@@ -59,15 +60,15 @@ def rows(name: str, raster: Path, run: Path, overlap: float) -> list[tuple[list[
 
 
 def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
-    """Return one line of the table, and the memory in MB."""
-    found = in_process("bench_memory.py", "--run", str(run), *step.arguments)
+    """Return one table row, and the memory in MB."""
+    found = run_script("bench_memory.py", "--run", str(run), *step.arguments)
     line = [f"{name}, {step.verb}", f"{found['peak_mb']:,.0f}", f"{found['seconds']:,.0f}", _size(step.out)]
     print(f"  {': '.join(line[:2])} MB, {line[2]} s, {line[3]} MB written", flush=True)
     return line, float(found["peak_mb"])
 
 
 def work(given: argparse.Namespace) -> None:
-    """Make a map or its polygons in this process, or nothing at all, and print what it took as JSON."""
+    """Make a map or its polygons in this process, or only import, and print time and memory as JSON."""
     from geograft import PolygonConfig, PredictConfig, polygons, predict
     from geograft.cli import set_gdal_options
 
@@ -83,17 +84,29 @@ def work(given: argparse.Namespace) -> None:
 def arguments() -> argparse.Namespace:
     """Return the command line's settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sparse-pixels", type=int, default=100_000, help="edge of the sparse raster; 0: leave it out")
-    parser.add_argument("--dense-pixels", type=int, default=20_000, help="edge of the dense raster; 0: leave it out")
+    parser.add_argument(
+        "--sparse-pixels",
+        type=int,
+        default=100_000,
+        help="edge of the sparse raster in pixels; 0 skips it (default 100000)",
+    )
+    parser.add_argument(
+        "--dense-pixels",
+        type=int,
+        default=20_000,
+        help="edge of the dense raster in pixels; 0 skips it (default 20000)",
+    )
     parser.add_argument(
         "--dense-overlap", type=float, default=0.0, help="overlap of the dense raster's tiles (default 0)"
     )
-    parser.add_argument("--epochs", type=int, default=6, help="training of the run (default 6)")
-    parser.add_argument("--run", type=Path, help="a finished run to predict with, in place of training one")
-    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where run and rasters are kept")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs to train the run (default 6)")
+    parser.add_argument("--run", type=Path, help="a finished run to predict with; default: train one")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/bench"), help="where the run and the rasters are cached"
+    )
     parser.add_argument("--write", action="store_true", help="put the table into docs/speed.md")
     for name, kind in {"verb": str, "source": Path, "out": Path, "overlap": float}.items():
-        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one step, in its own process
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # set for the process of one step
     return parser.parse_args()
 
 
@@ -105,18 +118,20 @@ def main() -> int:
         return 0
     given.folder.mkdir(parents=True, exist_ok=True)
     run = given.run or trained_run(given.folder, given.epochs)
-    idle = float(in_process("bench_memory.py", "--verb", "nothing")["peak_mb"])
-    found: list[tuple[list[str], float]] = [(["libraries, nothing done", f"{idle:,.0f}", "", ""], idle)]
+    idle = float(run_script("bench_memory.py", "--verb", "nothing")["peak_mb"])
+    found: list[tuple[list[str], float]] = [(["imports only", f"{idle:,.0f}", "", ""], idle)]
     if size := given.sparse_pixels:
-        found += rows(f"sparse, {size:,} x {size:,}", sparse(given.folder / f"sparse-{size}.tif", size), run, 0.5)
+        found += rows(
+            f"sparse, {size:,} x {size:,}", sparse_raster(given.folder / f"sparse-{size}.tif", size), run, 0.5
+        )
     if size := given.dense_pixels:
-        raster = dense(given.folder / f"dense-{size}.tif", size)
+        raster = dense_raster(given.folder / f"dense-{size}.tif", size)
         found += rows(f"dense, {size:,} x {size:,}", raster, run, given.dense_overlap)
     table = page.table(["", "memory, MB", "seconds", "written, MB"], [line for line, _ in found])
-    text = f"{machine.described(PACKAGES)}\n\n{table}"
+    text = f"{machine.describe(PACKAGES)}\n\n{table}"
     print(text)
     if given.write:
-        page.write("memory", text)
+        page.write_section("memory", text)
     return int(any(peak >= LIMIT_MB for _, peak in found))
 
 

@@ -1,11 +1,11 @@
-"""Maps of one raster by Geograft's backends, a plain PyTorch loop and other packages: speed, memory, seams, in one run.
+"""Compare speed, memory and seams of maps by Geograft's backends, a plain PyTorch loop and other packages.
 
     python benchmarks/bench_predict.py [--pixels 3584] [--seam-pixels 2240] [--repeats 3] [--write]
 
-One run of the default network, one raster (a real scene, mirrored), one tile, one overlap for all. Every map is made
-in a process of its own. Contestants take turns, so that other load on the machine meets all; what counts is the median
-over the turns of the ratios within one. --write puts the tables into docs/speed.md. PEER_PYTHON names the interpreter
-that has the other packages, where this one does not. Ends with 1 where Geograft's seam is above 1.02.
+All use the same run of the default network, raster (a real scene, mirrored), tile size and overlap. Every map is made
+in a process of its own. Contestants alternate, so that other load on the machine affects all of them. A relative speed
+is the median over the rounds of the ratio within a round. --write puts the tables into docs/speed.md. PEER_PYTHON names
+an interpreter with the other packages if this one lacks them. Exits with 1 if Geograft's seam is above 1.02.
 """
 
 import argparse
@@ -17,27 +17,27 @@ from pathlib import Path
 
 import machine
 import page
-from contestants import BACKENDS, Job
+from contestants import BACKENDS, MapJob
 from geograft.card import read_card
 from geograft.config import PredictConfig
-from measured import importable
+from measured import is_importable
 from models import trained_run
 from peers import PEERS
-from quality import Quality, qualities
+from quality import Quality, measure_qualities
 from race import Entry, Results, race
-from rasters import dense
+from rasters import dense_raster
 
 SEAM_LIMIT = 1.02
 PEER_PYTHON = os.environ.get("PEER_PYTHON", sys.executable)
 PACKAGES = ("torch", "onnxruntime", "openvino", "rasterio", "terratorch", "geoai-py")
-RULES = (Entry("tiles side by side, no overlap", "side by side"), Entry("the centres of tiles", "centres"))
+RULES = (Entry("no overlap", "side by side"), Entry("tile centres only", "centres"))
 PLAIN = "plain"
 
 
 def entries(batch: int) -> tuple[Entry, ...]:
-    """Return who takes part: all that can be imported."""
-    peers = [(name, peer) for name, peer in PEERS.items() if importable(peer.module, PEER_PYTHON)]
-    backends = [name for name, module in BACKENDS.items() if importable(module)]
+    """Return the contestants that can be imported."""
+    peers = [(name, peer) for name, peer in PEERS.items() if is_importable(peer.module, PEER_PYTHON)]
+    backends = [name for name, module in BACKENDS.items() if is_importable(module)]
     return (
         Entry("plain loop, one tile at a time", PLAIN, 1),
         Entry(f"plain loop, {batch} tiles at a time", PLAIN, batch),
@@ -46,41 +46,41 @@ def entries(batch: int) -> tuple[Entry, ...]:
     )
 
 
-def speed_table(taking_part: Sequence[Entry], results: Results, found: dict[str, Quality]) -> str:
+def speed_table(contestants: Sequence[Entry], results: Results, found: dict[str, Quality]) -> str:
     """Return the table of speed and memory."""
-    fastest = max((entry for entry in taking_part if entry.name == PLAIN), key=results.speed)
-    head = ["", "Mpx/s", "to the plain loop", "to its backend alone", "memory, MB", "seam", "largest difference"]
+    fastest = max((entry for entry in contestants if entry.name == PLAIN), key=results.speed)
+    head = ["", "Mpx/s", "vs plain loop", "vs backend alone", "memory, MB", "seam", "largest difference"]
     lines = [
         [
             entry.title,
             f"{results.speed(entry):.3f}",
             f"{results.ratio(entry, fastest):.2f}",
-            f"{results.of_alone(entry):.2f}" if entry.alone else "",
+            f"{results.backend_fraction(entry):.2f}" if entry.backend_only else "",
             f"{results.peak_mb(entry):,.0f}",
             *quality_cells(found.get(entry.name)),
         ]
-        for entry in taking_part
+        for entry in contestants
     ]
-    absent = [peer.title for name, peer in PEERS.items() if f"peer-{name}" not in {entry.name for entry in taking_part}]
+    absent = [peer.title for name, peer in PEERS.items() if f"peer-{name}" not in {entry.name for entry in contestants}]
     return page.table(head, [*lines, *([title, "not installed", *[""] * 5] for title in absent)])
 
 
 def quality_cells(quality: Quality | None) -> list[str]:
-    """Return seam and largest difference; nothing where they were not looked at."""
+    """Return seam and largest difference, or empty cells if they were not measured."""
     return [f"{quality.seam.ratio:.3f}", f"{quality.largest:.3f}"] if quality else ["", ""]
 
 
-def seam_table(taking_part: Sequence[Entry], found: dict[str, Quality]) -> str:
-    """Return the table of seams: the rules without blending, then everybody once."""
-    head = ["", "seam", "± standard error", "not corrected", "largest of all lines", "mean difference"]
-    titles = {entry.name: entry.title for entry in taking_part} | {PLAIN: "plain loop, the mean of overlapping tiles"}
+def seam_table(contestants: Sequence[Entry], found: dict[str, Quality]) -> str:
+    """Return the table of seams: the rules without blending, then each contestant once."""
+    head = ["", "seam", "± standard error", "uncorrected", "largest of all lines", "mean difference"]
+    titles = {entry.name: entry.title for entry in contestants} | {PLAIN: "plain loop, mean of overlapping tiles"}
     lines = [
         [
             title,
             f"{quality.seam.ratio:.3f}",
-            f"{quality.seam.error:.3f}",
-            f"{quality.seam.plain:.3f}",
-            f"{quality.seam.worst:.3f}",
+            f"{quality.seam.standard_error:.3f}",
+            f"{quality.seam.uncorrected:.3f}",
+            f"{quality.seam.max_ratio:.3f}",
             f"{quality.mean:.4f}",
         ]
         for name, title in titles.items()
@@ -89,14 +89,14 @@ def seam_table(taking_part: Sequence[Entry], found: dict[str, Quality]) -> str:
     return page.table(head, lines)
 
 
-def run_race(taking_part: Sequence[Entry], job: Job, size: tuple[int, int], repeats: int) -> Results:
-    """Return the results, and say each as it comes."""
-    names = [entry for _ in range(repeats) for entry in taking_part]
-    stream = race(taking_part, job, size, repeats)
-    for entry, made in zip(names, stream, strict=False):
-        assert not isinstance(made, Results)
-        alone = "" if math.isnan(made.alone_seconds) else f", its backend alone {made.alone_seconds:.1f} s"
-        print(f"  {entry.title}: {made.seconds:.1f} s, {made.peak_mb:,.0f} MB{alone}", flush=True)
+def run_race(contestants: Sequence[Entry], job: MapJob, size: tuple[int, int], repeats: int) -> Results:
+    """Return the results, and print each one as it finishes."""
+    names = [entry for _ in range(repeats) for entry in contestants]
+    stream = race(contestants, job, size, repeats)
+    for entry, outcome in zip(names, stream, strict=False):
+        assert not isinstance(outcome, Results)
+        alone = "" if math.isnan(outcome.backend_seconds) else f", backend alone {outcome.backend_seconds:.1f} s"
+        print(f"  {entry.title}: {outcome.seconds:.1f} s, {outcome.peak_mb:,.0f} MB{alone}", flush=True)
     results = next(stream)
     assert isinstance(results, Results)
     return results
@@ -105,13 +105,17 @@ def run_race(taking_part: Sequence[Entry], job: Job, size: tuple[int, int], repe
 def arguments() -> argparse.Namespace:
     """Return the command line's settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pixels", type=int, default=3584, help="edge of the raster that is timed (default 3584)")
-    parser.add_argument("--seam-pixels", type=int, default=2240, help="edge of the part with seams (default 2240)")
-    parser.add_argument("--no-seams", action="store_true", help="speed and memory only; nothing is written")
-    parser.add_argument("--repeats", type=int, default=3, help="turns that count (default 3)")
-    parser.add_argument("--epochs", type=int, default=6, help="training of the run (default 6)")
-    parser.add_argument("--run", type=Path, help="a finished run to predict with, in place of training one")
-    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where run and rasters are kept")
+    parser.add_argument("--pixels", type=int, default=3584, help="edge of the timed raster in pixels (default 3584)")
+    parser.add_argument(
+        "--seam-pixels", type=int, default=2240, help="edge of the raster for seams in pixels (default 2240)"
+    )
+    parser.add_argument("--no-seams", action="store_true", help="measure speed and memory only; ignores --write")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs to train the run (default 6)")
+    parser.add_argument("--run", type=Path, help="a finished run to predict with; default: train one")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/bench"), help="where the run and the rasters are cached"
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/speed.md")
     return parser.parse_args()
 
@@ -122,25 +126,25 @@ def main() -> int:
     given.folder.mkdir(parents=True, exist_ok=True)
     run = given.run or trained_run(given.folder, given.epochs)
     card = read_card(run)
-    taking_part = entries(settings.batch_size)
-    raster = dense(given.folder / f"dense-{given.pixels}.tif", given.pixels)
-    job = Job(run, raster, Path("map.tif"), settings.overlap)
-    looked_at = [] if given.no_seams else [*RULES, *taking_part]
-    found = qualities(looked_at, job, given.seam_pixels, card.tile_px) if looked_at else {}
-    seams = seam_table(looked_at, found) if looked_at else ""
+    contestants = entries(settings.batch_size)
+    raster = dense_raster(given.folder / f"dense-{given.pixels}.tif", given.pixels)
+    job = MapJob(run, raster, Path("map.tif"), settings.overlap)
+    measured = [] if given.no_seams else [*RULES, *contestants]
+    found = measure_qualities(measured, job, given.seam_pixels, card.tile_px) if measured else {}
+    seams = seam_table(measured, found) if measured else ""
     print(seams, flush=True)
-    results = run_race(taking_part, job, (given.pixels, card.tile_px), given.repeats)
-    speeds = speed_table(taking_part, results, found)
+    results = run_race(contestants, job, (given.pixels, card.tile_px), given.repeats)
+    speeds = speed_table(contestants, results, found)
     about = (
         f"{given.pixels:,} x {given.pixels:,} pixels; {card.model.encoder} U-Net, encoder weights {card.weights_from}; "
-        f"tiles of {card.tile_px} pixels, overlap {settings.overlap}; medians of {given.repeats} turns. "
-        f"{machine.described(PACKAGES)}"
+        f"tiles of {card.tile_px} pixels, overlap {settings.overlap}; medians of {given.repeats} rounds. "
+        f"{machine.describe(PACKAGES)}"
     )
-    seams_about = f"{given.seam_pixels:,} x {given.seam_pixels:,} pixels of the same."
+    seams_about = f"{given.seam_pixels:,} x {given.seam_pixels:,} pixels of the same scene."
     print(f"{about}\n\n{speeds}")
     if given.write and seams:
-        page.write("predict", f"{about}\n\n{speeds}\n\n{seams_about}\n\n{seams}")
-    return int(any(found[entry.name].seam.ratio > SEAM_LIMIT for entry in taking_part if entry.alone and found))
+        page.write_section("predict", f"{about}\n\n{speeds}\n\n{seams_about}\n\n{seams}")
+    return int(any(found[entry.name].seam.ratio > SEAM_LIMIT for entry in contestants if entry.backend_only and found))
 
 
 if __name__ == "__main__":

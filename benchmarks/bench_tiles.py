@@ -1,11 +1,12 @@
-"""What reading a training tile costs beside what the network spends on it: one scene, one process, one run.
+"""Compare the time to load a training tile with the time of a training step on it.
 
     python benchmarks/bench_tiles.py [--pixels 2048] [--batches 6]
 
-Makes a scene of noise (the worst for compression) as a tiled, compressed GeoTIFF with polygons, prepares it with
-224-pixel tiles at half overlap, then takes batches of 8 from the feed and trains on them: the EfficientNet-B0 U-Net
-from random weights, flips and turns, float32. Feed and network take turns, so that other load on the machine meets
-both. Prints milliseconds a tile for both and their ratio, and ends with 1 where the ratio is above the limit.
+Writes a scene of noise (the worst case for compression) as a tiled, compressed GeoTIFF with polygons and prepares it
+with 224-pixel tiles at half overlap. Then takes batches of 8 from the data loader and trains on them: the
+EfficientNet-B0 U-Net from random weights, with flips and rotations, in float32. Loading and training alternate, so that
+other load on the machine affects both. Prints milliseconds per tile of both and their ratio, and exits with 1 if the
+ratio is above the limit.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from geograft.dataset.tileset import TileSet
 from geograft.losses.segmentation import LossConfig, segmentation_loss
 from geograft.networks.device import find_device, memory_format_for
 from geograft.networks.network import build
-from geograft.training.loader import TileLoader, Scaling, TrainingData
+from geograft.training.loader import Scaling, TileLoader, TrainingData
 from geograft.training.optim import build_optimizer
 
 LIMIT = 0.1
@@ -60,7 +61,7 @@ def squares(path: Path, size: int) -> Path:
 
 
 def square(row: int, col: int) -> Polygon:
-    """Return the outline of 40 x 40 pixels on the ground."""
+    """Return the outline of 40 x 40 pixels in map coordinates."""
     (left, top), (right, bottom) = TRANSFORM * (col, row), TRANSFORM * (col + 40, row + 40)
     return box(left, bottom, right, top)
 
@@ -86,41 +87,41 @@ def training_step(bands: int, device: torch.device) -> Callable[[torch.Tensor, t
     return step
 
 
-def timed(work: Callable[[], Result]) -> tuple[float, Result]:
+def time_call(work: Callable[[], Result]) -> tuple[float, Result]:
     """Return the seconds that `work` took, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
-def milliseconds_a_tile(tiles: TileSet, batches: int) -> tuple[float, float]:
-    """Return what feed and network spend on one tile: medians over `batches`, after one that warms up both."""
+def ms_per_tile(tiles: TileSet, batches: int) -> tuple[float, float]:
+    """Return the milliseconds per tile of loading and of training: medians over `batches`, after one warm-up batch."""
     device = torch.device(find_device("auto"))
     data = TrainingData(
         tiles.samples("train"), tiles.samples("val"), tiles.meta.legend, Scaling(tiles.meta.mean, tiles.meta.std)
     )
     stream, step = TileLoader(data, CONFIG, device).train(epoch=0), training_step(len(tiles.meta.band_names), device)
-    spent = []
+    times = []
     for _ in range(batches + 1):
-        reading, (images, label) = timed(lambda: next(stream))
-        learning, _ = timed(lambda images=images, label=label: step(images, label))  # type: ignore[misc]
-        spent.append((1000 * reading / len(images), 1000 * learning / len(images)))
-    feed, network = np.median(spent[1:], axis=0)
-    return float(feed), float(network)
+        loading, (images, label) = time_call(lambda: next(stream))
+        training, _ = time_call(lambda images=images, label=label: step(images, label))  # type: ignore[misc]
+        times.append((1000 * loading / len(images), 1000 * training / len(images)))
+    loading, training = np.median(times[1:], axis=0)
+    return float(loading), float(training)
 
 
 def main() -> int:
     """Print the figures and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pixels", type=int, default=2048, help="edge of the scene in pixels (default 2048)")
-    parser.add_argument("--batches", type=int, default=6, help="batches that count (default 6)")
+    parser.add_argument("--batches", type=int, default=6, help="measured batches (default 6)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        feed, network = milliseconds_a_tile(tile_set(Path(folder), arguments.pixels), arguments.batches)
-    ratio = feed / network
-    print(f"feed     {feed:8.2f} ms a tile (224 x 224 x 3, read, augmented, scaled; no workers)")
-    print(f"network  {network:8.2f} ms a tile (one training step, {torch.get_num_threads()} threads)")
-    print(f"ratio    {ratio:8.3f}    (limit {LIMIT})")
+        loading, training = ms_per_tile(tile_set(Path(folder), arguments.pixels), arguments.batches)
+    ratio = loading / training
+    print(f"loading   {loading:8.2f} ms per tile (224 x 224 x 3: read, augment, normalise; no workers)")
+    print(f"training  {training:8.2f} ms per tile (one training step, {torch.get_num_threads()} threads)")
+    print(f"ratio     {ratio:8.3f} (limit {LIMIT})")
     return int(ratio > LIMIT)
 
 

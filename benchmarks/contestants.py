@@ -1,8 +1,8 @@
-"""One way to make a map of a raster, in a process of its own: `python contestants.py NAME JOB.json` prints a result.
+"""Make one map in a process of its own and print its cost: `python contestants.py NAME JOB.json`.
 
-Every contestant is given the same run, raster, tile, overlap and batch, and ends with a class map in a GeoTIFF. What
-it imports does not count; loading the weights does. With `probabilities`, the probability of class 1 is saved too, as
-a .npy file, and the time does not count.
+Every contestant gets the same run, raster, tile size, overlap and batch size, and writes a class map as GeoTIFF.
+Imports are not timed; loading the weights is. With `probabilities`, the probability of class 1 is also saved as a .npy
+file, and the time is not used.
 """
 
 import json
@@ -22,15 +22,15 @@ from numpy import ndarray
 from measured import peak_mb
 from peers import PEERS
 from seams import Tiling
-from tiling import cropped_map, eager, load_network, plain_loop, write_map
+from tiling import cropped_map, eager_predictor, load_network, plain_loop, write_map
 
 Work: TypeAlias = Callable[[], ndarray | None]
-"""Makes the map; returns the probabilities where the job asks for them."""
+"""Makes the map; returns the probabilities if the job asks for them."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a contestant is to do."""
+class MapJob:
+    """The input and output of one map."""
 
     run: Path
     raster: Path
@@ -39,13 +39,13 @@ class Job:
     batch: int = 8
     probabilities: Path | None = None
     batches: int = 0
-    """For a backend alone: how many batches it is given."""
-    before: int = 0
-    """For a whole image: how many mirrored pixels come before the first one."""
+    """For a backend alone: the number of batches."""
+    padding: int = 0
+    """For a whole image: mirrored pixels before the first row and column."""
 
     @classmethod
-    def read(cls, path: Path) -> "Job":
-        """Return the job that a file holds."""
+    def read(cls, path: Path) -> "MapJob":
+        """Read a job from a JSON file."""
         content = json.loads(path.read_text(encoding="utf-8"))
         paths = {name: Path(content[name]) for name in ("run", "raster", "out", "probabilities") if content[name]}
         return cls(**content | paths)
@@ -56,22 +56,22 @@ class Job:
         return path
 
 
-def plain(job: Job) -> Work:
-    """Return the loop that a newcomer writes."""
+def plain_contestant(job: MapJob) -> Work:
+    """Return the plain PyTorch loop."""
 
     def work() -> ndarray:
         card, network = load_network(job.run)
-        probability = plain_loop(eager(card, network), job.raster, card.tile_px, job.overlap, job.batch)
+        probability = plain_loop(eager_predictor(card, network), job.raster, card.tile_px, job.overlap, job.batch)
         write_map((probability >= card.threshold).astype(np.uint8), job.raster, job.out)
         return probability
 
     return work
 
 
-def geograft_with(backend: str, **settings: Any) -> Callable[[Job], Work]:
-    """Return Geograft with one of its backends."""
+def geograft_contestant(backend: str, **settings: Any) -> Callable[[MapJob], Work]:
+    """Return Geograft's own prediction with one of its backends."""
 
-    def contestant(job: Job) -> Work:
+    def contestant(job: MapJob) -> Work:
         import_backend(backend)
         from geograft import PredictConfig, predict
         from geograft.cli import set_gdal_options
@@ -91,63 +91,63 @@ def geograft_with(backend: str, **settings: Any) -> Callable[[Job], Work]:
     return contestant
 
 
-def alone(backend: str) -> Callable[[Job], Work]:
-    """Return a backend by itself: `job.batches` calls on tiles that are in memory already."""
+def backend_contestant(backend: str) -> Callable[[MapJob], Work]:
+    """Return a backend alone: `job.batches` calls on tiles in memory."""
 
-    def contestant(job: Job) -> Work:
+    def contestant(job: MapJob) -> Work:
         import_backend(backend)
         from geograft.inference.predictor import EnsemblePredictor
 
-        mapper = EnsemblePredictor.load(
+        predictor = EnsemblePredictor.load(
             [job.run], device="auto", backend=backend, batch_size=job.batch, tta=1, spread=False, compile=False
         )
-        size = mapper.card.tile_px
+        size = predictor.card.tile_px
         with rasterio.open(job.raster) as source:
             image = source.read(window=((0, size), (0, size + 8 * job.batch)))
         tiles = np.stack([image[:, :, 8 * i : 8 * i + size] for i in range(job.batch)])
         valid = np.ones((job.batch, size, size), bool)
-        mapper(tiles, valid)
+        predictor(tiles, valid)
 
         def work() -> None:
             for _ in range(job.batches):
-                mapper(tiles, valid)
+                predictor(tiles, valid)
 
         return work
 
     return contestant
 
 
-def cropped(overlapping: bool) -> Callable[[Job], Work]:
-    """Return the rule that keeps the centres of tiles; without overlap, whole tiles side by side."""
+def centre_contestant(overlapping: bool) -> Callable[[MapJob], Work]:
+    """Return the rule that keeps the centre of each tile; without overlap, whole tiles side by side."""
 
-    def contestant(job: Job) -> Work:
+    def contestant(job: MapJob) -> Work:
         def work() -> ndarray:
             card, network = load_network(job.run)
             stride = round(card.tile_px * (1 - job.overlap)) if overlapping else card.tile_px
-            return cropped_map(eager(card, network), _pixels(job.raster), card.tile_px, stride)
+            return cropped_map(eager_predictor(card, network), _pixels(job.raster), card.tile_px, stride)
 
         return work
 
     return contestant
 
 
-def whole(job: Job) -> Work:
-    """Return the prediction of the whole image at once."""
+def whole_contestant(job: MapJob) -> Work:
+    """Return the prediction of the whole image in one pass."""
 
     def work() -> ndarray:
-        around = (job.before, job.before)
-        image = np.pad(_pixels(job.raster), ((0, 0), around, around), mode="symmetric")
-        inner = slice(job.before, -job.before or None)
-        probability: ndarray = eager(*load_network(job.run))(image[None])[0, inner, inner]
+        padding = (job.padding, job.padding)
+        image = np.pad(_pixels(job.raster), ((0, 0), padding, padding), mode="symmetric")
+        inner = slice(job.padding, -job.padding or None)
+        probability: ndarray = eager_predictor(*load_network(job.run))(image[None])[0, inner, inner]
         return probability
 
     return work
 
 
-def peer(name: str) -> Callable[[Job], Work]:
+def peer_contestant(name: str) -> Callable[[MapJob], Work]:
     """Return another package's tiled inference."""
 
-    def contestant(job: Job) -> Work:
+    def contestant(job: MapJob) -> Work:
         infer = PEERS[name].load()
 
         def work() -> ndarray:
@@ -164,29 +164,29 @@ def peer(name: str) -> Callable[[Job], Work]:
 BACKENDS = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 """Geograft's backends, and the library that each needs."""
 
-CONTESTANTS: dict[str, Callable[[Job], Work]] = {
-    "plain": plain,
-    **{f"geograft-{backend}": geograft_with(backend) for backend in BACKENDS},
-    **{f"alone-{backend}": alone(backend) for backend in BACKENDS},
-    **{f"peer-{name}": peer(name) for name in PEERS},
-    "side by side": cropped(overlapping=False),
-    "centres": cropped(overlapping=True),
-    "whole": whole,
+CONTESTANTS: dict[str, Callable[[MapJob], Work]] = {
+    "plain": plain_contestant,
+    **{f"geograft-{backend}": geograft_contestant(backend) for backend in BACKENDS},
+    **{f"backend-{backend}": backend_contestant(backend) for backend in BACKENDS},
+    **{f"peer-{name}": peer_contestant(name) for name in PEERS},
+    "side by side": centre_contestant(overlapping=False),
+    "centres": centre_contestant(overlapping=True),
+    "whole": whole_contestant,
 }
 
 
 def import_backend(backend: str) -> None:
-    """Import what a backend needs, so that it is not counted."""
+    """Import what a backend needs, so that the import is not timed."""
     import_module(BACKENDS[backend])
     import_module("geograft.commands.predict")
 
 
-def tiling(name: str, tile: int, overlap: float) -> Tiling:
-    """Return where a contestant's tiles begin and end to count."""
+def contestant_tiling(name: str, tile: int, overlap: float) -> Tiling:
+    """Return where the pixels that a contestant keeps of each tile begin and end."""
     stride = tile if name == "side by side" else round(tile * (1 - overlap))
     if name in ("side by side", "centres"):
         return Tiling.of(0, stride, stride)
-    before = reach(name, tile, overlap)
+    before = first_tile_offset(name, tile, overlap)
     return (
         Tiling.of(-before, tile - before, stride)
         if name.startswith("geograft")
@@ -194,11 +194,11 @@ def tiling(name: str, tile: int, overlap: float) -> Tiling:
     )
 
 
-def reach(name: str, tile: int, overlap: float) -> int:
+def first_tile_offset(name: str, tile: int, overlap: float) -> int:
     """Return how many pixels before the raster's first one a contestant's first tile begins."""
     if name.startswith("geograft") or name == "centres":
         return (tile - round(tile * (1 - overlap))) // 2
-    return PEERS[name.removeprefix("peer-")].trimmed if name.startswith("peer") else 0
+    return PEERS[name.removeprefix("peer-")].trimmed_px if name.startswith("peer") else 0
 
 
 def _pixels(raster: Path) -> ndarray:
@@ -214,8 +214,8 @@ def _second_band(path: Path) -> ndarray:
 
 
 def main() -> None:
-    """Do one job and print what it took as JSON."""
-    name, job = sys.argv[1], Job.read(Path(sys.argv[2]))
+    """Run one job and print its time and memory as JSON."""
+    name, job = sys.argv[1], MapJob.read(Path(sys.argv[2]))
     work = CONTESTANTS[name](job)
     start = time.perf_counter()
     probability = work()

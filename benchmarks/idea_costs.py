@@ -1,4 +1,4 @@
-"""What a training step and a prediction of each idea take, by turns in one process."""
+"""Relative cost of a training step and of a prediction of each variant, measured alternately in one process."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from geograft.commands.train import scaling_of, training_data
 from geograft.config import Recipe
 from geograft.dataset.tileset import TileSet
 from geograft.networks.network import Network, build
-from geograft.training.loader import TrainingBatch, TileLoader, TrainingData
+from geograft.training.loader import TileLoader, TrainingBatch, TrainingData
 from geograft.training.optim import freeze_encoder
 from learners import Learner, engine_learner
 
@@ -20,14 +20,14 @@ STEP, PREDICTION = "step", "prediction"
 
 @dataclass(frozen=True)
 class Idea:
-    """What differs from the default: settings, or the network itself."""
+    """A variant of the default: other settings, or a modified network."""
 
     name: str
     recipe: Recipe
     change: Callable[[Network], None] = lambda network: None
 
-    def parts(self, tiles: TileSet) -> tuple[Network, TrainingData]:
-        """Return the network as training begins, and what it learns from."""
+    def build(self, tiles: TileSet) -> tuple[Network, TrainingData]:
+        """Return the network before training, and its training data."""
         torch.manual_seed(self.recipe.train.seed)
         network = build(self.recipe.model, len(tiles.meta.band_names), tiles.meta.legend.outputs)
         self.change(network)
@@ -36,51 +36,56 @@ class Idea:
 
 @dataclass
 class Runner:
-    """An idea that trains: its network, and the batches that come to it."""
+    """A variant in training: its network and an endless stream of batches."""
 
-    learning: Learner
+    learner: Learner
     stream: Iterator[TrainingBatch]
     phases: tuple[tuple[float, int], ...]
-    """Share of the epochs, and how many stages of the encoder stand still in them."""
+    """Fraction of the epochs, and the number of frozen encoder stages in them."""
 
     @classmethod
     def of(cls, idea: Idea, tiles: TileSet) -> "Runner":
-        """Return what trains as the engine does it."""
+        """Return a runner that trains as Geograft's engine does."""
         config = idea.recipe.train
-        network, data = idea.parts(tiles)
-        feed = TileLoader(data, config, torch.device("cpu"))
-        held = config.freeze_epochs / config.epochs
-        phases = ((held, len(network.stages)), (1 - held, network.frozen))
-        stream = (batch for epoch in count() for batch in feed.train(epoch) if len(batch[0]) == config.batch_size)
+        network, data = idea.build(tiles)
+        loader = TileLoader(data, config, torch.device("cpu"))
+        frozen_fraction = config.freeze_epochs / config.epochs
+        phases = ((frozen_fraction, len(network.stages)), (1 - frozen_fraction, network.frozen))
+        stream = (batch for epoch in count() for batch in loader.train(epoch) if len(batch[0]) == config.batch_size)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(engine_learner(network, data, config), stream, tuple(phase for phase in phases if phase[0]))
 
     def seconds(self) -> dict[str, float]:
-        """Return what a step with its feed takes, the mean over a training's epochs, and a prediction."""
-        return {STEP: sum(share * self._step(frozen) for share, frozen in self.phases), PREDICTION: self._prediction()}
+        """Return the CPU seconds of a step with data loading, averaged over the phases, and of a prediction."""
+        return {
+            STEP: sum(fraction * self._step(frozen) for fraction, frozen in self.phases),
+            PREDICTION: self._prediction(),
+        }
 
     def _step(self, frozen: int) -> float:
-        network = self.learning.network
+        network = self.learner.network
         assert isinstance(network, Network)
         freeze_encoder(network, frozen)
         network.train()
         start = time.process_time()
-        self.learning.step(*next(self.stream))
+        self.learner.step(*next(self.stream))
         return time.process_time() - start
 
     def _prediction(self) -> float:
         images, _ = next(self.stream)
-        self.learning.network.eval()
+        self.learner.network.eval()
         with torch.inference_mode():
             start = time.process_time()
-            self.learning.network(images)
+            self.learner.network(images)
             return time.process_time() - start
 
 
-def costs(ideas: Mapping[str, Runner], turns: int) -> dict[str, dict[str, float]]:
-    """Return what each idea takes to the first: the least of the turns, after one that warms up."""
+def relative_costs(ideas: Mapping[str, Runner], rounds: int) -> dict[str, dict[str, float]]:
+    """Return each variant's minimum time over the rounds, relative to the first variant, after one warm-up round."""
     torch.set_num_threads(1)
     first = next(iter(ideas))
-    found = [{name: runner.seconds() for name, runner in ideas.items()} for _ in range(turns + 1)]
-    least = {name: {what: min(turn[name][what] for turn in found[1:]) for what in (STEP, PREDICTION)} for name in ideas}
-    return {name: {what: own / least[first][what] for what, own in each.items()} for name, each in least.items()}
+    found = [{name: runner.seconds() for name, runner in ideas.items()} for _ in range(rounds + 1)]
+    fastest = {
+        name: {what: min(turn[name][what] for turn in found[1:]) for what in (STEP, PREDICTION)} for name in ideas
+    }
+    return {name: {what: own / fastest[first][what] for what, own in each.items()} for name, each in fastest.items()}

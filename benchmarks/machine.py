@@ -1,4 +1,4 @@
-"""The machine and the libraries in neutral words."""
+"""A one-line description of the machine and the library versions."""
 
 import os
 import platform
@@ -8,20 +8,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 INSTRUCTIONS = ("amx_tile", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "asimd")
-"""What matters for convolutions, the best first."""
+"""Instruction sets that matter for convolutions, the fastest first."""
 
 
-def described(packages: Iterable[str]) -> str:
-    """Return one line: cores, instruction set, versions of Python and of those packages that are there, date."""
+def describe(packages: Iterable[str]) -> str:
+    """Return one line: cores, instruction sets, versions of Python and of the installed packages, date."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [
         f"Python {platform.python_version()}",
-        *(f"{name} {found}" for name in packages if (found := _found(name))),
+        *(f"{name} {installed}" for name in packages if (installed := _installed_version(name))),
     ]
     return f"{cores} cores, {platform.machine()}{_instructions()}; {', '.join(names)}; {datetime.now(UTC):%Y-%m-%d}."
 
 
-def _found(package: str) -> str:
+def _installed_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What a piece of work takes, in a process of its own: seconds and the most memory."""
+"""Run a script in a process of its own, and measure peak memory."""
 
 import json
 import os
@@ -12,14 +12,14 @@ HERE = Path(__file__).parent
 
 
 class NotRunnableError(Exception):
-    """A contestant that did not run; the message is the last line that it said."""
+    """A contestant cannot run. The message is the last line of its error output, or what is missing."""
 
 
-def in_process(script: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
-    """Return the last line that a script of this folder printed, as JSON.
+def run_script(script: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
+    """Run a script of this folder and return its last line of output, parsed as JSON.
 
     Raises:
-        NotRunnableError: when it ended with an error.
+        NotRunnableError: if it exits with an error.
     """
     done = subprocess.run(
         [python, str(HERE / script), *arguments], capture_output=True, text=True, check=False, env=_environment()
@@ -31,14 +31,14 @@ def in_process(script: str, *arguments: str, python: str = sys.executable) -> di
     return result
 
 
-def importable(module: str, python: str = sys.executable) -> bool:
-    """Whether another interpreter, or this one, can import a module."""
+def is_importable(module: str, python: str = sys.executable) -> bool:
+    """Return whether an interpreter, by default this one, can import a module."""
     done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False, env=_environment())
     return done.returncode == 0
 
 
 def peak_mb() -> float:
-    """Return the largest resident memory of this process so far, or of a child of it, in MB (10^6 bytes)."""
+    """Return the peak resident memory of this process or of its children, in MB (10^6 bytes)."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RUSAGE_UNIT
     return max(_own_peak(), children) / 1e6
 
@@ -47,7 +47,7 @@ _RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def _own_peak() -> float:
-    # ru_maxrss begins with what the parent had; VmHWM is of this program alone.
+    # ru_maxrss starts at the parent's value after a fork; VmHWM counts this program alone.
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

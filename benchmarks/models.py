@@ -10,13 +10,14 @@ from geograft.networks.network import build
 from rasters import SCENE
 
 NETWORK = {"architecture": "transfer", "encoder": "efficientnet_b0", "weights": "hub"}
-"""Geograft's default. Its speed does not depend on the weights; what it shows at the borders of tiles does."""
+"""Geograft's default. Its speed does not depend on the weights, but its seams do."""
 
 
 def trained_run(folder: Path, epochs: int) -> Path:
-    """Return a run in `folder`, trained by the demo's recipe with tiles of the default size unless it is there.
+    """Return a run in `folder`, trained first with the demo's recipe and tiles of the default size if it is missing.
 
-    The encoder is pretrained where the hub answers, else random. About 4 minutes for 6 epochs on two cores.
+    The encoder is pretrained if its weights can be downloaded, otherwise random. Six epochs take about 4 minutes on two
+    cores.
     """
     run = folder / f"run-{epochs}"
     if not (run / CARD).exists():

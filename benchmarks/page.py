@@ -1,4 +1,4 @@
-"""Tables in Markdown, put into pages between two marks."""
+"""Markdown tables, and the sections of docs pages that they replace."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,25 +9,25 @@ LOG = PAGE.parents[1] / "LOG.md"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the first column is text, the others are figures."""
+    """Return a Markdown table, with the first column left-aligned and the others right-aligned."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
-def replaced(page: str, name: str, content: str) -> str:
-    """Return `page` with `content` between the marks of `name`.
+def replace_section(page: str, name: str, content: str) -> str:
+    """Return `page` with `content` between the markers of `name`.
 
     Raises:
-        ValueError: when the page has no such marks.
+        ValueError: if the page has no such markers.
     """
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, found, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"The page has no part between {begin.strip()} and {end}.")
+        raise ValueError(f"the page has no section between {begin.strip()} and {end}")
     return f"{before}{begin}\n{content}\n\n{end}{after}"
 
 
-def write(name: str, content: str, path: Path = PAGE) -> None:
-    """Put `content` into docs/speed.md, or another page."""
-    path.write_text(replaced(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+def write_section(name: str, content: str, path: Path = PAGE) -> None:
+    """Write `content` between the markers of `name` in docs/speed.md, or in another page."""
+    path.write_text(replace_section(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""segmentation_models.pytorch's networks over timm's EfficientNet-B0, with the encoder's weights from a file."""
+"""Networks of segmentation_models.pytorch (smp) over timm's EfficientNet-B0, with encoder weights from a file."""
 
 from pathlib import Path
 
@@ -17,40 +17,40 @@ NETWORKS = {"unet": smp.Unet, "fpn": smp.FPN, "deeplab": smp.DeepLabV3Plus}
 
 
 def smp_network(kind: str, weights: Path) -> nn.Module:
-    """Return smp's network with its own settings, three bands, one logit."""
+    """Return smp's network with its default settings, for three bands and one logit."""
     network: nn.Module = NETWORKS[kind](f"tu-{ENCODER}", encoder_weights=None)
-    fill(network.get_submodule("encoder.model"), weights)
+    load_encoder_weights(network.get_submodule("encoder.model"), weights)
     return network
 
 
-def fill(encoder: nn.Module, weights: Path) -> None:
-    """Set every weight and statistic of timm's `encoder` to that of the same name in the file.
+def load_encoder_weights(encoder: nn.Module, weights: Path) -> None:
+    """Load all parameters and buffers of timm's `encoder` from the file, by name.
 
     Raises:
-        NotRunnableError: when the file lacks one.
+        NotRunnableError: if the file lacks one.
     """
-    state, own = load_file(weights), encoder.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    lacking = sorted(own.keys() - state.keys() - counters)
-    if lacking:
-        raise NotRunnableError(f"{weights} lacks {len(lacking)} tensors of {ENCODER}: {lacking[0]}, ...")
-    encoder.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+    state, expected = load_file(weights), encoder.state_dict()
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    missing = sorted(expected.keys() - state.keys() - counters)
+    if missing:
+        raise NotRunnableError(f"{weights} lacks {len(missing)} tensors of {ENCODER}: {missing[0]}, ...")
+    encoder.load_state_dict({name: state.get(name, value) for name, value in expected.items()})
 
 
 class SmpBody(nn.Module):
-    """An smp network as Geograft's engine trains one: its stages are those of a pyramid over its encoder's modules."""
+    """An smp network as the body of Geograft's `Network`: its stages are a pyramid over the modules of its encoder."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        cut = pyramid_from_network(network.get_submodule("encoder.model"), ENCODER, bands=3)
-        self.strides, self.stride = cut.strides, cut.strides[-1]
-        self._cut = (cut,)  # in a tuple, so that no weight has two names
+        pyramid = pyramid_from_network(network.get_submodule("encoder.model"), ENCODER, bands=3)
+        self.strides, self.stride = pyramid.strides, pyramid.strides[-1]
+        self._pyramid = (pyramid,)  # in a tuple, so that no parameter is registered twice
 
     @property
     def encoder(self) -> Pyramid:
         """The network's encoder as a pyramid of stages."""
-        return self._cut[0]
+        return self._pyramid[0]
 
     @property
     def stages(self) -> nn.ModuleList:
@@ -71,7 +71,7 @@ def smp_in_geograft(kind: str, weights: Path, frozen: int) -> Network:
     """Return smp's network for Geograft's engine, with the first `frozen` stages of its encoder frozen."""
     body = SmpBody(smp_network(kind, weights))
     origin = uninitialised_network(ENCODER, 3, str(weights))[1]
-    # Made over the same encoder with a decoder of Geograft's, which smp's then replaces.
+    # Built with Geograft's decoder over the same encoder; smp's network then replaces the body.
     network = Network(LightUNet(body.encoder, 3, 1), origin, frozen, trained=True)
     network.body = body  # type: ignore[assignment]
     return network

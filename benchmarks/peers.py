@@ -1,6 +1,6 @@
-"""Tiled inference of other packages, where they are installed: an adapter each, and nothing else of them.
+"""Adapters for the tiled inference of other packages, where they are installed.
 
-They may need another interpreter; PEER_PYTHON names it (docs/speed.md says how to make one).
+They may need another interpreter, which PEER_PYTHON names (docs/speed.md describes the set-up).
 """
 
 from collections.abc import Callable
@@ -25,21 +25,21 @@ class Peer:
     """Another package's tiled inference."""
 
     title: str
-    """How the table calls it, with the function."""
+    """Package and function, for the table."""
     package: str
     """Its name on PyPI."""
     module: str
-    """What is imported."""
-    trimmed: int
-    """Pixels that it cuts off each side of a tile before they count."""
+    """The module to import."""
+    trimmed_px: int
+    """Pixels that it discards at each side of a tile."""
     load: Callable[[], Infer]
-    """Imports it."""
+    """Imports the package and returns its inference."""
 
 
 def terratorch() -> Infer:
-    """Return TerraTorch's `tiled_inference` with its own defaults but for tile, stride and batch.
+    """Return TerraTorch's `tiled_inference` with its defaults, except tile size, stride and batch size.
 
-    It takes a tensor, so the raster is read whole; its blend is a cosine ramp over the overlap.
+    It takes a tensor, so the whole raster is read first. It blends by a cosine ramp over the overlap.
     """
     from terratorch.tasks.tiled_inference import tiled_inference
 
@@ -55,11 +55,11 @@ def terratorch() -> Infer:
 
 
 def geoai() -> Infer:
-    """Return geoai's `predict_geotiff` with its own defaults but for tile, overlap, batch and scaling.
+    """Return geoai's `predict_geotiff` with its defaults, except tile size, overlap, batch size and scaling.
 
-    It reads tiles one by one and writes the probabilities as float32; its blend is a squared cosine ("spline").
+    It reads tiles one by one and writes the probabilities as float32. It blends by a squared cosine ("spline").
     """
-    import geoai.utils  # noqa: F401  # so that the call does not have to
+    import geoai.utils  # noqa: F401  # imported here so that the call is not timed with it
     from geoai.inference import predict_geotiff
 
     def infer(card: ModelCard, network: Network, raster: Path, out: Path, overlap: float, batch: int) -> ndarray:

@@ -1,4 +1,4 @@
-"""Contestants on one raster, by turns: seconds, memory, and how near Geograft comes to what its backend alone does."""
+"""Time and memory of the contestants on one raster, in rounds, and the speed of Geograft's backends alone."""
 
 import math
 import sys
@@ -8,105 +8,105 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from contestants import Job
-from measured import in_process
+from contestants import MapJob
+from measured import run_script
 
-ALONE_SHARE = 4
-"""A backend alone is given this part of the raster's tiles: its speed is steady."""
+BACKEND_DIVISOR = 4
+"""A backend alone is timed on one in this many of the raster's tiles, because its speed is constant."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Who takes part."""
+    """A contestant with its batch size and interpreter."""
 
     title: str
-    """In the table."""
+    """Its name in the table."""
     name: str
-    """In contestants.CONTESTANTS."""
+    """Its key in contestants.CONTESTANTS."""
     batch: int = 8
-    """Tiles in one call of the network."""
+    """Tiles per call of the network."""
     python: str = sys.executable
-    """The interpreter that has what it needs."""
+    """An interpreter with the packages that it needs."""
 
     @property
-    def alone(self) -> str:
-        """The contestant that is its backend alone; empty for those that are not Geograft."""
-        return self.name.replace("geograft-", "alone-") if self.name.startswith("geograft-") else ""
+    def backend_only(self) -> str:
+        """The contestant that runs its backend alone; empty if it is not Geograft."""
+        return self.name.replace("geograft-", "backend-") if self.name.startswith("geograft-") else ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one map took."""
+    """Time and memory of one map."""
 
     seconds: float
     peak_mb: float
-    alone_seconds: float = math.nan
-    """What the backend alone takes for as many tiles, measured just before."""
+    backend_seconds: float = math.nan
+    """Time of the backend alone for the same number of tiles, measured just before."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """All turns of a race."""
+    """The outcomes of all rounds."""
 
     pixels: int
-    """Of the raster."""
-    turns: tuple[dict[Entry, Outcome], ...]
+    """Pixels of the raster."""
+    rounds: tuple[dict[Entry, Outcome], ...]
 
     def speed(self, entry: Entry) -> float:
-        """Return megapixels of the raster a second."""
-        return self.pixels / 1e6 / median(turn[entry].seconds for turn in self.turns)
+        """Return the median speed in megapixels of the raster per second."""
+        return self.pixels / 1e6 / median(outcomes[entry].seconds for outcomes in self.rounds)
 
-    def ratio(self, entry: Entry, to: Entry) -> float:
-        """Return how many times as fast as another an entry is."""
-        return median(turn[to].seconds / turn[entry].seconds for turn in self.turns)
+    def ratio(self, entry: Entry, baseline: Entry) -> float:
+        """Return the speed of an entry relative to `baseline`: the median of the ratios within a round."""
+        return median(outcomes[baseline].seconds / outcomes[entry].seconds for outcomes in self.rounds)
 
-    def of_alone(self, entry: Entry) -> float:
-        """Return how much of the speed of its backend alone an entry reaches, reading and writing included."""
-        return median(turn[entry].alone_seconds / turn[entry].seconds for turn in self.turns)
+    def backend_fraction(self, entry: Entry) -> float:
+        """Return the speed of an entry, reading and writing included, as a fraction of its backend's alone."""
+        return median(outcomes[entry].backend_seconds / outcomes[entry].seconds for outcomes in self.rounds)
 
     def peak_mb(self, entry: Entry) -> float:
-        """Return the most memory of all turns."""
-        return max(turn[entry].peak_mb for turn in self.turns)
+        """Return the peak memory over all rounds."""
+        return max(outcomes[entry].peak_mb for outcomes in self.rounds)
 
 
-def race(entries: Sequence[Entry], job: Job, size: tuple[int, int], repeats: int) -> Iterator[Outcome | Results]:
-    """Yield each outcome as it comes, and last the results of all `repeats` turns.
+def race(entries: Sequence[Entry], job: MapJob, size: tuple[int, int], repeats: int) -> Iterator[Outcome | Results]:
+    """Yield each outcome as it is measured, then the results of all `repeats` rounds.
 
-    `size` is the raster's edge and the tile's, in pixels.
+    `size` is the edge of the raster and of a tile, in pixels.
     """
-    turns = []
+    rounds = []
     for _ in range(repeats):
-        turn = {}
+        outcomes = {}
         for entry in entries:
-            turn[entry] = outcome(entry, job, size)
-            yield turn[entry]
-        turns.append(turn)
-    yield Results(size[0] ** 2, tuple(turns))
+            outcomes[entry] = time_map(entry, job, size)
+            yield outcomes[entry]
+        rounds.append(outcomes)
+    yield Results(size[0] ** 2, tuple(rounds))
 
 
-def outcome(entry: Entry, job: Job, size: tuple[int, int]) -> Outcome:
-    """Return what one map of one contestant takes, and what its backend alone takes."""
+def time_map(entry: Entry, job: MapJob, size: tuple[int, int]) -> Outcome:
+    """Return the time and memory of one map, and the time of the backend alone."""
     with TemporaryDirectory(prefix="geograft-bench-") as folder:
-        todo = replace(job, out=Path(folder) / "map.tif", batch=entry.batch)
-        alone = _alone_seconds(entry, todo, size)
-        found = in_process(
-            "contestants.py", entry.name, str(todo.write(Path(folder) / "job.json")), python=entry.python
+        own_job = replace(job, out=Path(folder) / "map.tif", batch=entry.batch)
+        alone = _backend_seconds(entry, own_job, size)
+        found = run_script(
+            "contestants.py", entry.name, str(own_job.write(Path(folder) / "job.json")), python=entry.python
         )
     return Outcome(found["seconds"], found["peak_mb"], alone)
 
 
 def tiles_in(size: int, tile: int, overlap: float) -> int:
-    """Return how many tiles Geograft needs for `size` x `size` pixels. They reach beyond the borders."""
+    """Return the number of tiles that Geograft needs for `size` x `size` pixels. They extend beyond the borders."""
     stride = round(tile * (1 - overlap))
     margin = (tile - stride) // 2
     return (math.ceil((size + 2 * margin - tile) / stride) + 1) ** 2
 
 
-def _alone_seconds(entry: Entry, job: Job, size: tuple[int, int]) -> float:
-    if not entry.alone:
+def _backend_seconds(entry: Entry, job: MapJob, size: tuple[int, int]) -> float:
+    if not entry.backend_only:
         return math.nan
     needed = math.ceil(tiles_in(*size, job.overlap) / entry.batch)
-    given = replace(job, batches=max(4, needed // ALONE_SHARE))
-    written = given.write(job.out.with_name("alone.json"))
-    found = in_process("contestants.py", entry.alone, str(written), python=entry.python)
+    given = replace(job, batches=max(4, needed // BACKEND_DIVISOR))
+    written = given.write(job.out.with_name("backend.json"))
+    found = run_script("contestants.py", entry.backend_only, str(written), python=entry.python)
     return float(found["seconds"]) / given.batches * needed

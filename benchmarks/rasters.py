@@ -1,4 +1,4 @@
-"""Rasters of any size with real texture: a scene inside the package, mirrored again and again."""
+"""Rasters of any size with real texture: the scene inside the package, mirrored repeatedly."""
 
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,36 @@ BLOCK = 512
 
 
 def scene() -> ndarray:
-    """Return the pixels of the scene, (3, 2472, 2299) uint8, never 0, so that 0 can stand for nodata."""
+    """Return the pixels of the scene, (3, 2472, 2299) uint8, at least 1, so that 0 can be nodata."""
     with rasterio.open(SCENE) as source:
         return np.maximum(source.read(), 1)
 
 
-def mirrored(pixels: ndarray, row: int, col: int, height: int, width: int) -> ndarray:
-    """Return a window of the endless mirroring of `pixels`, (b, h, w)."""
-    rows = _folded(np.arange(row, row + height), pixels.shape[1])
-    cols = _folded(np.arange(col, col + width), pixels.shape[2])
+def mirror_window(pixels: ndarray, row: int, col: int, height: int, width: int) -> ndarray:
+    """Return a window of `pixels` mirrored without end, (b, h, w)."""
+    rows = _fold_indices(np.arange(row, row + height), pixels.shape[1])
+    cols = _fold_indices(np.arange(col, col + width), pixels.shape[2])
     window: ndarray = pixels[:, rows[:, None], cols]
     return window
 
 
-def dense(path: Path, size: int, shift: int = 0) -> Path:
-    """Write `size` x `size` pixels of mirrored scene from (shift, shift) on, unless they are there; return the path."""
+def dense_raster(path: Path, size: int, shift: int = 0) -> Path:
+    """Write `size` x `size` pixels of the mirrored scene from (shift, shift), unless it exists; return its path."""
     if not path.exists():
         pixels = scene()
         part = path.with_suffix(".part.tif")
         with rasterio.open(part, "w", **_profile(size), num_threads="all_cpus") as target:
             for row in range(0, size, BLOCK):
                 height = min(BLOCK, size - row)
-                target.write(mirrored(pixels, row + shift, shift, height, size), window=Window(0, row, size, height))
+                target.write(
+                    mirror_window(pixels, row + shift, shift, height, size), window=Window(0, row, size, height)
+                )
         part.rename(path)
     return path
 
 
-def sparse(path: Path, size: int) -> Path:
-    """Write a raster of `size` x `size` that is almost empty: the scene in its corners and centre, no bytes else."""
+def sparse_raster(path: Path, size: int) -> Path:
+    """Write a sparse raster of `size` x `size` pixels with the scene in its corners and centre; return its path."""
     if not path.exists():
         pixels = scene()
         part = path.with_suffix(".part.tif")
@@ -55,13 +57,13 @@ def sparse(path: Path, size: int) -> Path:
 
 
 def corners_and_centre(size: int, height: int, width: int) -> list[tuple[int, int]]:
-    """Return where the five scenes lie: first row and column each."""
+    """Return the first row and column of each of the five scenes."""
     bottom, right = size - height, size - width
     return [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
 
 
-def _folded(places: ndarray, length: int) -> ndarray:
-    within = places % (2 * length)
+def _fold_indices(indices: ndarray, length: int) -> ndarray:
+    within = indices % (2 * length)
     return np.minimum(within, 2 * length - 1 - within)
 
 

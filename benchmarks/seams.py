@@ -1,15 +1,15 @@
-"""How much a map of probabilities steps at the borders of tiles, to what it steps elsewhere.
+"""The seam of a probability map: its steps at the borders of tiles relative to its steps elsewhere.
 
-A line lies between two neighbouring columns, or rows; the step at a line is the mean of |p - p of the neighbour| along
-it. A line is a border where a tile begins or ends to count. Tiles repeat, so borders are the lines at certain places
-("phases") of a period of `stride` pixels.
+A line lies between two neighbouring columns or rows. The step at a line is the mean absolute difference of the
+probabilities at its two sides. A line is a border if the pixels kept of a tile begin or end there. Tiles repeat, so the
+borders are the lines at certain phases of a period of `stride` pixels.
 
-What the image does at a line (a crown's edge that happens to lie there) is far more than what a good blend does. So the
-same ground is mapped several times, with the tiles shifted against it, and each line is compared with itself:
+The image's own edges, of a crown say, make far larger steps than a good blend does. So the same area is mapped several
+times with the tiles shifted, and each line is compared with itself:
 
-    seam = sum of steps at lines that are borders / sum of steps at the same lines in the maps where they are none
+    seam = sum of steps at lines that are borders / sum of steps at the same lines in the maps where they are not
 
-A map without any trace of tiles has 1. Shifts should be multiples of the network's own stride (quality.shifts_of). The
+A map without a trace of tiles has 1. Shifts should be multiples of the network's own stride (quality.tile_shifts). The
 standard error is a jackknife over blocks of one period of lines, rows and columns together.
 """
 
@@ -22,43 +22,48 @@ from numpy import ndarray
 
 @dataclass(frozen=True)
 class Tiling:
-    """Where tiles begin and end to count, in both directions alike."""
+    """Where the pixels kept of each tile begin and end, the same in both directions."""
 
     stride: int
     """Pixels from one tile to the next."""
     phases: frozenset[int]
-    """Lines, modulo the stride, at which a tile begins or ends to count."""
+    """Borders, modulo the stride."""
 
     @classmethod
     def of(cls, begin: int, stop: int, stride: int) -> "Tiling":
-        """Return the tiling whose first tile counts in the pixels from `begin` to before `stop`."""
+        """Return the tiling in which the first tile keeps the pixels from `begin` up to `stop`, exclusive."""
         return cls(stride, frozenset((begin % stride, stop % stride)))
 
 
 @dataclass(frozen=True)
 class Seam:
-    """How much a map steps at borders to elsewhere; 1 is none the more."""
+    """Steps of a map at borders relative to elsewhere. 1 means no seam."""
 
     ratio: float
-    """At borders, to the same lines of the ground where they are none."""
-    error: float
+    """Steps at borders relative to the same lines of the area where they are not borders."""
+    standard_error: float
     """Standard error of `ratio`."""
-    plain: float
-    """At borders, to all other lines: what the image does at the lines is in it."""
-    worst: float
-    """The largest ratio over all phases, borders or not: 1 and noise where no place between borders stands out."""
+    uncorrected: float
+    """Steps at borders relative to all other lines, so it includes the image's own edges."""
+    max_ratio: float
+    """The largest ratio over all phases, borders or not. Without artefacts between borders it is 1 plus noise."""
 
 
 def seam(maps: Sequence[ndarray], shifts: Sequence[int], tiling: Tiling, margin: int) -> Seam:
-    """Return the seam of `maps`, (h, w) each, of which pixel (0, 0) lies at (shift, shift) of the ground.
+    """Return the seam of `maps`, (h, w) each, whose pixel (0, 0) lies at (shift, shift) of the area.
 
-    Only ground counts that lies at least `margin` pixels inside every map.
+    Only pixels at least `margin` pixels inside every map count.
+
+    Raises:
+        ValueError: if fewer than three periods of lines remain.
     """
     steps, phases = _lines(maps, shifts, tiling.stride, margin)
     border = np.isin(phases, sorted(tiling.phases))
     pairs = _blocks(*_pairs(steps, border), tiling.stride)
     if np.count_nonzero(pairs[:, 1]) < 3:
-        raise ValueError(f"Too few lines, in {len(pairs)} periods of {tiling.stride}: give larger or more maps.")
+        raise ValueError(
+            f"{np.count_nonzero(pairs[:, 1])} periods of {tiling.stride} lines; 3 are needed: use larger or more maps"
+        )
     return Seam(
         _ratio(pairs),
         _jackknife(pairs),
@@ -68,14 +73,14 @@ def seam(maps: Sequence[ndarray], shifts: Sequence[int], tiling: Tiling, margin:
 
 
 def mean_steps(probabilities: ndarray, axis: int) -> ndarray:
-    """Return the mean absolute step at every line across `axis` of a map; the step at index i is before pixel i + 1."""
+    """Return the mean absolute step at each line across `axis` of a map; step i lies between pixels i and i + 1."""
     differences = np.abs(np.diff(probabilities.astype(np.float64), axis=axis))
     mean: ndarray = differences.mean(axis=1 - axis)
     return mean
 
 
 def _lines(maps: Sequence[ndarray], shifts: Sequence[int], stride: int, margin: int) -> tuple[ndarray, ndarray]:
-    """Return the steps of the ground's lines in every map, and the phase that each has there, (maps, lines) both.
+    """Return the steps at the area's lines in each map, and the phase of each line there, (maps, lines) both.
 
     Lines across columns come first, then those across rows.
     """
@@ -91,9 +96,9 @@ def _lines(maps: Sequence[ndarray], shifts: Sequence[int], stride: int, margin: 
 
 
 def _pairs(steps: ndarray, chosen: ndarray) -> tuple[ndarray, ndarray]:
-    """Return for every line the steps where it is `chosen`, added up, and as many times its mean step where it is not.
+    """Return for each line the sum of its steps where `chosen`, and its mean step where not, times as many maps.
 
-    Both are 0 for a line that is chosen nowhere, or everywhere.
+    Both are 0 for a line that is chosen in no map or in all.
     """
     times, others = chosen.sum(axis=0), (~chosen).sum(axis=0)
     counts = (times > 0) & (others > 0)
@@ -103,7 +108,7 @@ def _pairs(steps: ndarray, chosen: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def _blocks(here: ndarray, elsewhere: ndarray, stride: int) -> ndarray:
-    """Return the sums of both over whole periods of lines, (blocks, 2); what is left over is dropped."""
+    """Return the sums of both over complete periods of lines, (blocks, 2). The remaining lines are dropped."""
     half = len(here) // 2
     found = [
         np.array([both[first : first + stride].sum() for both in (here, elsewhere)])
@@ -119,7 +124,7 @@ def _ratio(pairs: ndarray) -> float:
 
 
 def _jackknife(pairs: ndarray) -> float:
-    """Return the standard error of the ratio from leaving out one block at a time."""
+    """Return the standard error of the ratio by a leave-one-block-out jackknife."""
     total, n = pairs.sum(axis=0), len(pairs)
     here, elsewhere = (total - pairs).T
     without = here / elsewhere

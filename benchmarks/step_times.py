@@ -1,8 +1,8 @@
-"""What one training step and one prediction take, by turns in one process: `python step_times.py JOB.json TURNS`.
+"""Time a training step and a prediction of each network: `python step_times.py JOB.json ROUNDS NAME ...`.
 
-All networks are given the same batch, in the order in memory that is the faster for each. The contestants take turns,
-so that other load on the machine meets all. Between the steps of Geograft's default the feed that it trains from
-delivers batches, as it does in training, for the time that a tile takes to arrive. Prints all seconds as JSON.
+All networks get the same batch, each in the memory format that is faster for it. They alternate in one process, so that
+other load on the machine affects all of them. In each round the data loader of Geograft's default is timed too. Prints
+all seconds as JSON.
 """
 
 import json
@@ -16,49 +16,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geograft.training.loader import TrainingBatch, TileLoader
-from learners import LAYOUTS, Learner, engine_parts, learner
-from train_one import CLOCKS
-from trainees import BATCH, OURS, TRAINEES, Job
+from geograft.training.loader import TileLoader, TrainingBatch
+from learners import MEMORY_FORMATS, Learner, build_engine_parts, build_learner
+from plainloop import CLOCKS
+from trainees import BATCH, OURS, TRAINEES, TrainingJob
 
-FEED_BATCHES = 2
-"""Batches of the feed a turn."""
+LOADER_BATCHES = 2
+"""Timed batches of the data loader per round."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """What a network's steps took, in seconds, one a turn."""
+    """The seconds of a network's steps, one per round."""
 
-    layout: str
+    memory_format: str
     parameters: int
-    trained: int
-    """Parameters that training changes."""
+    trainable: int
+    """Parameters that are not frozen."""
     train: list[float] = field(default_factory=list)
     infer: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Stand:
-    """A learner, what it is given, and the clock."""
+class TimedLearner:
+    """A learner with a memory format and a clock."""
 
-    learning: Learner
-    layout: str
+    learner: Learner
+    memory_format: str
     clock: Callable[[], float]
 
     def train(self, images: Tensor, label: Tensor) -> float:
         """Return the seconds of one training step."""
-        self.learning.network.train()
-        return self._timed(lambda: self.learning.step(images, label))
+        self.learner.network.train()
+        return self._timed(lambda: self.learner.step(images, label))
 
     def infer(self, images: Tensor) -> float:
         """Return the seconds of one prediction."""
-        self.learning.network.eval()
+        self.learner.network.eval()
         with torch.inference_mode():
-            return self._timed(lambda: self.learning.network(images))
+            return self._timed(lambda: self.learner.network(images))
 
-    def both(self, batch: TrainingBatch) -> tuple[float, float]:
-        """Return the seconds of a training step and of a prediction, in this order in memory."""
-        images = batch[0].contiguous(memory_format=LAYOUTS[self.layout])
+    def step_and_predict(self, batch: TrainingBatch) -> tuple[float, float]:
+        """Return the seconds of a training step and of a prediction, in this memory format."""
+        images = batch[0].contiguous(memory_format=MEMORY_FORMATS[self.memory_format])
         return self.train(images, batch[1]), self.infer(images)
 
     def _timed(self, work: Callable[[], object]) -> float:
@@ -67,56 +67,56 @@ class Stand:
         return self.clock() - start
 
 
-def stand(learning: Learner, batch: TrainingBatch, clock: Callable[[], float]) -> Stand:
-    """Return a learner in the order in memory in which a step and a prediction together are faster, warmed up."""
+def fastest_format(learning: Learner, batch: TrainingBatch, clock: Callable[[], float]) -> TimedLearner:
+    """Return a learner, warmed up, in the memory format in which a step plus a prediction is faster."""
     found = {}
-    for name in learning.layouts:
-        learning.network.to(memory_format=LAYOUTS[name])
-        trial = Stand(learning, name, clock)
-        trial.both(batch)
-        found[name] = sum(trial.both(batch)) if len(learning.layouts) > 1 else 0.0
+    for name in learning.memory_formats:
+        learning.network.to(memory_format=MEMORY_FORMATS[name])
+        trial = TimedLearner(learning, name, clock)
+        trial.step_and_predict(batch)
+        found[name] = sum(trial.step_and_predict(batch)) if len(learning.memory_formats) > 1 else 0.0
     best = min(found, key=lambda name: found[name])
-    learning.network.to(memory_format=LAYOUTS[best])
-    return Stand(learning, best, clock)
+    learning.network.to(memory_format=MEMORY_FORMATS[best])
+    return TimedLearner(learning, best, clock)
 
 
-def step_times(job: Job, names: list[str], turns: int) -> dict[str, Any]:
-    """Return the times of all contestants, and the seconds that the feed took for a tile, one a turn."""
-    clock, stream = CLOCKS[job.clock], feed(job)
+def step_times(job: TrainingJob, names: list[str], rounds: int) -> dict[str, Any]:
+    """Return the step times of all contestants, and the data loader's seconds per tile, one per round."""
+    clock, stream = CLOCKS[job.clock], load_batches(job)
     batch = next(stream)
-    stands = {name: stand(learner(replace(job, name=name)), batch, clock) for name in names}
-    times = {name: Times(each.layout, *_parameters(each.learning.network)) for name, each in stands.items()}
-    delivered = []
-    for _ in range(turns):
-        for name, each in stands.items():
-            train, infer = each.both(batch)
+    timed = {name: fastest_format(build_learner(replace(job, name=name)), batch, clock) for name in names}
+    times = {name: Times(each.memory_format, *_parameters(each.learner.network)) for name, each in timed.items()}
+    loader_seconds = []
+    for _ in range(rounds):
+        for name, each in timed.items():
+            train, infer = each.step_and_predict(batch)
             times[name].train.append(train)
             times[name].infer.append(infer)
         start = clock()
-        tiles = sum(len(images) for images, _ in islice(stream, FEED_BATCHES))
-        delivered.append((clock() - start) / tiles)
+        tiles = sum(len(images) for images, _ in islice(stream, LOADER_BATCHES))
+        loader_seconds.append((clock() - start) / tiles)
     return {
         "batch": len(batch[0]),
         "tile_px": batch[0].shape[-1],
-        "feed": delivered,
+        "loader": loader_seconds,
         "networks": {name: asdict(each) for name, each in times.items()},
     }
 
 
-def feed(job: Job) -> Iterator[TrainingBatch]:
-    """Return the whole batches that Geograft's default trains from, epoch after epoch."""
+def load_batches(job: TrainingJob) -> Iterator[TrainingBatch]:
+    """Return an endless stream of the full batches that Geograft's default trains on."""
     recipe = TRAINEES[OURS].recipe
     assert recipe is not None
     ours = recipe(job)
-    _, data, _ = engine_parts(replace(job, name=OURS), ours)
+    _, data, _ = build_engine_parts(replace(job, name=OURS), ours)
     batches = TileLoader(data, ours.train, torch.device("cpu"))
-    whole = min(BATCH, len(data.train))
-    return (batch for epoch in count() for batch in batches.train(epoch) if len(batch[0]) == whole)
+    full = min(BATCH, len(data.train))
+    return (batch for epoch in count() for batch in batches.train(epoch) if len(batch[0]) == full)
 
 
 def main() -> None:
     """Print the times of one job as JSON."""
-    job = Job.read(Path(sys.argv[1]))
+    job = TrainingJob.read(Path(sys.argv[1]))
     torch.set_num_threads(job.threads)
     print(json.dumps(step_times(job, sys.argv[3:], int(sys.argv[2]))))
 

@@ -1,14 +1,12 @@
-"""One training of one contestant, in a process of its own: `python train_one.py JOB.json` prints what it gave.
+"""Train one contestant in a process of its own and print its result: `python train_one.py JOB.json`.
 
-What is imported does not count, nor does building the network. Reading the tiles, training, and a validation after each
-epoch do; for Geograft's engine also what it saves so that a killed run can go on.
+Reading the tiles, training and a validation after each epoch are timed, and for Geograft's engine its checkpoints too.
+Imports and building the network are not.
 """
 
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,118 +18,80 @@ from torch import nn
 
 from geograft.card import WEIGHTS
 from geograft.config import Recipe, load_recipe
-from geograft.metrics.scores import scores
 from geograft.training.checkpoint import LAST, load_weights
-from geograft.training.loader import Scaling
 from geograft.training.loop import fit
-from learners import engine_parts, learner
+from learners import build_engine_parts, build_learner
 from measured import peak_mb
-from plainloop import Part, TilesInMemory, Validated, train, validated
-from trainees import ARTICLE, BATCH, ENCODER, TRAINEES, Job, opened, scenes_of
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training gave."""
-
-    seconds: float
-    losses: Sequence[float]
-    """Validation loss after each epoch."""
-    ious: Sequence[float]
-    """IoU of class 1 over the validation part after each epoch."""
-    last: ndarray
-    """Counts by scene, (scenes, 2, 2), with the last epoch's weights."""
-    best: ndarray
-    """The same with the weights of least validation loss."""
-
-    @classmethod
-    def of(cls, seconds: float, epochs: Sequence[Validated]) -> "Trained":
-        """Return it from what every epoch gave."""
-        best = min(epochs, key=lambda epoch: epoch.loss)
-        ious = [iou(epoch.counts) for epoch in epochs]
-        return cls(seconds, [epoch.loss for epoch in epochs], ious, epochs[-1].counts, best.counts)
+from plainloop import CLOCKS, TilesInMemory, TrainingResult, ValidationSet, scaling_of_weights, train, validate
+from taskpeers import train_torchgeo
+from trainees import ARTICLE, BATCH, TRAINEES, TrainingJob, open_tiles, validation_scenes
 
 
-def iou(counts: ndarray) -> float:
-    """Return the IoU of class 1 over all scenes."""
-    return scores(counts.sum(axis=0)).headline()["iou"]
-
-
-def in_engine(job: Job, recipe: Recipe) -> tuple[Trained, nn.Module]:
-    """Return what Geograft's engine makes of a network, and the network."""
+def train_with_engine(job: TrainingJob, recipe: Recipe) -> tuple[TrainingResult, nn.Module]:
+    """Train by Geograft's engine; return the result and the network."""
     torch.manual_seed(job.seed)
-    network, data, tiles = engine_parts(job, recipe)
+    network, data, tiles = build_engine_parts(job, recipe)
     with TemporaryDirectory(prefix="geograft-bench-") as folder:
         start = CLOCKS[job.clock]()
         history = fit(network, data, recipe.train, Path(folder))
         seconds = CLOCKS[job.clock]() - start
-        val = Part(TilesInMemory(data.val, data.scaling), scenes_of(tiles)[1], BATCH)
+        val = ValidationSet(TilesInMemory(data.val, data.scaling), validation_scenes(tiles)[1], BATCH)
         counts = [_counts_of(network, Path(folder) / name, val) for name in (LAST, WEIGHTS)]
     losses, ious = zip(*((epoch.val_loss, epoch.val_iou) for epoch in history.epochs), strict=True)
-    return Trained(seconds, losses, ious, *counts), network
+    return TrainingResult(seconds, losses, ious, *counts), network
 
 
-def in_plain_loop(job: Job) -> tuple[Trained, nn.Module]:
-    """Return what a loop in plain PyTorch makes of a network, and the network."""
-    learning, tiles = learner(job), opened(job)
+def train_in_plain_loop(job: TrainingJob) -> tuple[TrainingResult, nn.Module]:
+    """Train by the plain PyTorch loop; return the result and the network."""
+    learner, tiles = build_learner(job), open_tiles(job)
     start = CLOCKS[job.clock]()
     scaling = scaling_of_weights(tiles.meta.scale or 1.0)
-    val = Part(TilesInMemory(tiles.samples("val", unique_pixels=True), scaling), scenes_of(tiles)[1], BATCH)
-    shown = TilesInMemory(tiles.samples("train"), scaling, learning.turned)
-    epochs = train(learning, shown, val, job.epochs, load_recipe(ARTICLE).train.lr_decay)
-    return Trained.of(CLOCKS[job.clock]() - start, epochs), learning.network
+    val = ValidationSet(
+        TilesInMemory(tiles.samples("val", unique_pixels=True), scaling), validation_scenes(tiles)[1], BATCH
+    )
+    train_tiles = TilesInMemory(tiles.samples("train"), scaling, learner.augment)
+    epochs = train(learner, train_tiles, val, job.epochs, load_recipe(ARTICLE).train.lr_decay)
+    return TrainingResult.of(CLOCKS[job.clock]() - start, epochs), learner.network
 
 
-def scaling_of_weights(scale: float) -> Scaling:
-    """Return how images are scaled whose full brightness is `scale`, for timm's weights."""
-    import timm
-
-    config: Any = timm.get_pretrained_cfg(ENCODER)
-    return Scaling(tuple(scale * mean for mean in config.mean), tuple(scale * std for std in config.std))
-
-
-def content(job: Job, trained: Trained, network: nn.Module) -> dict[str, Any]:
-    """Return what is kept of a training."""
-    tiles = opened(job)
+def result_record(job: TrainingJob, result: TrainingResult, network: nn.Module) -> dict[str, Any]:
+    """Return the JSON record of a training."""
+    tiles = open_tiles(job)
     return {
-        "seconds": trained.seconds,
+        "seconds": result.seconds,
         "peak_mb": peak_mb(),
         "tiles": [len(tiles.split("train")), len(tiles.split("val"))],
-        "scenes": scenes_of(tiles)[0],
+        "scenes": validation_scenes(tiles)[0],
         "parameters": sum(p.numel() for p in network.parameters()),
-        "losses": list(trained.losses),
-        "ious": list(trained.ious),
-        "last": np.asarray(trained.last).tolist(),
-        "best": np.asarray(trained.best).tolist(),
+        "losses": list(result.losses),
+        "ious": list(result.ious),
+        "last": np.asarray(result.last).tolist(),
+        "best": np.asarray(result.best).tolist(),
     }
 
 
-def work(job: Job) -> Callable[[], tuple[Trained, nn.Module]]:
-    """Return what trains the contestant."""
+def trainer_for(job: TrainingJob) -> Callable[[], tuple[TrainingResult, nn.Module]]:
+    """Return the function that trains the contestant."""
     trainee = TRAINEES[job.name]
     if trainee.recipe is not None:
         recipe = trainee.recipe(job)
-        return lambda: in_engine(job, recipe)
+        return lambda: train_with_engine(job, recipe)
     if trainee.module:
-        from taskpeers import in_torchgeo
-
-        return lambda: in_torchgeo(job)
-    return lambda: in_plain_loop(job)
+        return lambda: train_torchgeo(job)
+    return lambda: train_in_plain_loop(job)
 
 
 def main() -> None:
-    """Do one job and print what it gave as JSON."""
-    job = Job.read(Path(sys.argv[1]))
+    """Run one job and print its result as JSON."""
+    job = TrainingJob.read(Path(sys.argv[1]))
     torch.set_num_threads(job.threads)
-    trained, network = work(job)()
-    print(json.dumps(content(job, trained, network)))
+    result, network = trainer_for(job)()
+    print(json.dumps(result_record(job, result, network)))
 
 
-def _counts_of(network: nn.Module, weights: Path, val: Part) -> ndarray:
+def _counts_of(network: nn.Module, weights: Path, val: ValidationSet) -> ndarray:
     load_weights(weights, network)
-    return validated(network.eval(), val).counts
+    return validate(network.eval(), val).counts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who takes part in the training benchmark, what each is given, and the recipes that Geograft's own train by."""
+"""The contestants of the training benchmark, their jobs, and the recipes for those that Geograft trains."""
 
 import json
 from collections.abc import Callable
@@ -16,30 +16,30 @@ from measured import NotRunnableError
 ENCODER = "tf_efficientnet_b0"
 BATCH = 8
 ARTICLE = Path("amazon")
-"""The recipe whose losses, rates and schedule all plain loops have too."""
+"""The recipe whose loss, learning rates and schedule the plain loops share."""
 DEFAULT = Path("default")
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a contestant is given."""
+class TrainingJob:
+    """The input of one training or measurement."""
 
     name: str
-    """In TRAINEES."""
+    """A key of TRAINEES, or the name of a measurement."""
     tiles: Path
     weights: Path
-    """Of the encoder, for timm's tf_efficientnet_b0."""
+    """Encoder weights of timm's tf_efficientnet_b0."""
     epochs: int = 10
     seed: int = 0
     threads: int = 1
     clock: Literal["wall", "cpu"] = "wall"
-    """Whether seconds are those on the wall, or of the processor: steadier on a busy machine, for one thread."""
+    """Wall time, or CPU time, which is less noisy on a busy machine with one thread."""
     limit: int = 0
-    """Tiles of each part that count; 0: all."""
+    """Maximum tiles of each split; 0 means all."""
 
     @classmethod
-    def read(cls, path: Path) -> "Job":
-        """Return the job that a file holds."""
+    def read(cls, path: Path) -> "TrainingJob":
+        """Read a job from a JSON file."""
         content = json.loads(path.read_text(encoding="utf-8"))
         return cls(**content | {name: Path(content[name]) for name in ("tiles", "weights")})
 
@@ -51,42 +51,42 @@ class Job:
 
 @dataclass(frozen=True)
 class Trainee:
-    """A network and a way to train it."""
+    """A contestant: a network and a way to train it."""
 
     title: str
-    """In the tables."""
+    """Its name in the tables."""
     slow: bool = False
-    """Whether one seed has to do."""
-    recipe: Callable[[Job], Recipe] | None = None
-    """What Geograft's engine trains it by; None: a loop of its own."""
+    """Whether it is trained with one seed only."""
+    recipe: Callable[[TrainingJob], Recipe] | None = None
+    """Recipe for Geograft's engine; None for another training loop."""
     module: str = ""
-    """What an interpreter must have for it."""
+    """Modules that its interpreter needs."""
     timed: bool = True
-    """Whether its step is timed beside those of the others."""
+    """Whether its steps are timed."""
 
 
-def default_recipe(job: Job) -> Recipe:
-    """Return the recipe of Geograft's default. Everybody's epoch is one pass over the tiles."""
-    return _filled(load_recipe(DEFAULT).with_settings(train={"repeat": 1, "patience": 0}), job)
+def default_recipe(job: TrainingJob) -> Recipe:
+    """Return the recipe of Geograft's default, with one pass over the tiles per epoch, as for all contestants."""
+    return _for_job(load_recipe(DEFAULT).with_settings(train={"repeat": 1, "patience": 0}), job)
 
 
-def default_recipe_alone(job: Job) -> Recipe:
-    """Return it for another network, without the loss on the coarser maps, which are those of the default's own."""
+def default_recipe_without_auxiliary(job: TrainingJob) -> Recipe:
+    """Return the default recipe without deep supervision, for a network without auxiliary outputs."""
     return default_recipe(job).with_settings(train={"auxiliary_weight": 0})
 
 
-def article_recipe(variant: int) -> Callable[[Job], Recipe]:
-    """Return what makes the recipe of one of the article's models."""
+def article_recipe(variant: int) -> Callable[[TrainingJob], Recipe]:
+    """Return the function that builds the recipe of one of the article's models."""
 
-    def recipe(job: Job) -> Recipe:
+    def recipe(job: TrainingJob) -> Recipe:
         shipped = load_recipe(ARTICLE)
-        return _filled(shipped.variant(shipped.variants[variant], job.seed), job)
+        return _for_job(shipped.variant(shipped.variants[variant], job.seed), job)
 
     return recipe
 
 
 def needs_own_run(recipe: Recipe) -> bool:
-    """Whether fewer epochs are another training, and not the first part of a longer one: rates know the end."""
+    """Return whether a shorter training is not a prefix of a longer one, because the schedule depends on its length."""
     return recipe.train.schedule == "cosine"
 
 
@@ -95,50 +95,50 @@ TRAINEES = {
     "smp-unet": Trainee("smp Unet, plain loop"),
     "smp-fpn": Trainee("smp FPN, plain loop"),
     "smp-deeplab": Trainee("smp DeepLabV3Plus, plain loop"),
-    "smp-unet-recipe": Trainee("smp Unet, the default's recipe", recipe=default_recipe_alone),
-    "article": Trainee("the article's EfficientNet U-Net in Geograft", recipe=article_recipe(2)),
-    "article-random": Trainee("the same, not pretrained", slow=True, recipe=article_recipe(1)),
-    "article-unet": Trainee("the article's U-Net in Geograft", slow=True, recipe=article_recipe(0)),
-    "newcomer": Trainee("the article's EfficientNet U-Net, a newcomer's loop", slow=True),
+    "smp-unet-recipe": Trainee("smp Unet, default recipe", recipe=default_recipe_without_auxiliary),
+    "article": Trainee("article's EfficientNet U-Net, Geograft", recipe=article_recipe(2)),
+    "article-random": Trainee("the same, random initial weights", slow=True, recipe=article_recipe(1)),
+    "article-unet": Trainee("article's U-Net, Geograft", slow=True, recipe=article_recipe(0)),
+    "article-loop": Trainee("article's EfficientNet U-Net, article's loop", slow=True),
     "torchgeo": Trainee(
-        "TorchGeo's task, smp Unet in it", slow=True, module="torchgeo.trainers, lightning.pytorch", timed=False
+        "smp Unet, TorchGeo's task", slow=True, module="torchgeo.trainers, lightning.pytorch", timed=False
     ),
 }
 OURS, PEER = "geograft", "smp-unet"
-"""Who is compared, and with whom."""
+"""Geograft's default, and the baseline that speeds are relative to."""
 RIVALS = ("smp-unet", "smp-fpn", "smp-deeplab")
-"""Whom Geograft's default shall be ahead of in IoU."""
+"""Contestants that Geograft's default should exceed in IoU."""
 
 
-def opened(job: Job) -> TileSet:
-    """Return the job's tile set, `limit` tiles of each part, spread over it.
+def open_tiles(job: TrainingJob) -> TileSet:
+    """Return the job's tile set, reduced to at most `limit` evenly spaced tiles of each split.
 
     Raises:
-        NotRunnableError: for one that not all contestants can learn from.
+        NotRunnableError: if not all contestants can train on it.
     """
     tiles = TileSet.open(job.tiles)
     meta = tiles.meta
     if meta.legend.outputs != 1 or len(meta.band_names) != 3 or meta.scale is None:
         raise NotRunnableError(
             f"{job.tiles}: {len(meta.legend.names)} classes, {len(meta.band_names)} bands of {meta.dtype}. "
-            "The benchmark needs two classes and three bands of known range, as the encoder's weights do."
+            "The benchmark needs two classes and three bands of a known range, which the encoder weights expect."
         )
-    some = [tile for part in SPLITS for tile in _spread(tiles.split(part), job.limit)]
+    some = [tile for split in SPLITS for tile in _subsample(tiles.split(split), job.limit)]
     return replace(tiles, tiles=tuple(some))
 
 
-def scenes_of(tiles: TileSet) -> tuple[tuple[str, ...], ndarray]:
-    """Return the validation scenes' names, and the number of each validation tile's scene."""
+def validation_scenes(tiles: TileSet) -> tuple[tuple[str, ...], ndarray]:
+    """Return the names of the validation scenes, and the index of each validation tile's scene."""
     scenes = [tile.scene for tile in tiles.split("val")]
     names = tuple(dict.fromkeys(scenes))
     return names, np.array([names.index(scene) for scene in scenes])
 
 
-def _filled(recipe: Recipe, job: Job) -> Recipe:
+def _for_job(recipe: Recipe, job: TrainingJob) -> Recipe:
     weights = "none" if recipe.model.weights == "none" else str(job.weights)
     train = {"epochs": job.epochs, "seed": job.seed, "batch_size": BATCH, "workers": 0, "device": "cpu"}
     return recipe.with_settings(model={"encoder": ENCODER, "weights": weights}, train=train)
 
 
-def _spread(tiles: tuple[Tile, ...], limit: int) -> tuple[Tile, ...]:
+def _subsample(tiles: tuple[Tile, ...], limit: int) -> tuple[Tile, ...]:
     return tiles[:: max(1, len(tiles) // limit)][:limit] if limit else tiles

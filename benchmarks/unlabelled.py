@@ -1,15 +1,16 @@
-"""Whether tiles without labels help: a run labels them where it is sure, and a new one trains on them too.
+"""Measure what pseudo-labels gain: a teacher labels unlabelled tiles, and a student trains on them too.
 
-    python benchmarks/unlabelled.py --weights WEIGHTS [--shares 10 25] [--bars 0.9 0.95] [--seeds 0 1 2]
+    python benchmarks/unlabelled.py --weights WEIGHTS [--percent 10 25] [--thresholds 0.9 0.95]
 
-For each share and seed a teacher trains on so many percent of the training tiles, those that `geograft curve` draws. It
-maps the others. A pixel whose class has at least the bar's probability gets it as its label, the rest get none. A
-student trains anew on both: labelled tiles are repeated until there is one for every two others. The teacher sees its
-tiles as much more often, so that both take as many steps. Both are scored on the val part. The table has means over the
-seeds with 95 % intervals over scenes, paired for the gain.
+For each percentage and seed, a teacher trains on that part of the training tiles, the one that `geograft curve` draws,
+and predicts the others. A pixel whose class has at least the threshold probability gets that class as its label; other
+pixels are ignored. A student then trains from scratch on both, with labelled tiles repeated until there is one for
+every two unlabelled ones. The teacher repeats its tiles more often, so that both take the same number of steps. Both
+are scored on the validation split. The table has means over the seeds with 95 % CIs from resampling scenes, paired for
+the gain.
 
-`--tiles` is a tile set; by default the images in ../shared/data/amazon, as `make bench-train` prepares them. Results
-are kept in build/bench/unlabelled; the same command goes on from there. A training takes some two minutes of one core.
+--tiles is a tile set; the default is the one that `make bench-train` prepares. Results are cached in --folder, so the
+same command resumes. A training takes about two minutes on one core.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from bench_train import tile_set
 from geograft.commands.curve import seed_means
 from geograft.commands.evaluate import score_split
 from geograft.commands.train import train
-from geograft.commands.trials import subset_sizes, subset
+from geograft.commands.trials import subset, subset_sizes
 from geograft.config import EvaluateConfig, Recipe, load_recipe
 from geograft.dataset.folds import write_derived_set
 from geograft.dataset.tileset import Tile, TileSet
@@ -44,17 +45,17 @@ from geograft.legend import IGNORE
 from geograft.mapping.scoring import BootstrapEstimator, batch_indices, read_batches, stack_tiles
 
 ENCODER = "tf_efficientnet_b0"
-OTHERS = 2
-"""Tiles without labels for each with labels, at most, in a student's epoch."""
-TEACHER = "labelled tiles alone"
+UNLABELLED_PER_LABELLED = 2
+"""Maximum unlabelled tiles per labelled tile in a student's epoch."""
+TEACHER = "labelled tiles only"
 
 
 @dataclass(frozen=True)
-class Place:
-    """One teacher and its students."""
+class PseudoLabelTrial:
+    """A teacher and its students."""
 
-    whole: TileSet
-    share: float
+    tile_set: TileSet
+    percent: float
     seed: int
     folder: Path
     weights: Path
@@ -62,146 +63,157 @@ class Place:
     @property
     def labelled(self) -> list[Tile]:
         """The training tiles with labels."""
-        return [tile for tile in subset(self.whole, self.seed, self._count) if tile.split == "train"]
+        return [tile for tile in subset(self.tile_set, self.seed, self._count) if tile.split == "train"]
 
     @property
-    def others(self) -> list[Tile]:
-        """The training tiles whose labels nobody sees."""
+    def unlabelled(self) -> list[Tile]:
+        """The training tiles whose labels are hidden."""
         taken = set(self.labelled)
-        return [tile for tile in self.whole.split("train") if tile not in taken]
+        return [tile for tile in self.tile_set.split("train") if tile not in taken]
 
     @property
     def _count(self) -> int:
-        return subset_sizes([self.share], len(self.whole.split("train")))[0].tiles
+        return subset_sizes([self.percent], len(self.tile_set.split("train")))[0].tiles
 
     @property
-    def times(self) -> int:
-        """How often a labelled tile comes in a student's epoch."""
-        return ceil(len(self.others) / OTHERS / len(self.labelled))
+    def repeats(self) -> int:
+        """How often a student's epoch repeats each labelled tile."""
+        return ceil(len(self.unlabelled) / UNLABELLED_PER_LABELLED / len(self.labelled))
 
     def recipe(self, repeat: int) -> Recipe:
-        """Return Geograft's default with this seed, and each tile so often in an epoch."""
+        """Return Geograft's default recipe with this seed and `repeat`."""
         model = {"encoder": ENCODER, "weights": str(self.weights)}
         return load_recipe(Path("default")).with_settings(model=model, train={"repeat": repeat, "seed": self.seed})
 
-    def trained(self, tiles: Sequence[Tile], masks: Path, repeat: int, name: str) -> Path:
-        """Return the run that is trained on some tiles with the labels in `masks`; what is there already stays."""
-        marked = json_digest([self.whole.meta.fingerprint, name])
-        seen = replace(self.whole, meta=replace(self.whole.meta, masks=str(masks.resolve()), fingerprint=marked))
-        held = [tile for tile in self.whole.tiles if tile.split != "train"]
-        write_derived_set(seen, [*tiles, *held], self.folder / f"{name}-tiles")
+    def train(self, tiles: Sequence[Tile], masks: Path, repeat: int, name: str) -> Path:
+        """Train on some tiles with the labels in `masks`, or resume; return the run."""
+        fingerprint = json_digest([self.tile_set.meta.fingerprint, name])
+        relabelled = replace(
+            self.tile_set, meta=replace(self.tile_set.meta, masks=str(masks.resolve()), fingerprint=fingerprint)
+        )
+        other_splits = [tile for tile in self.tile_set.tiles if tile.split != "train"]
+        write_derived_set(relabelled, [*tiles, *other_splits], self.folder / f"{name}-tiles")
         close_labels()
         train(self.folder / f"{name}-tiles", self.folder / name, self.recipe(repeat), resume=True)
         return self.folder / name
 
 
-def teacher(place: Place) -> Path:
-    """Return the run that saw the labelled tiles alone, for as many steps as a student takes."""
-    steps = place.times + len(place.others) / len(place.labelled)
-    return place.trained(place.labelled, place.whole.folder / place.whole.meta.masks, round(steps), "teacher")
+def teacher(trial: PseudoLabelTrial) -> Path:
+    """Train on the labelled tiles only, for as many steps as a student; return the run."""
+    steps = trial.repeats + len(trial.unlabelled) / len(trial.labelled)
+    return trial.train(trial.labelled, trial.tile_set.folder / trial.tile_set.meta.masks, round(steps), "teacher")
 
 
-def student(place: Place, bar: float) -> tuple[Path, dict[str, float]]:
-    """Return the run that saw what the teacher is sure of too, and how much of the other tiles that is."""
-    masks = place.folder / f"bar{bar:g}-masks"
-    said = pseudo_labels(place, bar, masks)
-    return place.trained([*place.labelled * place.times, *place.others], masks, 1, f"bar{bar:g}"), said
+def student(trial: PseudoLabelTrial, threshold: float) -> tuple[Path, dict[str, float]]:
+    """Train on the pseudo-labels too; return the run and the quality of the pseudo-labels."""
+    masks = trial.folder / f"threshold{threshold:g}-masks"
+    quality = pseudo_labels(trial, threshold, masks)
+    return trial.train(
+        [*trial.labelled * trial.repeats, *trial.unlabelled], masks, 1, f"threshold{threshold:g}"
+    ), quality
 
 
-def pseudo_labels(place: Place, bar: float, masks: Path) -> dict[str, float]:
-    """Write masks with the teacher's labels in the tiles that have none, and return what they are worth.
+def pseudo_labels(trial: PseudoLabelTrial, threshold: float, masks: Path) -> dict[str, float]:
+    """Write masks with the teacher's pseudo-labels in the unlabelled tiles, and return their quality.
 
-    That is the share of the pixels that get a label, and of these the share whose label is true.
+    That is the fraction of the pixels that get a label, and the accuracy of those labels.
     """
-    shutil.copytree(place.whole.folder / place.whole.meta.masks, masks, dirs_exist_ok=True)
-    counted = np.zeros(3)
-    for tile, label, truth in labels(place, bar):
+    shutil.copytree(trial.tile_set.folder / trial.tile_set.meta.masks, masks, dirs_exist_ok=True)
+    counts = np.zeros(3)
+    for tile, label, truth in iterate_labels(trial, threshold):
         with rasterio.open(masks / f"{tile.scene}.tif", "r+") as mask:
             window = tile.window
             mask.write(label, 1, window=RasterWindow(window.col, window.row, window.width, window.height))
         known = (truth != IGNORE) & (label != IGNORE)
-        counted += (truth != IGNORE).sum(), known.sum(), (label[known] == truth[known]).sum()
+        counts += (truth != IGNORE).sum(), known.sum(), (label[known] == truth[known]).sum()
     close_labels()
-    labelled, right = counted[1:] / np.maximum(counted[:-1], 1)
-    return {"labelled": float(labelled), "right": float(right)}
+    labelled, accuracy = counts[1:] / np.maximum(counts[:-1], 1)
+    return {"labelled": float(labelled), "accuracy": float(accuracy)}
 
 
-def labels(place: Place, bar: float) -> Iterator[tuple[Tile, ndarray, ndarray]]:
-    """Yield each tile without labels, with the teacher's labels and the hidden ones."""
-    predictor = Predictor.load(place.folder / "teacher")
-    samples = replace(place.whole, tiles=tuple(place.others)).samples("train")
+def iterate_labels(trial: PseudoLabelTrial, threshold: float) -> Iterator[tuple[Tile, ndarray, ndarray]]:
+    """Yield each unlabelled tile with its pseudo-labels and its hidden labels."""
+    predictor = Predictor.load(trial.folder / "teacher")
+    samples = replace(trial.tile_set, tiles=tuple(trial.unlabelled)).samples("train")
     batches = batch_indices(range(len(samples)))
     for indices, tiles in read_batches(samples, batches):
-        likely = predictor(*stack_tiles(tiles))
-        sure = np.where(likely.max(axis=1) >= bar, likely.argmax(axis=1), IGNORE).astype(np.uint8)
-        for index, (_, truth), label in zip(indices, tiles, sure, strict=True):
+        probabilities = predictor(*stack_tiles(tiles))
+        pseudo = np.where(probabilities.max(axis=1) >= threshold, probabilities.argmax(axis=1), IGNORE).astype(np.uint8)
+        for index, (_, truth), label in zip(indices, tiles, pseudo, strict=True):
             yield samples.tiles[index], np.where(truth == IGNORE, IGNORE, label).astype(np.uint8), truth
 
 
-def point(place: Place, run: Path) -> dict[str, Any]:
-    """Return the pixel counts of a run by unit of the val part, and what the units are."""
-    result = score_split(run, Predictor.load(run), place.whole, "val", EvaluateConfig())
+def score_run(trial: PseudoLabelTrial, run: Path) -> dict[str, Any]:
+    """Return a run's confusion matrices by unit of the validation split, and a description of the units."""
+    result = score_split(run, Predictor.load(run), trial.tile_set, "val", EvaluateConfig())
     units = result.counts.units
     close_labels()
     return {"confusion": units.sum_by_unit(result.counts.confusion).tolist(), "units": units.description}
 
 
-class Shelf:
-    """Results by share, seed and run, kept in a file."""
+class TrialResults:
+    """Results by percentage, seed and run, cached in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.points: dict[str, dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else {}
+        self.scores: dict[str, dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else {}
 
-    def fill(self, place: Place, bars: Sequence[float]) -> None:
-        """Train and score what is missing of a place."""
-        if self._missing(place, TEACHER):
-            self._put(place, TEACHER, point(place, teacher(place)))
-        for bar in bars:
-            if self._missing(place, name_of(bar)):
-                run, said = student(place, bar)
-                self._put(place, name_of(bar), point(place, run) | said)
+    def fill(self, trial: PseudoLabelTrial, thresholds: Sequence[float]) -> None:
+        """Train and score the missing runs of a trial."""
+        if self._missing(trial, TEACHER):
+            self._put(trial, TEACHER, score_run(trial, teacher(trial)))
+        for threshold in thresholds:
+            if self._missing(trial, student_name(threshold)):
+                run, quality = student(trial, threshold)
+                self._put(trial, student_name(threshold), score_run(trial, run) | quality)
 
-    def measure(self, share: float, name: str, seeds: Sequence[int]) -> BootstrapEstimator:
-        """Return the counts of a network by unit and seed, and the mean of its scores over the seeds."""
-        counts = [self.points[_key(share, seed, name)]["confusion"] for seed in seeds]
+    def measure(self, percent: float, name: str, seeds: Sequence[int]) -> BootstrapEstimator:
+        """Return an estimator of the mean score over the seeds, from counts by unit and seed."""
+        counts = [self.scores[_key(percent, seed, name)]["confusion"] for seed in seeds]
         return BootstrapEstimator(np.stack(counts, axis=1), seed_means)
 
-    def mean(self, share: float, name: str, seeds: Sequence[int], figure: str) -> float:
-        """Return what the teachers said, the mean over the seeds."""
-        return float(np.mean([self.points[_key(share, seed, name)][figure] for seed in seeds]))
+    def mean(self, percent: float, name: str, seeds: Sequence[int], figure: str) -> float:
+        """Return a quality figure of the pseudo-labels, averaged over the seeds."""
+        return float(np.mean([self.scores[_key(percent, seed, name)][figure] for seed in seeds]))
 
-    def _missing(self, place: Place, name: str) -> bool:
-        return _key(place.share, place.seed, name) not in self.points
+    def _missing(self, trial: PseudoLabelTrial, name: str) -> bool:
+        return _key(trial.percent, trial.seed, name) not in self.scores
 
-    def _put(self, place: Place, name: str, found: Mapping[str, Any]) -> None:
-        self.points[_key(place.share, place.seed, name)] = dict(found)
-        write_json(self._path, self.points)
-
-
-def name_of(bar: float) -> str:
-    """Return what a student is called."""
-    return f"and what is {bar:g} sure"
+    def _put(self, trial: PseudoLabelTrial, name: str, found: Mapping[str, Any]) -> None:
+        self.scores[_key(trial.percent, trial.seed, name)] = dict(found)
+        write_json(self._path, self.scores)
 
 
-def _key(share: float, seed: int, name: str) -> str:
-    return f"{share:g} %, seed {seed}, {name}"
+def student_name(threshold: float) -> str:
+    """Return the name of the student for a threshold."""
+    return f"and pseudo-labels above {threshold:g}"
 
 
-def rows_of(shelf: Shelf, shares: Sequence[float], bars: Sequence[float], seeds: Sequence[int]) -> list[list[str]]:
-    """Return a row a share and network: IoU, the gain on the teacher with its interval and by seed, its labels."""
+def _key(percent: float, seed: int, name: str) -> str:
+    return f"{percent:g} %, seed {seed}, {name}"
+
+
+def table_rows(
+    results: TrialResults, percentages: Sequence[float], thresholds: Sequence[float], seeds: Sequence[int]
+) -> list[list[str]]:
+    """Return one row per percentage and run: IoU, gain over the teacher with its CI and by seed, label quality."""
     rows = []
-    for share in shares:
-        base = shelf.measure(share, TEACHER, seeds)
-        rows.append([f"{share:g} %: {TEACHER}", *_words(base), "", "", "", ""])
-        for bar in bars:
-            mine = shelf.measure(share, name_of(bar), seeds)
-            gain = mine.difference(base)["iou"]
-            each = [_iou(one) - _iou(other) for one, other in zip(_each(mine), _each(base), strict=True)]
-            said = [f"{shelf.mean(share, name_of(bar), seeds, figure):.1%}" for figure in ("labelled", "right")]
+    for percent in percentages:
+        base = results.measure(percent, TEACHER, seeds)
+        rows.append([f"{percent:g} %: {TEACHER}", *_words(base), "", "", "", ""])
+        for threshold in thresholds:
+            student_scores = results.measure(percent, student_name(threshold), seeds)
+            gain = student_scores.difference(base)["iou"]
+            each = [_iou(one) - _iou(other) for one, other in zip(_each(student_scores), _each(base), strict=True)]
+            quality = [
+                f"{results.mean(percent, student_name(threshold), seeds, figure):.1%}"
+                for figure in ("labelled", "accuracy")
+            ]
             gained = f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
             by_seed = ", ".join(f"{value:+.3f}" for value in each)
-            rows.append([f"{share:g} %: {name_of(bar)}", *_words(mine), gained, by_seed, *said])
+            rows.append(
+                [f"{percent:g} %: {student_name(threshold)}", *_words(student_scores), gained, by_seed, *quality]
+            )
     return rows
 
 
@@ -218,25 +230,27 @@ def _iou(counts: ndarray) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, and print the table."""
+    """Train the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiles", type=Path, help="a tile set; default: the images beside the project")
+    parser.add_argument("--tiles", type=Path, help="tile set; default: prepare the images beside the project")
     parser.add_argument("--weights", type=Path, required=True, help=f"weights of {ENCODER}")
-    parser.add_argument("--shares", type=float, nargs="+", default=[10, 25], help="percent of the training tiles")
-    parser.add_argument("--bars", type=float, nargs="+", default=[0.9, 0.95])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=Path("build/bench/unlabelled"))
+    parser.add_argument(
+        "--percent", type=float, nargs="+", default=[10, 25], help="percent of the training tiles that are labelled"
+    )
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95], help="minimum probability")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
+    parser.add_argument("--folder", type=Path, default=Path("build/bench/unlabelled"), help="where results are cached")
     given = parser.parse_args(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    whole, shelf = TileSet.open(tile_set(given.tiles, given.folder)), Shelf(given.folder / "results.json")
+    whole, results = TileSet.open(tile_set(given.tiles, given.folder)), TrialResults(given.folder / "results.json")
     for seed in given.seeds:
-        for share in given.shares:
-            where = given.folder / f"share{share:g}" / f"seed{seed}"
-            shelf.fill(Place(whole, share, seed, where, given.weights), given.bars)
-    head = ["trained on", "IoU", "gain", "by seed", "pixels labelled", "of these right"]
-    rows = rows_of(shelf, given.shares, given.bars, given.seeds)
-    print(f"{page.table(head, rows)}\n\n{machine.described(('torch', 'timm'))}")
+        for percent in given.percent:
+            where = given.folder / f"percent{percent:g}" / f"seed{seed}"
+            results.fill(PseudoLabelTrial(whole, percent, seed, where, given.weights), given.thresholds)
+    head = ["trained on", "IoU", "gain", "by seed", "pixels labelled", "label accuracy"]
+    rows = table_rows(results, given.percent, given.thresholds, given.seeds)
+    print(f"{page.table(head, rows)}\n\n{machine.describe(('torch', 'timm'))}")
 
 
 if __name__ == "__main__":

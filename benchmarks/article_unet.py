@@ -1,7 +1,7 @@
-"""The article's EfficientNet U-Net as its author writes it: sigmoid inside, stages frozen by their gradients alone.
+"""The article's EfficientNet U-Net with its own loss and optimizer. It outputs probabilities.
 
 Source: O. Belkovskiy, "Enhancing UNet: Tailoring Superior Segmentation Models through Transfer Learning" (2023), with
-its slips mended and timm's names for the encoder, so that the weights come from the same file as everybody's.
+its errors corrected and timm's parameter names, so that all contestants load the same weight file.
 """
 
 from pathlib import Path
@@ -33,12 +33,12 @@ class DoubleConv(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the map after both."""
+        """Return the features after both convolutions."""
         return self.layers(inputs)  # type: ignore[no-any-return]
 
 
 class DecoderBlock(nn.Module):
-    """A skip, brought to the deeper map's size, and that map; enlarged; mixed."""
+    """Resize the skip to the deeper map, concatenate, upsample and convolve."""
 
     def __init__(self, in_channels: int, out_channels: int, upsample: bool = True) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class DecoderBlock(nn.Module):
         self.layers = DoubleConv(both, out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Return the mixed map."""
+        """Return the decoded features."""
         skip = functional.interpolate(skip, size=x.shape[2:], mode="bilinear", align_corners=False)
         return self.layers(self.upconv(torch.cat([skip, x], dim=1)))  # type: ignore[no-any-return]
 
 
 class UNet(nn.Module):
-    """The article's network over the first five stages of EfficientNet-B0; puts out probabilities."""
+    """The article's network over the first five stages of EfficientNet-B0. Its output is probabilities."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class UNet(nn.Module):
         self.final_conv = nn.Sequential(nn.Conv2d(first, 1, kernel_size=1), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the probability of class 1 of every pixel."""
+        """Return the probability of class 1 per pixel."""
         output1 = self.encoder1(x)
         output2 = self.encoder2(output1)
         output3 = self.encoder3(output2)
@@ -92,7 +92,7 @@ class UNet(nn.Module):
 
 
 class CombinedLoss(nn.Module):
-    """75 % binary cross-entropy and 25 % Dice, of probabilities. Knows no pixel without a label."""
+    """75 % binary cross-entropy and 25 % Dice loss of probabilities. It has no ignore index."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch."""
@@ -101,9 +101,9 @@ class CombinedLoss(nn.Module):
         return 0.75 * functional.binary_cross_entropy(outputs, targets) + 0.25 * (1.0 - dice)
 
 
-def optimizer_of(network: UNet) -> torch.optim.Adam:
-    """Return Adam at the article's rates: 1.5e-4 for stages 3 to 5, 5e-4 for the decoder."""
+def build_optimizer(network: UNet) -> torch.optim.Adam:
+    """Return Adam with the article's learning rates: 1.5e-4 for stages 3 to 5, 5e-4 for the decoder."""
     encoder = [network.encoder3, network.encoder4, network.encoder5]
-    slow = {parameter for stage in encoder for parameter in stage.parameters()}
-    quick = [p for p in network.parameters() if p.requires_grad and p not in slow]
-    return torch.optim.Adam([{"params": list(slow), "lr": 1.5e-4}, {"params": quick, "lr": 5e-4}])
+    encoder_parameters = {parameter for stage in encoder for parameter in stage.parameters()}
+    others = [p for p in network.parameters() if p.requires_grad and p not in encoder_parameters]
+    return torch.optim.Adam([{"params": list(encoder_parameters), "lr": 1.5e-4}, {"params": others, "lr": 5e-4}])
