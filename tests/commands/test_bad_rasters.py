@@ -130,9 +130,7 @@ def test_a_file_that_ends_in_block_300_names_the_rows_and_columns(tmp_path: Path
             at = [int(64 * place / scale) + 2 for place in divmod(number, 21)]
             assert mosaic.read(Window(*at, 10, 10))[1].all()
         window = Window(int(row * 64 / scale) + 3, int(col * 64 / scale) + 3, 20, 20)
-        with pytest.raises(
-            InputError, match=r"a\.tif: rows \d+ to \d+, columns \d+ to \d+"
-        ) as caught:
+        with pytest.raises(InputError, match=r"a\.tif: rows \d+ to \d+, columns \d+ to \d+") as caught:
             mosaic.read(window)
     said = re.search(r"rows (\d+) to (\d+), columns (\d+) to (\d+)", str(caught.value))
     assert said

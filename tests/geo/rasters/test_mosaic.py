@@ -98,7 +98,7 @@ def test_a_missing_band_is_an_error(tmp_path: Path, band: int, count: int) -> No
 def test_rasters_with_other_bands_match_when_bands_are_selected(tmp_path: Path) -> None:
     three = info(write_raster(tmp_path / "a.tif", textured(3, 20, 30)))
     five = info(write_raster(tmp_path / "b.tif", textured(5, 20, 30), TENTH_METRE @ Affine.translation(30, 0)))
-    with pytest.raises(InputError, match=r"b\.tif .*a\.tif.* 5 bands of uint8, not 3"):
+    with pytest.raises(InputError, match=r"b\.tif .*a\.tif.* 5 .*uint8.* 3"):
         Mosaic([three, five])
     mosaic = Mosaic([three, five], bands=(3, 1))
     assert mosaic.read(mosaic.grid.window)[1].all()
