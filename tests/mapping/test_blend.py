@@ -18,13 +18,13 @@ from tests.support.blending import (
     GRIDS,
     PANELS,
     Scene,
-    blended,
+    blend_strips,
     constant,
     contextual,
-    entangled,
+    batch_dependent,
     noise,
     pointwise,
-    whole,
+    assemble,
 )
 
 
@@ -67,8 +67,8 @@ def test_shares_fall_from_the_centre_to_the_edge() -> None:
 @SEVERAL
 @given(GRIDS, st.floats(0, 1, width=32), PANELS)
 def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float, panel_px: int) -> None:
-    strips = blended(tiles, Scene(noise(1, tiles.height, tiles.width)), constant(value), panel_px=panel_px)
-    sums, mapped = whole(tiles, strips)
+    strips = blend_strips(tiles, Scene(noise(1, tiles.height, tiles.width)), constant(value), panel_px=panel_px)
+    sums, mapped = assemble(tiles, strips)
     assert mapped.all()
     assert (sums == round(value * np.float32(PROBABILITY_STEPS)) * WEIGHT_SUM**2).all()
     filled = [strip for strip in strips if strip.sums.size]
@@ -80,7 +80,7 @@ def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float, pa
 @given(GRIDS, st.integers(1, 9))
 def test_a_pointwise_model_by_tiles_equals_the_whole_image(tiles: TileGrid, batch_size: int) -> None:
     image = noise(2, tiles.height, tiles.width)
-    sums, _ = whole(tiles, blended(tiles, Scene(image), pointwise, layers=2, batch_size=batch_size))
+    sums, _ = assemble(tiles, blend_strips(tiles, Scene(image), pointwise, layers=2, batch_size=batch_size))
     expected = pointwise(image[None], np.ones(1))[0]
     np.testing.assert_allclose(sums / (PROBABILITY_STEPS * WEIGHT_SUM**2), expected, atol=1 / PROBABILITY_STEPS)
 
@@ -92,9 +92,9 @@ def test_bits_depend_neither_on_batches_nor_chunks_nor_panels(
     tiles: TileGrid, batch_size: int, chunk_tiles: int, panel_px: int, seed: int
 ) -> None:
     scene = Scene(noise(1, tiles.height, tiles.width), patches(tiles, seed, 0.5))
-    expected = whole(tiles, blended(tiles, scene, contextual, batch_size=1, chunk_tiles=1))
+    expected = assemble(tiles, blend_strips(tiles, scene, contextual, batch_size=1, chunk_tiles=1))
     cut = {"batch_size": batch_size, "chunk_tiles": chunk_tiles}
-    found = whole(tiles, blended(tiles, scene, contextual, panel_px=panel_px, **cut))
+    found = assemble(tiles, blend_strips(tiles, scene, contextual, panel_px=panel_px, **cut))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], scene.valid)
 
@@ -106,9 +106,9 @@ def test_bits_do_not_depend_on_restarts_even_if_tiles_of_a_batch_did(
 ) -> None:
     scene = Scene(noise(1, tiles.height, tiles.width), patches(tiles, seed, 0.7))
     cut = {"batch_size": batch_size, "panel_px": panel_px}
-    strips = blended(tiles, scene, entangled, **cut)
+    strips = blend_strips(tiles, scene, batch_dependent, **cut)
     done = data.draw(st.integers(0, len(strips)))
-    again = blended(tiles, scene, entangled, finished=strips[:done], **cut)
+    again = blend_strips(tiles, scene, batch_dependent, finished=strips[:done], **cut)
     for one, other in zip(again, strips, strict=True):
         assert (one.lane, one.window, one.tiles, one.data) == (other.lane, other.window, other.tiles, other.data)
         np.testing.assert_array_equal(one.sums, other.sums)
@@ -128,7 +128,7 @@ def test_batches_are_always_full(tiles: TileGrid, batch_size: int, panel_px: int
         return constant(0.5)(pixels, valid)
 
     scene = Scene(noise(1, tiles.height, tiles.width))
-    strips = blended(tiles, scene, counting, panel_px=panel_px, batch_size=batch_size)
+    strips = blend_strips(tiles, scene, counting, panel_px=panel_px, batch_size=batch_size)
     total = len(tiles.tops) * len(tiles.lefts)
     assert sum(strip.tiles for strip in strips) == total
     assert sizes == [batch_size] * -(-total // batch_size)
@@ -136,9 +136,9 @@ def test_batches_are_always_full(tiles: TileGrid, batch_size: int, panel_px: int
 
 def test_nothing_is_computed_when_all_strips_are_done() -> None:
     tiles = TileGrid(40, 40, 16, 0.5)
-    strips = blended(tiles, Scene(noise(1, 40, 40)), constant(0.5))
+    strips = blend_strips(tiles, Scene(noise(1, 40, 40)), constant(0.5))
     scene = Scene(noise(1, 40, 40))
-    assert blended(tiles, scene, constant(0.5), finished=strips) == strips
+    assert blend_strips(tiles, scene, constant(0.5), finished=strips) == strips
     assert not scene.reads
 
 
@@ -148,7 +148,7 @@ def test_weights_are_whole_wherever_a_pixel_is_mapped(tiles: TileGrid, seed: int
     rng = np.random.default_rng(seed)
     valid, area = rng.random((2, tiles.height, tiles.width)) < share
     scene = Scene(noise(1, tiles.height, tiles.width), valid, area)
-    sums, mapped = whole(tiles, blended(tiles, scene, constant(1.0), panel_px=panel_px))
+    sums, mapped = assemble(tiles, blend_strips(tiles, scene, constant(1.0), panel_px=panel_px))
     np.testing.assert_array_equal(mapped, valid & area)
     assert (sums[:, mapped] == PROBABILITY_STEPS * WEIGHT_SUM**2).all()
 
@@ -161,9 +161,9 @@ def test_an_area_of_interest_changes_no_pixel_inside_it(tiles: TileGrid, seed: i
         patches(tiles, seed, 0.7),
         patches(tiles, seed + 1, 0.3),
     )
-    everything, _ = whole(tiles, blended(tiles, Scene(image, valid), contextual))
+    everything, _ = assemble(tiles, blend_strips(tiles, Scene(image, valid), contextual))
     scene = Scene(image, valid, area)
-    part, mapped = whole(tiles, blended(tiles, scene, contextual, panel_px=panel_px))
+    part, mapped = assemble(tiles, blend_strips(tiles, scene, contextual, panel_px=panel_px))
     np.testing.assert_array_equal(part, np.where(scene.mapped, everything, 0))
     np.testing.assert_array_equal(mapped, scene.mapped)
 
@@ -191,13 +191,13 @@ def test_tiles_without_a_mapped_pixel_cost_no_call_and_no_read(by_area: bool, pa
         seen.append(len(pixels))
         return constant(0.5)(pixels, valid)
 
-    strips = blended(tiles, scene, counting, panel_px=panel_px, batch_size=1, chunk_tiles=2)
+    strips = blend_strips(tiles, scene, counting, panel_px=panel_px, batch_size=1, chunk_tiles=2)
     assert sum(seen) == sum(strip.tiles for strip in strips) == touched(tiles, some) < 20
     reach = Window(70, 220, 10, 10).pad(2 * 16)
     assert all(window.intersection(reach) for window in scene.reads)
     assert 0 < len(scene.reads) < 20
     # One question for each empty lane, and some to find the chunks of the others.
-    assert scene.asked < len(Lanes(tiles, panel_px)) + 60
+    assert scene.empty_checks < len(Lanes(tiles, panel_px)) + 60
 
 
 def test_tiles_at_the_border_see_the_mirrored_raster() -> None:
@@ -210,7 +210,7 @@ def test_tiles_at_the_border_see_the_mirrored_raster() -> None:
         seen.extend(pixels)
         return constant(0.5)(pixels, valid)
 
-    blended(tiles, Scene(image), watching, batch_size=1)
+    blend_strips(tiles, Scene(image), watching, batch_size=1)
     corners = [(top + tiles.margin, left + tiles.margin) for top in tiles.tops for left in tiles.lefts]
     for tile, (row, col) in zip(seen, corners, strict=True):
         np.testing.assert_array_equal(tile, mirrored[:, row : row + 16, col : col + 16])
@@ -226,7 +226,7 @@ def test_the_model_is_shown_what_the_file_holds(dtype: str) -> None:
         np.testing.assert_array_equal(known, pixels[:, 0] > 30)
         return constant(0.5)(pixels, known)
 
-    blended(TileGrid(20, 20, 16, 0.5), Scene(image, valid), watching)
+    blend_strips(TileGrid(20, 20, 16, 0.5), Scene(image, valid), watching)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
@@ -239,14 +239,14 @@ def test_neighbouring_tiles_meet_without_a_step(overlap: float) -> None:
         calls.append(len(calls) % 2)
         return constant(calls[-1])(pixels, valid)
 
-    sums, _ = whole(tiles, blended(tiles, Scene(noise(1, 1, 200)), quarrelling, batch_size=1))
+    sums, _ = assemble(tiles, blend_strips(tiles, Scene(noise(1, 1, 200)), quarrelling, batch_size=1))
     step = np.abs(np.diff(sums[0, 0] / (PROBABILITY_STEPS * WEIGHT_SUM**2))).max()
     assert step == 1 if overlap == 0 else step < 0.25
 
 
 def test_a_network_that_puts_out_nan_is_refused() -> None:
     with pytest.raises(InputError, match="NaN"):
-        blended(TileGrid(20, 20, 16, 0.5), Scene(noise(1, 20, 20)), constant(float("nan")))
+        blend_strips(TileGrid(20, 20, 16, 0.5), Scene(noise(1, 20, 20)), constant(float("nan")))
 
 
 class Endless(Scene):
@@ -311,5 +311,5 @@ def test_closing_stops_reading_and_predicting() -> None:
 def test_carry_overs_in_memory_give_the_same_bits(tiles: TileGrid, panel_px: int, seed: int) -> None:
     scene = Scene(noise(1, tiles.height, tiles.width), patches(tiles, seed, 0.5))
     in_memory = list(blend(BlendPlan(Lanes(tiles, panel_px), 1), scene, contextual))
-    expected = whole(tiles, blended(tiles, scene, contextual, panel_px=panel_px))
-    np.testing.assert_array_equal(whole(tiles, in_memory)[0], expected[0])
+    expected = assemble(tiles, blend_strips(tiles, scene, contextual, panel_px=panel_px))
+    np.testing.assert_array_equal(assemble(tiles, in_memory)[0], expected[0])

@@ -21,20 +21,20 @@ PANELS = st.sampled_from([1, 16, 40, 10**9])
 
 
 class Scene:
-    """A source over arrays that refuses windows beyond them and counts what it is asked."""
+    """A source over arrays that refuses windows beyond them and counts its calls."""
 
     def __init__(self, pixels: ndarray, valid: ndarray | None = None, area: ndarray | None = None) -> None:
         self.pixels, self.area = pixels, area
         self.valid = np.ones(pixels.shape[1:], bool) if valid is None else valid
         self.reads: list[Window] = []
-        self.asked = 0
+        self.empty_checks = 0
 
     @property
     def mapped(self) -> ndarray:
         return self.valid if self.area is None else self.valid & self.area
 
     def is_empty(self, window: Window) -> bool:
-        self.asked += 1
+        self.empty_checks += 1
         area = self.mask_of_interest(window)
         return not self._of(self.valid, window).any() or (area is not None and not area.any())
 
@@ -50,10 +50,10 @@ class Scene:
         return array[..., *window.slices]
 
 
-def blended(
+def blend_strips(
     tiles: TileGrid, scene: Scene, model: Model, *, panel_px: int = 10**9, finished: Sequence[Strip] = (), **cut: int
 ) -> list[Strip]:
-    """Return the strips of all lanes. The `finished` ones stand for those that an earlier job left."""
+    """Blend all lanes and return their strips. `finished` are the strips of an interrupted job."""
     strips = list(finished)
     plan = BlendPlan(Lanes(tiles, panel_px), **{"layers": 1, **cut})
     for strip in blend(plan, scene, model, [strip.tiles for strip in finished], lambda lane: strips[lane].carry_over):
@@ -62,8 +62,8 @@ def blended(
     return strips
 
 
-def whole(tiles: TileGrid, strips: Sequence[Strip]) -> tuple[ndarray, ndarray]:
-    """Return the sums of all strips, 0 outside their data, and which pixels are mapped."""
+def assemble(tiles: TileGrid, strips: Sequence[Strip]) -> tuple[ndarray, ndarray]:
+    """Return the sums of all strips, 0 outside their data, and the mask of mapped pixels."""
     sums = np.zeros((strips[0].sums.shape[0], tiles.height, tiles.width), np.uint32)
     mapped = np.zeros((tiles.height, tiles.width), bool)
     for strip in strips:
@@ -73,22 +73,22 @@ def whole(tiles: TileGrid, strips: Sequence[Strip]) -> tuple[ndarray, ndarray]:
 
 
 def pointwise(pixels: ndarray, _: ndarray) -> ndarray:
-    """A model that looks at one pixel at a time."""
+    """A model without context."""
     return np.concatenate([1 / (1 + np.exp(-pixels[:, :1])), 0.5 + 0.5 * np.sin(pixels[:, 1:2])], axis=1)
 
 
 def contextual(pixels: ndarray, valid: ndarray) -> ndarray:
-    """A model that looks at the whole tile and at the place within it, as networks do."""
-    seen = np.where(valid[:, None], pixels, np.float32(0))
+    """A model whose output depends on the whole tile and on the position in it, as a network's does."""
+    visible = np.where(valid[:, None], pixels, np.float32(0))
     rows, cols = np.indices(pixels.shape[2:])
-    mean = seen.mean(axis=(1, 2, 3), keepdims=True)
-    return (0.5 + 0.4 * np.sin(seen[:, :1] + mean + 0.1 * rows * cols)).astype(np.float32)
+    mean = visible.mean(axis=(1, 2, 3), keepdims=True)
+    return (0.5 + 0.4 * np.sin(visible[:, :1] + mean + 0.1 * rows * cols)).astype(np.float32)
 
 
-def entangled(pixels: ndarray, valid: ndarray) -> ndarray:
-    """A model whose tiles change what their neighbours in the batch get, by their places, as no network may do."""
-    beside = np.arange(1, len(pixels) + 1) @ pixels.mean(axis=(1, 2, 3))
-    return (0.5 + 0.4 * np.sin(pixels[:, :1] + np.float32(beside))).astype(np.float32)
+def batch_dependent(pixels: ndarray, valid: ndarray) -> ndarray:
+    """A model whose output for a tile depends on the others in its batch, which no network's may."""
+    batch_mean = np.arange(1, len(pixels) + 1) @ pixels.mean(axis=(1, 2, 3))
+    return (0.5 + 0.4 * np.sin(pixels[:, :1] + np.float32(batch_mean))).astype(np.float32)
 
 
 def constant(value: float) -> Callable[[ndarray, ndarray], ndarray]:
