@@ -18,13 +18,13 @@ from tests.support.blending import (
     GRIDS,
     PANELS,
     Scene,
+    assemble,
+    batch_dependent,
     blend_strips,
     constant,
     contextual,
-    batch_dependent,
     noise,
     pointwise,
-    assemble,
 )
 
 
