@@ -230,7 +230,7 @@ def test_class_with_one_point_raises(sampled: tuple[Path, Path, ndarray], tmp_pa
     trees = np.flatnonzero(woods()[1][places.rows, places.cols] == 2)
     frame.loc[trees[1:], "reference"] = None
     frame.to_file(points, layer="points", driver="GPKG")
-    with pytest.raises(InputError, match="2 .*trees"):
+    with pytest.raises(InputError, match=r"2 .*trees"):
         area(path, points)
 
 

@@ -177,7 +177,7 @@ def test_a_group_of_scenes_of_different_sizes_stays_whole() -> None:
     pair = [SplitScene("june", 1344, 1344, "field"), SplitScene("august", 1340, 1350, "field")]
     planned = plan_tiles([*pair, *scenes(2, 1344, 1344)], PrepareConfig(split="block"))
     assert len({split for scene, _, split in planned if scene in ("june", "august")}) == 1
-    with pytest.raises(SettingError, match="^1 .*block"):
+    with pytest.raises(SettingError, match=r"^1 .*block"):
         plan_tiles(pair, PrepareConfig(split="block"))
 
 

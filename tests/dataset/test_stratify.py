@@ -71,9 +71,9 @@ def test_a_split_with_fraction_0_is_empty_and_a_single_split_gets_all() -> None:
 
 
 def test_too_few_groups_are_reported_with_a_remedy() -> None:
-    with pytest.raises(SettingError, match="^2 .*scene.*train, val.*test.*--"):
+    with pytest.raises(SettingError, match=r"^2 .*scene.*train, val.*test.*--"):
         assign_splits([part("a", "a"), part("b", "b")], SHARES, 0, "scene")
-    with pytest.raises(SettingError, match="^1 .*group"):
+    with pytest.raises(SettingError, match=r"^1 .*group"):
         assign_splits([part("a", "g"), part("b", "g")], {"train": 0.5, "val": 0.5}, 0)
 
 

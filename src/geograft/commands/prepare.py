@@ -36,8 +36,7 @@ from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image, close_labels
 from geograft.geo.rasters.writer import copy_tiled, create_labels
-from geograft.geo.vectors.outlines import tile_outlines
-from geograft.geo.vectors.writer import write_tiles
+from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
 from geograft.legend import IGNORE, Legend
 from geograft.progress import ProgressBar, progress_bar, track

@@ -22,9 +22,8 @@ from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, to_gis_coordinates
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, create_map
-from geograft.geo.vectors.outlines import common_crs
 from geograft.geo.vectors.reader import Features, reproject
-from geograft.geo.vectors.writer import write_polygons
+from geograft.geo.vectors.writer import common_crs, write_polygons
 from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
 from geograft.mapping.canvases import Canvas, HeldOutTiles, write_canvases

@@ -17,9 +17,9 @@ from geograft.dataset.tileset import META, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import refuse_existing
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.outlines import tile_outlines
 from geograft.geo.vectors.reader import Features
 from geograft.geo.vectors.styles import GraduatedStep, graduated_style, write_styled
+from geograft.geo.vectors.writer import tile_outlines
 from geograft.inference.embedding import load_cell_encoder
 from geograft.inference.uncertainty import Uncertainty
 from geograft.mapping.plan import MapSource, map_sources

@@ -27,7 +27,7 @@ from geograft.dataset.scenes import LabelledScene
 from geograft.errors import InputError
 from geograft.files import atomic_write
 from geograft.geo.grid import Window
-from geograft.geo.vectors.outlines import tile_outlines
+from geograft.geo.vectors.writer import tile_outlines
 from geograft.labels import decode_fractions
 from geograft.legend import IGNORE
 

@@ -21,8 +21,7 @@ from geograft.errors import InputError, SettingError
 from geograft.files import atomic_folder, json_digest, write_json
 from geograft.geo.grid import Grid, Window, tiling
 from geograft.geo.rasters.raster import Image, close_labels
-from geograft.geo.vectors.outlines import tile_outlines
-from geograft.geo.vectors.writer import write_tiles
+from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.progress import track
 
 MIN_FOLDS = 2

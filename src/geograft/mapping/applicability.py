@@ -15,7 +15,7 @@ from geograft.geo.grid import Window
 from geograft.geo.rasters.tags import SCALE_TAG
 from geograft.geo.rasters.writer import MapLayout, create_map
 from geograft.inference.embedding import CellEncoder, load_cell_encoder
-from geograft.mapping.batches import MirroredSource, TileBatch, batch_tiles, coarsen_grid, frame_lanes, read_tiles
+from geograft.mapping.batches import MirroredSource, TileBatch, batch_tiles, coarsen_grid, frame_lanes, iterate_tiles
 from geograft.mapping.plan import MapTask
 from geograft.mapping.windows import Lanes
 from geograft.metrics.applicability import FEATURES_FILE, Applicability
@@ -140,7 +140,7 @@ def _lanes(task: MapTask, encoder: CellEncoder) -> Lanes:
 def _batches(task: MapTask, lanes: Lanes) -> Iterator[TileBatch]:
     grid = task.source.grid
     return batch_tiles(
-        read_tiles(lanes, MirroredSource(task.source, grid.height, grid.width)), task.settings.batch_size
+        iterate_tiles(lanes, MirroredSource(task.source, grid.height, grid.width)), task.settings.batch_size
     )
 
 

@@ -56,7 +56,7 @@ class TileBatch:
     valid: Bool[ndarray, "n t t"]
 
 
-def read_tiles(
+def iterate_tiles(
     lanes: Lanes, source: RasterSource, first: int = 0, chunk_tiles: int = CHUNK_TILES
 ) -> Iterator[RasterTile]:
     """Yield the tiles with at least one pixel of the map, lane by lane from `first`, from left to right.

@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.mapping.batches import CHUNK_TILES, RasterSource, RasterTile, TileBatch, batch_tiles, read_tiles
+from geograft.mapping.batches import CHUNK_TILES, RasterSource, RasterTile, TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.prefetch import prefetch
 from geograft.mapping.windows import Lanes
 
@@ -33,7 +33,7 @@ MAX_WAITING = 2
 
 Model: TypeAlias = Callable[[Shaped[ndarray, "n b t t"], Bool[ndarray, "n t t"]], Float32[ndarray, "n layers t t"]]
 """A full batch of tiles as stored and the mask of their valid pixels -> layers from 0 to 1."""
-Prediction: TypeAlias = tuple[TileBatch, Float32[ndarray, "n layers t t"]]
+TileLayers: TypeAlias = tuple[TileBatch, Float32[ndarray, "n layers t t"]]
 CarryOver: TypeAlias = Callable[[int], UInt32[ndarray, "layers h s"] | None]
 """Number of a finished lane -> the `carry_over` of its strip."""
 
@@ -111,7 +111,7 @@ def blend(
         return
     needed = plan.lanes.first_overlapping(len(finished))
     first, skipped = _batch_start(finished, needed, plan.batch_size)
-    tiles = islice(read_tiles(plan.lanes, source, first, plan.chunk_tiles), skipped, None)
+    tiles = islice(iterate_tiles(plan.lanes, source, first, plan.chunk_tiles), skipped, None)
     with (
         closing(prefetch(batch_tiles(tiles, plan.batch_size))) as batches,
         closing(prefetch(_predictions(model, batches), MAX_WAITING)) as predictions,
@@ -152,13 +152,13 @@ def _batch_start(counts: Sequence[int], lane: int, size: int) -> tuple[int, int]
     return first, -extra
 
 
-def _predictions(model: Model, batches: Iterable[TileBatch]) -> Iterator[Prediction]:
+def _predictions(model: Model, batches: Iterable[TileBatch]) -> Iterator[TileLayers]:
     for batch in batches:
         yield batch, model(batch.pixels, batch.valid)
 
 
 def _strips(
-    plan: BlendPlan, predictions: Iterable[Prediction], first: int, carry_over: CarryOver | None
+    plan: BlendPlan, predictions: Iterable[TileLayers], first: int, carry_over: CarryOver | None
 ) -> Iterator[Strip]:
     """Yield the strips from lane `first` on. Tiles of earlier lanes are ignored."""
     lane, sums = first, _Sums(plan, first, carry_over)
@@ -172,7 +172,7 @@ def _strips(
         yield sums.finish_lane()
 
 
-def _quantised_tiles(predictions: Iterable[Prediction]) -> Iterator[tuple[RasterTile, UInt32[ndarray, "layers t t"]]]:
+def _quantised_tiles(predictions: Iterable[TileLayers]) -> Iterator[tuple[RasterTile, UInt32[ndarray, "layers t t"]]]:
     for batch, layers in predictions:
         if np.isnan(layers).any():
             raise InputError("The network's output contains NaN: its weights are damaged. Train the run again.")

@@ -75,22 +75,22 @@ def class_values(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> U
     return values
 
 
-def probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w"]:
+def class_probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w"]:
     """Return the probability of every class in a strip's data."""
     layers = strip.layers[: legend.outputs]
     return np.concatenate([1 - layers, layers]) if legend.binary else layers
 
 
-def entropy(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
+def class_entropy(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
     """Return the entropy of the class probabilities divided by its maximum for K classes, log K: 0 to 1.
 
     -sum(p log p) / log K, Shannon (1948), doi:10.1002/j.1538-7305.1948.tb01338.x, section 6. For overlapping classes
     the mean over the classes of the binary entropy.
     """
     if legend.overlapping:
-        each = [_entropy(np.stack([1 - p, p])) for p in probabilities(strip, legend)]
+        each = [_entropy(np.stack([1 - p, p])) for p in class_probabilities(strip, legend)]
         return np.asarray(np.mean(each, axis=0))
-    return _entropy(probabilities(strip, legend))
+    return _entropy(class_probabilities(strip, legend))
 
 
 def _entropy(p: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:

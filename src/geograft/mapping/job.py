@@ -21,10 +21,10 @@ from geograft.mapping.classmap import (
     PROBABILITIES,
     UNCERTAINTY,
     ProbabilityEncoding,
+    class_entropy,
+    class_probabilities,
     class_values,
     ensemble_std,
-    entropy,
-    probabilities,
     write_class_map,
     write_probabilities,
     write_uncertainty,
@@ -159,9 +159,9 @@ def _arrays(task: MapTask, strip: Strip) -> dict[str, ndarray]:
     legend, settings, encoding = task.card.legend, task.settings, _encoding(task)
     arrays[CLASSES] = class_values(strip, legend, task.card.output_thresholds)
     if settings.probabilities != "none":
-        arrays[PROBABILITIES] = encoding.encode(probabilities(strip, legend), strip)
+        arrays[PROBABILITIES] = encoding.encode(class_probabilities(strip, legend), strip)
     if settings.uncertainty:
-        uncertainty = ensemble_std(strip) if task.has_std_layer else entropy(strip, legend)
+        uncertainty = ensemble_std(strip) if task.has_std_layer else class_entropy(strip, legend)
         arrays[UNCERTAINTY] = encoding.encode(uncertainty, strip)
     return arrays
 

@@ -6,7 +6,7 @@ from pyproj import CRS
 from shapely import box
 
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.outlines import common_crs, tile_outlines
+from geograft.geo.vectors.writer import common_crs, tile_outlines
 from tests.support.rasters import TENTH_METRE
 
 UTM12, UTM11, WGS84 = CRS.from_epsg(32612), CRS.from_epsg(32611), CRS.from_epsg(4326)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain
@@ -13,6 +13,7 @@ import geopandas
 import numpy as np
 import pyogrio
 import shapely
+from affine import Affine
 from numpy import ndarray
 from pyogrio.errors import DataSourceError
 from pyproj import CRS
@@ -20,8 +21,9 @@ from shapely.geometry.base import BaseGeometry
 
 from geograft.errors import OutputError
 from geograft.files import atomic_write_in_scratch
+from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.arrow import record_batches
-from geograft.geo.vectors.reader import FRACTION_PREFIX, TILES_LAYER, VECTOR_ERRORS, WGS84, Features
+from geograft.geo.vectors.reader import FRACTION_PREFIX, TILES_LAYER, VECTOR_ERRORS, WGS84, Features, reproject
 
 DATE_OPTION = "OGR_CURRENT_DATE"
 
@@ -180,3 +182,38 @@ def _frame(batch: Features, crs: CRS | None) -> geopandas.GeoDataFrame:
 
 def _no_values(values: Sequence[Any] | ndarray) -> ndarray:
     return values if isinstance(values, ndarray) else np.array([], object)
+
+
+def common_crs(grids: Sequence[Grid]) -> CRS | None:
+    """Return the CRS common to all grids; WGS 84 when they differ; None when any grid has none."""
+    first = grids[0].crs
+    if first is None or any(grid.crs is None for grid in grids):
+        return None
+    same = all(grid.crs is not None and first.equals(grid.crs, ignore_axis_order=True) for grid in grids)
+    return first if same else WGS84
+
+
+def tile_outlines(
+    tiles: Sequence[tuple[str, Window]], grids: Mapping[str, Grid]
+) -> tuple[list[BaseGeometry], CRS | None]:
+    """Return the outlines of tiles, pairs of scene and window, and their CRS (see `common_crs`).
+
+    A GIS draws an image without CRS below y = 0, so its outlines have negative y too.
+    """
+    crs = common_crs(list(grids.values()))
+    shapes: list[BaseGeometry] = [_outline(grids[scene], window) for scene, window in tiles]
+    if crs is not WGS84:
+        return shapes, crs
+    outlines = np.array(shapes, object)
+    for name, grid in grids.items():
+        in_scene = np.array([scene == name for scene, _ in tiles], bool)
+        if grid.crs is not None and in_scene.any():
+            outlines[in_scene] = reproject(outlines[in_scene], grid.crs, WGS84)
+    return list(outlines), crs
+
+
+def _outline(grid: Grid, window: Window) -> shapely.Polygon:
+    if grid.crs is None and grid.transform.e > 0:
+        upright = Grid(grid.height, grid.width, Affine.scale(1, -1) @ grid.transform, None)
+        return upright.footprint(window)
+    return grid.footprint(window)
