@@ -25,31 +25,31 @@ lint: $(READY)  ## style, format, words and types
 	$(BIN)/python scripts/check_words.py
 	$(BIN)/mypy
 
-bench: $(READY)  ## speed and memory, ours beside the limit, in one run
+bench: $(READY)  ## speed and memory of tiles and training, relative to the hardware's limit
 	$(BIN)/python benchmarks/bench_tiles.py
 
-bench-predict: $(READY)  ## maps by Geograft, a plain loop and other packages: speed, memory, seams; BENCH=--write: docs/speed.md
+bench-predict: $(READY)  ## speed, memory and seams of maps, beside a plain loop and other packages; BENCH=--write: docs/speed.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_predict.py $(BENCH)
 
-bench-train: $(READY)  ## training by Geograft, plain loops and other packages: speed, memory, IoU; BENCH=--write: docs/training.md
+bench-train: $(READY)  ## speed, memory and IoU of training, beside plain loops and other packages; BENCH=--write: docs/training.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_train.py $(BENCH)
 
-bench-memory: $(READY)  ## the most memory of maps and polygons of very large rasters
+bench-memory: $(READY)  ## peak memory of maps and polygons of very large rasters
 	$(BIN)/python benchmarks/bench_memory.py $(BENCH)
 
 DATA ?= ../shared/data/amazon
 WEIGHTS ?= ../shared/weights/tf_efficientnet_b0_encoder.safetensors
-bench-suggest: $(READY)  ## labels that `geograft suggest` saves, simulated; BENCH=--write: docs/suggest.md
+bench-suggest: $(READY)  ## simulation of the labels that `geograft suggest` saves; BENCH=--write: docs/suggest.md
 	$(BIN)/python benchmarks/simulate_suggest.py crowns $(BENCH)
 	$(BIN)/python benchmarks/simulate_suggest.py forest --data $(DATA) --weights $(WEIGHTS) $(BENCH)
 
-bench-unlabelled: $(READY)  ## whether tiles without labels help: a run labels them where it is sure, and a new one trains on them too
+bench-unlabelled: $(READY)  ## self-training on unlabelled tiles with pseudo-labels
 	$(BIN)/python benchmarks/unlabelled.py --weights $(WEIGHTS) $(BENCH)
 
-bench-ideas: $(READY)  ## what was tried against the default, each idea alone, on two grounds; BENCH=--write: LOG.md
+bench-ideas: $(READY)  ## ablations of the default, on two data sets; BENCH=--write: LOG.md
 	$(BIN)/python benchmarks/bench_ideas.py --weights $(WEIGHTS) $(BENCH)
 
-docs: $(READY)  ## docs pages from the commands' own help and real output
+docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py
 
 $(READY): pyproject.toml

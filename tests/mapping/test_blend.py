@@ -66,6 +66,7 @@ def test_shares_fall_from_the_centre_to_the_edge() -> None:
 
 @SEVERAL
 @given(GRIDS, st.floats(0, 1, width=32), PANELS)
+@example(TileGrid(1, 1, 16, 0.0), 0.7786227464675903, 10**9)  # Halfway between two steps.
 def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float, panel_px: int) -> None:
     strips = blend_strips(tiles, Scene(noise(1, tiles.height, tiles.width)), constant(value), panel_px=panel_px)
     sums, mapped = assemble(tiles, strips)

@@ -186,7 +186,8 @@ def predict(
     entropy of the class probabilities divided by its maximum; for several runs twice the standard deviation of their
     probabilities, of the class where it is largest.
 
-    Memory does not depend on the size of the raster.
+    Memory does not depend on the size of the raster, apart from GDAL's block cache (`GDAL_CACHEMAX`; the command line
+    sets it to 64 MB, the library leaves it as it is).
 
     Raises:
         InputError: if a run cannot be used; if a raster does not fit it, cannot be read, has no valid pixel or changes

@@ -63,7 +63,8 @@ class Strip:
 
     def at_least(self, *probabilities: float) -> Bool[ndarray, "some h w"]:
         """Return where the first layers reach these probabilities, one per layer, rounded as the layers are."""
-        minimum = np.array([round(p * PROBABILITY_STEPS) * WEIGHT_SUM**2 for p in probabilities], np.uint32)
+        steps = np.rint(np.array(probabilities, np.float32) * np.float32(PROBABILITY_STEPS)).astype(np.uint32)
+        minimum = steps * np.uint32(WEIGHT_SUM**2)
         reached: ndarray = self.sums[: len(minimum)] >= minimum[:, None, None]
         return reached
 
