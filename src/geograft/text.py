@@ -1,6 +1,6 @@
-"""Plain-text formatting: counts with nouns, and tables."""
+"""Plain-text formatting: counts with nouns, lists of names, and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def pluralise(count: int, noun: str) -> str:
@@ -10,6 +10,17 @@ def pluralise(count: int, noun: str) -> str:
     ('1 tile', '1,150 tiles')
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def join_names(names: Iterable[str], separator: str = ", ", limit: int = 20) -> str:
+    """Return the first `limit` names and the number of the others.
+
+    >>> join_names("abcde", limit=3)
+    'a, b, c, and 2 more'
+    """
+    names = list(names)
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return separator.join([*names[:limit], *more])
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -202,9 +202,9 @@ def test_a_raster_that_changes_in_between_leaves_nothing(
 
 
 def test_a_dry_run_counts_it_in(run: Path, fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", lambda _: 1e6)
+    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "estimate_seconds", lambda _: 1e6)
     made = predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert 1e6 <= made.forecasts[0].seconds < 2e6
-    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "seconds_of", estimate_seconds)
+    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "estimate_seconds", estimate_seconds)
     predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert not list(tmp_path.iterdir())

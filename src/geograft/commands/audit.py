@@ -33,7 +33,7 @@ from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.files import atomic_write
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.vectors.reader import read_outlines
-from geograft.text import format_table
+from geograft.text import format_table, join_names
 
 MAX_LISTED = 5
 MAX_NEAR_FRACTION = 0.1
@@ -72,12 +72,6 @@ def format_distance(distance: float, unit: str) -> str:
     if unit == "m" and distance >= 10_000:
         return f"{distance / 1000:,.0f} km"
     return f"{distance:.1f} m" if unit == "m" and distance < 100 else f"{distance:,.0f} {unit}"
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Return the first five names and the number of the others."""
-    more = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def overlap_lines(tiles: Mapping[Split, int], held_out: Sequence[HeldOutSplit]) -> list[str]:
@@ -186,7 +180,11 @@ def leak_message(
     if divided_groups:
         facts.append(f"{len(divided_groups)} groups of scenes lie on both sides of the split")
     pairs = [f"{pair.held_out} with {pair.train}" for pair in duplicates]
-    remedy = f"put scenes of one area in one group (--groups): {join_names(pairs)}" if pairs else "use --split auto"
+    remedy = (
+        f"put scenes of one area in one group (--groups): {join_names(pairs, limit=MAX_LISTED)}"
+        if pairs
+        else "use --split auto"
+    )
     return f"Leak: {'; '.join(facts)}. Scores on {names} are too high. Prepare the tile set again: {remedy}."
 
 
@@ -277,7 +275,7 @@ class Audit:
 
     def lines(self) -> list[str]:
         """Return the lines that the command line prints."""
-        groups = [f"Groups on both sides of the split: {join_names(self.divided_groups)}", ""]
+        groups = [f"Groups on both sides of the split: {join_names(self.divided_groups, limit=MAX_LISTED)}", ""]
         return [
             self.title,
             "",
@@ -382,6 +380,18 @@ def audit(tiles: Path, figure: Path | None = None) -> Audit:
         with atomic_write(figure) as part:
             part.write_bytes(audit_figure(result))
     return result
+
+
+def leakage_warning(tile_set: TileSet) -> str:
+    """Return what leaks from training into the held-out tiles of a tile set, in one line; empty if nothing does.
+
+    Takes as long as `audit_tile_set`.
+
+    Raises:
+        InputError: if the index cannot be read.
+    """
+    result = audit_tile_set(tile_set)
+    return result.conclusion if result.leaks else ""
 
 
 def audit_tile_set(tile_set: TileSet) -> Audit:

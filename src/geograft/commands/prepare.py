@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from geograft.config import PrepareConfig
 from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
-from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource, join_names
+from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource
 from geograft.dataset.splits import SplitScene, plan_tiles
 from geograft.dataset.statistics import (
     COUNT_BLOCK,
@@ -40,6 +40,7 @@ from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
 from geograft.legend import IGNORE, Legend
 from geograft.progress import ProgressBar, progress_bar, track
+from geograft.text import join_names
 
 
 @dataclass(frozen=True)

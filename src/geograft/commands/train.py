@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
-from geograft.commands.audit import audit_tile_set
+from geograft.commands.audit import leakage_warning
 from geograft.config import ModelConfig, Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
@@ -160,7 +160,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
         scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
     data = training_data(tile_set, recipe, scaling)
     # Before training, and before anything is written, so that unreadable scenes are reported now.
-    audit = audit_tile_set(tile_set)
+    leakage = leakage_warning(tile_set)
     check_devices(recipe.train)
     already_finished = resuming and check_state(out, recipe.train, data).is_finished(recipe.train)
     if is_main:
@@ -175,10 +175,9 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     # The card is written last: a run with a card is finished.
     card.write(out)
     (out / PREVIOUS_CARD).unlink(missing_ok=True)
-    leaks = (audit.conclusion,) if audit.leaks else ()
-    return Training(
-        out, card, history, *parameter_counts(network), notes=start_notes + leaks + history.notes + feature_notes
-    )
+    leakage_notes = (leakage,) if leakage else ()
+    notes = start_notes + leakage_notes + history.notes + feature_notes
+    return Training(out, card, history, *parameter_counts(network), notes=notes)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:

@@ -14,14 +14,13 @@ from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.legend import Legend
+from geograft.text import join_names
 
 LabelReader = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]]
 """Returns the labels of a window of one scene: class indices, or the fraction of each output's class in 250ths; 255 if
 unknown."""
 Groups = Path | Mapping[str, str] | None
 """Group by scene name, or a CSV file with the columns scene and group; None if no scenes belong together."""
-
-MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,6 @@ def scene_groups(groups: Groups, names: Sequence[str]) -> dict[str, str]:
             f"The scenes are {join_names(names)}."
         )
     return {name: table.get(name, name) for name in names}
-
-
-def join_names(items: Iterable[str], separator: str = ", ") -> str:
-    """Return the first twenty items and the number of the others as text."""
-    items = list(items)
-    more = [f"and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
-    return separator.join([*items[:MAX_LISTED], *more])
 
 
 def _check_same_format(first: ImageInfo, other: ImageInfo) -> None:

@@ -15,7 +15,6 @@ from geograft.dataset.scenes import (
     LabelledScene,
     LabelledScenes,
     LabelReader,
-    join_names,
     read_image_infos,
     scene_groups,
     scene_names,
@@ -24,7 +23,7 @@ from geograft.dataset.vector_labels import LabelEncoding, polygon_reader
 from geograft.errors import InputError, SettingError
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.legend import IGNORE, Legend
-from geograft.text import pluralise
+from geograft.text import join_names, pluralise
 
 BACKGROUND = "background"
 
@@ -118,7 +117,7 @@ class MaskSource:
         )
         if mismatches and not self.skip_mismatched:
             raise InputError(
-                f"{len(mismatches)} images and masks do not match: {join_names(mismatches, '; ')}. "
+                f"images and masks do not match: {join_names(mismatches, '; ')}. "
                 "Correct or remove them, or skip them with --skip-mismatched."
             )
         if not matched:
