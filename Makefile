@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test quick fuzz lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas docs clean
+.PHONY: demo test quick fuzz lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: four networks compared, a map, polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -48,6 +48,9 @@ bench-unlabelled: $(READY)  ## self-training on unlabelled tiles with pseudo-lab
 
 bench-ideas: $(READY)  ## ablations of the default, on two data sets; BENCH=--write: LOG.md
 	$(BIN)/python benchmarks/bench_ideas.py --weights $(WEIGHTS) $(BENCH)
+
+bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shapely, GDAL and torch; BENCH=ema: one of them
+	$(BIN)/python benchmarks/bench_libraries.py $(BENCH)
 
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py
