@@ -1,11 +1,12 @@
 """The model card, card.json: everything needed to use the weights of a run elsewhere."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from geograft.config import ModelConfig, describe_fault
@@ -13,10 +14,24 @@ from geograft.errors import InputError
 from geograft.files import write_json
 from geograft.indices import Index, check_indices
 from geograft.legend import Legend
+from geograft.memory import MAX_TILE_PX
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TILES_FILE = "tiles.json"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+BandNames = Annotated[tuple[str, ...], Field(min_length=1)]
+DtypeName = Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
+
+
+def check_band_statistics(band_names: Sequence[str], means: Sequence[float], stds: Sequence[float]) -> None:
+    """Raise ValueError unless each band has a mean and a standard deviation."""
+    for name, values in (("mean", means), ("std", stds)):
+        if len(values) != len(band_names):
+            raise ValueError(f"{name} has {len(values)} values, but band_names has {len(band_names)}")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -33,24 +48,24 @@ class ModelCard:
     """Origin of the encoder's weights: "random", or a source with its digest."""
     legend: Legend
     """The classes."""
-    band_names: tuple[str, ...]
+    band_names: BandNames
     """Names of the bands in order, then of the indices; their number is the number of input channels."""
-    dtype: str
+    dtype: DtypeName
     """NumPy dtype of the training images."""
-    mean: tuple[float, ...]
+    mean: tuple[Finite, ...]
     """Mean per band, in units of the images: network input = (pixel - mean) / std."""
-    std: tuple[float, ...]
-    """Standard deviation per band, in units of the images."""
-    tile_px: int
-    """Tile size in training, in pixels."""
-    resolution_m: float | None
+    std: tuple[PositiveFinite, ...]
+    """Standard deviation per band, in units of the images; above 0, and 1 for a constant band."""
+    tile_px: Annotated[int, Field(ge=16, le=MAX_TILE_PX)]
+    """Tile size in training, in pixels: 16 to 4096."""
+    resolution_m: PositiveFinite | None
     """Pixel size of the training images in metres; None without CRS."""
-    threshold: float
+    threshold: Probability
     """Minimum probability of the positive class (binary), or of every overlapping class."""
-    epoch: int
+    epoch: Annotated[int, Field(ge=1)]
     """Epoch of the weights, counted from 1: the one with the lowest validation loss."""
-    temperature: float = 1.0
-    """Divisor of the logits (temperature scaling); 1 before calibration."""
+    temperature: PositiveFinite = 1.0
+    """Divisor of the logits (temperature scaling), above 0; 1 before calibration."""
     calibrated: str = ""
     """Data on which threshold and temperature were chosen; empty before `geograft calibrate`."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -61,11 +76,15 @@ class ModelCard:
     """Versions of Geograft and its main dependencies in training."""
     indices: tuple[Index, ...] = ()
     """Spectral indices, appended to the bands; computed when pixels are read."""
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[Probability, ...] = ()
     """One threshold per overlapping class, replacing `threshold`; empty before `geograft calibrate`."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
+        check_band_statistics(self.band_names, self.mean, self.std)
+        count = len(self.legend.names) if self.legend.overlapping else 1
+        if len(self.thresholds) not in (0, count):
+            raise ValueError(f"thresholds has {len(self.thresholds)} values; the legend needs {count} or none")
 
     @property
     def bands(self) -> int:

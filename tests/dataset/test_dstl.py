@@ -170,6 +170,14 @@ def test_classes_that_do_not_exist(folder: Path, classes: tuple[int, ...]) -> No
         ("train_wkt_v4.csv", b"ImageId,ClassType,MultipolygonWKT\nx,5\n", "scene x, class 5"),
         ("grid_sizes.csv", b",Xmax,Ymin\n6010_1_2,wide,-1\n", r"grid_sizes\.csv.*wide"),
         ("grid_sizes.csv", b",Xmax,Ymin\n", "6010_1_2, 6140_1_2"),
+        *(
+            ("grid_sizes.csv", f",Xmax,Ymin\n6010_1_2,{x},-1\n".encode(), r"grid_sizes\.csv.*Xmax of 6010_1_2")
+            for x in ("nan", "inf", "-inf", "0", "-0.009")
+        ),
+        *(
+            ("grid_sizes.csv", f",Xmax,Ymin\n6010_1_2,1,{y}\n".encode(), r"grid_sizes\.csv.*Ymin of 6010_1_2")
+            for y in ("nan", "inf", "-inf", "0", "0.0091")
+        ),
         ("train_wkt_v4.csv", b"\xff\xfe\x00", r"train_wkt_v4\.csv"),
     ],
 )

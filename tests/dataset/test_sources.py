@@ -173,7 +173,7 @@ def test_scene_names_are_different_and_kept_where_they_can() -> None:
 
 
 def test_groups_from_a_table(tmp_path: Path) -> None:
-    (tmp_path / "groups.csv").write_text("scene,group\nmay,north\njuly , north\n")
+    (tmp_path / "groups.csv").write_text("scene,group\nmay,north\njuly , north\nmay,north\n")
     assert scene_groups(tmp_path / "groups.csv", ["may", "july", "far"]) == {
         "may": "north",
         "july": "north",
@@ -187,6 +187,7 @@ def test_groups_from_a_table(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("scene,group\nmaj,north\n", r"maj\..*may"),
+        ("scene,group\nmay,north\nmay,south\n", r"groups\.csv.*may.*north.*south"),
         ("name,place\nmay,north\n", "scene,group"),
         ("scene,group\nmay\n", "scene,group"),
         (None, r"groups\.csv"),

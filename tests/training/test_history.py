@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geograft.errors import InputError, OutputError
-from geograft.training.history import HISTORY, Epoch, History, read_history
+from geograft.training.history import HISTORY, SCORES, Epoch, History, read_history
 
-figures = st.floats(0, 10) | st.just(math.nan)
+losses, scores = (st.floats(0, maximum) | st.just(math.nan) for maximum in (10, 1))
 epochs = st.builds(
-    Epoch, **{field.name: st.integers(1, 99) if field.name == "epoch" else figures for field in fields(Epoch)}
+    Epoch,
+    epoch=st.just(0),
+    **{field.name: scores if field.name.endswith(SCORES) else losses for field in fields(Epoch)[1:]},
 )
 
 
@@ -27,8 +29,9 @@ def row(epoch: int, val_loss: float) -> Epoch:
 @given(st.lists(epochs, max_size=3))
 def test_reading_returns_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Epoch]) -> None:
     folder = tmp_path_factory.mktemp("run")
-    History(tuple(rows)).write(folder)
-    assert repr(read_history(folder)) == repr(History(tuple(rows)))
+    history = History(tuple(replace(row, epoch=number) for number, row in enumerate(rows, start=1)))
+    history.write(folder)
+    assert repr(read_history(folder)) == repr(history)
 
 
 def test_history_is_plain_csv(tmp_path: Path) -> None:
@@ -56,6 +59,37 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     History((row(1, 0.5),)).write(tmp_path)
     (tmp_path / HISTORY).write_text(text)
     with pytest.raises(InputError, match=HISTORY):
+        read_history(tmp_path)
+
+
+def test_a_history_cut_short_anywhere_is_refused_or_has_whole_rows(tmp_path: Path) -> None:
+    rows = tuple(row(number, 0.125) for number in (1, 2, 3))
+    History(rows).write(tmp_path)
+    path = tmp_path / HISTORY
+    text = path.read_text()
+    for length in range(len(text)):
+        path.write_text(text[:length])
+        if text[:length].endswith("\n"):
+            assert read_history(tmp_path).epochs == rows[: text[:length].count("\n") - 1]
+        else:
+            with pytest.raises(InputError, match=HISTORY):
+                read_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("epoch", 0), ("epoch", 3), ("epoch", -1), ("epoch", "x"), ("epoch", "")]
+    + [(name, value) for name in ("val_iou", "train_f1", "val_recall") for value in (-0.1, 1.1, "inf", "x")]
+    + [(name, value) for name in ("train_loss", "lr", "seconds") for value in (-1, "x")],
+)
+def test_an_edited_value_is_refused_by_column(tmp_path: Path, column: str, value: object) -> None:
+    History((row(1, 0.25), row(2, 0.5))).write(tmp_path)
+    path = tmp_path / HISTORY
+    head, first, second = path.read_text().splitlines()
+    cells = second.split(",")
+    cells[head.split(",").index(column)] = str(value)
+    path.write_text("\n".join((head, first, ",".join(cells), "")))
+    with pytest.raises(InputError, match=rf"{HISTORY}.*{column} is .*{value}"):
         read_history(tmp_path)
 
 

@@ -115,7 +115,7 @@ def forecast_map(task: MapTask, model: Model) -> Forecast:
         InputError: if an interrupted job left a ledger of another model, raster or setting.
     """
     lanes, tiles = task.plan.lanes, task.plan.lanes.tiles
-    done = [entry.tiles for entry in read_finished_strips(task.folder, task.origin)]
+    done = [entry.tiles for entry in read_finished_strips(task.folder, task.origin, lanes)]
     with closing(task.source.mosaic):
         left = [_tiles_of_lane(task, lane) for lane in range(len(done), len(lanes))]
         batch_s = time_batch(model, task.first_batch())

@@ -19,7 +19,7 @@ from numpy import ndarray
 from geograft.config import PrepareConfig
 from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
 from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource
-from geograft.dataset.splits import SplitScene, plan_tiles
+from geograft.dataset.splits import SplitScene, plan_tiles, training_stride
 from geograft.dataset.statistics import (
     COUNT_BLOCK,
     ClassCounts,
@@ -39,6 +39,7 @@ from geograft.geo.rasters.writer import copy_tiled, create_labels
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
 from geograft.legend import IGNORE, Legend
+from geograft.memory import check_tile_count
 from geograft.progress import ProgressBar, progress_bar, track
 from geograft.text import join_names
 
@@ -259,7 +260,7 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
     Memory: a few blocks, and the polygons.
 
     Raises:
-        InputError: if images or labels cannot be used, or a class or a split would have no pixels.
+        InputError: if images or labels cannot be used, are too large, or a class or a split would have no pixels.
         SettingError: if these settings make the split impossible.
         OutputError: if `out` exists or cannot be written; a partial result is removed.
     """
@@ -268,6 +269,7 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
     gathered = source.gather()
     indices = parse_indices(settings.index, band_names(gathered.scenes))
     _check_tile_fits(gathered.scenes, settings.tile_px)
+    _check_tile_count(gathered.scenes, settings)
     with atomic_folder(out) as folder:
         try:
             rasterized = rasterize_labels(gathered, folder)
@@ -296,6 +298,13 @@ def _check_tile_fits(scenes: Sequence[LabelledScene], tile_px: int) -> None:
             f"a tile of {tile_px} pixels is larger than {smallest.path}, which has {smallest.grid.width} x "
             f"{smallest.grid.height} pixels. Use --tile-px {limit} or less, or omit the image."
         )
+
+
+def _check_tile_count(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> None:
+    stride = training_stride(settings)
+    grids = [scene.info.grid for scene in scenes]
+    tiles = sum(-(-grid.height // stride) * -(-grid.width // stride) for grid in grids)
+    check_tile_count(tiles, settings.tile_px, stride)
 
 
 def _check_splits(tiles: Sequence[Tile], settings: PrepareConfig) -> None:

@@ -225,7 +225,7 @@ def _sources(card: ModelCard, rasters: Sequence[Path], config: SuggestConfig, ao
     """Return the sources to read tiles from, one per raster; their map paths are not used."""
     if not rasters:
         raise InputError("No raster given. Give one or more rasters, or a tile set.")
-    settings = PredictConfig(bands=config.bands, resample=config.resample)
+    settings = PredictConfig(bands=config.bands, resample=config.resample, batch_size=config.batch_size)
     return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
 
 

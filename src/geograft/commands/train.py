@@ -14,7 +14,7 @@ import torch
 
 from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
 from geograft.commands.audit import leakage_warning
-from geograft.config import ModelConfig, Recipe, recipe_toml
+from geograft.config import ModelConfig, Recipe, TrainConfig, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
@@ -22,6 +22,7 @@ from geograft.files import file_digest, translate_write_errors, write_json, writ
 from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_cell_encoder
 from geograft.legend import Legend
 from geograft.losses.segmentation import build_loss_config
+from geograft.memory import check_batch
 from geograft.metrics.applicability import FEATURES_FILE
 from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
 from geograft.networks.network import Network, build
@@ -146,6 +147,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
         OutputError: if `out` contains a run and `resume` is not set, or cannot be written.
     """
     tile_set = TileSet.open(tiles)
+    _check_batch(tile_set, recipe.train)
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
     is_main = rank_of(recipe.train) == 0
     resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
@@ -178,6 +180,12 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     leakage_notes = (leakage,) if leakage else ()
     notes = start_notes + leakage_notes + history.notes + feature_notes
     return Training(out, card, history, *parameter_counts(network), notes=notes)
+
+
+def _check_batch(tile_set: TileSet, config: TrainConfig) -> None:
+    tiles, outputs = len(tile_set.split("train")) * config.repeat, tile_set.meta.legend.outputs
+    pixel_bytes = 4 * (len(tile_set.meta.band_names) + outputs)
+    check_batch(min(config.batch_size, max(tiles, 1)), tile_set.meta.settings.tile_px, pixel_bytes)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:

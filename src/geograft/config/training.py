@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from geograft.memory import MAX_TILE_PX
+
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -19,7 +21,7 @@ LearningRate = Annotated[float, Field(gt=0)]
 class PrepareConfig:
     """How images and labels are tiled, and how the tiles are split into train, val and test."""
 
-    tile_px: Annotated[int, Field(ge=16)] = 224
+    tile_px: Annotated[int, Field(ge=16, le=MAX_TILE_PX)] = 224
     """Tile size in pixels."""
     overlap: Fraction = 0.5
     """Overlap of adjacent training tiles, as a fraction of the tile size. Validation and test tiles do not overlap."""

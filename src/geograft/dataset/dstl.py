@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -148,15 +149,20 @@ def read_extents(path_or_folder: Path) -> dict[str, tuple[float, float]]:
     """Return (Xmax, Ymin) by scene from grid_sizes.csv, zipped or not, or from its folder.
 
     Raises:
-        InputError: if the file is missing or is not DSTL's table.
+        InputError: if the file is missing or is not DSTL's table, or has an Xmax or Ymin of the wrong sign.
     """
     path = _find(path_or_folder, "grid_sizes.csv*", "grid_sizes.csv, zipped or not")
     with _reading(path):
         # The column of scene names has an empty header.
-        return {
+        extents = {
             str(row.get("ImageId") or row.get("")): (float(row["Xmax"]), float(row["Ymin"]))
             for row in _rows(path, ("Xmax", "Ymin"))
         }
+    for scene, (x_max, y_min) in extents.items():
+        for name, value, side in (("Xmax", x_max, "above"), ("Ymin", y_min, "below")):
+            if not math.isfinite(value) or (value > 0) != (side == "above") or not value:
+                raise InputError(f"{path}: {name} of {scene} is {value}; it must be {side} 0. Download the file again.")
+    return extents
 
 
 def image_paths(folder: Path, scenes: Sequence[str]) -> tuple[dict[str, Path], tuple[str, ...]]:

@@ -14,6 +14,7 @@ from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.legend import Legend
+from geograft.memory import check_scene_size
 from geograft.text import join_names
 
 LabelReader = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]]
@@ -66,12 +67,14 @@ def read_image_infos(paths: Iterable[Path]) -> tuple[ImageInfo, ...]:
     """Return the metadata of images.
 
     Raises:
-        InputError: if an image cannot be opened, has a colour table, or differs from the first in bands or dtype.
+        InputError: if an image cannot be opened, has too many pixels or a colour table, or differs from the first in
+            bands or dtype.
     """
     infos = []
     for path in paths:
         with Image.open(path) as image:
             infos.append(image.info)
+        check_scene_size(str(path), image.info.grid.height, image.info.grid.width)
     for info in infos:
         _check_same_format(infos[0], info)
     return tuple(infos)
@@ -130,10 +133,18 @@ def _check_same_format(first: ImageInfo, other: ImageInfo) -> None:
 def _read_groups(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return {row["scene"].strip(): row["group"].strip() for row in csv.DictReader(file)}
+            rows = [(row["scene"].strip(), row["group"].strip()) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV file of groups: {error}. Check the path.") from error
     except (KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is not a table of groups. It needs a header line `scene,group`, then one line per scene."
         ) from error
+    table: dict[str, str] = {}
+    for scene, group in rows:
+        if table.setdefault(scene, group) != group:
+            raise InputError(
+                f"{path} has scene {scene} in two groups, {table[scene]} and {group}. Keep one; scenes that belong "
+                "together need one group."
+            )
+    return table

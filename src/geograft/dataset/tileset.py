@@ -12,25 +12,25 @@ Pixels stay in the images: a tile is a window, read on demand. `TrainingArea` gi
 that contain no held-out pixel.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 
-from geograft.card import ModelCard
+from geograft.card import BandNames, DtypeName, Finite, ModelCard, PositiveFinite, check_band_statistics
 from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
 from geograft.geo.coverage import NO_BOXES, SceneWindow, box_areas, covered_pixels, earlier_overlaps, window_boxes
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image, read_mask
+from geograft.geo.rasters.raster import Image, ImageInfo, read_mask
 from geograft.geo.vectors.reader import read_tiles
 from geograft.indices import Index, append_indices, check_indices, fill_missing
 from geograft.labels import Label, decode_fractions, missing_value
@@ -115,6 +115,7 @@ RENAMED_KEYS = {"shares": "fractional"}
 """Old keys of tileset.json and their new names, for error messages; old keys are not accepted."""
 MASKS = "masks"
 IMAGES = "images"
+ROUNDING_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,14 @@ class Tile:
 class Scene:
     """One image with its label mask on the same grid."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     image: str
     """Path of the image: relative if it lies in the tile set, otherwise absolute."""
     digest: str
     """SHA-256 of the image file's bytes."""
-    height: int
-    width: int
-    resolution_m: float | None
+    height: Annotated[int, Field(gt=0)]
+    width: Annotated[int, Field(gt=0)]
+    resolution_m: PositiveFinite | None
     group: str
     """Scenes of one group, such as two dates of one area, are in the same split; the scene's own name by default."""
 
@@ -151,17 +152,17 @@ class TileSetMeta:
     """The content of tileset.json."""
 
     legend: Legend
-    band_names: tuple[str, ...]
+    band_names: BandNames
     """Input channels of the network, in order: the images' bands, then the indices."""
-    dtype: str
+    dtype: DtypeName
     """dtype of the images, as a NumPy name."""
-    scale: float | None
+    scale: PositiveFinite | None
     """Pixel value of full brightness (255 for uint8, 2048 for DSTL), if known."""
-    mean: tuple[float, ...]
+    mean: tuple[Finite, ...]
     """Per band and index over the valid pixels of the training part, in their own units."""
-    std: tuple[float, ...]
-    """Per band and index over the valid pixels of the training part, in their own units."""
-    scenes: tuple[Scene, ...]
+    std: tuple[PositiveFinite, ...]
+    """Per band and index over the valid pixels of the training part, in their own units; 1 for a constant band."""
+    scenes: Annotated[tuple[Scene, ...], Field(min_length=1)]
     settings: PrepareConfig
     source: dict[str, str]
     """Notes on the origin of labels and images, and on repairs."""
@@ -176,6 +177,10 @@ class TileSetMeta:
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
+        check_band_statistics(self.band_names, self.mean, self.std)
+        double = next((name for name, count in Counter(s.name for s in self.scenes).items() if count > 1), None)
+        if double is not None:
+            raise ValueError(f"scenes has the name {double!r} twice")
         if self.legend.overlapping and not self.fractional:
             raise ValueError("masks of class indices cannot hold overlapping classes")
 
@@ -204,7 +209,7 @@ class TileSet:
         """Read a tile set's index and settings; no image is opened.
 
         Raises:
-            InputError: if `folder` is not a tile set.
+            InputError: if `folder` is not a tile set, or a tile of the index does not fit tileset.json.
         """
         try:
             meta = TypeAdapter(TileSetMeta).validate_json((folder / META).read_bytes())
@@ -213,7 +218,7 @@ class TileSet:
         except ValidationError as error:
             fault = describe_fault(error, RENAMED_KEYS)
             raise InputError(f"{folder / META}: {fault}. Prepare the tile set again.") from error
-        return cls(folder, meta, tuple(Tile(*row) for row in read_tiles(folder / INDEX)))
+        return cls(folder, meta, _read_tiles(folder / INDEX, meta))
 
     def split(self, split: Split) -> tuple[Tile, ...]:
         """Return the tiles of one split, in the index's order."""
@@ -279,7 +284,65 @@ class TileSet:
         )
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
         fill_values = tuple((means or self.meta.mean)[self.meta.bands :])
-        return Samples(tiles, masked_windows, paths, self.meta.indices, fill_values, fractional=self.meta.fractional)
+        return Samples(
+            tiles,
+            masked_windows,
+            paths,
+            self.meta.indices,
+            fill_values,
+            fractional=self.meta.fractional,
+            shapes={
+                str(path): (self.meta.bands, self.scenes[name].height, self.scenes[name].width)
+                for name, (path, _) in paths.items()
+            },
+        )
+
+
+def _read_tiles(path: Path, meta: TileSetMeta) -> tuple[Tile, ...]:
+    """Return the tiles of an index, or raise InputError for the first that does not fit tileset.json."""
+    scenes = {scene.name: scene for scene in meta.scenes}
+    seen: set[SceneWindow] = set()
+    tiles = []
+    for number, row in enumerate(read_tiles(path), start=1):
+        scene, window, split, *_ = row
+        fault = "" if split in SPLITS else f"its split is {split!r}, not {', '.join(SPLITS)}"
+        if (scene, window) in seen:
+            fault = fault or f"its row {window.row} and col {window.col} are those of an earlier tile"
+        if not fault:
+            tiles.append(Tile(*row))
+            fault = _tile_fault(tiles[-1], scenes, meta)
+        if fault:
+            raise InputError(f"{path}: tile {number}: {fault}. Prepare the tile set again.")
+        seen.add((scene, window))
+    return tuple(tiles)
+
+
+def _tile_fault(tile: Tile, scenes: Mapping[str, Scene], meta: TileSetMeta) -> str:
+    """Return what is wrong with a tile, naming the field; empty if nothing is."""
+    if tile.scene not in scenes:
+        return f"its scene {tile.scene!r} is not in {META}"
+    scene, window, size = scenes[tile.scene], tile.window, meta.settings.tile_px
+    for name, start, side, length in (
+        ("row", window.row, window.height, scene.height),
+        ("col", window.col, window.width, scene.width),
+    ):
+        side_name = "height" if name == "row" else "width"
+        if side != size:
+            return f"its {side_name} is {side}, but tile_px in {META} is {size}"
+        if not 0 <= start <= length - side:
+            return f"its {name} is {start}, outside {scene.name}, whose {side_name} in {META} is {length}"
+    if not 0 <= tile.valid <= 1:
+        return f"its valid is {tile.valid}, not a fraction from 0 to 1"
+    return _class_fault(tile, meta.legend)
+
+
+def _class_fault(tile: Tile, legend: Legend) -> str:
+    if len(tile.class_fractions) != len(legend.names):
+        return f"it has {len(tile.class_fractions)} fields fraction_*, but {META} has {len(legend.names)} classes"
+    for name, fraction in zip(legend.names, tile.class_fractions, strict=True):
+        if not 0 <= fraction <= 1 + ROUNDING_ERROR:
+            return f"its fraction of {name} is {fraction}, not from 0 to 1"
+    return ""
 
 
 def _label_remark(meta: TileSetMeta) -> str:
@@ -309,6 +372,8 @@ class Samples:
     """Area from which random crops are taken; None for no crops."""
     fractional: bool = False
     """Whether the masks have class fractions instead of class indices."""
+    shapes: dict[str, tuple[int, int, int]] = field(default_factory=dict, repr=False)
+    """Expected bands, height and width of images by path, from tileset.json; an image with others is an error."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -354,8 +419,17 @@ class Samples:
         if str(path) not in self._open:
             if len(self._open) >= 16:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[str(path)] = Image.open(path)
+            image = Image.open(path)
+            _check_shape(image.info, self.shapes.get(str(path)))
+            self._open[str(path)] = image
         return self._open[str(path)]
+
+
+def _check_shape(info: ImageInfo, expected: tuple[int, int, int] | None) -> None:
+    found = (info.bands, info.grid.height, info.grid.width)
+    for name, number, needed in zip(("bands", "height", "width"), found, expected or found, strict=True):
+        if number != needed:
+            raise InputError(f"{info.path} has {name} {number}, but {META} says {needed}. Prepare the tile set again.")
 
 
 def check_fit(card: ModelCard, tile_set: TileSet) -> None:

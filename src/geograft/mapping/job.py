@@ -125,7 +125,7 @@ def write_map(task: MapTask, model: Model) -> MapResult:
         InputError: as `predict`.
         OutputError: as `predict`.
     """
-    ledger = Ledger(task.folder, task.origin)
+    ledger = Ledger(task.folder, task.origin, task.plan.lanes)
     earlier_px, started = ledger.finished_px, time.perf_counter()
     with keep_ledger_on_error(task.folder, lambda: _progress(task, ledger)):
         _predict_strips(task, ledger, model)

@@ -22,6 +22,7 @@ from numpy import ndarray
 
 from geograft.files import atomic_write, translate_write_errors
 from geograft.geo.grid import Window
+from geograft.mapping.windows import Lanes
 from geograft.resume import (
     LEDGER,
     READ_ERRORS,
@@ -56,6 +57,16 @@ class StripEntry:
     bytes: int
     """Size of its file; 0 if there is none."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the column, if no strip can have these numbers."""
+        negative = next((name for name in COLUMNS if getattr(self, name) < 0), None)
+        if negative:
+            raise ValueError(f"{negative} is {getattr(self, negative)}, below 0")
+        if self.data_width and not self.col <= self.data_col <= self.col + self.width - self.data_width:
+            raise ValueError(f"data_col {self.data_col} and data_width {self.data_width} lie outside the strip")
+        if self.data_width and self.height and not self.bytes:
+            raise ValueError(f"bytes is 0, but data_width is {self.data_width}")
+
     @property
     def data(self) -> Window:
         """Window of the pixels with data."""
@@ -65,16 +76,17 @@ class StripEntry:
 class Ledger:
     """The finished strips of one map, in order."""
 
-    def __init__(self, folder: Path, origin: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, origin: Mapping[str, Any], lanes: Lanes) -> None:
         """Open the ledger in `folder`, or create one. `origin` is everything that determines the map, as JSON.
 
         Raises:
-            InputError: if the folder has another origin, naming the difference, or is corrupt.
+            InputError: if the folder has another origin, naming the difference, or is corrupt: strips that are not
+                those of `lanes`, in order.
             OutputError: if the folder cannot be written.
         """
         self.folder = folder
         self._origin = to_json_types(origin)
-        self.entries: list[StripEntry] = read_finished_strips(folder, self._origin)
+        self.entries: list[StripEntry] = read_finished_strips(folder, self._origin, lanes)
         with translate_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         # An incomplete last line, left by a kill, would corrupt the next one.
@@ -194,27 +206,48 @@ class Ledger:
         write_ledger(self.folder, {"about": ABOUT, "complete": complete, "origin": self._origin})
 
 
-def read_finished_strips(folder: Path, origin: Mapping[str, Any]) -> list[StripEntry]:
+def read_finished_strips(folder: Path, origin: Mapping[str, Any], lanes: Lanes) -> list[StripEntry]:
     """Return the finished strips of the ledger in `folder`; empty if there is no ledger. Changes nothing.
 
     Raises:
-        InputError: if the folder has another origin, naming the difference, or is corrupt.
+        InputError: if the folder has another origin, naming the difference, or is corrupt: strips that are not those of
+            `lanes`, in order.
     """
     kept = read_ledger(folder)
     if kept is None:
         return []
     check_same_origin(folder, "a map", kept["origin"], to_json_types(origin))
-    return _entries(folder)
+    return _entries(folder, lanes)
 
 
-def _entries(folder: Path) -> list[StripEntry]:
+def _entries(folder: Path, lanes: Lanes) -> list[StripEntry]:
     path = folder / STRIPS
     try:
         lines = path.read_text(encoding="ascii").splitlines(keepends=True)[1:]
         # A kill may leave an incomplete last line.
-        return [StripEntry(*map(int, line.split("\t"))) for line in lines if line.endswith("\n")]
+        complete = [line for line in lines if line.endswith("\n")]
+        return [_entry(line, number, lanes) for number, line in enumerate(complete)]
     except (OSError, ValueError, TypeError) as error:
         raise corrupt_ledger_error(path, error) from error
+
+
+def _entry(line: str, lane: int, lanes: Lanes) -> StripEntry:
+    """Return the strip of a line; raise ValueError if it is not that of `lane`."""
+    where = f"line {lane + 2}"  # after the header, counted from 1
+    if lane >= len(lanes):
+        raise ValueError(f"{where}: the map has only {len(lanes)} strips")
+    try:
+        entry = StripEntry(*map(int, line.split("\t")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    strip = lanes.strip(lane)
+    for name in ("row", "col", "height", "width"):
+        if getattr(entry, name) != getattr(strip, name):
+            raise ValueError(f"{where}: {name} is {getattr(entry, name)}, not {getattr(strip, name)}")
+    columns = len(lanes.position(lane)[0])
+    if entry.tiles > columns:
+        raise ValueError(f"{where}: tiles is {entry.tiles}, but the strip has {columns}")
+    return entry
 
 
 def _rewrite(folder: Path, entries: Sequence[StripEntry]) -> None:

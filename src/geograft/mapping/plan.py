@@ -29,6 +29,7 @@ from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
 from geograft.mapping.batches import TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import Lanes, TileGrid, panel_width
+from geograft.memory import check_batch, check_map_size
 from geograft.metrics.applicability import FEATURES_FILE
 from geograft.resume import read_origin
 
@@ -127,7 +128,8 @@ def map_sources(
     """Return the maps to write from `rasters`, after checking that these fit the run of `card`.
 
     Raises:
-        InputError: if a raster cannot be used, or does not fit the run or the other rasters.
+        InputError: if a raster cannot be used, does not fit the run or the other rasters, or is too large for one map.
+        SettingError: if a batch of tiles would exceed `geograft.memory.MAX_BATCH_BYTES`.
         OutputError: if `out` is neither a .tif nor a folder.
     """
     jobs = []
@@ -136,9 +138,26 @@ def map_sources(
             _check_fits(info, card, settings)
         resolution = _resolution(card) if settings.resample else None
         mosaic = Mosaic(infos, settings.bands, resolution, card.indices)
+        check_memory(mosaic, card, settings)
         area = AreaOfInterest.read(aoi, mosaic.grid) if aoi else None
         jobs.append(MapSource(path, tuple(info.path for info in infos), mosaic, aoi, area))
     return jobs
+
+
+def check_memory(mosaic: Mosaic, card: ModelCard, settings: PredictConfig) -> None:
+    """Raise an error if the map or a batch of tiles exceeds the bounds of `geograft.memory`. Allocates nothing.
+
+    Raises:
+        InputError: if the map has too many strips, or rows and columns of tiles.
+        SettingError: if a batch of tiles is too large.
+    """
+    layers, image_bytes = card.legend.outputs + settings.uncertainty, mosaic.bands * np.dtype(mosaic.dtype).itemsize
+    check_batch(settings.batch_size, card.tile_px, image_bytes + 4 * layers)
+    height, width = mosaic.grid.height, mosaic.grid.width
+    tiles = TileGrid(height, width, card.tile_px, settings.overlap)
+    rows, cols = (-(-length // tiles.stride) + 1 for length in (height, width))
+    panels = -(-cols // max(1, panel_width(tiles, layers, image_bytes) // tiles.stride))
+    check_map_size(mosaic.name, (height, width), rows, cols, panels)
 
 
 def resolution_notes(task: MapTask) -> list[str]:

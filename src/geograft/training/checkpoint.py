@@ -173,12 +173,15 @@ def load_weights(path: Path, network: nn.Module) -> None:
     """Load a file written by `save_weights` into `network`.
 
     Raises:
-        InputError: if the file is missing or damaged, or belongs to another network.
+        InputError: if the file is missing or damaged, has NaN or infinite values, or belongs to another network.
     """
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}. Copy the run again, or train it again.") from error
+    nonfinite = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if nonfinite is not None:
+        raise InputError(f"{path}: {nonfinite} has NaN or infinite values. Copy the run again, or train it again.")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -41,6 +41,8 @@ class Epoch:
     """Training tiles per second of training, without validation."""
 
 
+SCORES = ("_iou", "_f1", "_precision", "_recall")
+"""Endings of the columns whose values lie from 0 to 1."""
 COLUMNS = [column.name for column in fields(Epoch)]
 
 
@@ -89,15 +91,18 @@ def read_history(folder: Path) -> History:
     """Read history.csv of a run folder.
 
     Raises:
-        InputError: if the file is missing or was not written by `History.write`.
+        InputError: if the file is missing, truncated, or was not written by `History.write`.
     """
     path = folder / HISTORY
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            if rows.fieldnames != COLUMNS:
-                raise ValueError("unexpected columns")
-            return History(tuple(_epoch(row) for row in rows))
+            text = file.read()
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        if rows.fieldnames != COLUMNS:
+            raise ValueError("unexpected columns")
+        if not text.endswith("\n"):
+            raise ValueError("the last line is incomplete")
+        return History(tuple(_epoch(row, number) for number, row in enumerate(rows, start=1)))
     except OSError as error:
         raise InputError(f"{folder} is not a run: {HISTORY} is missing. Train one with `geograft train`.") from error
     except (ValueError, TypeError, csv.Error) as error:
@@ -108,5 +113,22 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _epoch(row: dict[str, str]) -> Epoch:
-    return Epoch(int(row.pop("epoch")), **{name: float(cell or "nan") for name, cell in row.items()})
+def _epoch(row: dict[str, str], number: int) -> Epoch:
+    """Return one row, number `number`; raise ValueError naming the column if it cannot have been written."""
+    if set(row) != set(COLUMNS) or None in row.values():
+        raise ValueError(f"line {number + 1} does not have {len(COLUMNS)} cells")
+    if row["epoch"] != str(number):
+        raise ValueError(f"epoch is {row['epoch']} in line {number + 1}, not {number}")
+    return Epoch(number, **{name: _number(name, cell) for name, cell in row.items() if name != "epoch"})
+
+
+def _number(name: str, cell: str) -> float:
+    try:
+        value = float(cell or "nan")
+    except ValueError as error:
+        raise ValueError(f"{name} is {cell!r}, not a number") from error
+    if name.endswith(SCORES) and value > 1:
+        raise ValueError(f"{name} is {cell}, above 1")
+    if value < 0:
+        raise ValueError(f"{name} is {cell}, below 0")
+    return value

@@ -36,6 +36,7 @@ TILES_LAYER = "tiles"
 WGS84 = CRS.from_epsg(4326)
 MAX_EDGE_M = 500.0
 """Longer edges are densified before reprojection; a chord of 500 m deviates by 5 mm from the earth's curve."""
+WINDOW_FIELDS = ("row", "col", "height", "width")
 FRACTION_PREFIX = "fraction_"
 VECTOR_ERRORS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
 """The exceptions that reading and writing of layers raises."""
@@ -138,16 +139,36 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
     """Return the rows of a tile index in file order: scene, Window, split, valid fraction, class fractions.
 
     Raises:
-        InputError: when the file is missing or not a tile index.
+        InputError: when the file is missing or not a tile index, or has windows that are not whole numbers.
     """
     try:
         frame = pyogrio.read_dataframe(path, layer=TILES_LAYER, read_geometry=False)
-        windows = [Window(*map(int, row)) for row in frame[["row", "col", "height", "width"]].to_numpy()]
-        fractions = frame[[name for name in frame.columns if name.startswith(FRACTION_PREFIX)]].to_numpy(float).tolist()
+        names = [name for name in frame.columns if name.startswith(FRACTION_PREFIX)]
+        numbers = dict.fromkeys(WINDOW_FIELDS, "integer") | dict.fromkeys(["valid", *names], "real")
+        _check_types(path, dict.fromkeys(("scene", "split"), "text") | numbers)
+        windows = [Window(*map(int, row)) for row in frame[list(WINDOW_FIELDS)].to_numpy()]
+        fractions = frame[names].to_numpy(float).tolist()
         columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
-    except (*VECTOR_ERRORS, KeyError) as error:
+    except (*VECTOR_ERRORS, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
     return list(zip(*columns, map(tuple, fractions), strict=True))
+
+
+def _check_types(path: Path, types: Mapping[str, str]) -> None:
+    """Raise InputError if a tile has a value of another type than SQLite's `types` by field: GDAL would read it as 0.
+
+    SQLite stores text in a numeric field, and a whole number in a field of real numbers as an integer.
+    """
+    allowed = {name: ("integer", "real") if kind == "real" else (kind,) for name, kind in types.items()}
+    quoted = {name: '"' + name.replace('"', '""') + '"' for name in types}
+    wrong = " OR ".join(
+        f"typeof({quoted[name]}) NOT IN ({', '.join(map(repr, kinds))})" for name, kinds in allowed.items()
+    )
+    shown = ", ".join(f"typeof({name}) || ' ' || ifnull({name}, '') AS {name}" for name in quoted.values())
+    found = pyogrio.read_dataframe(path, sql=f"SELECT {shown} FROM {TILES_LAYER} WHERE {wrong} LIMIT 1")
+    for row in found.to_dict("records"):
+        name = next(name for name, kinds in allowed.items() if row[name].split(" ")[0] not in kinds)
+        raise InputError(f"{path}: {name} of a tile is {row[name]}, not {types[name]}. Prepare the tile set again.")
 
 
 def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:

@@ -18,8 +18,10 @@ from numpy import ndarray
 
 from geograft.files import translate_write_errors
 from geograft.resume import (
+    LEDGER,
     READ_ERRORS,
     check_same_origin,
+    corrupt_ledger_error,
     read_ledger,
     remove_ledger,
     save_arrays,
@@ -46,6 +48,7 @@ class PolygonLedger:
         saved = read_ledger(folder, ("origin", "rows_done", "complete", "parts"))
         if saved is not None:
             check_same_origin(folder, "polygons", saved["origin"], self._origin)
+            _check_progress(folder, saved["rows_done"], saved["parts"], rows)
         self._starts: list[int] = saved["parts"] if saved else []
         self.rows_done: int = saved["rows_done"] if saved else 0
         with translate_write_errors(folder):
@@ -111,6 +114,19 @@ class PolygonLedger:
     def _save(self, complete: bool = False) -> None:
         done = {"rows": self.rows, "rows_done": self.rows_done, "complete": complete, "parts": self._starts}
         write_ledger(self.folder, {"about": ABOUT, **done, "origin": self._origin})
+
+
+def _check_progress(folder: Path, rows_done: Any, parts: Any, rows: int) -> None:
+    """Raise InputError, naming the entry, unless `parts` are rows below `rows_done`, ascending from 0."""
+    fault = ""
+    if not isinstance(rows_done, int) or not 0 <= rows_done <= rows:
+        fault = f"rows_done is {rows_done!r}, not 0 to {rows}"
+    elif not isinstance(parts, list) or not all(isinstance(row, int) for row in parts):
+        fault = f"parts is {parts!r}, not a list of rows"
+    elif parts != sorted(set(parts)) or parts[:1] != [0] * bool(rows_done) or (parts and parts[-1] >= rows_done):
+        fault = f"parts does not ascend from 0 to below rows_done, {rows_done}"
+    if fault:
+        raise corrupt_ledger_error(folder / LEDGER, ValueError(fault))
 
 
 class LazyArrays:
