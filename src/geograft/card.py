@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -19,6 +20,8 @@ from geograft.memory import MAX_TILE_PX
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TILES_FILE = "tiles.json"
+COMPARED_FIELDS = ("classes", "number of bands", "dtype", "indices")
+"""Properties that must be equal for all runs of an ensemble."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -98,6 +101,26 @@ class ModelCard:
         return self.thresholds or (self.threshold,) * count
 
     @property
+    def used_thresholds(self) -> tuple[float, ...]:
+        """The output thresholds; empty where the most probable of several classes is mapped."""
+        return self.output_thresholds if self.legend.overlapping or self.legend.binary else ()
+
+    def with_thresholds(self, thresholds: Sequence[float]) -> "ModelCard":
+        """Return the card with other output thresholds; itself where the most probable of several classes is mapped."""
+        if self.legend.overlapping:
+            return replace(self, thresholds=tuple(thresholds))
+        return replace(self, threshold=thresholds[0]) if self.legend.binary else self
+
+    def band_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the number, counted from 1, of each band of the run among bands with these `names`, as for --bands.
+
+        Case and outer spaces do not matter. Empty unless each band of the run has a name that occurs exactly once.
+        """
+        wanted, found = ([name.strip().casefold() for name in each] for each in (self.band_names[: self.bands], names))
+        known = all(found.count(name) == wanted.count(name) == 1 for name in wanted)
+        return tuple(found.index(name) + 1 for name in wanted) if known else ()
+
+    @property
     def content(self) -> dict[str, Any]:
         """The fields of card.json; `thresholds` is left out when it is empty."""
         fields = asdict(self) | {"legend": self.legend.content}
@@ -121,6 +144,50 @@ def read_card(run: Path, name: str = CARD) -> ModelCard:
         raise InputError(f"{run} is not a finished run: it has no {CARD}. Train one with `geograft train`.") from error
     except ValidationError as error:
         raise InputError(f"{path} cannot be read: {describe_fault(error)}. Train the run again.") from error
+
+
+def read_cards(runs: Sequence[Path]) -> tuple[ModelCard, ...]:
+    """Read the model cards of the runs of an ensemble.
+
+    Raises:
+        InputError: if one of `runs` is not a finished run, or differs from the first in classes, bands, dtype or
+            indices.
+    """
+    cards = tuple(read_card(run) for run in runs)
+    first = _compared_values(cards[0])
+    for run, card in zip(runs, cards, strict=True):
+        for name, expected, value in zip(COMPARED_FIELDS, first, _compared_values(card), strict=True):
+            if value != expected:
+                raise InputError(
+                    f"{run} cannot be averaged with {runs[0]}: {name} {value}, not {expected}. "
+                    "Use runs trained on the same classes, bands and dtype."
+                )
+    return cards
+
+
+def _compared_values(card: ModelCard) -> tuple[str, ...]:
+    names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
+    indices = ", ".join(index.formula for index in card.indices)
+    kind = " (overlapping)" if card.legend.overlapping else ""
+    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none"
+
+
+def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:
+    """Return the card of an ensemble, from `read_cards`: the first card, with what determines a map from all of them.
+
+    Thresholds and the training pixel size are means, exact to the last bit and so independent of the order; tiles are
+    the largest. The pixel size is None if one of the runs has none.
+    """
+    if len(cards) == 1:
+        return cards[0]
+    thresholds = [mean(each) for each in zip(*(card.output_thresholds for card in cards), strict=True)]
+    sizes = [card.resolution_m for card in cards if card.resolution_m is not None]
+    resolution_m = mean(sizes) if len(sizes) == len(cards) else None
+    return replace(
+        cards[0].with_thresholds(thresholds),
+        tile_px=max(card.tile_px for card in cards),
+        resolution_m=resolution_m,
+    )
 
 
 def read_tile_set_path(run: Path) -> Path:

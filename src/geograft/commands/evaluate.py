@@ -17,6 +17,7 @@ from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
 from geograft.files import refuse_existing, write_json
 from geograft.inference.predictor import Predictor
+from geograft.mapping.plan import band_order_note
 from geograft.mapping.scoring import (
     Confusion,
     Metric,
@@ -387,7 +388,16 @@ def score_split(run: Path, predictor: Predictor, tile_set: TileSet, split: Split
     counts = count_split(predictor, tile_set, samples, units, shapes)
     biased = split == "val" and card.calibrated
     notes = ("threshold and temperature were fitted on validation tiles: scores are optimistic.",) if biased else ()
+    notes = (*notes, *_band_order_notes(card, tile_set))
     return Evaluation(run, split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
+
+
+def _band_order_notes(card: ModelCard, tile_set: TileSet) -> tuple[str, ...]:
+    """Return a note if a tile set has the run's bands in another order."""
+    meta = tile_set.meta
+    names, chosen = meta.band_names[: meta.bands], meta.settings.bands
+    note = band_order_note(str(tile_set.folder), names, card, "Prepare the tile set with", chosen)
+    return (note,) if note else ()
 
 
 def _load_baseline(run: Path, card: ModelCard, tile_set: TileSet) -> Predictor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geograft.card import read_card
 from geograft.config import PredictConfig
 from geograft.geo.grid import block_windows
 from geograft.geo.rasters.writer import BLOCK_PX
@@ -16,7 +15,15 @@ from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.blend import Model
 from geograft.mapping.job import MapResult, finished_map, write_map
 from geograft.mapping.ledger import read_finished_strips
-from geograft.mapping.plan import MapTask, backend_for, map_sources, origin, resolution_notes
+from geograft.mapping.plan import (
+    MapTask,
+    backend_for,
+    band_order_notes,
+    map_card,
+    map_sources,
+    origin,
+    resolution_notes,
+)
 
 
 @dataclass(frozen=True)
@@ -172,11 +179,12 @@ def predict(
 ) -> Prediction:
     """Write the class map of `rasters` as a Cloud-Optimised GeoTIFF.
 
-    The probabilities of several runs are averaged. If `out` is a .tif, all rasters become one map: they must share one
-    grid, and where they overlap, the first valid pixel is used. Otherwise `out` is a folder with one map per raster,
-    named after it. MAP.probabilities.tif, MAP.uncertainty.tif and MAP.applicability.tif (of the first run) are written
-    next to MAP.tif on request. Finished strips are stored in the folder .MAP.part until the map is complete: after an
-    interruption the same call resumes from them, and the result is identical to the bit.
+    The probabilities and thresholds of several runs are averaged, with tiles of their largest size: the map does not
+    depend on the order of the runs. If `out` is a .tif, all rasters become one map: they must share one grid, and where
+    they overlap, the first valid pixel is used. Otherwise `out` is a folder with one map per raster, named after it.
+    MAP.probabilities.tif, MAP.uncertainty.tif and MAP.applicability.tif (of the first run) are written next to MAP.tif
+    on request. Finished strips are stored in the folder .MAP.part until the map is complete: after an interruption the
+    same call resumes from them, and the result is identical to the bit.
 
     `aoi` is a vector file: only pixels inside its polygons are mapped, and only blocks that intersect them are read.
     With `dry_run` nothing is written, and the cost is estimated.
@@ -192,18 +200,18 @@ def predict(
     Raises:
         InputError: if a run cannot be used; if a raster does not fit it, cannot be read, has no valid pixel or changes
             while it is read; if an interrupted job left a ledger of another model, raster or setting.
-        SettingError: if the device or the backend is not available.
+        SettingError: if the device or the backend is not available, or the thresholds do not fit the classes.
         OutputError: if a map exists already or cannot be written.
     """
     settings = config or PredictConfig()
     runs = (run,) if isinstance(run, Path) else tuple(run)
-    card = read_card(runs[0])
+    card = map_card(runs, settings)
     tasks = [MapTask(source, runs, card, settings) for source in map_sources(card, rasters, out, settings, aoi)]
     if settings.applicability:
         check_training_features(runs[0])
     predictor = EnsemblePredictor.load(runs, **_options(tasks))
     tasks = [replace(task, origin=origin(task, predictor.backend)) for task in tasks]
-    notes = (*predictor.notes, *(note for task in tasks for note in resolution_notes(task)))
+    notes = (*predictor.notes, *(note for task in tasks for note in (*resolution_notes(task), *band_order_notes(task))))
     if dry_run:
         return Prediction(out, (), notes, tuple(forecast_map(task, predictor) for task in tasks))
     finished = [finished_map(task, alone=task.source.path == out) for task in tasks]

@@ -6,7 +6,7 @@ statistics and class fractions, and writes the index and tileset.json.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import chain
 from operator import add
@@ -30,7 +30,7 @@ from geograft.dataset.statistics import (
     labelled_tiles,
 )
 from geograft.dataset.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.files import atomic_folder, file_digest, json_digest, refuse_existing, write_json
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import resolution_m
@@ -106,7 +106,10 @@ def _rasterize(
         StructureAccumulator(scene.info.bands, label_bands, grid.height, grid.width) if with_structures else None
     )
     counts = []
-    with Image.open(image) as opened, create_labels(mask, grid, legend, fractional) as writer:
+    with (
+        Image.open(image, bands=scene.info.selected) as opened,
+        create_labels(mask, grid, legend, fractional) as writer,
+    ):
         for cell in block_windows(grid.window, *COUNT_BLOCK):
             labels = label(cell)
             pixels, valid = opened.read(cell)
@@ -223,7 +226,11 @@ def _fingerprint(
     scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in rasterized]
     content = {"legend": gathered.legend.content, "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
     # Optional fields are included only if set, so that they do not change the fingerprints of other tile sets.
-    optional = {"indices": [asdict(index) for index in indices], "shares": gathered.fractional}
+    optional = {
+        "indices": [asdict(index) for index in indices],
+        "shares": gathered.fractional,
+        "bands": list(gathered.scenes[0].info.selected),
+    }
     return json_digest(content | {name: value for name, value in optional.items() if value})
 
 
@@ -238,7 +245,7 @@ def _statistics(rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], in
         scene.scene.name: [tile.window for tile in used if tile.scene == scene.scene.name] for scene in rasterized
     }
     parts = (
-        band_moments(scene.image, scene.mask, windows[scene.scene.name], indices)
+        band_moments(scene.image, scene.mask, windows[scene.scene.name], indices, scene.scene.info.selected)
         for scene in track(rasterized, len(rasterized), "Statistics", "scenes")
     )
     bands = rasterized[0].scene.info.bands
@@ -266,7 +273,7 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
     """
     settings = config or PrepareConfig()
     refuse_existing(out)
-    gathered = source.gather()
+    gathered = _select_bands(source.gather(), settings.bands)
     indices = parse_indices(settings.index, band_names(gathered.scenes))
     _check_tile_fits(gathered.scenes, settings.tile_px)
     _check_tile_count(gathered.scenes, settings)
@@ -280,6 +287,19 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
         finally:
             close_labels()
     return TileSet.open(out)
+
+
+def _select_bands(gathered: LabelledScenes, bands: Sequence[int]) -> LabelledScenes:
+    """Return the scenes with only these bands of their images; all if there are none.
+
+    Raises:
+        InputError: if an image lacks one of them.
+        SettingError: if one of them is given twice.
+    """
+    repeated = next((band for band in bands if bands.count(band) > 1), None)
+    if repeated is not None:
+        raise SettingError(f"--bands {' '.join(map(str, bands))} has band {repeated} twice. Give each band once.")
+    return replace(gathered, scenes=tuple(replace(scene, info=scene.info.select(bands)) for scene in gathered.scenes))
 
 
 def _labelled_tiles(rasterized: Sequence[RasterizedScene], settings: PrepareConfig) -> list[Tile]:

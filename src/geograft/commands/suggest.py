@@ -189,7 +189,7 @@ def suggest(
     _check_views(config, runs)
     card = read_card(runs[0])
     inputs = _inputs(card, rasters)
-    sources = _sources(card, inputs.rasters, config, aoi)
+    sources = _sources(card, inputs, config, aoi)
     labels = _labelled_tiles(runs[0], known, inputs.tile_set)
     areas = [labelled_area(source.rasters[0], source.grid, labels) for source in sources]
     embedder = _load_embedder(runs, card, config)
@@ -221,11 +221,13 @@ def _inputs(card: ModelCard, rasters: Sequence[Path]) -> _Inputs:
     return _Inputs(tuple(tile_set.image_path(scene) for scene in tile_set.scenes), tile_set)
 
 
-def _sources(card: ModelCard, rasters: Sequence[Path], config: SuggestConfig, aoi: Path | None) -> list[MapSource]:
+def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path | None) -> list[MapSource]:
     """Return the sources to read tiles from, one per raster; their map paths are not used."""
+    rasters, tile_set = inputs.rasters, inputs.tile_set
     if not rasters:
         raise InputError("No raster given. Give one or more rasters, or a tile set.")
-    settings = PredictConfig(bands=config.bands, resample=config.resample, batch_size=config.batch_size)
+    bands = config.bands or (tile_set.meta.settings.bands if tile_set else ())
+    settings = PredictConfig(bands=bands, resample=config.resample, batch_size=config.batch_size)
     return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
 
 

@@ -7,6 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from geograft.config.training import STRICT, Positive
 
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
 
 @dataclass(frozen=True, config=STRICT)
 class PredictConfig:
@@ -29,6 +31,8 @@ class PredictConfig:
     bands: tuple[Positive, ...] = ()
     """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
     order."""
+    threshold: tuple[Threshold, ...] = ()
+    """Minimum probability of the positive class, or of each overlapping class in order. Default: the run's own."""
     resample: bool = False
     """Resample rasters to the pixel size of the training images while reading; the map has that pixel size."""
     backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"

@@ -38,6 +38,9 @@ class PrepareConfig:
     """Minimum distance in pixels between training pixels and validation or test pixels, for split = block."""
     min_valid: Fraction = 0.1
     """Minimum fraction of valid, labelled pixels in a tile; tiles with fewer are dropped."""
+    bands: tuple[Positive, ...] = ()
+    """Band numbers of the images to use, counted from 1, in the order of the network's inputs. Default: all bands, in
+    file order."""
     index: tuple[str, ...] = ()
     """Spectral indices, appended to the bands as network inputs: ndvi=(b4-b3)/(b4+b3), with bands by number or name."""
     seed: int = 0

@@ -313,7 +313,7 @@ def _around(tile: Window, height: int, width: int) -> Window:
 
 
 def _read(tile_set: TileSet, name: str, window: Window) -> Iterator[VariogramSample]:
-    with Image.open(tile_set.image_path(name)) as image:
+    with Image.open(tile_set.image_path(name), bands=tile_set.meta.settings.bands) as image:
         pixels, valid = image.read(window)
     bands = read_mask(tile_set.mask_path(name), window)
     coarse = max(1, -(-max(window.height, window.width) // FFT_PX))

@@ -141,6 +141,7 @@ def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
             whole.mask_path(scene.name),
             [tile.window for tile in tiles if tile.scene == scene.name and tile.split == "train"],
             whole.meta.indices,
+            whole.meta.settings.bands,
         )
         for scene in whole.meta.scenes
     )

@@ -67,17 +67,18 @@ class Moments:
 
 
 def band_moments(
-    image: Path, mask: Path, windows: Sequence[Window], indices: Sequence[Index] = ()
+    image: Path, mask: Path, windows: Sequence[Window], indices: Sequence[Index] = (), bands: Sequence[int] = ()
 ) -> Iterable[Moments]:
     """Yield the moments of the labelled pixels of a scene that lie in any of `windows`, each pixel counted once.
 
-    Covers the bands, then the `indices`. Reads each block of the scene once, and only blocks that touch a window.
+    Covers the `bands`, counted from 1 (default: all), then the `indices`, computed from these. Reads each block of the
+    scene once, and only blocks that touch a window.
 
     Raises:
         InputError: if image or mask cannot be decoded.
     """
     tree = shapely.STRtree([_box(window) for window in windows])
-    with Image.open(image) as opened:
+    with Image.open(image, bands=bands) as opened:
         for cell in block_windows(opened.info.grid.window, *MOMENTS_BLOCK):
             hits = [windows[hit] for hit in tree.query(_box(cell))]
             if hits:

@@ -250,6 +250,7 @@ class TileSet:
                 f"index {i.name}: {i.formula}, mean {mean:.3g}, standard deviation {std:.3g}"
                 for i, mean, std in statistics
             ),
+            *([f"bands: {_selected_bands(meta)}"] if meta.settings.bands else []),
             f"classes: {', '.join(meta.legend.names)}{_label_remark(meta)}",
             f"tiles of {meta.settings.tile_px} px: {tiles}",
             *(f"{what}: {words}" for what, words in meta.source.items()),
@@ -291,6 +292,7 @@ class TileSet:
             self.meta.indices,
             fill_values,
             fractional=self.meta.fractional,
+            bands=self.meta.settings.bands,
             shapes={
                 str(path): (self.meta.bands, self.scenes[name].height, self.scenes[name].width)
                 for name, (path, _) in paths.items()
@@ -345,6 +347,12 @@ def _class_fault(tile: Tile, legend: Legend) -> str:
     return ""
 
 
+def _selected_bands(meta: TileSetMeta) -> str:
+    """Return the numbers and names of the bands in use."""
+    pairs = zip(meta.settings.bands, meta.band_names, strict=False)
+    return ", ".join(str(number) if name == f"band {number}" else f"{number} {name}" for number, name in pairs)
+
+
 def _label_remark(meta: TileSetMeta) -> str:
     """Return a remark on overlapping or fractional labels; empty if each pixel has one class."""
     if meta.legend.overlapping:
@@ -356,10 +364,10 @@ def _label_remark(meta: TileSetMeta) -> str:
 class Samples:
     """Tiles as pairs of arrays: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
 
-    Channels are the image's bands, then the indices. Invalid pixels are 0 in all channels and 255 in the label. A valid
-    pixel without a finite index value (0/0) gets the mean of the index, which standardisation maps to 0. Fractional
-    labels are float32 (outputs, H, W) with NaN instead of 255. Can be pickled for worker processes; open files are not
-    included.
+    Channels are the image's bands in use, then the indices. Invalid pixels are 0 in all channels and 255 in the label.
+    A valid pixel without a finite index value (0/0) gets the mean of the index, which standardisation maps to 0.
+    Fractional labels are float32 (outputs, H, W) with NaN instead of 255. Can be pickled for worker processes; open
+    files are not included.
     """
 
     tiles: Sequence[Tile]
@@ -374,6 +382,8 @@ class Samples:
     """Whether the masks have class fractions instead of class indices."""
     shapes: dict[str, tuple[int, int, int]] = field(default_factory=dict, repr=False)
     """Expected bands, height and width of images by path, from tileset.json; an image with others is an error."""
+    bands: tuple[int, ...] = ()
+    """Band numbers of the images, counted from 1; empty: all."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -419,7 +429,7 @@ class Samples:
         if str(path) not in self._open:
             if len(self._open) >= 16:
                 self._open.pop(next(iter(self._open))).close()
-            image = Image.open(path)
+            image = Image.open(path, bands=self.bands)
             _check_shape(image.info, self.shapes.get(str(path)))
             self._open[str(path)] = image
         return self._open[str(path)]

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float32, Shaped
 from numpy import ndarray
 from torch import Tensor
 
-from geograft.card import WEIGHTS, ModelCard, read_card
-from geograft.errors import InputError
+from geograft.card import WEIGHTS, ModelCard, ensemble_card, read_card, read_cards
+from geograft.files import file_digest, json_digest
 from geograft.inference.backends import Runner, TileWorkers, TrainedNetwork, backend_device, choose_backend
 from geograft.inference.probability import (
     FlipRotation,
@@ -27,9 +27,6 @@ from geograft.networks.device import deterministic_algorithms, find_device, memo
 from geograft.networks.network import Network, build
 from geograft.training.checkpoint import load_weights
 from geograft.training.loader import Scaling
-
-COMPARED_FIELDS = ("classes", "number of bands", "dtype", "indices")
-"""Properties that must be equal for all runs of an ensemble."""
 
 Tta: TypeAlias = Literal[1, 2, 4, 8]
 PixelBatch: TypeAlias = tuple[Shaped[ndarray, "n b t t"], Bool[ndarray, "n t t"]]
@@ -125,10 +122,10 @@ class PredictorOptions(TypedDict, total=False):
 class EnsemblePredictor:
     """The mean prediction over runs and TTA transforms of each tile, computed by the chosen backend.
 
-    On a CPU, equal tiles give equal layers to the bit, at any place in a batch.
+    On a CPU, equal tiles give equal layers to the bit, at any place in a batch and for any order of the runs.
 
     Attributes:
-        card: the model card of the first run.
+        card: the card of the ensemble; see `geograft.card.ensemble_card`.
         layers: the number of layers that the call returns.
         backend: the backend of the networks: torch, onnx or openvino.
         notes: remarks for the user, one line each.
@@ -153,7 +150,7 @@ class EnsemblePredictor:
 
     @classmethod
     def load(cls, runs: Sequence[Path], **options: Unpack[PredictorOptions]) -> "EnsemblePredictor":
-        """Load runs and choose a backend, for tiles of the first run's size.
+        """Load runs and choose a backend, for tiles of the largest size among the runs.
 
         Takes seconds for each run and backend whose graph is not cached in the run folder yet.
 
@@ -161,22 +158,25 @@ class EnsemblePredictor:
             InputError: if one of `runs` is not a finished run, or differs from the first in classes, bands or dtype.
             SettingError: for a device that this machine does not have, or a backend that is not installed.
         """
-        cards = [read_card(run) for run in runs]
-        _check_compatible(runs, cards)
+        cards = read_cards(runs)
+        joint = ensemble_card(cards)
         backend = options.get("backend", "auto")
         device = backend_device(backend, options.get("device", "auto"))
         workers = TileWorkers(torch.device(device), options.get("batch_size", 8))
-        sample = _tensors(*(options.get("sample") or _noise(cards[0], options.get("batch_size", 8))))
+        sample = _tensors(*(options.get("sample") or _noise(joint, options.get("batch_size", 8))))
         networks = [
             TrainedNetwork(run, card, read_network(run, card), _scaled(*sample, _scaling(card)))
             for run, card in zip(runs, cards, strict=True)
         ]
+        if len(networks) > 1:
+            # A floating-point sum depends on its order, which must not be that of the command line.
+            networks.sort(key=_digests)
         choice = choose_backend(networks, workers, backend, options.get("compile", False))
         members = [
-            EnsembleMember(_scaling(card), card.temperature, runner)
-            for card, runner in zip(cards, choice.runners, strict=True)
+            EnsembleMember(_scaling(network.card), network.card.temperature, runner)
+            for network, runner in zip(networks, choice.runners, strict=True)
         ]
-        predictor = cls(cards[0], members, workers, tta=options.get("tta", 1), spread=options.get("spread", False))
+        predictor = cls(joint, members, workers, tta=options.get("tta", 1), spread=options.get("spread", False))
         predictor.backend, predictor.notes = choice.backend, choice.notes
         return predictor
 
@@ -216,6 +216,11 @@ class EnsemblePredictor:
         return pairwise_mean(self._transforms, predict)
 
 
+def _digests(trained: TrainedNetwork) -> tuple[str, str]:
+    """Return digests of the weights and the card of a network: equal only for networks that predict the same."""
+    return file_digest(trained.folder / WEIGHTS), json_digest(trained.card.content)
+
+
 def _noise(card: ModelCard, count: int) -> PixelBatch:
     """Return tiles with the training's mean and standard deviation: half 8 x 8 patches, half pixel noise."""
     rng, size = np.random.default_rng(0), card.tile_px
@@ -242,21 +247,3 @@ def _scaled(
     mean, std = (images.new_tensor(values)[:, None, None] for values in (scaling.mean, scaling.std))
     # NaN: an index without a value in a valid pixel. It is replaced by the mean.
     return torch.where(valid & ~images.isnan(), (images - mean) / std, 0)
-
-
-def _check_compatible(runs: Sequence[Path], cards: Sequence[ModelCard]) -> None:
-    first = _compared_values(cards[0])
-    for run, card in zip(runs, cards, strict=True):
-        for name, expected, value in zip(COMPARED_FIELDS, first, _compared_values(card), strict=True):
-            if value != expected:
-                raise InputError(
-                    f"{run} cannot be averaged with {runs[0]}: {name} {value}, not {expected}. "
-                    "Use runs trained on the same classes, bands and dtype."
-                )
-
-
-def _compared_values(card: ModelCard) -> tuple[str, ...]:
-    names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
-    indices = ", ".join(index.formula for index in card.indices)
-    kind = " (overlapping)" if card.legend.overlapping else ""
-    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none"

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from geograft.card import read_card
 from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.tags import SCALE_TAG
@@ -129,7 +130,7 @@ def _indices(batch: TileBatch, encoder: CellEncoder, known: Applicability) -> Fl
 
 
 def _encoder(task: MapTask) -> CellEncoder:
-    return load_cell_encoder(task.runs[0], task.card, task.settings.device)
+    return load_cell_encoder(task.runs[0], read_card(task.runs[0]), task.settings.device)
 
 
 def _lanes(task: MapTask, encoder: CellEncoder) -> Lanes:

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
-from geograft.card import CARD, WEIGHTS, ModelCard
+from geograft.card import CARD, WEIGHTS, ModelCard, ensemble_card, read_cards
 from geograft.config import PredictConfig
-from geograft.errors import InputError, OutputError
+from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import file_digest
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
@@ -47,6 +47,8 @@ class MapSource:
     mosaic: Mosaic
     aoi: Path | None
     area: AreaOfInterest | None
+    band_names: tuple[tuple[str, ...], ...] = ()
+    """Band names of each raster."""
 
     @property
     def grid(self) -> Grid:
@@ -73,7 +75,7 @@ class MapTask:
     source: MapSource
     runs: tuple[Path, ...]
     card: ModelCard
-    """Card of the first run."""
+    """Card of the ensemble, with the thresholds of this map; see `map_card`."""
     settings: PredictConfig
     origin: dict[str, Any] = field(default_factory=dict)
     """Everything that determines the map, as JSON; empty until the backend is chosen."""
@@ -122,6 +124,31 @@ class MapTask:
             return next(batch_tiles(iterate_tiles(self.plan.lanes, self.source), self.settings.batch_size), None)
 
 
+def map_card(runs: Sequence[Path], settings: PredictConfig) -> ModelCard:
+    """Return the card of an ensemble of `runs`, with the thresholds of the settings if these have any.
+
+    Raises:
+        InputError: if one of `runs` is not a finished run, or differs from the first.
+        SettingError: if the number of thresholds is not that of the map.
+    """
+    card = ensemble_card(read_cards(runs))
+    if not settings.threshold:
+        return card
+    shown, names = " ".join(f"{value:g}" for value in settings.threshold), card.legend.names
+    needed = len(card.used_thresholds)
+    if not needed:
+        raise SettingError(
+            f"--threshold {shown} cannot be used: these {len(names)} classes exclude each other, and the most "
+            "probable one is mapped. Omit it."
+        )
+    if len(settings.threshold) != needed:
+        mapped = ", then ".join(names if card.legend.overlapping else names[1:])
+        raise SettingError(
+            f"--threshold {shown} has {len(settings.threshold)} values; the map needs {needed}. Give one for {mapped}."
+        )
+    return card.with_thresholds(settings.threshold)
+
+
 def map_sources(
     card: ModelCard, rasters: Sequence[Path], out: Path, settings: PredictConfig, aoi: Path | None
 ) -> list[MapSource]:
@@ -140,7 +167,8 @@ def map_sources(
         mosaic = Mosaic(infos, settings.bands, resolution, card.indices)
         check_memory(mosaic, card, settings)
         area = AreaOfInterest.read(aoi, mosaic.grid) if aoi else None
-        jobs.append(MapSource(path, tuple(info.path for info in infos), mosaic, aoi, area))
+        paths, names = tuple(info.path for info in infos), tuple(info.band_names for info in infos)
+        jobs.append(MapSource(path, paths, mosaic, aoi, area, names))
     return jobs
 
 
@@ -169,6 +197,33 @@ def resolution_notes(task: MapTask) -> list[str]:
         f"a pixel of {task.source.mosaic.name} is {here:.3g} m wide, the run was trained at {there:.3g} m. "
         "Give --resample for a better map."
     ]
+
+
+def band_order_notes(task: MapTask) -> list[str]:
+    """Return a note for the first raster whose bands have the run's names in another order; none with --bands."""
+    if task.settings.bands:
+        return []
+    named = zip(task.source.rasters, task.source.band_names, strict=True)
+    notes = (band_order_note(str(path), names, task.card) for path, names in named)
+    return [note for note in notes if note][:1]
+
+
+def band_order_note(
+    what: str, names: Sequence[str], card: ModelCard, advice: str = "Give", chosen: Sequence[int] = ()
+) -> str:
+    """Return a note if the bands called `names` are those of the run in another order; empty otherwise.
+
+    `advice` says where --bands is given; `chosen` are the numbers of the bands in the file, if not all are read.
+    """
+    numbers = card.band_numbers(names)
+    if len(names) != card.bands or numbers in ((), tuple(range(1, card.bands + 1))):
+        return ""
+    right = " ".join(str(chosen[number - 1] if chosen else number) for number in numbers)
+    return (
+        f"the bands of {what} are {', '.join(names)}, but the run was trained on "
+        f"{', '.join(card.band_names[: card.bands])}, and bands are used by position. {advice} --bands {right} if the "
+        "names are right."
+    )
 
 
 def _pairs(rasters: Sequence[Path], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
@@ -201,9 +256,10 @@ def _check_fits(info: ImageInfo, card: ModelCard, settings: PredictConfig) -> No
             "List one for each of these, in this order."
         )
     if not settings.bands and info.bands != card.bands:
+        right = " ".join(["", *map(str, card.band_numbers(info.band_names))])
         raise InputError(
             f"{info.path} has {info.bands} bands; the run was trained on {card.bands} ({names}). "
-            "Give a raster with these bands in this order, or select them with --bands."
+            f"Give a raster with these bands in this order, or select them with --bands{right}."
         )
     if info.dtype != card.dtype:
         raise InputError(
@@ -224,13 +280,15 @@ def _resolution(card: ModelCard) -> float:
 def origin(task: MapTask, backend: str) -> dict[str, Any]:
     """Return everything that determines a map: runs, rasters, area, settings and backend. Reads the weights once."""
     job, settings = task.source, task.settings
+    # Those used: asking for the run's own thresholds is no other setting.
+    thresholds = list(task.card.used_thresholds)
     return {
         "runs": [
             {"path": str(run.resolve()), "weights": file_digest(run / WEIGHTS), "card": file_digest(run / CARD)}
             for run in task.runs
         ],
         "known": file_digest(task.runs[0] / FEATURES_FILE) if settings.applicability else None,
-        "settings": asdict(settings) | {"bands": list(settings.bands)},
+        "settings": asdict(settings) | {"bands": list(settings.bands), "threshold": thresholds},
         "backend": backend,
         "versions": {name: version(name) for name in ("geograft", "torch")},
         "area": {"path": str(job.aoi.resolve()), "digest": file_digest(job.aoi)} if job.aoi else None,

@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, WindowIndex
-from geograft.geo.rasters.raster import Image, ImageInfo
+from geograft.geo.rasters.raster import Image, ImageInfo, check_bands
 from geograft.geo.rasters.resample import make_resampler
 from geograft.indices import Index, append_indices
 
@@ -43,7 +43,7 @@ class Mosaic:
         """
         first = infos[0]
         for info in infos:
-            _check_bands(info, bands)
+            check_bands(info, bands)
         corners = [_corner(first, info, bands) for info in infos]
         top, left = min(row for row, _ in corners), min(col for _, col in corners)
         self.windows = tuple(
@@ -129,16 +129,6 @@ class Mosaic:
             image = Image.open(self._infos[number].path)
         self._open[number] = image  # least recently used first
         return image
-
-
-def _check_bands(info: ImageInfo, bands: Sequence[int]) -> None:
-    wrong = [band for band in bands if not 1 <= band <= info.bands]
-    if wrong:
-        available = f"{info.bands} bands ({', '.join(info.band_names)})" if info.bands > 1 else "one band"
-        raise InputError(
-            f"{info.path} has {available}, but band {wrong[0]} was requested. "
-            f"Choose bands from 1 to {info.bands}; an alpha band does not count."
-        )
 
 
 def _corner(first: ImageInfo, other: ImageInfo, bands: Sequence[int]) -> tuple[int, int]:

@@ -60,12 +60,37 @@ class ImageInfo:
     """Whether the pixels are indices into a colour table."""
     tags: dict[str, str]
     """The file's metadata tags."""
+    selected: tuple[int, ...] = ()
+    """Numbers of the bands in the file, counted from 1 without alpha, if they were selected; empty: all."""
+
+    def select(self, bands: Sequence[int]) -> "ImageInfo":
+        """Return the metadata of the same image with only these bands, in this order; all if there are none.
+
+        Raises:
+            InputError: if the image lacks one of them.
+        """
+        check_bands(self, bands)
+        names = tuple(self.band_names[band - 1] for band in bands)
+        return replace(self, bands=len(bands), band_names=names, selected=tuple(bands)) if bands else self
+
+
+def check_bands(info: ImageInfo, bands: Sequence[int]) -> None:
+    """Raise InputError if an image lacks one of `bands`."""
+    wrong = [band for band in bands if not 1 <= band <= info.bands]
+    if wrong:
+        available = f"{info.bands} bands ({', '.join(info.band_names)})" if info.bands > 1 else "one band"
+        raise InputError(
+            f"{info.path} has {available}, but band {wrong[0]} was requested. "
+            f"Choose bands from 1 to {info.bands}; an alpha band does not count."
+        )
 
 
 class Image:
     """An open image. Not thread-safe; a forked process reopens the file."""
 
-    def __init__(self, path: Path, raster: DatasetReader, resolution_m: float | None = None) -> None:
+    def __init__(
+        self, path: Path, raster: DatasetReader, resolution_m: float | None = None, bands: Sequence[int] = ()
+    ) -> None:
         self._opened = raster
         self._process = os.getpid()
         self._indexes = [
@@ -74,7 +99,8 @@ class Image:
         self._alpha = next((i for i in raster.indexes if i not in self._indexes), None)
         self._decoding = strict_decoding if raster.driver in LENIENT_DRIVERS else nullcontext
         self._masked = MaskFlags.per_dataset in raster.mask_flag_enums[0] and self._alpha is None
-        info = _info(path, raster, self._indexes)
+        info = _info(path, raster, self._indexes).select(bands)
+        self._indexes = [self._indexes[band - 1] for band in bands] if bands else self._indexes
         self.nodata = [cast_nodata(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
         """Per band; None without a nodata value that the dtype can represent."""
         self._window = info.grid.window
@@ -82,19 +108,21 @@ class Image:
         self.info = replace(info, grid=self._scaling.grid) if self._scaling else info
 
     @classmethod
-    def open(cls, path: Path | str, *, resolution_m: float | None = None) -> "Image":
+    def open(cls, path: Path | str, *, resolution_m: float | None = None, bands: Sequence[int] = ()) -> "Image":
         """Open an image; with `resolution_m`, resample it to that pixel size while it is read.
+
+        With `bands`, counted from 1 without alpha, it has only these, in this order.
 
         `info.grid` is then the resampled grid: same CRS, orientation and upper left corner, with square pixels of
         `resolution_m` metres at the image's centre (see `geograft.geo.rasters.resample`).
 
         Raises:
-            InputError: when the file is missing, corrupt or not an image, when its dtype is not real, or when
-                `resolution_m` is given and it has no CRS.
+            InputError: when the file is missing, corrupt or not an image, when its dtype is not real, when it lacks
+                one of `bands`, or when `resolution_m` is given and it has no CRS.
         """
         raster = open_raster(Path(path))
         try:
-            return cls(Path(path), raster, resolution_m)
+            return cls(Path(path), raster, resolution_m, bands)
         except InputError:
             raster.close()
             raise

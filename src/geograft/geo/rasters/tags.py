@@ -19,6 +19,8 @@ ORIGIN_TAG = "GEOGRAFT_ORIGIN"
 """SHA-256 of everything that determines the map: model, rasters, settings."""
 BACKEND_TAG = "GEOGRAFT_BACKEND"
 """The inference backend that computed the map."""
+THRESHOLD_TAG = "GEOGRAFT_THRESHOLD"
+"""The thresholds of a map, as for --threshold; none where the most probable of several classes is mapped."""
 SCALE_TAG = "GEOGRAFT_SCALE"
 """Description of the values in a file of probabilities or uncertainty."""
 CLASS_TAG = "CLASS_"
@@ -42,12 +44,14 @@ def sibling_path(path: Path, what: str) -> Path:
 
 
 def map_tags(card: ModelCard, origin: str) -> dict[str, str]:
-    """Return the tags of a map by the model of `card`."""
+    """Return the tags of a map by the model of `card`, with the thresholds of the card."""
     named = list(zip(card.legend.values, card.legend.names, strict=True))
     if card.legend.overlapping:
         named = [(0, "not of the band's class"), (1, "of the band's class")]
     classes = {f"{CLASS_TAG}{value}": name for value, name in named}
-    return {**classes, ORIGIN_TAG: origin, CARD_TAG: json.dumps(card.content, ensure_ascii=False)}
+    thresholds = " ".join(map(repr, card.used_thresholds))
+    used = {THRESHOLD_TAG: thresholds} if thresholds else {}
+    return {**classes, **used, ORIGIN_TAG: origin, CARD_TAG: json.dumps(card.content, ensure_ascii=False)}
 
 
 def has_band_per_class(info: ImageInfo) -> bool:
