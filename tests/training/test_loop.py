@@ -318,8 +318,21 @@ def test_patience_has_no_effect_without_validation(tmp_path: Path) -> None:
     assert len(fit(TinyNetwork(), training_data(val=[]), replace(CONFIG, patience=1), tmp_path).epochs) == 3
 
 
-def test_training_prints_nothing_without_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=1), tmp_path)
+def test_without_a_terminal_training_prints_one_line_per_epoch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    history = fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=2), tmp_path)
+    printed = capfd.readouterr()
+    first, *lines = printed.err.splitlines()
+    assert printed.out == ""
+    assert "18 tiles, validation on 5;" in first
+    assert first.endswith("encoder weights: random; cpu")
+    assert len(lines) == len(history.epochs) == 2
+    for row, line in zip(history.epochs, lines, strict=True):
+        assert line.startswith(f"epoch {row.epoch} of 2: train loss {row.train_loss:.4f}, ")
+        assert f"val loss {row.val_loss:.4f}, val IoU {row.val_iou:.3f}" in line
+    assert lines[-1].endswith("; 0 s left")
+    fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=2), tmp_path, resume=True)
     assert capfd.readouterr() == ("", "")
 
 

@@ -72,7 +72,7 @@ def test_gradients_of_several_batches_equal_those_of_their_mean_loss(mix: LossCo
     expected, losses = torchs(batches, mix)
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses)
-    for (images, label), (_, matrix, tiles) in zip(batches, counted, strict=True):
+    for (images, label), (_, matrix, tiles, _) in zip(batches, counted, strict=True):
         assert (matrix == confusion(network(images), label, 2).numpy()).all()
         assert tiles == 4
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from geograft.errors import GeograftError
+from geograft.interrupts import Interrupted, handle_signals, received_signal
 
 
 def installed_version() -> str:
@@ -25,6 +26,8 @@ app = App(
     "images + labels -> prepare -> train -> evaluate -> predict -> polygons",
     help_format="plaintext",
     version=installed_version,
+    # Interrupts are reported by `main`.
+    suppress_keyboard_interrupt=False,
 )
 prepare = App(name="prepare", help="Make a tile set from images and labels.", sort_key=1)
 app.command(prepare)
@@ -156,12 +159,30 @@ def set_gdal_options() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments` (default: the process's own).
 
-    Errors that the user can fix print one line on stderr and exit with code 1.
+    Errors that the user can fix print one line on stderr and exit with code 1. At SIGINT (Ctrl-C) and SIGTERM the
+    command saves what it has, prints one line on stderr that says what is kept, and exits with code 130 or 143.
     """
     set_gdal_options()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        with handle_signals():
+            app(given, exit_on_error=False, print_error=False)
     except (GeograftError, CycloptsError) as error:
         sys.exit(f"geograft: {' '.join(str(error).split())}")
+    except Interrupted as error:
+        sys.stderr.write(f"geograft: {interrupt_message(error, given[0] if given else '')}\n")
+        sys.exit(128 + received_signal())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+HOW_TO_RESUME = {"train": "continue with --resume"} | dict.fromkeys(
+    ("predict", "polygons", "compare", "curve", "find", "demo"), "run the same command again to resume"
+)
+"""What an interrupted command says, by name. All others write their result in one piece at the end."""
+
+
+def interrupt_message(error: Interrupted, command: str) -> str:
+    """Return what `command` kept when it was interrupted, and how to resume it."""
+    kept = "; ".join(getattr(error, "__notes__", ())) or "Stopped"
+    return f"{kept}; {HOW_TO_RESUME.get(command, 'nothing was written')}."

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, raster_state
 from geograft.geo.rasters.tags import check_class_map, has_band_per_class, map_legend, sibling_path
 from geograft.geo.vectors.reader import Features
+from geograft.interrupts import note_kept
 from geograft.legend import Legend
 from geograft.mapping.polygons.ledger import LazyArrays, PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder, inside_holes
@@ -256,7 +258,8 @@ def polygons(
         check_target(target)
         class_map = _open_class_map(image, settings, files)
         ledger = PolygonLedger(folder, _origin(class_map, settings), image.info.grid.height * class_map.layer_count)
-        with keep_ledger_on_error(folder, lambda: _progress(ledger)):
+        progress = partial(_progress, ledger)
+        with note_kept("the polygons", progress, ledger.remove), keep_ledger_on_error(folder, progress):
             _find_polygons(class_map, settings, ledger, out.name)
             result = PolygonResult(ledger, class_map, settings)
             summary = PolygonSummary(out, result.unit, result.classes(), result.too_small(), tuple(result.notes()))
@@ -279,8 +282,7 @@ def _open_class_map(image: Image, settings: PolygonConfig, files: ExitStack) -> 
 def _find_polygons(class_map: ClassMap, settings: PolygonConfig, ledger: PolygonLedger, name: str) -> None:
     """Process the rows of blocks that are not in the ledger yet, and mark the ledger as complete."""
     mpx = class_map.image.info.grid.width / 1e6
-    with progress_bar(f"polygons {name}", ledger.rows * mpx, "Mpx") as bar:
-        bar.advance(ledger.rows_done * mpx)
+    with progress_bar(f"polygons {name}", ledger.rows * mpx, "Mpx", done=ledger.rows_done * mpx) as bar:
         for layer in range(class_map.layer_count):
             source = class_map_source(class_map, layer, lambda window: bar.advance(window.height * window.width / 1e6))
             _find_layer(source, PolygonBuilder(class_map.image.info.grid, settings), ledger, layer * source.height)

@@ -14,6 +14,7 @@ from geograft.errors import InputError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.rasters.raster import raster_state
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, map_tags
+from geograft.interrupts import note_kept
 from geograft.mapping.applicability import write_applicability
 from geograft.mapping.blend import Model, Strip, blend
 from geograft.mapping.classmap import (
@@ -127,7 +128,8 @@ def write_map(task: MapTask, model: Model) -> MapResult:
     """
     ledger = Ledger(task.folder, task.origin, task.plan.lanes)
     earlier_px, started = ledger.finished_px, time.perf_counter()
-    with keep_ledger_on_error(task.folder, lambda: _progress(task, ledger)):
+    progress = partial(_progress, task, ledger)
+    with note_kept("the map", progress, ledger.remove), keep_ledger_on_error(task.folder, progress):
         _predict_strips(task, ledger, model)
         seconds = time.perf_counter() - started
         _check_unchanged(task, ledger)
@@ -142,8 +144,8 @@ def write_map(task: MapTask, model: Model) -> MapResult:
 def _predict_strips(task: MapTask, ledger: Ledger, model: Model) -> None:
     """Add the missing strips to the ledger."""
     grid, name = task.source.grid, f"predict {task.source.path.name}"
-    with progress_bar(name, grid.height * grid.width / 1e6, "Mpx") as bar, closing(task.source.mosaic):
-        bar.advance(ledger.finished_px / 1e6)
+    total, done = grid.height * grid.width / 1e6, ledger.finished_px / 1e6
+    with progress_bar(name, total, "Mpx", done=done) as bar, closing(task.source.mosaic):
         carry_over = partial(ledger.read_array, name=CARRY_OVER)
         with closing(blend(task.plan, task.source, model, ledger.tile_counts, carry_over)) as strips:
             for strip in strips:

@@ -30,12 +30,20 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
 from geograft.config import TrainConfig
 from geograft.errors import GeograftError, SettingError
+from geograft.interrupts import (
+    Interrupted,
+    handle_signals,
+    handles_signals,
+    postpone_interrupts,
+    received_signal,
+    relay_interrupts,
+)
 from geograft.networks.device import find_device, find_precision
 from geograft.text import pluralise
 
@@ -192,25 +200,42 @@ def spawns_processes(config: TrainConfig) -> bool:
 def launch(config: TrainConfig, function: Callable[..., Result], *args: Any) -> Result:
     """Run `function(group, *args)` in each of the processes that `config` asks for, and return the result of rank 0.
 
+    Interrupts are postponed to the end of `function`, which may raise `Interrupted` itself once its state is saved; the
+    processes that this one spawns are interrupted with it.
+
     Raises:
         SettingError: if a device is not available, or torchrun or Slurm started another number of processes.
     """
     fabric = _fabric(config)
     if fabric.world_size == 1:
-        return function(ProcessGroup(fabric), *args)
+        with postpone_interrupts():
+            return function(ProcessGroup(fabric), *args)
     try:
-        # Arguments and result are wrapped, because Fabric searches them for tensors and fails at frozen dataclasses.
-        result: Result = fabric.launch(partial(_run_process, function, args)).result
+        with relay_interrupts() if spawns_processes(config) else nullcontext():
+            # Arguments and result are wrapped, because Fabric searches them for tensors and fails at dataclasses.
+            outcome = fabric.launch(partial(_run_process, function, args, handles_signals()))
     except ProcessRaisedException as error:
         raise _original_error(error) from error
+    except ProcessExitedException as error:
+        # A process that was interrupted while it started has no handler yet.
+        if received_signal():
+            raise Interrupted from error
+        raise
+    if outcome.interrupt is not None:
+        raise outcome.interrupt
+    result: Result = outcome.result
     return result
 
 
-def _run_process(function: Callable[..., Any], args: tuple[Any, ...], fabric: Fabric) -> SimpleNamespace:
+def _run_process(function: Callable[..., Any], args: tuple[Any, ...], handled: bool, fabric: Fabric) -> SimpleNamespace:
     # Networks arrive in memory that the processes share, so that each needs a copy of its own.
     own = [deepcopy(each) if isinstance(each, nn.Module) else each for each in args]
     try:
-        return SimpleNamespace(result=function(ProcessGroup(fabric), *own))
+        with handle_signals(handled), postpone_interrupts():
+            return SimpleNamespace(result=function(ProcessGroup(fabric), *own), interrupt=None)
+    except Interrupted as error:
+        # Returned, because torch drops a KeyboardInterrupt of a process.
+        return SimpleNamespace(interrupt=error)
     finally:
         distributed.destroy_process_group()
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from geograft.config import TrainConfig
 from geograft.errors import GeograftError, SettingError
+from geograft.interrupts import block_signals_in_children
 from geograft.labels import Label, labelled_mask
 from geograft.legend import Legend
 from geograft.networks.device import memory_format_for
@@ -200,7 +201,9 @@ class TileLoader:
     def _pass(self, batches: Sequence[Sequence[TileKey]]) -> Iterator[TrainingBatch]:
         shards = (shard(batch, self._rank, self._world_size) for batch in batches)
         self._batches_to_read[:] = [batch for batch in shards if batch]
-        for batch in self._loader:
+        with block_signals_in_children():
+            loaded = iter(self._loader)
+        for batch in loaded:
             if isinstance(batch, GeograftError):
                 raise batch
             images, label = batch

@@ -1,5 +1,6 @@
 """The training loop: train, validate, save the best weights, resume after an interruption."""
 
+import math
 import time
 from dataclasses import replace
 from itertools import zip_longest
@@ -12,11 +13,13 @@ import torch
 from geograft.card import WEIGHTS
 from geograft.config import TrainConfig
 from geograft.errors import DivergedError, InputError
+from geograft.interrupts import Interrupted
 from geograft.losses.segmentation import build_loss_config
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.networks.device import deterministic_algorithms, memory_format_for
 from geograft.networks.network import Network
-from geograft.progress import ProgressBar, progress_bar
+from geograft.progress import ProgressBar, announce, progress_bar
+from geograft.text import pluralise
 from geograft.training.checkpoint import (
     LAST,
     EpochTotals,
@@ -34,6 +37,7 @@ from geograft.training.loader import TileLoader, TrainingBatch, TrainingData
 from geograft.training.optim import ModelEMA, Schedule, build_optimizer, freeze_encoder, set_learning_rates
 from geograft.training.sampling import check_batch_size, shard
 from geograft.training.step import (
+    BatchResult,
     NonFiniteLossError,
     Step,
     TensorPair,
@@ -69,13 +73,16 @@ def _fit_process(
     group: ProcessGroup, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
 ) -> History:
     run = _Run(group, network, data, config, folder, resume)
+    if group.is_main and not run.finished():
+        announce(run.summary())
     with (
-        progress_bar("training", run.tiles_left(), "tiles", enabled=group.is_main) as bar,
+        progress_bar("training", run.tiles_left(), "tiles", enabled=group.is_main, line_s=math.inf) as bar,
         deterministic_algorithms(group.fabric.device),
     ):
         while not run.finished():
             run.train(bar)
             run.end_epoch(run.validate(bar))
+            bar.print_line(run.epoch_line())
     return run.end()
 
 
@@ -116,6 +123,27 @@ class _Run:
         done = self.progress.step * self._config.batch_size
         return max(0, epochs * (len(self._data.train) + len(self._data.val)) - done)
 
+    def summary(self) -> str:
+        """Return tiles, parameters, weights and device in one line."""
+        parameters = list(self._network.parameters())
+        count, trained = (sum(p.numel() for p in parameters if p.requires_grad or both) for both in (True, False))
+        processes = self._group.world_size
+        device = self._fabric.device.type + (f" in {processes} processes" if processes > 1 else "")
+        return (
+            f"training on {pluralise(len(self._data.train), 'tile')}, validation on {len(self._data.val):,}; "
+            f"{count:,} parameters, {trained:,} trained; encoder weights: {self._network.weights_from}; {device}"
+        )
+
+    def epoch_line(self) -> str:
+        """Return the losses and IoU of the last finished epoch in one line, and the time left if all epochs run."""
+        row, epochs = self.progress.history.epochs[-1], self._config.epochs
+        val = "" if math.isnan(row.val_loss) else f", val loss {row.val_loss:.4f}, val IoU {row.val_iou:.3f}"
+        left = 0 if self.finished() else row.seconds * (epochs - row.epoch)
+        return (
+            f"epoch {row.epoch} of {epochs}: train loss {row.train_loss:.4f}, train IoU {row.train_iou:.3f}{val}, "
+            f"{row.seconds:.0f} s; {left:.0f} s left"
+        )
+
     def train(self, bar: ProgressBar) -> None:
         """Run the remaining steps of the epoch."""
         self._begin_epoch()
@@ -133,6 +161,7 @@ class _Run:
                 result = self._step.evaluate(batch, model)
                 totals.add(result.loss, result.confusion)
                 bar.advance(result.tiles)
+                self._stop_if_interrupted([result])
         return totals
 
     def end_epoch(self, val: EpochTotals) -> None:
@@ -199,8 +228,8 @@ class _Run:
             torch.manual_seed(_seed(self._config.seed, self.progress.epoch))
         self._ticked = time.monotonic()
 
-    def _optimizer_step(self, batches: list[TensorPair]) -> int:
-        """Run one optimizer step, add its loss and confusion, and return the number of tiles."""
+    def _optimizer_step(self, batches: list[TensorPair]) -> list[BatchResult]:
+        """Run one optimizer step, add its loss and confusion, and return the result of each batch."""
         self._seed_step()
         step = self.progress.step // self._config.accumulate
         set_learning_rates(self._optimizer, self._schedule, self.progress.epoch * self._schedule.epoch_steps + step)
@@ -219,7 +248,7 @@ class _Run:
         for each in results:
             self.progress.totals.add(each.loss, each.confusion)
         self.progress.step += len(batches)
-        return sum(each.tiles for each in results)
+        return results
 
     def _seed_step(self) -> None:
         """With several processes, seed each step by rank, so that only the main process's random state is saved."""
@@ -238,17 +267,35 @@ class _Run:
         names, count = self._group.all_gather_lines(names), len(self._group.all_gather_lines([""] * len(tiles)))
         return f"The loss became {error.loss} in {where}. {nonfinite_message(self._network, names, count)}"
 
-    def _end_step(self, tiles: int, bar: ProgressBar) -> None:
-        """Add the time of the step, save the state every `save_minutes`, and update the progress bar."""
+    def _end_step(self, results: list[BatchResult], bar: ProgressBar) -> None:
+        """Add the time of the step, update the progress bar, and save the state every `save_minutes`.
+
+        Raises:
+            Interrupted: after an interrupt, with the state saved.
+        """
         now = time.monotonic()
         self.progress.seconds += now - self._ticked
         self._ticked = now
-        if self._group.is_main and now - self._saved >= 60 * self._config.save_minutes:
-            self._save()
-        bar.advance(tiles)
+        bar.advance(sum(each.tiles for each in results))
         bar.set_note(
             f"epoch {self.progress.epoch + 1}/{self._config.epochs}, loss {self.progress.totals.mean_loss:.3f}"
         )
+        self._stop_if_interrupted(results)
+        if self._group.is_main and now - self._saved >= 60 * self._config.save_minutes:
+            self._save()
+
+    def _stop_if_interrupted(self, results: list[BatchResult]) -> None:
+        """Save the state and raise Interrupted, in all processes, if one was interrupted before these results.
+
+        In validation as well: the state is the one after the epoch's last step, and validation is repeated.
+        """
+        if not any(each.interrupted for each in results):
+            return
+        if self._group.is_main:
+            self._save()
+        stopped = Interrupted()
+        stopped.add_note(f"Stopped in epoch {self.progress.epoch + 1} of {self._config.epochs}")
+        raise stopped
 
     def _save(self) -> None:
         save_state(self._folder, self._parts, self.progress, self._identity)

@@ -14,6 +14,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
+from geograft.interrupts import received_signal
 from geograft.legend import IGNORE
 from geograft.losses.segmentation import (
     Logits,
@@ -124,6 +125,8 @@ class BatchResult(NamedTuple):
     confusion: Int64[ndarray, "..."]
     """As in `geograft.metrics.confusion.ConfusionScheme`."""
     tiles: int
+    interrupted: bool = False
+    """Whether a process of the group was interrupted; the same in all of them."""
 
 
 class NonFiniteLossError(Exception):
@@ -210,7 +213,8 @@ class Step:
                 self._group.fabric.backward(loss * (weight * self._group.loss_factor / batches))
             chunk = self._batch_result(main_loss, main_logits(logits), label)
             matrix, tiles = result.confusion + chunk.confusion, result.tiles + chunk.tiles
-            result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles)
+            interrupted = result.interrupted or chunk.interrupted
+            result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles, interrupted)
         return result
 
     def _losses(self, logits: Logits | MultiScaleLogits, label: LabelTensor) -> tuple[Tensor, Tensor]:
@@ -229,8 +233,10 @@ class Step:
         counts = (
             overlapping_confusion(detached, label) if overlapping else confusion(detached, label, self._scheme.classes)
         )
-        sums = self._group.all_reduce(torch.cat([counts.flatten(), counts.new_tensor([len(label)])])).numpy(force=True)
-        return BatchResult(loss.item(), sums[:-1].reshape(counts.shape), int(sums[-1]))
+        # Interrupts are summed with the counts, so that all processes stop after the same step.
+        others = counts.new_tensor([len(label), received_signal()])
+        sums = self._group.all_reduce(torch.cat([counts.flatten(), others])).numpy(force=True)
+        return BatchResult(loss.item(), sums[:-2].reshape(counts.shape), int(sums[-2]), interrupted=bool(sums[-1]))
 
     def _split_further(self, tiles: int, error: RuntimeError) -> None:
         if self._group.world_size > 1:

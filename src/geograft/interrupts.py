@@ -1,0 +1,143 @@
+"""Interrupts: SIGINT (Ctrl-C) and SIGTERM raise `Interrupted`, at once or at the end of a step.
+
+Only the command line installs the handlers (`handle_signals`). Without them nothing here has an effect: in a Python
+program Ctrl-C raises KeyboardInterrupt anywhere, and SIGTERM ends the process.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SIGNAL_S = 0.2
+"""Time within which a further signal is the same one: `timeout` and Slurm signal a process and then its group."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended a command; its notes say what is kept."""
+
+
+@dataclass
+class _State:
+    """The signals of this process."""
+
+    handled: bool = False
+    received: int = 0
+    """Number of the first signal; 0 before."""
+    time: float = 0.0
+    postponed: int = 0
+    """Depth of `postpone_interrupts`."""
+    relayed: int = 0
+    """Depth of `relay_interrupts`."""
+
+
+_state = _State()
+
+
+@contextmanager
+def handle_signals(enabled: bool = True) -> Iterator[None]:
+    """Raise `Interrupted` at the first SIGINT or SIGTERM within the block; end the process at a second Ctrl-C.
+
+    A signal that the process ignores stays ignored (`nohup`, background jobs). Does nothing if not `enabled`, if the
+    handlers are installed already, or outside the main thread, where Python allows none.
+    """
+    if not enabled or _state.handled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    _state.handled, _state.received = True, 0
+    for number in heeded:
+        signal.signal(number, _receive)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+        _state.handled = False
+
+
+def handles_signals() -> bool:
+    """Return whether `handle_signals` is in effect."""
+    return _state.handled
+
+
+def received_signal() -> int:
+    """Return the number of the signal that interrupted this process; 0 if there was none."""
+    return _state.received
+
+
+@contextmanager
+def postpone_interrupts() -> Iterator[None]:
+    """Raise `Interrupted` only at the end of the block; inside, `received_signal` tells of an interrupt."""
+    _state.postponed += 1
+    try:
+        yield
+    finally:
+        _state.postponed -= 1
+    if _state.received and _state.handled:
+        raise Interrupted
+
+
+@contextmanager
+def relay_interrupts() -> Iterator[None]:
+    """Send SIGTERM to all child processes in place of raising `Interrupted`, which they are expected to report."""
+    _state.relayed += 1
+    try:
+        yield
+    finally:
+        _state.relayed -= 1
+
+
+@contextmanager
+def block_signals_in_children() -> Iterator[None]:
+    """Let processes that start within the block never receive SIGINT and SIGTERM, which Ctrl-C sends to all of a job.
+
+    For workers that end with this process. Their signals are blocked from the start, before they can set a handler.
+    """
+    if not _state.handled or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def note_kept(what: str, describe_progress: Callable[[], str], remove: Callable[[], None]) -> Iterator[None]:
+    """Add a note to an interrupt that says how much of `what` is kept; call `remove` if nothing is.
+
+    `describe_progress` returns a text such as "3 of 5 rows are", empty if nothing is kept.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        kept = describe_progress()
+        if not kept:
+            remove()
+        error.add_note(f"Stopped; {kept} kept" if kept else f"Stopped; no part of {what} was finished")
+        raise
+
+
+def _receive(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: raise, record or relay the first one; a second Ctrl-C ends the process and its children."""
+    if _state.received:
+        if number == signal.SIGINT and time.monotonic() - _state.time > SAME_SIGNAL_S:
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(128 + number)
+        return
+    _state.received, _state.time = number, time.monotonic()
+    if _state.relayed:
+        for child in multiprocessing.active_children():
+            child.terminate()
+    elif not _state.postponed:
+        raise Interrupted
