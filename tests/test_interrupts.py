@@ -205,6 +205,8 @@ def test_handlers_are_those_of_before_after_the_block() -> None:
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
     with pytest.raises(Interrupted), handle_signals():
         send(signal.SIGTERM)
+    # Later work in this process is not interrupted.
+    assert not received_signal()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 

@@ -52,7 +52,7 @@ def handle_signals(enabled: bool = True) -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    _state.handled, _state.received = True, 0
+    _state.handled = True
     for number in heeded:
         signal.signal(number, _receive)
     try:
@@ -60,7 +60,7 @@ def handle_signals(enabled: bool = True) -> Iterator[None]:
     finally:
         for number in heeded:
             signal.signal(number, before[number] or signal.SIG_DFL)
-        _state.handled = False
+        _state.handled, _state.received = False, 0
 
 
 def handles_signals() -> bool:
@@ -69,7 +69,7 @@ def handles_signals() -> bool:
 
 
 def received_signal() -> int:
-    """Return the number of the signal that interrupted this process; 0 if there was none."""
+    """Return the number of the signal that arrived within `handle_signals`; 0 if none did."""
     return _state.received
 
 
@@ -81,7 +81,7 @@ def postpone_interrupts() -> Iterator[None]:
         yield
     finally:
         _state.postponed -= 1
-    if _state.received and _state.handled:
+    if _state.received:
         raise Interrupted
 
 

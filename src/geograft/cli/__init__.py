@@ -164,16 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     set_gdal_options()
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        with handle_signals():
+    with handle_signals():
+        try:
             app(given, exit_on_error=False, print_error=False)
-    except (GeograftError, CycloptsError) as error:
-        sys.exit(f"geograft: {' '.join(str(error).split())}")
-    except Interrupted as error:
-        sys.stderr.write(f"geograft: {interrupt_message(error, given[0] if given else '')}\n")
-        sys.exit(128 + received_signal())
-    except KeyboardInterrupt:
-        sys.exit(130)
+        except (GeograftError, CycloptsError) as error:
+            sys.exit(f"geograft: {' '.join(str(error).split())}")
+        except Interrupted as error:
+            sys.stderr.write(f"geograft: {interrupt_message(error, given[0] if given else '')}\n")
+            sys.exit(128 + received_signal())
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 HOW_TO_RESUME = {"train": "continue with --resume"} | dict.fromkeys(
