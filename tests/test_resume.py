@@ -65,7 +65,7 @@ def test_an_error_names_what_is_kept_and_an_empty_folder_is_removed(tmp_path: Pa
     folder = tmp_path / "folder"
     for held in ("3 of 5 rows are", ""):
         folder.mkdir(exist_ok=True)
-        write_ledger(folder, {})
+        write_ledger(folder, {"origin": {}, "complete": False})
         save_arrays(folder / "part.npz", {"a": np.arange(3)})
         said = rf"^full 3 of 5 rows are kept in {folder}\b" if held else "^full$"
         with pytest.raises(OutputError, match=said), keep_ledger_on_error(folder, lambda held=held: held):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from geograft.errors import OutputError
+
+LEDGER = "ledger.json"
+"""The file by which a folder of partial results is recognised, see `geograft.resume`."""
+MARKER = ".geograft-part"
+"""The file by which a temporary folder is recognised: only what has it, or is empty, is removed."""
 
 
 @contextmanager
@@ -27,68 +33,80 @@ def translate_write_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; it replaces `path` on success and is removed on failure.
+    """Yield a path of the same name in a temporary folder next to `path`; the file replaces `path` on success.
 
-    The temporary name keeps the suffix (`.map.part.tif` for `map.tif`), since GDAL drivers are chosen by it.
+    The folder `.NAME.part` is removed, with whatever a driver writes next to its output. What a killed process left
+    there is removed first.
+
+    Raises:
+        OutputError: on any OSError, and if `.NAME.part` is not a temporary folder of geograft, which then stays as it
+            is.
     """
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    with translate_write_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            part.replace(path)
-        finally:
-            _remove(part)
-
-
-@contextmanager
-def atomic_write_in_scratch(path: Path) -> Iterator[Path]:
-    """Yield a path in a temporary folder next to `path`; the file replaces `path` on success. The folder is removed.
-
-    For drivers that write auxiliary files next to their output.
-    """
-    with translate_write_errors(path):
-        folder = _scratch(path)
-        try:
-            _remove(folder)
-            folder.mkdir(parents=True)
-            yield folder / path.name
-            (folder / path.name).replace(path)
-        finally:
-            _remove(folder)
+    with translate_write_errors(path), _scratch_folder(path) as folder:
+        yield folder / path.name
+        (folder / path.name).replace(path)
 
 
 def remove_scratch_folder(path: Path) -> None:
-    """Remove the temporary folder that a killed `atomic_write_in_scratch` left next to `path`."""
+    """Remove the temporary folder that a killed `atomic_write` left next to `path`.
+
+    Raises:
+        OutputError: on any OSError, and if the folder is not one of geograft.
+    """
     with translate_write_errors(path):
-        _remove(_scratch(path))
+        _remove_scratch(scratch_path(path))
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder next to `folder`; it becomes `folder` on success and is removed on failure.
+    """Yield an empty temporary folder; it becomes `folder` on success and is removed on failure.
+
+    It lies in `.NAME.part` next to `folder`, with the file by which that is recognised after a kill.
 
     Raises:
-        OutputError: if `folder` exists and is not empty, before any work is done.
+        OutputError: before any work is done, if `folder` exists and is not empty, or `.NAME.part` is not a temporary
+            folder of geograft; on any OSError.
     """
     refuse_existing(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    with translate_write_errors(folder):
-        _remove(part)
-        try:
-            part.mkdir(parents=True)
-            yield part
-            if folder.exists():
-                folder.rmdir()
-            part.replace(folder)
-        finally:
-            _remove(part)
+    with translate_write_errors(folder), _scratch_folder(folder) as scratch:
+        part = scratch / folder.name
+        part.mkdir()
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.replace(folder)
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise OutputError if `path` is a file or a non-empty folder."""
+    """Raise OutputError if `path` is a file or a non-empty folder, or if its temporary folder belongs to others."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise OutputError(f"{path} exists already; nothing was changed. Remove it or choose another --out.")
+    scratch = scratch_path(path)
+    if not (scratch / LEDGER).is_file():
+        _refuse_foreign(scratch)
+
+
+def scratch_path(path: Path) -> Path:
+    """Return the temporary folder of the output `path`, next to it."""
+    return path.with_name(f".{path.name}.part")
+
+
+def remove_folder(folder: Path, last: str) -> None:
+    """Remove a folder. The file `last`, by which it is recognised, is deleted last, in case this is interrupted."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    folder.rmdir()
+
+
+def foreign_folder_error(folder: Path) -> OutputError:
+    """Return the error for something at the place of a temporary folder that geograft did not write."""
+    return OutputError(
+        f"{folder} is not a partial output of geograft, which needs this name; nothing was changed. "
+        "Rename or remove it, or choose another --out."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,7 +117,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content))
+
+
+def to_json(content: Any) -> str:
+    """Return `content` as indented JSON."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def file_digest(path: Path) -> str:
@@ -113,12 +136,30 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+@contextmanager
+def _scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder next to `path`, and remove it."""
+    folder = scratch_path(path)
+    _remove_scratch(folder)
+    folder.mkdir(parents=True)
+    try:
+        (folder / MARKER).write_text("Temporary files of geograft.\n", encoding="ascii")
+        yield folder
+    finally:
+        remove_folder(folder, last=MARKER)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _remove_scratch(folder: Path) -> None:
+    _refuse_foreign(folder)
+    if folder.exists():
+        remove_folder(folder, last=MARKER)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise OutputError if something is at `folder`, and it is neither empty nor marked as a temporary folder."""
+    if not os.path.lexists(folder):
+        return
+    is_folder = folder.is_dir() and not folder.is_symlink()
+    # A process killed before it wrote the marker leaves an empty folder.
+    if not is_folder or (any(folder.iterdir()) and not (folder / MARKER).is_file()):
+        raise foreign_folder_error(folder)

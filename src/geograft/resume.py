@@ -6,7 +6,6 @@ the last step is complete. The other files belong to the module that writes the 
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +18,18 @@ from numpy import ndarray
 
 from geograft.config.recipes import RENAMED_SETTINGS
 from geograft.errors import GeograftError, InputError
-from geograft.files import atomic_write, translate_write_errors, write_json
+from geograft.files import (
+    LEDGER,
+    atomic_folder,
+    atomic_write,
+    foreign_folder_error,
+    remove_folder,
+    remove_scratch_folder,
+    to_json,
+    translate_write_errors,
+    write_json,
+)
 
-LEDGER = "ledger.json"
 MAX_SHOWN = 3
 """Number of differences listed in an error message."""
 READ_ERRORS = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
@@ -102,16 +110,44 @@ def write_ledger(folder: Path, content: Mapping[str, Any]) -> None:
     write_json(folder / LEDGER, content)
 
 
+def create_ledger(folder: Path, content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+    """Create the folder of a ledger, complete or not at all, with `files` by name besides the ledger itself.
+
+    Raises:
+        OutputError: if something else is in `folder`, which then stays as it is; on any OSError.
+    """
+    refuse_foreign_ledger(folder)
+    with atomic_folder(folder) as part:
+        for name, text in (files or {}).items():
+            (part / name).write_text(text, encoding="ascii")
+        (part / LEDGER).write_text(to_json(content), encoding="utf-8")
+
+
 def remove_ledger(folder: Path) -> None:
     """Remove the folder of a ledger, even a partly removed one. The ledger is deleted last.
 
     Raises:
-        OutputError: on any OSError.
+        InputError: if the ledger is corrupt.
+        OutputError: if the folder has no ledger but other files, which then stay as they are; on any OSError.
     """
+    refuse_foreign_ledger(folder)
+    # Of a process killed just after it had created the ledger.
+    remove_scratch_folder(folder)
     with translate_write_errors(folder):
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == LEDGER):
-            path.unlink()
-        shutil.rmtree(folder)
+        remove_folder(folder, last=LEDGER)
+
+
+def refuse_foreign_ledger(folder: Path) -> None:
+    """Raise OutputError if something is at `folder` that has no ledger; an empty folder may have lost it to a kill.
+
+    Raises:
+        InputError: if the ledger is corrupt.
+    """
+    if not os.path.lexists(folder):
+        return
+    with translate_write_errors(folder):
+        if folder.is_symlink() or not folder.is_dir() or (read_origin(folder) is None and any(folder.iterdir())):
+            raise foreign_folder_error(folder)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, ndarray]) -> None:

@@ -16,6 +16,7 @@ from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.tags import has_band_per_class
 from geograft.geo.vectors.points import REFERENCE, LabelledPoints, read_points
+from geograft.locks import locks_output
 from geograft.mapping.strata import Strata, areas_at, pixels_at, read_strata, stratum_at
 from geograft.metrics.estimation import AccuracyEstimates, ErrorMatrix, Estimate, estimate_accuracy, undersampled_strata
 from geograft.text import format_table
@@ -159,6 +160,7 @@ def _number(value: float) -> str:
     return f"{value:,.1f}"
 
 
+@locks_output
 def area(map: Path, points: Path, out: Path | None = None) -> AreaReport:  # noqa: A002
     """Return the area of each class and the accuracies of a map, with 95 % confidence intervals, from labelled points.
 

@@ -16,6 +16,7 @@ from geograft.errors import InputError
 from geograft.files import write_json
 from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
+from geograft.locks import lock_output
 from geograft.mapping.scoring import batch_indices, read_batches, stack_tiles
 from geograft.metrics.calibration import (
     STEPS,
@@ -120,6 +121,12 @@ def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
         InputError: when the run is invalid, or the tile set is not that of the run or has no labelled validation tiles.
         OutputError: when the card cannot be written; it is then unchanged.
     """
+    # The lock is that of a training, which writes the same card.
+    with lock_output(run):
+        return _calibrate(run, tiles)
+
+
+def _calibrate(run: Path, tiles: Path | None) -> Calibration:
     predictor = Predictor.load(run)
     tile_set = TileSet.open(tiles or read_tile_set_path(run))
     _check_tile_set(run, predictor.card, tile_set)

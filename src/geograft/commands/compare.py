@@ -30,6 +30,7 @@ from geograft.figures import ExampleTile, examples_figure, loss_figure
 from geograft.figures.pictures import stretch, stretch_limits
 from geograft.files import atomic_write, write_json, write_text
 from geograft.inference.predictor import Predictor
+from geograft.locks import lock_output
 from geograft.mapping.scoring import (
     BootstrapEstimator,
     Confusion,
@@ -43,6 +44,7 @@ from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import LEVEL, few_units_warning
 from geograft.text import format_table
 from geograft.training.checkpoint import STATE
+from geograft.training.distributed import rank_of
 from geograft.training.history import read_history
 from geograft.training.loader import image_mask
 
@@ -213,6 +215,12 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
         InputError, WeightsError, OutputError: as in `train`.
     """
     check_variants(recipe)
+    # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
+    with lock_output(out, enabled=rank_of(recipe.train) == 0):
+        return _compare(tiles, recipe, out, folds)
+
+
+def _compare(tiles: Path, recipe: Recipe, out: Path, folds: int) -> Comparison:
     sets = dict(enumerate(write_fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
     jobs = [(fold, seed, variant) for fold in sets for seed in recipe.seeds for variant in recipe.variants]
     rows = [_row(sets[fold], recipe.variant(variant, seed), variant.name, out, fold) for fold, seed, variant in jobs]

@@ -32,11 +32,13 @@ from geograft.figures.curves import LearningCurve, ScoreSeries, learning_curve_f
 from geograft.figures.style import DARK, LIGHT, ImageFormat, Theme
 from geograft.files import atomic_write, write_json, write_text
 from geograft.geo.coverage import tile_overlap
+from geograft.locks import lock_output
 from geograft.mapping.scoring import BootstrapEstimator, MetricFunction, Metrics
 from geograft.metrics.intervals import LEVEL, few_units_warning
 from geograft.metrics.scores import nanmean, overall_scores
 from geograft.progress import announce
 from geograft.text import format_table, pluralise
+from geograft.training.distributed import rank_of
 
 CONTENT = "curve.json"
 TABLE = "curve.csv"
@@ -299,6 +301,14 @@ def curve(
             f"{len(recipe.seeds)} seeds, --min-steps {min_steps}: give at least one seed, and 0 or more steps."
         )
     jobs = _jobs(tile_set, recipe, percent, min_steps)
+    # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
+    with lock_output(out, enabled=rank_of(recipe.train) == 0):
+        learning_curve = _curve(tile_set, out, recipe, jobs)
+        learning_curve.write()
+    return learning_curve
+
+
+def _curve(tile_set: TileSet, out: Path, recipe: Recipe, jobs: Sequence[CurveJob]) -> Curve:
     done = {job.run: read_scored_run(job, tile_set, out) for job in jobs}
     runs = []
     for number, job in enumerate(jobs, start=1):
@@ -312,11 +322,9 @@ def curve(
     order = [variant.name for variant in recipe.variants]
     runs.sort(key=lambda run: (order.index(run.job.variant), run.job.size.tiles))
     split = _scored_split(tile_set)
-    learning_curve = Curve(
-        out, recipe.title, tiles.resolve(), split, tile_set.meta.legend.names, tuple(runs), _notes(tile_set, recipe)
-    )
-    learning_curve.write()
-    return learning_curve
+    notes = _notes(tile_set, recipe)
+    whole = tile_set.folder.resolve()
+    return Curve(out, recipe.title, whole, split, tile_set.meta.legend.names, tuple(runs), notes)
 
 
 def _jobs(tile_set: TileSet, recipe: Recipe, percents: Sequence[float], min_steps: int) -> list[CurveJob]:

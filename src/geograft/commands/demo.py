@@ -1,6 +1,5 @@
 """`geograft demo`: the whole workflow on two embedded scenes, from images and tree crowns to a map and a report."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,12 @@ from geograft.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META
 from geograft.errors import WeightsError
+from geograft.files import scratch_path
+from geograft.locks import locks_output
 from geograft.mapping.scoring import Metric
 from geograft.metrics.applicability import FEATURES_FILE
 from geograft.networks.network import build
+from geograft.resume import remove_ledger
 from geograft.text import format_table
 
 SCENES = Path(__file__).parent.parent / "data" / "yellowstone"
@@ -75,6 +77,7 @@ class Demo:
         ]
 
 
+@locks_output
 def demo(out: Path, recipe: Recipe | None = None) -> Demo:
     """Compare the article's three models with Geograft's default, and map another scene with the latter.
 
@@ -127,7 +130,9 @@ def _mapped(run: Path, out: Path) -> tuple[float | None, PolygonSummary]:
     for name in ("map.tif", "map.probabilities.tif", "map.applicability.tif", "map.gpkg", "report.html"):
         (out / name).unlink(missing_ok=True)
     # Partial polygons of an interrupted demo belong to the previous map.
-    shutil.rmtree(out / ".map.gpkg.part", ignore_errors=True)
+    partial = scratch_path(out / "map.gpkg")
+    if partial.exists():
+        remove_ledger(partial)
     settings = PredictConfig(probabilities="uint8", applicability=(run / FEATURES_FILE).exists())
     prediction = predict(run, (SCENES / "elsewhere.tif",), out / "map.tif", settings)
     crowns = polygons(out / "map.tif", out / "map.gpkg", PolygonConfig(min_area_m2=1.0))

@@ -17,6 +17,7 @@ from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
 from geograft.files import refuse_existing, write_json
 from geograft.inference.predictor import Predictor
+from geograft.locks import lock_output
 from geograft.mapping.plan import band_order_note
 from geograft.mapping.scoring import (
     Confusion,
@@ -352,8 +353,19 @@ def evaluate(
         SettingError: when the class of objects does not exist, or `against` has other classes.
         OutputError: when `out` exists or cannot be written.
     """
-    if out is not None:
-        refuse_existing(out)
+    other = "" if tiles is None else f"{tiles.resolve().name}-"
+    path = out or run / f"scores-{other}{split}.json"
+    with lock_output(path, enabled=run.is_dir()):
+        if out is not None:
+            refuse_existing(out)
+        result = _score_with_baseline(run, split, tiles, against, config)
+        write_json(path, result.content(path.stem.removeprefix("scores-")))
+    return result
+
+
+def _score_with_baseline(
+    run: Path, split: Split, tiles: Path | None, against: Path | None, config: EvaluateConfig
+) -> Evaluation:
     predictor = Predictor.load(run)
     tile_set = TileSet.open(tiles or read_tile_set_path(run))
     baseline = None if against is None else _load_baseline(against, predictor.card, tile_set)
@@ -361,9 +373,6 @@ def evaluate(
     if baseline is not None and against is not None:
         theirs = score_split(against, baseline, tile_set, split, config)
         result = replace(result, baseline=theirs, notes=(*result.notes, *_leakage_notes(against, tile_set)))
-    other = "" if tiles is None else f"{tile_set.folder.resolve().name}-"
-    path = out or run / f"scores-{other}{split}.json"
-    write_json(path, result.content(path.stem.removeprefix("scores-")))
     return result
 
 

@@ -16,6 +16,7 @@ from geograft.config import Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet
 from geograft.errors import DivergedError, InputError, SettingError
 from geograft.files import write_text
+from geograft.locks import locks_output
 from geograft.networks.network import build
 from geograft.progress import announce
 from geograft.text import format_table
@@ -126,6 +127,7 @@ def _cells(trial: TrialResult, rungs: tuple[int, ...]) -> list[str]:
 TRIALS = 12
 
 
+@locks_output
 def find(
     tiles: Path,
     out: Path,

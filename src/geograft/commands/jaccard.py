@@ -17,6 +17,7 @@ from numpy import ndarray
 from geograft.dataset.dstl import CLASS_NAMES, labels_table, read_wkt, scene_group
 from geograft.errors import InputError
 from geograft.files import refuse_existing, write_json
+from geograft.locks import locks_output
 from geograft.metrics.intervals import confidence_intervals, few_units_warning
 from geograft.metrics.scores import nanmean
 from geograft.text import format_table, pluralise
@@ -109,6 +110,7 @@ class DstlScore:
         ]
 
 
+@locks_output
 def jaccard(submissions: Sequence[Path], labels: Path, out: Path | None = None) -> DstlScore:
     """Score DSTL submissions against the labels of their scenes by the rule of the competition.
 

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from geograft.config import PolygonConfig
 from geograft.errors import SettingError
-from geograft.files import json_digest, refuse_existing
+from geograft.files import json_digest, refuse_existing, scratch_path
 from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, raster_state
@@ -22,6 +22,7 @@ from geograft.geo.rasters.tags import check_class_map, has_band_per_class, map_l
 from geograft.geo.vectors.reader import Features
 from geograft.interrupts import note_kept
 from geograft.legend import Legend
+from geograft.locks import locks_output
 from geograft.mapping.polygons.ledger import LazyArrays, PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder, inside_holes
 from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource
@@ -218,6 +219,7 @@ class PolygonSummary:
         return [f"{self.path}: {count:,} polygons, {area:,.1f} {self.unit}{small}", *rows, *notes]
 
 
+@locks_output
 def polygons(
     map: Path,  # noqa: A002 (the word on the command line)
     out: Path,
@@ -247,7 +249,7 @@ def polygons(
     """
     settings = config or PolygonConfig()
     _check_settings(settings)
-    folder = out.with_name(f".{out.name}.part")
+    folder = scratch_path(out)
     if not is_complete(folder):
         refuse_existing(out)
     with ExitStack() as files:

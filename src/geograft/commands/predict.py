@@ -10,6 +10,7 @@ from geograft.config import PredictConfig
 from geograft.geo.grid import block_windows
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
+from geograft.locks import lock_output
 from geograft.mapping.applicability import check_training_features, estimate_seconds, time_batch
 from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.blend import Model
@@ -214,9 +215,20 @@ def predict(
     notes = (*predictor.notes, *(note for task in tasks for note in (*resolution_notes(task), *band_order_notes(task))))
     if dry_run:
         return Prediction(out, (), notes, tuple(forecast_map(task, predictor) for task in tasks))
-    finished = [finished_map(task, alone=task.source.path == out) for task in tasks]
-    maps = tuple(result or write_map(task, predictor) for task, result in zip(tasks, finished, strict=True))
+    finished = [_finished_map(task, out) for task in tasks]
+    maps = tuple(result or _write_map(task, predictor, out) for task, result in zip(tasks, finished, strict=True))
     return Prediction(out, maps, (*notes, *(note for result in maps for note in result.notes)))
+
+
+def _finished_map(task: MapTask, out: Path) -> MapResult | None:
+    with lock_output(task.source.path):
+        return finished_map(task, alone=task.source.path == out)
+
+
+def _write_map(task: MapTask, model: Model, out: Path) -> MapResult:
+    # Locked one by one, so that several jobs can share a folder of maps; another may have written this one by now.
+    with lock_output(task.source.path):
+        return finished_map(task, alone=task.source.path == out) or write_map(task, model)
 
 
 def _options(tasks: Sequence[MapTask]) -> dict[str, Any]:

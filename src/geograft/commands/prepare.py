@@ -39,6 +39,7 @@ from geograft.geo.rasters.writer import copy_tiled, create_labels
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
 from geograft.legend import IGNORE, Legend
+from geograft.locks import locks_output
 from geograft.memory import check_tile_count
 from geograft.progress import ProgressBar, progress_bar, track
 from geograft.text import join_names
@@ -259,6 +260,7 @@ def _statistics(rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], in
     return moments
 
 
+@locks_output
 def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None) -> TileSet:
     """Create a tile set in the folder `out` and return it.
 

@@ -26,6 +26,7 @@ from geograft.geo.vectors.reader import Features, reproject
 from geograft.geo.vectors.writer import common_crs, write_polygons
 from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
+from geograft.locks import locks_output
 from geograft.mapping.canvases import Canvas, HeldOutTiles, write_canvases
 from geograft.mapping.polygons.shapes import as_array
 from geograft.mapping.suspects import confidence_thresholds, find_suspects, self_confidence
@@ -313,6 +314,7 @@ class Review:
         ]
 
 
+@locks_output
 def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, config: ReviewConfig = DEFAULT) -> Review:
     """Write error rasters, the worst tiles and suspected label errors of held-out tiles to the folder `out`.
 

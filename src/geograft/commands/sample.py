@@ -11,6 +11,7 @@ from geograft.config import SampleConfig
 from geograft.files import refuse_existing
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.points import REFERENCE, write_points
+from geograft.locks import locks_output
 from geograft.mapping.strata import Strata, draw_pixels, pixel_centres, read_strata
 from geograft.metrics.estimation import allocate_points, sample_size
 from geograft.text import format_table
@@ -39,6 +40,7 @@ class SampleSummary:
         ]
 
 
+@locks_output
 def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
     """Draw a stratified random sample of the pixels of a class map, and write their centres as a GeoPackage.
 

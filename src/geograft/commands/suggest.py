@@ -22,6 +22,7 @@ from geograft.geo.vectors.styles import GraduatedStep, graduated_style, write_st
 from geograft.geo.vectors.writer import tile_outlines
 from geograft.inference.embedding import load_cell_encoder
 from geograft.inference.uncertainty import Uncertainty
+from geograft.locks import locks_output
 from geograft.mapping.plan import MapSource, map_sources
 from geograft.mapping.pool import Candidate, Embedder, PoolRaster, check_candidates, collect_candidates, labelled_area
 from geograft.metrics.applicability import FEATURES_FILE, Applicability
@@ -157,6 +158,7 @@ def _steps(count: int) -> list[GraduatedStep]:
 DEFAULT = SuggestConfig()
 
 
+@locks_output
 def suggest(
     run: Path | Sequence[Path],
     rasters: Sequence[Path],

@@ -21,6 +21,7 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import file_digest, translate_write_errors, write_json, write_text
 from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_cell_encoder
 from geograft.legend import Legend
+from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
 from geograft.memory import check_batch
 from geograft.metrics.applicability import FEATURES_FILE
@@ -146,6 +147,12 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
         WeightsError: if the pretrained weights are not available.
         OutputError: if `out` contains a run and `resume` is not set, or cannot be written.
     """
+    # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
+    with lock_output(out, enabled=rank_of(recipe.train) == 0):
+        return _train(tiles, out, recipe, resume)
+
+
+def _train(tiles: Path, out: Path, recipe: Recipe, resume: bool) -> Training:
     tile_set = TileSet.open(tiles)
     _check_batch(tile_set, recipe.train)
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.

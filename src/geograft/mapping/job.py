@@ -33,7 +33,7 @@ from geograft.mapping.classmap import (
 from geograft.mapping.ledger import Ledger
 from geograft.mapping.plan import MapTask, map_tags_of
 from geograft.progress import progress_bar
-from geograft.resume import differences, is_complete, keep_ledger_on_error, remove_ledger
+from geograft.resume import differences, is_complete, keep_ledger_on_error, refuse_foreign_ledger, remove_ledger
 
 CARRY_OVER = "carry_over"
 """Name of a strip's contribution to the next panel, in the ledger."""
@@ -102,9 +102,11 @@ def finished_map(task: MapTask, alone: bool) -> MapResult | None:
     A finished map that is the only output (`alone`) is an error: there is nothing to do.
 
     Raises:
-        OutputError: if other files are at the paths of the outputs.
+        InputError: if the ledger is corrupt.
+        OutputError: if other files are at the paths of the outputs, or of the ledger.
     """
     path = task.source.path
+    refuse_foreign_ledger(task.folder)
     same = path.exists() and map_tags_of(path).get(ORIGIN_TAG) == json_digest(task.origin)
     if same and task.folder.exists():
         remove_scratch_folder(path)

@@ -20,14 +20,14 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from geograft.files import atomic_write, translate_write_errors
+from geograft.files import LEDGER, translate_write_errors, write_text
 from geograft.geo.grid import Window
 from geograft.mapping.windows import Lanes
 from geograft.resume import (
-    LEDGER,
     READ_ERRORS,
     check_same_origin,
     corrupt_ledger_error,
+    create_ledger,
     read_ledger,
     remove_ledger,
     save_arrays,
@@ -87,12 +87,11 @@ class Ledger:
         self.folder = folder
         self._origin = to_json_types(origin)
         self.entries: list[StripEntry] = read_finished_strips(folder, self._origin, lanes)
-        with translate_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        # An incomplete last line, left by a kill, would corrupt the next one.
-        _rewrite(folder, self.entries)
-        if not (folder / LEDGER).exists():
-            self._save()
+        if (folder / LEDGER).exists():
+            # An incomplete last line, left by a kill, would corrupt the next one.
+            write_text(folder / STRIPS, _table(self.entries))
+        else:
+            create_ledger(folder, self._content(), {STRIPS: _table([])})
         self._columns: dict[int, list[int]] = {}
         for index in range(len(self.entries)):
             self._index(index)
@@ -176,7 +175,7 @@ class Ledger:
 
     def finish(self) -> None:
         """Record that all strips are finished: from now on, files at the output paths belong to this map."""
-        self._save(complete=True)
+        write_ledger(self.folder, self._content(complete=True))
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -202,8 +201,8 @@ class Ledger:
     def _strip(self, index: int) -> Path:
         return self.folder / f"strip-{index:08d}.npz"
 
-    def _save(self, complete: bool = False) -> None:
-        write_ledger(self.folder, {"about": ABOUT, "complete": complete, "origin": self._origin})
+    def _content(self, complete: bool = False) -> dict[str, Any]:
+        return {"about": ABOUT, "complete": complete, "origin": self._origin}
 
 
 def read_finished_strips(folder: Path, origin: Mapping[str, Any], lanes: Lanes) -> list[StripEntry]:
@@ -250,9 +249,8 @@ def _entry(line: str, lane: int, lanes: Lanes) -> StripEntry:
     return entry
 
 
-def _rewrite(folder: Path, entries: Sequence[StripEntry]) -> None:
-    with atomic_write(folder / STRIPS) as part, part.open("w", encoding="ascii") as file:
-        file.writelines(_line(cells) for cells in (COLUMNS, *map(astuple, entries)))
+def _table(entries: Sequence[StripEntry]) -> str:
+    return "".join(_line(cells) for cells in (COLUMNS, *map(astuple, entries)))
 
 
 def _line(cells: Sequence[Any]) -> str:

@@ -11,6 +11,7 @@ from geograft.commands.report.sources import read_subject
 from geograft.commands.report.text import IOU_EXPLANATION
 from geograft.errors import OutputError
 from geograft.files import write_text
+from geograft.locks import lock_output
 
 PAGE = "report.html"
 
@@ -42,8 +43,9 @@ def report(run_or_comparison: Path, out: Path | None = None) -> Report:
     path = out or run_or_comparison / PAGE
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"{path}: a report is an HTML page. Choose a name that ends in .html.")
-    page = build_page(read_subject(run_or_comparison))
-    write_text(path, render_html(page))
+    with lock_output(path, enabled=run_or_comparison.is_dir()):
+        page = build_page(read_subject(run_or_comparison))
+        write_text(path, render_html(page))
     return Report(path, tuple(page.notes))
 
 

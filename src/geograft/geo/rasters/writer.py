@@ -22,7 +22,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window as RasterioWindow
 
 from geograft.errors import InputError, OutputError
-from geograft.files import atomic_write_in_scratch
+from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.geo.rasters.raster import Image, open_raster
@@ -231,7 +231,7 @@ def create_map(path: Path, grid: Grid, layout: MapLayout) -> Iterator[MapWriter]
     Raises:
         OutputError: when the file cannot be written (disk full, no permission).
     """
-    with atomic_write_in_scratch(path) as part, _output_errors(path):
+    with atomic_write(path) as part, _output_errors(path):
         plain = part.with_name(f"{part.name}.plain")
         with _writer(path, plain, grid, layout, sparse=True) as writer:
             yield writer
@@ -260,7 +260,7 @@ def create_labels(path: Path, grid: Grid, legend: Legend, fractional: bool = Fal
     if fractional:
         names = legend.names[-legend.outputs :]
         layout = MapLayout(len(names), nodata=IGNORE, tags={"FRACTION_SCALE": str(MAX_CODE)}, band_names=names)
-    with atomic_write_in_scratch(path) as part, _output_errors(path):
+    with atomic_write(path) as part, _output_errors(path):
         with _writer(path, part, grid, layout) as writer:
             yield writer
         verify_file(part, path)
@@ -278,7 +278,7 @@ def copy_tiled(source: Path, path: Path) -> None:
     options = {"driver": "GTiff", "blockxsize": IMAGE_BLOCK_PX, "blockysize": IMAGE_BLOCK_PX, **TILED_OPTIONS}
     with Image.open(source) as image:
         options |= _packing(np.dtype(image.info.dtype))
-    with atomic_write_in_scratch(path) as part, _output_errors(path):
+    with atomic_write(path) as part, _output_errors(path):
         try:
             with strict_decoding(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 rasterio.shutil.copy(source, part, strict=False, **options)

@@ -15,7 +15,7 @@ from numpy import ndarray
 from pyproj import CRS
 
 from geograft.errors import InputError, OutputError
-from geograft.files import atomic_write_in_scratch
+from geograft.files import atomic_write
 from geograft.geo.vectors.reader import VECTOR_ERRORS, input_errors
 from geograft.geo.vectors.styles import STYLES_LAYER, style_row
 from geograft.geo.vectors.writer import check_count, ignore_gdal_warnings, output_errors
@@ -56,7 +56,7 @@ def write_points(
         geometry=geopandas.GeoSeries.from_xy(*coordinates.T, crs=crs),
     )
     tables = {STRATA_LAYER: dict(strata), STYLES_LAYER: _style([str(name) for name in strata["class"]])}
-    with atomic_write_in_scratch(path) as part, output_errors(path):
+    with atomic_write(path) as part, output_errors(path):
         with ignore_gdal_warnings():
             pyogrio.write_dataframe(points, part, layer=POINTS_LAYER, driver="GPKG", geometry_type="Point")
         for layer, columns in tables.items():

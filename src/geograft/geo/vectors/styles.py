@@ -12,7 +12,7 @@ import numpy as np
 import pyogrio
 from pyproj import CRS
 
-from geograft.files import atomic_write_in_scratch
+from geograft.files import atomic_write
 from geograft.geo.vectors.reader import Features
 from geograft.geo.vectors.writer import output_errors, write_geopackage
 
@@ -37,7 +37,7 @@ def write_styled(path: Path, features: Features, crs: CRS | None, layer: str, qm
     Raises:
         OutputError: when the file cannot be written.
     """
-    with atomic_write_in_scratch(path) as part, output_errors(path):
+    with atomic_write(path) as part, output_errors(path):
         written = write_geopackage(part, [features], crs, layer)
         table = geopandas.GeoDataFrame(style_row(layer, qml)).drop(columns="geometry", errors="ignore")
         pyogrio.write_dataframe(table, part, layer=STYLES_LAYER, driver="GPKG", append=True)

@@ -20,7 +20,7 @@ from pyproj import CRS
 from shapely.geometry.base import BaseGeometry
 
 from geograft.errors import OutputError
-from geograft.files import atomic_write_in_scratch
+from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.arrow import record_batches
 from geograft.geo.vectors.reader import FRACTION_PREFIX, TILES_LAYER, VECTOR_ERRORS, WGS84, Features, reproject
@@ -59,7 +59,7 @@ def write_polygons(path: Path, batches: Iterable[Features], crs: CRS | None, lay
     Raises:
         OutputError: when the file cannot be written.
     """
-    with atomic_write_in_scratch(path) as part, output_errors(path):
+    with atomic_write(path) as part, output_errors(path):
         return write_geopackage(part, batches, crs, layer or path.stem)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from geograft.files import translate_write_errors
+from geograft.files import LEDGER
 from geograft.resume import (
-    LEDGER,
     READ_ERRORS,
     check_same_origin,
     corrupt_ledger_error,
+    create_ledger,
     read_ledger,
     remove_ledger,
     save_arrays,
@@ -51,10 +51,8 @@ class PolygonLedger:
             _check_progress(folder, saved["rows_done"], saved["parts"], rows)
         self._starts: list[int] = saved["parts"] if saved else []
         self.rows_done: int = saved["rows_done"] if saved else 0
-        with translate_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         if saved is None:
-            self._save()
+            create_ledger(folder, self._content())
 
     def add(self, stop_row: int, part: Mapping[str, ndarray], state: Mapping[str, ndarray]) -> None:
         """Save the polygons that ended in the row of blocks before `stop_row`, and the open regions.
@@ -67,7 +65,7 @@ class PolygonLedger:
         self._starts.append(self.rows_done)
         self.rows_done = stop_row
         save_arrays(self._state_path(), state)
-        self._save()
+        write_ledger(self.folder, self._content())
         before.unlink(missing_ok=True)
 
     def state(self) -> dict[str, ndarray] | None:
@@ -93,7 +91,7 @@ class PolygonLedger:
 
     def finish(self) -> None:
         """Mark all rows as done: from now on, a file at the final path belongs to this job."""
-        self._save(complete=True)
+        write_ledger(self.folder, self._content(complete=True))
 
     def remove(self) -> None:
         """Remove the folder with everything in it."""
@@ -111,9 +109,9 @@ class PolygonLedger:
     def _state_path(self) -> Path:
         return self.folder / f"open-{self.rows_done:08d}.npz"
 
-    def _save(self, complete: bool = False) -> None:
+    def _content(self, complete: bool = False) -> dict[str, Any]:
         done = {"rows": self.rows, "rows_done": self.rows_done, "complete": complete, "parts": self._starts}
-        write_ledger(self.folder, {"about": ABOUT, **done, "origin": self._origin})
+        return {"about": ABOUT, **done, "origin": self._origin}
 
 
 def _check_progress(folder: Path, rows_done: Any, parts: Any, rows: int) -> None:
