@@ -117,7 +117,7 @@ class MaskSource:
         )
         if mismatches and not self.skip_mismatched:
             raise InputError(
-                f"images and masks do not match: {join_names(mismatches, '; ')}. "
+                f"{len(mismatches)} images or masks without a match: {join_names(mismatches, '; ')}. "
                 "Correct or remove them, or skip them with --skip-mismatched."
             )
         if not matched:
