@@ -298,7 +298,7 @@ def test_everything_that_does_not_match_is_in_one_error(folders: Folders) -> Non
         folders.source({1: "field", 0: "rest"}).gather()
     text = str(caught.value)
     for part in (
-        "5 images and masks",
+        "5 images",
         "image alone.png has no mask",
         "mask stray.png has no image",
         "image wide.png has 80 x 60 pixels, its mask 83 x 60",
