@@ -105,7 +105,7 @@ def test_the_table_and_the_csv_contain_every_trial(found: SearchResult) -> None:
         ]
     lines = found.lines()
     assert lines[0].split()[0] == "trial"
-    assert [line.split()[0] for line in lines[1:5]] == [str(trial.number) for trial in found.ranked]
+    assert [line.split()[0] for line in lines[1:5]] == [str(trial.number) for trial in found.ranked_trials]
     assert f"4 trials, {found.epochs} epochs" in lines[5]
     assert "each trial in full would be 16" in lines[5]
     assert f"the recipe's own settings: {found.trials[0].iou:.3f}" in lines[6]

@@ -46,7 +46,7 @@ def whole(shapes: np.ndarray) -> PixelShapes:
 
 
 def test_polygon_and_pixel_scores_of_real_trees_agree(shared: Path) -> None:
-    labels, extents = dstl.read_labels(shared / "data/dstl", (5,)), dstl.read_extents(shared / "data/dstl")
+    labels, extents = dstl.read_dstl_labels(shared / "data/dstl", (5,)), dstl.read_extents(shared / "data/dstl")
     true, predicted = {}, {}
     confusion = np.zeros((2, 2), np.int64)
     for scene in ("6010_1_2", "6040_1_3"):

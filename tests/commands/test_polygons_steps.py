@@ -146,7 +146,7 @@ def test_a_submission_rasterizes_to_the_map(tmp_path: Path) -> None:
     out = tmp_path / "train_wkt_mine.csv"
     polygons(path, out, dstl_grid=tmp_path / "grid_sizes.csv")
     assert len(out.read_text().splitlines()) == 11
-    labels = dstl.read_labels(tmp_path, (5, 6, 8))
+    labels = dstl.read_dstl_labels(tmp_path, (5, 6, 8))
     assert labels.repaired == 0
     grid = Grid(90, 90, METRE, None)
     burnt = rasterize_window(labels.in_pixels(SCENE, (X_MAX, Y_MIN), grid), grid.window, fill=0)

@@ -23,7 +23,7 @@ from geograft.commands.evaluate import evaluate
 from geograft.commands.prepare import prepare
 from geograft.commands.report import report
 from geograft.commands.report.headline import headline, lead_sentence, remarks
-from geograft.commands.report.intervals import format_interval, interval_of, seed_mean_iou
+from geograft.commands.report.intervals import format_estimate_interval, interval_of, seed_mean_iou
 from geograft.commands.report.pictures import (
     RankedTile,
     evenly_spaced,
@@ -182,7 +182,7 @@ def test_the_comparison_table_shows_the_values_of_comparison_json(page: str, com
         variant_read = next(v for v in read_subject(comparison).variants if v.name == variant.name)
         estimate = seed_mean_iou(variant_read, "test")
         assert estimate is not None
-        assert shown[5] == f"{format_mean_std(scores)} {format_interval(interval_of(estimate))}".strip()
+        assert shown[5] == f"{format_mean_std(scores)} {format_estimate_interval(interval_of(estimate))}".strip()
 
 
 def test_the_standard_deviation_is_over_the_seeds() -> None:

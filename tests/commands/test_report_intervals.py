@@ -21,7 +21,7 @@ from geograft.commands.report.calibration import (
 )
 from geograft.commands.report.headline import headline, key_figures, lead_sentence, outdated_scores_notes, remarks
 from geograft.commands.report.intervals import (
-    Estimate,
+    ScoreEstimate,
     difference_sentence,
     format_signed,
     iou_difference,
@@ -170,17 +170,17 @@ def test_a_run_is_compared_with_the_one_it_was_evaluated_against() -> None:
 @pytest.mark.parametrize(
     ("estimate", "sentence"),
     [
-        (Estimate(0.13, 0.05, 0.2), "The IoU of “a” is 0.13 higher than that of “b” (CI 0.05 to 0.20)"),
-        (Estimate(-0.13, -0.2, -0.051), "The IoU of “a” is 0.13 lower than that of “b” (CI −0.20 to −0.05)"),
-        (Estimate(0.03, 0.001, 0.06), "The IoU of “a” is 0.03 higher than that of “b” (CI 0.001 to 0.060)"),
-        (Estimate(0.03, -0.02, 0.08), "The IoU of “a” is 0.03 higher than that of “b”, but not significantly: "
+        (ScoreEstimate(0.13, 0.05, 0.2), "The IoU of “a” is 0.13 higher than that of “b” (CI 0.05 to 0.20)"),
+        (ScoreEstimate(-0.13, -0.2, -0.051), "The IoU of “a” is 0.13 lower than that of “b” (CI −0.20 to −0.05)"),
+        (ScoreEstimate(0.03, 0.001, 0.06), "The IoU of “a” is 0.03 higher than that of “b” (CI 0.001 to 0.060)"),
+        (ScoreEstimate(0.03, -0.02, 0.08), "The IoU of “a” is 0.03 higher than that of “b”, but not significantly: "
          "the CI is −0.02 to 0.08"),
-        (Estimate(0.001, -0.02, 0.02), "The IoU of “a” and “b” differs by less than 0.01 (CI −0.02 to 0.02)"),
-        (Estimate(0.001), "The IoU of “a” and “b” differs by less than 0.01"),
-        (Estimate(-0.2), "The IoU of “a” is 0.20 lower than that of “b”"),
+        (ScoreEstimate(0.001, -0.02, 0.02), "The IoU of “a” and “b” differs by less than 0.01 (CI −0.02 to 0.02)"),
+        (ScoreEstimate(0.001), "The IoU of “a” and “b” differs by less than 0.01"),
+        (ScoreEstimate(-0.2), "The IoU of “a” is 0.20 lower than that of “b”"),
     ],
 )  # fmt: skip
-def test_the_difference_sentence(estimate: Estimate, sentence: str) -> None:
+def test_the_difference_sentence(estimate: ScoreEstimate, sentence: str) -> None:
     expected = sentence.replace("CI", f"95{NBSP}% confidence interval of the difference")
     assert difference_sentence("a", "b", estimate) == expected
 

@@ -223,7 +223,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_tree_cover_equals_polygon_area_in_all_25_scenes(shared: Path) -> None:
     """The class-5 area fraction of every scene on a grid of the three-band images' size, to 1 % of itself."""
-    labels, extents = dstl.read_labels(shared / "data/dstl", (5,)), dstl.read_extents(shared / "data/dstl")
+    labels, extents = dstl.read_dstl_labels(shared / "data/dstl", (5,)), dstl.read_extents(shared / "data/dstl")
     assert len(labels.shapes) == 25
     for scene, shapes in labels.shapes.items():
         x_max, y_min = extents[scene]

@@ -59,7 +59,7 @@ def all_pairs(looks: Sequence[ndarray]) -> list[Match]:
 
 
 def dstl_looks(folder: Path) -> tuple[list[str], dict[str, list[ndarray]]]:
-    labels, extents = dstl.read_labels(folder, tuple(dstl.CLASS_NAMES)), dstl.read_extents(folder)
+    labels, extents = dstl.read_dstl_labels(folder, tuple(dstl.CLASS_NAMES)), dstl.read_extents(folder)
     names = sorted(labels.shapes)
     looks: dict[str, list[ndarray]] = {"images": [], "labels": []}
     for name in names:

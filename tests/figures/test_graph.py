@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from geograft.figures.graph import Node, layout_nodes, layout_rows, png, sheet_count, svg
+from geograft.figures.graph import Node, graph_png, layout_nodes, layout_rows, sheet_count, svg
 
 
 def u_of(depth: int, edge: int = 256) -> list[Node]:
@@ -44,7 +44,7 @@ def test_the_same_network_gives_the_same_svg() -> None:
 
 
 def test_the_png_has_the_colours_of_the_nodes() -> None:
-    with Image.open(io.BytesIO(png("a", "b", u_of(4)))) as picture:
+    with Image.open(io.BytesIO(graph_png("a", "b", u_of(4)))) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 800
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20) or []}

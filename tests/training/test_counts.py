@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import (
 
 from geograft.legend import IGNORE
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.training.step import confusion, overlapping_confusion, predict_classes
+from geograft.training.step import classes_from_logits, confusion, overlapping_confusion
 
 
 def batch(k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,7 @@ def test_rows_are_the_true_classes() -> None:
 
 
 def test_a_probability_of_one_half_is_predicted_as_class_1() -> None:
-    assert predict_classes(torch.zeros(1, 1, 1, 1)).item() == 1
+    assert classes_from_logits(torch.zeros(1, 1, 1, 1)).item() == 1
 
 
 def test_all_ignored_counts_nothing() -> None:

@@ -48,10 +48,10 @@ EVIDENCE_TEXT = {
 }
 
 
-def format_percent(fraction: float) -> str:
+def format_percentage(fraction: float) -> str:
     """Return a fraction as text, never rounding a small value to zero or a large one to 100 %.
 
-    >>> format_percent(0.93978), format_percent(0.0), format_percent(0.00001), format_percent(0.9999)
+    >>> format_percentage(0.93978), format_percentage(0.0), format_percentage(0.00001), format_percentage(0.9999)
     ('94.0 %', '0.0 %', '<0.1 %', '>99.9 %')
     """
     if 0.9995 <= fraction < 1:
@@ -81,7 +81,7 @@ def overlap_lines(tiles: Mapping[Split, int], held_out: Sequence[HeldOutSplit]) 
     for one in held_out:
         overlap = one.overlap
         gap = "-" if one.gap_px is None else f"{one.gap_px:,} px"
-        fractions = (format_percent(overlap.pixel_fraction), format_percent(overlap.contained_fraction))
+        fractions = (format_percentage(overlap.pixel_fraction), format_percentage(overlap.contained_fraction))
         rows[one.split] = (one.split, f"{overlap.tiles:,}", *fractions, f"{overlap.disjoint:,}", gap)
     return format_table([header, *rows.values()])
 
@@ -102,7 +102,7 @@ def distance_lines(
             format_distance(float(one.distances.min()), unit),
             format_distance(float(np.quantile(one.distances, 0.5, method="lower")), unit),
         ]
-        + ([format_percent(one.fraction_within(limit))] if limit is not None else [])
+        + ([format_percentage(one.fraction_within(limit))] if limit is not None else [])
         for one in near
     ]
     return [*format_table([header, *rows]), ""]
@@ -129,7 +129,7 @@ def class_fraction_lines(fractions: Mapping[Split, tuple[float, ...]], classes: 
     """Return the table of class fractions by split, and a line for every class whose fractions differ strongly."""
     if not classes:
         return []
-    rows = [(split, *map(format_percent, values)) for split, values in fractions.items()]
+    rows = [(split, *map(format_percentage, values)) for split, values in fractions.items()]
     return [*format_table([("labelled pixels", *classes), *rows]), *imbalance_lines(fractions, classes), ""]
 
 
@@ -141,7 +141,7 @@ def imbalance_lines(fractions: Mapping[Split, tuple[float, ...]], classes: Seque
     """
     train = fractions.get("train", ())
     return [
-        f"Imbalance: {name} is {format_percent(expected)} of train, {format_percent(fraction)} of {split}."
+        f"Imbalance: {name} is {format_percentage(expected)} of train, {format_percentage(fraction)} of {split}."
         for split, values in fractions.items()
         for name, expected, fraction in zip(classes, train, values, strict=False)
         if max(fraction, expected) > MIN_IMBALANCE_RATIO * min(fraction, expected)
@@ -168,12 +168,12 @@ def leak_message(
     """Return in one line how much of the held-out data training contains, and what to do."""
     names = " and ".join(one.split for one in held_out)
     facts = [
-        f"{format_percent(one.overlap.pixel_fraction)} of the {one.split} pixels also lie in a training tile"
+        f"{format_percentage(one.overlap.pixel_fraction)} of the {one.split} pixels also lie in a training tile"
         for one in held_out
         if one.overlap.shared_pixels
     ]
     facts += [
-        f"training tiles of other scenes show {format_percent(one.duplicate_fraction)} of the {one.split} area"
+        f"training tiles of other scenes show {format_percentage(one.duplicate_fraction)} of the {one.split} area"
         for one in held_out
         if one.duplicate_fraction > 0
     ]
@@ -204,7 +204,7 @@ def distance_message(
     near = [(one.split, one.fraction_within(autocorrelation_range.distance)) for one in held_out]
     if any(fraction > MAX_NEAR_FRACTION for _, fraction in near):
         fractions = " and ".join(
-            f"{format_percent(fraction)} of the {split} tiles"
+            f"{format_percentage(fraction)} of the {split} tiles"
             for split, fraction in near
             if fraction > MAX_NEAR_FRACTION
         )

@@ -33,7 +33,7 @@ from geograft.mapping.scoring import (
     json_intervals,
     json_values,
 )
-from geograft.mapping.shapes import ShapeConfig, ShapeCounter, class_index
+from geograft.mapping.shapes import ShapeConfig, ShapeCounter, object_class_index
 from geograft.metrics.calibration import (
     THRESHOLDS,
     expected_calibration_error,
@@ -389,7 +389,7 @@ def score_split(run: Path, predictor: Predictor, tile_set: TileSet, split: Split
     if not tiles:
         raise InputError(f"{tile_set.folder} has no {split} tiles. Choose another --split.")
     names = card.legend.names
-    objects = class_index(config.objects, names)
+    objects = object_class_index(config.objects, names)
     shape_config = ShapeConfig(len(names), config.boundary_m, objects, card.legend.overlapping)
     units = units_of(tile_set, split)
     shapes = ShapeCounter(shape_config, tile_set, tiles, units)

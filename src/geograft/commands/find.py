@@ -41,14 +41,14 @@ class SearchResult:
     trials: tuple[TrialResult, ...]
 
     @property
-    def ranked(self) -> list[TrialResult]:
+    def ranked_trials(self) -> list[TrialResult]:
         """The trials, best first: by epochs trained, then by validation IoU, then by number."""
         return sorted(self.trials, key=lambda each: (each.diverged, -each.epochs, -each.iou, each.number))
 
     @property
     def best(self) -> TrialResult:
         """The trial with the best validation IoU among those that trained for all epochs."""
-        return self.ranked[0]
+        return self.ranked_trials[0]
 
     @property
     def recipe(self) -> Recipe:
@@ -69,7 +69,9 @@ class SearchResult:
         """Return the lines to print: the best trials, the search space, its cost, and the gain."""
         rungs, names = self.space.rungs(), self.space.parameter_names()
         header = ("trial", *names, *(f"IoU after {epochs}" for epochs in rungs))
-        rows = [(f"{t.number}", *(_shown(t.values[name]) for name in names), *_cells(t, rungs)) for t in self.ranked]
+        rows = [
+            (f"{t.number}", *(_shown(t.values[name]) for name in names), *_cells(t, rungs)) for t in self.ranked_trials
+        ]
         return [
             *format_table([header, *rows[:MAX_SHOWN]]),
             *self._more(),

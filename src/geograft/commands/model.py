@@ -4,7 +4,7 @@ from pathlib import Path
 
 from geograft.config import ModelConfig, load_recipe, parse_recipe
 from geograft.errors import SettingError
-from geograft.figures.graph import Node, png, svg
+from geograft.figures.graph import Node, graph_png, svg
 from geograft.files import atomic_write
 from geograft.networks.encoder import check_name
 from geograft.networks.summary import ModelSummary, describe
@@ -54,7 +54,7 @@ def write_graph(summary: ModelSummary, path: Path) -> None:
     """
     if path.suffix not in (".svg", ".png"):
         raise SettingError(f"{path}: unknown image format. Use a file name that ends in .svg or .png.")
-    picture = graph_svg(summary).encode() if path.suffix == ".svg" else png(*_graph(summary))
+    picture = graph_svg(summary).encode() if path.suffix == ".svg" else graph_png(*_graph(summary))
     with atomic_write(path) as part:
         part.write_bytes(picture)
 

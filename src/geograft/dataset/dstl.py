@@ -101,7 +101,7 @@ def class_names(classes: Sequence[int]) -> tuple[str, ...]:
     return tuple(CLASS_NAMES[number] for number in classes)
 
 
-def read_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
+def read_dstl_labels(folder: Path, classes: Sequence[int]) -> DstlLabels:
     """Return the polygons of the given classes in all labelled scenes. Invalid polygons are repaired.
 
     Raises:

@@ -123,7 +123,7 @@ def _undeclared_values_message(mask: Image, values: Sequence[int], ignore: int |
     )
 
 
-CELL = (512, 512)
+MASK_BLOCK = (512, 512)
 """Rows and columns read at a time: a few times 2 MB per class."""
 REMAINDER = 0
 """In place of a band number: the class is the remainder, 1 minus the fractions of the others."""
@@ -167,7 +167,7 @@ def fraction_mask_reader(path: Path, layout: FractionBands) -> LabelReader:
 
     def label(window: Window) -> UInt8[ndarray, "o h w"]:
         bands = np.empty((layout.legend.outputs, window.height, window.width), np.uint8)
-        for cell in block_windows(window, *CELL):
+        for cell in block_windows(window, *MASK_BLOCK):
             bands[:, *cell.relative_to(window).slices] = _encode(mask, cell, layout)
         return bands
 
@@ -227,7 +227,7 @@ def _normalise(fractions: Float64[ndarray, "k h w"], bands: Sequence[int]) -> Fl
 
 def _invalid_values_message(mask: Image, layout: FractionBands) -> str:
     found: set[float] = set()
-    for window in block_windows(mask.info.grid.window, *CELL):
+    for window in block_windows(mask.info.grid.window, *MASK_BLOCK):
         invalid, values = _read_fractions(mask, window, layout)[1], mask.read_raw(window)
         for index, band in enumerate(layout.bands):
             found |= set(np.unique(values[band - 1][invalid[index]])[:MAX_LISTED].tolist())
@@ -245,7 +245,7 @@ def _invalid_values_message(mask: Image, layout: FractionBands) -> str:
 
 def _sum_message(mask: Image, layout: FractionBands) -> str:
     sums: list[float] = []
-    for window in block_windows(mask.info.grid.window, *CELL):
+    for window in block_windows(mask.info.grid.window, *MASK_BLOCK):
         total = _read_fractions(mask, window, layout)[0].sum(axis=0)
         sums += np.unique(total[np.isfinite(total)])[[0, -1]].tolist() if np.isfinite(total).any() else []
     rest = "" if REMAINDER in layout.bands else "Declare the missing class as 0, the remainder. "

@@ -201,7 +201,7 @@ class DstlSource:
         encoding = LabelEncoding(
             _legend((BACKGROUND, *dstl.class_names(self.classes)), self.overlapping), self.fractional
         )
-        labels, extents = dstl.read_labels(self.folder, self.classes), dstl.read_extents(self.folder)
+        labels, extents = dstl.read_dstl_labels(self.folder, self.classes), dstl.read_extents(self.folder)
         if missing := labels.shapes.keys() - extents.keys():
             raise InputError(
                 f"grid_sizes.csv in {self.folder} lacks {join_names(sorted(missing))}. Download the file again."

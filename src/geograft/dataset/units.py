@@ -22,7 +22,7 @@ from geograft.geo.coverage import SceneWindow
 from geograft.geo.grid import Window
 from geograft.text import pluralise
 
-Kind = Literal["scene", "group", "block"]
+UnitKind = Literal["scene", "group", "block"]
 
 
 @dataclass(frozen=True, order=True)
@@ -39,7 +39,7 @@ class Cell:
 class Units:
     """The units and cells of the tiles of one split."""
 
-    kind: Kind
+    kind: UnitKind
     scenes: int
     """Number of scenes with tiles."""
     cells: tuple[Cell, ...]
@@ -105,14 +105,14 @@ def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
     return [group_of[cell.scene] for cell in units.cells]
 
 
-def _unit_blocks(tile_set: TileSet, named: set[str]) -> tuple[Kind, list[SplitBlock]]:
+def _unit_blocks(tile_set: TileSet, named: set[str]) -> tuple[UnitKind, list[SplitBlock]]:
     """Return the kind of unit and the blocks of the named scenes."""
     scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
     groups = {scene.group for scene in scenes if scene.name in named}
     settings = tile_set.meta.settings
     if splits_by_block(scenes, settings) or len(groups) < MIN_GROUPS:
         return "block", split_blocks(scenes, settings)
-    kind: Kind = "scene" if len(groups) == len(named) else "group"
+    kind: UnitKind = "scene" if len(groups) == len(named) else "group"
     return kind, [SplitBlock(scene.name, scene.window, scene.group) for scene in scenes]
 
 

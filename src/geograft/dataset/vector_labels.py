@@ -27,7 +27,7 @@ from geograft.text import pluralise
 
 SUBPIXELS = 8
 """Subpixels per row and column of a pixel, from which fractions are computed: the bits of a byte."""
-CELL = (512, 512)
+LABEL_BLOCK = (512, 512)
 """Rows and columns of pixels that are processed at a time: 17 MB per class."""
 
 
@@ -71,7 +71,7 @@ def polygon_reader(shapes: PixelShapes, aoi: PixelShapes | None, encoding: Label
 def _fractions(layers: list[PixelShapes], window: Window, legend: Legend) -> UInt8[ndarray, "o h w"]:
     """Return the fraction of each output's class in 250ths. Overlapping classes have one layer each."""
     labels = np.empty((legend.outputs, window.height, window.width), np.uint8)
-    for cell in block_windows(window, *CELL):
+    for cell in block_windows(window, *LABEL_BLOCK):
         fine = (rasterize_window(layer, cell, fill=0, oversampling=SUBPIXELS) for layer in layers)
         if legend.overlapping:
             codes = encode_fractions(np.stack([_subpixel_fraction(part > 0) for part in fine]))

@@ -17,7 +17,7 @@ from geograft.figures.style import LIGHT, ImageFormat, Theme, encode_figure, lin
 
 
 @runtime_checkable
-class History(Protocol):
+class EpochCurves(Protocol):
     """The training history of one run: epochs with the columns of history.csv as attributes."""
 
     @property
@@ -30,7 +30,7 @@ SPLIT_NAMES = {"train": "training", "val": "validation"}
 DASHES: dict[str, Any] = {"train": (0, (4, 1.6)), "val": "solid"}
 
 
-def loss_figure(histories: Mapping[str, Sequence[History]]) -> bytes:
+def loss_figure(histories: Mapping[str, Sequence[EpochCurves]]) -> bytes:
     """Return training and validation loss of all networks over the epochs as PNG, like the article's figure.
 
     `histories`: by network, one history per seed. See `curves_figure`.
@@ -39,7 +39,7 @@ def loss_figure(histories: Mapping[str, Sequence[History]]) -> bytes:
 
 
 def curves_figure(
-    histories: Mapping[str, Sequence[History]],
+    histories: Mapping[str, Sequence[EpochCurves]],
     measure: str,
     theme: Theme = LIGHT,
     narrow: bool = False,
@@ -77,7 +77,7 @@ def _sheet(panels: int, stacked: bool, theme: Theme) -> tuple[Figure, list[Axes]
     return figure, list(axes.flat)
 
 
-def _draw(axes: Axes, seeds: Sequence[History], column: str, colour: str) -> None:
+def _draw(axes: Axes, seeds: Sequence[EpochCurves], column: str, colour: str) -> None:
     runs = [_column(history, column) for history in seeds if history.epochs]
     if not runs:
         return
@@ -94,7 +94,7 @@ def _draw(axes: Axes, seeds: Sequence[History], column: str, colour: str) -> Non
         axes.plot(epochs[best], mean[best], "o", color=colour, markersize=8, markeredgecolor=axes.get_facecolor())
 
 
-def _column(history: History, name: str) -> ndarray:
+def _column(history: EpochCurves, name: str) -> ndarray:
     return np.array([getattr(epoch, name) for epoch in history.epochs], float)
 
 
@@ -112,7 +112,7 @@ def mean_over_seeds(runs: Sequence[ndarray]) -> ndarray:
     return np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
 
 
-def _legend(figure: Figure, histories: Mapping[str, Sequence[History]], theme: Theme, narrow: bool) -> None:
+def _legend(figure: Figure, histories: Mapping[str, Sequence[EpochCurves]], theme: Theme, narrow: bool) -> None:
     """Add the legend: networks by colour; for a single network, training and validation by line style."""
     if len(histories) == 1:
         colour = line_colour(theme, 0)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-Kind = Literal["image", "encoder", "bottleneck", "decoder", "head"]
+NodeKind = Literal["image", "encoder", "bottleneck", "decoder", "head"]
 Point = tuple[float, float]
 
 # Okabe & Ito (2008), "Color Universal Design".
@@ -35,7 +35,7 @@ class Node:
     """The feature map of one step: name and parameters of the step, shape of the output."""
 
     name: str
-    kind: Kind
+    kind: NodeKind
     channels: int
     height: int
     width: int
@@ -88,7 +88,7 @@ def svg(title: str, subtitle: str, nodes: Sequence[Node]) -> str:
     return _saved(title, subtitle, nodes, "svg").decode()
 
 
-def png(title: str, subtitle: str, nodes: Sequence[Node], dpi: int = 150) -> bytes:
+def graph_png(title: str, subtitle: str, nodes: Sequence[Node], dpi: int = 150) -> bytes:
     """Return the graph as PNG; parameters as for `svg`."""
     return _saved(title, subtitle, nodes, "png", dpi)
 

@@ -128,7 +128,7 @@ def _object_counts(canvas: _Canvas, config: ShapeConfig, index: int) -> Int64[nd
     return object_counts(canvas.truth, canvas.predicted, index)
 
 
-def class_index(name: str, names: Sequence[str]) -> int | None:
+def object_class_index(name: str, names: Sequence[str]) -> int | None:
     """Return the index of the class `name`; None for an empty name.
 
     Raises:

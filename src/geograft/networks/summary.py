@@ -104,9 +104,9 @@ GIGA = 1e9
 BYTES_PER_TRAINABLE = 3 * 4
 """Bytes that training adds per trainable parameter: its gradient and Adam's two moments, in float32."""
 
-Kind = Literal["encoder", "bottleneck", "decoder", "head"]
-KINDS: tuple[Kind, ...] = ("encoder", "bottleneck", "decoder", "head")
-KIND_OF: dict[str, Kind] = {"stem": "encoder", "neck": "bottleneck", "bottleneck": "bottleneck", "head": "head"}
+PartKind = Literal["encoder", "bottleneck", "decoder", "head"]
+KINDS: tuple[PartKind, ...] = ("encoder", "bottleneck", "decoder", "head")
+KIND_OF: dict[str, PartKind] = {"stem": "encoder", "neck": "bottleneck", "bottleneck": "bottleneck", "head": "head"}
 """The kind of a body's parts by name; all others belong to the decoder."""
 
 
@@ -115,7 +115,7 @@ class Part:
     """A part of a network: the shape of its output (the coarsest of several maps), and its cost for one tile."""
 
     name: str
-    kind: Kind
+    kind: PartKind
     channels: int
     height: int
     width: int
@@ -264,7 +264,7 @@ def _modules(network: Network) -> dict[str, nn.Module]:
     return named
 
 
-def _kind(name: str) -> Kind:
+def _kind(name: str) -> PartKind:
     return "encoder" if name.startswith("encoder ") else KIND_OF.get(name, "decoder")
 
 

@@ -32,7 +32,7 @@ from geograft.training.distributed import ProcessGroup
 from geograft.training.loader import TrainingBatch
 
 
-def predict_classes(logits: Float[Tensor, "n o h w"]) -> Int64[Tensor, "n h w"]:
+def classes_from_logits(logits: Float[Tensor, "n o h w"]) -> Int64[Tensor, "n h w"]:
     """Return the most probable class of each pixel; with one output, class 1 if its probability is at least 0.5."""
     return (logits[:, 0] >= 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
@@ -43,7 +43,7 @@ def confusion(logits: Float[Tensor, "n o h w"], label: LabelTensor, k: int) -> I
     With fractional labels, the true class is the one with the largest fraction. Unlabelled pixels are not counted.
     """
     label = class_index(label)
-    pair = label.long() * k + predict_classes(logits)
+    pair = label.long() * k + classes_from_logits(logits)
     # An extra bin takes the ignored pixels, which is ten times as fast as indexing by a mask.
     bins = pair.masked_fill(label == IGNORE, k * k)
     return torch.bincount(bins.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)

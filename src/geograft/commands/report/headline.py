@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geograft.commands.report.intervals import (
-    Estimate,
+    ScoreEstimate,
     difference_sentence,
-    format_interval,
+    format_estimate_interval,
     interval_clause,
     interval_of,
     reported_difference,
@@ -68,7 +68,7 @@ def headline_split(subject: Subject) -> str:
     return "test" if all(variant.ious("test") for variant in subject.variants) else "val"
 
 
-def headline_iou(subject: Subject) -> Estimate:
+def headline_iou(subject: Subject) -> ScoreEstimate:
     """Return the IoU of the best network, mean over seeds, with its interval if known."""
     measure = headline_split(subject)
     return reported_iou(subject, subject.leader, measure)
@@ -113,13 +113,13 @@ def lead_sentence(subject: Subject) -> str:
     rival = runner_up(subject, measure)
     if rival and leader.ious(measure):
         plain = reported_iou(subject, leader, measure).value - reported_iou(subject, rival, measure).value
-        difference = reported_difference(subject, leader, rival, measure) or Estimate(plain)
+        difference = reported_difference(subject, leader, rival, measure) or ScoreEstimate(plain)
         return f"{difference_sentence(leader.name, rival.name, difference)}."
     table = subject.run.score(measure) if subject.run else None
     if table is None or table.against is None or table.against.overall.get("iou") is None:
         return ""
     low, high = table.against.overall_intervals.get("iou") or (math.nan, math.nan)
-    other = Estimate(table.against.overall["iou"] or 0.0, low, high)
+    other = ScoreEstimate(table.against.overall["iou"] or 0.0, low, high)
     return f"{difference_sentence(subject.title, Path(table.against.run).name, other)}."
 
 
@@ -165,7 +165,10 @@ def outdated_scores_notes(subject: Subject) -> list[str]:
 def key_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
     """Return the figures at the page's head."""
     measure, best = headline_split(subject), run.best_epoch
-    overall, ends = headline_scores(subject, run) or ({"recall": best.val_recall, "precision": best.val_precision}, {})
+    overall, ends = subject_headline_scores(subject, run) or (
+        {"recall": best.val_recall, "precision": best.val_precision},
+        {},
+    )
     mean_over = "" if run.card.legend.binary else " (mean over classes)"
     epochs = f"{pluralise(len(run.history.epochs), 'epoch')}; weights from epoch {best.epoch}"
     return [
@@ -173,7 +176,7 @@ def key_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
             "IoU",
             format_mean_std(subject.leader.ious(measure)),
             f"on {SPLIT_NAMES[measure]} tiles{mean_over}",
-            format_interval(interval_of(headline_iou(subject))),
+            format_estimate_interval(interval_of(headline_iou(subject))),
         ),
         KeyFigure(
             "Recall",
@@ -191,7 +194,9 @@ def key_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
     ]
 
 
-def headline_scores(subject: Subject, run: TrainedRun) -> tuple[dict[str, float | None], dict[str, Interval]] | None:
+def subject_headline_scores(
+    subject: Subject, run: TrainedRun
+) -> tuple[dict[str, float | None], dict[str, Interval]] | None:
     """Return the scores and intervals of the headline: over all folds, or of the run; None if there are none."""
     measure = headline_split(subject)
     if subject.folds and measure == "test":

@@ -23,7 +23,7 @@ MIN_DIFFERENCE = 0.005
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ScoreEstimate:
     """A value with the bounds of its 95 % confidence interval; NaN if there is none."""
 
     value: float
@@ -41,7 +41,7 @@ def score_tables_of(variant: NetworkRuns, measure: str) -> list[ScoreTable]:
     return [table for run in variant.runs if (table := run.score(measure))]
 
 
-def seed_mean_iou(variant: NetworkRuns, measure: str) -> Estimate | None:
+def seed_mean_iou(variant: NetworkRuns, measure: str) -> ScoreEstimate | None:
     """Return the IoU of a network, mean over its seeds, with the bootstrap interval over the scored units.
 
     None if a seed has no counts by unit, or the seeds were scored on different units.
@@ -53,7 +53,7 @@ def seed_mean_iou(variant: NetworkRuns, measure: str) -> Estimate | None:
     return _estimate(counts, partial(mean_iou_over_seeds, scheme=tables[0].scheme))
 
 
-def iou_difference(first: NetworkRuns, second: NetworkRuns, measure: str) -> Estimate | None:
+def iou_difference(first: NetworkRuns, second: NetworkRuns, measure: str) -> ScoreEstimate | None:
     """Return the IoU of the first network minus that of the second, means over the seeds.
 
     The interval is paired: both networks are scored on the same units in every bootstrap sample. It does not include
@@ -72,15 +72,17 @@ def iou_difference(first: NetworkRuns, second: NetworkRuns, measure: str) -> Est
     return _estimate(counts, difference)
 
 
-def reported_iou(subject: Subject, variant: NetworkRuns, measure: str) -> Estimate:
+def reported_iou(subject: Subject, variant: NetworkRuns, measure: str) -> ScoreEstimate:
     """Return the IoU of a network with its interval, if known: over all folds, or mean over seeds."""
     scores = [one for one in subject.folds.variants if one.variant == variant.name] if subject.folds else []
     if scores and measure == "test":
         return _from_folds(scores[0], 1)
-    return seed_mean_iou(variant, measure) or Estimate(mean(variant.ious(measure)))
+    return seed_mean_iou(variant, measure) or ScoreEstimate(mean(variant.ious(measure)))
 
 
-def reported_difference(subject: Subject, first: NetworkRuns, second: NetworkRuns, measure: str) -> Estimate | None:
+def reported_difference(
+    subject: Subject, first: NetworkRuns, second: NetworkRuns, measure: str
+) -> ScoreEstimate | None:
     """Return the IoU of the first network minus that of the second with the paired interval; None if unknown."""
     if subject.folds is None or measure != "test":
         return iou_difference(first, second, measure)
@@ -97,10 +99,10 @@ def mean_iou_over_seeds(sums: ndarray, scheme: ConfusionScheme) -> Float64[ndarr
     return mean
 
 
-def format_interval(ends: Interval, digits: int = 2) -> str:
+def format_estimate_interval(ends: Interval, digits: int = 2) -> str:
     """Return an interval as text; empty for None.
 
-    >>> format_interval((0.491, 0.618))
+    >>> format_estimate_interval((0.491, 0.618))
     '0.49 to 0.62'
     """
     return "" if ends is None else f"{format_signed(ends[0], digits)} to {format_signed(ends[1], digits)}"
@@ -118,36 +120,37 @@ def format_signed(value: float, digits: int = 2) -> str:
 
 def interval_clause(ends: Interval) -> str:
     """Return a confidence interval in brackets, to follow a value; empty for None."""
-    return f" ({CI_TEXT} {format_interval(ends)})" if ends else ""
+    return f" ({CI_TEXT} {format_estimate_interval(ends)})" if ends else ""
 
 
-def interval_of(estimate: Estimate | None) -> Interval:
+def interval_of(estimate: ScoreEstimate | None) -> Interval:
     """Return the confidence interval of an estimate, or None."""
     return (estimate.low, estimate.high) if estimate is not None and estimate.has_interval else None
 
 
-def difference_sentence(name: str, rival: str, difference: Estimate) -> str:
+def difference_sentence(name: str, rival: str, difference: ScoreEstimate) -> str:
     """Return the difference in IoU of two networks in a sentence, and whether it is statistically significant."""
     interval = interval_of(difference)
     if abs(difference.value) < MIN_DIFFERENCE:
-        bounds = f" ({CI_TEXT} of the difference {format_interval(interval)})" if interval else ""
+        bounds = f" ({CI_TEXT} of the difference {format_estimate_interval(interval)})" if interval else ""
         return f"The IoU of “{name}” and “{rival}” differs by less than 0.01{bounds}"
     direction = "higher" if difference.value > 0 else "lower"
     sentence = f"The IoU of “{name}” is {format_number(abs(difference.value))} {direction} than that of “{rival}”"
     if interval is None:
         return sentence
     if interval[0] <= 0 <= interval[1]:
-        return f"{sentence}, but not significantly: the {CI_TEXT} of the difference is {format_interval(interval)}"
+        bounds = format_estimate_interval(interval)
+        return f"{sentence}, but not significantly: the {CI_TEXT} of the difference is {bounds}"
     # A bound that excludes 0 is not written as 0.00.
     digits = 3 if min(map(abs, interval)) < MIN_DIFFERENCE else 2
-    return f"{sentence} ({CI_TEXT} of the difference {format_interval(interval, digits)})"
+    return f"{sentence} ({CI_TEXT} of the difference {format_estimate_interval(interval, digits)})"
 
 
-def _from_folds(scores: FoldScores, sign: int) -> Estimate:
+def _from_folds(scores: FoldScores, sign: int) -> ScoreEstimate:
     """Return the IoU over all folds, or a difference in IoU; `sign` -1 swaps the two networks."""
     value, ends = scores.overall.get("iou"), scores.overall_intervals.get("iou")
     low, high = sorted(sign * end for end in ends) if ends else (math.nan, math.nan)
-    return Estimate(math.nan if value is None else sign * value, low, high)
+    return ScoreEstimate(math.nan if value is None else sign * value, low, high)
 
 
 def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s ..."] | None:
@@ -159,6 +162,6 @@ def _stacked(tables: Sequence[ScoreTable]) -> Int64[ndarray, "u s ..."] | None:
     return np.stack([np.stack(list(counts.values())) for counts in by_unit], axis=1)
 
 
-def _estimate(counts: Int64[ndarray, "u s ..."], statistic: Statistic) -> Estimate:
+def _estimate(counts: Int64[ndarray, "u s ..."], statistic: Statistic) -> ScoreEstimate:
     estimate = BootstrapEstimator(counts, lambda sums: {"iou": statistic(sums)}).estimate()["iou"]
-    return Estimate(estimate.value, estimate.low, estimate.high)
+    return ScoreEstimate(estimate.value, estimate.low, estimate.high)

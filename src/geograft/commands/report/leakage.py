@@ -8,7 +8,7 @@ import numpy as np
 
 from geograft.commands.audit import Audit, audit_figure, format_distance, imbalance_lines
 from geograft.commands.report.sources import TrainedRun
-from geograft.commands.report.tables import Cell, Table
+from geograft.commands.report.tables import Table, TableCell
 from geograft.commands.report.text import DASH, NBSP, SPLIT_NAMES, capitalize_first, format_percent
 from geograft.commands.report.view import PageImage, data_uri
 from geograft.dataset.autocorrelation import Variogram
@@ -91,7 +91,7 @@ def _table(audit: Audit) -> Table:
     return Table("Overlap with training tiles and distance to the nearest one", tuple(columns), rows)
 
 
-def _row(audit: Audit, held: HeldOutSplit) -> tuple[Cell, ...]:
+def _row(audit: Audit, held: HeldOutSplit) -> tuple[TableCell, ...]:
     minimum, median = math.inf, math.inf
     if len(held.distances):
         minimum, median = (float(np.quantile(held.distances, q, method="lower")) for q in (0, 0.5))
@@ -103,4 +103,4 @@ def _row(audit: Audit, held: HeldOutSplit) -> tuple[Cell, ...]:
     ]
     if audit.autocorrelation_range:
         texts.append(format_percent(held.fraction_within(audit.autocorrelation_range.distance)))
-    return tuple(Cell(text) for text in texts)
+    return tuple(TableCell(text) for text in texts)

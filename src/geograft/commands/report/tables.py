@@ -8,7 +8,7 @@ import numpy as np
 
 from geograft.commands.audit import Audit
 from geograft.commands.report.intervals import (
-    format_interval,
+    format_estimate_interval,
     format_signed,
     interval_of,
     reported_difference,
@@ -43,7 +43,7 @@ HECTARE, MIN_AREA_IN_HECTARES = 10_000.0, 10_000.0
 """In square metres: one hectare, and the total area from which areas are given in hectares."""
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A cell of a table: its text, and a confidence interval in small print below it."""
 
     text: str
@@ -56,7 +56,7 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _confusion(table: ScoreTable) -> Table:
     return Table(
         caption,
         ("", *columns),
-        tuple((Cell(name), *(Cell(format_percent(fraction)) for fraction in row)) for name, row in rows),
+        tuple((TableCell(name), *(TableCell(format_percent(fraction)) for fraction in row)) for name, row in rows),
     )
 
 
@@ -147,11 +147,11 @@ def area_table(file: AreaFile) -> Table:
 
     rows = tuple(
         (
-            Cell(one.name),
-            Cell(area(one.mapped_area)),
-            Cell(DASH if one.area.estimate is None else area(one.area.estimate), _bounds(one.area, area)),
-            Cell(format_percent(one.producers_accuracy.estimate), _bounds(one.producers_accuracy, format_percent)),
-            Cell(format_percent(one.users_accuracy.estimate), _bounds(one.users_accuracy, format_percent)),
+            TableCell(one.name),
+            TableCell(area(one.mapped_area)),
+            TableCell(DASH if one.area.estimate is None else area(one.area.estimate), _bounds(one.area, area)),
+            TableCell(format_percent(one.producers_accuracy.estimate), _bounds(one.producers_accuracy, format_percent)),
+            TableCell(format_percent(one.users_accuracy.estimate), _bounds(one.users_accuracy, format_percent)),
         )
         for one in file.classes
     )
@@ -183,7 +183,7 @@ def _cells(subject: Subject, variant: NetworkRuns, extra: Sequence[str]) -> tupl
             (
                 f"{name} IoU",
                 format_mean_std(variant.ious(name)),
-                format_interval(interval_of(reported_iou(subject, variant, name))),
+                format_estimate_interval(interval_of(reported_iou(subject, variant, name))),
             )
             for name in extra
         ),
@@ -197,41 +197,41 @@ def _difference_to_best(subject: Subject, variant: NetworkRuns, extra: Sequence[
         return []
     difference = None if variant is subject.leader else reported_difference(subject, variant, subject.leader, "test")
     text = DASH if difference is None else ("+" if difference.value >= 0.005 else "") + format_signed(difference.value)
-    return [("test IoU, difference to best", text, format_interval(interval_of(difference)))]
+    return [("test IoU, difference to best", text, format_estimate_interval(interval_of(difference)))]
 
 
 def _scores(caption: str, kind: str, scores: Sequence[Score]) -> Table:
     rows = tuple(
-        (Cell(one.name), _number(one.iou, one.intervals.get("iou")), *_f1_cells(one), Cell(f"{one.pixels:,}"))
+        (TableCell(one.name), _number(one.iou, one.intervals.get("iou")), *_f1_cells(one), TableCell(f"{one.pixels:,}"))
         for one in scores
     )
     return Table(caption, (kind, "IoU", "F1", "recall", "precision", "labelled pixels"), rows)
 
 
-def _f1_cells(score: Score | BoundaryScore | ObjectScores) -> tuple[Cell, Cell, Cell]:
+def _f1_cells(score: Score | BoundaryScore | ObjectScores) -> tuple[TableCell, TableCell, TableCell]:
     """Return the cells of F1, recall and precision."""
     ends = score.intervals
     recall, precision = _percent(score.recall, ends.get("recall")), _percent(score.precision, ends.get("precision"))
     return _number(score.f1, ends.get("f1")), recall, precision
 
 
-def _number(value: float | None, ends: Interval) -> Cell:
-    return Cell(format_number(value), format_interval(ends))
+def _number(value: float | None, ends: Interval) -> TableCell:
+    return TableCell(format_number(value), format_estimate_interval(ends))
 
 
-def _percent(value: float | None, ends: Interval) -> Cell:
-    return Cell(format_percent(value), format_percent_range(ends))
+def _percent(value: float | None, ends: Interval) -> TableCell:
+    return TableCell(format_percent(value), format_percent_range(ends))
 
 
-def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
+def _means(table: ScoreTable) -> list[tuple[TableCell, ...]]:
     """Return the rows of the mean and the area-weighted mean over the classes, if the score file has them."""
     values, ends = table.overall, table.overall_intervals
     return [
         (
-            Cell(name),
+            TableCell(name),
             *(_number(values.get(f"{kind}_{s}"), ends.get(f"{kind}_{s}")) for s in ("iou", "f1")),
             *(_percent(values.get(f"{kind}_{s}"), ends.get(f"{kind}_{s}")) for s in ("recall", "precision")),
-            Cell(""),
+            TableCell(""),
         )
         for kind, name in (("macro", "mean over classes"), ("weighted", "mean weighted by area"))
         if f"{kind}_iou" in values
@@ -241,8 +241,8 @@ def _means(table: ScoreTable) -> list[tuple[Cell, ...]]:
 def _overall(table: ScoreTable) -> Table:
     values, ends = table.overall, table.overall_intervals
     name = "accuracy over pixels and classes" if table.scheme.overlapping else "overall accuracy"
-    accuracy = (Cell(name), _percent(values.get("accuracy"), ends.get("accuracy")))
-    kappa = (Cell("Cohen’s kappa"), _number(values.get("kappa"), ends.get("kappa")))
+    accuracy = (TableCell(name), _percent(values.get("accuracy"), ends.get("accuracy")))
+    kappa = (TableCell("Cohen’s kappa"), _number(values.get("kappa"), ends.get("kappa")))
     return Table("All classes", ("", "value"), (accuracy, kappa) if "kappa" in values else ())
 
 
@@ -250,13 +250,13 @@ def _boundaries(scores: BoundaryScores, binary: bool) -> Table:
     caption = f"Boundaries, tolerance {scores.tolerance_m:g}{NBSP}m"
     # Both classes of a binary legend have the same boundaries, except next to unlabelled pixels.
     shown = scores.per_class[1:] if binary else scores.per_class
-    rows = tuple((Cell(one.name), *_f1_cells(one)) for one in shown)
+    rows = tuple((TableCell(one.name), *_f1_cells(one)) for one in shown)
     return Table(caption, ("class", "F1", "recall", "precision"), rows)
 
 
 def _objects(scores: ObjectScores) -> Table:
-    counts = (Cell(f"{count:,}") for count in (scores.labelled, scores.mapped, scores.matched))
-    row = (Cell(scores.name), *counts, *_f1_cells(scores))
+    counts = (TableCell(f"{count:,}") for count in (scores.labelled, scores.mapped, scores.matched))
+    row = (TableCell(scores.name), *counts, *_f1_cells(scores))
     columns = ("class", "labelled", "mapped", "matched", "F1", "recall", "precision")
     return Table("Objects, matched at an IoU above 0.5", columns, (row,))
 

@@ -12,7 +12,7 @@ from geograft.commands.report.pictures import scene_picture
 from geograft.commands.report.sources import RUN_NAME, Subject
 from geograft.commands.report.text import NBSP, SPLIT_NAMES, format_length, format_number, format_percent
 from geograft.dataset.tileset import SPLITS, Scene, TileSet
-from geograft.figures.curves import History, curves_figure
+from geograft.figures.curves import EpochCurves, curves_figure
 from geograft.figures.pictures import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -179,7 +179,7 @@ def scene_image(tiles: TileSet, scene: Scene, scene_count: int) -> PageImage:
     return page_image(picture, f"Scene {scene.name} with its tiles: {tile_counts}", scene.name, note, longest_px)
 
 
-def _curve_figure(histories: Mapping[str, Sequence[History]], measure: str, name: str) -> PageFigure:
+def _curve_figure(histories: Mapping[str, Sequence[EpochCurves]], measure: str, name: str) -> PageFigure:
     def draw(theme: Theme, narrow: bool) -> str:
         return data_uri(curves_figure(histories, measure, theme, narrow, "svg"), "image/svg+xml")
 
