@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,22 @@ from geograft.training.step import Step
 from tests.support.rasters import write_raster
 from tests.support.runs import PixelwisePredictor, make_run
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 TRAINING = (
     "--architecture", "unet", "--epochs", "2", "--batch-size", "4", "--decoder-lr", "3e-3", "--device", "cpu",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def default_handlers() -> Iterator[None]:
+    """Also where the tests were started with signals ignored, as jobs in the background may be."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler or signal.SIG_DFL)
 
 
 def send(number: int) -> None:
@@ -89,16 +101,16 @@ def test_an_interrupted_training_resumes_to_identical_weights(
     whole: Path,
     tiles: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ("train", tiles, "--out", tmp_path / "run", *TRAINING)
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, signalling(getattr(owner, name), call, number, after))
-        assert exit_of(*command) == 128 + number
+    command = ("train", str(tiles), "--out", str(tmp_path / "run"), *TRAINING)
+    moment = [str(int(number)), owner.__module__, owner.__name__, name, str(call), "after" if after else "before"]
+    # A process of its own: a signal that went astray would end the process that runs the tests.
+    script = [sys.executable, "-m", "tests.support.interrupt_train", *moment, *command]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number, done.stderr
     assert not (tmp_path / "run" / "card.json").exists()
     assert (tmp_path / "run" / STATE).exists()
-    assert capsys.readouterr().err.splitlines()[-1] == f"geograft: {kept}; continue with --resume."
+    assert done.stderr.splitlines()[-1] == f"geograft: {kept}; continue with --resume."
     assert exit_of(*command, "--resume") == 0
     for file in (WEIGHTS, LAST):
         assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
