@@ -117,6 +117,22 @@ def test_an_interrupted_training_resumes_to_identical_weights(
         assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
 
 
+def test_ctrl_c_in_a_map_keeps_its_strips_and_the_same_command_resumes(
+    whole: Path, fields: Path, tmp_path: Path
+) -> None:
+    command = ("predict", str(whole), str(fields / "scene.tif"), "--batch-size", "2", "--backend", "torch", "--out")
+    moment = (str(int(signal.SIGINT)), "geograft.inference.predictor", "EnsemblePredictor", "__call__", "40", "before")
+    script = [sys.executable, "-m", "tests.support.interrupt_train", *moment, *command, str(tmp_path / "map.tif")]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "% of the map" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "map.tif").exists()
+    assert list(tmp_path.glob(".map*"))
+    for name in ("map.tif", "whole.tif"):
+        assert exit_of(*command, tmp_path / name) == 0
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "number", "whole_group"),

@@ -1,4 +1,4 @@
-"""Train with the command line and send this process a signal at a given call. Run by tests/test_interrupts.py.
+"""Run a command and send its process a signal at a given call of a method. Run by tests/test_interrupts.py.
 
     python -m tests.support.interrupt_train SIGNAL MODULE CLASS METHOD CALL before|after ARGUMENT ...
 
