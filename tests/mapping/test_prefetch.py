@@ -1,12 +1,17 @@
 """Items are computed in advance: order, errors at their position, and no thread left running."""
 
+import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from geograft.errors import InputError
+from geograft.interrupts import Interrupted, handle_signals
 from geograft.mapping.prefetch import prefetch
 
 
@@ -44,3 +49,28 @@ def test_items_are_computed_in_one_thread_other_than_the_caller() -> None:
     found = set(prefetch((threading.get_ident() for _ in range(20)), 3))
     assert len(found) == 1
     assert found != {threading.get_ident()}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interrupt_while_the_thread_starts_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the thread would go on reading a raster that the caller closes: a crash within GDAL."""
+    begin, finished = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def slow_start(thread: threading.Thread) -> None:
+        start(thread)
+        begin.set()
+        time.sleep(0.2)
+
+    def items() -> Iterator[int]:
+        begin.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.4)
+        finished.set()
+        yield 0
+
+    monkeypatch.setattr(threading.Thread, "start", slow_start)
+    with pytest.raises(Interrupted), handle_signals():
+        next(prefetch(items()))
+    assert finished.is_set()
+    assert not threads()
