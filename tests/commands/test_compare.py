@@ -58,11 +58,15 @@ def test_a_variant_equals_the_run_of_train(comparison: Comparison, tiles: Path, 
     assert (alone / LAST).read_bytes() == (comparison.folder / "slow-too" / "seed1" / LAST).read_bytes()
 
 
-def test_running_again_trains_nothing(comparison: Comparison, tiles: Path) -> None:
+def test_running_again_trains_nothing(comparison: Comparison, tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = comparison.folder / "fast" / "seed0" / LAST
     before = weights.stat().st_mtime_ns
     assert compare(tiles, RECIPE, comparison.folder) == comparison
     assert weights.stat().st_mtime_ns == before
+    announced = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in announced] == [
+        f"{row.variant}, seed {row.seed}" for row in sorted(comparison.rows, key=lambda row: row.seed)
+    ]
 
 
 def test_recipes_without_distinct_variants_are_refused(tiles: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from geograft.mapping.scoring import (
 )
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import LEVEL, few_units_warning
+from geograft.progress import announce
 from geograft.text import format_table
 from geograft.training.checkpoint import STATE
 from geograft.training.distributed import rank_of
@@ -223,7 +224,11 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
 def _compare(tiles: Path, recipe: Recipe, out: Path, folds: int) -> Comparison:
     sets = dict(enumerate(write_fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
     jobs = [(fold, seed, variant) for fold in sets for seed in recipe.seeds for variant in recipe.variants]
-    rows = [_row(sets[fold], recipe.variant(variant, seed), variant.name, out, fold) for fold, seed, variant in jobs]
+    rows = []
+    for number, (fold, seed, variant) in enumerate(jobs, start=1):
+        if rank_of(recipe.train) == 0:
+            announce(f"{number} of {len(jobs)}: {variant.name}, {f'fold {fold}, ' if fold else ''}seed {seed}")
+        rows.append(_row(sets[fold], recipe.variant(variant, seed), variant.name, out, fold))
     order = [variant.name for variant in recipe.variants]
     rows.sort(key=lambda row: (order.index(row.variant), row.fold, row.seed))
     crossed = score_folds([(row.variant, row.fold, row.seed, out / row.run) for row in rows]) if folds else None
