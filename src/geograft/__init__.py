@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         Variant,
         load_recipe,
     )
-    from geograft.dataset.sources import DstlSource, MaskSource, VectorSource
+    from geograft.dataset.sources import CocoSource, DstlSource, MaskSource, VectorSource
     from geograft.dataset.tileset import TileSet
     from geograft.errors import GeograftError, InputError, OutputError, SettingError, WeightsError
 
@@ -62,7 +62,7 @@ _MODULES = {
         "geograft.config",
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
-    **dict.fromkeys(("DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
+    **dict.fromkeys(("CocoSource", "DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
     "TileSet": "geograft.dataset.tileset",
     "load_recipe": "geograft.config",
     **{
@@ -91,6 +91,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "CocoSource",
     "DstlSource",
     "EvaluateConfig",
     "GeograftError",

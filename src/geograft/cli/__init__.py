@@ -6,11 +6,13 @@ Verbs are imported when they are called, so that --help is fast.
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from cyclopts import App, CycloptsError
 
 from geograft.errors import GeograftError
-from geograft.interrupts import Interrupted, handle_signals, received_signal
+from geograft.interrupts import Interrupted, cancel_at_end_of_input, handle_signals, received_signal
+from geograft.progress import report_as_json, write_event
 
 
 def installed_version() -> str:
@@ -51,7 +53,12 @@ add_command(
     "prepare masks images/ masks/ --classes 1=forest,2=other --out tiles/",
 )  # fmt: skip
 add_command(
-    prepare, 3, "data:dstl",
+    prepare, 3, "data:coco",
+    "Make a tile set from a folder of images and a COCO file of their annotations.",
+    "prepare coco images/ --labels instances.json --out tiles/",
+)  # fmt: skip
+add_command(
+    prepare, 4, "data:dstl",
     "Make a tile set from the folder of Kaggle's DSTL competition.",
     "prepare dstl dstl/ --classes 5 --out tiles/",
 )  # fmt: skip
@@ -161,19 +168,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Errors that the user can fix print one line on stderr and exit with code 1. At SIGINT (Ctrl-C) and SIGTERM the
     command saves what it has, prints one line on stderr that says what is kept, and exits with code 130 or 143.
+    With `--progress json`, these lines are JSON too, and closing standard input has the effect of SIGTERM.
     """
     set_gdal_options()
     given = sys.argv[1:] if arguments is None else arguments
-    with handle_signals():
+    as_json = wants_json(given)
+    with report_as_json(as_json), handle_signals(), cancel_at_end_of_input(as_json):
         try:
+            if as_json:
+                write_event("start", command=given[0], schema=1)
             app(given, exit_on_error=False, print_error=False)
         except (GeograftError, CycloptsError) as error:
-            sys.exit(f"geograft: {' '.join(str(error).split())}")
+            message = " ".join(str(error).split())
+            if not as_json:
+                sys.exit(f"geograft: {message}")
+            write_event("error", exit_code=1, text=message)
+            sys.exit(1)
         except Interrupted as error:
-            sys.stderr.write(f"geograft: {interrupt_message(error, given[0] if given else '')}\n")
-            sys.exit(128 + received_signal())
+            message, code = interrupt_message(error, given[0] if given else ""), 128 + received_signal()
+            if as_json:
+                write_event("interrupted", exit_code=code, text=message)
+            else:
+                sys.stderr.write(f"geograft: {message}\n")
+            sys.exit(code)
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments ask for progress as JSON. Known before they are parsed, for errors in them."""
+    return "--progress=json" in arguments or ("--progress", "json") in pairwise(arguments)
 
 
 HOW_TO_RESUME = {"train": "continue with --resume"} | dict.fromkeys(

@@ -1,12 +1,13 @@
-"""Label sources for `geograft prepare`: polygons, mask images, and the folder of the DSTL competition."""
+"""Label sources for `geograft prepare`: polygons, mask images, COCO annotations, and DSTL's folder."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from geograft.dataset import dstl
+from geograft.dataset import coco, dstl
 from geograft.dataset import masks as mask_images
 from geograft.dataset import vector_labels as polygon_layers
 from geograft.dataset.masks import REMAINDER, FractionBands
@@ -19,7 +20,7 @@ from geograft.dataset.scenes import (
     scene_groups,
     scene_names,
 )
-from geograft.dataset.vector_labels import LabelEncoding, polygon_reader
+from geograft.dataset.vector_labels import LabelEncoding, polygon_reader, rasterized_label_reader
 from geograft.errors import InputError, SettingError
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.legend import IGNORE, Legend
@@ -172,6 +173,135 @@ class MaskSource:
         # Maps are uint8 with 255 as nodata. If a value does not fit, maps use class indices; so do masks with bands.
         fits = all(0 <= value < IGNORE for value in values) and not (self.overlapping or self.fractional)
         return Legend(names, values if fits else (), self.overlapping)
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """A folder of images and a COCO file of their annotations, as CVAT, Label Studio and Roboflow export it.
+
+    Instances are polygons or run-length encoded masks in pixels. If instances of two classes overlap, the later one in
+    the file wins. Crowd regions (`iscrowd`) belong to their class, but any instance over them wins; CVAT marks every
+    painted mask as one. Where an annotation has only a box, pixels outside all instances are ignored.
+    """
+
+    images: Path
+    """Folder of the images; their names in the file may have other folders."""
+    labels: Path
+    classes: tuple[str, ...] = ()
+    """Names of the categories to use, in this order; the rest is background. Empty: all that have an annotation."""
+    ignore_crowds: bool = False
+    """Whether crowd regions are neither trained nor scored, except where an instance covers them."""
+    skip_mismatched: bool = False
+    """Skip images that are missing or have another size than in the file, instead of raising an error."""
+    groups: Groups = None
+    overlapping: bool = False
+    """Whether classes overlap: a pixel belongs to all classes with an instance over it, not only to the last."""
+    fractional: bool = False
+    """Whether labels are the fraction of each pixel inside polygons, instead of the class at its centre."""
+
+    def gather(self) -> LabelledScenes:
+        """Return the scenes that the file lists. Keeps all instances in memory.
+
+        Raises:
+            InputError: if the file cannot be used, listing all images that are missing or have another size; if no
+                annotation has an outline.
+            SettingError: if a class is not in the file, or if `overlapping` is set for a single class.
+        """
+        content = coco.read_coco(self.labels)
+        matched, mismatches = _match_coco_images(self.images, content)
+        if mismatches and not self.skip_mismatched:
+            raise InputError(
+                f"{len(mismatches)} images of {self.labels} are not in {self.images} as listed: "
+                f"{join_names(mismatches, '; ')}. "
+                "Pass the folder that contains them, or skip them with --skip-mismatched."
+            )
+        if not matched:
+            raise InputError(f"no image of {self.labels} is in {self.images}. Pass the folder of the images.")
+        names_of_classes = self._class_names(content)
+        encoding = LabelEncoding(_legend(names_of_classes, self.overlapping), self.fractional)
+        infos = tuple(info for _, info in matched)
+        names = scene_names([info.path for info in infos])
+        groups = scene_groups(self.groups, names)
+        drawings, counts = self._draw(content, matched, names_of_classes)
+        scenes = tuple(
+            LabelledScene(name, info, groups[name], partial(_coco_reader, drawing, encoding))
+            for name, info, drawing in zip(names, infos, drawings, strict=True)
+        )
+        notes = {"labels": f"{coco.instance_summary(counts, self.ignore_crowds)} in {self.labels}"}
+        if empty := sum(not drawing.parts for drawing in drawings):
+            notes["images without annotations"] = f"{empty:,}, all background"
+        if mismatches:
+            notes["skipped"] = f"{len(mismatches)} that do not match: {join_names(mismatches, '; ')}"
+        return LabelledScenes(
+            encoding.legend, scenes, notes, implicit_background=not self.overlapping, fractional=encoding.fractional
+        )
+
+    def _class_names(self, content: coco.CocoFile) -> tuple[str, ...]:
+        """Return background, then the classes."""
+        known = {category.name for category in content.categories}
+        if unknown := [name for name in self.classes if name not in known]:
+            raise SettingError(
+                f"--classes: {self.labels} has no category {join_names(unknown)}. It has {join_names(sorted(known))}."
+            )
+        if len(set(self.classes)) < len(self.classes):
+            raise SettingError(f"--classes {','.join(self.classes)} has a category twice. Give each once.")
+        names = [name for name in self.classes or content.used_categories() if name != BACKGROUND]
+        if not names or len(names) >= coco.UNKNOWN:
+            raise InputError(
+                f"{self.labels} has annotations of {pluralise(len(names), 'category')}; a map has 1 to "
+                f"{coco.UNKNOWN - 1} classes besides the background. Choose other ones with --classes."
+            )
+        return BACKGROUND, *names
+
+    def _draw(
+        self, content: coco.CocoFile, matched: list[tuple[coco.CocoImage, ImageInfo]], names: tuple[str, ...]
+    ) -> tuple[list[coco.InstanceDrawing], Counter[str]]:
+        # With overlapping classes no pixel is background by an annotation.
+        values = {name: index for index, name in enumerate(names) if index or not self.overlapping}
+        value_of = {one.id: values[one.name] for one in content.categories if one.name in values}
+        annotations, drawings, total = content.by_image(), [], Counter[str]()
+        for entry, info in matched:
+            size = (info.grid.height, info.grid.width)
+            try:
+                drawing, counts = coco.draw_instances(annotations[entry.id], size, value_of, self.ignore_crowds)
+            except InputError as error:
+                raise InputError(f"{self.labels}: {error}. Correct it, or export the file again.") from error
+            drawings.append(drawing)
+            total += counts
+        if not total["instance"] and (self.ignore_crowds or not total["crowd"]):
+            raise InputError(
+                f"{self.labels} has no annotation with an outline: {coco.instance_summary(total, self.ignore_crowds)}. "
+                "Boxes are not enough; annotate polygons or masks, and export them as COCO (instances)."
+            )
+        return drawings, total
+
+
+def _match_coco_images(
+    folder: Path, content: coco.CocoFile
+) -> tuple[list[tuple[coco.CocoImage, ImageInfo]], list[str]]:
+    """Return the entries of a COCO file with the metadata of their images, and a list of mismatches as text."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder. Pass the folder of the images.")
+    found = [(entry, coco.find_image(folder, entry.file_name)) for entry in content.images]
+    mismatches = [f"{entry.file_name} is missing" for entry, path in found if path is None]
+    present = [(entry, path) for entry, path in found if path is not None]
+    matched = []
+    infos = read_image_infos(path for _, path in present)
+    for (entry, _), info in zip(present, infos, strict=True):
+        width, height = info.grid.width, info.grid.height
+        if (entry.width or width, entry.height or height) == (width, height):
+            matched.append((entry, info))
+        else:
+            listed = f"{entry.width} x {entry.height}"
+            mismatches.append(f"{entry.file_name} has {width} x {height} pixels, listed are {listed}")
+    return matched, mismatches
+
+
+def _coco_reader(drawing: coco.InstanceDrawing, encoding: LabelEncoding) -> LabelReader:
+    values = range(1, len(encoding.legend.names) + 1)
+    layers = [drawing.of_class(value) for value in values] if encoding.legend.overlapping else [drawing]
+    unknown = drawing.unknown if drawing.has_unknown else None
+    return rasterized_label_reader([layer.rasterize for layer in layers], unknown, encoding)
 
 
 @dataclass(frozen=True)

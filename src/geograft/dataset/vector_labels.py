@@ -3,9 +3,11 @@
 Polygons are reprojected to the CRS of each image and transformed to its pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import shapely
@@ -45,6 +47,10 @@ class LabelEncoding:
         return self.by_area or self.legend.overlapping
 
 
+Rasterizer: TypeAlias = Callable[[Window, int], UInt8[ndarray, "rows cols"]]
+"""Returns the class values of a window whose pixels are split into n x n subpixels; 0 outside all labels."""
+
+
 def polygon_reader(shapes: PixelShapes, aoi: PixelShapes | None, encoding: LabelEncoding) -> LabelReader:
     """Return a reader of the labels of one scene; 255 in pixels whose centre is outside the `aoi` polygons.
 
@@ -52,27 +58,44 @@ def polygon_reader(shapes: PixelShapes, aoi: PixelShapes | None, encoding: Label
     more than these if classes overlap. Pixels outside all polygons are 0.
     """
     values = range(1, len(encoding.legend.names) + 1)
-    layers = [shapes.of_class(value) for value in values] if encoding.legend.overlapping else []
+    layers = [shapes.of_class(value) for value in values] if encoding.legend.overlapping else [shapes]
+    outside = None if aoi is None else lambda window: rasterize_window(aoi, window, fill=0) == 0
+    return rasterized_label_reader([partial(_rasterize, layer) for layer in layers], outside, encoding)
+
+
+def rasterized_label_reader(
+    layers: Sequence[Rasterizer],
+    unknown: Callable[[Window], Bool[ndarray, "h w"]] | None,
+    encoding: LabelEncoding,
+) -> LabelReader:
+    """Return a reader of the labels that `layers` draw: one for all classes, or one per class if classes overlap.
+
+    Pixels in the mask that `unknown` returns are 255.
+    """
 
     def label(window: Window) -> UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]:
         if not encoding.fractional:
-            labels = rasterize_window(shapes, window, fill=0)
+            labels = layers[0](window, 1)
         elif encoding.by_area:
-            labels = _fractions(layers or [shapes], window, encoding.legend)
+            labels = _fractions(layers, window, encoding.legend)
         else:
-            labels = np.stack([rasterize_window(part, window, fill=0) > 0 for part in layers]) * np.uint8(MAX_CODE)
-        if aoi is not None:
-            labels[..., rasterize_window(aoi, window, fill=0) == 0] = IGNORE
+            labels = np.stack([layer(window, 1) > 0 for layer in layers]) * np.uint8(MAX_CODE)
+        if unknown is not None:
+            labels[..., unknown(window)] = IGNORE
         return labels
 
     return label
 
 
-def _fractions(layers: list[PixelShapes], window: Window, legend: Legend) -> UInt8[ndarray, "o h w"]:
-    """Return the fraction of each output's class in 250ths. Overlapping classes have one layer each."""
+def _rasterize(shapes: PixelShapes, window: Window, oversampling: int) -> UInt8[ndarray, "rows cols"]:
+    return rasterize_window(shapes, window, fill=0, oversampling=oversampling)
+
+
+def _fractions(layers: Sequence[Rasterizer], window: Window, legend: Legend) -> UInt8[ndarray, "o h w"]:
+    """Return the fraction of each output's class in 250ths."""
     labels = np.empty((legend.outputs, window.height, window.width), np.uint8)
     for cell in block_windows(window, *LABEL_BLOCK):
-        fine = (rasterize_window(layer, cell, fill=0, oversampling=SUBPIXELS) for layer in layers)
+        fine = (layer(cell, SUBPIXELS) for layer in layers)
         if legend.overlapping:
             codes = encode_fractions(np.stack([_subpixel_fraction(part > 0) for part in fine]))
         else:
