@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: a command keeps what it has, prints one line, exits with 130 or 143, and resumes to the bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -226,6 +227,63 @@ def test_an_interrupted_prepare_writes_nothing(
     assert exit_of(*command) == 128 + number
     assert capsys.readouterr().err == "geograft: Stopped; nothing was written.\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_prepare_writes_nothing_and_the_same_command_works(fields: Path, tmp_path: Path) -> None:
+    command = ("prepare", "vector", str(fields / "scene.tif"), "--labels", str(fields / "fields.gpkg"))
+    command = (*command, "--tile-px", "32", "--val", "0", "--test", "0", "--out", str(tmp_path / "tiles"))
+    moment = (str(int(signal.SIGINT)), "geograft.progress", "ProgressBar", "advance", "1", "before")
+    script = [sys.executable, "-m", "tests.support.interrupt_train", *moment, *command]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert done.stderr == "geograft: Stopped; nothing was written.\n"
+    assert not list(tmp_path.iterdir())
+    assert exit_of(*command) == 0
+
+
+def read_until(process: "subprocess.Popen[str]", event: str) -> dict[str, Any]:
+    """Return the first line of JSON with this event."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        content: dict[str, Any] = json.loads(line)
+        if content["event"] == event:
+            return content
+    pytest.fail(f"no {event}")
+
+
+def test_closing_standard_input_cancels_a_training_that_resumes_to_identical_weights(
+    whole: Path, tiles: Path, tmp_path: Path
+) -> None:
+    command = ("train", str(tiles), "--out", str(tmp_path / "run"), *TRAINING)
+    script = [sys.executable, "-m", "geograft", *command, "--progress", "json"]
+    with subprocess.Popen(
+        script, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        # Before torch is imported: written input is ignored.
+        assert read_until(process, "start")["command"] == "train"
+        process.stdin.write("input\n")
+        process.stdin.flush()
+        epoch = read_until(process, "epoch")
+        assert 0 <= epoch["figures"]["val_iou"] <= 1 and 0 < epoch["done"] < epoch["total"]
+        process.stdin.close()
+        last = read_until(process, "interrupted")
+    assert process.returncode == last["exit_code"] == 143
+    assert "--resume" in last["text"]
+    assert exit_of(*command, "--resume") == 0
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_a_file_or_the_null_device_as_standard_input_cancels_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, time\nfrom geograft.interrupts import cancel_at_end_of_input, handle_signals\n"
+        "with handle_signals(), cancel_at_end_of_input():\n time.sleep(0.2)\nprint('done')"
+    )
+    (tmp_path / "empty").touch()
+    for path in (tmp_path / "empty", Path(os.devnull)):
+        with path.open() as empty:
+            done = subprocess.run([sys.executable, "-c", script], stdin=empty, capture_output=True, check=True)
+        assert done.stdout == b"done\n"
 
 
 def test_handlers_are_those_of_before_after_the_block() -> None:

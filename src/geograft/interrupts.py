@@ -4,13 +4,15 @@ Only the command line installs the handlers (`handle_signals`). Without them not
 program Ctrl-C raises KeyboardInterrupt anywhere, and SIGTERM ends the process.
 """
 
+import _thread
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -61,6 +63,50 @@ def handle_signals(enabled: bool = True) -> Iterator[None]:
         for number in heeded:
             signal.signal(number, before[number] or signal.SIG_DFL)
         _state.handled, _state.received = False, 0
+
+
+@contextmanager
+def cancel_at_end_of_input(enabled: bool = True) -> Iterator[None]:
+    """Send this process SIGTERM when its standard input is closed within the block; whatever is read is ignored.
+
+    Only where standard input is a pipe or a socket, as for a program that another one started: the other end is also
+    closed when that program ends. A terminal, a file or the null device are not watched.
+    """
+    if not enabled or not _is_pipe(0):
+        yield
+        return
+    ended, lock = threading.Event(), threading.Lock()
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        with lock:
+            if not ended.is_set():
+                _signal_process(signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end of input", daemon=True).start()
+    try:
+        yield
+    finally:
+        with lock:
+            ended.set()
+
+
+def _is_pipe(descriptor: int) -> bool:
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _signal_process(number: signal.Signals) -> None:
+    """Send this process a signal; on Windows, where os.kill would end it, run its handler."""
+    if os.name == "posix":
+        os.kill(os.getpid(), number)
+    else:
+        _thread.interrupt_main(number)
 
 
 def handles_signals() -> bool:

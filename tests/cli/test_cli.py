@@ -1,5 +1,6 @@
 """The command line: fast --help, errors of one line, and an example for every command."""
 
+import json
 import re
 import subprocess
 import sys
@@ -87,6 +88,50 @@ def test_errors_exit_with_1_and_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("geograft: nowhere ") and done.stderr.count("\n") == 1
+
+
+def json_lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, list[dict[str, object]], str]:
+    """Return the exit code, the lines of JSON on stderr and the stdout of `geograft ARGUMENTS --progress json`."""
+    code: object = 0
+    try:
+        main([*arguments, "--progress", "json"])
+    except SystemExit as ended:
+        code = ended.code
+    printed = capsys.readouterr()
+    return code, [json.loads(line) for line in printed.err.splitlines()], printed.out
+
+
+def test_progress_as_json_has_the_documented_events(
+    fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels, out = str(fields / "scene.tif"), str(fields / "fields.gpkg"), str(tmp_path / "tiles")
+    command = ("prepare", "vector", images, "--labels", labels, "--out", out, "--tile-px", "32")
+    page = (Path(__file__).parents[2] / "docs" / "programs.md").read_text(encoding="utf-8")
+    code, shown, text = json_lines(capsys, *command, "--test", "0.2")
+    assert code == 0
+    assert shown[0] == {"event": "start", "command": "prepare", "schema": 1}
+    assert shown[-1] == {"event": "result", "exit_code": 0, "text": text.removesuffix("\n")}
+    for event in shown:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{event['event']}` |"))
+        assert row.startswith(f"| `{event['event']}` |") and all(f"`{key}`" in row for key in event if key != "event")
+    steps = [(event["step"], event["done"] == event["total"]) for event in shown if event["event"] == "progress"]
+    assert ("Rasterising labels", True) in steps and ("Rasterising labels", False) in steps
+    again, failed, _ = json_lines(capsys, *command)
+    assert (again, failed[-1]["event"], failed[-1]["exit_code"]) == (1, "error", 1)
+    assert out in str(failed[-1]["text"])
+
+
+@pytest.mark.parametrize("wrong", [("--epochs", "x"), ("--no-such-option",), ("--progress", "xml")])
+def test_errors_in_the_arguments_are_json_too(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, text = json_lines(capsys, "train", "nowhere", "--out", "run", *wrong)
+    assert (code, [each["event"] for each in shown], text) == (1, ["start", "error"], "")
+    assert wrong[0] in str(shown[-1]["text"])
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each[0] not in ("model", "jaccard")], ids=" ".join)
+def test_every_long_command_has_progress(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    app([*command, "--help"], result_action="return_value")
+    assert "--progress" in capsys.readouterr().out
 
 
 def test_parse_classes() -> None:

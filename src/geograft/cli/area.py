@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, print_result, settings
+from geograft.cli.flags import config_from, print_result, settings, with_progress
 from geograft.config import ReviewConfig, SampleConfig
 
 
+@with_progress
 @settings(sample=SampleConfig)
 def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
     """Draw a random sample of a map's pixels, stratified by class, for labelling in a GIS.
@@ -22,6 +23,7 @@ def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (th
     print_result(sample(map, out, config_from(SampleConfig, SampleConfig(), chosen)))
 
 
+@with_progress
 def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noqa: A002
     """Estimate class areas and map accuracy from a labelled sample, with 95 % confidence intervals.
 
@@ -35,6 +37,7 @@ def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noq
     print_result(area(map, points, out))
 
 
+@with_progress
 @settings(review=ReviewConfig)
 def review(
     runs: Annotated[tuple[Path, ...], Parameter(negative=())], /, *, out: Path, tiles: Path | None = None, **chosen: Any

@@ -91,45 +91,6 @@ def masks(
 
 @with_progress
 @settings(prepare=PrepareConfig)
-def coco(
-    images: Path,
-    /,
-    *,
-    labels: Path,
-    out: Path,
-    classes: str = "",
-    ignore_crowds: Flag = False,
-    overlapping: Flag = False,
-    fractional: Flag = False,
-    skip_mismatched: bool = False,
-    groups: Path | None = None,
-    recipe: Path | None = None,
-    **chosen: Any,
-) -> None:
-    """Make a tile set from a folder of images and a COCO file of their annotations.
-
-    Args:
-        images: Folder of the images that the file lists.
-        labels: JSON file of instances as polygons or run-length encoded masks: CVAT, Label Studio, Roboflow.
-        out: Folder of the tile set.
-        classes: Categories to use, separated by commas; the rest is background. Default: all with an annotation.
-        ignore_crowds: Ignore crowd regions (iscrowd) in training and scoring, instead of counting them as their class.
-        overlapping: Multi-label: a pixel belongs to every class whose instances cover it.
-        fractional: Fractional (soft) labels: the fraction of each pixel inside the instances, from 8 x 8 subpixels.
-        skip_mismatched: Skip images that are missing or have another size than listed, instead of raising an error.
-        groups: CSV file with the columns scene and group, for --split group.
-        recipe: TOML file; its [prepare] table sets the defaults of the flags below.
-    """
-    from geograft.commands.prepare import prepare
-    from geograft.dataset.sources import CocoSource
-
-    names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    source = CocoSource(images, labels, names, ignore_crowds, skip_mismatched, groups, overlapping, fractional)
-    print_result(prepare(source, out, _config(recipe, chosen)))
-
-
-@with_progress
-@settings(prepare=PrepareConfig)
 def dstl(
     folder: Path,
     /,

@@ -6,14 +6,16 @@ Each setting is described in one place: its field in geograft.config.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, get_origin, get_type_hints, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, get_origin, get_type_hints, runtime_checkable
 
 from cyclopts import Group, Parameter
 from rich.console import Console
 
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
 from geograft.errors import SettingError
+from geograft.progress import json_progress, write_event
 
 
 @runtime_checkable
@@ -25,11 +27,31 @@ class Printable(Protocol):
 
 
 def print_result(result: Printable) -> None:
-    """Print the result of a verb on stdout as plain text."""
-    Console(highlight=False, markup=False, soft_wrap=True).print("\n".join(result.lines()))
+    """Print the result of a verb on stdout as plain text, and as JSON on stderr if progress is."""
+    text = "\n".join(result.lines())
+    if json_progress():
+        write_event("result", exit_code=0, text=text)
+    Console(highlight=False, markup=False, soft_wrap=True).print(text)
 
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def with_progress(command: Command) -> Command:
+    """Decorate a command that takes long with the option --progress, which `geograft.cli.main` reads."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
+    help_text = "text, or json for programs: one JSON object a line on stderr; closing standard input then cancels."
+    annotation = Annotated[Literal["text", "json"], Parameter(help=help_text)]
+    flag = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default="text", annotation=annotation)
+
+    @wraps(command)
+    def run(*args: Any, progress: str = "text", **options: Any) -> None:
+        command(*args, **options)
+
+    run.__signature__ = inspect.Signature([*parameters, flag])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*parameters, flag)}
+    return cast(Command, run)
 
 
 def settings(**tables: Any) -> Callable[[Command], Command]:

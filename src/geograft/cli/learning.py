@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, print_result, recipe_from, settings
+from geograft.cli.flags import config_from, print_result, recipe_from, settings, with_progress
 from geograft.config import EvaluateConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
@@ -29,6 +29,7 @@ def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, dr
         write_graph(summary, draw_to)
 
 
+@with_progress
 @settings(model=ModelConfig, train=TrainConfig)
 def train(tiles: Path, /, *, out: Path, recipe: Path | None = None, resume: bool = False, **chosen: Any) -> None:
     """Train a network on a tile set; the epoch with the lowest validation loss is saved.
@@ -44,6 +45,7 @@ def train(tiles: Path, /, *, out: Path, recipe: Path | None = None, resume: bool
     print_result(train(tiles, out, recipe_from(recipe, chosen), resume=resume))
 
 
+@with_progress
 @settings(model=ModelConfig, train=TrainConfig)
 def compare(
     tiles: Path,
@@ -72,6 +74,7 @@ def compare(
     print_result(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
 
 
+@with_progress
 @settings(model=ModelConfig, train=TrainConfig)
 def curve(
     tiles: Path,
@@ -116,6 +119,7 @@ def parse_percent(text: str) -> tuple[float, ...]:
         ) from None
 
 
+@with_progress
 @settings(model=ModelConfig, train=TrainConfig)
 def find(
     tiles: Path,
@@ -146,6 +150,7 @@ def find(
     print_result(find(tiles, out, recipe_from(recipe, chosen), trials, minutes, names))
 
 
+@with_progress
 def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
     """Calibrate a run on its validation tiles: temperature scaling and the probability threshold.
 
@@ -160,6 +165,7 @@ def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
     print_result(calibrate(run, tiles))
 
 
+@with_progress
 @settings(evaluate=EvaluateConfig)
 def evaluate(
     run: Path,

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, print_result, settings
+from geograft.cli.flags import config_from, print_result, settings, with_progress
 from geograft.config import PolygonConfig, PredictConfig, SuggestConfig
 
 
+@with_progress
 @settings(predict=PredictConfig)
 def predict(
     run: Path,
@@ -43,6 +44,7 @@ def predict(
         sys.stdout.write(f"the whole command took {time.perf_counter() - started:.1f} s\n")
 
 
+@with_progress
 @settings(polygons=PolygonConfig)
 def polygons(
     map: Path,  # noqa: A002 (the word on the command line)
@@ -64,6 +66,7 @@ def polygons(
     print_result(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
 
 
+@with_progress
 @settings(suggest=SuggestConfig)
 def suggest(
     run: Path,
@@ -92,6 +95,7 @@ def suggest(
     print_result(suggest((run, *ensemble), rasters, out, config, known, aoi))
 
 
+@with_progress
 def report(folder: Path, /, *, out: Path | None = None) -> None:
     """Write a self-contained HTML report of a run or a comparison.
 
@@ -104,6 +108,7 @@ def report(folder: Path, /, *, out: Path | None = None) -> None:
     print_result(report(folder, out))
 
 
+@with_progress
 def demo(*, out: Path = Path("demo-out")) -> None:
     """Train the article's three models and Geograft's default on a built-in scene, and map a second scene.
 

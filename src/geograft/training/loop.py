@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def _fit_process(
         while not run.finished():
             run.train(bar)
             run.end_epoch(run.validate(bar))
-            bar.print_line(run.epoch_line())
+            bar.end_epoch(run.epoch_line(), asdict(run.progress.history.epochs[-1]) | {"epochs": config.epochs})
     return run.end()
 
 
@@ -277,9 +277,8 @@ class _Run:
         self.progress.seconds += now - self._ticked
         self._ticked = now
         bar.advance(sum(each.tiles for each in results))
-        bar.set_note(
-            f"epoch {self.progress.epoch + 1}/{self._config.epochs}, loss {self.progress.totals.mean_loss:.3f}"
-        )
+        epoch, epochs, loss = self.progress.epoch + 1, self._config.epochs, self.progress.totals.mean_loss
+        bar.set_note(f"epoch {epoch}/{epochs}, loss {loss:.3f}", epoch=epoch, epochs=epochs, loss=loss)
         self._stop_if_interrupted(results)
         if self._group.is_main and now - self._saved >= 60 * self._config.save_minutes:
             self._save()
