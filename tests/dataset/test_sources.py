@@ -342,9 +342,7 @@ def test_a_mask_of_another_place_does_not_match(folders: Folders) -> None:
         folders.source({1: "field", 0: "rest"}).gather()
 
 
-@pytest.mark.parametrize(
-    ("classes", "ignore"), [({1: "field"}, None), ({}, None), ({1: "a", 2: "a"}, None), ({1: "a", 2: "b"}, 2)]
-)
+@pytest.mark.parametrize(("classes", "ignore"), [({1: "field"}, None), ({1: "a", 2: "a"}, None), ({1: "a", 2: "b"}, 2)])
 def test_invalid_classes(folders: Folders, classes: dict[int, str], ignore: int | None) -> None:
     with pytest.raises(SettingError):
         folders.source(classes, ignore=ignore).gather()

@@ -1,5 +1,6 @@
 """Command-line functions of `geograft prepare` and `audit`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,9 +56,10 @@ def masks(
     masks: Path,
     /,
     *,
-    classes: str,
+    classes: str = "",
     out: Path,
-    ignore: int | None = None,
+    ignore: str | None = None,
+    ignore_undeclared: Flag = False,
     fractional: Flag = False,
     overlapping: Flag = False,
     full_value: float = 1.0,
@@ -70,10 +72,12 @@ def masks(
 
     Args:
         images: Folder of images: PNG, JPEG or TIFF.
-        masks: Folder of masks: one band of class values; with --fractional or --overlapping, a band per class.
-        classes: Mask values or bands, and names: 1=forest,2=other. The first of two is positive; band 0 is the rest.
+        masks: Folder of masks: class values or colours; with --fractional or --overlapping, a band per class.
+        classes: Mask values, colours or bands, and names: 1=forest,2=other or "#b50000=building,#1f7b16=plants"; or a
+            CSV file with the columns name and colour or value. The first of two is positive; band 0 is the rest.
         out: Folder of the tile set.
-        ignore: Mask value of pixels to ignore in training and scoring.
+        ignore: Mask value or colour of pixels to ignore in training and scoring.
+        ignore_undeclared: Ignore the pixels of all values and colours that --classes lacks.
         fractional: Fractional (soft) labels: each band holds the fraction of its class, from 0 to --full-value.
         overlapping: Multi-label: a pixel may belong to several classes or none.
         full_value: Band value of a fraction of 1, for example 100 for percent.
@@ -85,7 +89,48 @@ def masks(
     from geograft.dataset.sources import MaskSource
 
     table = parse_classes(classes)
-    source = MaskSource(images, masks, table, ignore, skip_mismatched, groups, overlapping, fractional, full_value)
+    ignored = ignore if ignore is None or ignore.startswith("#") else _number(ignore, "--ignore")
+    source = MaskSource(images, masks, table, ignored, skip_mismatched, groups, overlapping, fractional, full_value)
+    source = replace(source, ignore_undeclared=ignore_undeclared)
+    print_result(prepare(source, out, _config(recipe, chosen)))
+
+
+@with_progress
+@settings(prepare=PrepareConfig)
+def coco(
+    images: Path,
+    /,
+    *,
+    labels: Path,
+    out: Path,
+    classes: str = "",
+    ignore_crowds: Flag = False,
+    overlapping: Flag = False,
+    fractional: Flag = False,
+    skip_mismatched: bool = False,
+    groups: Path | None = None,
+    recipe: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Make a tile set from a folder of images and a COCO file of their annotations.
+
+    Args:
+        images: Folder of the images that the file lists.
+        labels: JSON file of instances as polygons or run-length encoded masks: CVAT, Label Studio, Roboflow.
+        out: Folder of the tile set.
+        classes: Categories to use, separated by commas; the rest is background. Default: all with an annotation.
+        ignore_crowds: Ignore crowd regions (iscrowd) in training and scoring, instead of counting them as their class.
+        overlapping: Multi-label: a pixel belongs to every class whose instances cover it.
+        fractional: Fractional (soft) labels: the fraction of each pixel inside the instances, from 8 x 8 subpixels.
+        skip_mismatched: Skip images that are missing or have another size than listed, instead of raising an error.
+        groups: CSV file with the columns scene and group, for --split group.
+        recipe: TOML file; its [prepare] table sets the defaults of the flags below.
+    """
+    from geograft.commands.prepare import prepare
+    from geograft.dataset.sources import CocoSource
+
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    source = CocoSource(images, labels, names, ignore_crowds, skip_mismatched, groups, overlapping, fractional)
     print_result(prepare(source, out, _config(recipe, chosen)))
 
 
@@ -131,16 +176,28 @@ def audit(tiles: Path, /, *, figure: Path | None = None) -> None:
     print_result(audit(tiles, figure))
 
 
-def parse_classes(text: str) -> dict[int, str]:
-    """Return {1: "forest", 2: "other"} for "1=forest,2=other".
+def parse_classes(text: str) -> dict[int, str] | dict[str, str]:
+    """Return {1: "forest", 2: "other"} for "1=forest,2=other", and likewise for colours or a CSV file; {} for "".
 
     Raises:
-        SettingError: if a part is not NUMBER=NAME.
+        InputError: if a CSV file cannot be used.
+        SettingError: if a part is not NUMBER=NAME or #RRGGBB=NAME, or two have the same value.
     """
-    pairs = [part.partition("=") for part in text.split(",")]
+    if text.lower().endswith(".csv"):
+        from geograft.dataset.masks import read_class_table
+
+        return read_class_table(Path(text))
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
     if not all(separator and name.strip() for _, separator, name in pairs):
         raise SettingError(f"--classes {text!r} cannot be parsed. Give NUMBER=NAME pairs, such as 1=forest,2=other.")
-    return {_number(value, "--classes"): name.strip() for value, _, name in pairs}
+    values = [value.strip().lower() for value, _, _ in pairs]
+    double = next((value for value in values if values.count(value) > 1), None)
+    if double is not None:
+        raise SettingError(f"--classes {text!r} has {double} twice. Give each value one name.")
+    names = [name.strip() for _, _, name in pairs]
+    if any(value.startswith("#") for value in values):
+        return dict(zip(values, names, strict=True))
+    return {_number(value, "--classes"): name for value, name in zip(values, names, strict=True)}
 
 
 def _number(text: str, flag: str) -> int:

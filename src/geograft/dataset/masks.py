@@ -1,10 +1,13 @@
-"""Mask images: pairing with images by name, and reading as class indices or as class fractions.
+"""Mask images: reading as class indices or as class fractions.
 
-A mask has one band of class values, or one band per class with class fractions or presence.
+A mask has one band of class values, three bands of colours that stand for classes, or one band per class with class
+fractions or presence.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,83 +15,244 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped, UInt8
 from numpy import ndarray
 
-from geograft.dataset.scenes import LabelReader
-from geograft.errors import InputError
+from geograft.dataset.scenes import LabelReader, files_by_stem
+from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid, Window, block_windows
-from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.labels import encode_exclusive_fractions, encode_fractions
 from geograft.legend import IGNORE, Legend
-from geograft.text import pluralise
+from geograft.text import join_names, pluralise
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 STRIP = (512, 8192)
+MAX_DISTINCT = 4096
+"""Number of values of a mask after which no more are counted."""
+MAX_CLASSES = 254
+MAX_LISTED_VALUES = 12
+SCANNED_MASKS = 20
+"""Number of masks that are read to list their values."""
 
 
-def pair_images_and_masks(
-    images: Path, masks: Path, bands: int | None = None
+@dataclass(frozen=True)
+class MaskValues:
+    """How the values of a mask, or its colours, become class indices."""
+
+    values: tuple[int, ...]
+    """Value by class index; a colour is the number 0xRRGGBB."""
+    ignore: int | None = None
+    """Value of pixels to ignore."""
+    by_colour: bool = False
+    """Whether values are colours: of three bands, of a colour table, or shades of grey."""
+    ignore_undeclared: bool = False
+    """Whether pixels of all other values are ignored."""
+
+
+def check_pairs(
+    pairs: Sequence[tuple[Path, Path]], needed: "MaskValues | FractionBands"
 ) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Return the (image, mask) pairs with equal names and sizes, sorted by name, and a list of mismatches as text.
-
-    A mask must have one band, or at least `bands` if given.
+    """Return the pairs whose mask fits the image and `needed`, and the mismatches as text.
 
     Raises:
-        InputError: if a folder is missing, or a file cannot be opened.
+        InputError: if a file cannot be opened.
     """
-    left, right = _by_stem(images), _by_stem(masks)
-    duplicates = {name: found for side in (left, right) for name, found in side.items() if len(found) > 1}
-    faults = [f"{' and '.join(path.name for path in found)} have the same name" for found in duplicates.values()]
-    faults += [f"image {left[name][0].name} has no mask" for name in sorted(left.keys() - right.keys())]
-    faults += [f"mask {right[name][0].name} has no image" for name in sorted(right.keys() - left.keys())]
-    names = sorted(left.keys() & right.keys() - duplicates.keys())
-    found = [(left[name][0], right[name][0]) for name in names]
-    mismatches = {pair: _mismatch(*pair, bands) for pair in found}
-    return [pair for pair in found if not mismatches[pair]], faults + [fault for fault in mismatches.values() if fault]
+    mismatches = {pair: _mismatch(*pair, needed) for pair in pairs}
+    return [pair for pair in pairs if not mismatches[pair]], [fault for fault in mismatches.values() if fault]
 
 
-def mask_reader(path: Path, values: Sequence[int], ignore: int | None) -> LabelReader:
-    """Return a reader of one mask image: class indices by position in `values`, 255 for `ignore`.
+def mask_reader(path: Path, declared: MaskValues) -> LabelReader:
+    """Return a reader of one mask image: class indices by position of the declared values, 255 for ignored ones.
 
-    The reader raises InputError with the file name and all undeclared values, if there are any.
+    The reader raises InputError with the file name and all undeclared values, if there are any and they are not
+    ignored.
     """
     mask = Image.open(path)
 
     def label(window: Window) -> UInt8[ndarray, "h w"]:
-        labels, known = _indices(mask.read_raw(window)[0], values, ignore)
-        if not known.all():
-            raise InputError(_undeclared_values_message(mask, values, ignore))
+        labels, known = _indices(_read_values(mask, window, declared.by_colour), declared)
+        if declared.ignore_undeclared:
+            labels[~known] = IGNORE
+        elif not known.all():
+            raise InputError(_undeclared_values_message(mask, declared))
         return labels
 
     return label
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Pass the folder of the images and the folder of the masks.")
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            found[path.stem].append(path)
+def parse_colour(text: str) -> int:
+    """Return the number 0xRRGGBB of a colour.
+
+    >>> hex(parse_colour("#b50000")), hex(parse_colour("181, 0, 0"))
+    ('0xb50000', '0xb50000')
+
+    Raises:
+        SettingError: if it is neither #RRGGBB nor three numbers from 0 to 255.
+    """
+    if re.fullmatch("#?[0-9a-fA-F]{6}", text.strip()):
+        return int(text.strip().removeprefix("#"), 16)
+    numbers = [int(number) for number in re.findall("[0-9]{1,9}", text)]
+    if len(numbers) != 3 or max(numbers) > 255 or re.search(r"[^0-9\s,;()\[\]]", text):
+        raise SettingError(f"{text!r} is not a colour. Give #RRGGBB, such as #b50000, or red, green and blue to 255.")
+    return numbers[0] << 16 | numbers[1] << 8 | numbers[2]
+
+
+NAME_COLUMNS, VALUE_COLUMNS = ("name", "class", "class_name", "label"), ("value", "id")
+COLOUR_COLUMNS, BAND_COLUMNS = ("colour", "color", "hex", "rgb"), (("r", "red"), ("g", "green"), ("b", "blue"))
+
+
+def read_class_table(path: Path) -> dict[int, str] | dict[str, str]:
+    """Return the class names of a CSV file by colour, as #rrggbb, or by value if it has no colours.
+
+    It has a column `name`, and `colour`, or `r`, `g` and `b`, or `value`.
+
+    Raises:
+        InputError: if it cannot be read, or lacks a column or a cell.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = next((one for one in ",;\t" if one in text.partition("\n")[0]), ",")
+        rows = [
+            {str(key).strip().lower(): (cell or "").strip() for key, cell in row.items() if isinstance(cell, str)}
+            for row in csv.DictReader(text.splitlines(), delimiter=delimiter)
+        ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a CSV file of classes: {error}. Check the path.") from error
+    found: dict[int, str] | dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        name = next((row[key] for key in NAME_COLUMNS if row.get(key)), "")
+        value = _table_value(path, number, row)
+        if not name or value is None:
+            raise InputError(
+                f"{path}, line {number}: a class needs `name`, and `colour` or `r`, `g` and `b` or `value`. "
+                "The first line has the names of the columns."
+            )
+        if value in found:
+            raise InputError(f"{path}, line {number}: the value of {name} is that of another class. Remove one.")
+        found[value] = name  # type: ignore[index]
     if not found:
-        raise InputError(f"{folder} contains no PNG, JPEG or TIFF files. Check the path.")
+        raise InputError(f"{path} has no classes. It needs a line with the names of the columns, then one per class.")
     return found
 
 
-def _mismatch(image_path: Path, mask_path: Path, bands: int | None) -> str:
+def _table_value(path: Path, number: int, row: Mapping[str, str]) -> int | str | None:
+    """Return the colour or the value of a class in a table; None if there is neither."""
+    bands = [next((row[key] for key in keys if row.get(key)), "") for keys in BAND_COLUMNS]
+    colour = next((row[key] for key in COLOUR_COLUMNS if row.get(key)), " ".join(bands) if all(bands) else "")
+    value = next((row[key] for key in VALUE_COLUMNS if row.get(key)), "")
+    try:
+        if colour:
+            return format_value(parse_colour(colour), by_colour=True)
+        return int(value) if value else None
+    except (SettingError, ValueError) as error:
+        raise InputError(f"{path}, line {number}: {error}") from error
+
+
+def format_value(value: float, by_colour: bool) -> str:
+    """Return a mask value as text: a number, or a colour as #rrggbb."""
+    return f"#{int(value):06x}" if by_colour else f"{value:g}"
+
+
+def count_values(mask: Image, by_colour: bool) -> Counter[float]:
+    """Return the number of pixels of each value or colour of a mask, or of its first rows if it has very many."""
+    found: Counter[float] = Counter()
+    for window in block_windows(mask.info.grid.window, *STRIP):
+        values, counts = np.unique(_read_values(mask, window, by_colour), return_counts=True)
+        found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        if len(found) > MAX_DISTINCT:
+            break
+    return found
+
+
+def has_colours(mask: Image) -> bool:
+    """Return whether the pixels of a mask are colours, not values: three bands of bytes."""
+    return mask.info.bands == 3 and mask.info.dtype == "uint8"
+
+
+def classes_example(folder: Path, per_band: bool) -> str:
+    """Return the values or colours in the masks of a folder, and a --classes that declares them.
+
+    Reads the first masks.
+
+    Raises:
+        InputError: if the folder is missing or contains no masks, or one of them cannot be read.
+    """
+    paths = [found[0] for found in files_by_stem(folder).values()]
+    with Image.open(paths[0]) as first:
+        bands, by_colour = first.info.bands, has_colours(first)
+    if per_band or (bands > 1 and not by_colour):
+        needed = "" if per_band else " and --overlapping or --fractional"
+        example = ",".join(f"{band}=NAME{band}" for band in range(1, bands + 1))
+        return f"{paths[0]} has {pluralise(bands, 'band')}: add --classes {example}{needed}, with your names."
+    counts: Counter[float] = Counter()
+    for path in paths[:SCANNED_MASKS]:
+        with Image.open(path) as mask:
+            if (mask.info.bands, mask.info.dtype) == (first.info.bands, first.info.dtype):
+                counts += count_values(mask, by_colour)
+    return f"{_values_found(folder, counts, by_colour)} {_example_sentence(counts, by_colour)}"
+
+
+def _values_found(folder: Path, counts: Counter[float], by_colour: bool) -> str:
+    what = "colours" if by_colour else "values"
+    return f"the masks in {folder} have the {what} {_format_counts(counts, by_colour)}."
+
+
+def _example_sentence(counts: Counter[float], by_colour: bool) -> str:
+    """Return what to pass for masks with these values."""
+    if len(counts) > MAX_CLASSES:
+        return f"These are {len(counts):,} or more, too many for classes: check that this is the folder of the masks."
+    # Of two classes the first is the positive one, which is rarely 0 or black.
+    values = sorted(counts, reverse=len(counts) == 2)
+    names = ["background" if not value else f"NAME{place}" for place, value in enumerate(values, start=1)]
+    pairs = [f"{format_value(value, by_colour)}={name}" for value, name in zip(values, names, strict=True)]
+    return f'Declare them with your names: --classes "{",".join(pairs)}".'
+
+
+def _format_counts(counts: Counter[float], by_colour: bool) -> str:
+    return (
+        join_names(
+            (f"{format_value(value, by_colour)} in {count:,}" for value, count in counts.most_common()),
+            limit=MAX_LISTED_VALUES,
+        )
+        + " pixels"
+    )
+
+
+def several_bands_advice(pairs: Sequence[tuple[Path, Path]]) -> str:
+    """Return how to use masks with several bands, with the colours of the first one; empty if there is none."""
+    for _, path in pairs:
+        with Image.open(path) as mask:
+            if mask.info.bands == 1:
+                continue
+            advice = "If each band of a mask is a class, use --overlapping or --fractional."
+            if not has_colours(mask):
+                return advice
+            counts = count_values(mask, by_colour=True)
+            found = f"{path.name} has the colours {_format_counts(counts, True)}."
+            return f"{found} {_example_sentence(counts, True)} {advice}"
+    return ""
+
+
+def _mismatch(image_path: Path, mask_path: Path, needed: "MaskValues | FractionBands") -> str:
     """Return how a mask does not match its image, as text; empty if it does."""
     with Image.open(image_path) as image, Image.open(mask_path) as mask:
         grid, other = image.info.grid, mask.info.grid
-        if bands is None and mask.info.bands != 1:
-            return f"mask {mask_path.name} has {mask.info.bands} bands instead of one"
-        if bands is not None and mask.info.bands < bands:
-            return (
-                f"mask {mask_path.name} has {pluralise(mask.info.bands, 'band')}, and band {bands} is named as a class"
-            )
+        if fault := _format_fault(mask.info, needed):
+            return f"mask {mask_path.name} has {fault}"
         if (grid.height, grid.width) != (other.height, other.width):
             sizes = f"{grid.width} x {grid.height} pixels, its mask {other.width} x {other.height}"
             return f"image {image_path.name} has {sizes}"
         return (
             "" if _same_position(grid, other) else f"mask {mask_path.name} has another CRS or position than its image"
         )
+
+
+def _format_fault(info: ImageInfo, needed: "MaskValues | FractionBands") -> str:
+    """Return what a mask has instead of the bands and dtype that are needed; empty if it has these."""
+    if isinstance(needed, FractionBands):
+        short = info.bands < needed.min_bands
+        return f"{pluralise(info.bands, 'band')}, and band {needed.min_bands} is named as a class" if short else ""
+    if needed.by_colour:
+        fits = info.bands in (1, 3) and info.dtype == "uint8"
+        return "" if fits else f"{pluralise(info.bands, 'band')} of {info.dtype} instead of colours: three of uint8"
+    return "" if info.bands == 1 else f"{info.bands} bands instead of one"
 
 
 def _same_position(grid: Grid, other: Grid) -> bool:
@@ -100,26 +264,43 @@ def _same_position(grid: Grid, other: Grid) -> bool:
     return grid.crs.equals(other.crs, ignore_axis_order=True) and bool((abs(moved - corners) < 0.5).all())
 
 
+def _read_values(mask: Image, window: Window, by_colour: bool) -> Shaped[ndarray, "h w"]:
+    """Return the values of a mask; with `by_colour`, its colours as 0xRRGGBB."""
+    bands = mask.read_raw(window)
+    if not by_colour:
+        values: Shaped[ndarray, "h w"] = bands[0]
+        return values
+    if mask.info.palette:
+        bands = mask.colour_table()[bands[0]].transpose(2, 0, 1)
+    red, green, blue = np.broadcast_to(bands, (3, *bands.shape[1:])).astype(np.int32)
+    colours: Shaped[ndarray, "h w"] = red << 16 | green << 8 | blue
+    return colours
+
+
 def _indices(
-    pixels: Shaped[ndarray, "h w"], values: Sequence[int], ignore: int | None
-) -> tuple[UInt8[ndarray, "h w"], Shaped[ndarray, "h w"]]:
+    pixels: Shaped[ndarray, "h w"], declared: MaskValues
+) -> tuple[UInt8[ndarray, "h w"], Bool[ndarray, "h w"]]:
     """Return the class index of each pixel, and which pixels have a declared value."""
-    pairs = [(value, index) for index, value in enumerate(values)] + ([] if ignore is None else [(ignore, IGNORE)])
+    pairs = [(value, index) for index, value in enumerate(declared.values)]
+    pairs += [] if declared.ignore is None else [(declared.ignore, IGNORE)]
     keys, indices = np.array(sorted(pairs)).T
     places = np.searchsorted(keys, pixels).clip(max=len(keys) - 1)
     return indices.astype(np.uint8)[places], keys[places] == pixels
 
 
-def _undeclared_values_message(mask: Image, values: Sequence[int], ignore: int | None) -> str:
-    undeclared: set[float] = set()
-    for window in block_windows(mask.info.grid.window, *STRIP):
-        pixels = mask.read_raw(window)[0]
-        undeclared |= set(np.unique(pixels[~_indices(pixels, values, ignore)[1]]).tolist())
-    found = ", ".join(f"{value:g}" for value in sorted(undeclared)[:20])
-    declared = ", ".join(map(str, sorted([*values, *([] if ignore is None else [ignore])])))
+def _undeclared_values_message(mask: Image, declared: MaskValues) -> str:
+    by_colour, ignored = declared.by_colour, () if declared.ignore is None else (declared.ignore,)
+    known = (*declared.values, *ignored)
+    counts = count_values(mask, by_colour)
+    undeclared = Counter({value: count for value, count in counts.items() if value not in known})
+    listed = ", ".join(format_value(value, by_colour) for value in sorted(known))
+    mixed = (
+        " Such colours arise where masks are saved as JPEG or resampled." if by_colour and len(undeclared) > 9 else ""
+    )
     return (
-        f"{mask.info.path} contains the undeclared values {found} (declared: {declared}). "
-        "Declare them as classes with --classes, or ignore a value with --ignore."
+        f"{mask.info.path} contains the undeclared {'colours' if by_colour else 'values'} "
+        f"{_format_counts(undeclared, by_colour)} (declared: {listed}).{mixed} Declare them as classes with --classes, "
+        "ignore one with --ignore, or all with --ignore-undeclared."
     )
 
 

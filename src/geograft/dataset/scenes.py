@@ -1,9 +1,13 @@
-"""Labelled scenes, the common result of all label sources: a name, an image, a group and a reader of labels."""
+"""Labelled scenes, the common result of all label sources: a name, an image, a group and a reader of labels.
+
+Images, masks and groups are matched by name.
+"""
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +26,9 @@ LabelReader = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]
 unknown."""
 Groups = Path | Mapping[str, str] | None
 """Group by scene name, or a CSV file with the columns scene and group; None if no scenes belong together."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+AFFIX_SAMPLES = 5
+"""Number of images, and of affixes, that are tried to pair names."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,125 @@ def scene_names(paths: Sequence[Path]) -> tuple[str, ...]:
             f"several images have the name {join_names(duplicates)}. Pass each image once, or rename all but one."
         )
     return tuple(names)
+
+
+@dataclass(frozen=True)
+class PairedNames:
+    """Images and masks with the same name, except for an affix of each."""
+
+    pairs: list[tuple[Path, Path]]
+    mismatches: list[str]
+    """Files without a match, as text."""
+    note: str = ""
+    """The affixes; empty if there are none."""
+
+
+def pair_names(images: Path, masks: Path) -> PairedNames:
+    """Return the images and masks of two folders that have the same name without suffix, sorted by name.
+
+    Names that have no match are compared without a prefix and suffix that all images have, and all masks: `7.jpg` and
+    `7_mask.png`, `img_7.png` and `gt_7.png`.
+
+    Raises:
+        InputError: if a folder is missing or contains no images.
+    """
+    left, right = files_by_stem(images), files_by_stem(masks)
+    duplicates = {name: found for side in (left, right) for name, found in side.items() if len(found) > 1}
+    faults = [f"{' and '.join(path.name for path in found)} have the same name" for found in duplicates.values()]
+    names = {name: name for name in left.keys() & right.keys()}
+    affixes = find_affixes(sorted(left.keys() - names.keys()), sorted(right.keys() - names.keys()))
+    if affixes:
+        mask_of = {affixes[1].core(name): name for name in sorted(right.keys() - names.keys())}
+        cores = {name: affixes[0].core(name) for name in sorted(left.keys() - names.keys())}
+        names |= {name: mask_of[core] for name, core in cores.items() if core and core in mask_of}
+    faults += [f"image {left[name][0].name} has no mask" for name in sorted(left.keys() - names.keys())]
+    faults += [f"mask {right[name][0].name} has no image" for name in sorted(right.keys() - set(names.values()))]
+    pairs = [
+        (left[name][0], right[other][0])
+        for name, other in sorted(names.items())
+        if name not in duplicates and other not in duplicates
+    ]
+    note = f"images are named {affixes[0].pattern}, masks {affixes[1].pattern}" if affixes else ""
+    return PairedNames(pairs, faults, note)
+
+
+@dataclass(frozen=True, order=True)
+class Affixes:
+    """What names have before and after the part that differs."""
+
+    prefix: str
+    suffix: str
+
+    @property
+    def pattern(self) -> str:
+        """The names as text."""
+        return f"{self.prefix}NAME{self.suffix}"
+
+    def core(self, name: str) -> str:
+        """Return the part of a name between the affixes; empty if the name lacks one of them."""
+        long_enough = len(name) > len(self.prefix) + len(self.suffix)
+        fits = long_enough and name.startswith(self.prefix) and name.endswith(self.suffix)
+        return name[len(self.prefix) : len(name) - len(self.suffix)] if fits else ""
+
+
+def find_affixes(images: Sequence[str], masks: Sequence[str]) -> tuple[Affixes, Affixes] | None:
+    """Return the affixes with which most names have a match; None if fewer than half of the names would have one.
+
+    Tried are those that the longest common part of two names leaves, if it ends where a word or a number does.
+
+    >>> find_affixes(["img_7", "img_12"], ["12_gt", "7_gt"])
+    (Affixes(prefix='img_', suffix=''), Affixes(prefix='', suffix='_gt'))
+    """
+    tried = Counter(
+        affixes
+        for image in images[:: max(len(images) // AFFIX_SAMPLES, 1)][:AFFIX_SAMPLES]
+        for mask in masks[: AFFIX_SAMPLES * 100]
+        if (affixes := _affixes_of(image, mask)) is not None
+    )
+    best: tuple[Affixes, Affixes] | None = None
+    most = (max(min(len(images), len(masks)) - 1, 0)) // 2
+    for mine, theirs in sorted(tried, key=lambda pair: (-tried[pair], pair))[:AFFIX_SAMPLES]:
+        cores = [core for name in images if (core := mine.core(name))]
+        others = [core for name in masks if (core := theirs.core(name))]
+        shared = len(set(cores) & set(others))
+        if shared > most and len(set(cores)) == len(cores) and len(set(others)) == len(others):
+            best, most = (mine, theirs), shared
+    return best
+
+
+def _affixes_of(image: str, mask: str) -> tuple[Affixes, Affixes] | None:
+    """Return what the longest common part of two names leaves; None if it does not end where a word or number does."""
+    found = SequenceMatcher(None, image, mask, autojunk=False).find_longest_match()
+    parts = []
+    for name, start in ((image, found.a), (mask, found.b)):
+        stop = start + found.size
+        if not found.size or not (_is_edge(name, start) and _is_edge(name, stop)):
+            return None
+        parts.append(Affixes(name[:start], name[stop:]))
+    return parts[0], parts[1]
+
+
+def _is_edge(name: str, place: int) -> bool:
+    """Return whether a word or a number begins or ends at a place in a name."""
+    before, after = name[place - 1 : place], name[place : place + 1]
+    return not (before + after).isalnum() or not (before and after) or before.isdigit() != after.isdigit()
+
+
+def files_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """Return the PNG, JPEG and TIFF files of a folder by their name without suffix.
+
+    Raises:
+        InputError: if the folder is missing or contains none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder. Pass the folder of the images and the folder of the masks.")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            found[path.stem].append(path)
+    if not found:
+        raise InputError(f"{folder} contains no PNG, JPEG or TIFF files. Check the path.")
+    return found
 
 
 def scene_groups(groups: Groups, names: Sequence[str]) -> dict[str, str]:

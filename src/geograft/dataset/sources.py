@@ -10,12 +10,13 @@ from pathlib import Path
 from geograft.dataset import coco, dstl
 from geograft.dataset import masks as mask_images
 from geograft.dataset import vector_labels as polygon_layers
-from geograft.dataset.masks import REMAINDER, FractionBands
+from geograft.dataset.masks import REMAINDER, FractionBands, MaskValues, parse_colour
 from geograft.dataset.scenes import (
     Groups,
     LabelledScene,
     LabelledScenes,
     LabelReader,
+    pair_names,
     read_image_infos,
     scene_groups,
     scene_names,
@@ -82,18 +83,18 @@ class VectorSource:
 
 @dataclass(frozen=True)
 class MaskSource:
-    """A folder of images and a folder of mask images with the same sizes and the same names, except for the suffix.
+    """A folder of images and a folder of mask images with the same sizes and names, except for suffix and affixes.
 
-    Masks have one value per class, or one band per class for overlapping classes or fractional labels.
+    Masks have one value or colour per class, or one band per class for overlapping classes or fractional labels.
     """
 
     images: Path
     masks: Path
-    classes: Mapping[int, str] = field(default_factory=dict)
-    """Class name by mask value, or by band number from 1, where 0 is the remainder of the other bands. The first of two
-    exclusive classes is the positive class, index 1; otherwise the order is kept."""
-    ignore: int | None = None
-    """Mask value of pixels that are neither trained nor scored."""
+    classes: Mapping[int, str] | Mapping[str, str] = field(default_factory=dict)
+    """Class name by mask value; by colour, such as "#b50000"; or by band number from 1, where 0 is the remainder of the
+    other bands. The first of two exclusive classes is the positive class, index 1; otherwise the order is kept."""
+    ignore: int | str | None = None
+    """Mask value or colour of pixels that are neither trained nor scored."""
     skip_mismatched: bool = False
     """Skip images and masks that do not match, instead of raising an error."""
     groups: Groups = None
@@ -103,57 +104,88 @@ class MaskSource:
     """Whether each class has a band with its fraction of each pixel."""
     full_value: float = 1.0
     """Value of a full pixel in such a band."""
+    ignore_undeclared: bool = False
+    """Whether pixels of all values or colours that `classes` lacks are ignored, instead of raising an error."""
 
     def gather(self) -> LabelledScenes:
         """Return the scenes.
 
         Raises:
             InputError: listing all images and masks that do not match in name, size or position.
-            SettingError: if the classes and other settings are inconsistent.
+            SettingError: if the classes and other settings are inconsistent, or there are no classes, listing the
+                values or colours of the masks.
         """
         values = self._values()
-        layout = self._band_layout(values)
-        matched, mismatches = mask_images.pair_images_and_masks(
-            self.images, self.masks, layout.min_bands if layout else None
-        )
-        if mismatches and not self.skip_mismatched:
+        needed = self._band_layout(values) or self._mask_values(values)
+        names_found = pair_names(self.images, self.masks)
+        matched, unfit = mask_images.check_pairs(names_found.pairs, needed)
+        mismatches = [*names_found.mismatches, *unfit]
+        if mismatches and not (matched and self.skip_mismatched):
+            bands = isinstance(needed, MaskValues) and not needed.by_colour
+            advice = mask_images.several_bands_advice(names_found.pairs) if bands else ""
             raise InputError(
-                f"{len(mismatches)} images or masks without a match: {join_names(mismatches, '; ')}. "
-                "Correct or remove them, or skip them with --skip-mismatched."
+                f"{len(mismatches)} images or masks without a match: {join_names(mismatches, '; ')}. {advice} "
+                "Correct or remove them, or skip them with --skip-mismatched.".replace("  ", " ")
             )
-        if not matched:
-            raise InputError(f"no image in {self.images} has a mask of the same name and size in {self.masks}.")
         infos = read_image_infos(image for image, _ in matched)
         names = tuple(image.stem for image, _ in matched)
         groups = scene_groups(self.groups, names)
         scenes = tuple(
-            LabelledScene(name, info, groups[name], partial(self._mask_reader, mask, values, layout))
+            LabelledScene(name, info, groups[name], partial(_mask_reader, mask, needed))
             for name, info, (_, mask) in zip(names, infos, matched, strict=True)
         )
         notes = {"labels": f"{pluralise(len(matched), 'mask')} in {self.masks}"}
+        notes |= {"names": names_found.note} if names_found.note else {}
         if mismatches:
             notes["skipped"] = f"{len(mismatches)} that do not match: {join_names(mismatches, '; ')}"
-        return LabelledScenes(self._legend(values), scenes, notes, fractional=layout is not None)
+        return LabelledScenes(self._legend(values), scenes, notes, fractional=isinstance(needed, FractionBands))
 
     def _values(self) -> tuple[int, ...]:
-        """Return the mask value or band number of each class index."""
+        """Return the mask value, colour or band number of each class index."""
+        if not self.classes:
+            found = mask_images.classes_example(self.masks, self.overlapping or self.fractional)
+            raise SettingError(f"--classes is missing: {found}")
         if len(self.classes) < 2 or len(set(self.classes.values())) < len(self.classes):
             raise SettingError(f"--classes {dict(self.classes)}: at least two values with different names are needed.")
-        reverse = len(self.classes) == 2 and not self.overlapping
-        return tuple(self.classes)[::-1] if reverse else tuple(self.classes)
+        values = tuple(parse_colour(key) if isinstance(key, str) else key for key in self.classes)
+        if len(set(map(type, self.classes))) > 1 or len(set(values)) < len(values):
+            raise SettingError(f"--classes {dict(self.classes)}: give each class one value, or each one colour.")
+        return values[::-1] if self._reversed else values
+
+    @property
+    def _reversed(self) -> bool:
+        """Whether the order of the classes is reversed, so that the first is the positive class."""
+        return len(self.classes) == 2 and not self.overlapping
+
+    @property
+    def _by_colour(self) -> bool:
+        return any(isinstance(key, str) for key in self.classes)
+
+    def _mask_values(self, values: tuple[int, ...]) -> MaskValues:
+        """Return the declared values of masks with one value or colour per pixel."""
+        if self.full_value != 1:
+            raise SettingError(
+                "--full-value needs masks with a band per class: add --fractional or --overlapping, or omit it."
+            )
+        if self.ignore is not None and isinstance(self.ignore, str) != self._by_colour:
+            kind = "a colour such as #000000" if self._by_colour else "a number"
+            raise SettingError(f"--ignore {self.ignore}: use {kind}, as in --classes.")
+        ignore = parse_colour(self.ignore) if isinstance(self.ignore, str) else self.ignore
+        if ignore in values:
+            raise SettingError(
+                f"mask value {self.ignore} is in both --classes and --ignore: remove it from one of them."
+            )
+        return MaskValues(values, ignore, self._by_colour, self.ignore_undeclared)
 
     def _band_layout(self, values: tuple[int, ...]) -> FractionBands | None:
         """Return the band layout of fractional or overlapping masks; None for masks with one value per class."""
         if not self.overlapping and not self.fractional:
-            if self.ignore in self.classes:
-                raise SettingError(
-                    f"mask value {self.ignore} is in both --classes and --ignore: remove it from one of them."
-                )
-            if self.full_value != 1:
-                raise SettingError(
-                    "--full-value needs masks with a band per class: add --fractional or --overlapping, or omit it."
-                )
             return None
+        if self._by_colour or isinstance(self.ignore, str) or self.ignore_undeclared:
+            raise SettingError(
+                "colours and --ignore-undeclared need masks with one value or colour per pixel: omit --overlapping and "
+                "--fractional, or give the bands of the classes as numbers."
+            )
         if min(values) < (1 if self.overlapping else REMAINDER):
             rest = "" if self.overlapping else ", or 0 for the remainder"
             raise SettingError(f"--classes {dict(self.classes)}: use band numbers from 1{rest}.")
@@ -161,18 +193,18 @@ class MaskSource:
             raise SettingError(f"--full-value {self.full_value:g}: use a finite value above 0.")
         return FractionBands(values, self.full_value, self.fractional, self._legend(values), self.ignore)
 
-    def _mask_reader(self, mask: Path, values: tuple[int, ...], layout: FractionBands | None) -> LabelReader:
-        return (
-            mask_images.fraction_mask_reader(mask, layout)
-            if layout
-            else mask_images.mask_reader(mask, values, self.ignore)
-        )
-
     def _legend(self, values: tuple[int, ...]) -> Legend:
-        names = tuple(self.classes[value] for value in values)
+        names = tuple(self.classes.values())[:: -1 if self._reversed else 1]
         # Maps are uint8 with 255 as nodata. If a value does not fit, maps use class indices; so do masks with bands.
         fits = all(0 <= value < IGNORE for value in values) and not (self.overlapping or self.fractional)
+        fits = fits and not self._by_colour
         return Legend(names, values if fits else (), self.overlapping)
+
+
+def _mask_reader(mask: Path, needed: MaskValues | FractionBands) -> LabelReader:
+    if isinstance(needed, FractionBands):
+        return mask_images.fraction_mask_reader(mask, needed)
+    return mask_images.mask_reader(mask, needed)
 
 
 @dataclass(frozen=True)

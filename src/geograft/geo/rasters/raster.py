@@ -164,6 +164,14 @@ class Image:
             raise ValueError("a resampled image has no stored pixels")
         return self._decode(window, self._indexes)
 
+    def colour_table(self) -> UInt8[ndarray, "256 3"]:
+        """Return red, green and blue of each value of an image with a colour table; black for values that it lacks."""
+        table = np.zeros((256, 3), np.uint8)
+        for value, colour in self._raster.colormap(1).items():
+            if 0 <= value < len(table):
+                table[value] = colour[:3]
+        return table
+
     def close(self) -> None:
         """Close the file, which must not be read afterwards."""
         self._opened.close()
