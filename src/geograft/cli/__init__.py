@@ -53,7 +53,12 @@ add_command(
     "prepare masks images/ masks/ --classes 1=forest,2=other --out tiles/",
 )  # fmt: skip
 add_command(
-    prepare, 3, "data:dstl",
+    prepare, 3, "data:coco",
+    "Make a tile set from a folder of images and a COCO file of their annotations.",
+    "prepare coco images/ --labels instances.json --out tiles/",
+)  # fmt: skip
+add_command(
+    prepare, 4, "data:dstl",
     "Make a tile set from the folder of Kaggle's DSTL competition.",
     "prepare dstl dstl/ --classes 5 --out tiles/",
 )  # fmt: skip
