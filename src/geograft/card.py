@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from geograft.config import ModelConfig, describe_fault
-from geograft.errors import InputError
-from geograft.files import write_json
+from geograft.errors import InputError, OutputError
+from geograft.files import complete_update, write_json
 from geograft.indices import Index, check_indices
 from geograft.legend import Legend
 from geograft.memory import MAX_TILE_PX
@@ -81,13 +81,30 @@ class ModelCard:
     """Spectral indices, appended to the bands; computed when pixels are read."""
     thresholds: tuple[Probability, ...] = ()
     """One threshold per overlapping class, replacing `threshold`; empty before `geograft calibrate`."""
+    finished: bool = True
+    """Whether training has ended. If not, the weights are those of the best epoch so far."""
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Number of epochs trained so far, which are the rows of history.csv; 0 if unknown."""
+
+    window_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] = 0
+    """Size in pixels of the windows in which rasters are predicted; 0: that of the training tiles."""
+    overlap_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] | None = None
+    """Overlap of adjacent windows in pixels; None: half of their size."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
         check_band_statistics(self.band_names, self.mean, self.std)
+        if self.epochs and self.epoch > self.epochs:
+            raise ValueError(f"epoch is {self.epoch}, but epochs is {self.epochs}")
         count = len(self.legend.names) if self.legend.overlapping else 1
         if len(self.thresholds) not in (0, count):
             raise ValueError(f"thresholds has {len(self.thresholds)} values; the legend needs {count} or none")
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The size of the windows in which rasters are predicted, and the overlap of adjacent ones, in pixels."""
+        size = self.window_px or self.tile_px
+        return size, min(size // 2 if self.overlap_px is None else self.overlap_px, size * 3 // 4)
 
     @property
     def bands(self) -> int:
@@ -131,27 +148,44 @@ class ModelCard:
         write_json(folder / CARD, self.content)
 
 
-def read_card(run: Path, name: str = CARD) -> ModelCard:
-    """Read the model card of a run folder, or another card file in it.
+def read_card(run: Path) -> ModelCard:
+    """Read the model card of a run folder, finished or not; `unfinished_notes` tells of runs that are not.
+
+    If training was killed while it replaced the files of an epoch, this completes it, so that the files belong
+    together.
 
     Raises:
-        InputError: if `run` is not a run folder or its card cannot be read.
+        InputError: if `run` is not a run folder, has no finished epoch, or its card cannot be read.
     """
-    path = run / name
+    path = run / CARD
     try:
+        complete_update(run)
         return TypeAdapter(ModelCard).validate_json(path.read_bytes())
+    except OutputError as error:
+        raise InputError(
+            f"{run} has an epoch whose files must still be moved into place. Make the folder writable: {error}"
+        ) from error
     except OSError as error:
-        raise InputError(f"{run} is not a finished run: it has no {CARD}. Train one with `geograft train`.") from error
+        raise InputError(f"{run} is not a run: it has no {CARD}. Train one with `geograft train`.") from error
     except ValidationError as error:
         raise InputError(f"{path} cannot be read: {describe_fault(error)}. Train the run again.") from error
+
+
+def unfinished_notes(cards: Sequence[ModelCard]) -> tuple[str, ...]:
+    """Return one line for each run that is still being trained or was interrupted: its epochs, and how to go on."""
+    return tuple(
+        f"the run {card.name} is not finished: weights of epoch {card.epoch}, the best of {card.epochs} so far. "
+        "`geograft train --resume` continues it."
+        for card in cards
+        if not card.finished
+    )
 
 
 def read_cards(runs: Sequence[Path]) -> tuple[ModelCard, ...]:
     """Read the model cards of the runs of an ensemble.
 
     Raises:
-        InputError: if one of `runs` is not a finished run, or differs from the first in classes, bands, dtype or
-            indices.
+        InputError: if one of `runs` is not a run, or differs from the first in classes, bands, dtype or indices.
     """
     cards = tuple(read_card(run) for run in runs)
     first = _compared_values(cards[0])
@@ -175,17 +209,20 @@ def _compared_values(card: ModelCard) -> tuple[str, ...]:
 def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:
     """Return the card of an ensemble, from `read_cards`: the first card, with what determines a map from all of them.
 
-    Thresholds and the training pixel size are means, exact to the last bit and so independent of the order; tiles are
-    the largest. The pixel size is None if one of the runs has none.
+    Thresholds and the training pixel size are means, exact to the last bit and so independent of the order; tiles,
+    windows and overlaps are the largest. The pixel size is None if one of the runs has none.
     """
     if len(cards) == 1:
         return cards[0]
     thresholds = [mean(each) for each in zip(*(card.output_thresholds for card in cards), strict=True)]
     sizes = [card.resolution_m for card in cards if card.resolution_m is not None]
     resolution_m = mean(sizes) if len(sizes) == len(cards) else None
+    windows = [card.window for card in cards]
     return replace(
         cards[0].with_thresholds(thresholds),
         tile_px=max(card.tile_px for card in cards),
+        window_px=max(size for size, _ in windows),
+        overlap_px=max(overlap for _, overlap in windows),
         resolution_m=resolution_m,
     )
 

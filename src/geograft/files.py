@@ -1,20 +1,50 @@
-"""Atomic writes of files and folders, and digests."""
+"""Checks of input files, atomic writes of files and folders, and digests."""
 
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from geograft.errors import OutputError
+from geograft.errors import InputError, OutputError
 
 LEDGER = "ledger.json"
 """The file by which a folder of partial results is recognised, see `geograft.resume`."""
 MARKER = ".geograft-part"
 """The file by which a temporary folder is recognised: only what has it, or is empty, is removed."""
+UPDATE = ".geograft-update"
+"""Folder of finished files that replace those of the same names in the folder above, see `atomic_update`."""
+
+
+def printable(path: Path) -> str:
+    """Return a path as text that can be printed: bytes that are not UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def check_input_file(path: Path) -> os.stat_result:
+    """Return the status of an input file. Opening a FIFO instead would wait for another process.
+
+    Raises:
+        InputError: if it is missing, not a regular file, or has a name that is too long or not UTF-8.
+    """
+    try:
+        str(path).encode()
+        status = path.stat()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{printable(path)}: the name is not UTF-8. Rename the file.") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist. Check the path.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} cannot be read: {reason}. Check the path.") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise InputError(f"{path} is {kind}; a file is needed. Check the path.")
+    return status
 
 
 @contextmanager
@@ -75,6 +105,48 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         part.replace(folder)
+
+
+@contextmanager
+def atomic_update(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder; on success its files replace those of the same names in `folder`: all of them, or none.
+
+    An empty file removes the file of its name. The files are synced to disk; the rename of their folder to `UPDATE`
+    decides, and `complete_update` moves them into place, here or, after a kill, before they are read again.
+
+    Raises:
+        OutputError: on any OSError, and if there is something else with the name of the temporary folder.
+    """
+    complete_update(folder)
+    with translate_write_errors(folder), _scratch_folder(folder / UPDATE) as scratch:
+        part = scratch / "files"
+        part.mkdir()
+        yield part
+        for path in (*part.iterdir(), part):
+            _sync(path)
+        part.replace(folder / UPDATE)
+        _sync(folder)
+    complete_update(folder)
+
+
+def complete_update(folder: Path) -> None:
+    """Complete an `atomic_update` of `folder` that was interrupted after its decision. Several processes may do so.
+
+    Raises:
+        OutputError: on any OSError, and if something else has the name `UPDATE`.
+    """
+    update = folder / UPDATE
+    if not os.path.lexists(update):
+        return
+    with translate_write_errors(folder):
+        if update.is_symlink() or not update.is_dir() or any(path.is_dir() for path in update.iterdir()):
+            raise foreign_folder_error(update)
+        for path in update.iterdir():
+            # Another process may have moved it in the meantime.
+            with suppress(FileNotFoundError):
+                _move_or_remove(path, folder / path.name)
+        with suppress(FileNotFoundError):
+            update.rmdir()
 
 
 def refuse_existing(path: Path) -> None:
@@ -147,6 +219,26 @@ def _scratch_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         remove_folder(folder, last=MARKER)
+
+
+def _move_or_remove(source: Path, target: Path) -> None:
+    """Move a file; remove both if it is empty."""
+    if source.stat().st_size:
+        source.replace(target)
+    else:
+        target.unlink(missing_ok=True)
+        source.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Write a file, or the names in a folder, from the cache to the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_scratch(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from geograft.config import TrainConfig
+from geograft.files import complete_update
 from geograft.training.checkpoint import STATE
 from geograft.training.loop import fit
 from tests.support.processes import Fuse, run_in_child
@@ -83,6 +84,7 @@ def try_moment(folder: Path, arm: Callable[[], None]) -> str:
         train(folder)
 
     ended_by = run_in_child(doomed)
+    complete_update(folder)
     progress = torch.load(folder / STATE, weights_only=True)["progress"]
     assert run_in_child(lambda: train(folder, resume=True)) == 0
     return f"{folder.name} {ended_by} {progress['epoch']} {progress['step']}"
@@ -92,10 +94,11 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     (folder / "whole").mkdir()
     assert run_in_child(lambda: train(folder / "whole")) == 0
-    # An epoch reads 18 + 5 tiles, saves 4 times in between, and writes 4 files at its end.
+    # An epoch reads 18 + 5 tiles. It saves 5 times in between, with 3 renames each: the file, the commit, and into
+    # place. At its end it writes 4 files, commits them with rename 20, and moves them into place.
     moments = {f"read-{n}": killed_while_reading(n) for n in (5, 11, 18, 19, 24, 30)}
-    moments |= {f"before-file-{n}": killed_at_file(n, after=False) for n in (2, 6, 7, 8, 9, 14)}
-    moments |= {f"after-file-{n}": killed_at_file(n, after=True) for n in (1, 6, 7, 8)}
+    moments |= {f"before-file-{n}": killed_at_file(n, after=False) for n in (5, 16, 19, 20, 21, 22, 24, 40)}
+    moments |= {f"after-file-{n}": killed_at_file(n, after=True) for n in (2, 3, 19, 20, 21, 23, 24)}
     for name, arm in moments.items():
         sys.stdout.write(try_moment(folder / name, arm) + "\n")
 

@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def trained(seed: int = 0) -> tuple[TinyNetwork, dict[str, Stateful]]:
 
 def test_load_state_restores_everything(tmp_path: Path) -> None:
     network, parts = trained()
-    progress = TrainingProgress(EpochTotals(np.array([[3, 2**40], [1, 0]]), 1 / 3), 2, 5, 7.5, History((ROW,)))
+    progress = TrainingProgress(EpochTotals(np.array([[3, 2**40], [1, 0]]), 1 / 3), 1, 5, 7.5, History((ROW,)))
     save_state(tmp_path, parts, progress, IDENTITY)
     expected = torch.rand(3)
     other, other_parts = trained(seed=1)
@@ -75,12 +76,15 @@ def test_a_state_of_another_run_is_refused_with_the_differences(tmp_path: Path) 
         load_state(tmp_path, {"network": TinyNetwork(bands=5)}, IDENTITY, 9)
 
 
-def test_a_state_with_more_epochs_is_refused(tmp_path: Path) -> None:
+def test_a_state_with_more_epochs_leaves_nothing_to_train(tmp_path: Path) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2), epoch=3), IDENTITY)
-    assert load_state(tmp_path, parts, IDENTITY, 3).epoch == 3
-    with pytest.raises(SettingError, match=r"3 epochs.*epochs = 2"):
-        load_state(tmp_path, parts, IDENTITY, 2)
+    rows = tuple(replace(ROW, epoch=number) for number in (1, 2, 3))
+    progress = TrainingProgress(EpochTotals.zero(2), epoch=3, history=History(rows))
+    save_state(tmp_path, parts, progress, {**IDENTITY, "epochs": 5})
+    for epochs in (2, 3):
+        assert load_state(tmp_path, parts, {**IDENTITY, "epochs": epochs}, epochs).epoch == 3
+    with pytest.raises(SettingError, match="epochs was 5 and is 4"):
+        load_state(tmp_path, parts, {**IDENTITY, "epochs": 4}, 4)
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -30])

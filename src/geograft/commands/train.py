@@ -3,7 +3,6 @@
 Training can start from the weights of an earlier run, also for another area, other bands or other classes.
 """
 
-import math
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -12,27 +11,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
+from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
 from geograft.config import ModelConfig, Recipe, TrainConfig, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import file_digest, translate_write_errors, write_json, write_text
+from geograft.files import UPDATE, complete_update, file_digest, scratch_path, to_json
 from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_cell_encoder
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
 from geograft.memory import check_batch
-from geograft.metrics.applicability import FEATURES_FILE
+from geograft.metrics.applicability import Applicability
 from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
 from geograft.networks.network import Network, build
 from geograft.networks.weights import read_tensors
-from geograft.training.checkpoint import STATE, check_state
+from geograft.training.checkpoint import STATE, RunFolder
 from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
 from geograft.training.loader import Scaling, TrainingData
 from geograft.training.loop import fit
+from geograft.training.tracking import EVENTS, RUN_ID
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StartingRun:
         """Return the run that `model.start` names, or None if it is empty.
 
         Raises:
-            InputError: if it is not a finished run.
+            InputError: if it is not a run, or has no finished epoch.
         """
         run = Path(model.start).resolve()
         return cls(run, read_card(run)) if model.start else None
@@ -101,8 +101,6 @@ def _ends(bands: tuple[str, ...], legend: Legend) -> Signature:
 
 
 RECIPE = "recipe.toml"
-PREVIOUS_CARD = "card-before.json"
-"""Model card of a finished run while more epochs are trained."""
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
 
@@ -138,8 +136,11 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     """Train the network of `recipe` on a tile set and return the run written to `out`.
 
     With `resume`, an interrupted run is resumed and ends with bit-identical weights on the same machine; without an
-    earlier state, training starts from the beginning. If the recipe names a run to start from, the network and its
-    weights are those of that run, and with normalise = "auto" also the scaling of its bands.
+    earlier state, training starts from the beginning. A run that has as many epochs as the recipe, or more, ends at
+    its best epoch. Files are written from the first saved state on: a training that fails earlier leaves nothing.
+
+    If the recipe names a run to start from, the network and its weights are those of that run, and with normalise =
+    "auto" also the scaling of its bands.
 
     Raises:
         InputError: if `tiles` is not a tile set, has no training tiles, or the run to start from is not a run.
@@ -163,29 +164,24 @@ def _train(tiles: Path, out: Path, recipe: Recipe, resume: bool) -> Training:
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
-    start_notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if start:
-        start_notes = (start.load_into(network, tile_set.meta),)
+        notes = (*unfinished_notes([start.card]), start.load_into(network, tile_set.meta))
         scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
     data = training_data(tile_set, recipe, scaling)
-    # Before training, and before anything is written, so that unreadable scenes are reported now.
+    # Before training, so that unreadable scenes are reported now.
     leakage = leakage_warning(tile_set)
     check_devices(recipe.train)
-    already_finished = resuming and check_state(out, recipe.train, data).is_finished(recipe.train)
-    if is_main:
-        _write_settings(out, recipe, tiles)
-        if not already_finished:
-            _move_card(out)
-    history = fit(network, data, recipe.train, out, resume=resuming)
-    card = _keep_calibration(out, _card(out.name, tile_set.meta, recipe.model, network, data.scaling, history))
+    card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling)
+    folder = RunFolder(out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: to_json({"tiles": str(tiles.resolve())})})
+    history = fit(network, data, recipe.train, folder, resume=resuming)
+    card = folder.card_of(card, history, finished=True)
     if not is_main:
         return Training(out, card, history, *parameter_counts(network), silent=True)
-    feature_notes = _write_training_features(out, card, tile_set, recipe.train.device)
-    # The card is written last: a run with a card is finished.
-    card.write(out)
-    (out / PREVIOUS_CARD).unlink(missing_ok=True)
+    features, feature_notes = _training_features(out, card, tile_set, recipe.train.device)
+    folder.finish(card, features)
     leakage_notes = (leakage,) if leakage else ()
-    notes = start_notes + leakage_notes + history.notes + feature_notes
+    notes = (*notes, *leakage_notes, *history.notes, *feature_notes)
     return Training(out, card, history, *parameter_counts(network), notes=notes)
 
 
@@ -264,25 +260,24 @@ def library_versions() -> dict[str, str]:
 
 
 def _refuse_other_run(out: Path, resume: bool) -> bool:
+    """Return whether `out` contains a run, which is then to be resumed.
+
+    Raises:
+        OutputError: if it contains a run and `resume` is not set, or something else.
+    """
     exists = _holds_run(out)
     if exists and not resume:
         raise OutputError(f"{out} already contains a run; nothing was changed. Give --resume, or choose another --out.")
-    # A run that stopped before its first state has settings only, and can start again.
-    started = (out / TILES_FILE).exists()
-    if out.exists() and not exists and not started and (out.is_file() or any(out.iterdir())):
+    # What a training that was killed in its first epoch may leave.
+    ours = {scratch_path(out / UPDATE).name, EVENTS, RUN_ID}
+    if not exists and out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
         raise OutputError(f"{out} exists and is not a run; nothing was changed. Choose another --out.")
     return exists
 
 
 def _holds_run(out: Path) -> bool:
+    complete_update(out)
     return (out / STATE).exists() or (out / CARD).exists()
-
-
-def _write_settings(out: Path, recipe: Recipe, tiles: Path) -> None:
-    with translate_write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_text(out / RECIPE, recipe_toml(recipe))
-    write_json(out / TILES_FILE, {"tiles": str(tiles.resolve())})
 
 
 def _network_settings(model: ModelConfig) -> dict[str, str | int]:
@@ -293,45 +288,23 @@ def _network_settings(model: ModelConfig) -> dict[str, str | int]:
     return {name: value for name, value in asdict(model).items() if name not in ignored}
 
 
-def _move_card(out: Path) -> None:
-    """Move the card of a finished run aside while more epochs change its weights."""
-    if (out / CARD).exists():
-        with translate_write_errors(out):
-            (out / CARD).replace(out / PREVIOUS_CARD)
-
-
-def _write_training_features(out: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[str, ...]:
-    """Write the features of the training tiles for the area of applicability; return a note if it is undefined."""
+def _training_features(
+    out: Path, card: ModelCard, tile_set: TileSet, device: str
+) -> tuple[Applicability | None, tuple[str, ...]]:
+    """Return the features of the training tiles for the area of applicability; None and a note if it is undefined."""
     encoder = load_cell_encoder(out, card, device)
     chosen, units = sample_non_overlapping_tiles(tile_set, "train", -(-MAX_CELLS // encoder.cells))
     features = fit_training_features(encoder, tile_set.samples("train"), chosen, units)
-    if features is None:
-        (out / FEATURES_FILE).unlink(missing_ok=True)
-        return (
-            "the training tiles lie in one unit of the split or are identical, so the area of applicability "
-            "(--applicability) is undefined. Train on more scenes or blocks.",
-        )
-    features.write(out / FEATURES_FILE)
-    return ()
+    if features is not None:
+        return features, ()
+    return None, (
+        "the training tiles lie in one unit of the split or are identical, so the area of applicability "
+        "(--applicability) is undefined. Train on more scenes or blocks.",
+    )
 
 
-def _keep_calibration(out: Path, card: ModelCard) -> ModelCard:
-    """Return the card with the calibration of the previous card, if that has the same weights."""
-    try:
-        before = read_card(out, CARD if (out / CARD).exists() else PREVIOUS_CARD)
-    except InputError:
-        return card
-    if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
-        return card
-    chosen = {name: getattr(before, name) for name in ("threshold", "thresholds", "temperature", "calibrated")}
-    return replace(card, **chosen)
-
-
-def _card(
-    name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling, history: History
-) -> ModelCard:
-    best = history.best
-    scores = {"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1}
+def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling) -> ModelCard:
+    """Return the card of a run without finished epochs."""
     return ModelCard(
         name=name,
         model=model,
@@ -344,9 +317,9 @@ def _card(
         tile_px=meta.settings.tile_px,
         resolution_m=meta.resolution_m,
         threshold=THRESHOLD,
-        epoch=best.epoch,
-        scores={name: value for name, value in scores.items() if not math.isnan(value)},
+        epoch=1,
         data_fingerprint=meta.fingerprint,
         versions=library_versions(),
         indices=meta.indices,
+        finished=False,
     )

@@ -2,38 +2,47 @@
 
     model.safetensors   weights of the epoch with the lowest validation loss
     last.safetensors    weights of the last finished epoch
-    state.ckpt          network, optimizer, random state and progress; written last, so that it matches the others
+    history.csv         losses and scores of every finished epoch
+    card.json           model card of model.safetensors, finished or not
+    state.ckpt          network, optimizer, random state and progress
 
-Each file is written atomically.
+The files of an epoch are written into a folder of their own, whose rename commits all of them at once
+(`geograft.files.atomic_update`).
 """
 
 import io
+import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy import ndarray
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from geograft.card import CARD
+from geograft.card import CARD, WEIGHTS, ModelCard, read_card
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.files import atomic_write
+from geograft.files import atomic_update, atomic_write, complete_update, write_text
+from geograft.metrics.applicability import FEATURES_FILE, Applicability
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.training.history import Epoch, History
+from geograft.training.history import History, checked_epoch
 from geograft.training.loader import TrainingData
 
 STATE = "state.ckpt"
 LAST = "last.safetensors"
 TILES = "tiles"
 """Key of the tile set's fingerprint in the identity of a run."""
+
+CALIBRATED = ("threshold", "thresholds", "temperature", "calibrated")
+"""Fields of a card that `geograft calibrate` sets."""
 
 CHANGEABLE_SETTINGS = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
 """Settings that may change when a run is resumed: they do not affect what an epoch computes."""
@@ -108,6 +117,83 @@ def run_identity(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     return {**data_and_network, **settings, **scaling}
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run. Every change of it is atomic: after a kill it has the files of one moment."""
+
+    path: Path
+    card: ModelCard | None = None
+    """Model card of the run, whose epoch and scores are not yet those of an epoch; None: no card is written."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Content of further files by name, written with every state."""
+
+    def write_state(
+        self, parts: Mapping[str, Stateful], progress: TrainingProgress, identity: Mapping[str, Any]
+    ) -> None:
+        """Write the state within an epoch.
+
+        Raises:
+            OutputError: if a file cannot be written; the folder is unchanged.
+        """
+        with atomic_update(self.path) as part:
+            self._write_state(part, parts, progress, identity)
+
+    def write_epoch(
+        self, network: nn.Module, parts: Mapping[str, Stateful], progress: TrainingProgress, identity: Mapping[str, Any]
+    ) -> None:
+        """Write a finished epoch: `network` as the last weights, and as the best if they are; history, card, state.
+
+        The training features of earlier weights are removed. Syncs all files to disk.
+
+        Raises:
+            OutputError: if a file cannot be written; the folder then has the epoch before, or this one.
+        """
+        history = progress.history
+        with atomic_update(self.path) as part:
+            if history.best == history.epochs[-1]:
+                save_weights(part / WEIGHTS, network)
+                (part / FEATURES_FILE).touch()
+            save_weights(part / LAST, network)
+            history.write(part)
+            if self.card is not None:
+                self.card_of(self.card, history).write(part)
+            self._write_state(part, parts, progress, identity)
+
+    def finish(self, card: ModelCard, features: Applicability | None) -> None:
+        """Write the card of the finished run, and its training features.
+
+        Raises:
+            OutputError: if a file cannot be written; the folder then is as before, or complete.
+        """
+        with atomic_update(self.path) as part:
+            card.write(part)
+            if features is None:
+                (part / FEATURES_FILE).touch()
+            else:
+                features.write(part / FEATURES_FILE)
+
+    def card_of(self, card: ModelCard, history: History, finished: bool = False) -> ModelCard:
+        """Return `card` with the best epoch of `history`, and the calibration in the folder if it is of that epoch."""
+        best = history.best
+        scores = {"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1}
+        known = {name: value for name, value in scores.items() if not math.isnan(value)}
+        card = replace(card, epoch=best.epoch, epochs=len(history.epochs), scores=known, finished=finished)
+        try:
+            before = read_card(self.path)
+        except InputError:
+            return card
+        if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
+            return card
+        return replace(card, **{name: getattr(before, name) for name in CALIBRATED})
+
+    def _write_state(
+        self, part: Path, parts: Mapping[str, Stateful], progress: TrainingProgress, identity: Mapping[str, Any]
+    ) -> None:
+        for name, text in self.settings.items():
+            write_text(part / name, text)
+        save_state(part, parts, progress, identity)
+
+
 def save_state(
     folder: Path, parts: Mapping[str, Stateful], progress: TrainingProgress, identity: Mapping[str, Any]
 ) -> None:
@@ -128,33 +214,30 @@ def save_state(
         part.write_bytes(buffer.getbuffer())
 
 
-def check_state(folder: Path, config: TrainConfig, data: TrainingData) -> TrainingProgress:
-    """Return the progress of a run that can be resumed with these settings and data, without loading its state.
-
-    Raises:
-        InputError, SettingError: as in `load_state`, except for a network that differs under equal settings.
-    """
-    return _read(folder, run_identity(config, data), config.epochs)[0]
-
-
 def load_state(
     folder: Path, parts: Mapping[str, Stateful], identity: Mapping[str, Any], epochs: int
 ) -> TrainingProgress:
     """Restore `parts` and torch's random state from state.ckpt, and return the run's progress.
 
+    With `epochs` or more finished epochs nothing is left to train, and the number of epochs may differ from before.
+    Nothing is written, except that an interrupted `RunFolder.write_epoch` is completed.
+
     Raises:
         InputError: if state.ckpt is missing or damaged.
-        SettingError: if the state belongs to a run with other settings, data, network or version, or has more than
-            `epochs` finished epochs.
+        SettingError: if the state belongs to a run with other settings, data, network or version.
     """
+    complete_update(folder)
     path = folder / STATE
     progress, content = _read(folder, identity, epochs)
+    missing = [name for name in parts if name not in content["parts"]]
+    if missing:
+        raise _damaged_error(path, f"it has no {missing[0]}")
     try:
         for name, part in parts.items():
             part.load_state_dict(content["parts"][name])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SettingError(f"{path} belongs to another network. Resume with the same [model] settings.") from error
-    _set_random_state(content["random"])
+    _set_random_state(path, content["random"])
     return progress
 
 
@@ -188,20 +271,52 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise InputError(f"{path} does not match the network in the model card. Train the run again.") from error
 
 
+@dataclass(frozen=True)
+class _SavedProgress:
+    """`TrainingProgress` as plain values."""
+
+    confusion: list[Any]
+    loss: Annotated[float, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _StateContent:
+    """Content of state.ckpt."""
+
+    identity: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+    random: dict[str, Any]
+    progress: _SavedProgress
+
+
 def _read(folder: Path, identity: Mapping[str, Any], epochs: int) -> tuple[TrainingProgress, Mapping[str, Any]]:
     """Return the progress in state.ckpt, and its whole content, if such a run can be resumed from it."""
     path = folder / STATE
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        TypeAdapter(_StateContent).validate_python(content)
         before, progress = content["identity"], _from_dict(content["progress"])
     except FileNotFoundError as error:
         raise InputError(_missing_state_message(folder)) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not a state of Geograft. Remove {folder} and train again.") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise _damaged_error(path, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "not a state of Geograft"
+        raise _damaged_error(path, reason) from error
+    if progress.epoch >= epochs:
+        # Nothing is left to train, so the length of the cosine schedule no longer matters.
+        identity = {name: before.get(name) if name == "epochs" else value for name, value in identity.items()}
     _check_identity(path, before, identity)
-    if progress.epoch > epochs:
-        raise SettingError(f"{folder} already has {progress.epoch} epochs: raise epochs = {epochs} to train further.")
     return progress, content
+
+
+def _damaged_error(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} is damaged: {reason}. Copy the run again, or remove {path.parent} and train again.")
 
 
 def _missing_state_message(folder: Path) -> str:
@@ -240,9 +355,15 @@ def _to_dict(progress: TrainingProgress) -> dict[str, Any]:
 
 
 def _from_dict(content: Mapping[str, Any]) -> TrainingProgress:
-    tally = EpochTotals(np.array(content["confusion"], dtype=np.int64), content["loss"])
-    history = History(tuple(Epoch(**epoch) for epoch in content["history"]))
-    return TrainingProgress(tally, content["epoch"], content["step"], content["seconds"], history)
+    """Return the progress; raise ValueError if it cannot have been written."""
+    confusion = np.array(content["confusion"], dtype=np.int64)
+    if confusion.ndim not in (2, 3) or (confusion < 0).any():
+        raise ValueError("confusion is not a matrix of counts")
+    if len(content["history"]) != content["epoch"]:
+        raise ValueError(f"epoch is {content['epoch']}, but the history has {len(content['history'])}")
+    history = History(tuple(checked_epoch(row, number) for number, row in enumerate(content["history"], start=1)))
+    totals = EpochTotals(confusion, content["loss"])
+    return TrainingProgress(totals, content["epoch"], content["step"], content["seconds"], history)
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -252,7 +373,10 @@ def _random_state() -> dict[str, Tensor]:
     return states
 
 
-def _set_random_state(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _set_random_state(path: Path, state: Mapping[str, Any]) -> None:
+    try:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged_error(path, "its random state cannot be restored") from error

@@ -3,11 +3,14 @@
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from geograft.card import CARD, read_card
 from geograft.errors import InputError
-from geograft.files import write_text
+from geograft.files import complete_update, write_text
+from geograft.text import pluralise
 
 HISTORY = "history.csv"
 
@@ -91,10 +94,40 @@ def read_history(folder: Path) -> History:
     """Read history.csv of a run folder.
 
     Raises:
-        InputError: if the file is missing, truncated, or was not written by `History.write`.
+        InputError: if the file is missing, truncated, or was not written by `History.write`; if it does not have as
+            many epochs as the model card says.
     """
     path = folder / HISTORY
+    history = _read(folder, path)
     try:
+        epochs = read_card(folder).epochs
+    except InputError:
+        return history
+    if epochs not in (0, len(history.epochs)):
+        raise InputError(
+            f"{path} has {pluralise(len(history.epochs), 'epoch')}, but the run has {epochs} according to {CARD}. Copy "
+            "the run again, or train it again."
+        )
+    return history
+
+
+def checked_epoch(values: Mapping[str, float], number: int) -> Epoch:
+    """Return epoch `number` with these values by column; raise ValueError naming a column that is out of range."""
+    if set(values) != set(COLUMNS):
+        raise ValueError(f"epoch {number} does not have the columns {', '.join(COLUMNS)}")
+    if values["epoch"] != number:
+        raise ValueError(f"epoch is {values['epoch']}, not {number}")
+    for name, value in values.items():
+        if name.endswith(SCORES) and value > 1:
+            raise ValueError(f"{name} is {value!r}, above 1")
+        if value < 0:
+            raise ValueError(f"{name} is {value!r}, below 0")
+    return Epoch(number, **{name: float(value) for name, value in values.items() if name != "epoch"})
+
+
+def _read(folder: Path, path: Path) -> History:
+    try:
+        complete_update(folder)
         with path.open(encoding="utf-8", newline="") as file:
             text = file.read()
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -119,16 +152,11 @@ def _epoch(row: dict[str, str], number: int) -> Epoch:
         raise ValueError(f"line {number + 1} does not have {len(COLUMNS)} cells")
     if row["epoch"] != str(number):
         raise ValueError(f"epoch is {row['epoch']} in line {number + 1}, not {number}")
-    return Epoch(number, **{name: _number(name, cell) for name, cell in row.items() if name != "epoch"})
+    return checked_epoch({name: _number(name, cell) for name, cell in row.items()}, number)
 
 
 def _number(name: str, cell: str) -> float:
     try:
-        value = float(cell or "nan")
+        return float(cell or "nan")
     except ValueError as error:
         raise ValueError(f"{name} is {cell!r}, not a number") from error
-    if name.endswith(SCORES) and value > 1:
-        raise ValueError(f"{name} is {cell}, above 1")
-    if value < 0:
-        raise ValueError(f"{name} is {cell}, below 0")
-    return value

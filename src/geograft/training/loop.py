@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from geograft.card import WEIGHTS
 from geograft.config import TrainConfig
 from geograft.errors import DivergedError, InputError
 from geograft.interrupts import Interrupted
@@ -22,14 +21,14 @@ from geograft.progress import ProgressBar, announce, progress_bar
 from geograft.text import pluralise
 from geograft.training.checkpoint import (
     LAST,
+    STATE,
     EpochTotals,
+    RunFolder,
     Stateful,
     TrainingProgress,
     load_state,
     load_weights,
     run_identity,
-    save_state,
-    save_weights,
 )
 from geograft.training.distributed import ProcessGroup, launch, spawns_processes
 from geograft.training.history import Epoch, History
@@ -49,12 +48,15 @@ from geograft.training.step import (
 from geograft.training.tracking import tracked_metrics, trackers
 
 
-def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool = False) -> History:
+def fit(
+    network: Network, data: TrainingData, config: TrainConfig, folder: Path | RunFolder, resume: bool = False
+) -> History:
     """Train `network` in place, write the run's files to `folder` and return the training history.
 
     The network ends with the weights of the last epoch, or their EMA if `ema` is set, on the training device. With
     `resume`, the run in `folder` is resumed from its last saved state, also in the middle of an epoch, and ends with
-    bit-identical weights on the same machine; a finished run returns at once. Each epoch seeds torch's random numbers.
+    bit-identical weights on the same machine. A run with `config.epochs` epochs or more returns at once. Each epoch
+    seeds torch's random numbers. A `RunFolder` with a card gets an unfinished card with every epoch.
 
     Raises:
         InputError: without training tiles, or if a tile cannot be read; DivergedError for a NaN or infinite loss.
@@ -63,14 +65,15 @@ def fit(network: Network, data: TrainingData, config: TrainConfig, folder: Path,
         OutputError: if a file cannot be written; the last saved state remains.
     """
     _check_enough(data, config)
-    history = launch(config, _fit_process, network, data, config, folder, resume)
+    out = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    history = launch(config, _fit_process, network, data, config, out, resume)
     if spawns_processes(config):
-        load_weights(folder / LAST, network)
+        load_weights(out.path / LAST, network)
     return history
 
 
 def _fit_process(
-    group: ProcessGroup, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
+    group: ProcessGroup, network: Network, data: TrainingData, config: TrainConfig, folder: RunFolder, resume: bool
 ) -> History:
     run = _Run(group, network, data, config, folder, resume)
     if group.is_main and not run.finished():
@@ -90,7 +93,13 @@ class _Run:
     """The state of a run and the stages of an epoch."""
 
     def __init__(
-        self, group: ProcessGroup, network: Network, data: TrainingData, config: TrainConfig, folder: Path, resume: bool
+        self,
+        group: ProcessGroup,
+        network: Network,
+        data: TrainingData,
+        config: TrainConfig,
+        folder: RunFolder,
+        resume: bool,
     ) -> None:
         self._network, self._data, self._config, self._folder = network, data, config, folder
         self._scheme, self._frozen = ConfusionScheme.from_legend(data.legend), network.frozen
@@ -110,7 +119,9 @@ class _Run:
         self._schedule = Schedule(config, -(-len(self._loader.batch_indices(0)) // config.accumulate))
         self._identity = run_identity(config, data)
         self.progress = self._initial_progress(resume)
-        self._trackers = trackers(config, folder, self.progress.epoch) if group.is_main and not self.finished() else []
+        self._trackers = (
+            trackers(config, folder.path, self.progress.epoch) if group.is_main and not self.finished() else []
+        )
         self._ticked = self._saved = time.monotonic()
 
     def finished(self) -> bool:
@@ -165,33 +176,33 @@ class _Run:
         return totals
 
     def end_epoch(self, val: EpochTotals) -> None:
-        """Save the epoch. The state is written last: an epoch that is not in it is repeated, with the same result."""
+        """Save the epoch. An epoch that was not saved completely is repeated, with the same result."""
         # The main process's metrics are broadcast, so that all processes stop early at the same epoch.
         row = self._group.broadcast(self._row(val))
         history = self.progress.history.append(row)
         self.progress = TrainingProgress(self._new_totals(), self.progress.epoch + 1, history=history)
         if self._group.is_main:
-            self._write(row, history)
+            self._write(row)
 
-    def _write(self, row: Epoch, history: History) -> None:
-        if history.best == row:
-            save_weights(self._folder / WEIGHTS, self._evaluated_network)
-        save_weights(self._folder / LAST, self._evaluated_network)
-        history.write(self._folder)
+    def _write(self, row: Epoch) -> None:
         for tracker in self._trackers:
             tracker.write(row.epoch, tracked_metrics(row))
-        self._save()
+        self._folder.write_epoch(self._evaluated_network, self._parts, self.progress, self._identity)
+        self._saved = self._ticked = time.monotonic()
 
     def end(self) -> History:
         """Load the EMA weights, if any, restore the frozen stages, and return the history with messages."""
         freeze_encoder(self._network, self._frozen)
-        if self._ema is not None:
+        if self.progress.step:
+            # The run ends at fewer epochs than it was begun with, and the steps of an unfinished epoch are dropped.
+            load_weights(self._folder.path / LAST, self._network)
+        elif self._ema is not None:
             self._network.load_state_dict(self._ema.network.state_dict())
         tracked = tuple(line for tracker in self._trackers for line in tracker.close())
         return replace(self.progress.history, notes=(*self._step.notes(), *self._stopped_early(), *tracked))
 
     def _stopped_early(self) -> tuple[str, ...]:
-        if self.progress.epoch == self._config.epochs:
+        if self.progress.epoch >= self._config.epochs:
             return ()
         epochs = f"{self.progress.history.epochs_since_best} epochs without a lower validation loss"
         return (f"stopped after epoch {self.progress.epoch} of {self._config.epochs}: {epochs} (patience)",)
@@ -202,7 +213,14 @@ class _Run:
     def _initial_progress(self, resume: bool) -> TrainingProgress:
         if not resume:
             return TrainingProgress(self._new_totals())
-        return load_state(self._folder, self._parts, self._identity, self._config.epochs)
+        progress = load_state(self._folder.path, self._parts, self._identity, self._config.epochs)
+        steps = len(self._loader.batch_indices(progress.epoch))
+        if progress.step > steps or progress.totals.confusion.shape != self._scheme.zeros().shape:
+            raise InputError(
+                f"{self._folder.path / STATE} is damaged: {progress.step} of {steps} steps of an epoch, with confusion "
+                f"matrices of {progress.totals.confusion.shape}. Copy the run again, or train it again."
+            )
+        return progress
 
     @property
     def _parts(self) -> dict[str, Stateful]:
@@ -297,7 +315,7 @@ class _Run:
         raise stopped
 
     def _save(self) -> None:
-        save_state(self._folder, self._parts, self.progress, self._identity)
+        self._folder.write_state(self._parts, self.progress, self._identity)
         self._saved = self._ticked = time.monotonic()
 
     def _row(self, val: EpochTotals) -> Epoch:

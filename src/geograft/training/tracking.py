@@ -6,6 +6,7 @@ Both are optional: TensorBoard needs the package `tensorboard`, MLflow `mlflow-s
 import math
 import os
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -57,7 +58,9 @@ EVENTS = "tensorboard"
 
 
 class TensorBoardTracker:
-    """TensorBoard events in the folder tensorboard/ of a run. Purges events after epoch `finished`, to be logged again.
+    """TensorBoard events in the folder tensorboard/ of a run, from the end of its first epoch on.
+
+    Purges events after epoch `finished`, to be logged again.
 
     Raises:
         SettingError: if TensorBoard is not installed.
@@ -68,17 +71,22 @@ class TensorBoardTracker:
             tensorboard = import_module("torch.utils.tensorboard")
         except ImportError as error:
             raise SettingError("tensorboard = true needs TensorBoard: pip install geograft[tensorboard]") from error
-        self._writer: Any = tensorboard.SummaryWriter(str(folder / EVENTS), purge_step=finished + 1)
+        # Opened at the first epoch, so that a training that fails before leaves no files.
+        self._open = partial(tensorboard.SummaryWriter, str(folder / EVENTS), purge_step=finished + 1)
+        self._writer: Any = None
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log one epoch."""
+        if self._writer is None:
+            self._writer = self._open()
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
     def close(self) -> tuple[str, ...]:
         """Close the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         return ()
 
 
@@ -90,13 +98,15 @@ RUN_ID = "mlflow.txt"
 class MLflowTracker:
     """A run in the MLflow experiment "geograft", named after the folder, with the training settings as parameters.
 
-    An epoch that is repeated after an interruption is logged twice, with the same metrics.
+    The MLflow run is created at the end of the first epoch. An epoch that is repeated after an interruption is logged
+    twice, with the same metrics.
 
     Raises:
         SettingError: if MLflow is not installed, or the tracking server cannot be reached.
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self._folder, self._config = folder, config
         address = config.mlflow
         # Geograft makes no network request that the user did not ask for.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -112,13 +122,14 @@ class MLflowTracker:
         self._messages: tuple[str, ...] = ()
         try:
             self._client: Any = mlflow.MlflowClient(tracking_uri=address)
-            self._run = _run_id(self._client, folder, config)
+            self._run = _known_run(self._client, folder)
         except self._error_type as error:
             raise SettingError(f"mlflow = {config.mlflow!r} cannot be used: {short_message(error)}") from error
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log one epoch. If the server fails, training continues without it."""
         try:
+            self._run = self._run or _create_run(self._client, self._folder, self._config)
             for name, value in metrics.items():
                 self._client.log_metric(self._run, name, value, step=epoch)
         except self._error_type as error:
@@ -127,23 +138,29 @@ class MLflowTracker:
     def close(self) -> tuple[str, ...]:
         """Mark the MLflow run as finished."""
         try:
-            self._client.set_terminated(self._run)
+            if self._run is not None:
+                self._client.set_terminated(self._run)
         except self._error_type as error:
             self._messages = (f"The MLflow run could not be marked as finished: {short_message(error)}",)
         return self._messages
 
 
-def _run_id(client: Any, folder: Path, config: TrainConfig) -> str:
-    """Return the ID of the MLflow run of `folder`; create the run if there is none."""
+def _known_run(client: Any, folder: Path) -> str | None:
+    """Return the ID of the MLflow run of `folder`, None if there is none yet; either way the server must answer."""
     note = folder / RUN_ID
-    if note.exists():
-        known: str = note.read_text(encoding="utf-8").strip()
-        client.get_run(known)
-        return known
+    if not note.exists():
+        client.get_experiment_by_name(EXPERIMENT)
+        return None
+    known: str = note.read_text(encoding="utf-8").strip()
+    client.get_run(known)
+    return known
+
+
+def _create_run(client: Any, folder: Path, config: TrainConfig) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
     run_id: str = client.create_run(experiment_id, run_name=folder.name).info.run_id
     for name, value in asdict(config).items():
         client.log_param(run_id, name, value)
-    write_text(note, run_id + "\n")
+    write_text(folder / RUN_ID, run_id + "\n")
     return run_id
