@@ -263,6 +263,21 @@ def test_out_of_memory_splits_batches_with_a_message(tmp_path: Path) -> None:
     assert fit(TinyNetwork(), training_data(), replace(CONFIG, epochs=4), tmp_path, resume=True).notes == history.notes
 
 
+class SmallInValidation(TinyNetwork):
+    """A network whose memory holds no batch in validation."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(image)
+
+
+def test_out_of_memory_in_validation_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="batch_size") as caught:
+        fit(SmallInValidation(), training_data(), CONFIG, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 class Deterministic(TinyNetwork):
     """A network without dropout."""
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,48 @@ def test_out_of_memory_doubles_the_chunks_until_they_fit(most: int, chunks: int)
     expected, losses = torchs([batch(8)])
     torch.testing.assert_close(gradients(network), expected)
     assert first[0].loss == pytest.approx(losses[0], rel=1e-5)
+
+
+class RunsOutLate(TinyNetwork):
+    """A network in training that runs out of memory above `most` tiles, in its last stage of the second batch."""
+
+    most = 10**9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.body.stages[4].register_forward_pre_hook(self.allocate)
+
+    def allocate(self, _: nn.Module, given: tuple[Tensor]) -> None:
+        self.calls += 1
+        if len(given[0]) > self.most and self.calls > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(("most", "chunks"), [(4, 2), (2, 4)])
+def test_a_retry_gives_what_its_chunks_give_at_once_to_the_bit(most: int, chunks: int) -> None:
+    """Gradients, losses, batch-norm statistics and random numbers."""
+    found = []
+    for limit, start in ((most, 1), (10**9, chunks)):
+        network = RunsOutLate()
+        network.most = limit
+        fabric = Fabric(accelerator="cpu", devices=1)
+        step = Step(ProcessGroup(fabric), fabric.setup(network.train()), LossConfig(), 2)
+        step.load_state_dict({"chunks": start})
+        torch.manual_seed(3)
+        results = step.compute_gradients([batch(8), batch(8, seed=1)])
+        losses = [(each.loss, each.tiles, each.confusion.tolist()) for each in results]
+        assert step.chunks == chunks
+        found.append((losses, gradients(network), list(network.buffers()), torch.rand(9)))
+    (losses, *tensors), (other_losses, *other_tensors) = found
+    assert losses == other_losses
+    torch.testing.assert_close(tensors, other_tensors, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunks", [0, -1, 1.5, "2", None])
+def test_a_state_with_an_impossible_number_of_chunks_is_refused(chunks: Any) -> None:
+    with pytest.raises(ValueError, match="chunks"):
+        step_of(TinyNetwork()).load_state_dict({"chunks": chunks})
 
 
 def test_out_of_memory_with_a_single_tile_is_a_one_line_error() -> None:

@@ -44,6 +44,7 @@ from geograft.training.step import (
     nonfinite_message,
     nonfinite_tiles,
     tile_name,
+    translate_out_of_memory,
 )
 from geograft.training.tracking import tracked_metrics, trackers
 
@@ -81,6 +82,7 @@ def _fit_process(
     with (
         progress_bar("training", run.tiles_left(), "tiles", enabled=group.is_main, line_s=math.inf) as bar,
         deterministic_algorithms(group.fabric.device),
+        translate_out_of_memory(),
     ):
         while not run.finished():
             run.train(bar)
