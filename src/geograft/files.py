@@ -21,7 +21,7 @@ UPDATE = ".geograft-update"
 
 
 def printable(path: Path) -> str:
-    """Return a path as text that can be printed: bytes that are not UTF-8 as \\xNN."""
+    """Return a path as text that can be printed, with escapes for bytes that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -6,7 +6,7 @@
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
@@ -25,6 +25,7 @@ from rasterio.io import DatasetReader
 
 from geograft.errors import InputError
 from geograft.files import json_digest
+from geograft.geo.formats import raster_driver, remote_name
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.geo.rasters.nodata import EmptyRegions, cast_nodata, empty_regions, valid_pixels
@@ -267,19 +268,29 @@ def close_labels() -> None:
 
 
 def open_raster(path: Path, **options: Any) -> DatasetReader:
-    """Open a raster file with rasterio.
+    """Open a raster file with rasterio, with the one driver that `geograft.geo.formats` finds for it.
 
     Raises:
-        InputError: when the file is missing or not a raster.
+        InputError: when the file is missing or not a raster, or refers to files that are not local.
     """
+    driver = raster_driver(path)
     try:
         # GDAL's PNG driver needs the option both here and when pixels are read.
-        with ignore_not_georeferenced(), strict_decoding():
-            return rasterio.open(path, **options)
+        with ignore_not_georeferenced(), strict_decoding(), _own_files_only(path):
+            raster = rasterio.open(remote_name(path) or path, driver=driver, **options)
     except (*RASTER_ERRORS, OSError) as error:
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Check the path.") from error
         raise InputError(f"{path} cannot be opened as an image: {error_reason(error)}. Check or replace it.") from error
+    if "OVERVIEW_FILE" in raster.tags(ns="OVERVIEWS"):
+        raster.close()
+        raise InputError(
+            f"{path} refers to another file (OVERVIEW_FILE), which is not read. Remove this metadata item."
+        )
+    return raster
+
+
+def _own_files_only(path: Path) -> AbstractContextManager[Any]:
+    """Keep GDAL from reading masks and metadata next to a remote file, whose content is not checked."""
+    return rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR") if remote_name(path) else nullcontext()
 
 
 def _label_image(path: Path) -> Image:
@@ -357,6 +368,8 @@ def raster_state(path: Path) -> dict[str, Any]:
     Raises:
         InputError: when the file is missing or not a raster.
     """
+    if remote_name(path):
+        raise InputError(f"{path} is not a local file, so its changes would go unnoticed. Download or unpack it first.")
     with open_raster(path) as raster:
         files = sorted({Path(name) for name in raster.files if not name.endswith(STATISTICS_SUFFIX)} | {path})
     states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]

@@ -280,8 +280,8 @@ def copy_tiled(source: Path, path: Path) -> None:
         options |= _packing(np.dtype(image.info.dtype))
     with atomic_write(path) as part, _output_errors(path):
         try:
-            with strict_decoding(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-                rasterio.shutil.copy(source, part, strict=False, **options)
+            with open_raster(source) as raster, strict_decoding(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                rasterio.shutil.copy(raster, part, strict=False, **options)
             verify_file(part, path)
         except (*RASTER_ERRORS, OutputError):
             read_all(source)  # raises an error that names the window when the source is damaged

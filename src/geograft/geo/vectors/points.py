@@ -16,6 +16,7 @@ from pyproj import CRS
 
 from geograft.errors import InputError, OutputError
 from geograft.files import atomic_write
+from geograft.geo.formats import vector_source
 from geograft.geo.vectors.reader import VECTOR_ERRORS, input_errors
 from geograft.geo.vectors.styles import STYLES_LAYER, style_row
 from geograft.geo.vectors.writer import check_count, ignore_gdal_warnings, output_errors
@@ -73,8 +74,9 @@ def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
             sample and map has a CRS.
     """
     with input_errors(path, "a sample of points", (*VECTOR_ERRORS, KeyError, ValueError)):
-        layers = {str(name): kind for name, kind in pyogrio.list_layers(path)}
-        frame = pyogrio.read_dataframe(path, layer=_points_layer(path, layers))
+        source = vector_source(path)
+        layers = {str(name): kind for name, kind in pyogrio.list_layers(source)}
+        frame = pyogrio.read_dataframe(source, layer=_points_layer(path, layers))
         if REFERENCE not in frame.columns:
             fields = ", ".join(name for name in frame.columns if name != "geometry") or "none at all"
             raise InputError(f"{path} has no field {REFERENCE!r}. It has: {fields}. Rename the field of the labels.")
@@ -87,7 +89,7 @@ def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
         shapes = frame.geometry.to_numpy()
         if not len(shapes) or not (shapely.get_type_id(shapes) == 0).all():
             raise InputError(f"{path}: its point layer is empty or has other geometries. Use a layer of points only.")
-        strata = pyogrio.read_dataframe(path, layer=STRATA_LAYER) if STRATA_LAYER in layers else None
+        strata = pyogrio.read_dataframe(source, layer=STRATA_LAYER) if STRATA_LAYER in layers else None
         known = None if strata is None else dict(zip(strata["class"], map(int, strata["pixels"]), strict=True))
     return LabelledPoints(shapely.get_coordinates(shapes), tuple(map(_label, frame[REFERENCE])), known)
 

@@ -20,6 +20,7 @@ from shapely import STRtree
 from shapely.geometry.base import BaseGeometry
 
 from geograft.errors import InputError
+from geograft.geo.formats import vector_source
 from geograft.geo.grid import Window
 
 
@@ -75,11 +76,9 @@ def input_errors(
     """Convert `errors` while reading `path` to InputError; `what` is the expected content, for the message.
 
     Raises:
-        InputError: when the file does not exist, or the block raises one of `errors`.
+        InputError: when the block raises one of `errors`.
     """
     try:
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Check the path.")
         yield
     except errors as error:
         raise InputError(f"{path} cannot be read as {what}: {error}. Check or replace it.") from error
@@ -141,11 +140,12 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
     Raises:
         InputError: when the file is missing or not a tile index, or has windows that are not whole numbers.
     """
+    source = vector_source(path)
     try:
-        frame = pyogrio.read_dataframe(path, layer=TILES_LAYER, read_geometry=False)
+        frame = pyogrio.read_dataframe(source, layer=TILES_LAYER, read_geometry=False)
         names = [name for name in frame.columns if name.startswith(FRACTION_PREFIX)]
         numbers = dict.fromkeys(WINDOW_FIELDS, "integer") | dict.fromkeys(["valid", *names], "real")
-        _check_types(path, dict.fromkeys(("scene", "split"), "text") | numbers)
+        _check_types(path, source, dict.fromkeys(("scene", "split"), "text") | numbers)
         windows = [Window(*map(int, row)) for row in frame[list(WINDOW_FIELDS)].to_numpy()]
         fractions = frame[names].to_numpy(float).tolist()
         columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
@@ -154,7 +154,7 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
     return list(zip(*columns, map(tuple, fractions), strict=True))
 
 
-def _check_types(path: Path, types: Mapping[str, str]) -> None:
+def _check_types(path: Path, source: str, types: Mapping[str, str]) -> None:
     """Raise InputError if a tile has a value of another type than SQLite's `types` by field: GDAL would read it as 0.
 
     SQLite stores text in a numeric field, and a whole number in a field of real numbers as an integer.
@@ -165,7 +165,7 @@ def _check_types(path: Path, types: Mapping[str, str]) -> None:
         f"typeof({quoted[name]}) NOT IN ({', '.join(map(repr, kinds))})" for name, kinds in allowed.items()
     )
     shown = ", ".join(f"typeof({name}) || ' ' || ifnull({name}, '') AS {name}" for name in quoted.values())
-    found = pyogrio.read_dataframe(path, sql=f"SELECT {shown} FROM {TILES_LAYER} WHERE {wrong} LIMIT 1")
+    found = pyogrio.read_dataframe(source, sql=f"SELECT {shown} FROM {TILES_LAYER} WHERE {wrong} LIMIT 1")
     for row in found.to_dict("records"):
         name = next(name for name, kinds in allowed.items() if row[name].split(" ")[0] not in kinds)
         raise InputError(f"{path}: {name} of a tile is {row[name]}, not {types[name]}. Prepare the tile set again.")
@@ -173,22 +173,23 @@ def _check_types(path: Path, types: Mapping[str, str]) -> None:
 
 def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:
     with input_errors(path):
-        layer = _polygon_layer(path)
-        info = pyogrio.read_info(path, layer=layer)
+        source = vector_source(path)
+        layer = _polygon_layer(path, source)
+        info = pyogrio.read_info(source, layer=layer)
         if class_field is not None and class_field not in info["fields"]:
             fields = ", ".join(info["fields"]) or "none at all"
             raise InputError(
                 f"{path} has no field {class_field!r}. It has: {fields}. Choose one of them as class field."
             )
         columns = [class_field] if class_field else []
-        frame = pyogrio.read_dataframe(path, layer=layer, columns=columns)
+        frame = pyogrio.read_dataframe(source, layer=layer, columns=columns)
     if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
         raise InputError(f"{path} is empty: it has no features. Use a layer with at least one polygon.")
     return frame, _stated_crs(frame, info["driver"])
 
 
-def _polygon_layer(path: Path) -> str:
-    layers = pyogrio.list_layers(path)
+def _polygon_layer(path: Path, source: str) -> str:
+    layers = pyogrio.list_layers(source)
     spatial = [str(name) for name, kind in layers if kind is not None]
     polygons = [str(name) for name, kind in layers if kind is not None and ("Polygon" in kind or kind == "Unknown")]
     if len(polygons) > 1:
@@ -239,7 +240,7 @@ def read_outlines(path: Path) -> tuple[Shaped[ndarray, " n"], CRS | None]:
         InputError: when the file is missing or not a tile index.
     """
     try:
-        meta, _, shapes, _ = pyogrio.raw.read(path, layer=TILES_LAYER, columns=[])
+        meta, _, shapes, _ = pyogrio.raw.read(vector_source(path), layer=TILES_LAYER, columns=[])
         return np.array(shapely.from_wkb(shapes), object), CRS.from_user_input(meta["crs"]) if meta["crs"] else None
     except (DataLayerError, DataSourceError, shapely.errors.ShapelyError) as error:
         raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
