@@ -100,11 +100,17 @@ def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
 
 
 def _fields(config: Any) -> list[tuple[str, Any]]:
-    return list(config.__pydantic_fields__.items())
+    """Return the fields of a config class; pydantic reads the docstrings of inherited ones only in their own class."""
+    fields = config.__pydantic_fields__
+    for base in config.__mro__:
+        for name, info in getattr(base, "__pydantic_fields__", {}).items():
+            fields[name].description = fields[name].description or info.description
+    return list(fields.items())
 
 
 def _flag(name: str, info: Any, table: str) -> inspect.Parameter:
-    help_text = f"{' '.join(info.description.split())} [default: {info.default}]"
+    default = "the run's" if info.default is None else info.default
+    help_text = f"{' '.join(info.description.split())} [default: {default}]"
     several = True if get_origin(info.annotation) is tuple else None
     parameter = Parameter(help=help_text, group=Group(f"Settings: {table}"), consume_multiple=several)
     annotation = Annotated[info.annotation | None, parameter]

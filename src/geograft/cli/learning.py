@@ -1,13 +1,12 @@
 """Command-line functions of `geograft model`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, recipe_from, settings, with_progress
-from geograft.config import EvaluateConfig, ModelConfig, TrainConfig
+from geograft.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
 
@@ -71,7 +70,7 @@ def compare(
     from geograft.commands.compare import compare
 
     base = recipe_from(recipe, chosen)
-    print_result(compare(tiles, replace(base, seeds=seeds or base.seeds), out, folds))
+    print_result(compare(tiles, base.with_seeds(seeds), out, folds))
 
 
 @with_progress
@@ -102,7 +101,7 @@ def curve(
     from geograft.commands.curve import curve
 
     base = recipe_from(recipe, chosen)
-    print_result(curve(tiles, out, replace(base, seeds=seeds or base.seeds), parse_percent(percent), min_steps))
+    print_result(curve(tiles, out, base.with_seeds(seeds), parse_percent(percent), min_steps))
 
 
 def parse_percent(text: str) -> tuple[float, ...]:
@@ -151,7 +150,8 @@ def find(
 
 
 @with_progress
-def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
+@settings(calibrate=InferenceConfig)
+def calibrate(run: Path, /, *, tiles: Path | None = None, **chosen: Any) -> None:
     """Calibrate a run on its validation tiles: temperature scaling and the probability threshold.
 
     Both are written to the model card and used by later maps and scores. Test tiles are not used.
@@ -162,7 +162,7 @@ def calibrate(run: Path, /, *, tiles: Path | None = None) -> None:
     """
     from geograft.commands.calibrate import calibrate
 
-    print_result(calibrate(run, tiles))
+    print_result(calibrate(run, tiles, config_from(InferenceConfig, InferenceConfig(), chosen)))
 
 
 @with_progress
@@ -174,19 +174,23 @@ def evaluate(
     split: Literal["train", "val", "test"] = "test",
     tiles: Path | None = None,
     against: Path | None = None,
+    ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     out: Path | None = None,
     **chosen: Any,
 ) -> None:
     """Score a run on the tiles of one split, with 95 % confidence intervals. Each pixel counts once.
 
+    Tiles are predicted exactly as `geograft predict` maps their scenes.
+
     Args:
         run: Folder of a run.
         split: train, val or test.
         tiles: Another tile set with the same classes, instead of the run's own.
+        ensemble: Folders of further runs; the probabilities of all runs are averaged, as in a map.
         against: Folder of another run; the paired difference in scores is reported with its confidence interval.
         out: JSON file of the scores; default: scores-SPLIT.json in the run.
     """
     from geograft.commands.evaluate import evaluate
 
     config = config_from(EvaluateConfig, EvaluateConfig(), chosen)
-    print_result(evaluate(run, split, tiles, out, against, config))
+    print_result(evaluate((run, *ensemble), split, tiles, out, against, config))

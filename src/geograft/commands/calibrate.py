@@ -11,13 +11,15 @@ from numpy import ndarray
 from scipy.special import expit, logit, softmax
 
 from geograft.card import ModelCard, read_tile_set_path
+from geograft.config import InferenceConfig
 from geograft.dataset.tileset import TileSet, check_fit
 from geograft.errors import InputError
 from geograft.files import write_json
-from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
 from geograft.locks import lock_output
-from geograft.mapping.scoring import batch_indices, read_batches, stack_tiles
+from geograft.mapping.blend import PROBABILITY_STEPS
+from geograft.mapping.held_out import predict_tiles
+from geograft.mapping.models import RunModel
 from geograft.metrics.calibration import (
     STEPS,
     best_temperature,
@@ -30,13 +32,13 @@ from geograft.metrics.calibration import (
     reliability_diagram,
 )
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.progress import track
 from geograft.text import format_table
 
 CALIBRATION_FILE = "calibration.json"
 MAX_PIXELS = 500_000
 """Maximum number of pixels to fit the temperature to. Larger sets are subsampled with a fixed seed."""
 SEED = 0
+DEFAULT = InferenceConfig()
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,16 @@ SCORE_ROWS = (
 )
 
 
-def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
+def calibrate(run: Path, tiles: Path | None = None, config: InferenceConfig = DEFAULT) -> Calibration:
     """Fit threshold and temperature on the validation tiles of a run, write them into its card and return them.
 
-    The temperature minimises the log loss on at most 500,000 labelled pixels. The threshold of a binary model maximises
-    F1, and with it IoU, over all labelled pixels. Overlapping classes have a threshold each and a common temperature.
-    Test tiles are not used. The result is deterministic. calibration.json in the run folder holds the scores before and
-    after. `tiles` is the current path of the run's tile set, if it was moved. Takes as long as predicting the
-    validation tiles. Memory: the sample and a few tiles.
+    Tiles are predicted as `predict` maps their scenes, with the run's windows. Where windows overlap, the temperature
+    divides the logit of their blended probability; in maps it divides the logits of each window before they are
+    blended, which differs little. The temperature minimises the log loss on at most 500,000 labelled pixels. The
+    threshold of a binary model maximises F1, and with it IoU, over all labelled pixels. Overlapping classes have a
+    threshold each and a common temperature. Test tiles are not used. The result is deterministic. calibration.json in
+    the run folder holds the scores before and after. `tiles` is the current path of the run's tile set, if it was
+    moved. Takes as long as mapping the validation tiles. Memory: that of `predict`, and the sample.
 
     Raises:
         InputError: when the run is invalid, or the tile set is not that of the run or has no labelled validation tiles.
@@ -123,14 +127,14 @@ def calibrate(run: Path, tiles: Path | None = None) -> Calibration:
     """
     # The lock is that of a training, which writes the same card.
     with lock_output(run):
-        return _calibrate(run, tiles)
+        return _calibrate(run, tiles, config)
 
 
-def _calibrate(run: Path, tiles: Path | None) -> Calibration:
-    predictor = Predictor.load(run)
+def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig) -> Calibration:
+    model = RunModel.open(run, config, temperature=1.0)
     tile_set = TileSet.open(tiles or read_tile_set_path(run))
-    _check_tile_set(run, predictor.card, tile_set)
-    sample = _sample_logits(predictor, tile_set)
+    _check_tile_set(run, model.card, tile_set)
+    sample = _sample_logits(model, tile_set)
     temperature = best_temperature(sample.logits, sample.label)
     raw = tuple(best_threshold(counts) for counts in sample.counts)
     # Rescaled to the temperature, the thresholds separate the same pixels as before.
@@ -138,13 +142,13 @@ def _calibrate(run: Path, tiles: Path | None) -> Calibration:
     count = len(tile_set.split("val"))
     chosen_on = f"{count:,} validation tiles of {tile_set.folder.resolve().name}"
     card = replace(
-        predictor.card, temperature=temperature, calibrated=chosen_on, **_threshold_fields(predictor.card, thresholds)
+        model.card, temperature=temperature, calibrated=chosen_on, **_threshold_fields(model.card, thresholds)
     )
     result = Calibration(
         run,
         card,
         len(sample.label),
-        _scores(sample, predictor.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
+        _scores(sample, model.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
         _scores(sample, card, temperature, thresholds, raw),
         (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(temperature))),
     )
@@ -174,42 +178,54 @@ class _Sample:
         return class_reliability_counts(self.probabilities(temperature), self.label)
 
 
-def _sample_logits(predictor: Predictor, tile_set: TileSet) -> _Sample:
+def _sample_logits(model: RunModel, tile_set: TileSet) -> _Sample:
     """Return a uniform random sample of the logits of labelled pixels."""
-    legend = predictor.card.legend
+    legend = model.card.legend
     labelled = sum(tile.valid * tile.window.height * tile.window.width for tile in tile_set.split("val"))
     labelled *= legend.outputs if legend.overlapping else 1
     fraction = min(1.0, MAX_PIXELS / max(labelled, 1))
     counts = np.zeros((legend.outputs if legend.binary or legend.overlapping else 0, 2, STEPS + 1), np.int64)
     logits, labels = [], []
-    for index, (own, label) in enumerate(_labelled_logits(predictor, tile_set)):
-        if len(counts):  # overlapping classes alternate
-            counts[index % len(counts)] += probability_counts(expit(own[:, 0]), label == 1)
-        chosen = np.random.default_rng((SEED, index)).random(len(label)) < fraction
-        logits.append(own[chosen])
+    for number, (probabilities, label) in _labelled_probabilities(model, tile_set):
+        if len(counts):  # overlapping classes have a number each
+            counts[number % len(counts)] += probability_counts(probabilities[:, -1], label == 1)
+        chosen = np.random.default_rng((SEED, number)).random(len(label)) < fraction
+        logits.append(_logits(probabilities[chosen]))
         labels.append(label[chosen])
     if not sum(map(len, labels)):
         raise InputError(f"{tile_set.folder} has no labelled validation pixels. Run prepare again with --val above 0.")
     return _Sample(np.concatenate(logits), np.concatenate(labels), counts)
 
 
-def _labelled_logits(
-    predictor: Predictor, tile_set: TileSet
-) -> Iterator[tuple[Float32[ndarray, "n o"], UInt8[ndarray, " n"]]]:
-    """Yield logits and labels of the labelled pixels of each validation tile. Pixels in several tiles occur once.
+def _labelled_probabilities(
+    model: RunModel, tile_set: TileSet
+) -> Iterator[tuple[int, tuple[Float32[ndarray, "n k"], UInt8[ndarray, " n"]]]]:
+    """Yield the probabilities and labels of the labelled pixels of each validation tile, with a number of its own.
 
-    Overlapping classes are yielded one by one: logits (n, 1) and labels of 0 and 1.
+    Pixels in several tiles occur once. Overlapping classes are yielded one by one: (1 - p, p) and labels of 0 and 1.
     """
-    scheme = ConfusionScheme.from_legend(predictor.card.legend)
+    scheme = ConfusionScheme.from_legend(model.card.legend)
     samples = tile_set.samples("val", unique_pixels=True)
-    batches = batch_indices(range(len(samples)))
-    for _, tiles in track(read_batches(samples, batches), len(batches), "calibrating", "batches"):
-        for logits, (_, label) in zip(predictor.logits(*stack_tiles(tiles)), tiles, strict=True):
-            classes = scheme.to_classes(label)
-            pairs = zip(logits[:, None], classes, strict=True) if scheme.overlapping else [(logits, classes)]
-            for own, truth in pairs:
-                known = truth != IGNORE
-                yield np.ascontiguousarray(own[:, known].T), truth[known]
+    layers = scheme.classes if scheme.overlapping else 1
+    for tile in predict_tiles(model, tile_set, samples.tiles, "calibrating"):
+        label = scheme.to_classes(samples[tile.index][1])
+        for layer in range(layers):
+            truth, p = (label[layer], tile.probabilities[layer]) if scheme.overlapping else (label, tile.probabilities)
+            both = np.stack([1 - p, p]) if scheme.overlapping else p
+            known = truth != IGNORE
+            yield tile.index * layers + layer, (np.ascontiguousarray(both[:, known].T), truth[known])
+
+
+def _logits(probabilities: Float32[ndarray, "n k"]) -> Float32[ndarray, "n o"]:
+    """Return the logits of blended probabilities, which are known to 1 / PROBABILITY_STEPS: one output for two classes.
+
+    >>> _logits(np.array([[0.5, 0.5], [0.2, 0.8]], np.float32)).round(3).tolist()
+    [[0.0], [1.3860000371932983]]
+    """
+    least = np.float32(0.5 / PROBABILITY_STEPS)
+    logs = np.log(np.clip(probabilities, least, None))
+    logits: Float32[ndarray, "n o"] = logs[:, 1:] - logs[:, :1] if probabilities.shape[1] == 2 else logs
+    return logits
 
 
 def _threshold_fields(card: ModelCard, thresholds: tuple[float, ...]) -> dict[str, Any]:

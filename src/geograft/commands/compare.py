@@ -21,7 +21,7 @@ from numpy import ndarray
 from geograft.card import CARD
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train
-from geograft.config import Recipe
+from geograft.config import InferenceConfig, Recipe
 from geograft.dataset.folds import write_fold_sets
 from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import unit_names_over_folds
@@ -29,8 +29,9 @@ from geograft.errors import SettingError
 from geograft.figures import ExampleTile, examples_figure, loss_figure
 from geograft.figures.pictures import stretch, stretch_limits
 from geograft.files import atomic_write, write_json, write_text
-from geograft.inference.predictor import Predictor
 from geograft.locks import lock_output
+from geograft.mapping.held_out import predict_classes
+from geograft.mapping.models import RunModel
 from geograft.mapping.scoring import (
     BootstrapEstimator,
     Confusion,
@@ -38,7 +39,6 @@ from geograft.mapping.scoring import (
     headline_scores,
     json_intervals,
     json_values,
-    predict_classes,
 )
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import LEVEL, few_units_warning
@@ -306,7 +306,9 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     candidates = mixed or list(range(len(samples)))
     chosen = [candidates[place] for place in evenly_spaced(len(candidates), SAMPLE_TILES)]
     tiles = [samples[i] for i in chosen]
-    maps = {name: predict_classes(Predictor.load(run), tiles) for name, run in runs.items()}
+    windows = [samples.tiles[i] for i in chosen]
+    models = {name: RunModel.open(run, InferenceConfig()) for name, run in runs.items()}
+    maps = {name: predict_classes(model, tile_set, windows) for name, model in models.items()}
     seen, scheme = [image_mask(*tile) for tile in tiles], ConfusionScheme.from_legend(tile_set.meta.legend)
     limits = stretch_limits([image[: tile_set.meta.bands] for image, _ in tiles], seen)
     rows = [

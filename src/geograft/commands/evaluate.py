@@ -16,9 +16,9 @@ from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
 from geograft.files import refuse_existing, write_json
-from geograft.inference.predictor import Predictor
 from geograft.locks import lock_output
-from geograft.mapping.plan import band_order_note
+from geograft.mapping.models import RunModel
+from geograft.mapping.plan import band_order_note, resolution_note
 from geograft.mapping.scoring import (
     Confusion,
     Metric,
@@ -333,57 +333,62 @@ DEFAULT = EvaluateConfig()
 
 
 def evaluate(
-    run: Path,
+    run: Path | Sequence[Path],
     split: Split = "test",
     tiles: Path | None = None,
     out: Path | None = None,
     against: Path | None = None,
     config: EvaluateConfig = DEFAULT,
 ) -> Evaluation:
-    """Score a run on one split, with 95 % confidence intervals, and write the scores as JSON to `out`.
+    """Score a run, or the mean of several, on one split, with 95 % confidence intervals; write the scores to `out`.
+
+    Tiles are predicted as `predict` maps their scenes: with the same windows, blending, backend, precision and TTA. On
+    the same settings, the confusion matrix is that of the map, pixel for pixel.
 
     `tiles` is another tile set with the same classes and bands (default: the run's own). `out` defaults to
     scores-SPLIT.json in the run folder, or scores-FOLDER-SPLIT.json for a tile set FOLDER; these files are overwritten.
-    With `against`, another run is scored on the same tiles, and differences get paired intervals. Takes about as long
-    as predicting the tiles, for each run. Memory: a few tiles, 16 kB per block, and the canvases of
-    `geograft.mapping.shapes` for boundaries and objects.
+    With several runs, the first run's folder gets the file. With `against`, another run is scored on the same tiles,
+    and differences get paired intervals. Takes about as long as mapping the tiles and half a window around them, for
+    each run. Memory: that of `predict`, 16 kB per block, and the canvases of `geograft.mapping.shapes` for boundaries
+    and objects.
 
     Raises:
         InputError: when the run or the tile set is invalid, they do not match, or the split has no tiles.
         SettingError: when the class of objects does not exist, or `against` has other classes.
         OutputError: when `out` exists or cannot be written.
     """
+    runs = (run,) if isinstance(run, Path) else tuple(run)
     other = "" if tiles is None else f"{tiles.resolve().name}-"
-    path = out or run / f"scores-{other}{split}.json"
-    with lock_output(path, enabled=run.is_dir()):
+    path = out or runs[0] / f"scores-{other}{split}.json"
+    with lock_output(path, enabled=runs[0].is_dir()):
         if out is not None:
             refuse_existing(out)
-        result = _score_with_baseline(run, split, tiles, against, config)
+        result = _score_with_baseline(runs, split, tiles, against, config)
         write_json(path, result.content(path.stem.removeprefix("scores-")))
     return result
 
 
 def _score_with_baseline(
-    run: Path, split: Split, tiles: Path | None, against: Path | None, config: EvaluateConfig
+    runs: tuple[Path, ...], split: Split, tiles: Path | None, against: Path | None, config: EvaluateConfig
 ) -> Evaluation:
-    predictor = Predictor.load(run)
-    tile_set = TileSet.open(tiles or read_tile_set_path(run))
-    baseline = None if against is None else _load_baseline(against, predictor.card, tile_set)
-    result = score_split(run, predictor, tile_set, split, config)
+    model = RunModel.open(runs, config)
+    tile_set = TileSet.open(tiles or read_tile_set_path(runs[0]))
+    baseline = None if against is None else _open_baseline(against, model.card, tile_set, config)
+    result = score_split(model, tile_set, split, config)
     if baseline is not None and against is not None:
-        theirs = score_split(against, baseline, tile_set, split, config)
+        theirs = score_split(baseline, tile_set, split, config)
         result = replace(result, baseline=theirs, notes=(*result.notes, *_leakage_notes(against, tile_set)))
     return result
 
 
-def score_split(run: Path, predictor: Predictor, tile_set: TileSet, split: Split, config: EvaluateConfig) -> Evaluation:
-    """Return the scores of a loaded run on one split of an open tile set, without writing them.
+def score_split(model: RunModel, tile_set: TileSet, split: Split, config: EvaluateConfig) -> Evaluation:
+    """Return the scores of a run on one split of an open tile set, without writing them.
 
     Raises:
         InputError: when run and tile set do not match, or the split has no tiles.
         SettingError: when the class of objects does not exist.
     """
-    card = predictor.card
+    card = model.card
     check_fit(card, tile_set)
     tiles = tile_set.split(split)
     if not tiles:
@@ -394,11 +399,12 @@ def score_split(run: Path, predictor: Predictor, tile_set: TileSet, split: Split
     units = units_of(tile_set, split)
     shapes = ShapeCounter(shape_config, tile_set, tiles, units)
     samples = tile_set.samples(split, unique_pixels=True, means=card.mean)
-    counts = count_split(predictor, tile_set, samples, units, shapes)
+    counts = count_split(model, tile_set, samples, units, shapes)
     biased = split == "val" and card.calibrated
     notes = ("threshold and temperature were fitted on validation tiles: scores are optimistic.",) if biased else ()
-    notes = (*notes, *_band_order_notes(card, tile_set))
-    return Evaluation(run, split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
+    resolution = resolution_note(str(tile_set.folder), tile_set.meta.resolution_m, card)
+    notes = (*model.notes, *notes, *_band_order_notes(card, tile_set), *([resolution] if resolution else []))
+    return Evaluation(model.runs[0], split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
 
 
 def _band_order_notes(card: ModelCard, tile_set: TileSet) -> tuple[str, ...]:
@@ -409,15 +415,15 @@ def _band_order_notes(card: ModelCard, tile_set: TileSet) -> tuple[str, ...]:
     return (note,) if note else ()
 
 
-def _load_baseline(run: Path, card: ModelCard, tile_set: TileSet) -> Predictor:
-    predictor = Predictor.load(run)
-    check_fit(predictor.card, tile_set)
-    if predictor.card.legend.names != card.legend.names:
+def _open_baseline(run: Path, card: ModelCard, tile_set: TileSet, config: EvaluateConfig) -> RunModel:
+    baseline = RunModel.open(run, config)
+    check_fit(baseline.card, tile_set)
+    if baseline.card.legend.names != card.legend.names:
         raise SettingError(
-            f"--against {run} has classes {predictor.card.legend.names}, not {card.legend.names}. "
+            f"--against {run} has classes {baseline.card.legend.names}, not {card.legend.names}. "
             "Give a run with the same classes."
         )
-    return predictor
+    return baseline
 
 
 def _leakage_notes(run: Path, tile_set: TileSet) -> tuple[str, ...]:

@@ -1,21 +1,20 @@
 """`geograft predict`: maps of rasters of any size, in constant memory; an interrupted job can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from geograft.config import PredictConfig
 from geograft.geo.grid import block_windows
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.locks import lock_output
-from geograft.mapping.applicability import check_training_features, estimate_seconds, time_batch
 from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.blend import Model
 from geograft.mapping.job import MapResult, finished_map, write_map
 from geograft.mapping.ledger import read_finished_strips
+from geograft.mapping.models import RunModel
 from geograft.mapping.plan import (
     MapTask,
     backend_for,
@@ -24,6 +23,7 @@ from geograft.mapping.plan import (
     map_sources,
     origin,
     resolution_notes,
+    time_batch,
 )
 
 
@@ -77,12 +77,14 @@ class Prediction:
     """Warnings for the user, one line each."""
     forecasts: tuple[Forecast, ...] = ()
     """For a dry run: the estimated cost of each map."""
+    model: str = ""
+    """How pixels are predicted: backend, precision and windows."""
 
     def lines(self) -> list[str]:
         """Return the result as plain text."""
         results = [line for part in self.maps for line in part.lines()]
         estimates = [line for part in self.forecasts for line in part.lines()]
-        return results + estimates + [f"Note: {note}" for note in self.notes]
+        return results + estimates + [f"predicted with {self.model}"] + [f"Note: {note}" for note in self.notes]
 
 
 def format_seconds(seconds: float) -> str:
@@ -128,8 +130,11 @@ def forecast_map(task: MapTask, model: Model) -> Forecast:
         left = [_tiles_of_lane(task, lane) for lane in range(len(done), len(lanes))]
         batch_s = time_batch(model, task.first_batch())
         blocks = _blocks(task)
-    seconds = -(-sum(left) // task.settings.batch_size) * (batch_s or 0.0)
-    seconds += estimate_seconds(task) if task.applicability else 0.0
+    seconds = -(-sum(left) // task.plan.batch_size) * (batch_s or 0.0)
+    if task.applicability:
+        from geograft.mapping.applicability import estimate_seconds  # noqa: PLC0415  (imports torch)
+
+        seconds += estimate_seconds(task)
     grid = task.source.grid
     data_px = min(blocks * BLOCK_PX**2, grid.height * grid.width)
     return Forecast(
@@ -209,15 +214,29 @@ def predict(
     card = map_card(runs, settings)
     tasks = [MapTask(source, runs, card, settings) for source in map_sources(card, rasters, out, settings, aoi)]
     if settings.applicability:
+        from geograft.mapping.applicability import check_training_features  # noqa: PLC0415  (imports torch)
+
         check_training_features(runs[0])
-    predictor = EnsemblePredictor.load(runs, **_options(tasks))
-    tasks = [replace(task, origin=origin(task, predictor.backend)) for task in tasks]
-    notes = (*predictor.notes, *(note for task in tasks for note in (*resolution_notes(task), *band_order_notes(task))))
+    models = _load_models(tasks)
+    tasks = [_with_origin(task, model) for task, model in _with_models(tasks, models)]
+    own = (note for model in models.values() for note in model.notes)
+    by_task = (note for task in tasks for note in (*resolution_notes(task), *band_order_notes(task)))
+    notes = tuple(dict.fromkeys((*own, *by_task)))
+    words = "; ".join(dict.fromkeys(describe_model(task, models[task.window[0]]) for task in tasks))
     if dry_run:
-        return Prediction(out, (), notes, tuple(forecast_map(task, predictor) for task in tasks))
+        return Prediction(out, (), notes, tuple(forecast_map(*pair) for pair in _with_models(tasks, models)), words)
     finished = [_finished_map(task, out) for task in tasks]
-    maps = tuple(result or _write_map(task, predictor, out) for task, result in zip(tasks, finished, strict=True))
-    return Prediction(out, maps, (*notes, *(note for result in maps for note in result.notes)))
+    maps = tuple(
+        result or _write_map(task, model, out)
+        for result, (task, model) in zip(finished, _with_models(tasks, models), strict=True)
+    )
+    return Prediction(out, maps, (*notes, *(note for result in maps for note in result.notes)), model=words)
+
+
+def describe_model(task: MapTask, model: EnsemblePredictor) -> str:
+    """Return the backend, the precision and the windows of a map in words."""
+    size, overlap = task.window
+    return f"{model.backend} in {task.precision}, windows of {size} pixels that overlap by {overlap}"
 
 
 def _finished_map(task: MapTask, out: Path) -> MapResult | None:
@@ -225,22 +244,37 @@ def _finished_map(task: MapTask, out: Path) -> MapResult | None:
         return finished_map(task, alone=task.source.path == out)
 
 
-def _write_map(task: MapTask, model: Model, out: Path) -> MapResult:
+def _write_map(task: MapTask, model: EnsemblePredictor, out: Path) -> MapResult:
     # Locked one by one, so that several jobs can share a folder of maps; another may have written this one by now.
     with lock_output(task.source.path):
         return finished_map(task, alone=task.source.path == out) or write_map(task, model)
 
 
-def _options(tasks: Sequence[MapTask]) -> dict[str, Any]:
-    """Return the options of the predictor. Backends are compared on the first batch of the first map."""
+def _load_models(tasks: Sequence[MapTask]) -> dict[int, EnsemblePredictor]:
+    """Return the predictors by the size of their windows.
+
+    Backends are compared on the first windows of the first map of each size.
+    """
+    by_size: dict[int, list[MapTask]] = {}
+    for task in tasks:
+        by_size.setdefault(task.window[0], []).append(task)
+    return {size: _load_model(size, mine) for size, mine in by_size.items()}
+
+
+def _load_model(size: int, tasks: Sequence[MapTask]) -> EnsemblePredictor:
     first, settings = tasks[0], tasks[0].settings
-    batch = first.first_batch()
-    return {
-        "device": settings.device,
-        "backend": backend_for(tasks),
-        "batch_size": settings.batch_size,
-        "tta": settings.tta,
-        "compile": settings.compile,
-        "spread": first.has_std_layer,
-        **({"sample": (batch.pixels, batch.valid)} if batch else {}),
-    }
+    model = RunModel.open(first.runs, settings, compile=settings.compile, spread=first.has_std_layer)
+    return model.with_backend(backend_for(tasks)).predictor(size, first.plan.batch_size, first.first_windows)
+
+
+def _with_origin(task: MapTask, model: EnsemblePredictor) -> MapTask:
+    half = model.precision != "float32"
+    words = f"{model.precision}, probabilities within {model.difference:.2g} of float32's on the first windows"
+    found = origin(task, model.backend, model.precision)
+    return replace(task, origin=found, precision=words if half else model.precision)
+
+
+def _with_models(
+    tasks: Sequence[MapTask], models: Mapping[int, EnsemblePredictor]
+) -> list[tuple[MapTask, EnsemblePredictor]]:
+    return [(task, models[task.window[0]]) for task in tasks]

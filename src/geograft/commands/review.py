@@ -24,10 +24,10 @@ from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, create_map
 from geograft.geo.vectors.reader import Features, reproject
 from geograft.geo.vectors.writer import common_crs, write_polygons
-from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
 from geograft.locks import locks_output
 from geograft.mapping.canvases import Canvas, HeldOutTiles, write_canvases
+from geograft.mapping.models import RunModel
 from geograft.mapping.polygons.shapes import as_array
 from geograft.mapping.suspects import confidence_thresholds, find_suspects, self_confidence
 from geograft.metrics.errors import CORRECT, FALSE_POSITIVE, error_names, error_raster, tile_counts, worst_tiles
@@ -328,7 +328,7 @@ def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, co
     """
     refuse_existing(out)
     several = [runs] if isinstance(runs, Path) else list(runs)
-    held_out = [split for run in several for split in _held_out_tiles(run, tiles, several)]
+    held_out = [split for run in several for split in _held_out_tiles(run, tiles, several, config)]
     if not held_out:
         raise InputError(f"{several[0]} has no held-out tiles. Run prepare with --test above 0, or give --tiles.")
     with atomic_folder(out) as part:
@@ -341,13 +341,13 @@ def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, co
     return Review(out, len(scenes), count, findings, _notes(several, tiles), unit)
 
 
-def _held_out_tiles(run: Path, tiles: Path | None, several: Sequence[Path]) -> list[HeldOutTiles]:
-    predictor = Predictor.load(run)
+def _held_out_tiles(run: Path, tiles: Path | None, several: Sequence[Path], config: ReviewConfig) -> list[HeldOutTiles]:
+    model = RunModel.open(run, config)
     tile_set = TileSet.open(tiles or read_tile_set_path(run))
-    check_fit(predictor.card, tile_set)
+    check_fit(model.card, tile_set)
     splits: tuple[Split, ...] = ("test",) if len(several) > 1 else ("val", "test")
     chosen: tuple[Split, ...] = ("train", "val", "test") if tiles else splits
-    return [HeldOutTiles(predictor, tile_set, split) for split in chosen if tile_set.split(split)]
+    return [HeldOutTiles(model, tile_set, split) for split in chosen if tile_set.split(split)]
 
 
 def _notes(several: Sequence[Path], tiles: Path | None) -> tuple[str, ...]:

@@ -21,10 +21,17 @@ from geograft.geo.vectors.reader import Features
 from geograft.geo.vectors.styles import GraduatedStep, graduated_style, write_styled
 from geograft.geo.vectors.writer import tile_outlines
 from geograft.inference.embedding import load_cell_encoder
-from geograft.inference.uncertainty import Uncertainty
 from geograft.locks import locks_output
 from geograft.mapping.plan import MapSource, map_sources
-from geograft.mapping.pool import Candidate, Embedder, PoolRaster, check_candidates, collect_candidates, labelled_area
+from geograft.mapping.pool import (
+    Candidate,
+    Embedder,
+    PoolRaster,
+    check_candidates,
+    collect_candidates,
+    labelled_area,
+    open_pool_model,
+)
 from geograft.metrics.applicability import FEATURES_FILE, Applicability
 from geograft.metrics.selection import select_batch
 from geograft.text import format_table, pluralise
@@ -177,7 +184,7 @@ def suggest(
     them are suggested.
 
     On one machine, the same runs, rasters and settings give the same suggestions, and a smaller `tiles` gives the first
-    of them. Takes about as long as `predict` without overlap. Memory does not grow with the rasters.
+    of them. Takes about as long as `predict`, and a pass of the encoder. Memory does not grow with the rasters.
 
     Raises:
         InputError: when a run cannot be used; when a raster does not fit it or cannot be read; when there is no tile to
@@ -195,13 +202,14 @@ def suggest(
     labels = _labelled_tiles(runs[0], known, inputs.tile_set)
     areas = [labelled_area(source.rasters[0], source.grid, labels) for source in sources]
     embedder = _load_embedder(runs, card, config)
+    again = _sources(card, inputs, config, aoi)
     pool = collect_candidates(
-        embedder, [PoolRaster(i, *pair) for i, pair in enumerate(zip(sources, areas, strict=True))]
+        embedder, [PoolRaster(i, *each) for i, each in enumerate(zip(sources, areas, again, strict=True))]
     )
     check_candidates(inputs.rasters, pool.unlabelled_tiles, pool.labelled_tiles)
     tiles = rank_candidates(pool.candidates, config.tiles)
     write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
-    notes = (*embedder.uncertainty.notes, *_notes(runs[0], embedder.training_features, labels))
+    notes = (*embedder.model.notes, *_notes(runs[0], embedder.training_features, labels))
     return Suggestions(out, inputs.rasters, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
 
 
@@ -229,7 +237,9 @@ def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path 
     if not rasters:
         raise InputError("No raster given. Give one or more rasters, or a tile set.")
     bands = config.bands or (tile_set.meta.settings.bands if tile_set else ())
-    settings = PredictConfig(bands=bands, resample=config.resample, batch_size=config.batch_size)
+    settings = PredictConfig(
+        bands=bands, resample=config.resample, batch_size=config.batch_size, window_px=config.window_px
+    )
     return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
 
 
@@ -246,17 +256,10 @@ def _labelled_tiles(run: Path, known: Path | None, given: TileSet | None) -> Til
 
 
 def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig) -> Embedder:
-    uncertainty = Uncertainty.load(
-        runs,
-        config.acquisition,
-        tta=config.tta,
-        device=config.device,
-        backend=config.backend,
-        batch_size=config.batch_size,
-    )
+    model = open_pool_model(runs, config, config.acquisition)
     path = runs[0] / FEATURES_FILE
     features = Applicability.read(path) if path.exists() else None
-    return Embedder(uncertainty, load_cell_encoder(runs[0], card, config.device), features, config.batch_size)
+    return Embedder(model, config.acquisition, load_cell_encoder(runs[0], card, config.device), features)
 
 
 def _check_views(config: SuggestConfig, runs: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from geograft.errors import InputError, SettingError
 from geograft.files import write_json
 from geograft.geo.coverage import tile_overlap
 from geograft.geo.rasters.raster import close_labels
-from geograft.inference.predictor import Predictor
+from geograft.mapping.models import RunModel
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.resume import differences, to_json_types
 from geograft.training.checkpoint import STATE
@@ -205,12 +205,12 @@ def train_and_score(job: CurveJob, tile_set: TileSet, out: Path) -> ScoredRun:
     """
     run = out / job.run
     train(_tiles(job, tile_set, out), run, job.recipe, resume=True)
-    return score_and_save(job, tile_set, run, Predictor.load(run))
+    return score_and_save(job, tile_set, run)
 
 
-def score_and_save(job: CurveJob, tile_set: TileSet, run: Path, predictor: Predictor) -> ScoredRun:
+def score_and_save(job: CurveJob, tile_set: TileSet, run: Path) -> ScoredRun:
     """Score a trained network, write point.json into its run, and return the result."""
-    result = score_split(run, predictor, tile_set, job.split, EvaluateConfig())
+    result = score_split(RunModel.open(run, EvaluateConfig()), tile_set, job.split, EvaluateConfig())
     units = result.counts.units
     scored = ScoredRun(
         job,

@@ -2,6 +2,7 @@
 
 from geograft.config.inference import (
     EvaluateConfig,
+    InferenceConfig,
     PolygonConfig,
     PredictConfig,
     ReviewConfig,
@@ -13,6 +14,7 @@ from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
 
 __all__ = [
     "EvaluateConfig",
+    "InferenceConfig",
     "ModelConfig",
     "PolygonConfig",
     "PredictConfig",

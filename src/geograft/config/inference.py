@@ -5,22 +5,37 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from geograft.config.training import STRICT, Positive
+from geograft.config.training import STRICT, Positive, Seed
+from geograft.memory import MAX_TILE_PX
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class PredictConfig:
-    """How a raster is mapped."""
+class InferenceConfig:
+    """How pixels are predicted: the same in maps, scores, calibration, reviews and suggestions."""
 
-    overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.5
-    """Overlap of adjacent tiles, as a fraction of the tile size; predictions are blended there."""
-    batch_size: Positive = 8
-    """Tiles per forward pass."""
+    window_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] = 0
+    """Size in pixels of the square windows that the network predicts at once; smaller where a raster is. 0: the run's
+    own, which is larger than its training tiles and faster."""
+    overlap: Annotated[float, Field(ge=0, le=0.75)] | None = None
+    """Overlap of adjacent windows, as a fraction of their size; predictions are blended there. Default: the run's
+    own, in pixels."""
     tta: Literal[1, 2, 4, 8] = 1
     """Test-time augmentation: number of flips and rotations over which predictions are averaged. Time grows in
     proportion."""
+    batch_size: Annotated[int, Field(ge=0)] = 0
+    """Windows per batch. 0: as many as fit into 32 MB, from 1 to 8. On a CPU the result does not depend on it."""
+    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PredictConfig(InferenceConfig):
+    """How a raster is mapped."""
+
     probabilities: Literal["none", "uint8", "float16"] = "none"
     """Also write the probability of every class: uint8 (0 to 250 for 0 to 1) or float16."""
     uncertainty: bool = False
@@ -35,12 +50,8 @@ class PredictConfig:
     """Minimum probability of the positive class, or of each overlapping class in order. Default: the run's own."""
     resample: bool = False
     """Resample rasters to the pixel size of the training images while reading; the map has that pixel size."""
-    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
-    """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
     compile: bool = False
     """Compile the network with torch.compile. Takes one or two minutes; worth it for large rasters."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -52,11 +63,11 @@ class PolygonConfig:
     fill_holes_m2: Annotated[float, Field(ge=0)] = 0.0
     """Fill holes smaller than this area. Filled pixels belong only to the surrounding polygon."""
     simplify_m: Annotated[float, Field(ge=0)] = 0.0
-    """Simplification tolerance: maximum distance that an outline may move."""
+    """Simplification tolerance: maximum distance that an outline may move. 0: none, or two pixels with square."""
     smooth: Annotated[int, Field(ge=0, le=5)] = 0
     """Iterations of corner cutting (Chaikin), for natural shapes."""
     square: bool = False
-    """Make outlines rectangular along their main direction, for buildings."""
+    """Make outlines right-angled along their main direction, for buildings. Implies a simplification."""
     connectivity: Literal[4, 8] = 4
     """Whether pixels that touch only at a corner belong to the same polygon (8) or not (4)."""
     background: bool = False
@@ -80,13 +91,13 @@ class SampleConfig:
     """Minimum number of points per class, however rare it is."""
     band: str = ""
     """For maps of overlapping classes: the class to assess. The strata are its presence and its absence."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the sample."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class EvaluateConfig:
-    """What is scored besides pixels."""
+class EvaluateConfig(InferenceConfig):
+    """How tiles are predicted, and what is scored besides pixels."""
 
     boundary_m: Annotated[float, Field(ge=0)] = 0.0
     """Also score boundaries, with this tolerance in metres. 0 disables it."""
@@ -95,7 +106,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class SuggestConfig:
+class SuggestConfig(InferenceConfig):
     """How the tiles to label next are chosen (active learning)."""
 
     tiles: Positive = 20
@@ -103,24 +114,16 @@ class SuggestConfig:
     acquisition: Literal["entropy", "margin", "disagreement"] = "entropy"
     """Acquisition function: entropy of the class probabilities, margin between the two highest, or disagreement among
     ensemble members (--ensemble) and augmented views (--tta)."""
-    tta: Literal[1, 2, 4, 8] = 1
-    """Test-time augmentation: number of flips and rotations of each tile. Time grows in proportion."""
-    batch_size: Positive = 8
-    """Tiles per forward pass."""
     bands: tuple[Positive, ...] = ()
     """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
     order."""
     resample: bool = False
     """Resample rasters to the pixel size of the training images while reading; rows and columns then refer to the
     resampled raster."""
-    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
-    """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class ReviewConfig:
+class ReviewConfig(InferenceConfig):
     """How the errors of a run are listed."""
 
     worst: Positive = 50

@@ -1,7 +1,7 @@
 """Recipes: TOML files with the tables [prepare], [model] and [train] and, for comparisons, `seeds` and [[variants]]."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from geograft.config.training import STRICT, ModelConfig, PrepareConfig, TrainConfig
+from geograft.config.training import STRICT, ModelConfig, PrepareConfig, Seed, TrainConfig
 from geograft.errors import SettingError
 
 RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
@@ -48,7 +48,7 @@ class Recipe:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Random seeds with which a comparison trains every variant."""
     variants: tuple[Variant, ...] = ()
     """Configurations of a comparison."""
@@ -63,6 +63,14 @@ class Recipe:
         for table, settings in tables.items():
             content[table] = {**content[table], **settings}
         return parse_recipe(content)
+
+    def with_seeds(self, seeds: Sequence[int]) -> "Recipe":
+        """Return a copy with other random seeds of a comparison; itself without any.
+
+        Raises:
+            SettingError: for a seed out of range.
+        """
+        return parse_recipe({**asdict(self), "seeds": tuple(seeds)}) if seeds else self
 
     def variant(self, variant: Variant, seed: int) -> "Recipe":
         """Return the recipe of one run of a comparison, with the settings of `variant` and its `seed`."""

@@ -10,10 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from geograft.memory import MAX_TILE_PX
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Range of the seeds that torch, NumPy and TOML files accept alike."""
+MAX_WORKERS = 256
 LearningRate = Annotated[float, Field(gt=0)]
 
 
@@ -43,7 +46,7 @@ class PrepareConfig:
     file order."""
     index: tuple[str, ...] = ()
     """Spectral indices, appended to the bands as network inputs: ndvi=(b4-b3)/(b4+b3), with bands by number or name."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the split."""
 
 
@@ -143,9 +146,9 @@ class TrainConfig:
     normalise: Literal["auto", "weights", "data"] = "auto"
     """Input normalisation: weights (as in pretraining), data (mean and standard deviation of the training tiles), auto
     (weights if the encoder is pretrained and the image has three bands of known range, else data)."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the initial weights, the order of tiles and the augmentation."""
-    workers: Annotated[int, Field(ge=-1)] = -1
+    workers: Annotated[int, Field(ge=-1, le=MAX_WORKERS)] = -1
     """Number of data-loading processes; 0: load in the main process. -1: 0 on a CPU, where they would compete with the
     network; on a GPU the number of cores minus one, at most 8."""
     device: str = "auto"

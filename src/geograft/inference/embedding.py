@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from geograft.card import ModelCard
-from geograft.inference.predictor import read_network
+from geograft.inference.torch_networks import read_network
 from geograft.metrics.applicability import Applicability, fit_applicability
 from geograft.networks.device import deterministic_algorithms, find_device, memory_format_for
 from geograft.networks.network import Network, pad_to_multiple

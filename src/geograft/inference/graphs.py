@@ -21,10 +21,14 @@ FOLDER = "exported"
 DIGESTS = "digests.json"
 
 
+def graph_folder(run: Path, backend: str, key: Mapping[str, Any]) -> Path:
+    """Return the folder in which a graph is cached."""
+    return run / FOLDER / f"{backend}-{json_digest(key)[:16]}"
+
+
 @contextmanager
-def exported_graph(run: Path, backend: str, key: Mapping[str, Any], export: Callable[[Path], None]) -> Iterator[Path]:
-    """Provide the folder of a graph: the one cached in `run`, else a new one written by `export` and then cached."""
-    cached = run / FOLDER / f"{backend}-{json_digest(key)[:16]}"
+def exported_graph(cached: Path, export: Callable[[Path], None]) -> Iterator[Path]:
+    """Provide the folder of a graph: `cached` if it is intact, else a new one written by `export` and then cached."""
     if is_intact(cached):
         yield cached
         return

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
 from jaxtyping import Float32
-from torch import Tensor, nn
+from numpy import ndarray
 
-NEEDS = ("onnxruntime", "onnx", "onnxscript")
+NEEDS = ("onnxruntime",)
+EXPORT_NEEDS = ("onnx", "onnxscript")
 GRAPH = "graph.onnx"
 
 
-def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) -> None:
-    """Write graph.onnx, the network from scaled pixels to logits for single images of the shape of `image`."""
+def export(network: Any, image: Any, folder: Path) -> None:
+    """Write graph.onnx, the torch network from scaled pixels to logits for single images of the shape of `image`."""
+    import torch  # noqa: PLC0415  (only to export)
+
     torch.onnx.export(
         network,
         (image,),
@@ -25,7 +28,7 @@ def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) 
     )
 
 
-def runner(folder: Path, _workers: int) -> Callable[[Tensor], Tensor]:
+def runner(folder: Path, _workers: int) -> Callable[[Float32[ndarray, "1 b t t"]], Float32[ndarray, "1 o t t"]]:
     """Return a thread-safe function that computes the logits of one tile by graph.onnx, on the calling thread."""
     import onnxruntime  # noqa: PLC0415  (an extra)
 
@@ -35,7 +38,8 @@ def runner(folder: Path, _workers: int) -> Callable[[Tensor], Tensor]:
     # Read into memory: the folder may be temporary.
     session = onnxruntime.InferenceSession((folder / GRAPH).read_bytes(), options, providers=["CPUExecutionProvider"])
 
-    def one(image: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    def one(image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o t t"]:
+        logits: Float32[ndarray, "1 o t t"] = session.run(None, {"image": image})[0]
+        return logits
 
     return one

@@ -4,17 +4,18 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from jaxtyping import Float32
-from torch import Tensor, nn
+from numpy import ndarray
 
 NEEDS = ("openvino",)
+EXPORT_NEEDS: tuple[str, ...] = ()
 GRAPH = "graph.xml"
 
 
-def export(network: nn.Module, image: Float32[Tensor, "1 b t t"], folder: Path) -> None:
-    """Write graph.xml and graph.bin, the network from scaled pixels to logits for images of the shape of `image`."""
+def export(network: Any, image: Any, folder: Path) -> None:
+    """Write graph.xml and graph.bin, the torch network from scaled pixels to logits for images like `image`."""
     import openvino  # noqa: PLC0415  (an extra)
+    import torch  # noqa: PLC0415  (only to export)
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder  # noqa: PLC0415
 
@@ -48,11 +49,12 @@ class Streams:
         for _ in range(workers):
             self._free.put(compiled.create_infer_request())
 
-    def __call__(self, image: Float32[Tensor, "1 b t t"]) -> Float32[Tensor, "1 o t t"]:
+    def __call__(self, image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o t t"]:
         """Return the logits of one tile."""
         request = self._free.get()
         try:
             # The result is a copy, because the request reuses its output memory.
-            return torch.from_numpy(request.infer({0: image.numpy()}, share_inputs=True)[0])
+            logits: Float32[ndarray, "1 o t t"] = request.infer({0: image}, share_inputs=True)[0]
+            return logits
         finally:
             self._free.put(request)

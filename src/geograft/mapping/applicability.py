@@ -1,6 +1,5 @@
 """The area of applicability of a map: where rasters resemble the run's training data."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,12 +16,14 @@ from geograft.geo.rasters.tags import SCALE_TAG
 from geograft.geo.rasters.writer import MapLayout, create_map
 from geograft.inference.embedding import CellEncoder, load_cell_encoder
 from geograft.mapping.batches import MirroredSource, TileBatch, batch_tiles, coarsen_grid, frame_lanes, iterate_tiles
-from geograft.mapping.plan import MapTask
+from geograft.mapping.plan import MapTask, time_batch
 from geograft.mapping.windows import Lanes
 from geograft.metrics.applicability import FEATURES_FILE, Applicability
 from geograft.progress import progress_bar
 from geograft.training.checkpoint import STATE
 
+FRAMES = 8
+"""Frames per batch of the encoder."""
 BAND = "dissimilarity index / threshold"
 DESCRIPTION = "dissimilarity index divided by the threshold of the area of applicability: outside above 1"
 
@@ -90,7 +91,7 @@ def estimate_seconds(task: MapTask) -> float:
     lanes = _lanes(task, encoder)
     with closing(task.source.mosaic):
         batch_s = time_batch(encoder, next(_batches(task, lanes), None)) or 0.0
-    return batch_s * -(-len(lanes.tiles.tops) * len(lanes.tiles.lefts) // task.settings.batch_size)
+    return batch_s * -(-len(lanes.tiles.tops) * len(lanes.tiles.lefts) // FRAMES)
 
 
 @dataclass(frozen=True)
@@ -140,16 +141,4 @@ def _lanes(task: MapTask, encoder: CellEncoder) -> Lanes:
 
 def _batches(task: MapTask, lanes: Lanes) -> Iterator[TileBatch]:
     grid = task.source.grid
-    return batch_tiles(
-        iterate_tiles(lanes, MirroredSource(task.source, grid.height, grid.width)), task.settings.batch_size
-    )
-
-
-def time_batch(model: Callable[[ndarray, ndarray], object], batch: TileBatch | None) -> float | None:
-    """Return the seconds that `model` takes for a batch, after a warm-up call; None without a batch."""
-    if batch is None:
-        return None
-    model(batch.pixels, batch.valid)
-    started = time.perf_counter()
-    model(batch.pixels, batch.valid)
-    return time.perf_counter() - started
+    return batch_tiles(iterate_tiles(lanes, MirroredSource(task.source, grid.height, grid.width)), FRAMES)

@@ -49,7 +49,7 @@ class RasterTile:
 
 @dataclass(frozen=True)
 class TileBatch:
-    """Tiles for one call of the model. Always full: the last tile is repeated if necessary."""
+    """Tiles for one call of the model."""
 
     tiles: list[RasterTile]
     pixels: Shaped[ndarray, "n b t t"]
@@ -88,20 +88,19 @@ def nonempty_columns(
 
 
 def batch_tiles(tiles: Iterator[RasterTile], size: int) -> Iterator[TileBatch]:
-    """Group `tiles` into batches of `size`."""
+    """Group `tiles` into batches of `size`; the last one may be smaller."""
     waiting: list[RasterTile] = []
     for tile in tiles:
         waiting.append(tile)
         if len(waiting) == size:
-            yield _batch(waiting, size)
+            yield _batch(waiting)
             waiting = []
     if waiting:
-        yield _batch(waiting, size)
+        yield _batch(waiting)
 
 
-def _batch(tiles: list[RasterTile], size: int) -> TileBatch:
-    full = [*tiles, *[tiles[-1]] * (size - len(tiles))]
-    return TileBatch(tiles, np.stack([tile.pixels for tile in full]), np.stack([tile.valid for tile in full]))
+def _batch(tiles: list[RasterTile]) -> TileBatch:
+    return TileBatch(tiles, np.stack([tile.pixels for tile in tiles]), np.stack([tile.valid for tile in tiles]))
 
 
 def _read_chunk(lanes: Lanes, source: RasterSource, lane: int, columns: range) -> Iterator[RasterTile]:

@@ -32,7 +32,7 @@ MAX_WAITING = 2
 """Predicted batches that wait for blending at most."""
 
 Model: TypeAlias = Callable[[Shaped[ndarray, "n b t t"], Bool[ndarray, "n t t"]], Float32[ndarray, "n layers t t"]]
-"""A full batch of tiles as stored and the mask of their valid pixels -> layers from 0 to 1."""
+"""A batch of tiles as stored and the mask of their valid pixels -> layers from 0 to 1."""
 TileLayers: TypeAlias = tuple[TileBatch, Float32[ndarray, "n layers t t"]]
 CarryOver: TypeAlias = Callable[[int], UInt32[ndarray, "layers h s"] | None]
 """Number of a finished lane -> the `carry_over` of its strip."""
@@ -177,7 +177,7 @@ def _quantised_tiles(predictions: Iterable[TileLayers]) -> Iterator[tuple[Raster
     for batch, layers in predictions:
         if np.isnan(layers).any():
             raise InputError("The network's output contains NaN: its weights are damaged. Train the run again.")
-        scaled = layers[: len(batch.tiles)].clip(0, 1) * np.float32(PROBABILITY_STEPS)
+        scaled = layers.clip(0, 1) * np.float32(PROBABILITY_STEPS)
         yield from zip(batch.tiles, np.rint(scaled).astype(np.uint32), strict=True)
 
 

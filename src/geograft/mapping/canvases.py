@@ -13,15 +13,14 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-from geograft.dataset.tileset import Samples, Split, Tile, TileSet
+from geograft.dataset.tileset import Split, Tile, TileSet
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.rasters.tags import BYTE_SCALE
-from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.mapping.scoring import apply_thresholds, batch_indices, read_batches, stack_tiles
+from geograft.mapping.held_out import TilePrediction, predict_tiles
+from geograft.mapping.models import RunModel
 from geograft.mapping.suspects import binary_probabilities
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.progress import ProgressBar, progress_bar
 
 Slices: TypeAlias = tuple[slice, slice]
 CANVAS_PX = 2048
@@ -32,7 +31,7 @@ CANVAS_PX = 2048
 class HeldOutTiles:
     """A model, and a split of tiles that it was not trained on."""
 
-    predictor: Predictor
+    model: RunModel
     tile_set: TileSet
     split: Split
 
@@ -78,18 +77,40 @@ class _ScenePart:
 
 
 def write_canvases(held_out: HeldOutTiles, folder: Path) -> list[Canvas]:
-    """Predict the tiles, write the canvases into `folder` and return them, scene by scene."""
+    """Predict the tiles, write the canvases into `folder` and return them, scene by scene.
+
+    Memory: the canvases along a row of tiles, 2 bytes and one byte per class for each pixel.
+    """
     folder.mkdir(parents=True)
-    samples = held_out.tile_set.samples(held_out.split, unique_pixels=True, means=held_out.predictor.card.mean)
+    samples = held_out.tile_set.samples(held_out.split, unique_pixels=True, means=held_out.model.card.mean)
     parts = scene_parts(samples.tiles)
-    canvases = []
-    with progress_bar(f"mapping {held_out.split}", sum(len(part.tiles) for part in parts), "tiles") as bar:
-        for index, part in enumerate(parts):
-            for layer, arrays in enumerate(_predict_canvas(held_out, samples, part, bar)):
-                path = folder / f"{index:05d}-{layer}.npz"
-                np.savez_compressed(path, truth=arrays.truth, predicted=arrays.predicted, steps=arrays.steps)
-                canvases.append(Canvas(path, part.scene, part.window, layer))
-    return canvases
+    parts_of: dict[int, list[int]] = {}
+    for number, part in enumerate(parts):
+        for index in part.tiles:
+            parts_of.setdefault(index, []).append(number)
+    missing = [len(part.tiles) for part in parts]
+    open_parts: dict[int, list[_CanvasArrays]] = {}
+    canvases: dict[int, list[Canvas]] = {}
+    for tile in predict_tiles(held_out.model, held_out.tile_set, samples.tiles, f"mapping {held_out.split}"):
+        label = held_out.scheme.to_classes(samples[tile.index][1])
+        for number in parts_of[tile.index]:
+            part = parts[number]
+            if number not in open_parts:
+                open_parts[number] = [_CanvasArrays.blank(part.window, len(names)) for names in held_out.layers]
+            _add_tile(open_parts[number], part.window, samples.tiles[tile.index].window, label, tile)
+            missing[number] -= 1
+            if not missing[number]:
+                canvases[number] = _write_part(folder, number, part, open_parts.pop(number))
+    return [canvas for number in sorted(canvases) for canvas in canvases[number]]
+
+
+def _write_part(folder: Path, number: int, part: _ScenePart, layers: Sequence["_CanvasArrays"]) -> list[Canvas]:
+    written = []
+    for layer, arrays in enumerate(layers):
+        path = folder / f"{number:05d}-{layer}.npz"
+        np.savez_compressed(path, truth=arrays.truth, predicted=arrays.predicted, steps=arrays.steps)
+        written.append(Canvas(path, part.scene, part.window, layer))
+    return written
 
 
 def scene_parts(tiles: Sequence[Tile]) -> list[_ScenePart]:
@@ -126,24 +147,16 @@ class _CanvasArrays:
         self.steps[:, *there][:, free] = np.rint(probabilities[:, free] * BYTE_SCALE).astype(np.uint8)
 
 
-def _predict_canvas(
-    held_out: HeldOutTiles, samples: Samples, part: _ScenePart, bar: ProgressBar
-) -> list[_CanvasArrays]:
-    """Return the arrays of each layer of one canvas."""
-    canvas = [_CanvasArrays.blank(part.window, len(names)) for names in held_out.layers]
-    for indices, tiles in read_batches(samples, batch_indices(part.tiles)):
-        probabilities = held_out.predictor(*stack_tiles(tiles))
-        predictions = apply_thresholds(probabilities, held_out.predictor.card)
-        for index, (_, label), of_tile, mapped in zip(indices, tiles, probabilities, predictions, strict=True):
-            tile_window = samples.tiles[index].window
-            shared = part.window.intersection(tile_window)
-            assert shared is not None
-            there, here = shared.relative_to(part.window).slices, shared.relative_to(tile_window).slices
-            layers = _layers(held_out.scheme.to_classes(label), mapped, of_tile)
-            for arrays, (truth, predicted, likely) in zip(canvas, layers, strict=True):
-                arrays.add(there, truth[here], predicted[here], likely[:, *here])
-        bar.advance(len(tiles))
-    return canvas
+def _add_tile(
+    canvas: Sequence[_CanvasArrays], part: Window, window: Window, label: UInt8[ndarray, "*k h w"], tile: TilePrediction
+) -> None:
+    """Add a tile to the arrays of each layer of a canvas."""
+    shared = part.intersection(window)
+    assert shared is not None
+    there, here = shared.relative_to(part).slices, shared.relative_to(window).slices
+    layers = _layers(label, tile.classes, tile.probabilities)
+    for arrays, (truth, predicted, likely) in zip(canvas, layers, strict=True):
+        arrays.add(there, truth[here], predicted[here], likely[:, *here])
 
 
 def _layers(

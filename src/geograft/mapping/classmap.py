@@ -66,13 +66,19 @@ def class_values(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> U
     Binary: the positive class where its probability reaches the threshold. Several classes: the most probable one, the
     first of equal ones. Overlapping classes: one band per class, 1 where its probability reaches its threshold, else 0.
     """
-    if legend.overlapping:
-        values = strip.at_least(*thresholds).astype(np.uint8)
-    else:
-        index = strip.at_least(*thresholds)[0] if legend.binary else strip.sums[: legend.outputs].argmax(axis=0)
-        values = np.array(legend.values, np.uint8)[index.astype(np.intp)][None]
+    values = class_indices(strip, legend, thresholds)
+    if not legend.overlapping:
+        values = np.array(legend.values, np.uint8)[values]
     values[:, ~strip.mapped] = IGNORE
     return values
+
+
+def class_indices(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> UInt8[ndarray, "bands h w"]:
+    """Return the same classes as indices into the legend, also where a strip's data is not mapped."""
+    if legend.overlapping or legend.binary:
+        reached: UInt8[ndarray, "bands h w"] = strip.at_least(*thresholds).astype(np.uint8)
+        return reached
+    return strip.sums[: legend.outputs].argmax(axis=0).astype(np.uint8)[None]
 
 
 def class_probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w"]:
@@ -88,12 +94,28 @@ def class_entropy(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
     the mean over the classes of the binary entropy.
     """
     if legend.overlapping:
-        each = [_entropy(np.stack([1 - p, p])) for p in class_probabilities(strip, legend)]
+        each = [entropy(np.stack([1 - p, p])) for p in class_probabilities(strip, legend)]
         return np.asarray(np.mean(each, axis=0))
-    return _entropy(class_probabilities(strip, legend))
+    return entropy(class_probabilities(strip, legend))
 
 
-def _entropy(p: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:
+def class_margin(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
+    """Return 1 - the difference of the two largest probabilities: 1 where two classes are equally likely.
+
+    Scheffer, Decomain and Wrobel (2001), doi:10.1007/3-540-44816-0_31. For overlapping classes the mean over the
+    classes of the binary margin.
+    """
+    probabilities = class_probabilities(strip, legend)
+    if legend.overlapping:
+        binary: ndarray = (1 - np.abs(2 * probabilities - 1)).mean(axis=0, keepdims=True)
+        return binary
+    ranked = np.sort(probabilities, axis=0)
+    closeness: ndarray = 1 - (ranked[-1:] - ranked[-2:-1])
+    return closeness.clip(0, 1)
+
+
+def entropy(p: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:
+    """Return the entropy of the probabilities of K classes divided by log K."""
     terms = p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
     normalised: ndarray = -terms.sum(axis=0, keepdims=True) / np.float32(np.log(len(p)))
     return normalised.clip(0, 1)

@@ -13,9 +13,8 @@ from numpy import ndarray
 from geograft.errors import InputError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.rasters.raster import raster_state
-from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, map_tags
+from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
-from geograft.mapping.applicability import write_applicability
 from geograft.mapping.blend import Model, Strip, blend
 from geograft.mapping.classmap import (
     CLASSES,
@@ -173,7 +172,8 @@ def _arrays(task: MapTask, strip: Strip) -> dict[str, ndarray]:
 def _write_files(task: MapTask, ledger: Ledger) -> dict[str, Any]:
     """Write the outputs of a finished ledger, and return what `MapResult` says of them."""
     legend, grid, dtype = task.card.legend, task.source.grid, _encoding(task).dtype
-    tags = map_tags(task.card, json_digest(task.origin)) | {BACKEND_TAG: str(task.origin["backend"])}
+    tags = map_tags(task.card, json_digest(task.origin))
+    tags |= {BACKEND_TAG: str(task.origin["backend"]), PRECISION_TAG: task.precision}
     outside = None
     if task.probabilities:
         write_probabilities(task.probabilities, grid, ledger, legend, dtype, tags)
@@ -181,6 +181,8 @@ def _write_files(task: MapTask, ledger: Ledger) -> dict[str, Any]:
         description = STD_DESCRIPTION if task.has_std_layer else ENTROPY_DESCRIPTION
         write_uncertainty(task.uncertainty, grid, ledger, dtype, tags, description)
     if task.applicability:
+        from geograft.mapping.applicability import write_applicability  # noqa: PLC0415  (imports torch)
+
         check = partial(_check_unchanged, task, ledger)
         outside = write_applicability(task.applicability, task, tags, check).fraction
     # The map is written last: if it exists, all outputs exist.

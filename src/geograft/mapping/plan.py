@@ -3,8 +3,9 @@
 Also the origin of a map: everything that determines its content, compared when an interrupted job is resumed.
 """
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
 from geograft.card import CARD, WEIGHTS, ModelCard, ensemble_card, read_cards
-from geograft.config import PredictConfig
+from geograft.config import InferenceConfig, PredictConfig
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import file_digest
 from geograft.geo.grid import Grid, Window
@@ -26,15 +27,22 @@ from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
-from geograft.mapping.batches import TileBatch, batch_tiles, iterate_tiles
+from geograft.inference.predictor import PixelBatch
+from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
-from geograft.mapping.windows import Lanes, TileGrid, panel_width
+from geograft.mapping.windows import Lanes, TileGrid, fit_window, panel_width
 from geograft.memory import check_batch, check_map_size
 from geograft.metrics.applicability import FEATURES_FILE
 from geograft.resume import read_origin
 
 MAX_RESOLUTION_RATIO = 1.5
 """Ratio between the pixel sizes of a raster and of training above which a note is given."""
+BATCH_BYTES = 2**25
+"""Size of a batch of windows, as stored, if the settings leave it open."""
+MAX_BATCH_WINDOWS = 8
+"""Maximum number of windows in such a batch."""
+COMPARED_WINDOWS = 2
+"""Number of windows that backends are compared on."""
 MAP_SUFFIXES = (".tif", ".tiff")
 
 
@@ -79,6 +87,8 @@ class MapTask:
     settings: PredictConfig
     origin: dict[str, Any] = field(default_factory=dict)
     """Everything that determines the map, as JSON; empty until the backend is chosen."""
+    precision: str = "float32"
+    """The precision of the network in words, for the map's tags."""
 
     @property
     def folder(self) -> Path:
@@ -113,15 +123,50 @@ class MapTask:
     @cached_property
     def plan(self) -> BlendPlan:
         """How the work is divided."""
-        mosaic, settings = self.source.mosaic, self.settings
-        tiles = TileGrid(mosaic.grid.height, mosaic.grid.width, self.card.tile_px, settings.overlap)
-        width = panel_width(tiles, self.layers, mosaic.bands * np.dtype(mosaic.dtype).itemsize)
-        return BlendPlan(Lanes(tiles, width), self.layers, settings.batch_size)
+        return plan_windows(self.source.mosaic, self.card, self.settings, self.layers)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Size and overlap of the windows in pixels."""
+        tiles = self.plan.lanes.tiles
+        return tiles.tile_px, tiles.tile_px - tiles.stride
 
     def first_batch(self) -> TileBatch | None:
-        """Return the first batch of tiles; None if no pixel is valid."""
+        """Return the first batch of windows; None if no pixel is valid."""
         with closing(self.source.mosaic):
-            return next(batch_tiles(iterate_tiles(self.plan.lanes, self.source), self.settings.batch_size), None)
+            return first_windows(self.plan, self.source, self.plan.batch_size)
+
+    def first_windows(self) -> PixelBatch | None:
+        """Return the first windows and their valid pixels, to compare backends on; None if no pixel is valid."""
+        with closing(self.source.mosaic):
+            found = first_windows(self.plan, self.source)
+        return None if found is None else (found.pixels, found.valid)
+
+
+def plan_windows(mosaic: Mosaic, card: ModelCard, settings: InferenceConfig, layers: int) -> BlendPlan:
+    """Return how a raster is predicted by a run: the size and positions of its windows, and their batches.
+
+    Everything that predicts pixels uses it: maps, scores, calibration, reviews and suggestions.
+    """
+    height, width, pixel_bytes = mosaic.grid.height, mosaic.grid.width, mosaic.bands * np.dtype(mosaic.dtype).itemsize
+    size, overlap = requested_window(card, settings)
+    if not settings.window_px and settings.overlap is None:
+        size, overlap = fit_window(size, overlap, height, width, card.tile_px)
+    tiles = TileGrid(height, width, size, overlap / size)
+    batch = settings.batch_size or max(1, min(MAX_BATCH_WINDOWS, BATCH_BYTES // (size**2 * pixel_bytes)))
+    return BlendPlan(Lanes(tiles, panel_width(tiles, layers, pixel_bytes)), layers, batch, min(batch, CHUNK_TILES))
+
+
+def first_windows(plan: BlendPlan, source: RasterSource, count: int = COMPARED_WINDOWS) -> TileBatch | None:
+    """Return the first `count` windows that are predicted; None if there is none."""
+    return next(batch_tiles(iterate_tiles(plan.lanes, source, chunk_tiles=count), count), None)
+
+
+def requested_window(card: ModelCard, settings: InferenceConfig) -> tuple[int, int]:
+    """Return the size and the overlap of the windows in pixels that the settings ask for, or else the card."""
+    size = settings.window_px or card.window[0]
+    overlap = min(card.window[1], size // 2) if settings.overlap is None else round(size * settings.overlap)
+    return size, overlap
 
 
 def map_card(runs: Sequence[Path], settings: PredictConfig) -> ModelCard:
@@ -180,9 +225,10 @@ def check_memory(mosaic: Mosaic, card: ModelCard, settings: PredictConfig) -> No
         SettingError: if a batch of tiles is too large.
     """
     layers, image_bytes = card.legend.outputs + settings.uncertainty, mosaic.bands * np.dtype(mosaic.dtype).itemsize
-    check_batch(settings.batch_size, card.tile_px, image_bytes + 4 * layers)
     height, width = mosaic.grid.height, mosaic.grid.width
-    tiles = TileGrid(height, width, card.tile_px, settings.overlap)
+    size, overlap = requested_window(card, settings)
+    check_batch(settings.batch_size or 1, size, image_bytes + 4 * layers)
+    tiles = TileGrid(height, width, size, overlap / size)
     rows, cols = (-(-length // tiles.stride) + 1 for length in (height, width))
     panels = -(-cols // max(1, panel_width(tiles, layers, image_bytes) // tiles.stride))
     check_map_size(mosaic.name, (height, width), rows, cols, panels)
@@ -190,13 +236,16 @@ def check_memory(mosaic: Mosaic, card: ModelCard, settings: PredictConfig) -> No
 
 def resolution_notes(task: MapTask) -> list[str]:
     """Return a note if the pixel size of a map differs much from that of training."""
-    here, there = resolution_m(task.source.grid), task.card.resolution_m
-    if not here or not there or max(here / there, there / here) <= MAX_RESOLUTION_RATIO:
-        return []
-    return [
-        f"a pixel of {task.source.mosaic.name} is {here:.3g} m wide, the run was trained at {there:.3g} m. "
-        "Give --resample for a better map."
-    ]
+    note = resolution_note(task.source.mosaic.name, resolution_m(task.source.grid), task.card)
+    return [f"{note} Give --resample for a better map."] if note else []
+
+
+def resolution_note(name: str, pixel_m: float | None, card: ModelCard) -> str:
+    """Return a note if a pixel of `name` is much larger or smaller than those of training; empty otherwise."""
+    trained_m = card.resolution_m
+    if not pixel_m or not trained_m or max(pixel_m / trained_m, trained_m / pixel_m) <= MAX_RESOLUTION_RATIO:
+        return ""
+    return f"a pixel of {name} is {pixel_m:.3g} m wide, the run was trained at {trained_m:.3g} m."
 
 
 def band_order_notes(task: MapTask) -> list[str]:
@@ -277,7 +326,7 @@ def _resolution(card: ModelCard) -> float:
     return card.resolution_m
 
 
-def origin(task: MapTask, backend: str) -> dict[str, Any]:
+def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str, Any]:
     """Return everything that determines a map: runs, rasters, area, settings and backend. Reads the weights once."""
     job, settings = task.source, task.settings
     # Those used: asking for the run's own thresholds is no other setting.
@@ -289,14 +338,16 @@ def origin(task: MapTask, backend: str) -> dict[str, Any]:
         ],
         "known": file_digest(task.runs[0] / FEATURES_FILE) if settings.applicability else None,
         "settings": asdict(settings) | {"bands": list(settings.bands), "threshold": thresholds},
+        "window": list(task.window),
         "backend": backend,
+        "precision": precision,
         "versions": {name: version(name) for name in ("geograft", "torch")},
         "area": {"path": str(job.aoi.resolve()), "digest": file_digest(job.aoi)} if job.aoi else None,
         "rasters": [raster_state(path) for path in job.rasters],
     }
 
 
-def backend_for(tasks: Sequence[MapTask]) -> str:
+def backend_for(tasks: Sequence[MapTask]) -> Any:
     """Return the backend of the settings; for "auto" that of the interrupted job, if there is one.
 
     The fastest backend may differ from day to day, and a map must be completed with the backend it was started with.
@@ -320,3 +371,13 @@ def map_tags_of(path: Path) -> dict[str, str]:
 def _earlier_backend(task: MapTask) -> str | None:
     ledger = read_origin(task.folder)
     return ledger.get("backend") if ledger else map_tags_of(task.source.path).get(BACKEND_TAG)
+
+
+def time_batch(model: Callable[[ndarray, ndarray], object], batch: TileBatch | None) -> float | None:
+    """Return the seconds that `model` takes for a batch, after a warm-up call; None without a batch."""
+    if batch is None:
+        return None
+    model(batch.pixels, batch.valid)
+    started = time.perf_counter()
+    model(batch.pixels, batch.valid)
+    return time.perf_counter() - started

@@ -1,31 +1,39 @@
 """Collect candidates for active learning: the uncertainty and the embeddings of the unlabelled tiles of rasters.
 
-Uncertainty comes from all runs, embeddings from the first run's encoder. Tiles inside the labelled area of a tile set
-are skipped.
+Uncertainty is that of the map that `predict` writes with the same runs and settings; embeddings are those of the first
+run's encoder. Tiles inside the labelled area of a tile set are skipped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import shapely
 from jaxtyping import Bool, Float, Float32, Float64, Shaped
 from numpy import ndarray
 
+from geograft.config import InferenceConfig
 from geograft.dataset.tileset import INDEX, TileSet
 from geograft.errors import InputError
-from geograft.geo.grid import Grid, Window
+from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.vectors.reader import read_polygons
 from geograft.inference.embedding import CellEncoder
-from geograft.inference.uncertainty import Uncertainty, mean_over_mask
-from geograft.mapping.batches import MirroredSource, RasterTile, TileBatch, batch_tiles, frame_lanes, iterate_tiles
+from geograft.legend import Legend
+from geograft.mapping.batches import MirroredSource
+from geograft.mapping.blend import Strip
+from geograft.mapping.classmap import class_entropy, class_margin, ensemble_std
+from geograft.mapping.held_out import PartOfInterest, assemble, blend_part
+from geograft.mapping.models import RunModel
 from geograft.mapping.plan import MapSource
-from geograft.mapping.windows import Lanes
 from geograft.metrics.applicability import Applicability
 from geograft.progress import progress_bar
 
+BATCH = 8
+"""Tiles per batch of the encoder."""
 MAX_LABELLED_FRACTION = 0.25
 """A tile with a larger labelled fraction is not suggested."""
 
@@ -141,14 +149,33 @@ class Pool:
         del self.candidates[MAX_CANDIDATES:]
 
 
+Acquisition = Literal["entropy", "margin", "disagreement"]
+ACQUISITIONS: Mapping[Acquisition, Callable[[Strip, Legend], Float32[ndarray, "1 h w"]]] = {
+    "entropy": class_entropy,
+    "margin": class_margin,
+    "disagreement": lambda strip, _legend: ensemble_std(strip),
+}
+"""Functions from a strip to the uncertainty of its pixels, 0 to 1."""
+
+
+def open_pool_model(runs: Sequence[Path], settings: InferenceConfig, acquisition: Acquisition) -> RunModel:
+    """Return the model of runs whose strips have what the acquisition function needs.
+
+    Raises:
+        InputError: if one of `runs` is not a run, or differs from the first in classes, bands or dtype.
+    """
+    spread = acquisition == "disagreement"
+    return RunModel.open(runs, settings, spread=spread, spread_views=spread)
+
+
 @dataclass(frozen=True)
 class Embedder:
     """Computes the uncertainty and the embeddings of tiles, and their dissimilarity to the training data."""
 
-    uncertainty: Uncertainty
+    model: RunModel
+    acquisition: Acquisition
     encoder: CellEncoder
     training_features: Applicability | None
-    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -156,77 +183,111 @@ class PoolRaster:
     """One raster, divided into adjacent tiles, and its labelled area."""
 
     index: int
-    job: MapSource
+    source: MapSource
     labelled: LabelledArea
+    frames: MapSource
+    """The same raster, opened a second time: it is read in another thread than `source`."""
 
-    def lanes(self, tile_px: int) -> Lanes:
-        """Return its tiles, from the upper left corner; the last ones extend beyond the raster."""
-        mosaic = self.job.mosaic
-        return frame_lanes(mosaic.grid, tile_px, mosaic.bands * np.dtype(mosaic.dtype).itemsize)
+    def unlabelled(self, tile_px: int) -> tuple[list[Window], int]:
+        """Return the unlabelled tiles that may have data, and the number of labelled ones.
 
-    def window(self, lanes: Lanes, tile: RasterTile) -> Window:
-        """Return the part of a tile's window that lies inside the raster."""
-        grid, edge = lanes.tiles, lanes.tiles.tile_px
-        whole = Window(grid.tops[lanes.position(tile.lane)[1]], grid.lefts[tile.column], edge, edge)
-        return whole.intersection(self.job.grid.window) or whole
+        Tiles start at the upper left corner; the last ones are cut at the raster's border.
+        """
+        grid = self.source.grid
+        windows = [
+            window for window in block_windows(grid.window, tile_px, tile_px) if not self.source.is_empty(window)
+        ]
+        free = [window for window in windows if self.labelled.fraction(window) <= MAX_LABELLED_FRACTION]
+        return free, len(windows) - len(free)
 
 
 def collect_candidates(embedder: Embedder, rasters: Sequence[PoolRaster]) -> Pool:
     """Return the candidates of all rasters, in descending order of uncertainty.
 
-    Costs one pass of each run in each TTA view over the rasters, and one of the first run's encoder. Memory: a batch of
-    tiles and the embeddings of 2 * MAX_CANDIDATES tiles, four rows each, independent of the size of the rasters.
+    Costs a map of the unlabelled tiles, and a pass of the first run's encoder. Memory: that of a map, a batch of tiles
+    and the embeddings of 2 * MAX_CANDIDATES tiles, four rows each, independent of the size of the rasters, except for
+    the positions of their tiles.
 
     Raises:
         InputError: when a raster cannot be read.
     """
     pool = Pool()
+    size = embedder.model.card.tile_px
     for raster in rasters:
-        lanes = raster.lanes(embedder.uncertainty.card.tile_px)
-        with closing(raster.job.mosaic), progress_bar(_title(raster), float(len(lanes)), "rows of tiles") as bar:
-            before = 0
-            for batch in batch_tiles(_unlabelled(raster, lanes, pool), embedder.batch_size):
-                for candidate in _candidates(embedder, raster, lanes, batch):
+        free, labelled = raster.unlabelled(size)
+        pool.labelled_tiles += labelled
+        title = f"scoring {raster.source.rasters[0].name}"
+        with (
+            closing(raster.source.mosaic),
+            closing(raster.frames.mosaic),
+            progress_bar(title, len(free), "tiles") as bar,
+        ):
+            tiles = _uncertain_tiles(embedder, raster, free)
+            while batch := list(islice(tiles, BATCH)):
+                for candidate in _candidates(embedder, raster, batch):
                     pool.add(candidate)
-                bar.advance(batch.tiles[-1].lane - before)
-                before = batch.tiles[-1].lane
+                bar.advance(len(batch))
     pool.prune()
     return pool
 
 
-def _title(raster: PoolRaster) -> str:
-    return f"scoring {raster.job.rasters[0].name}"
+@dataclass(frozen=True)
+class _UncertainTile:
+    window: Window
+    """Its part inside the raster."""
+    uncertainty: Float32[ndarray, "t t"]
+    """Of each pixel of the whole tile; 0 beyond the raster's border."""
+    mapped: Bool[ndarray, "t t"]
+    """Whether a pixel of the whole tile has a prediction."""
 
 
-def _unlabelled(raster: PoolRaster, lanes: Lanes, pool: Pool) -> Iterator[RasterTile]:
-    """Yield the tiles that may be suggested; count the labelled ones in `pool`."""
-    grid = raster.job.grid
-    for tile in iterate_tiles(lanes, MirroredSource(raster.job, grid.height, grid.width)):
-        if tile.mapped.mean() < MIN_VALID_FRACTION:
-            continue
-        if raster.labelled.fraction(raster.window(lanes, tile)) > MAX_LABELLED_FRACTION:
-            pool.labelled_tiles += 1
-        else:
-            yield tile
+def _uncertain_tiles(embedder: Embedder, raster: PoolRaster, windows: Sequence[Window]) -> Iterator[_UncertainTile]:
+    """Yield the tiles with enough valid pixels and their uncertainty, in the order in which they are complete."""
+    model, size = embedder.model, embedder.model.card.tile_px
+
+    def extract(strip: Strip) -> list[ndarray]:
+        return [ACQUISITIONS[embedder.acquisition](strip, model.card.legend), strip.mapped[None]]
+
+    if not windows:
+        return
+    part = PartOfInterest(raster.source, tuple(windows))
+    with closing(blend_part(model, part, raster.source.mosaic)) as strips:
+        for position, (uncertainty, mapped) in assemble(strips, windows, extract):
+            window = windows[position]
+            padding = [(0, size - window.height), (0, size - window.width)]
+            tile = _UncertainTile(window, np.pad(uncertainty[0], padding), np.pad(mapped[0], padding))
+            if tile.mapped.mean() >= MIN_VALID_FRACTION:
+                yield tile
 
 
-def _candidates(embedder: Embedder, raster: PoolRaster, lanes: Lanes, batch: TileBatch) -> Iterator[Candidate]:
+def _candidates(embedder: Embedder, raster: PoolRaster, tiles: Sequence[_UncertainTile]) -> Iterator[Candidate]:
     """Yield the tiles of a batch that have at least one cell with features and valid pixels."""
-    mapped = np.stack([tile.mapped for tile in batch.tiles])
-    uncertainty = embedder.uncertainty(batch.pixels, batch.valid)[: len(mapped)]
+    mapped = np.stack([tile.mapped for tile in tiles])
+    uncertainty = np.stack([tile.uncertainty for tile in tiles])
     means = mean_over_mask(uncertainty, mapped)
     cell_uncertainty = cell_means(
         np.where(mapped, np.maximum(uncertainty, MIN_UNCERTAINTY), 0), embedder.encoder.cell_px
     )
-    cells, has_features = embedder.encoder(batch.pixels, batch.valid)
-    usable = has_features[: len(mapped)] & (cell_uncertainty > 0)
-    ends = has_features.sum(axis=(1, 2)).cumsum()[: len(mapped)]
-    for i, (tile, mine) in enumerate(zip(batch.tiles, np.split(cells, ends)[: len(mapped)], strict=True)):
+    grid, size = raster.frames.grid, embedder.model.card.tile_px
+    source = MirroredSource(raster.frames, grid.height, grid.width)
+    frames = [source.read(Window(tile.window.row, tile.window.col, size, size)) for tile in tiles]
+    cells, has_features = embedder.encoder(*(np.stack(arrays) for arrays in zip(*frames, strict=True)))
+    usable = has_features & (cell_uncertainty > 0)
+    ends = has_features.sum(axis=(1, 2)).cumsum()
+    for i, (tile, mine) in enumerate(zip(tiles, np.split(cells, ends)[: len(tiles)], strict=True)):
         if usable[i].any():
-            window, valid_fraction = raster.window(lanes, tile), float(tile.mapped.mean())
             dissimilarity = _dissimilarity(mine, embedder.training_features)
             quarters = pool_quarters(mine[usable[i][has_features[i]]], cell_uncertainty[i], usable[i])
-            yield Candidate(raster.index, window, float(means[i]), valid_fraction, *quarters, dissimilarity)
+            yield Candidate(
+                raster.index, tile.window, float(means[i]), float(tile.mapped.mean()), *quarters, dissimilarity
+            )
+
+
+def mean_over_mask(uncertainty: Float32[ndarray, "n h w"], mask: Bool[ndarray, "n h w"]) -> Float64[ndarray, " n"]:
+    """Return the mean uncertainty of each tile over the pixels in `mask`; 0 if it is empty."""
+    total = np.where(mask, uncertainty, 0).sum(axis=(1, 2), dtype=np.float64)
+    mean: Float64[ndarray, " n"] = total / np.maximum(mask.sum(axis=(1, 2)), 1)
+    return mean
 
 
 def cell_means(uncertainty: Float[ndarray, "n t t"], cell_px: int) -> Float64[ndarray, "n rows cols"]:

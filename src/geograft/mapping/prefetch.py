@@ -14,8 +14,8 @@ def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, Non
     """Yield the same items in the same order; up to `depth` of them are computed in advance in a thread.
 
     All items are computed in that one thread, so an open file is never used by two threads at once. An error is raised
-    at the position of its item. Closing the generator waits for the item that is being computed, and so does an interrupt:
-    the caller may then close the file.
+    at the position of its item. Closing the generator waits for the item that is being computed, and so does an
+    interrupt: the caller may then close the file.
     """
     end = object()
     thread = ThreadPoolExecutor(1, "prefetch")

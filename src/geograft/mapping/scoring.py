@@ -1,23 +1,22 @@
-"""Score the tiles of a split: batches of tiles, counts per cell, metrics with 95 % confidence intervals.
+"""Score the tiles of a split: counts per cell, metrics with 95 % confidence intervals.
 
 Counts are collected per cell (a block of a scene, or a scene), so that no pixel is kept in memory. Counts summed by
 unit are bootstrapped to named metrics with confidence intervals.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from numpy import ndarray
 
-from geograft.card import ModelCard
 from geograft.dataset.tileset import Samples, TileSet
 from geograft.dataset.units import Units
-from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.mapping.prefetch import prefetch
+from geograft.mapping.held_out import predict_tiles
+from geograft.mapping.models import RunModel
 from geograft.mapping.shapes import ShapeCounter, ShapeCounts
 from geograft.metrics.calibration import (
     RELIABILITY_BINS,
@@ -30,29 +29,6 @@ from geograft.metrics.calibration import (
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import Statistic, confidence_intervals, paired_confidence_intervals
 from geograft.metrics.scores import nanmean
-from geograft.progress import track
-from geograft.training.augment import TrainingTile
-from geograft.training.loader import image_mask
-
-BATCH_SIZE = 8
-
-
-def batch_indices(order: Sequence[int]) -> list[list[int]]:
-    """Return the tile indices in batches of BATCH_SIZE, in the same order. The last batch may be smaller."""
-    return [list(order[start : start + BATCH_SIZE]) for start in range(0, len(order), BATCH_SIZE)]
-
-
-def read_batches(
-    samples: Samples, batches: Sequence[Sequence[int]]
-) -> Iterator[tuple[Sequence[int], list[TrainingTile]]]:
-    """Yield the indices and the tiles of each batch. The next batch is read in a background thread."""
-    return prefetch((indices, [samples[i] for i in indices]) for indices in batches)
-
-
-def stack_tiles(tiles: Sequence[TrainingTile]) -> tuple[Float32[ndarray, "n b h w"], Bool[ndarray, "n h w"]]:
-    """Return the images of tiles and their masks of valid pixels, as network input."""
-    return np.stack([image for image, _ in tiles]), np.stack([image_mask(*tile) for tile in tiles])
-
 
 Confusion = Int64[ndarray, "..."]
 """Confusion counts, with the layout of a `geograft.metrics.confusion.ConfusionScheme`."""
@@ -113,35 +89,18 @@ class SplitCounts:
 
 
 def count_split(
-    predictor: Predictor, tile_set: TileSet, samples: Samples, units: Units, shapes: ShapeCounter
+    model: RunModel, tile_set: TileSet, samples: Samples, units: Units, shapes: ShapeCounter
 ) -> SplitCounts:
-    """Return the counts of all labelled pixels of the samples, cell by cell. Tiles are prefetched during inference."""
-    scheme = ConfusionScheme.from_legend(predictor.card.legend)
+    """Return the counts of all labelled pixels of the samples by cell, predicted as in a map of their scenes."""
+    scheme = ConfusionScheme.from_legend(model.card.legend)
     counts = SplitCounts(units, scheme)
-    batches = batch_indices(np.argsort(units.cell_of, kind="stable").tolist())
-    for indices, tiles in track(read_batches(samples, batches), len(batches), f"scoring {tile_set.folder}", "batches"):
-        probabilities = predictor(*stack_tiles(tiles))
-        predicted = apply_thresholds(probabilities, predictor.card)
-        rows = zip(indices, tiles, probabilities, predicted, strict=True)
-        for index, (_, label), tile_probabilities, tile_classes in rows:
-            cell, truth = int(units.cell_of[index]), scheme.to_classes(label)
-            counts.add(cell, truth, tile_probabilities, tile_classes)
-            shapes.add(cell, samples.tiles[index], truth, tile_classes)
+    for tile in predict_tiles(model, tile_set, samples.tiles, f"scoring {tile_set.folder}"):
+        cell, (_, label) = int(units.cell_of[tile.index]), samples[tile.index]
+        truth = scheme.to_classes(label)
+        counts.add(cell, truth, tile.probabilities, tile.classes)
+        shapes.add(cell, samples.tiles[tile.index], truth, tile.classes)
     counts.shapes = shapes.counts()
     return counts
-
-
-def predict_classes(predictor: Predictor, tiles: Sequence[TrainingTile]) -> UInt8[ndarray, "n ..."]:
-    """Return the predicted classes of tiles, fed to the network as in training; see `apply_thresholds`."""
-    return apply_thresholds(predictor(*stack_tiles(tiles)), predictor.card)
-
-
-def apply_thresholds(probabilities: Float32[ndarray, "n k h w"], card: ModelCard) -> UInt8[ndarray, "n ..."]:
-    """Return the class index of every pixel (n, h, w): at the card's threshold if binary, else the most probable class.
-
-    For overlapping classes, return 1 inside and 0 outside each class (n, k, h, w), at a threshold per class.
-    """
-    return ConfusionScheme.from_legend(card.legend).apply_thresholds(probabilities, card.output_thresholds)
 
 
 MetricFunction = Callable[[ndarray], Mapping[str, ndarray]]

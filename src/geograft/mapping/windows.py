@@ -25,6 +25,24 @@ ROWS_READ = 512
 """Assumed height in pixels of the image blocks that a row of tiles is read from."""
 
 
+def fit_window(window_px: int, overlap_px: int, height: int, width: int, least_px: int) -> tuple[int, int]:
+    """Return the size and the overlap of windows for a raster.
+
+    A raster that fits into one window gets only that, halved while the raster still fits and the window is not smaller
+    than `least_px`, the size of the training tiles: a larger one would be computed for mirrored pixels. Sizes are
+    halved, so that rasters of many sizes share a few window sizes.
+
+    >>> [fit_window(640, 80, size, size, 160) for size in (1000, 640, 512, 256, 90)]
+    [(640, 80), (640, 0), (640, 0), (320, 0), (160, 0)]
+    """
+    longest = max(height, width)
+    if longest > window_px:
+        return window_px, overlap_px
+    while window_px % 2 == 0 and window_px // 2 >= max(longest, least_px):
+        window_px //= 2
+    return window_px, 0
+
+
 @dataclass(frozen=True)
 class TileGrid:
     """Grid of square tiles with edge `tile_px` on a raster of `height` x `width` pixels."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -59,15 +59,15 @@ def memory_format_for(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast context for prediction: bfloat16 on NVIDIA GPUs that support it, else float16 there.
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Return the half precision for prediction: bfloat16 on NVIDIA GPUs that support it, else float16 there.
 
-    Other devices use float32. Bfloat16 has float32's range and 8 bits of precision; float16 has 11 bits up to 65,504.
+    None on other devices, which use float32. Bfloat16 has float32's range and 8 bits of precision; float16 has 11 bits
+    up to 65,504.
     """
     if device.type != "cuda":
-        return nullcontext()
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast("cuda", dtype=torch.bfloat16 if bf16 else torch.float16)
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @contextmanager

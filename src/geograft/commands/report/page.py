@@ -49,11 +49,12 @@ from geograft.commands.report.view import (
     split_legend,
     training_curves,
 )
+from geograft.config import InferenceConfig
 from geograft.dataset.autocorrelation import estimate_autocorrelation
 from geograft.dataset.tileset import Split, TileSet
 from geograft.errors import GeograftError, InputError
-from geograft.inference.predictor import Predictor
-from geograft.mapping.scoring import predict_classes
+from geograft.mapping.held_out import predict_classes
+from geograft.mapping.models import RunModel
 
 SAMPLE_TILES = 4
 
@@ -194,7 +195,8 @@ def _add_pictures(page: Page, subject: Subject, tiles: TileSet) -> None:
     """Run the networks on tiles not used for training, and add their maps to the page."""
     split: Split = "val" if tiles.split("val") else "test"
     samples, legend = tiles.samples(split), tiles.meta.legend
-    maps = {v.name: partial(predict_classes, Predictor.load(v.best_run.folder)) for v in subject.variants if v.best_run}
+    models = {v.name: RunModel.open(v.best_run.folder, InferenceConfig()) for v in subject.variants if v.best_run}
+    maps = {name: partial(predict_classes, model, tiles) for name, model in models.items()}
     if not len(samples):
         return
     shown = map_examples(samples, example_indices(samples.tiles, SAMPLE_TILES, legend.overlapping), maps, legend)

@@ -26,13 +26,11 @@ from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image
 from geograft.labels import Label
 from geograft.legend import IGNORE, Legend
-from geograft.mapping.scoring import batch_indices, read_batches
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.progress import track
 from geograft.training.loader import image_mask
 
-MapTiles = Callable[[Sequence[tuple[ndarray, ndarray]]], UInt8[ndarray, "n ..."]]
-"""Predict the class maps of tiles, each an (image, label) pair with the image in its own units."""
+MapTiles = Callable[[Sequence[Tile]], list[UInt8[ndarray, "*k h w"]]]
+"""Predict the classes of tiles, as in a map of their scenes."""
 
 MAX_RANKED_TILES = 240
 """Best, median and worst tiles are chosen among at most this many, spread evenly over the split."""
@@ -82,9 +80,11 @@ def map_examples(
 ) -> list[tuple[str, ExampleTile]]:
     """Return the location of each tile, and its image, label and map by every network."""
     result = []
-    for index in indices:
+    shown_tiles = [samples.tiles[index] for index in indices]
+    by_network = {name: map_tiles(shown_tiles) for name, map_tiles in networks.items()}
+    for position, index in enumerate(indices):
         image, label = samples[index]
-        maps = {name: map_tiles([(image, label)])[0] for name, map_tiles in networks.items()}
+        maps = {name: classes[position] for name, classes in by_network.items()}
         limits = tile_limits(samples, samples.tiles[index].scene)
         shown = ExampleTile(
             tile_picture(image, label, limits), ConfusionScheme.from_legend(legend).to_classes(label), maps
@@ -101,16 +101,15 @@ def tile_location(tile: Tile) -> str:
 def rank_tiles(samples: Samples, map_tiles: MapTiles, legend: Legend) -> list[RankedTile]:
     """Return at most MAX_RANKED_TILES tiles from worst to best IoU, without those that show too little of the class.
 
-    Costs one forward pass over those tiles.
+    Costs one prediction of those tiles.
     """
-    batches = batch_indices(evenly_spaced(len(samples), MAX_RANKED_TILES))
+    chosen = evenly_spaced(len(samples), MAX_RANKED_TILES)
     ranked: list[RankedTile] = []
-    for indices, tiles in track(read_batches(samples, batches), len(batches), "ranking tiles", "batches"):
-        for index, (_, label), mapped in zip(indices, tiles, map_tiles(tiles), strict=True):
-            classes = ConfusionScheme.from_legend(legend).to_classes(label)
-            iou = tile_iou(classes, mapped, len(legend.names))
-            if not math.isnan(iou) and _shows_class(classes, mapped, legend):
-                ranked.append(RankedTile(index, iou))
+    for index, mapped in zip(chosen, map_tiles([samples.tiles[index] for index in chosen]), strict=True):
+        classes = ConfusionScheme.from_legend(legend).to_classes(samples[index][1])
+        iou = tile_iou(classes, mapped, len(legend.names))
+        if not math.isnan(iou) and _shows_class(classes, mapped, legend):
+            ranked.append(RankedTile(index, iou))
     return sorted(ranked, key=lambda tile: (tile.iou, tile.index))
 
 

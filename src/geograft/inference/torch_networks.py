@@ -1,0 +1,201 @@
+"""Networks on PyTorch: the reference of all backends, and the backend for GPUs. Imported only when it is needed."""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+
+from geograft.card import WEIGHTS, ModelCard
+from geograft.inference.backends import (
+    TORCH,
+    BackendOptions,
+    ExportBackend,
+    LoadedBackend,
+    Runner,
+    TileWorkers,
+    TrainedNetwork,
+    Trial,
+    Trials,
+)
+from geograft.inference.graphs import exported_graph, suppress_warnings
+from geograft.inference.probability import output_layers
+from geograft.networks.device import deterministic_algorithms, half_precision, memory_format_for, short_message
+from geograft.networks.network import Network, build
+from geograft.training.checkpoint import load_weights
+
+TOLERANCE = 1e-3
+"""Largest allowed difference of a backend's probabilities from torch's."""
+HALF_TOLERANCE = 0.02
+"""Largest allowed difference of probabilities in half precision from those in float32: bfloat16 has 8 bits."""
+
+
+def read_network(run: Path, card: ModelCard) -> Network:
+    """Return the best network of a run folder, on the CPU. No pretrained weights are downloaded.
+
+    Raises:
+        InputError: if the weights are missing, truncated or from another network.
+    """
+    network = build(card.model, len(card.band_names), card.legend.outputs, pretrained=False)
+    load_weights(run / WEIGHTS, network)
+    return network
+
+
+class TorchRunner:
+    """A network on a device: from scaled images to logits, both on the CPU. Thread-safe on a CPU, one core per thread.
+
+    Attributes:
+        note: the reason if compiling failed, else empty.
+    """
+
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Move a network to a device; it computes in half precision if `dtype` is one."""
+        self._device, self._dtype, self.note = device, dtype, ""
+        self._network: Any = network.to(device, memory_format=memory_format_for(device)).eval()  # type: ignore[call-overload]
+        self._threads = threading.local()
+        self._batch = 0
+
+    def __call__(self, images: Float32[ndarray, "n b t t"]) -> Float32[ndarray, "n o t t"]:
+        """Return the logits of scaled images."""
+        if self._device.type == "cpu":
+            self._use_one_core()
+        batch = self._padded(images)
+        tensor = torch.from_numpy(np.ascontiguousarray(batch))
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        tensor = tensor.to(self._device, memory_format=memory_format_for(self._device), non_blocking=True)
+        half = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
+        with torch.inference_mode(), deterministic_algorithms(self._device), half:
+            logits: ndarray = self._network(tensor).float().numpy(force=True)
+        return logits[: len(images)]
+
+    def compile(self, images: Float32[ndarray, "n b t t"], workers: TileWorkers) -> None:
+        """Compile the network for batches like `images`; if torch cannot, set `note` and keep the uncompiled network.
+
+        Takes a minute or two. Smaller batches are filled up, because each size would be compiled.
+        """
+        plain = self._network
+        self._network, self._batch = torch.compile(plain, dynamic=False), 0 if workers.count else len(images)
+        try:
+            with suppress_warnings():
+                workers.map(self, images)
+        except Exception as error:  # a compiler, its toolchain or its driver may raise anything
+            self._network, self._batch = plain, 0
+            self.note = f"torch cannot compile the network here ({short_message(error)}); it runs without compiling"
+
+    def _padded(self, images: Float32[ndarray, "n b t t"]) -> Float32[ndarray, "m b t t"]:
+        missing = self._batch - len(images)
+        return np.concatenate([images, images[-1:].repeat(missing, axis=0)]) if missing > 0 else images
+
+    def _use_one_core(self) -> None:
+        # Torch's number of threads is a setting of each thread.
+        if not getattr(self._threads, "limited", False):
+            torch.set_num_threads(1)
+            self._threads.limited = True
+
+
+def torch_runner(trained: TrainedNetwork) -> TorchRunner:
+    """Return the runner of a network on the CPU, in float32."""
+    return TorchRunner(read_network(trained.folder, trained.card), torch.device("cpu"))
+
+
+def load_on_torch(
+    networks: Sequence[TrainedNetwork], device: str, workers: TileWorkers, options: BackendOptions
+) -> LoadedBackend:
+    """Load networks with torch: in float32, or on a GPU in half precision if that agrees with float32 on the samples.
+
+    Raises:
+        InputError: if weights are missing, truncated or from another network.
+    """
+    target, dtype = torch.device(device), half_precision(torch.device(device))
+    plain = [read_network(each.folder, each.card) for each in networks]
+    notes: list[str] = []
+    difference = 0.0
+    if dtype is not None:
+        pairs = [(each, TorchRunner(network, target)) for each, network in zip(networks, plain, strict=True)]
+        differences = [
+            _difference(each, exact, TorchRunner(network, target, dtype), workers)
+            for (each, exact), network in zip(pairs, plain, strict=True)
+        ]
+        difference = float(np.max(differences))
+        if not difference <= HALF_TOLERANCE:
+            notes.append(
+                f"{_name(dtype)} is not used: its probabilities differ from float32's by up to {difference:.2g}, more "
+                f"than {HALF_TOLERANCE:g}."
+            )
+            dtype, difference = None, 0.0
+    runners = tuple(TorchRunner(network, target, dtype) for network in plain)
+    if options.compile:
+        for runner, each in zip(runners, networks, strict=True):
+            size = max(options.batch_size, 1)
+            runner.compile(np.resize(each.sample, (size, *each.shape)), workers)
+            notes += [runner.note] if runner.note else []
+    precision = _name(dtype or torch.float32)
+    return LoadedBackend(TORCH, runners, workers, tuple(dict.fromkeys(notes)), precision, difference)
+
+
+def compare_backends(
+    trained: TrainedNetwork, backends: Mapping[str, ExportBackend], workers: TileWorkers
+) -> tuple[Trials, dict[str, Runner]]:
+    """Compare backends with torch on the network's sample, and export the graphs that are not cached.
+
+    Returns:
+        The trial of each backend and of torch; and the runners of those that can be used.
+
+    Raises:
+        InputError: if the weights are missing, truncated or from another network.
+    """
+    network = read_network(trained.folder, trained.card)
+    eager = TorchRunner(network, torch.device("cpu"))
+    trials: Trials = {TORCH: Trial(_seconds(eager, trained.sample, workers))}
+    runners: dict[str, Runner] = {TORCH: eager}
+    for name, backend in backends.items():
+        try:
+            with exported_graph(trained.graph_folder(name), partial(_export, backend, network, trained)) as folder:
+                runner = backend.runner(folder, workers.count)
+            difference = _difference(trained, eager, runner, workers)
+        except Exception as error:  # an exporter or a runtime may raise anything
+            trials[name] = Trial(0.0, problem=f"it cannot run this network ({short_message(error)})")
+            continue
+        if not difference <= TOLERANCE:
+            problem = f"its probabilities differ from torch's by up to {difference:.2g}, more than {TOLERANCE:g}"
+            trials[name] = Trial(0.0, problem=problem)
+            continue
+        trials[name] = Trial(_seconds(runner, trained.sample, workers), difference)
+        runners[name] = runner
+    return trials, runners
+
+
+def _difference(trained: TrainedNetwork, one: Runner, other: Runner, workers: TileWorkers) -> float:
+    """Return the largest difference between the probabilities of two runners on the sample; NaN if one has NaN."""
+    card = trained.card
+    logits = (workers.map(run, trained.sample) for run in (one, other))
+    ours, theirs = (output_layers(each / np.float32(card.temperature), card.legend.overlapping) for each in logits)
+    return float(np.abs(ours - theirs).max())
+
+
+def _export(backend: ExportBackend, network: Network, trained: TrainedNetwork, folder: Path) -> None:
+    plain = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    with torch.no_grad():
+        backend.export(plain, torch.zeros(1, *trained.shape), folder)
+
+
+def _seconds(runner: Callable[..., Any], images: Float32[ndarray, "n b t t"], workers: TileWorkers) -> float:
+    """Return the shortest of two run times, after a warm-up."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        workers.map(runner, images)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
