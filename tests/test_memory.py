@@ -34,7 +34,7 @@ LARGEST = 2**31 - 1
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
 
 
 @contextmanager
@@ -153,3 +153,11 @@ def test_prepare_refuses_more_tiles_than_fit(tmp_path: Path, tile_px: int, overl
     source = VectorSource(images=(raster,), labels=labels(tmp_path))
     with refused(tmp_path, InputError, f"{MAX_TILES:,}", str(tile_px)):
         prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=tile_px, overlap=overlap))
+
+
+@pytest.mark.parametrize("settings", [{"repeat": 10**9}, {"repeat": 10**5, "accumulate": 10**9}])
+def test_repeats_and_batches_that_exhaust_the_memory_are_refused(
+    settings: dict[str, int], tiles: Path, tmp_path: Path
+) -> None:
+    with refused(tmp_path, SettingError, next(reversed(settings))):
+        train(tiles, tmp_path / "run", Recipe().with_settings(model={"architecture": "unet"}, train=settings))

@@ -10,6 +10,8 @@ MAX_TILE_PX = 4096
 """Maximum tile size in pixels."""
 MAX_BATCH_BYTES = 2**32
 """Maximum size of the pixels and predictions of one batch of tiles; the network needs a multiple of it."""
+MAX_STEP_BYTES = 2**34
+"""Maximum size of the pixels and labels of all batches of one optimizer step, which are in memory together."""
 MAX_SCENE_PX = 2**36
 """Maximum number of pixels of a scene of a tile set: its mask has as many."""
 MAX_TILES = 4_000_000
@@ -31,6 +33,21 @@ def check_batch(batch_size: int, tile_px: int, pixel_bytes: int) -> None:
         f"batch_size = {batch_size}: tiles of {tile_px} x {tile_px} pixels with {pixel_bytes} bytes per pixel need "
         f"{batch_size * tile_bytes / 1e9:,.1f} GB, the maximum is {MAX_BATCH_BYTES / 1e9:.1f} GB. {remedy}"
     )
+
+
+def check_training(batch_size: int, accumulate: int, repeat: int, tiles: int, tile_bytes: int) -> None:
+    """Raise SettingError if `tiles` training tiles of `tile_bytes` need too much memory with these settings."""
+    if tiles * repeat > MAX_TILES:
+        raise SettingError(
+            f"repeat = {repeat}: {tiles:,} training tiles are {tiles * repeat:,} in an epoch; the maximum is "
+            f"{MAX_TILES:,}. Use a repeat of {max(1, MAX_TILES // tiles):,} or less, and more epochs."
+        )
+    needed = min(batch_size * accumulate, tiles * repeat) * tile_bytes
+    if needed > MAX_STEP_BYTES:
+        raise SettingError(
+            f"accumulate = {accumulate}: the batches of one optimizer step are in memory together and need "
+            f"{needed / 1e9:,.1f} GB, the maximum is {MAX_STEP_BYTES / 1e9:.1f} GB. Lower accumulate or batch_size."
+        )
 
 
 def check_scene_size(name: str, height: int, width: int) -> None:

@@ -1,6 +1,8 @@
 """Recipes: round trip through TOML, and errors that name the setting."""
 
+import math
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geograft.card import CARD, read_card
-from geograft.config import Recipe, TrainConfig, load_recipe, parse_recipe, recipe_toml
+from geograft.config import ModelConfig, PrepareConfig, Recipe, TrainConfig, load_recipe, parse_recipe, recipe_toml
 from geograft.config.recipes import RENAMED_SETTINGS
 from geograft.dataset.tileset import META, RENAMED_KEYS, TileSet
 from geograft.errors import InputError, SettingError
@@ -47,6 +49,36 @@ def test_an_error_in_a_recipe_names_file_and_setting(text: str, words: str, tmp_
     with pytest.raises(SettingError, match=r"recipe\.toml") as caught:
         load_recipe(path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+NUMBERS = [
+    (table, field.name)
+    for table, config in (("train", TrainConfig), ("prepare", PrepareConfig), ("model", ModelConfig))
+    for field in fields(config)
+    if isinstance(field.default, int | float) and not isinstance(field.default, bool)
+]
+
+
+@pytest.mark.parametrize(("table", "name"), NUMBERS)
+def test_every_number_has_a_range_of_finite_values(table: str, name: str) -> None:
+    for value in (math.nan, math.inf, -math.inf, -2, -(10**23)):
+        with pytest.raises(SettingError, match=rf"{table}\.{name}") as caught:
+            Recipe().with_settings(**{table: {name: value}})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 10**23), ("seed", 2**63), ("workers", 100_000)])
+def test_numbers_that_libraries_do_not_accept_are_refused(name: str, value: int) -> None:
+    with pytest.raises(SettingError, match=rf"train\.{name} = {value}"):
+        Recipe().with_settings(train={name: value})
+
+
+def test_seeds_of_a_comparison_have_the_range_of_a_seed() -> None:
+    assert Recipe().with_seeds((3, 2**63 - 1)).seeds == (3, 2**63 - 1)
+    assert Recipe(seeds=(4,)).with_seeds(()).seeds == (4,)
+    for seed in (-1, 10**23):
+        with pytest.raises(SettingError, match=rf"seeds.* = {seed}"):
+            Recipe().with_seeds((0, seed))
 
 
 def test_a_variant_changes_only_its_settings() -> None:

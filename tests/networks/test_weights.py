@@ -124,6 +124,16 @@ def test_files_without_a_state_dict_are_rejected(tmp_path: Path) -> None:
             read_tensors(path)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_are_not_finite_are_rejected_by_tensor(tmp_path: Path, value: float, suffix: str) -> None:
+    path, content = tmp_path / f"weights{suffix}", {"a": torch.zeros(3), "b": torch.tensor([1.0, value])}
+    (save_file if suffix == ".safetensors" else torch.save)(content, path)
+    with pytest.raises(WeightsError, match=rf"{path.name}: b has NaN or infinite") as caught:
+        read_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_file_lists_the_alternatives(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"'hubb': .*\.safetensors.* hub, package or none"):
         pretrained_network(TINY, 3, "hubb")

@@ -22,7 +22,7 @@ from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
-from geograft.memory import check_batch
+from geograft.memory import check_batch, check_training
 from geograft.metrics.applicability import Applicability
 from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
 from geograft.networks.network import Network, build
@@ -155,7 +155,7 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
 
 def _train(tiles: Path, out: Path, recipe: Recipe, resume: bool) -> Training:
     tile_set = TileSet.open(tiles)
-    _check_batch(tile_set, recipe.train)
+    _check_memory(tile_set, recipe.train)
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
     is_main = rank_of(recipe.train) == 0
     resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
@@ -185,10 +185,11 @@ def _train(tiles: Path, out: Path, recipe: Recipe, resume: bool) -> Training:
     return Training(out, card, history, *parameter_counts(network), notes=notes)
 
 
-def _check_batch(tile_set: TileSet, config: TrainConfig) -> None:
-    tiles, outputs = len(tile_set.split("train")) * config.repeat, tile_set.meta.legend.outputs
-    pixel_bytes = 4 * (len(tile_set.meta.band_names) + outputs)
-    check_batch(min(config.batch_size, max(tiles, 1)), tile_set.meta.settings.tile_px, pixel_bytes)
+def _check_memory(tile_set: TileSet, config: TrainConfig) -> None:
+    tiles, tile_px = len(tile_set.split("train")), tile_set.meta.settings.tile_px
+    pixel_bytes = 4 * (len(tile_set.meta.band_names) + tile_set.meta.legend.outputs)
+    check_training(config.batch_size, config.accumulate, config.repeat, tiles, tile_px**2 * pixel_bytes)
+    check_batch(min(config.batch_size, max(tiles * config.repeat, 1)), tile_px, pixel_bytes)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:

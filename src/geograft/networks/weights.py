@@ -207,7 +207,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the named tensors of a .safetensors or torch file. No code in the file is run.
 
     Raises:
-        WeightsError: if the file is missing, damaged, or has anything other than tensors.
+        WeightsError: if the file is missing, damaged, or has anything other than tensors of finite numbers.
     """
     if not path.is_file():
         raise WeightsError(
@@ -254,6 +254,9 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
         raise WeightsError(f"{path} has no state dict (a dict of names and tensors). Save the model's state_dict.")
+    nonfinite = next((name for name, tensor in content.items() if not tensor.isfinite().all()), None)
+    if nonfinite is not None:
+        raise WeightsError(f"{path}: {nonfinite} has NaN or infinite values. Copy or download the file again.")
     return dict(content)
 
 
