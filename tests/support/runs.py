@@ -2,48 +2,54 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
 from geograft.card import WEIGHTS, ModelCard, read_card
 from geograft.config import ModelConfig
+from geograft.inference.predictor import EnsemblePredictor
 from geograft.legend import Legend
+from geograft.mapping.plan import MAX_BATCH_WINDOWS
 
 TREES = Legend(("other", "trees"), (1, 2))
 COVERS = Legend(("water", "grass", "crops", "trees"), (10, 20, 30, 7))
 USES = Legend(("crops", "trees", "roads"), overlapping=True)
 
 
-class PixelwisePredictor:
+class PixelwisePredictor(EnsemblePredictor):
     """Predicts from each pixel of the first band: p = value / 255, or classes by quarters of 255.
 
     With several runs, each gets the values divided by its number, counted from 1.
     """
 
     backend = "none"
-    notes: tuple[str, ...] = ()
+    OPTIONAL = frozenset({"compile", "spread", "spread_views", "temperature", "sample"})
 
-    def __init__(self, card: ModelCard, runs: int = 1, spread: bool = False, batch_size: int = 8) -> None:
-        self.card, self.runs, self.spread, self.batch_size = card, runs, spread, batch_size
+    def __init__(self, card: ModelCard, runs: int = 1, spread: bool = False, window_px: int = 0) -> None:
+        self.card, self.runs, self.spread, self.window_px = card, runs, spread, window_px
+        self.batch_size = MAX_BATCH_WINDOWS
         self.layers = card.legend.outputs + spread
 
     @classmethod
-    def load(
-        cls, runs: Sequence[Path], *, spread: bool = False, batch_size: int = 8, **options: object
-    ) -> "PixelwisePredictor":
-        assert options.keys() - {"sample"} == {"device", "backend", "tta", "compile"}
-        return cls(read_card(runs[0]), len(runs), spread, batch_size)
+    def load(cls, runs: Sequence[Path], **options: Any) -> "PixelwisePredictor":
+        assert options.keys() - cls.OPTIONAL == {"device", "backend", "tta", "batch_size", "window_px"}
+        predictor = cls(read_card(runs[0]), len(runs), options.get("spread", False), options["window_px"])
+        predictor.batch_size = options["batch_size"]
+        return predictor
 
     def __call__(self, pixels: ndarray, valid: ndarray) -> ndarray:
         assert pixels.dtype == self.card.dtype
-        assert len(pixels) == len(valid) == self.batch_size
+        assert 1 <= len(pixels) == len(valid) <= self.batch_size
+        assert pixels.shape[2:] == valid.shape[1:] == (self.window_px or valid.shape[1],) * 2
         mean = np.array(self.card.mean, np.float32)[:, None, None]
         seen = np.where(valid[:, None], pixels.astype(np.float32), mean)
         each = np.stack([self.predict_run(seen / np.float32(run + 1)) for run in range(self.runs)])
         layers = each.mean(axis=0)[:, 1:] if self.card.legend.binary else each.mean(axis=0)
         spread = [each.std(axis=0).max(axis=1, keepdims=True)] if self.spread else []
-        return np.concatenate([layers, *spread], axis=1).astype(np.float32)
+        found: ndarray = np.concatenate([layers, *spread], axis=1).astype(np.float32)
+        return found
 
     def predict_run(self, seen: ndarray) -> ndarray:
         """Return the class probabilities of one run."""
