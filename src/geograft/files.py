@@ -47,15 +47,34 @@ def check_input_file(path: Path) -> os.stat_result:
     return status
 
 
+def check_output(path: Path) -> None:
+    """Check the place of an output, which may exist as a file or folder.
+
+    Raises:
+        OutputError: if it is a link that leads nowhere, a pipe or a device, which would be replaced, or has a name that
+            is too long or not UTF-8.
+    """
+    with translate_write_errors(path):
+        with suppress(FileNotFoundError):
+            os.lstat(scratch_path(path))  # fails where the name is too long
+        if os.path.lexists(path) and not path.is_file() and not path.is_dir():
+            kind = "a link that leads nowhere" if path.is_symlink() else "a pipe, socket or device"
+            raise OutputError(f"{path} is {kind}; nothing was changed. Remove it or choose another --out.")
+
+
 @contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
     """Raise OutputError in place of an OSError from writing `path`; other exceptions pass through.
 
     Raises:
-        OutputError: on any OSError in the block (disk full, no permission, a folder of that name).
+        OutputError: on any OSError in the block (disk full, no permission, a folder of that name), and if the name of
+            `path` is not UTF-8.
     """
     try:
+        str(path).encode()
         yield
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{printable(path)}: the name is not UTF-8. Choose another --out.") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{path} cannot be written: {reason}. Free some space or choose another --out.") from error
@@ -150,7 +169,11 @@ def complete_update(folder: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise OutputError if `path` is a file or a non-empty folder, or if its temporary folder belongs to others."""
+    """Raise OutputError if `path` is a file or a non-empty folder, or if its temporary folder belongs to others.
+
+    Also as `check_output`.
+    """
+    check_output(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise OutputError(f"{path} exists already; nothing was changed. Remove it or choose another --out.")
     scratch = scratch_path(path)
@@ -211,6 +234,7 @@ def json_digest(content: Any) -> str:
 @contextmanager
 def _scratch_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder next to `path`, and remove it."""
+    check_output(path)
     folder = scratch_path(path)
     _remove_scratch(folder)
     folder.mkdir(parents=True)

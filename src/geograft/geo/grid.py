@@ -91,6 +91,44 @@ class Grid:
         return Polygon([self.transform @ corner for corner in corners])
 
 
+MAX_COORDINATE, MIN_PIXEL_SIZE, MIN_SINE = 1e12, 1e-12, 1e-6
+"""Bounds of coordinates and pixel sizes, in units of the CRS, and of the sine of the angle between rows and columns."""
+MAX_LONGITUDE, MAX_LATITUDE = 720.0, 90.0
+
+
+def grid_fault(grid: Grid) -> str:
+    """Return what makes a grid's transform unusable; empty if nothing does.
+
+    >>> grid_fault(Grid(64, 64, Affine(0.1, 0, 0, 0.1, 0, 0), None))
+    'its transform (0.1, 0, 0, 0.1, 0, 0) is singular: pixels without area'
+    """
+    a, b, _, d, e, _ = numbers = grid.transform[:6]
+    shown = f"its transform ({', '.join(f'{number:.6g}' for number in numbers)})"
+    if not np.isfinite(numbers).all():
+        return f"{shown} is not finite"
+    if np.abs(numbers).max() > MAX_COORDINATE:
+        return f"{shown} has numbers above {MAX_COORDINATE:g}"
+    sizes = np.hypot([a, b], [d, e])
+    if (sizes < MIN_PIXEL_SIZE).any() or abs(a * e - b * d) < MIN_SINE * sizes.prod():
+        return f"{shown} is singular: pixels without area"
+    corners = np.abs([grid.transform @ (col, row) for col in (0, grid.width) for row in (0, grid.height)]).max(axis=0)
+    if corners.max() > MAX_COORDINATE:
+        return f"{shown} puts its corners at coordinates of up to {corners.max():.3g}"
+    # Pixels of a grid of the whole earth may be centred on a pole.
+    if (
+        grid.crs is not None
+        and grid.crs.is_geographic
+        and (corners > (MAX_LONGITUDE, MAX_LATITUDE + sizes.max())).any()
+    ):
+        return f"{shown} puts its corners at {corners[0]:.6g} degrees of longitude and {corners[1]:.6g} of latitude"
+    return ""
+
+
+def is_horizontal(crs: CRS) -> bool:
+    """Return whether a CRS is geographic, projected or local, and not vertical or geocentric."""
+    return bool(crs.is_geographic or crs.is_projected or crs.is_engineering)
+
+
 def transform_points(points: Float64[ndarray, "n 2"], transform: Affine) -> Float64[ndarray, "n 2"]:
     """Return points, (x, y) or (column, row), after an affine transform."""
     a, b, c, d, e, f = transform[:6]

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 from pyproj import Geod, Proj, Transformer
 
+from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window
 
 Method = Literal["pixels", "planar", "geodesic"]
@@ -53,6 +54,20 @@ def pixel_size_m(grid: Grid, col: float, row: float) -> tuple[float, float]:
 def central_pixel_size_m(grid: Grid) -> tuple[float, float]:
     """Return the width and height in metres of the pixel at the grid's centre; 1 without a CRS."""
     return pixel_size_m(grid, grid.width / 2, grid.height / 2)
+
+
+def check_on_earth(name: str, grid: Grid) -> None:
+    """Raise InputError unless the grid's central pixel has a finite size in metres; `name` is used in messages.
+
+    It has none where the coordinates lie outside the area of the projection, which a wrong CRS or transform causes.
+    """
+    size = central_pixel_size_m(grid) if grid.crs is not None else (1.0, 1.0)
+    if grid.crs is not None and not all(0 < length < math.inf for length in size):
+        x, y = grid.transform @ (grid.width / 2, grid.height / 2)
+        raise InputError(
+            f"{name} has its centre at x {x:.6g}, y {y:.6g}, which is not on the earth in its CRS ({grid.crs.name}). "
+            "Correct its transform or CRS (gdal_edit)."
+        )
 
 
 def resolution_m(grid: Grid) -> float | None:

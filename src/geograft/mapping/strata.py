@@ -139,8 +139,8 @@ def areas_at(grid: Grid, pixels: PixelIndices) -> Float64[ndarray, " n"]:
 
 def _band(info: ImageInfo, name: str) -> tuple[int, Legend | None]:
     """Return the index of the band with the classes, and its legend."""
+    check_class_map(info)
     if not has_band_per_class(info):
-        check_class_map(info)
         if name:
             raise InputError(f"{info.path} has no bands of overlapping classes to select {name} from. Omit --band.")
         return 1, map_legend(info)

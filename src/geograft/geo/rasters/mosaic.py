@@ -8,6 +8,7 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, WindowIndex
+from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import Image, ImageInfo, check_bands
 from geograft.geo.rasters.resample import make_resampler
 from geograft.indices import Index, append_indices
@@ -53,6 +54,7 @@ class Mosaic:
         """The window of each raster on their common grid, before resampling."""
         height, width = max(place.stop_row for place in self.windows), max(place.stop_col for place in self.windows)
         native = first.grid.crop(Window(top, left, height, width))
+        check_on_earth(str(first.path), native)
         self._infos, self._bands, self._index = tuple(infos), tuple(bands), WindowIndex(self.windows)
         self._indices = tuple(indices)
         self._scaling = make_resampler(native, resolution_m, self.name) if resolution_m else None

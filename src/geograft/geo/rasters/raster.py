@@ -26,7 +26,7 @@ from rasterio.io import DatasetReader
 from geograft.errors import InputError
 from geograft.files import json_digest
 from geograft.geo.formats import raster_driver, remote_name
-from geograft.geo.grid import Grid, Window
+from geograft.geo.grid import Grid, Window, grid_fault, is_horizontal
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.geo.rasters.nodata import EmptyRegions, cast_nodata, empty_regions, valid_pixels
 from geograft.geo.rasters.resample import make_resampler
@@ -92,6 +92,8 @@ class Image:
     def __init__(
         self, path: Path, raster: DatasetReader, resolution_m: float | None = None, bands: Sequence[int] = ()
     ) -> None:
+        if not raster.count:
+            raise InputError(f"{path} has no bands. Export one of its data sets as GeoTIFF.")
         self._opened = raster
         self._process = os.getpid()
         self._indexes = [
@@ -267,6 +269,22 @@ def close_labels() -> None:
         cache.popitem()[1].close()
 
 
+def check_complete(path: Path) -> None:
+    """Raise InputError if a GeoTIFF cannot be opened or is shorter than its blocks need. Decodes none of them."""
+    with open_raster(path) as raster:
+        high, wide = raster.block_shapes[0]
+        tags = (
+            [raster.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE")]
+            for band in raster.indexes
+            for row in range(-(-raster.height // high))
+            for col in range(-(-raster.width // wide))
+        )
+        needed = max((int(offset) + int(size) for offset, size in tags if offset and size), default=0)
+    size = path.stat().st_size
+    if needed > size:
+        raise InputError(f"{path} is truncated: it has {size:,} bytes, but its blocks need {needed:,}. Get it again.")
+
+
 def open_raster(path: Path, **options: Any) -> DatasetReader:
     """Open a raster file with rasterio, with the one driver that `geograft.geo.formats` finds for it.
 
@@ -312,14 +330,19 @@ def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
     if not indexes:
         raise InputError(f"{path} has only an alpha band. Provide an image with at least one other band.")
     dtypes = {raster.dtypes[i - 1] for i in indexes}
-    dtype = np.dtype(next(iter(dtypes)) if len(dtypes) == 1 else "object")
+    # GDAL's complex integers have no numpy dtype.
+    real = len(dtypes) == 1 and not any(name.startswith("complex") for name in dtypes)
+    dtype = np.dtype(next(iter(dtypes)) if real else "object")
     if dtype.kind not in "uif":
         raise InputError(
             f"{path} has dtype {', '.join(sorted(dtypes))}; all bands must have the same real dtype. Convert it."
         )
+    grid = Grid(raster.height, raster.width, raster.transform, _crs(path, raster))
+    if fault := grid_fault(grid):
+        raise InputError(f"{path} has no usable position: {fault}. Correct its transform or CRS (gdal_edit).")
     return ImageInfo(
         path=path,
-        grid=Grid(raster.height, raster.width, raster.transform, _crs(path, raster)),
+        grid=grid,
         bands=len(indexes),
         dtype=dtype.name,
         band_names=tuple(_band_name(raster, i) for i in indexes),
@@ -331,9 +354,14 @@ def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
 
 def _crs(path: Path, raster: DatasetReader) -> CRS | None:
     try:
-        return _parsed_crs(raster.crs.to_wkt()) if raster.crs else None
+        crs = _parsed_crs(raster.crs.to_wkt()) if raster.crs else None
     except (CRSError, *RASTER_ERRORS) as error:
         raise InputError(f"{path} has an invalid CRS: {error_reason(error)}. Assign a valid CRS.") from error
+    if crs is not None and not is_horizontal(crs):
+        raise InputError(
+            f"{path} has the CRS {crs.name} ({crs.type_name}), which is not horizontal. Assign a projected CRS."
+        )
+    return crs
 
 
 @lru_cache(maxsize=64)

@@ -10,8 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from geograft.card import ModelCard
 from geograft.errors import InputError
+from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.legend import Legend
+from geograft.memory import check_scene_size
 
 CARD_TAG = "GEOGRAFT_CARD"
 """The model card as JSON."""
@@ -32,12 +34,15 @@ BYTE_SCALE = 250
 
 
 def check_class_map(info: ImageInfo) -> None:
-    """Raise InputError unless a raster has one band of integers."""
-    if info.bands != 1 or np.dtype(info.dtype).kind not in "ui":
+    """Raise InputError unless a raster has one band of integers, or a band per class, and a possible size and place."""
+    single = info.bands == 1 and np.dtype(info.dtype).kind in "ui"
+    if not single and not has_band_per_class(info):
         raise InputError(
             f"{info.path} has {info.bands} bands of {info.dtype}; a class map has one band of integers. "
             "Use a map written by `geograft predict`, or another class map."
         )
+    check_scene_size(str(info.path), info.grid.height, info.grid.width)
+    check_on_earth(str(info.path), info.grid)
 
 
 def sibling_path(path: Path, what: str) -> Path:

@@ -89,6 +89,10 @@ def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
         shapes = frame.geometry.to_numpy()
         if not len(shapes) or not (shapely.get_type_id(shapes) == 0).all():
             raise InputError(f"{path}: its point layer is empty or has other geometries. Use a layer of points only.")
+        located = np.isfinite(shapely.get_x(shapes)) & np.isfinite(shapely.get_y(shapes))
+        if not located.all():
+            missing = f"{(~located).sum()} of {len(shapes)} points"
+            raise InputError(f"{path}: {missing} have no coordinates, or NaN or infinite ones. Remove them.")
         strata = pyogrio.read_dataframe(source, layer=STRATA_LAYER) if STRATA_LAYER in layers else None
         known = None if strata is None else dict(zip(strata["class"], map(int, strata["pixels"]), strict=True))
     return LabelledPoints(shapely.get_coordinates(shapes), tuple(map(_label, frame[REFERENCE])), known)

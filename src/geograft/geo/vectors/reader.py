@@ -1,5 +1,6 @@
 """Reading of polygon layers and of tile indices, and the type of features to write."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldE
 from pyproj import CRS
 from pyproj.exceptions import CRSError, ProjError
 from shapely import STRtree
+from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
 
 from geograft.errors import InputError
 from geograft.geo.formats import vector_source
-from geograft.geo.grid import Window
+from geograft.geo.grid import MAX_LONGITUDE, Window, is_horizontal
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,22 @@ class Features:
 
 TILES_LAYER = "tiles"
 WGS84 = CRS.from_epsg(4326)
+MAX_EXTENT = 1e9
+"""Largest coordinate in a projected CRS."""
 MAX_EDGE_M = 500.0
 """Longer edges are densified before reprojection; a chord of 500 m deviates by 5 mm from the earth's curve."""
 WINDOW_FIELDS = ("row", "col", "height", "width")
 FRACTION_PREFIX = "fraction_"
-VECTOR_ERRORS = (DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError, ProjError, CRSError)
+VECTOR_ERRORS = (
+    DataLayerError,
+    DataSourceError,
+    FeatureError,
+    FieldError,
+    GeometryError,
+    ProjError,
+    CRSError,
+    ShapelyError,
+)
 """The exceptions that reading and writing of layers raises."""
 
 
@@ -75,13 +88,17 @@ def input_errors(
 ) -> Iterator[None]:
     """Convert `errors` while reading `path` to InputError; `what` is the expected content, for the message.
 
+    Warnings are ignored: those of GDAL and shapely about geometries, which are checked here.
+
     Raises:
         InputError: when the block raises one of `errors`.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     except errors as error:
-        raise InputError(f"{path} cannot be read as {what}: {error}. Check or replace it.") from error
+        raise InputError(f"{path} cannot be read as {what}: {str(error).rstrip('.')}. Check or replace it.") from error
 
 
 def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = None) -> Polygons:
@@ -93,8 +110,9 @@ def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = 
         InputError: when the file is missing or unreadable, has no polygons or several layers of polygons, lacks the CRS
             needed for `crs` or the class field, or has features without a class.
     """
-    frame, own_crs = _read_layer(path, class_field)
-    shapes, repaired = repair_polygons(frame.geometry.to_numpy())
+    frame, own_crs, closed = _read_layer(path, class_field)
+    with input_errors(path):
+        shapes, repaired = repair_polygons(frame.geometry.to_numpy(), str(path))
     kept = np.array([not shape.is_empty for shape in shapes], bool)
     if not kept.any():
         raise InputError(f"{path} has no polygons: {_type_counts(frame)}. Use a layer with at least one polygon.")
@@ -105,18 +123,42 @@ def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = 
             f"{path} has no CRS, but the image has one ({crs.name}). Assign the layer its CRS in your GIS."
         )
     if crs is not None and own_crs is not None and not crs.equals(own_crs, ignore_axis_order=True):
-        shapes = reproject(shapes, own_crs, crs)
-    return Polygons(shapes, classes, crs or own_crs, repaired, int((~kept).sum()))
+        _check_extent(path, shapes, own_crs)
+        with input_errors(path, f"polygons in {crs.name}"):
+            shapes = reproject(shapes, own_crs, crs)
+    return Polygons(shapes, classes, crs or own_crs, repaired + closed, int((~kept).sum()))
 
 
-def repair_polygons(shapes: ndarray) -> tuple[ndarray, int]:
+def _check_extent(path: Path, shapes: ndarray, crs: CRS) -> None:
+    """Raise InputError for coordinates that are impossible in `crs`. Their edges would be densified without end."""
+    largest, limit = (
+        float(np.abs(shapely.total_bounds(shapes)).max()),
+        MAX_LONGITUDE if crs.is_geographic else MAX_EXTENT,
+    )
+    if largest > limit:
+        raise InputError(
+            f"{path} has coordinates of up to {largest:.6g}, which are impossible in its CRS ({crs.name}). "
+            "Assign the correct CRS, or repair the layer."
+        )
+
+
+def repair_polygons(shapes: ndarray, name: str = "the layer") -> tuple[ndarray, int]:
     """Return (n,) valid two-dimensional polygons, empty where a shape has no area, and the number of repaired ones.
 
     Invalid polygons become the polygonal parts of shapely's make_valid.
+
+    Raises:
+        InputError: when polygons of the layer `name` have NaN or infinite coordinates.
     """
     shapes = np.array(shapely.force_2d(shapes), object)
     shapes[~np.isin(shapely.get_type_id(shapes), (3, 6, 7))] = shapely.Polygon()
     invalid = ~shapely.is_valid(shapes)
+    coordinates, owner = shapely.get_coordinates(shapes[invalid], return_index=True)
+    unplaced = len(set(owner[~np.isfinite(coordinates).all(axis=1)]))
+    if unplaced:
+        raise InputError(
+            f"{name}: {unplaced} of {len(shapes)} polygons have NaN or infinite coordinates. Repair or remove them."
+        )
     mixed = invalid | (shapely.get_type_id(shapes) == 7)
     shapes[mixed] = [_polygonal_parts(shape) for shape in shapely.make_valid(shapes[mixed])]
     return shapes, int((invalid & ~shapely.is_empty(shapes)).sum())
@@ -171,7 +213,8 @@ def _check_types(path: Path, source: str, types: Mapping[str, str]) -> None:
         raise InputError(f"{path}: {name} of a tile is {row[name]}, not {types[name]}. Prepare the tile set again.")
 
 
-def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None]:
+def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None, int]:
+    """Return the features of the only layer of polygons, its CRS, and the number of polygons with unclosed rings."""
     with input_errors(path):
         source = vector_source(path)
         layer = _polygon_layer(path, source)
@@ -182,10 +225,27 @@ def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataF
                 f"{path} has no field {class_field!r}. It has: {fields}. Choose one of them as class field."
             )
         columns = [class_field] if class_field else []
-        frame = pyogrio.read_dataframe(source, layer=layer, columns=columns)
+        frame, closed = _read_closed(source, layer, columns)
     if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
         raise InputError(f"{path} is empty: it has no features. Use a layer with at least one polygon.")
-    return frame, _stated_crs(frame, info["driver"])
+    with input_errors(path):
+        crs = _stated_crs(frame, info["driver"])
+    if crs is not None and not is_horizontal(crs):
+        raise InputError(
+            f"{path} has the CRS {crs.name} ({crs.type_name}), which is not horizontal. Assign a projected CRS."
+        )
+    return frame, crs, closed
+
+
+def _read_closed(source: str, layer: str, columns: list[str]) -> tuple[geopandas.GeoDataFrame, int]:
+    """Return the features of a layer with closed rings, and the number of those that had to be closed."""
+    options: dict[str, Any] = {"layer": layer, "columns": columns}
+    try:
+        return pyogrio.read_dataframe(source, **options), 0
+    except ShapelyError:
+        frames = [pyogrio.read_dataframe(source, on_invalid=mode, **options) for mode in ("ignore", "fix")]
+        missing, still_missing = (int(frame.geometry.isna().sum()) for frame in frames)
+        return frames[1], missing - still_missing
 
 
 def _polygon_layer(path: Path, source: str) -> str:
@@ -242,5 +302,5 @@ def read_outlines(path: Path) -> tuple[Shaped[ndarray, " n"], CRS | None]:
     try:
         meta, _, shapes, _ = pyogrio.raw.read(vector_source(path), layer=TILES_LAYER, columns=[])
         return np.array(shapely.from_wkb(shapes), object), CRS.from_user_input(meta["crs"]) if meta["crs"] else None
-    except (DataLayerError, DataSourceError, shapely.errors.ShapelyError) as error:
+    except VECTOR_ERRORS as error:
         raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
