@@ -1,12 +1,14 @@
-"""Peak memory of a map and of its polygons, for a very large sparse raster and a large dense one.
+"""Peak memory of a map and of its polygons: a very large sparse raster, a large dense one, and road networks.
 
-    python benchmarks/bench_memory.py [--sparse-pixels 100000] [--dense-pixels 20000] [--write]
+    python benchmarks/bench_memory.py [--sparse-pixels 100000] [--dense-pixels 20000] [--road-pixels 5000 10000 20000]
+        [--write]
 
 The sparse raster is nodata except for five real scenes in its corners and centre, and takes a few megabytes on disk.
 The dense one is a real scene, mirrored until it is full. The default network predicts with the default settings, but
-without overlap on the dense raster, to save time. `geograft.predict` and `geograft.polygons` each run in a process of
-their own, and the figure is its peak resident memory (VmHWM). --write puts the table into docs/speed.md. Exits with 1
-if a process reaches 1.5 GB.
+without overlap on the dense raster, to save time. A road network is one polygon across a whole class map, the worst
+case for `polygons`; it is polygonised as it is, and with --simplify-m 2. `geograft.predict` and `geograft.polygons`
+each run in a process of their own, and the figure is its peak resident memory (VmHWM). --write puts the table into
+docs/speed.md. Exits with 1 if a process other than those of the road networks reaches 1.5 GB.
 """
 
 import argparse
@@ -20,8 +22,7 @@ from tempfile import TemporaryDirectory
 import machine
 import page
 from measured import NotRunnableError, peak_mb, run_script
-from models import trained_run
-from rasters import dense_raster, sparse_raster
+from rasters import dense_raster, road_map, sparse_raster
 
 LIMIT_MB = 1500
 PACKAGES = ("torch", "onnxruntime", "openvino", "rasterio")
@@ -34,7 +35,8 @@ class Step:
     verb: str
     source: Path
     out: Path
-    overlap: float
+    overlap: float = 0.0
+    simplify: float = 0.0
 
     @property
     def arguments(self) -> list[str]:
@@ -48,6 +50,8 @@ class Step:
             str(self.out),
             "--overlap",
             str(self.overlap),
+            "--simplify",
+            str(self.simplify),
         ]
 
 
@@ -57,6 +61,31 @@ def rows(name: str, raster: Path, run: Path, overlap: float) -> list[tuple[list[
         made, outlines = Path(folder) / "map.tif", Path(folder) / "map.gpkg"
         steps = [Step("predict", raster, made, overlap), Step("polygons", made, outlines, overlap)]
         return [row(name, step, run) for step in steps]
+
+
+def map_rows(given: argparse.Namespace) -> list[tuple[list[str], float]]:
+    """Return the table rows of the sparse and the dense raster, each with its memory in MB."""
+    from models import trained_run  # loads torch, which the process of a step need not
+
+    found: list[tuple[list[str], float]] = []
+    run = given.run or trained_run(given.folder, given.epochs)
+    if size := given.sparse_pixels:
+        raster = sparse_raster(given.folder / f"sparse-{size}.tif", size)
+        found += rows(f"sparse, {size:,} x {size:,}", raster, run, 0.5)
+    if size := given.dense_pixels:
+        raster = dense_raster(given.folder / f"dense-{size}.tif", size)
+        found += rows(f"dense, {size:,} x {size:,}", raster, run, given.dense_overlap)
+    return found
+
+
+def road_rows(size: int, folder: Path) -> list[tuple[list[str], float]]:
+    """Return the table rows of the polygon of one road network, each with its memory in MB."""
+    made, found = road_map(folder / f"roads-{size}.tif", size), []
+    for simplify in (0.0, 2.0):
+        with TemporaryDirectory(prefix="geograft-bench-", dir=folder) as scratch:
+            step = Step("polygons", made, Path(scratch) / "roads.gpkg", simplify=simplify)
+            found.append(row(f"roads, {size:,} x {size:,}{', simplified' if simplify else ''}", step, folder))
+    return found
 
 
 def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
@@ -69,15 +98,18 @@ def row(name: str, step: Step, run: Path) -> tuple[list[str], float]:
 
 def work(given: argparse.Namespace) -> None:
     """Make a map or its polygons in this process, or only import, and print time and memory as JSON."""
-    from geograft import PolygonConfig, PredictConfig, polygons, predict
     from geograft.cli import set_gdal_options
 
     set_gdal_options()
+    if given.verb == "polygons":
+        from geograft import PolygonConfig, polygons
+    else:
+        from geograft import PredictConfig, predict
     start = time.perf_counter()
     if given.verb == "predict":
         predict(given.run, (given.source,), given.out, PredictConfig(overlap=given.overlap))
     elif given.verb == "polygons":
-        polygons(given.source, given.out, PolygonConfig())
+        polygons(given.source, given.out, PolygonConfig(simplify_m=given.simplify))
     print(json.dumps({"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}))
 
 
@@ -99,13 +131,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dense-overlap", type=float, default=0.0, help="overlap of the dense raster's tiles (default 0)"
     )
+    parser.add_argument(
+        "--road-pixels",
+        type=int,
+        nargs="*",
+        default=[5_000, 10_000, 20_000],
+        help="edges of the road networks in pixels; none skips them (default 5000 10000 20000)",
+    )
     parser.add_argument("--epochs", type=int, default=6, help="epochs to train the run (default 6)")
     parser.add_argument("--run", type=Path, help="a finished run to predict with; default: train one")
     parser.add_argument(
         "--folder", type=Path, default=Path("build/bench"), help="where the run and the rasters are cached"
     )
     parser.add_argument("--write", action="store_true", help="put the table into docs/speed.md")
-    for name, kind in {"verb": str, "source": Path, "out": Path, "overlap": float}.items():
+    for name, kind in {"verb": str, "source": Path, "out": Path, "overlap": float, "simplify": float}.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # set for the process of one step
     return parser.parse_args()
 
@@ -117,17 +156,12 @@ def main() -> int:
         work(given)
         return 0
     given.folder.mkdir(parents=True, exist_ok=True)
-    run = given.run or trained_run(given.folder, given.epochs)
     idle = float(run_script("bench_memory.py", "--verb", "nothing")["peak_mb"])
     found: list[tuple[list[str], float]] = [(["imports only", f"{idle:,.0f}", "", ""], idle)]
-    if size := given.sparse_pixels:
-        found += rows(
-            f"sparse, {size:,} x {size:,}", sparse_raster(given.folder / f"sparse-{size}.tif", size), run, 0.5
-        )
-    if size := given.dense_pixels:
-        raster = dense_raster(given.folder / f"dense-{size}.tif", size)
-        found += rows(f"dense, {size:,} x {size:,}", raster, run, given.dense_overlap)
-    table = page.table(["", "memory, MB", "seconds", "written, MB"], [line for line, _ in found])
+    if given.sparse_pixels or given.dense_pixels:
+        found += map_rows(given)
+    roads = [line for size in given.road_pixels for line in road_rows(size, given.folder)]
+    table = page.table(["", "memory, MB", "seconds", "written, MB"], [line for line, _ in found + roads])
     text = f"{machine.describe(PACKAGES)}\n\n{table}"
     print(text)
     if given.write:

@@ -56,6 +56,34 @@ def sparse_raster(path: Path, size: int) -> Path:
     return path
 
 
+ROADS = ("other", "road")
+ROAD_PX, ROAD_SPACING_PX = 8, 128
+"""Width of the roads of `road_map`, and the distance between them."""
+
+
+def road_map(path: Path, size: int) -> Path:
+    """Write a class map of `size` x `size` pixels of a metre with one network of winding roads; return its path."""
+    if not path.exists():
+        part = path.with_suffix(".part.tif")
+        place = Affine(1, 0, 500_000, 0, -1, 5_000_000)
+        profile = _profile(size) | {"count": 1, "nodata": 255, "crs": "EPSG:32612", "transform": place}
+        with rasterio.open(part, "w", **profile) as target:
+            target.update_tags(**{f"CLASS_{value}": name for value, name in enumerate(ROADS)})
+            for row in range(0, size, BLOCK):
+                height = min(BLOCK, size - row)
+                target.write(_roads(row, height, size), 1, window=Window(0, row, size, height))
+        part.rename(path)
+    return path
+
+
+def _roads(row: int, height: int, width: int) -> ndarray:
+    """Return rows of the road network, (h, w) uint8."""
+    y, x = np.mgrid[row : row + height, 0:width].astype(np.float32)
+    lengthwise, across = x + 12 * np.sin(y / 90) + 0.15 * y, y + 12 * np.sin(x / 70) - 0.1 * x
+    roads: ndarray = (lengthwise % ROAD_SPACING_PX < ROAD_PX) | (across % ROAD_SPACING_PX < ROAD_PX)
+    return roads.astype(np.uint8)
+
+
 def corners_and_centre(size: int, height: int, width: int) -> list[tuple[int, int]]:
     """Return the first row and column of each of the five scenes."""
     bottom, right = size - height, size - width

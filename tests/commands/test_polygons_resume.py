@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +52,44 @@ def test_saving_and_loading_the_state_does_not_change_the_regions(
     )
     found: dict[bool, list[bytes]] = {}
     for saved in (False, True):
-        seams = RegionMerger(values.shape[1], connectivity, 2)
+        stored: list[dict[str, ndarray]] = []
+        read_row = partial(_stored_row, stored)
+        seams = RegionMerger(values.shape[1], connectivity, 2, read_row)
         shapes = []
         for row in source.block_rows(5):
             for some in finish_row(source, seams, row, 5, 2):
                 shapes += [(shapely.to_wkb(region.shape), region.sums.tobytes()) for region in some.regions]
                 shapes.append((some.corners.turns.tobytes(), some.corners.nodes.tobytes()))
             if saved:
+                stored.append(seams.take_parts())
                 state = seams.state()
-                seams = RegionMerger(values.shape[1], connectivity, 2)
+                seams = RegionMerger(values.shape[1], connectivity, 2, read_row)
                 seams.load_state(state)
         found[saved] = [b"".join(pair) for pair in shapes]
     assert found[False] == found[True]
+
+
+def _stored_row(stored: list[dict[str, ndarray]], number: int) -> nullcontext[dict[str, ndarray]]:
+    return nullcontext(stored[-number])
+
+
+def test_open_regions_are_stored_once_and_their_state_does_not_grow() -> None:
+    """A comb: one region with a tooth in every row, which ends in the last row of blocks."""
+    values = np.zeros((400, 60), np.uint8)
+    values[:, :3] = values[::2] = 1
+    source = ClassMapSource(*values.shape, reader(values, values == 1), sum_pixels=lambda w, _, v: v[:, None])
+    stored: list[dict[str, ndarray]] = []
+    merger = RegionMerger(60, 4, 2, partial(_stored_row, stored))
+    sizes, found = [], []
+    for row in source.block_rows(20):
+        found += [region for some in finish_row(source, merger, row, 20, 2) for region in some.regions]
+        stored.append(merger.take_parts())
+        sizes.append([sum(array.nbytes for array in arrays.values()) for arrays in (stored[-1], merger.state())])
+    parts, states = np.array(sizes[:-1]).T
+    assert len(found) == 1
+    assert found[0].shape.area == values.sum()
+    assert states.max() == states.min()
+    assert parts[1:].max() < 1.1 * parts[1:].min()
 
 
 @pytest.fixture

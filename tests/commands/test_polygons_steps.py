@@ -127,6 +127,37 @@ def test_polygons_are_valid_and_measured_as_written(tmp_path: Path, steps: dict[
         assert frame["area_m2"].sum() == pytest.approx(150 * 150)
 
 
+def test_squared_houses_have_few_vertices_and_are_counted(tmp_path: Path) -> None:
+    """Rotated houses with ragged outlines, as a network draws them, and a lake that cannot be squared."""
+    rng, values = np.random.default_rng(0), np.ones((200, 200), np.uint8)
+    houses = [
+        shapely.affinity.rotate(shapely.box(col, row, col + 26, row + 18), rng.uniform(0, 90))
+        for row in range(12, 140, 44)
+        for col in range(10, 180, 44)
+    ]
+    inside = rasterize([(house, 1) for house in houses], values.shape)
+    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(1 - inside)
+    ragged = ndimage.gaussian_filter(rng.normal(size=values.shape), 1.5)
+    values[distance + ragged / ragged.std() > 0] = 2
+    lake = shapely.Point(100, 176).buffer(20).difference(shapely.Point(100, 176).buffer(16))
+    values[rasterize([(lake, 1)], values.shape) == 1] = 2
+    path = write_map(tmp_path / "map.tif", values)
+    polygons(path, tmp_path / "plain.gpkg", PolygonConfig(min_area_m2=50))
+    summary = polygons(path, tmp_path / "square.gpkg", PolygonConfig(min_area_m2=50, square=True))
+    polygons(path, tmp_path / "fine.gpkg", PolygonConfig(min_area_m2=50, square=True, simplify_m=0.4))
+    plain, square, fine = (
+        shapely.get_num_coordinates(geopandas.read_file(tmp_path / f"{name}.gpkg").geometry.to_numpy())
+        for name in ("plain", "square", "fine")
+    )
+    assert np.median(plain) > 50
+    assert np.median(square) <= 7
+    assert fine.sum() > 1.5 * square.sum()
+    assert len(square) == len(houses) + 1 == sum(summary.forms)
+    assert summary.forms[0] == 1
+    assert summary.forms[2] >= len(houses) / 2
+    assert f"{summary.forms[2]} are rectangles" in "\n".join(summary.lines())
+
+
 def test_contradicting_settings_are_refused(grove: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--smooth and --square"):
         polygons(grove, tmp_path / "map.gpkg", PolygonConfig(smooth=1, square=True))

@@ -18,7 +18,7 @@ from geograft.files import json_digest, refuse_existing, scratch_path
 from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, raster_state
-from geograft.geo.rasters.tags import check_class_map, has_band_per_class, map_legend, sibling_path
+from geograft.geo.rasters.tags import check_class_map, map_legend, sibling_path
 from geograft.geo.vectors.reader import Features
 from geograft.interrupts import note_kept
 from geograft.legend import Legend
@@ -87,6 +87,8 @@ def class_map_source(class_map: ClassMap, layer: int, on_done: Callable[[Window]
     return ClassMapSource(image.info.grid.height, image.info.grid.width, read, is_empty, sum_pixels)
 
 
+LEDGER_LAYOUT = 2
+"""Version of the files of partial results: those of another version cannot be resumed."""
 BATCH_SIZE = 10_000
 """Number of polygons written at a time."""
 
@@ -135,6 +137,15 @@ class PolygonResult:
                 total = found.setdefault(self.class_map.name(value), ClassTotal())
                 total.polygons, total.area = total.polygons + 1, total.area + area
         return found
+
+    def forms(self) -> tuple[int, ...]:
+        """Return the numbers of polygons left as they were, squared and made rectangles; empty without `square`."""
+        if not self.settings.square:
+            return ()
+        counts = np.zeros(3, np.int64)
+        for row, part in self.ledger.parts():
+            counts += np.bincount(part["forms"][self._outside_holes(part, self._layer(row))], minlength=3)
+        return tuple(counts.tolist())
 
     def too_small(self) -> int:
         """Return the number of polygons smaller than the minimum area."""
@@ -203,6 +214,8 @@ class PolygonSummary:
     """Totals by class name, in the order of first occurrence."""
     too_small: int
     """Number of polygons smaller than the minimum area, which were not written."""
+    forms: tuple[int, ...]
+    """With `square`, the numbers of polygons that were left as they were, have right angles now, are rectangles now."""
     notes: tuple[str, ...]
     """Notes on the result, one line each."""
 
@@ -215,6 +228,9 @@ class PolygonSummary:
         if not count:
             return [f"{self.path}: no polygons{small}", *notes]
         wide = max(map(len, self.classes))
+        if self.forms:
+            left, squared, rectangles = (f"{count:,}" for count in self.forms)
+            notes.insert(0, f"  {rectangles} are rectangles, {squared} have other right angles, {left} were left.")
         rows = [f"  {name:{wide}} {t.polygons:9,} {t.area:16,.1f} {self.unit}" for name, t in self.classes.items()]
         return [f"{self.path}: {count:,} polygons, {area:,.1f} {self.unit}{small}", *rows, *notes]
 
@@ -254,8 +270,7 @@ def polygons(
         refuse_existing(out)
     with ExitStack() as files:
         image = files.enter_context(Image.open(map))
-        if not has_band_per_class(image.info):
-            check_class_map(image.info)
+        check_class_map(image.info)
         target = PolygonTarget(out, image.info.grid, map.stem, dstl_grid, _modified(map))
         check_target(target)
         class_map = _open_class_map(image, settings, files)
@@ -264,7 +279,8 @@ def polygons(
         with note_kept("the polygons", progress, ledger.remove), keep_ledger_on_error(folder, progress):
             _find_polygons(class_map, settings, ledger, out.name)
             result = PolygonResult(ledger, class_map, settings)
-            summary = PolygonSummary(out, result.unit, result.classes(), result.too_small(), tuple(result.notes()))
+            counts = result.classes(), result.too_small(), result.forms()
+            summary = PolygonSummary(out, result.unit, *counts, tuple(result.notes()))
             write_polygon_file(folder, target, result.batches())
     ledger.remove()
     return summary
@@ -296,12 +312,13 @@ def _find_layer(source: ClassMapSource, builder: PolygonBuilder, ledger: Polygon
     if ledger.rows_done >= rows_before + source.height:
         return
     # No region is open at the end of a layer.
-    merger = builder.merger(ledger.state() if ledger.rows_done > rows_before else None)
+    merger = builder.merger(ledger.state() if ledger.rows_done > rows_before else None, ledger.row_above)
     for row in source.block_rows(start_row=ledger.rows_done - rows_before):
-        ended, open_below = builder.polygons_of_row(source, merger, row), merger.state()
+        ended = builder.polygons_of_row(source, merger, row)
+        continued, open_below = merger.take_parts(), merger.state()
         # Recomputing an empty row of blocks is cheaper than saving it.
         if len(ended["value"]) or ended["left_out"] or len(open_below["roots"]) or row.stop_row == source.height:
-            ledger.add(rows_before + row.stop_row, ended, open_below)
+            ledger.add(rows_before + row.stop_row, {**ended, **continued}, open_below)
 
 
 def _check_settings(settings: PolygonConfig) -> None:
@@ -315,7 +332,7 @@ def _origin(class_map: ClassMap, settings: PolygonConfig) -> dict[str, Any]:
     files = {"map": raster_state(info.path) | {"metadata": json_digest(info.tags)}}
     if class_map.probabilities:
         files["probabilities"] = raster_state(class_map.probabilities.image.info.path)
-    return {"settings": asdict(settings), **files}
+    return {"layout": LEDGER_LAYOUT, "settings": asdict(settings), **files}
 
 
 def _modified(path: Path) -> datetime:

@@ -8,7 +8,14 @@ from rasterio.features import rasterize
 from shapely import Polygon, box
 from shapely.affinity import rotate, translate
 
-from geograft.mapping.polygons.simplify import iou, orthogonalize
+from geograft.mapping.polygons.simplify import (
+    LEFT,
+    RECTANGLE,
+    SQUARED,
+    iou,
+    orthogonalize,
+    orthogonalize_simplest,
+)
 from tests.mapping.polygons.test_shapes import by_blocks
 
 L_SHAPE = Polygon([(0, 0), (40, 0), (40, 15), (15, 15), (15, 30), (0, 30)])
@@ -81,3 +88,21 @@ def test_parts_that_would_overlap_are_unchanged() -> None:
     (region,) = by_blocks(cells, cells == 1, 8)
     assert orthogonalize(region.shape).is_valid
     assert orthogonalize(region.shape).area == pytest.approx(region.shape.area)
+
+
+@pytest.mark.parametrize(("shape", "form"), [(L_SHAPE, SQUARED), (box(0, 0, 30, 18), RECTANGLE), (COURT, SQUARED)])
+def test_the_form_is_that_of_the_result(shape: Polygon, form: int) -> None:
+    outline = pixel_outline(rotate_and_center(shape, 23))
+    assert orthogonalize_simplest(outline, outline.simplify(2), 1.0)[1] == form
+
+
+def test_what_cannot_be_squared_is_simplified() -> None:
+    ring = pixel_outline(shapely.Point(40, 40).buffer(30).difference(shapely.Point(40, 40).buffer(26)))
+    simplified = ring.simplify(1)
+    assert orthogonalize_simplest(ring, simplified, 1.0) == (simplified, LEFT)
+
+
+def test_a_small_exact_outline_is_not_worsened_by_its_simplification() -> None:
+    house, triangle = box(10, 10, 13, 13), Polygon([(10, 10), (13, 10), (13, 13)])
+    found, form = orthogonalize_simplest(house, triangle, 1.0)
+    assert (found.equals(house), form) == (True, RECTANGLE)

@@ -3,8 +3,9 @@
     .OUT.part/
       ledger.json           the job's inputs and settings, and the number of map rows done; in a map with a band per
                             class, the rows of all bands count one after another
-      part-00001024.npz     the polygons that ended in the row of blocks that starts at that row
-      open-00002048.npz     the regions that continue below that row
+      part-00001024.npz     the polygons that ended in the row of blocks that starts at that row; the parts in that row
+                            of regions that continue below it
+      open-00002048.npz     which regions continue below that row
 
 Files that the ledger does not name are ignored. The ledger is replaced after both files have reached the disk.
 """
@@ -78,6 +79,14 @@ class PolygonLedger:
             return None
         with self._loaded(self._state_path()) as arrays:
             return {name: arrays[name] for name in arrays.names}
+
+    def row_above(self, number: int) -> "LazyArrays":
+        """Return the polygons of the row of blocks saved `number` calls of `add` ago, to be closed by the caller.
+
+        Raises:
+            InputError: when it cannot be read.
+        """
+        return self._loaded(self._part_path(self._starts[-number]))
 
     def parts(self) -> Iterator[tuple[int, "LazyArrays"]]:
         """Yield the first pixel row of each row of blocks, and its polygons as arrays that are read on access.

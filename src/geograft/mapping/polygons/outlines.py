@@ -8,16 +8,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 from numpy import ndarray
 
 from geograft.config import PolygonConfig
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, central_pixel_size_m, pixel_size_m
 from geograft.mapping.polygons.arcs import point_keys
+from geograft.mapping.polygons.open_parts import RowReader
 from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource, FinishedRegions, RegionMerger, finish_row
 from geograft.mapping.polygons.shapes import as_array, assemble_shapes, pack_wkb
-from geograft.mapping.polygons.simplify import orthogonalize, reach_px, simplify_and_smooth
+from geograft.mapping.polygons.simplify import (
+    LEFT,
+    SQUARE_PX,
+    orthogonalize_simplest,
+    reach_px,
+    simplify_and_smooth,
+)
 
 
 def fill_holes(
@@ -44,7 +51,9 @@ def fill_holes(
 
 def first_pixels(shapes: ndarray) -> Int64[ndarray, "n 2"]:
     """Return the first pixel in row-major order, (column, row), of each polygon along pixel edges."""
-    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    polygons, shape_of = shapely.get_parts(shapes, return_index=True)
+    points, polygon_of = shapely.get_coordinates(shapely.get_exterior_ring(polygons), return_index=True)
+    owner = shape_of[polygon_of]
     order = np.lexsort((points[:, 0], points[:, 1], owner))
     _, first = np.unique(owner[order], return_index=True)
     return points[order[first]].astype(np.int64).reshape(-1, 2)
@@ -80,6 +89,8 @@ class PolygonBuilder:
     @property
     def tolerance_px(self) -> float:
         """Simplification tolerance in pixels."""
+        if self.settings.square and not self.settings.simplify_m:
+            return SQUARE_PX
         return self.settings.simplify_m / max(central_pixel_size_m(self.grid))
 
     @property
@@ -87,9 +98,9 @@ class PolygonBuilder:
         """Distance from a region within which simplification and smoothing need all corners, in pixels."""
         return reach_px(self.tolerance_px, self.settings.smooth)
 
-    def merger(self, state: Mapping[str, ndarray] | None) -> RegionMerger:
-        """Return a region merger with the open regions of `state`, or with none."""
-        merger = RegionMerger(self.grid.width, self.settings.connectivity, self.reach_px)
+    def merger(self, state: Mapping[str, ndarray] | None, read_row: RowReader) -> RegionMerger:
+        """Return a region merger with the open regions of `state`, or with none; `read_row` reads stored parts."""
+        merger = RegionMerger(self.grid.width, self.settings.connectivity, self.reach_px, read_row)
         if state is not None:
             merger.load_state(state)
         return merger
@@ -97,7 +108,7 @@ class PolygonBuilder:
     def polygons_of_row(self, source: ClassMapSource, merger: RegionMerger, row: Window) -> Columns:
         """Return the polygons that end in a row of blocks as arrays: see `_columns`; shapes as WKB; filled holes."""
         batches = [self._columns(found) for found in finish_row(source, merger, row, BLOCK_PX, self.reach_px)]
-        names = ("value", "area", "perimeter", "sums", "first", "shapes")
+        names = ("value", "area", "perimeter", "sums", "first", "forms", "shapes")
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
         left_out = sum(int(batch["left_out"]) for batch in batches)
         holes = np.concatenate([batch["holes"] for batch in batches])
@@ -106,14 +117,15 @@ class PolygonBuilder:
         return {**columns, **shapes, **_holes_by_row(holes)}
 
     def _columns(self, found: FinishedRegions) -> Columns:
-        """Return the value, area, perimeter, pixel sums, first pixel and shape (in pixels) of each polygon."""
+        """Return the value, area, perimeter, pixel sums, first pixel, form and shape (in pixels) of each polygon."""
         shapes, holes = self._filled(as_array(region.shape for region in found.regions))
         large = self._large(shapes)
         regions = [region for region, kept in zip(found.regions, large, strict=True) if kept]
-        first, shapes = first_pixels(shapes[large]), shapes[large]
-        shapes = simplify_and_smooth(shapes, found.corners, self.tolerance_px, self.settings.smooth)
+        first, outlines = first_pixels(shapes[large]), shapes[large]
+        shapes = simplify_and_smooth(outlines, found.corners, self.tolerance_px, self.settings.smooth)
+        forms = np.full(len(shapes), LEFT, np.uint8)
         if self.settings.square:
-            shapes = as_array(orthogonalize(shape, self._aspect(shape)) for shape in shapes)
+            shapes, forms = self._squared(outlines, shapes)
         areas, perimeters = areas_and_perimeters(shapes, self.grid)
         return {
             "value": np.array([region.value for region in regions], np.int64),
@@ -121,10 +133,20 @@ class PolygonBuilder:
             "perimeter": perimeters,
             "sums": np.array([region.sums for region in regions], np.int64).reshape(-1, 3),
             "first": first,
+            "forms": forms,
             "shapes": shapes,
             "holes": holes,
             "left_out": np.array(len(large) - large.sum()),
         }
+
+    def _squared(self, outlines: ndarray, simplified: ndarray) -> tuple[ndarray, UInt8[ndarray, " n"]]:
+        """Return the orthogonalized polygons, and what became of each: see `LEFT`."""
+        # An explicit tolerance is kept to.
+        outlines = simplified if self.settings.simplify_m else outlines
+        pairs = [
+            orthogonalize_simplest(*pair, self._aspect(pair[0])) for pair in zip(outlines, simplified, strict=True)
+        ]
+        return as_array(shape for shape, _ in pairs), np.array([form for _, form in pairs], np.uint8)
 
     def _filled(self, shapes: ndarray) -> tuple[ndarray, ndarray]:
         if not self.settings.fill_holes_m2:

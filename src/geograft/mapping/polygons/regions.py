@@ -1,19 +1,22 @@
 """Polygonize the regions of a raster block by block, in constant memory.
 
 Each block is labelled and polygonized by itself. Regions that cross block borders are merged by union-find over the
-labels on both sides. A region is returned as soon as no later block can touch it. The state between two rows of blocks
-can be saved and loaded.
+labels on both sides. A region is returned as soon as no later block can touch it. Until then its parts are handed over
+to the caller after each row of blocks (`RegionMerger.take_parts`), and read back when it ends (see `open_parts`): what
+stays in memory does not grow with the raster, and each part is stored once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import shapely
 from jaxtyping import Bool, Int32, Int64, Integer
 from numpy import ndarray
-from shapely import Polygon
+from shapely import MultiPolygon, Polygon
 
 from geograft.geo.grid import Window, block_windows
+from geograft.mapping.polygons.open_parts import OpenParts, RowReader, load_parts, pack_parts
 from geograft.mapping.polygons.shapes import (
     NO_CORNERS,
     Corners,
@@ -22,12 +25,10 @@ from geograft.mapping.polygons.shapes import (
     find_corners,
     label_regions,
     merge_polygons,
-    pack_wkb,
     points_by_label,
     polygonize,
-    split_points,
-    unpack_wkb,
 )
+from geograft.mapping.polygons.stitch import stitch_polygons
 
 NO_REGION = np.iinfo(np.int64).min
 """Value of pixels that belong to no region."""
@@ -88,22 +89,25 @@ class _OpenRegion:
 
     value: int
     sums: Int64[ndarray, " k"]
-    parts: list[Polygon]
-    turns: list[Int64[ndarray, "_ 2"]] = field(default_factory=list)
-    nodes: list[Int64[ndarray, "_ 2"]] = field(default_factory=list)
+    count: int
+    """Number of parts in all blocks so far."""
+    parts: OpenParts
 
     def merge(self, other: "_OpenRegion") -> None:
         self.sums = self.sums + other.sums
-        for mine, theirs in ((self.parts, other.parts), (self.turns, other.turns), (self.nodes, other.nodes)):
-            mine.extend(theirs)  # type: ignore[arg-type]
+        self.count += other.count
+        self.parts.extend(other.parts)
 
 
 class RegionMerger:
     """Merges regions across block borders. Blocks are added row by row, from left to right."""
 
-    def __init__(self, width: int, connectivity: int, reach: int = 0) -> None:
-        """`width` is the raster's. With `reach`, regions come with all corners within that many pixels of them."""
-        self.connectivity, self._reach = connectivity, reach
+    def __init__(self, width: int, connectivity: int, reach: int = 0, read_row: RowReader | None = None) -> None:
+        """`width` is the raster's. With `reach`, regions come with all corners within that many pixels of them.
+
+        `read_row` reads back what `take_parts` returned; it is not needed where that is never called.
+        """
+        self.connectivity, self._reach, self._read_row = connectivity, reach, read_row
         self._next = 1
         self._parent: dict[int, int] = {}
         self._open: dict[int, _OpenRegion] = {}
@@ -123,7 +127,7 @@ class RegionMerger:
         for label, polygons in polygonize(labels, block.window).items():
             value, sums = int(block.label_values[label - 1]), block.sums[label - 1]
             if on_border[label]:
-                self._open[label + self._next] = _OpenRegion(value, sums, polygons)
+                self._open[label + self._next] = _OpenRegion(value, sums, len(polygons), OpenParts([*polygons]))
                 self._parent[label + self._next] = label + self._next
             else:
                 regions.append(Region(value, merge_polygons(polygons), sums))
@@ -132,7 +136,7 @@ class RegionMerger:
         self._next += len(block.label_values) + 1
         return FinishedRegions(regions, block.corners)
 
-    def close_row(self, last: bool) -> FinishedRegions:
+    def close_row(self, last: bool, block_px: int) -> FinishedRegions:
         """End a row of blocks; return the regions that do not reach its last pixel row, or all after the last row."""
         if not self._open:
             self._left = None
@@ -146,18 +150,33 @@ class RegionMerger:
         width = len(self._above.labels)
         self._above, self._left = _Border(roots[index], self._bottom.values), None
         self._top, self._bottom = _Border.empty(width), _Border.empty(width)
-        found = [np.unique(concatenate_points([side])[0], axis=0) for side in _corners_of(done)]
-        return FinishedRegions(
-            [Region(region.value, merge_polygons(region.parts), region.sums) for region in done], Corners(*found)
-        )
+        return self._finish(done, block_px)
+
+    def _finish(self, done: list[_OpenRegion], block_px: int) -> FinishedRegions:
+        if self._read_row is not None:
+            load_parts([region.parts for region in done], self._read_row)
+        corners = [region.parts.corners() for region in done]
+        found = [np.unique(concatenate_points([[a for pair in corners for a in pair[i]]])[0], axis=0) for i in (0, 1)]
+        regions = []
+        for region in done:
+            polygons, region.parts = region.parts.polygons(), OpenParts([])
+            regions.append(Region(region.value, _merge(polygons, block_px), region.sums))
+        return FinishedRegions(regions, Corners(*found))
+
+    def take_parts(self) -> dict[str, ndarray]:
+        """Return the parts of the open regions in the row of blocks that was closed, to be stored; forget them here."""
+        arrays = pack_parts([region.parts for region in self._open.values()])
+        for index, region in enumerate(self._open.values()):
+            region.parts = OpenParts([index])
+        return arrays
 
     def state(self) -> dict[str, ndarray]:
-        """Return the open regions between two rows of blocks, as arrays."""
+        """Return the open regions between two rows of blocks, without their parts, as arrays; after `take_parts`.
+
+        Their size depends on the raster's width alone.
+        """
         regions = list(self._open.values())
         above = self._above if regions else _Border.empty(0)
-        content, ends = pack_wkb([part for region in regions for part in region.parts])
-        turns, turn_ends = concatenate_points([region.turns for region in regions])
-        nodes, node_ends = concatenate_points([region.nodes for region in regions])
         return {
             "next": np.array(self._next),
             "above_labels": above.labels,
@@ -165,13 +184,7 @@ class RegionMerger:
             "roots": np.array(list(self._open), np.int64),
             "values": np.array([region.value for region in regions], np.int64),
             "sums": np.array([region.sums for region in regions] or np.empty((0, 0)), np.int64),
-            "part_ends": np.cumsum([len(region.parts) for region in regions], dtype=np.int64),
-            "wkb": content,
-            "wkb_ends": ends,
-            "turns": turns,
-            "turn_ends": turn_ends,
-            "nodes": nodes,
-            "node_ends": node_ends,
+            "counts": np.array([region.count for region in regions], np.int64),
         }
 
     def load_state(self, state: Mapping[str, ndarray]) -> None:
@@ -179,13 +192,10 @@ class RegionMerger:
         self._next = int(state["next"])
         if len(state["above_labels"]):
             self._above = _Border(state["above_labels"], state["above_values"])
-        shapes = unpack_wkb(state["wkb"], state["wkb_ends"])
-        groups = np.split(shapes, state["part_ends"][:-1])
-        turns, nodes = (split_points(state[f"{side}s"], state[f"{side}_ends"]) for side in ("turn", "node"))
-        rows = zip(state["roots"], state["values"], state["sums"], groups, turns, nodes, strict=False)
+        rows = zip(state["roots"], state["values"], state["sums"], state["counts"], strict=False)
         self._open = {
-            int(root): _OpenRegion(int(value), sums, list(group), [turn], [node])
-            for root, value, sums, group, turn, node in rows
+            int(root): _OpenRegion(int(value), sums, int(count), OpenParts([index]))
+            for index, (root, value, sums, count) in enumerate(rows)
         }
         self._parent = {root: root for root in self._open}
 
@@ -194,7 +204,7 @@ class RegionMerger:
             return
         for side, points, reach in (("turns", block.corners.turns, self._reach), ("nodes", block.corners.nodes, 1)):
             for label, found in points_by_label(points, block.labels, block.window, on_border, reach).items():
-                getattr(self._open[label + self._next], side).append(found)
+                getattr(self._open[label + self._next].parts, side).append(found)
 
     def _add_borders(self, block: Block) -> None:
         window, labels = block.window, block.labels
@@ -214,7 +224,7 @@ class RegionMerger:
             kept, merged = self._root(one), self._root(other)
             if kept == merged:
                 continue
-            if len(self._open[kept].parts) < len(self._open[merged].parts):
+            if self._open[kept].count < self._open[merged].count:
                 kept, merged = merged, kept
             self._open[kept].merge(self._open.pop(merged))
             self._parent[merged] = kept
@@ -226,9 +236,14 @@ class RegionMerger:
         return label
 
 
-def _corners_of(regions: list[_OpenRegion]) -> tuple[list[ndarray], list[ndarray]]:
-    """Return the arrays of turns and the arrays of nodes of all regions."""
-    return [a for region in regions for a in region.turns], [a for region in regions for a in region.nodes]
+MAX_UNION_VERTICES = 2**20
+"""Maximum number of vertices of a region's parts whose union is left to GEOS."""
+
+
+def _merge(parts: list[Polygon], block_px: int) -> Polygon | MultiPolygon:
+    """Return the union of the parts of a region."""
+    large = int(shapely.get_num_coordinates(np.array(parts, object)).sum()) > MAX_UNION_VERTICES
+    return stitch_polygons(parts, block_px) if large else merge_polygons(parts)
 
 
 BLOCK_PX = 1024
@@ -263,7 +278,7 @@ def find_regions(source: ClassMapSource, connectivity: int = 4, block_px: int = 
     only the order of the regions.
 
     Memory: about 100 bytes per pixel of a block, 50 per column of the raster, and the outlines of the regions that
-    cross from one row of blocks to the next.
+    cross from one row of blocks to the next; `RegionMerger.take_parts`, by which these can be stored, is not used.
     """
     merger = RegionMerger(source.width, connectivity)
     for row in source.block_rows(block_px):
@@ -282,7 +297,7 @@ def finish_row(
     for window in block_windows(row, block_px, block_px):
         if not source.is_empty(window):
             yield merger.add(_block(source, window, connectivity, reach))
-    yield merger.close_row(last=row.stop_row == source.height)
+    yield merger.close_row(row.stop_row == source.height, block_px)
 
 
 def _block(source: ClassMapSource, window: Window, connectivity: int, reach: int) -> Block:

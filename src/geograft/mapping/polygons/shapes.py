@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import shapely
 from affine import Affine
-from jaxtyping import Bool, Float64, Int32, Int64, Integer, UInt8
+from jaxtyping import Bool, Int32, Int64, Integer, Num, UInt8
 from numpy import ndarray
 from rasterio.features import shapes as outlines
 from scipy import ndimage
@@ -70,7 +70,7 @@ def merge_polygons(polygons: list[Polygon]) -> Polygon | MultiPolygon:
     """Return the union of polygons along pixel edges, without vertices on straight edges."""
     if len(polygons) == 1:
         return polygons[0]
-    pieces = [_drop_collinear(part) for part in shapely.get_parts(shapely.union_all(polygons))]
+    pieces = [_without_collinear(part) for part in shapely.get_parts(shapely.union_all(polygons))]
     return pieces[0] if len(pieces) == 1 else MultiPolygon(pieces)
 
 
@@ -96,15 +96,18 @@ def as_array(shapes: Iterable[shapely.Geometry]) -> ndarray:
     return array
 
 
-def _drop_collinear(polygon: Polygon) -> Polygon:
+def _without_collinear(polygon: Polygon) -> Polygon:
     return Polygon(_turns(polygon.exterior), [_turns(hole) for hole in polygon.interiors])
 
 
-def _turns(ring: LinearRing) -> Float64[ndarray, "n 2"]:
-    """Return the vertices of a ring at which its direction changes."""
-    points = shapely.get_coordinates(ring)
-    steps = np.sign(np.diff(points, axis=0))
-    turns: ndarray = points[:-1][(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
+def _turns(ring: LinearRing) -> Num[ndarray, "n 2"]:
+    return drop_collinear(shapely.get_coordinates(ring)[:-1])
+
+
+def drop_collinear(ring: Num[ndarray, "n 2"]) -> Num[ndarray, "m 2"]:
+    """Return the vertices at which a ring along pixel edges changes its direction; the ring is not closed."""
+    steps = np.sign(np.roll(ring, -1, axis=0) - ring)
+    turns: ndarray = ring[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
     return turns
 
 
