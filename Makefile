@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test quick fuzz lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries docs clean
+.PHONY: demo article test quick fuzz lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries docs clean
 
-demo: $(READY)  ## the main job on the embedded scene: four networks compared, a map, polygons, a report
+demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
+
+article: $(READY)  ## the same with the article's three networks beside Geograft's default
+	$(BIN)/geograft demo --compare --out article-out
 
 # One thread per worker: two workers with two threads each would wait for each other on two cores.
 test: lint  ## everything: lint, types and every test
@@ -62,4 +65,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out build dist
+	rm -rf $(VENV) demo-out article-out build dist

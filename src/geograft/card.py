@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -20,7 +20,10 @@ from geograft.memory import MAX_TILE_PX
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TILES_FILE = "tiles.json"
-COMPARED_FIELDS = ("classes", "number of bands", "dtype", "indices")
+WINDOW_PX, OVERLAP_PX = 640, 80
+"""Windows of a new run and their overlap, in pixels; never smaller than its tiles. Larger windows are no faster and
+need more memory; smaller ones and other overlaps map no better (docs/speed.md)."""
+COMPARED_FIELDS = ("classes", "number of bands", "dtype", "indices", "nodata", "alpha")
 """Properties that must be equal for all runs of an ensemble."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -79,6 +82,10 @@ class ModelCard:
     """Versions of Geograft and its main dependencies in training."""
     indices: tuple[Index, ...] = ()
     """Spectral indices, appended to the bands; computed when pixels are read."""
+    nodata: Literal["auto", "any", "all"] = "auto"
+    """Whether pixels with nodata in any band or in all bands were invalid, see `PrepareConfig.nodata`."""
+    alpha: bool = True
+    """Whether a band tagged alpha was a mask, not a band."""
     thresholds: tuple[Probability, ...] = ()
     """One threshold per overlapping class, replacing `threshold`; empty before `geograft calibrate`."""
     finished: bool = True
@@ -203,7 +210,7 @@ def _compared_values(card: ModelCard) -> tuple[str, ...]:
     names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
     indices = ", ".join(index.formula for index in card.indices)
     kind = " (overlapping)" if card.legend.overlapping else ""
-    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none"
+    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none", card.nodata, str(card.alpha)
 
 
 def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:

@@ -162,8 +162,8 @@ def test_seeds_on_the_command_line_override_the_recipe(monkeypatch: pytest.Monke
         raise SettingError("stop here")
 
     monkeypatch.setattr(compare, "compare", compared)
-    error_message("compare", "tiles", "--recipe", "demo", "--out", str(tmp_path), "--seeds", "3", "4")
-    error_message("compare", "tiles", "--recipe", "demo", "--out", str(tmp_path))
+    error_message("compare", "tiles", "--recipe", "demo-article", "--out", str(tmp_path), "--seeds", "3", "4")
+    error_message("compare", "tiles", "--recipe", "demo-article", "--out", str(tmp_path))
     assert asked == [(3, 4), (0,)]
 
 

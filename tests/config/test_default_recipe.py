@@ -18,15 +18,16 @@ def test_ideas_change_one_setting_of_the_default_each() -> None:
     assert [len(variant.model) + len(variant.train) for variant in ideas.variants] == [0] + [1] * 20
 
 
-def test_the_last_demo_variant_is_the_default_except_for_epochs_and_augmentation() -> None:
-    demo, default = load_recipe(Path("demo")), load_recipe(Path("default"))
-    variant = demo.variants[-1]
-    last = demo.with_settings(model=variant.model, train=variant.train)
+def test_the_demo_and_its_last_variant_are_the_default_except_for_epochs_and_augmentation() -> None:
+    article, demo, default = (load_recipe(Path(name)) for name in ("demo-article", "demo", "default"))
+    variant = article.variants[-1]
+    last = article.with_settings(model=variant.model, train=variant.train)
+    assert (last.model, last.train, last.prepare) == (demo.model, demo.train, demo.prepare)
     assert last.model == default.model
     assert replace(last.train, epochs=default.train.epochs, augment=default.train.augment) == default.train
 
 
-@pytest.mark.parametrize("name", ["article", "amazon", "demo"])
+@pytest.mark.parametrize("name", ["article", "amazon", "demo-article"])
 def test_the_articles_recipes_train_as_in_the_article(name: str) -> None:
     recipe = load_recipe(Path(name))
     assert recipe.model.architecture == "transfer"

