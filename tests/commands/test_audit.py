@@ -11,12 +11,13 @@ from pydantic import TypeAdapter
 from shapely import box
 
 import geograft
-from geograft.commands.audit import Audit, audit, audit_plan, audit_tiles
+from geograft.commands.audit import Audit, audit, audit_plan, audit_tile_set, audit_tiles
 from geograft.commands.prepare import prepare
 from geograft.config import PrepareConfig
+from geograft.dataset.leakage import buffer_advice
 from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.dataset.splits import PlannedTile, SplitScene, article_tiles, plan_tiles
-from geograft.dataset.tileset import INDEX, META, Scene, Tile, TileSetMeta
+from geograft.dataset.tileset import INDEX, META, Scene, Tile, TileSet, TileSetMeta
 from geograft.errors import InputError
 from geograft.files import write_text
 from geograft.geo.grid import Window
@@ -62,24 +63,29 @@ def cells(found: Audit) -> list[list[str]]:
 
 def test_the_articles_split_shares_94_percent_of_its_test_pixels_with_training(tmp_path: Path) -> None:
     settings = PrepareConfig(split="article")
-    found = audit(write_index(tmp_path / "article", ARTICLE, plan_tiles(ARTICLE, settings), settings))
+    found = audit_tile_set(
+        TileSet.open(write_index(tmp_path / "article", ARTICLE, plan_tiles(ARTICLE, settings), settings))
+    )
     assert found.tiles == {"train": 14_812, "val": 1_150}
     assert found.held_out[0].overlap.pixel_fraction == pytest.approx(0.93978, abs=5e-6)
     text = "\n".join(found.lines())
-    assert text.startswith(f"{tmp_path / 'article'}: 15,962 tiles of 23 scenes")
+    assert text.startswith("LEAK: 94.0 % of the val pixels also lie in a training tile.")
+    assert found.lines()[2] == f"{tmp_path / 'article'}: 15,962 tiles of 23 scenes"
     assert ["train", "14,812"] in cells(found)
     assert ["val", "1,150", "94.0 %", "81.7 %", "3", "0 px"] in cells(found)
-    assert "Leak: 94.0 % of the val pixels also lie in a training tile." in text
 
 
 @pytest.mark.parametrize("split", ["auto", "scene", "block"])
 def test_other_splits_of_the_same_scenes_share_no_pixel(split: str, tmp_path: Path) -> None:
     settings = PrepareConfig(split=split)
-    found = audit(write_index(tmp_path / "ours", ARTICLE, plan_tiles(ARTICLE, settings), settings))
+    found = audit_tile_set(
+        TileSet.open(write_index(tmp_path / "ours", ARTICLE, plan_tiles(ARTICLE, settings), settings))
+    )
     assert set(found.tiles) == {"train", "val", "test"}
     assert [held.overlap.pixel_fraction for held in found.held_out] == [0, 0]
     assert [held.overlap.disjoint for held in found.held_out] == [found.tiles["val"], found.tiles["test"]]
-    assert found.lines()[-1] == "No leak: no val or test pixel lies in a training tile."
+    # Structures were not stored, so duplicates are unknown.
+    assert found.lines()[0].startswith("CAUTION: no val or test pixel lies in a training tile. ")
     nearest = [32, 32] if split == "block" else [None, None]
     assert [held.gap_px for held in found.held_out] == nearest
 
@@ -101,15 +107,38 @@ def test_a_prepared_tile_set_is_audited_from_its_folder(tmp_path: Path) -> None:
 def test_the_page_on_audit_shows_what_it_prints(tmp_path: Path) -> None:
     page = DOCS.read_text(encoding="utf-8")
     shown = "\n".join(
-        textwrap.indent(line, "    ") for line in audit_plan(article_tiles(ARTICLE), ARTICLE, "x").lines()[1:]
+        textwrap.indent(line, "    ")
+        for line in audit_plan(article_tiles(ARTICLE), ARTICLE, "the article's split").lines()
     )
     assert shown in page
     source = VectorSource(
         images=(YELLOWSTONE / "training.tif",), labels=YELLOWSTONE / "training.gpkg", class_field="class"
     )
     prepare(source, tmp_path / "tiles")
-    shown = "\n".join(textwrap.indent(line, "    ") for line in audit(tmp_path / "tiles").lines()[1:])
+    first, *rest = audit(tmp_path / "tiles").lines()
+    shown = "\n".join(
+        textwrap.indent(line, "    ") for line in [first, *rest[:1], "tiles: 332 tiles of 1 scene", *rest[2:]]
+    )
     assert shown in page
+
+
+def test_the_advice_on_near_tiles_works(tmp_path: Path) -> None:
+    source = VectorSource((YELLOWSTONE / "training.tif",), YELLOWSTONE / "training.gpkg", "class")
+    prepare(source, tmp_path / "tiles")
+    before = audit(tmp_path / "tiles")
+    assert before.verdict == "CAUTION"
+    options = dict(re.findall(r"--(\w+)-px (\d+)", before.advice))
+    again = PrepareConfig(split="block", buffer_px=int(options["buffer"]), block_px=int(options.get("block", 0)))
+    prepare(source, tmp_path / "again", again)
+    assert audit(tmp_path / "again").verdict == "OK"
+
+
+def test_where_no_buffer_fits_another_area_is_advised(tmp_path: Path) -> None:
+    places = [SplitScene("a", 300, 300, "a")]
+    settings = PrepareConfig(tile_px=64, buffer_px=8)
+    tiles = TileSet.open(write_index(tmp_path / "small", places, plan_tiles(places, settings), settings))
+    assert "--split block --buffer-px 16" in buffer_advice(tiles, 16)
+    assert "another area" in buffer_advice(tiles, 400)
 
 
 def test_class_fractions_are_weighted_by_labelled_pixels() -> None:
@@ -161,9 +190,9 @@ def test_a_tile_set_without_training_tiles_cannot_leak() -> None:
     planned = plan_tiles([SplitScene("a", 500, 500, "a")], PrepareConfig(val=0, test=1))
     found = audit_plan(planned, [SplitScene("a", 500, 500, "a")], "elsewhere")
     assert not found.leaks
-    assert found.lines()[-1] == found.conclusion
+    assert found.lines()[0] == found.conclusion
     assert "train" not in found.tiles
-    assert found.conclusion.startswith("No leak")
+    assert found.verdict == "OK"
 
 
 def test_a_small_leak_is_never_rounded_to_zero() -> None:

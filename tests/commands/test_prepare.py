@@ -8,19 +8,25 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
 import pytest
+from affine import Affine
 from numpy import ndarray
 from PIL import Image as Picture
 from pyproj import CRS
 
+from geograft.commands.audit import audit_tile_set
 from geograft.commands.prepare import prepare
 from geograft.config import PrepareConfig
+from geograft.dataset.folds import plan_folds
 from geograft.dataset.scenes import LabelSource
 from geograft.dataset.sources import DstlSource, MaskSource, VectorSource
+from geograft.dataset.splits import SplitScene
 from geograft.dataset.tileset import TileSet
+from geograft.dataset.units import units_of
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.raster import Image, read_labels
@@ -369,3 +375,36 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
         peaks.append(int(done.stdout) / 1024)
     # A hundred times the pixels, 300 MB of them.
     assert peaks[1] - peaks[0] < 100
+
+
+def test_touching_sheets_are_one_place(tmp_path: Path) -> None:
+    for side in ("images", "masks"):
+        for row in range(2):
+            for col in range(4):
+                there = TENTH_METRE @ Affine.translation(128 * col, 128 * row)
+                pixels = textured(3 if side == "images" else 1, 128, 128, seed=4 * row + col)
+                write_raster(tmp_path / side / f"{row}{col}.tif", pixels if side == "images" else pixels % 2, there)
+    source = MaskSource(tmp_path / "images", tmp_path / "masks", {1: "a", 0: "b"})
+    tiles = prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=32, buffer_px=8))
+    assert tiles.meta.source["adjacent scenes"].startswith("8 in 1 place")
+    assert "duplicate scenes" not in tiles.meta.source
+    assert {scene.position.place for scene in tiles.meta.scenes if scene.position} == {"00"}
+    assert len({(tile.scene, tile.split) for tile in tiles.tiles}) > 8
+    found = audit_tile_set(tiles)
+    assert not found.leaks
+    # UTM's scale at its central meridian is 0.9996.
+    assert min(held.distances.min() for held in found.held_out) >= 0.8 * 0.999
+    assert units_of(tiles, "test").kind == "block"
+    folds = plan_folds([SplitScene.of(scene) for scene in tiles.meta.scenes], tiles.meta.settings, 2)
+    assert all({split for _, _, split in planned} == {"train", "val", "test"} for planned in folds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"buffer_px": 64}, {"block_px": 128}, {"split": "scene", "buffer_px": 64}, {"split": "article", "block_px": 128}],
+)
+def test_an_option_without_effect_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    (name, value) = list(options.items())[-1]
+    with pytest.raises(SettingError, match=f"--{name.replace('_', '-')} {value} "):
+        prepare(pictures(tmp_path), tmp_path / "tiles", PrepareConfig(tile_px=16, **options))
+    assert not (tmp_path / "tiles").exists()

@@ -174,10 +174,10 @@ def test_statistics_are_of_pixels_with_one_known_class(tmp_path: Path) -> None:
 def test_every_split_has_every_overlapping_class(tmp_path: Path, seed: int) -> None:
     found = source(tmp_path, np.ones((2, SIDE, SIDE), np.uint8), {1: "common", 2: "rare"}, overlapping=True)
     for number in range(12):
-        write_raster(tmp_path / "images" / f"{number}.tif", textured(3, SIDE, SIDE, seed=number))
+        write_raster(tmp_path / "images" / f"{number}.tif", textured(3, SIDE, SIDE, seed=number), crs=None)
         bands = np.zeros((2, SIDE, SIDE), np.uint8)
         bands[0, :20], bands[1, :4] = 1, number < 2
-        write_raster(tmp_path / "masks" / f"{number}.tif", bands)
+        write_raster(tmp_path / "masks" / f"{number}.tif", bands, crs=None)
     tiles = prepare(found, tmp_path / "tiles", replace(ONE_TILE, val=0.2, test=0.2, seed=seed))
     rare = {tile.split for tile in tiles.tiles if tile.class_fractions[1]}
     assert rare == {"train", "val", "test"}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
@@ -12,13 +13,16 @@ from pyproj import CRS, Geod
 
 from geograft.dataset.neighbours import (
     Outlines,
+    connected_components,
+    find_positions,
     nearest_distances,
     nearest_distances_in_scene,
     project_to_mercator,
     shared_area,
 )
+from geograft.dataset.tileset import Position
 from geograft.errors import InputError
-from geograft.geo.grid import Window
+from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.reader import read_outlines, reproject
 from geograft.geo.vectors.writer import write_tiles
 
@@ -107,3 +111,39 @@ def test_no_tiles_have_no_distances() -> None:
     assert nearest_distances(none, one).tolist() == []
     share, pairs = shared_area(Outlines(one, np.array([0])), Outlines(none, np.zeros(0, int)))
     assert (share.tolist(), len(pairs)) == ([0.0], 0)
+
+
+def grid(col: float, row: float, side: int = 100, pixel: float = 0.5, crs: str | None = "EPSG:32612") -> Grid:
+    transform = Affine(pixel, 0, 500_000 + 0.5 * col, 0, -pixel, 4_979_000 - 0.5 * row)
+    return Grid(side, side, transform, CRS.from_user_input(crs) if crs else None)
+
+
+def test_sheets_that_touch_overlap_or_are_near_are_one_place() -> None:
+    grids = {"a": grid(0, 0), "b": grid(100, 0), "c": grid(80, 90), "d": grid(208, 0), "far": grid(1000, 0)}
+    near = {name: (spot.place, spot.row, spot.col) for name, spot in find_positions(grids, 10).items()}
+    assert near == {"a": ("a", 0, 0), "b": ("a", 0, 100), "c": ("a", 90, 80), "d": ("a", 0, 208)}
+    assert find_positions(grids, 5).keys() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [grid(100, 0, pixel=0.51), grid(100, 0, crs="EPSG:32613"), grid(100, 0, crs=None), grid(120, 0)],
+    ids=["pixel size", "CRS", "no CRS", "distance"],
+)
+def test_others_are_not_one_place(other: Grid) -> None:
+    assert find_positions({"a": grid(0, 0), "b": other}, 10) == {}
+
+
+def test_an_offset_of_less_than_a_pixel_is_rounded() -> None:
+    assert find_positions({"a": grid(0, 0), "b": grid(100.3, -0.4)}, 1)["b"] == Position("a", 0, 100)
+
+
+@given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12))
+def test_connected_components_are_those_of_the_pairs(count: int, pairs: list[tuple[int, int]]) -> None:
+    pairs = [(i % count, j % count) for i, j in pairs]
+    found = connected_components(count, pairs)
+    expected = list(range(count))
+    for _ in range(count):
+        for i, j in pairs:
+            expected[i] = expected[j] = min(expected[i], expected[j])
+    assert found == expected

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from geograft.dataset.splits import (
     plan_tiles,
     training_tiles,
 )
-from geograft.dataset.tileset import Split
+from geograft.dataset.tileset import Position, Split
 from geograft.errors import SettingError
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.grid import Window, tiling
@@ -257,3 +258,82 @@ def test_the_split_of_the_article_needs_enough_tiles() -> None:
         article_tiles(scenes(2, 1000, 1000))
     with pytest.raises(SettingError, match="has 0 tiles"):
         article_tiles(scenes(2, 100, 1000))
+
+
+# adjacent scenes
+
+
+def sheets(rows: int, cols: int, side: int, step: int) -> list[SplitScene]:
+    """Return square sheets of one place, `step` pixels apart."""
+    return [
+        SplitScene(f"{row},{col}", side, side, f"{row},{col}", position=Position("0,0", row * step, col * step))
+        for row in range(rows)
+        for col in range(cols)
+    ]
+
+
+def on_one_grid(planned: Sequence[PlannedTile], places: Sequence[SplitScene], split: Split) -> list[SceneWindow]:
+    """Return the tiles of a split as windows of one scene, the whole place."""
+    moves = {scene.name: scene.position for scene in places}
+    return [
+        ("place", Window(window.row + move.row, window.col + move.col, window.height, window.width))
+        for name, window in of(planned, split)
+        if (move := moves[name]) is not None
+    ]
+
+
+@given(
+    rows=st.integers(1, 3),
+    cols=st.integers(2, 4),
+    side=st.integers(110, 260),
+    shift=st.integers(-90, 20),
+    buffer_px=st.integers(0, 24),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=20)
+def test_the_buffer_holds_across_the_edges_of_sheets(
+    rows: int, cols: int, side: int, shift: int, buffer_px: int, seed: int
+) -> None:
+    places = sheets(rows, cols, side, side + shift)
+    try:
+        planned = plan_tiles(places, PrepareConfig(tile_px=32, split="block", buffer_px=buffer_px, seed=seed))
+    except SettingError:
+        return
+    train, val, test = (on_one_grid(planned, places, split) for split in ("train", "val", "test"))
+    assert train
+    for held in (val, test):
+        gap = smallest_gap(held, train)
+        assert gap is not None
+        assert gap >= buffer_px
+        assert tile_overlap(held, train).shared_pixels == 0
+    assert tile_overlap(test, val).shared_pixels == 0
+
+
+def test_twenty_sheets_are_one_place_and_split_by_block() -> None:
+    places = sheets(4, 5, 1000, 1000)
+    planned = plan_tiles(places, PrepareConfig())
+    assert len({(scene, split) for scene, _, split in planned}) > 20
+    area = sum(counts(planned)[split] for split in ("val", "test")) * 224**2 / 20e6
+    assert area == pytest.approx(0.3, abs=0.08)
+    with pytest.raises(SettingError, match=r"^1 .*--split block"):
+        plan_tiles(places, PrepareConfig(split="scene"))
+
+
+def test_places_are_assigned_whole() -> None:
+    places = [
+        replace(scene, name=f"{place}{scene.name}", group=f"{place}{scene.name}", position=Position(f"{place}", 0, 0))
+        for place in range(8)
+        for scene in sheets(1, 3, 300, 300)
+    ]
+    planned = plan_tiles(places, PrepareConfig())
+    assert len({(scene[0], split) for scene, _, split in planned}) == 8
+
+
+def test_sheets_hardly_larger_than_a_tile_leave_room_for_training() -> None:
+    places = sheets(18, 18, 72, 72)
+    planned = plan_tiles(places, PrepareConfig(tile_px=64, buffer_px=8, overlap=0.0))
+    train = {scene for scene, _, split in planned if split == "train"}
+    assert len(train) > 0.5 * len(places)
+    gap = smallest_gap(on_one_grid(planned, places, "test"), on_one_grid(planned, places, "train"))
+    assert gap is not None
+    assert gap >= 8

@@ -3,11 +3,10 @@
 Leakage is counted exactly: pixels that val or test tiles share with training tiles, from the tiles' corners; scenes of
 the same area on both sides of the split; and groups that the split divides. The audit also compares the distance from
 held-out tiles to training tiles with the spatial autocorrelation range of images and labels: tiles within that range
-are easier than new areas. Results are tables and one conclusion in plain words.
+are easier than new areas. Results are one conclusion in plain words, OK, CAUTION or LEAK, and tables.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,8 +21,12 @@ from geograft.dataset.leakage import (
     DuplicateScenes,
     HeldOutSplit,
     align_duplicates,
+    buffer_advice,
     duplicates_by_alignment,
     duplicates_by_outline,
+    find_divided_groups,
+    near_fractions,
+    unaligned_groups,
 )
 from geograft.dataset.neighbours import nearest_distances, nearest_distances_in_scene, project_to_mercator
 from geograft.dataset.splits import PlannedTile, SplitScene
@@ -32,12 +35,14 @@ from geograft.errors import InputError
 from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.files import atomic_write
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
+from geograft.geo.rasters.raster import check_complete
 from geograft.geo.vectors.reader import read_outlines
 from geograft.text import format_table, join_names
 
+Verdict = Literal["OK", "CAUTION", "LEAK"]
 MAX_LISTED = 5
-MAX_NEAR_FRACTION = 0.1
-"""Fraction of a split's tiles that may lie within the autocorrelation range of training before the audit warns."""
+BUFFER_MARGIN = 1.25
+"""Ratio of the suggested buffer to the autocorrelation range, which is estimated to a fifth."""
 MIN_IMBALANCE_RATIO, MIN_IMBALANCE_DIFFERENCE = 2.0, 0.02
 """A class is imbalanced if its fractions differ by more than this ratio and by more than two percentage points."""
 EVIDENCE_TEXT = {
@@ -185,38 +190,33 @@ def leak_message(
         if pairs
         else "use --split auto"
     )
-    return f"Leak: {'; '.join(facts)}. Scores on {names} are too high. Prepare the tile set again: {remedy}."
+    return f"{'; '.join(facts)}. Scores on {names} are too high. Prepare the tile set again: {remedy}."
 
 
 def distance_message(
-    held_out: Sequence[HeldOutSplit],
-    autocorrelation_range: AutocorrelationRange | None,
-    unit: str,
-    pixel_size: float,
+    held_out: Sequence[HeldOutSplit], autocorrelation_range: AutocorrelationRange | None, unit: str, advice: str
 ) -> str:
-    """Return whether held-out tiles lie within the autocorrelation range of training; empty if it is unknown."""
+    """Return whether held-out tiles lie within the autocorrelation range of training; empty if it is unknown.
+
+    `advice` is what to do if they do.
+    """
     if autocorrelation_range is None:
         return ""
     if not any(np.isfinite(one.distances).any() for one in held_out):
         return "No scene has both training and held-out tiles."
     distance = format_distance(autocorrelation_range.distance, unit)
     name = f"spatial autocorrelation range of the {autocorrelation_range.variable}"
-    near = [(one.split, one.fraction_within(autocorrelation_range.distance)) for one in held_out]
-    if any(fraction > MAX_NEAR_FRACTION for _, fraction in near):
-        fractions = " and ".join(
-            f"{format_percentage(fraction)} of the {split} tiles"
-            for split, fraction in near
-            if fraction > MAX_NEAR_FRACTION
-        )
+    if near := near_fractions(held_out, autocorrelation_range):
+        fractions = " and ".join(f"{format_percentage(part)} of the {split} tiles" for split, part in near.items())
         at_least = "" if autocorrelation_range.resolved else "at least "
-        buffer_px = int(np.ceil(autocorrelation_range.distance / pixel_size))
         return (
             f"But {fractions} lie within the {name} ({at_least}{distance}) of a training tile: scores may be slightly "
-            f"higher than in new areas. Use --buffer-px {buffer_px} or more, or hold out whole scenes."
-        )
+            f"higher than in new areas. {advice}"
+        ).rstrip()
     if not autocorrelation_range.resolved:
         return f"The {name} is unknown: it exceeds {distance}, the longest distance measured."
-    count = "Nearly all" if any(fraction for _, fraction in near) else "All"
+    some = any(one.fraction_within(autocorrelation_range.distance) for one in held_out)
+    count = "Nearly all" if some else "All"
     return f"{count} of these tiles lie beyond the {name} ({distance}) from training: scores hold for new areas."
 
 
@@ -242,12 +242,30 @@ class Audit:
     """Variograms of images and labels, in pixels; None if no image was read."""
     notes: tuple[str, ...] = ()
     """Checks that were not possible."""
+    advice: str = ""
+    """What to do about held-out tiles within the autocorrelation range of training."""
 
     @property
     def leaks(self) -> bool:
         """Whether training contains held-out data: the same pixels, a duplicate scene, or part of a divided group."""
         shared = any(one.overlap.shared_pixels or one.duplicate_fraction > 0 for one in self.held_out)
         return shared or bool(self.divided_groups)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The result in one word.
+
+        LEAK if training contains held-out data. CAUTION if many held-out tiles lie within the autocorrelation range of
+        training, or if that range is unknown or a check was not possible. OK otherwise.
+        """
+        if not self.held_out or "train" not in self.tiles:
+            return "OK"
+        if self.leaks:
+            return "LEAK"
+        reach = self.autocorrelation_range
+        near = any(np.isfinite(one.distances).any() for one in self.held_out)
+        unknown = near and reach is not None and not reach.resolved
+        return "CAUTION" if self.notes or unknown or near_fractions(self.held_out, reach) else "OK"
 
     @property
     def autocorrelation_range(self) -> AutocorrelationRange | None:
@@ -264,19 +282,23 @@ class Audit:
 
     @property
     def conclusion(self) -> str:
-        """The result in one line, and what to do about it."""
+        """The verdict and its reason in one line, and what to do about it."""
         if not self.held_out or "train" not in self.tiles:
-            return "No leak possible: the tile set does not have both training and held-out tiles."
+            return "OK: no leak is possible, because the tile set does not have both training and held-out tiles."
         if self.leaks:
-            return leak_message(self.held_out, self.divided_groups, self.duplicates)
+            return f"LEAK: {leak_message(self.held_out, self.divided_groups, self.duplicates)}"
         names = " or ".join(one.split for one in self.held_out)
-        distance = distance_message(self.held_out, self.autocorrelation_range, self.unit, self.pixel_size)
-        return f"No leak: no {names} pixel lies in a training tile. {distance}".rstrip()
+        distance = distance_message(self.held_out, self.autocorrelation_range, self.unit, self.advice)
+        checks = "But not all checks were possible." if self.notes else ""
+        parts = (f"{self.verdict}: no {names} pixel lies in a training tile.", distance, checks)
+        return " ".join(part for part in parts if part)
 
     def lines(self) -> list[str]:
         """Return the lines that the command line prints."""
         groups = [f"Groups on both sides of the split: {join_names(self.divided_groups, limit=MAX_LISTED)}", ""]
         return [
+            self.conclusion,
+            "",
             self.title,
             "",
             *overlap_lines(self.tiles, self.held_out),
@@ -287,7 +309,6 @@ class Audit:
             *duplicate_lines(self.duplicates),
             *(groups if self.divided_groups else []),
             *(f"Note: {note}" for note in self.notes),
-            self.conclusion,
         ]
 
 
@@ -304,7 +325,7 @@ def audit_tiles(
     Scenes of one group show the same area. If they have the same size, a pixel at the same position in two of them
     counts as shared. If they do not, corresponding pixels are unknown, and the split must not divide the group.
     """
-    unaligned = _unaligned_groups(scenes)
+    unaligned = unaligned_groups(scenes)
     area_of = {scene.name: scene.name if scene.group in unaligned else scene.group for scene in scenes}
     windows: dict[Split, list[SceneWindow]] = {split: [] for split in SPLITS}
     for tile in tiles:
@@ -320,7 +341,7 @@ def audit_tiles(
             for split, some in windows.items()
             if some and split != "train"
         ),
-        divided_groups=tuple(_divided_groups(unaligned, tiles)),
+        divided_groups=tuple(find_divided_groups(unaligned, tiles)),
         class_fractions={
             split: _class_fractions([tile for tile in tiles if tile.split == split])
             for split in SPLITS
@@ -328,27 +349,6 @@ def audit_tiles(
         },
         classes=classes,
     )
-
-
-def _unaligned_groups(scenes: Sequence[SplitScene]) -> dict[str, set[str]]:
-    """Return the groups whose scenes differ in size, with the names of their scenes."""
-    groups: dict[str, list[SplitScene]] = defaultdict(list)
-    for scene in scenes:
-        groups[scene.group].append(scene)
-    return {
-        group: {scene.name for scene in members}
-        for group, members in groups.items()
-        if len({(scene.height, scene.width) for scene in members}) > 1
-    }
-
-
-def _divided_groups(groups: Mapping[str, set[str]], tiles: Sequence[Tile]) -> Iterator[str]:
-    in_train: dict[str, set[bool]] = defaultdict(set)
-    for tile in tiles:
-        in_train[tile.scene].add(tile.split == "train")
-    for group, scenes in sorted(groups.items()):
-        if len(set().union(*(in_train[scene] for scene in scenes))) > 1:
-            yield group
 
 
 def _class_fractions(tiles: Sequence[Tile]) -> tuple[float, ...]:
@@ -365,13 +365,17 @@ def audit(tiles: Path, figure: Path | None = None) -> Audit:
     over the distances of held-out tiles from training tiles, to the PNG file `figure` if given.
 
     Raises:
-        InputError: if `tiles` is not a tile set, or a figure is requested and an image cannot be read.
+        InputError: if `tiles` is not a tile set, if a mask is truncated, or if a figure is requested and an
+            image cannot be read.
         OutputError: if the figure cannot be written.
     """
     tile_set = TileSet.open(tiles)
+    for mask in map(tile_set.mask_path, tile_set.scenes):
+        if mask.exists():
+            check_complete(mask)
     result = audit_tile_set(tile_set)
     try:
-        result = replace(result, autocorrelation=estimate_autocorrelation(tile_set))
+        result = _with_advice(replace(result, autocorrelation=estimate_autocorrelation(tile_set)), tile_set)
     except InputError as error:
         if figure:
             raise
@@ -380,6 +384,16 @@ def audit(tiles: Path, figure: Path | None = None) -> Audit:
         with atomic_write(figure) as part:
             part.write_bytes(audit_figure(result))
     return result
+
+
+def _with_advice(result: Audit, tile_set: TileSet) -> Audit:
+    """Return the audit with what to do about held-out tiles within the autocorrelation range."""
+    reach = result.autocorrelation_range
+    if result.leaks or reach is None or not near_fractions(result.held_out, reach):
+        return result
+    # Windows of other tiles give another estimate of the range.
+    buffer_px = 10 * int(np.ceil(BUFFER_MARGIN * reach.distance / result.pixel_size / 10))
+    return replace(result, advice=buffer_advice(tile_set, buffer_px))
 
 
 def leakage_warning(tile_set: TileSet) -> str:
@@ -402,7 +416,7 @@ def audit_tile_set(tile_set: TileSet) -> Audit:
     Raises:
         InputError: if the index cannot be read.
     """
-    scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
+    scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
     result = audit_tiles(tile_set.tiles, scenes, str(tile_set.folder), tile_set.meta.legend.names)
     if not result.held_out or "train" not in result.tiles:
         return result

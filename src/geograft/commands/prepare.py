@@ -18,8 +18,9 @@ from numpy import ndarray
 
 from geograft.config import PrepareConfig
 from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
+from geograft.dataset.neighbours import find_positions
 from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource
-from geograft.dataset.splits import SplitScene, plan_tiles, training_stride
+from geograft.dataset.splits import SplitScene, plan_tiles, splits_by_block, training_stride
 from geograft.dataset.statistics import (
     COUNT_BLOCK,
     ClassCounts,
@@ -34,7 +35,8 @@ from geograft.errors import InputError, SettingError
 from geograft.files import atomic_folder, file_digest, json_digest, refuse_existing, write_json
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import resolution_m
-from geograft.geo.rasters.raster import Image, close_labels
+from geograft.geo.rasters.nodata import ValidityRule, needs_all_bands
+from geograft.geo.rasters.raster import Image, ImageInfo, close_labels
 from geograft.geo.rasters.writer import copy_tiled, create_labels
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
@@ -42,7 +44,7 @@ from geograft.legend import IGNORE, Legend
 from geograft.locks import locks_output
 from geograft.memory import check_tile_count
 from geograft.progress import ProgressBar, progress_bar, track
-from geograft.text import join_names
+from geograft.text import join_names, pluralise
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class RasterizedScene:
     """Whether the mask has class fractions."""
     structures: Int8[ndarray, "2 2 64 64"] | None = None
     """Structure of image and labels for the search of duplicates, if not georeferenced; see `dataset.duplicates`."""
+    partial_px: int = 0
+    """Number of pixels with nodata in some bands, but not in all."""
+    partial_kept: bool = True
+    """Whether these are valid."""
 
     @property
     def split_scene(self) -> SplitScene:
@@ -73,6 +79,7 @@ class RasterizedScene:
             grid.width,
             self.scene.group,
             lambda w: self.count_classes(w).stratification_counts,
+            self.scene.position,
         )
 
     def count_classes(self, window: Window) -> ClassCounts:
@@ -106,15 +113,16 @@ def _rasterize(
     accumulator = (
         StructureAccumulator(scene.info.bands, label_bands, grid.height, grid.width) if with_structures else None
     )
-    counts = []
+    counts, partial_px = [], 0
     with (
-        Image.open(image, bands=scene.info.selected) as opened,
+        Image.open(image, bands=scene.info.selected, validity=scene.info.validity) as opened,
         create_labels(mask, grid, legend, fractional) as writer,
     ):
         for cell in block_windows(grid.window, *COUNT_BLOCK):
             labels = label(cell)
-            pixels, valid = opened.read(cell)
+            pixels, valid, partial = opened.read_counted(cell)
             labels[..., ~valid] = IGNORE
+            partial_px += int(partial.sum())
             if accumulator:
                 accumulator.add(pixels, valid, labels, cell)
             bands = labels if fractional else labels[None]
@@ -122,9 +130,11 @@ def _rasterize(
             digest.update(labels.tobytes())
             counts.append(count_labels(bands, legend, fractional))
             bar.advance(cell.height * cell.width / 1e6)
+        kept = needs_all_bands(scene.info.validity.nodata, opened.nodata, opened.info.dtype)
     structures = accumulator.structures() if accumulator else None
+    digests = (_digest(image), mask, digest.hexdigest())
     return RasterizedScene(
-        scene, image, _digest(image), mask, digest.hexdigest(), reduce(add, counts), legend, fractional, structures
+        scene, image, *digests, reduce(add, counts), legend, fractional, structures, partial_px, kept
     )
 
 
@@ -181,13 +191,21 @@ def write_tile_set(
         scenes=tuple(_scene(scene, folder) for scene in rasterized),
         settings=settings,
         source=gathered.notes
-        | _duplicates_note(find_duplicate_scenes(gathered.scenes, structures))
-        | _non_finite_note(indices, moments),
+        | _duplicates_note(_other_places(gathered.scenes, find_duplicate_scenes(gathered.scenes, structures)))
+        | _non_finite_note(indices, moments)
+        | _partial_nodata_note(rasterized)
+        | _alpha_note(gathered.scenes),
         fingerprint=_fingerprint(gathered, rasterized, tiles, indices),
         indices=indices,
         fractional=gathered.fractional,
     )
     write_json(folder / META, asdict(meta))
+
+
+def _other_places(scenes: Sequence[LabelledScene], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the pairs of scenes that are not in one place, which the split keeps apart."""
+    place = {scene.name: scene.position.place if scene.position else scene.name for scene in scenes}
+    return [pair for pair in pairs if place[pair[0]] != place[pair[1]]]
 
 
 def _duplicates_note(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -206,6 +224,49 @@ def _non_finite_note(indices: Sequence[Index], moments: Moments) -> dict[str, st
     return {"non-finite index": text} if named else {}
 
 
+def _partial_nodata_note(rasterized: Sequence[RasterizedScene]) -> dict[str, str]:
+    """Return a note on pixels with nodata in some bands only; empty if there are none."""
+    kept, ignored = (
+        sum(scene.partial_px for scene in rasterized if scene.partial_kept is valid) for valid in (True, False)
+    )
+    total = sum(scene.scene.info.grid.height * scene.scene.info.grid.width for scene in rasterized)
+    parts = [f"{ignored:,} ({ignored / total:.2g} of all) are ignored; --nodata all uses them"] if ignored else []
+    parts += [f"{kept:,} ({kept / total:.2g} of all) are used; --nodata any ignores them"] if kept else []
+    return {"pixels with nodata in some bands only": ", ".join(parts)} if parts else {}
+
+
+ALPHA_SAMPLE_PX, MAX_ALPHA_SAMPLES = 512, 20
+
+
+def _alpha_note(scenes: Sequence[LabelledScene]) -> dict[str, str]:
+    """Return a note on bands tagged alpha, which are masks, and on whether they look like spectral bands."""
+    with_alpha = [scene.info for scene in scenes if scene.info.alpha]
+    if not with_alpha:
+        return {}
+    levels = [(_alpha_levels(info), info) for info in with_alpha[:MAX_ALPHA_SAMPLES]]
+    most, info = max(levels, key=lambda pair: pair[0])
+    text = f"band {info.alpha} of {pluralise(len(with_alpha), 'image')} is tagged alpha: a mask, not an input"
+    if most <= MAX_MASK_LEVELS:
+        return {"alpha": f"{text}; --no-alpha makes it an input"}
+    return {
+        "WARNING": f"{text}. But in {info.path} it has {most} different values, like a spectral band. "
+        "If it is one, such as near infrared, prepare again with --no-alpha"
+    }
+
+
+MAX_MASK_LEVELS = 8
+"""A mask has two values, and a few more at edges that were resampled."""
+
+
+def _alpha_levels(info: ImageInfo) -> int:
+    """Return the number of different values of the alpha band at the centre of an image."""
+    grid = info.grid
+    high, wide = min(grid.height, ALPHA_SAMPLE_PX), min(grid.width, ALPHA_SAMPLE_PX)
+    with Image.open(info.path) as image:
+        centre = Window((grid.height - high) // 2, (grid.width - wide) // 2, high, wide)
+        return len(np.unique(image.read_alpha(centre)))
+
+
 def band_names(scenes: Sequence[LabelledScene]) -> tuple[str, ...]:
     """Return the band names that all scenes share, and "band N" for bands with differing names."""
     by_band = zip(*(scene.info.band_names for scene in scenes), strict=True)
@@ -216,9 +277,8 @@ def _scene(rasterized: RasterizedScene, folder: Path) -> Scene:
     inside = rasterized.image.is_relative_to(folder)
     path = rasterized.image.relative_to(folder) if inside else rasterized.image
     grid, scene = rasterized.scene.info.grid, rasterized.scene
-    return Scene(
-        scene.name, path.as_posix(), rasterized.image_digest, grid.height, grid.width, resolution_m(grid), scene.group
-    )
+    size = (grid.height, grid.width, resolution_m(grid))
+    return Scene(scene.name, path.as_posix(), rasterized.image_digest, *size, scene.group, scene.position)
 
 
 def _fingerprint(
@@ -231,6 +291,8 @@ def _fingerprint(
         "indices": [asdict(index) for index in indices],
         "shares": gathered.fractional,
         "bands": list(gathered.scenes[0].info.selected),
+        "nodata": "" if gathered.scenes[0].info.validity.nodata == "auto" else gathered.scenes[0].info.validity.nodata,
+        "alpha as band": not gathered.scenes[0].info.validity.alpha,
     }
     return json_digest(content | {name: value for name, value in optional.items() if value})
 
@@ -246,7 +308,14 @@ def _statistics(rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], in
         scene.scene.name: [tile.window for tile in used if tile.scene == scene.scene.name] for scene in rasterized
     }
     parts = (
-        band_moments(scene.image, scene.mask, windows[scene.scene.name], indices, scene.scene.info.selected)
+        band_moments(
+            scene.image,
+            scene.mask,
+            windows[scene.scene.name],
+            indices,
+            scene.scene.info.selected,
+            scene.scene.info.validity,
+        )
         for scene in track(rasterized, len(rasterized), "Statistics", "scenes")
     )
     bands = rasterized[0].scene.info.bands
@@ -275,8 +344,9 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
     """
     settings = config or PrepareConfig()
     refuse_existing(out)
-    gathered = _select_bands(source.gather(), settings.bands)
+    gathered = _find_adjacent(_select_bands(source.gather(), settings), settings)
     indices = parse_indices(settings.index, band_names(gathered.scenes))
+    _check_effective(gathered.scenes, settings)
     _check_tile_fits(gathered.scenes, settings.tile_px)
     _check_tile_count(gathered.scenes, settings)
     with atomic_folder(out) as folder:
@@ -291,17 +361,70 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
     return TileSet.open(out)
 
 
-def _select_bands(gathered: LabelledScenes, bands: Sequence[int]) -> LabelledScenes:
-    """Return the scenes with only these bands of their images; all if there are none.
+def _select_bands(gathered: LabelledScenes, settings: PrepareConfig) -> LabelledScenes:
+    """Return the scenes with only the chosen bands of their images, alpha included with --no-alpha; all by default.
 
     Raises:
-        InputError: if an image lacks one of them.
+        InputError: if an image lacks one of them, or the images differ in their number.
         SettingError: if one of them is given twice.
     """
+    bands = settings.bands
     repeated = next((band for band in bands if bands.count(band) > 1), None)
     if repeated is not None:
         raise SettingError(f"--bands {' '.join(map(str, bands))} has band {repeated} twice. Give each band once.")
-    return replace(gathered, scenes=tuple(replace(scene, info=scene.info.select(bands)) for scene in gathered.scenes))
+    rule = ValidityRule(settings.nodata, settings.alpha)
+    scenes = tuple(replace(scene, info=_selected_info(scene.info, bands, rule)) for scene in gathered.scenes)
+    for scene in scenes:
+        if scene.info.bands != scenes[0].info.bands:
+            raise InputError(
+                f"{scenes[0].info.path} has {scenes[0].info.bands} bands, {scene.info.path} has {scene.info.bands} "
+                "without the alpha band. If it is a band like the others, give --no-alpha."
+            )
+    return replace(gathered, scenes=scenes)
+
+
+def _selected_info(info: ImageInfo, bands: Sequence[int], rule: ValidityRule) -> ImageInfo:
+    if rule.alpha or not info.alpha:
+        return replace(info, validity=rule).select(bands)
+    with Image.open(info.path, bands=bands, validity=rule) as image:
+        return image.info
+
+
+def _find_adjacent(gathered: LabelledScenes, settings: PrepareConfig) -> LabelledScenes:
+    """Return the scenes with their positions among adjacent ones, which count as one place."""
+    if settings.split == "article":
+        return gathered
+    positions = find_positions({scene.name: scene.info.grid for scene in gathered.scenes}, max(settings.buffer_px, 1))
+    if not positions:
+        return gathered
+    scenes = tuple(replace(scene, position=positions.get(scene.name)) for scene in gathered.scenes)
+    places = len({position.place for position in positions.values()})
+    how = "the buffer holds across their edges" if _by_block(scenes, settings) else "each place is in one split"
+    note = f"{len(positions)} in {pluralise(places, 'place')}; {how}"
+    return replace(gathered, scenes=scenes, notes=gathered.notes | {"adjacent scenes": note})
+
+
+def _by_block(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> bool:
+    grids = [(scene.name, scene.info.grid.height, scene.info.grid.width, scene.group) for scene in scenes]
+    return splits_by_block(
+        [SplitScene(*grid, position=scene.position) for grid, scene in zip(grids, scenes, strict=True)], settings
+    )
+
+
+def _check_effective(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> None:
+    """Raise SettingError for a buffer or a block size that is set although no scene is split by block."""
+    default = PrepareConfig()
+    given = {
+        "--buffer-px": settings.buffer_px not in (0, default.buffer_px) and settings.buffer_px,
+        "--block-px": settings.block_px,
+    }
+    if not any(given.values()) or _by_block(scenes, settings):
+        return
+    flag, value = next((flag, value) for flag, value in given.items() if value)
+    raise SettingError(
+        f"{flag} {value} has no effect with --split {settings.split} here, which makes no blocks of these "
+        f"{pluralise(len(scenes), 'scene')}. Omit it, or use --split block."
+    )
 
 
 def _labelled_tiles(rasterized: Sequence[RasterizedScene], settings: PrepareConfig) -> list[Tile]:

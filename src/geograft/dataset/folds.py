@@ -13,7 +13,15 @@ from operator import add
 from pathlib import Path
 
 from geograft.config import PrepareConfig
-from geograft.dataset.splits import PlannedTile, SplitScene, block_tiles, split_blocks, splits_by_block, training_stride
+from geograft.dataset.splits import (
+    PlannedTile,
+    SplitScene,
+    planned_by_block,
+    split_blocks,
+    splits_by_block,
+    training_stride,
+    whole_scenes,
+)
 from geograft.dataset.statistics import ClassCounts, Moments, band_moments, count_classes, labelled_tiles
 from geograft.dataset.stratify import SplitBlock, assign_folds, assign_splits
 from geograft.dataset.tileset import INDEX, META, SPLITS, Split, Tile, TileSet
@@ -44,7 +52,7 @@ def plan_folds(scenes: Sequence[SplitScene], config: PrepareConfig, folds: int) 
             "--folds needs a tile set with --val above 0 and a --split other than article: prepare the tile set again."
         )
     by_block = splits_by_block(scenes, config)
-    blocks = split_blocks(scenes, config) if by_block else _whole_scenes(scenes)
+    blocks = split_blocks(scenes, config) if by_block else whole_scenes(scenes)
     fold_of = assign_folds(blocks, folds, config.seed)
     return [_plan(scenes, config, by_block, _splits(blocks, fold_of, fold, config)) for fold in range(folds)]
 
@@ -68,25 +76,14 @@ def _splits(blocks: Sequence[SplitBlock], fold_of: Sequence[int], fold: int, con
 
 
 def _plan(scenes: Sequence[SplitScene], config: PrepareConfig, by_block: bool, splits: Splits) -> list[PlannedTile]:
+    if by_block:
+        return planned_by_block(scenes, splits, config)
     planned: list[PlannedTile] = []
     for scene in scenes:
-        if by_block:
-            planned += [(scene.name, *tile) for tile in block_tiles(scene.window, splits[scene.name], config)]
-            continue
         split = splits[scene.name][scene.window]
         stride = training_stride(config) if split == "train" else config.tile_px
         planned += [(scene.name, window, split) for window in tiling(scene.window, config.tile_px, stride)]
     return planned
-
-
-def _whole_scenes(scenes: Sequence[SplitScene]) -> list[SplitBlock]:
-    """Return every scene as one block, with its class counts if they are known."""
-    return [
-        SplitBlock(
-            scene.name, scene.window, scene.group, tuple(scene.class_pixels(scene.window)) if scene.class_pixels else ()
-        )
-        for scene in scenes
-    ]
 
 
 def derived_fingerprint(whole: TileSet, tiles: Sequence[Tile]) -> str:
@@ -142,6 +139,7 @@ def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
             [tile.window for tile in tiles if tile.scene == scene.name and tile.split == "train"],
             whole.meta.indices,
             whole.meta.settings.bands,
+            whole.meta.validity,
         )
         for scene in whole.meta.scenes
     )
@@ -163,10 +161,7 @@ def write_fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
     if all((folder / META).is_file() for folder in found):
         return found
     try:
-        scenes = [
-            SplitScene(scene.name, scene.height, scene.width, scene.group, _stratification_counts(whole, scene.name))
-            for scene in whole.meta.scenes
-        ]
+        scenes = [SplitScene.of(scene, _stratification_counts(whole, scene.name)) for scene in whole.meta.scenes]
         plans = plan_folds(scenes, whole.meta.settings, folds)
         for folder, planned in track(zip(found, plans, strict=True), folds, "folds", "folds"):
             if not (folder / META).is_file():

@@ -2,12 +2,12 @@
 
 Two scenes of one place, taken at different dates or stored under different names, leak like shared pixels. Duplicates
 are found by location if the tiles are georeferenced, otherwise by file digest and by the structure of the scenes; see
-`geograft.dataset.duplicates`.
+`geograft.dataset.duplicates`. Held-out tiles near training tiles are easier than new areas.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -18,9 +18,13 @@ from numpy import ndarray
 
 from geograft.dataset.duplicates import find_matches
 from geograft.dataset.neighbours import Outlines, shared_area
-from geograft.dataset.tileset import Scene, Split, Tile
+from geograft.dataset.splits import SplitScene, plan_tiles
+from geograft.dataset.tileset import SPLITS, Scene, Split, Tile, TileSet
+from geograft.errors import SettingError
 from geograft.geo.coverage import Overlap
 
+MAX_NEAR_FRACTION = 0.1
+"""Fraction of a split's tiles that may lie within the autocorrelation range of training before the audit warns."""
 Evidence = Literal["location", "file", "image", "labels"]
 """Why two scenes are taken to show the same area: location, identical file, similar images or similar labels."""
 
@@ -66,6 +70,36 @@ class AutocorrelationRange:
     """Whether the range was reached; if not, `distance` is the longest distance measured."""
 
 
+def near_fractions(
+    held_out: Sequence[HeldOutSplit], autocorrelation_range: AutocorrelationRange | None
+) -> dict[Split, float]:
+    """Return by split the fraction of tiles within the autocorrelation range of training, where it is too large."""
+    if autocorrelation_range is None:
+        return {}
+    fractions = {one.split: one.fraction_within(autocorrelation_range.distance) for one in held_out}
+    return {split: fraction for split, fraction in fractions.items() if fraction > MAX_NEAR_FRACTION}
+
+
+def buffer_advice(tile_set: TileSet, buffer_px: int) -> str:
+    """Return how to prepare a tile set whose held-out tiles lie `buffer_px` from training, if its scenes allow it."""
+    settings = tile_set.meta.settings
+    wanted = {split for split in SPLITS if tile_set.split(split)}
+    # Blocks twice as wide as needed leave more training tiles, if there are enough of them.
+    for block_px in (0, 2 * (settings.tile_px + 2 * buffer_px)):
+        config = replace(settings, split="block", buffer_px=buffer_px, block_px=block_px)
+        try:
+            planned = plan_tiles([SplitScene.of(scene) for scene in tile_set.meta.scenes], config)
+        except SettingError:
+            continue
+        if {split for _, _, split in planned} >= wanted:
+            block = f" --block-px {block_px}" if block_px else ""
+            return f"Prepare the tile set again with --split block --buffer-px {buffer_px}{block}."
+    return (
+        f"These scenes are too small for a split with --buffer-px {buffer_px}: for a score that holds for new areas, "
+        "label another area and hold it out."
+    )
+
+
 @dataclass(frozen=True)
 class DuplicateArea:
     """The area of held-out tiles that training tiles of other scenes show, and those scenes."""
@@ -82,6 +116,28 @@ class DuplicateAlignment:
     duplicate: DuplicateScenes
     shift: tuple[float, float]
     """Offset of the upper left corner, in fractions of the held-out scene's height and width."""
+
+
+def unaligned_groups(scenes: Sequence[SplitScene]) -> dict[str, set[str]]:
+    """Return the groups whose scenes differ in size, with the names of their scenes."""
+    groups: dict[str, list[SplitScene]] = defaultdict(list)
+    for scene in scenes:
+        groups[scene.group].append(scene)
+    return {
+        group: {scene.name for scene in members}
+        for group, members in groups.items()
+        if len({(scene.height, scene.width) for scene in members}) > 1
+    }
+
+
+def find_divided_groups(groups: Mapping[str, set[str]], tiles: Sequence[Tile]) -> Iterator[str]:
+    """Yield the groups with tiles both in train and held out; `groups` has the names of the scenes of each."""
+    in_train: dict[str, set[bool]] = defaultdict(set)
+    for tile in tiles:
+        in_train[tile.scene].add(tile.split == "train")
+    for group, scenes in sorted(groups.items()):
+        if len(set().union(*(in_train[scene] for scene in scenes))) > 1:
+            yield group
 
 
 def duplicates_by_outline(

@@ -1,21 +1,24 @@
-"""Distances from tiles to their nearest neighbours, and the area that tiles of different scenes share.
+"""Distances from tiles to their nearest neighbours, the area that tiles of different scenes share, adjacent scenes.
 
 Georeferenced tiles are projected to World Mercator, whatever their CRS. The projection is conformal, so nearest
 neighbours are preserved locally, and a distance divided by the local scale is in metres. Distances of hundreds of
 kilometres are approximate, which is enough here: no buffer is that wide.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse.csgraph
 import shapely
 from jaxtyping import Float64, Int, Shaped
 from numpy import ndarray
 from pyproj import CRS, Transformer
 
+from geograft.dataset.tileset import Position
 from geograft.geo.coverage import SceneWindow
+from geograft.geo.grid import Grid
 
 MERCATOR = "EPSG:3395"
 """World Mercator on the ellipsoid of WGS 84."""
@@ -38,6 +41,53 @@ def project_to_mercator(
     centre = shapely.centroid(shapes)
     latitude = np.radians(np.clip(to_degrees.transform(shapely.get_x(centre), shapely.get_y(centre))[1], -89, 89))
     return np.array(projected, object), np.sqrt(1 - ECCENTRICITY_SQUARED * np.sin(latitude) ** 2) / np.cos(latitude)
+
+
+def find_positions(grids: Mapping[str, Grid], distance_px: float) -> dict[str, Position]:
+    """Return the positions of all scenes that touch, overlap or lie within `distance_px` of another, by name.
+
+    These are scenes of one CRS, pixel size and orientation; their offset is rounded to whole pixels. Scenes that are
+    connected through others have the same place. 1,000 scenes take less than a second.
+    """
+    names = [name for name, grid in grids.items() if grid.crs is not None]
+    by_crs: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(names):
+        by_crs[grids[name].crs.to_wkt()].append(number)  # type: ignore[union-attr]
+    pairs: list[tuple[int, int]] = []
+    for numbers in by_crs.values():
+        shapes = np.array([grids[names[number]].footprint() for number in numbers], object)
+        reach = [distance_px * abs(grids[names[number]].transform.determinant) ** 0.5 for number in numbers]
+        near = shapely.STRtree(shapes).query(shapes, predicate="dwithin", distance=reach)
+        pairs += [(numbers[i], numbers[j]) for i, j in near.T.tolist() if i < j]
+    pairs = [(i, j) for i, j in pairs if _same_pixels(grids[names[i]], grids[names[j]])]
+    connected = connected_components(len(names), pairs)
+    members = Counter(connected)
+    found = {}
+    for name, first in zip(names, connected, strict=True):
+        if members[first] > 1:
+            to_pixels = ~grids[names[first]].transform
+            col, row = to_pixels @ (grids[name].transform.c, grids[name].transform.f)
+            found[name] = Position(names[first], round(row), round(col))
+    return found
+
+
+def connected_components(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the first item of the component of each of `count` items that `pairs` connect.
+
+    >>> connected_components(5, [(4, 1), (3, 1)])
+    [0, 1, 2, 1, 1]
+    """
+    rows, cols = np.array(pairs, int).reshape(-1, 2).T
+    graph = scipy.sparse.coo_array((np.ones(len(rows), bool), (rows, cols)), shape=(count, count))
+    labels = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    return [int(first) for first in np.unique(labels, return_index=True)[1][labels]]
+
+
+def _same_pixels(grid: Grid, other: Grid) -> bool:
+    """Return whether the pixels of two grids agree in size and orientation, to half a pixel over the second grid."""
+    corners = np.array(((0, 0), (other.width, 0), (0, other.height)))
+    here = np.array([~grid.transform @ (other.transform @ tuple(corner)) for corner in corners])
+    return bool(np.abs(here - here[0] - corners).max() < 0.5)
 
 
 def nearest_distances(

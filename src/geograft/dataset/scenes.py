@@ -14,8 +14,10 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from geograft.dataset.tileset import Position
 from geograft.errors import InputError
 from geograft.geo.grid import Window
+from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.legend import Legend
 from geograft.memory import check_scene_size
@@ -40,6 +42,8 @@ class LabelledScene:
     group: str
     label_reader: Callable[[], LabelReader]
     """Prepares the labels of this scene; they may stay in memory as long as the reader does."""
+    position: Position | None = None
+    """Position among adjacent scenes; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def read_image_infos(paths: Iterable[Path]) -> tuple[ImageInfo, ...]:
         with Image.open(path) as image:
             infos.append(image.info)
         check_scene_size(str(path), image.info.grid.height, image.info.grid.width)
+        check_on_earth(str(path), image.info.grid)
     for info in infos:
         _check_same_format(infos[0], info)
     return tuple(infos)
@@ -244,7 +249,8 @@ def scene_groups(groups: Groups, names: Sequence[str]) -> dict[str, str]:
 def _check_same_format(first: ImageInfo, other: ImageInfo) -> None:
     if other.palette:
         raise InputError(f"{other.path} has a colour table. Convert it to RGB bands.")
-    if other.bands != first.bands:
+    # With --no-alpha, a band tagged alpha counts; `prepare` compares the bands again.
+    if other.bands + bool(other.alpha) != first.bands + bool(first.alpha):
         raise InputError(
             f"{first.path} has {first.bands} bands, {other.path} has {other.bands}. "
             "All images need the same bands: convert or omit some."

@@ -6,19 +6,21 @@ Works on windows only; no image is opened. `stratified_order` gives nested subse
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 import numpy as np
+import shapely
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from geograft.config import PrepareConfig
+from geograft.dataset.neighbours import connected_components
 from geograft.dataset.stratify import SplitBlock, assign_splits
-from geograft.dataset.tileset import Split
+from geograft.dataset.tileset import Position, Scene, Split
 from geograft.errors import SettingError
 from geograft.geo.coverage import box_areas, covered_pixels, window_boxes
-from geograft.geo.grid import Window, tiling, window_offsets
+from geograft.geo.grid import Window, WindowIndex, tiling, window_offsets
 
 PlannedTile = tuple[str, Window, Split]
 """Scene name, window and split of a tile."""
@@ -41,6 +43,13 @@ class SplitScene:
 
     Called once per scene or block, in row order.
     """
+    position: Position | None = None
+    """Position among adjacent scenes, which are one place: their blocks keep the buffer across the edges of scenes."""
+
+    @classmethod
+    def of(cls, scene: Scene, class_pixels: Callable[[Window], Sequence[int]] | None = None) -> "SplitScene":
+        """Return what the split needs to know about a scene of a tile set."""
+        return cls(scene.name, scene.height, scene.width, scene.group, class_pixels, scene.position)
 
     @property
     def window(self) -> Window:
@@ -67,13 +76,118 @@ def splits_by_block(scenes: Sequence[SplitScene], config: PrepareConfig) -> bool
     return _by_block(scenes, config, _split_fractions(config))
 
 
+def unit_names(scenes: Sequence[SplitScene]) -> dict[str, str]:
+    """Return the name of the unit of each scene that a split by scene keeps whole: scenes of one group or place."""
+    first: dict[tuple[str, str], int] = {}
+    pairs = []
+    for number, scene in enumerate(scenes):
+        keys = [("group", scene.group), *([("place", scene.position.place)] if scene.position else [])]
+        pairs += [(first.setdefault(key, number), number) for key in keys]
+    connected = connected_components(len(scenes), pairs)
+    return {scene.name: scenes[unit].group for scene, unit in zip(scenes, connected, strict=True)}
+
+
+def whole_scenes(scenes: Sequence[SplitScene]) -> list[SplitBlock]:
+    """Return every scene as one block; those of one group or place are assigned to one split."""
+    units = unit_names(scenes)
+    return [
+        SplitBlock(scene.name, scene.window, units[scene.name], _class_pixels(scene, scene.window)) for scene in scenes
+    ]
+
+
 def split_blocks(scenes: Sequence[SplitScene], config: PrepareConfig) -> list[SplitBlock]:
     """Return the blocks that `plan_tiles` assigns to splits. Scenes of one group are cut into the same blocks.
+
+    Blocks of adjacent scenes that share more than half of the smaller one are assigned to one split; so are adjacent
+    scenes that are hardly larger than a tile, if they are in the same cell of up to four by four blocks.
 
     Raises:
         SettingError: if a block is too small for a tile.
     """
-    return list(_blocks(scenes, _block_px(scenes, config), _min_block_px(config)))
+    min_px = _min_block_px(config)
+    return _merge_adjacent(list(_blocks(scenes, _block_px(scenes, config), min_px)), scenes, min_px)
+
+
+def adjacent_blocks(
+    scenes: Sequence[SplitScene], split_of: Mapping[str, Mapping[Window, Split]], config: PrepareConfig
+) -> dict[str, list[tuple[Window, Split]]]:
+    """Return the val and test blocks of adjacent scenes within the buffer of each scene, in its pixels."""
+    found: dict[str, list[tuple[Window, Split]]] = {scene.name: [] for scene in scenes}
+    places: dict[str, list[SplitScene]] = defaultdict(list)
+    for scene in scenes:
+        if scene.position:
+            places[scene.position.place].append(scene)
+    for members in places.values():
+        held = [
+            (_on_place(block, scene.position), split, scene.name)
+            for scene in members
+            for block, split in split_of[scene.name].items()
+            if split != "train"
+        ]
+        index = WindowIndex([block for block, _, _ in held])
+        for scene in members:
+            origin = _on_place(Window(0, 0, 0, 0), scene.position)
+            frame = _on_place(scene.window, scene.position).pad(config.buffer_px)
+            near = (held[number] for number in index.query(frame))
+            found[scene.name] = [
+                (block.relative_to(origin), split) for block, split, name in near if name != scene.name
+            ]
+    return found
+
+
+def _on_place(window: Window, position: Position | None) -> Window:
+    """Return a window of a scene on the common grid of its place."""
+    assert position is not None
+    return replace(window, row=window.row + position.row, col=window.col + position.col)
+
+
+def _merge_adjacent(blocks: list[SplitBlock], scenes: Sequence[SplitScene], min_px: int) -> list[SplitBlock]:
+    """Return the blocks with one group for those of adjacent scenes that overlap, or are small; see `split_blocks`."""
+    positions = {scene.name: scene.position for scene in scenes if scene.position}
+    if not positions:
+        return blocks
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(block.group, number), number) for number, block in enumerate(blocks)]
+    places: dict[str, list[int]] = defaultdict(list)
+    for number, block in enumerate(blocks):
+        if block.scene in positions:
+            places[positions[block.scene].place].append(number)
+    for numbers in places.values():
+        moves = [positions[blocks[number].scene] for number in numbers]
+        windows = [_on_place(blocks[number].window, move) for number, move in zip(numbers, moves, strict=True)]
+        merged = [*_overlapping(windows), *_in_one_cell(windows, min_px)]
+        pairs += [(numbers[i], numbers[j]) for i, j in merged]
+    connected = connected_components(len(blocks), pairs)
+    return [replace(block, group=blocks[one].group) for block, one in zip(blocks, connected, strict=True)]
+
+
+def _overlapping(windows: Sequence[Window]) -> list[tuple[int, int]]:
+    """Return the pairs of windows that share more than half of the smaller one."""
+    boxes = np.array([window.outline for window in windows], object)
+    mine, theirs = shapely.STRtree(boxes).query(boxes, predicate="intersects")
+    mine, theirs = mine[mine < theirs], theirs[mine < theirs]
+    shared = shapely.area(shapely.intersection(boxes[mine], boxes[theirs]))
+    most = shared > 0.5 * np.minimum(shapely.area(boxes[mine]), shapely.area(boxes[theirs]))
+    return list(zip(mine[most].tolist(), theirs[most].tolist(), strict=True))
+
+
+def _in_one_cell(windows: Sequence[Window], min_px: int) -> list[tuple[int, int]]:
+    """Return the pairs that connect windows of hardly more than `min_px` in one cell of a grid.
+
+    Alone, such windows would leave no room for training tiles between held-out ones. Cells have up to four times
+    `min_px`, as long as there are twelve of them.
+    """
+    small = [i for i, window in enumerate(windows) if min(window.height, window.width) < 2 * min_px]
+    for cell_px in (4 * min_px, 2 * min_px):
+        first: dict[tuple[int, int], int] = {}
+        cells = [
+            ((window.row + window.height // 2) // cell_px, (window.col + window.width // 2) // cell_px)
+            for window in (windows[i] for i in small)
+        ]
+        pairs = [(first.setdefault(cell, i), i) for cell, i in zip(cells, small, strict=True)]
+        if len(first) >= MIN_BLOCKS:
+            return pairs
+    return []
 
 
 def training_stride(config: PrepareConfig) -> int:
@@ -96,21 +210,29 @@ def cut_blocks(area: Window, block_px: int, min_px: int = 1) -> list[Window]:
 
 
 def block_tiles(
-    scene: Window, split_of: Mapping[Window, Split], config: PrepareConfig
+    scene: Window,
+    split_of: Mapping[Window, Split],
+    config: PrepareConfig,
+    adjacent: Sequence[tuple[Window, Split]] = (),
 ) -> Iterator[tuple[Window, Split]]:
     """Yield the tiles of a scene that is split by block.
 
     Each validation and test block is tiled separately, without overlap. Training tiles keep a distance of `buffer_px`
     from these blocks and may cross the borders of training blocks; see `training_tiles`. Validation and test blocks
     may touch, because neither is trained on: the buffer is taken from training blocks only.
+
+    `adjacent` are the val and test blocks of adjacent scenes, to which training tiles keep the same distance. A test
+    tile that shares a pixel with a val block among them is left out.
     """
     held = [block for block, split in split_of.items() if split != "train"]
     if len(held) < len(split_of):
-        forbidden = [block.pad(config.buffer_px) for block in held]
+        forbidden = [block.pad(config.buffer_px) for block in (*held, *(block for block, _ in adjacent))]
         yield from ((w, "train") for w in training_tiles(scene, forbidden, config.tile_px, training_stride(config)))
     for split in ("val", "test"):
         mine = (block for block in held if split_of[block] == split)
-        yield from ((w, split) for block in mine for w in tiling(block, config.tile_px, config.tile_px))
+        taken = [block for block, other in adjacent if other == "val" != split]
+        tiles = (window for block in mine for window in tiling(block, config.tile_px, config.tile_px))
+        yield from ((window, split) for window in tiles if not any(window.intersection(block) for block in taken))
 
 
 def training_tiles(scene: Window, forbidden: Sequence[Window], size: int, stride: int) -> list[Window]:
@@ -178,7 +300,7 @@ def _split_fractions(config: PrepareConfig) -> dict[Split, float]:
 def _by_block(scenes: Sequence[SplitScene], config: PrepareConfig, fractions: Mapping[Split, float]) -> bool:
     if config.split != "auto":
         return config.split == "block"
-    groups = len({scene.group for scene in scenes})
+    groups = len(set(unit_names(scenes).values()))
     # With a single split no separation is needed, and blocks would only cost tiles.
     return groups < MIN_GROUPS and sum(fraction > 0 for fraction in fractions.values()) > 1
 
@@ -186,8 +308,8 @@ def _by_block(scenes: Sequence[SplitScene], config: PrepareConfig, fractions: Ma
 def _plan_by_group(
     scenes: Sequence[SplitScene], config: PrepareConfig, fractions: Mapping[Split, float]
 ) -> list[PlannedTile]:
-    blocks = [SplitBlock(scene.name, scene.window, scene.group, _class_pixels(scene, scene.window)) for scene in scenes]
-    alone = len({scene.group for scene in scenes}) == len(scenes)
+    blocks = whole_scenes(scenes)
+    alone = len({block.group for block in blocks}) == len(scenes)
     planned: list[PlannedTile] = []
     for scene, split in zip(
         scenes, assign_splits(blocks, fractions, config.seed, "scene" if alone else "group"), strict=True
@@ -205,11 +327,7 @@ def _plan_by_block(
     split_of: dict[str, dict[Window, Split]] = {scene.name: {} for scene in scenes}
     for block, split in zip(blocks, splits, strict=True):
         split_of[block.scene][block.window] = split
-    planned: list[PlannedTile] = [
-        (scene.name, window, split)
-        for scene in scenes
-        for window, split in block_tiles(scene.window, split_of[scene.name], config)
-    ]
+    planned = planned_by_block(scenes, split_of, config)
     counts = Counter(split for _, _, split in planned)
     if fractions["train"] > 0 and not counts["train"]:
         raise SettingError(
@@ -217,6 +335,18 @@ def _plan_by_block(
             f"({config.buffer_px}), raise --block-px ({_block_px(scenes, config)}), or lower --val and --test."
         )
     return planned
+
+
+def planned_by_block(
+    scenes: Sequence[SplitScene], split_of: Mapping[str, Mapping[Window, Split]], config: PrepareConfig
+) -> list[PlannedTile]:
+    """Return the tiles of scenes whose blocks are assigned to splits."""
+    adjacent = adjacent_blocks(scenes, split_of, config)
+    return [
+        (scene.name, *tile)
+        for scene in scenes
+        for tile in block_tiles(scene.window, split_of[scene.name], config, adjacent[scene.name])
+    ]
 
 
 def _block_px(scenes: Sequence[SplitScene], config: PrepareConfig) -> int:

@@ -30,7 +30,8 @@ from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
 from geograft.geo.coverage import NO_BOXES, SceneWindow, box_areas, covered_pixels, earlier_overlaps, window_boxes
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image, ImageInfo, read_mask
+from geograft.geo.rasters.nodata import ValidityRule
+from geograft.geo.rasters.raster import DEFAULT_RULE, Image, ImageInfo, read_mask
 from geograft.geo.vectors.reader import read_tiles
 from geograft.indices import Index, append_indices, check_indices, fill_missing
 from geograft.labels import Label, decode_fractions, missing_value
@@ -132,6 +133,17 @@ class Tile:
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
+class Position:
+    """The position of a scene among adjacent or overlapping scenes on one grid, such as the sheets of an orthophoto."""
+
+    place: str
+    """Name of the first of these scenes."""
+    row: int
+    col: int
+    """Upper left pixel, on the grid of that scene."""
+
+
+@settings(frozen=True, config=ConfigDict(extra="forbid"))
 class Scene:
     """One image with its label mask on the same grid."""
 
@@ -145,6 +157,8 @@ class Scene:
     resolution_m: PositiveFinite | None
     group: str
     """Scenes of one group, such as two dates of one area, are in the same split; the scene's own name by default."""
+    position: Position | None = None
+    """None if no other scene is adjacent."""
 
 
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
@@ -188,6 +202,11 @@ class TileSetMeta:
     def bands(self) -> int:
         """Number of bands of the images, without indices."""
         return len(self.band_names) - len(self.indices)
+
+    @property
+    def validity(self) -> ValidityRule:
+        """How invalid pixels of the images are recognised."""
+        return ValidityRule(self.settings.nodata, self.settings.alpha)
 
     @property
     def resolution_m(self) -> float | None:
@@ -293,6 +312,7 @@ class TileSet:
             fill_values,
             fractional=self.meta.fractional,
             bands=self.meta.settings.bands,
+            validity=self.meta.validity,
             shapes={
                 str(path): (self.meta.bands, self.scenes[name].height, self.scenes[name].width)
                 for name, (path, _) in paths.items()
@@ -384,6 +404,8 @@ class Samples:
     """Expected bands, height and width of images by path, from tileset.json; an image with others is an error."""
     bands: tuple[int, ...] = ()
     """Band numbers of the images, counted from 1; empty: all."""
+    validity: ValidityRule = DEFAULT_RULE
+    """How invalid pixels are recognised."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -429,7 +451,7 @@ class Samples:
         if str(path) not in self._open:
             if len(self._open) >= 16:
                 self._open.pop(next(iter(self._open))).close()
-            image = Image.open(path, bands=self.bands)
+            image = Image.open(path, bands=self.bands, validity=self.validity)
             _check_shape(image.info, self.shapes.get(str(path)))
             self._open[str(path)] = image
         return self._open[str(path)]

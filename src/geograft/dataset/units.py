@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from geograft.dataset.splits import MIN_GROUPS, SplitScene, split_blocks, splits_by_block
+from geograft.dataset.splits import MIN_GROUPS, SplitScene, split_blocks, splits_by_block, unit_names, whole_scenes
 from geograft.dataset.stratify import SplitBlock
 from geograft.dataset.tileset import Split, TileSet
 from geograft.geo.coverage import SceneWindow
@@ -97,8 +97,8 @@ def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
 
     All folds together may have enough scenes even if a single fold does not.
     """
-    scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
-    group_of = {scene.name: scene.group for scene in scenes}
+    scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
+    group_of = unit_names(scenes)
     few = len(set(group_of.values())) < MIN_GROUPS
     if few or splits_by_block(scenes, tile_set.meta.settings):
         return [cell.unit for cell in units.cells]
@@ -107,13 +107,14 @@ def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
 
 def _unit_blocks(tile_set: TileSet, named: set[str]) -> tuple[UnitKind, list[SplitBlock]]:
     """Return the kind of unit and the blocks of the named scenes."""
-    scenes = [SplitScene(scene.name, scene.height, scene.width, scene.group) for scene in tile_set.meta.scenes]
-    groups = {scene.group for scene in scenes if scene.name in named}
+    scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
+    names = unit_names(scenes)
+    groups = {names[scene.name] for scene in scenes if scene.name in named}
     settings = tile_set.meta.settings
     if splits_by_block(scenes, settings) or len(groups) < MIN_GROUPS:
         return "block", split_blocks(scenes, settings)
     kind: UnitKind = "scene" if len(groups) == len(named) else "group"
-    return kind, [SplitBlock(scene.name, scene.window, scene.group) for scene in scenes]
+    return kind, whole_scenes(scenes)
 
 
 @dataclass(frozen=True)
