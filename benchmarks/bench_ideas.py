@@ -18,9 +18,11 @@ two minutes on one core; there are data sets x variants x seeds of them.
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+
+import torch
 
 import machine
 import page
@@ -32,11 +34,15 @@ from geograft.commands.curve import Curve, curve
 from geograft.commands.demo import SCENES
 from geograft.commands.prepare import prepare
 from geograft.commands.trials import CurveJob, ScoredRun, read_scored_run, score_and_save
-from geograft.config import Recipe, load_recipe
+from geograft.config import EvaluateConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, TileSet
 from geograft.files import write_json
-from geograft.inference.predictor import Predictor
+from geograft.inference.backends import TileWorkers, cpu_threads
+from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
+from geograft.inference.torch_networks import TorchRunner
+from geograft.mapping.models import RunModel
+from geograft.networks.network import Network
 from geograft.text import pluralise
 from geograft.training.checkpoint import load_weights
 from geograft.training.loop import fit
@@ -98,7 +104,20 @@ class Ablation:
         load_weights(run / WEIGHTS, network)
         # Tiles and settings are those of the default, so only the epoch differs.
         card = replace(read_card(base), epoch=history.best.epoch)
-        return score_and_save(job, self.tile_set, run, Predictor(card, network, "cpu"))
+        return score_and_save(job, self.tile_set, run, NetworkModel((run,), card, EvaluateConfig(), network=network))
+
+
+@dataclass
+class NetworkModel(RunModel):
+    """The model of a network with a decoder that no run can describe."""
+
+    network: Network = field(kw_only=True)
+
+    def predictor(self, *_: object) -> EnsemblePredictor:
+        """Return the predictor for windows of any size, on the CPU."""
+        runner = TorchRunner(self.network, torch.device("cpu"))
+        member = EnsembleMember(self.card.mean, self.card.std, self.card.temperature, runner)
+        return EnsemblePredictor(self.card, [member], TileWorkers(cpu_threads()))
 
 
 def list_ideas(recipe: Recipe) -> Iterator[Idea]:

@@ -74,13 +74,13 @@ def geograft_contestant(backend: str, **settings: Any) -> Callable[[MapJob], Wor
     def contestant(job: MapJob) -> Work:
         import_backend(backend)
         from geograft import PredictConfig, predict
+        from geograft.card import read_card
         from geograft.cli import set_gdal_options
 
         set_gdal_options()
         kind = "float16" if job.probabilities else "none"
-        config = PredictConfig(
-            **{"overlap": job.overlap, "batch_size": job.batch, "backend": backend, "probabilities": kind} | settings  # type: ignore[arg-type]
-        )
+        tiles = {"window_px": read_card(job.run).tile_px, "overlap": job.overlap, "batch_size": job.batch}
+        config = PredictConfig(**tiles | {"backend": backend, "probabilities": kind} | settings)  # type: ignore[arg-type]
 
         def work() -> ndarray | None:
             made = predict(job.run, (job.raster,), job.out, config).maps[0]
@@ -96,12 +96,11 @@ def backend_contestant(backend: str) -> Callable[[MapJob], Work]:
 
     def contestant(job: MapJob) -> Work:
         import_backend(backend)
+        from geograft.card import read_card
         from geograft.inference.predictor import EnsemblePredictor
 
-        predictor = EnsemblePredictor.load(
-            [job.run], device="auto", backend=backend, batch_size=job.batch, tta=1, spread=False, compile=False
-        )
-        size = predictor.card.tile_px
+        size = read_card(job.run).tile_px
+        predictor = EnsemblePredictor.load([job.run], backend=backend, batch_size=job.batch, window_px=size)
         with rasterio.open(job.raster) as source:
             image = source.read(window=((0, size), (0, size + 8 * job.batch)))
         tiles = np.stack([image[:, :, 8 * i : 8 * i + size] for i in range(job.batch)])

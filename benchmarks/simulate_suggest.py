@@ -43,7 +43,7 @@ from archive import (
 from geograft.commands.suggest import rank_candidates
 from geograft.files import write_json
 from geograft.geo.grid import Window
-from geograft.inference.uncertainty import entropy
+from geograft.mapping.classmap import entropy
 from geograft.mapping.pool import Candidate, cell_means, pool_quarters
 from geograft.metrics.intervals import confidence_intervals
 
@@ -127,14 +127,14 @@ def curve(archive: Archive, strategy: str, seed: int, rounds: int) -> list[float
         found.append(iou(head, archive, test))
         if number < rounds:
             pool = np.setdiff1d(others, labelled)
-            uncertainty = entropy(_views(probabilities(head, archive, pool)))
+            uncertainty = _entropy(probabilities(head, archive, pool))
             state = State(archive, pool, labelled, cell_means(uncertainty, CELL_PX // STRIDE), rng)
             labelled = np.concatenate([labelled, STRATEGIES[strategy](state)])
     return found
 
 
-def _views(probability: ndarray) -> ndarray:
-    return np.stack([1 - probability, probability], axis=1)[None]
+def _entropy(probability: ndarray) -> ndarray:
+    return np.concatenate([entropy(np.stack([1 - tile, tile])) for tile in probability])
 
 
 def tiles_needed(means: ndarray, target: float) -> float:

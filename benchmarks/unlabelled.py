@@ -40,9 +40,10 @@ from geograft.dataset.folds import write_derived_set
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.files import json_digest, write_json
 from geograft.geo.rasters.raster import close_labels
-from geograft.inference.predictor import Predictor
 from geograft.legend import IGNORE
-from geograft.mapping.scoring import BootstrapEstimator, batch_indices, read_batches, stack_tiles
+from geograft.mapping.held_out import predict_tiles
+from geograft.mapping.models import RunModel
+from geograft.mapping.scoring import BootstrapEstimator
 
 ENCODER = "tf_efficientnet_b0"
 UNLABELLED_PER_LABELLED = 2
@@ -133,19 +134,17 @@ def pseudo_labels(trial: PseudoLabelTrial, threshold: float, masks: Path) -> dic
 
 def iterate_labels(trial: PseudoLabelTrial, threshold: float) -> Iterator[tuple[Tile, ndarray, ndarray]]:
     """Yield each unlabelled tile with its pseudo-labels and its hidden labels."""
-    predictor = Predictor.load(trial.folder / "teacher")
+    model = RunModel.open(trial.folder / "teacher", EvaluateConfig())
     samples = replace(trial.tile_set, tiles=tuple(trial.unlabelled)).samples("train")
-    batches = batch_indices(range(len(samples)))
-    for indices, tiles in read_batches(samples, batches):
-        probabilities = predictor(*stack_tiles(tiles))
-        pseudo = np.where(probabilities.max(axis=1) >= threshold, probabilities.argmax(axis=1), IGNORE).astype(np.uint8)
-        for index, (_, truth), label in zip(indices, tiles, pseudo, strict=True):
-            yield samples.tiles[index], np.where(truth == IGNORE, IGNORE, label).astype(np.uint8), truth
+    for found in predict_tiles(model, trial.tile_set, samples.tiles, "pseudo-labels"):
+        p, (_, truth) = found.probabilities, samples[found.index]
+        label = np.where((truth != IGNORE) & (p.max(axis=0) >= threshold), p.argmax(axis=0), IGNORE)
+        yield samples.tiles[found.index], label.astype(np.uint8), truth
 
 
 def score_run(trial: PseudoLabelTrial, run: Path) -> dict[str, Any]:
     """Return a run's confusion matrices by unit of the validation split, and a description of the units."""
-    result = score_split(run, Predictor.load(run), trial.tile_set, "val", EvaluateConfig())
+    result = score_split(RunModel.open(run, EvaluateConfig()), trial.tile_set, "val", EvaluateConfig())
     units = result.counts.units
     close_labels()
     return {"confusion": units.sum_by_unit(result.counts.confusion).tolist(), "units": units.description}

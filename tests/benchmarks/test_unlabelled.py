@@ -10,20 +10,17 @@ import unlabelled
 from geograft.dataset.tileset import TileSet
 from geograft.geo.rasters.raster import close_labels, read_labels
 from geograft.legend import IGNORE
+from tests.support.runs import PixelwisePredictor, make_run
 from unlabelled import TEACHER, PseudoLabelTrial, TrialResults, pseudo_labels, student_name, table_rows
 
 
-class Teacher:
-    """Predicts class 1 with probability 0.95 in the upper half of every tile, and class 0 with 0.8 below."""
+class Teacher(PixelwisePredictor):
+    """Predicts class 1 with probability 0.95 in the upper half of every window, and class 0 with 0.8 below."""
 
-    @classmethod
-    def load(cls, _run: Path) -> "Teacher":
-        return cls()
-
-    def __call__(self, images: ndarray, _valid: ndarray) -> ndarray:
-        probabilities = np.full((len(images), 2, *images.shape[2:]), 0.8, np.float32)
+    def predict_run(self, seen: ndarray) -> ndarray:
+        probabilities = np.full((len(seen), 2, *seen.shape[2:]), 0.8, np.float32)
         probabilities[:, 1] = 0.2
-        half = images.shape[2] // 2
+        half = seen.shape[2] // 2
         probabilities[:, 0, :half], probabilities[:, 1, :half] = 0.05, 0.95
         return probabilities
 
@@ -57,7 +54,9 @@ def test_a_teacher_and_its_student_take_equally_many_steps(
 def test_a_teacher_labels_confident_pixels_of_unlabelled_tiles_only(
     trial: PseudoLabelTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlabelled, "Predictor", Teacher)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Teacher)
+    # Windows side by side are the tiles.
+    make_run(trial.folder / "teacher", trial.tile_set.meta.legend, overlap_px=0)
     masks = trial.folder / "masks"
     quality = pseudo_labels(trial, 0.9, masks)
     truths = []

@@ -10,40 +10,31 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
-from geograft.card import read_card
 from geograft.commands.prepare import prepare
 from geograft.commands.review import review
 from geograft.config import PrepareConfig, ReviewConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError
-from geograft.inference.predictor import Predictor
 from geograft.legend import Legend
 from tests.support.rasters import TENTH_METRE, UTM12
-from tests.support.runs import make_run
+from tests.support.runs import PixelwisePredictor, make_run
 
 FIELDS = Legend(("background", "fields"))
 MISSING, EXTRA = (16, 16), (208, 48)
 """Upper left corners (row, col) of a field missing from the labels, and of a false field of 16 pixels."""
 
 
-class Oracle(Predictor):
+class Oracle(PixelwisePredictor):
     """Predicts a field with high probability where the first band is bright."""
 
-    def __init__(self, card: Any) -> None:
-        self.card = card
-
-    @classmethod
-    def load(cls, run: Path, device: str = "auto") -> "Oracle":
-        return cls(read_card(run))
-
-    def __call__(self, images: ndarray, valid: ndarray | None = None) -> ndarray:
-        field = np.where(images[:, 0] > 120, 0.94, 0.04).astype(np.float32)
+    def predict_run(self, seen: ndarray) -> ndarray:
+        field = np.where(seen[:, 0] > 120, 0.94, 0.04).astype(np.float32)
         return np.stack([1 - field, field], axis=1)
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.review.Predictor", Oracle)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Oracle)
 
 
 @pytest.fixture(scope="module")

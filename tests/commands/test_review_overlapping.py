@@ -12,25 +12,24 @@ from shapely import box
 from geograft.commands.review import review
 from geograft.config import ReviewConfig
 from geograft.metrics.errors import CORRECT, FALSE_NEGATIVE, FALSE_POSITIVE
-from tests.commands.test_review import Oracle
 from tests.support.overlapping import LEGEND, overlapping_set
 from tests.support.rasters import TENTH_METRE
-from tests.support.runs import make_run
+from tests.support.runs import PixelwisePredictor, make_run
 
 PLANTED = (96, 144)
 
 
-class BandOracle(Oracle):
+class BandOracle(PixelwisePredictor):
     """Predicts each class with high probability where its band is bright."""
 
-    def __call__(self, images: ndarray, valid: ndarray | None = None) -> ndarray:
-        found: ndarray = np.where(images[:, :2] > 130, 0.94, 0.04).astype(np.float32)
+    def predict_run(self, seen: ndarray) -> ndarray:
+        found: ndarray = np.where(seen[:, :2] > 130, 0.94, 0.04).astype(np.float32)
         return found
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.review.Predictor", BandOracle)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", BandOracle)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """`geograft suggest`: which tiles are suggested and skipped, their order, and the layer that is written."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from xml.dom import minidom
 
 import geopandas
@@ -14,33 +14,24 @@ from affine import Affine
 from numpy import ndarray
 from shapely import box
 
-from geograft.card import read_card
 from geograft.cli import main
+from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
 from geograft.commands.suggest import suggest
 from geograft.commands.train import train
-from geograft.config import PrepareConfig, Recipe, SuggestConfig
+from geograft.config import PredictConfig, PrepareConfig, Recipe, SuggestConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.inference.embedding import CellEncoder
-from geograft.inference.uncertainty import Acquisition, Uncertainty
 from geograft.legend import Legend
 from geograft.mapping import pool
 from geograft.metrics.applicability import FEATURES_FILE, fit_applicability
 from tests.support.full_disk import max_file_size
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.runs import MeanEmbedder, PixelwisePredictor, make_run
+from tests.support.runs import ContextPredictor, MeanEmbedder, PixelwisePredictor, make_run
 
 FIELDS = Legend(("background", "fields"))
 CPU = SuggestConfig(device="cpu", backend="torch", tiles=100)
-
-
-class FirstBand(Uncertainty):
-    """Most uncertain where the first band is 128, certain where it is 0 or 255."""
-
-    @classmethod
-    def load(cls, runs: Sequence[Path], measure: Acquisition, **options: Any) -> "FirstBand":
-        return cls([PixelwisePredictor(read_card(runs[0]), batch_size=options["batch_size"])], measure)
 
 
 class BandMeans(MeanEmbedder, CellEncoder):
@@ -51,8 +42,11 @@ class BandMeans(MeanEmbedder, CellEncoder):
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use no network: uncertainty comes from the first band, features are the means of the bands."""
-    monkeypatch.setattr("geograft.commands.suggest.Uncertainty", FirstBand)
+    """Use no network: features are the means of the bands, and uncertainty comes from the first band.
+
+    It is largest where that is 128; 0 and 255 are certain.
+    """
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
     monkeypatch.setattr("geograft.commands.suggest.load_cell_encoder", lambda *_: BandMeans())
 
 
@@ -99,6 +93,28 @@ def test_a_trained_run_suggests_only_unlabelled_tiles(half: Path, tmp_path: Path
     disagreement = SuggestConfig(device="cpu", backend="torch", acquisition="disagreement", tta=2)
     ensemble = suggest((run, run), (half,), tmp_path / "ensemble.gpkg", disagreement)
     assert 0 < max(one.uncertainty for one in ensemble.tiles) < 0.5
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("acquisition", ["entropy", "disagreement"])
+def test_uncertainty_is_that_of_the_map(
+    run: Path, tmp_path: Path, acquisition: Literal["entropy", "disagreement"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
+    monkeypatch.setattr("geograft.mapping.windows.PANEL_BYTES", 1)
+    runs = (run,) if acquisition == "entropy" else (run, run)
+    pixels = textured(3, 100, 140)
+    pixels[:, 30:60, 20:90] = 0
+    raster = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
+    mapped = PredictConfig(uncertainty=True, probabilities="float16", device="cpu", backend="torch")
+    predict(runs, (raster,), tmp_path / "map.tif", mapped)
+    with rasterio.open(tmp_path / "map.uncertainty.tif") as written:
+        uncertainty = written.read(1)
+    found = suggest(runs, (raster,), tmp_path / "next.gpkg", replace(CPU, acquisition=acquisition))
+    assert len(found.tiles) > 10
+    for one in found.tiles:
+        assert one.uncertainty == pytest.approx(np.nanmean(uncertainty[one.window.slices].astype(float)), abs=3e-4)
+    assert np.ptp([one.uncertainty for one in found.tiles]) > 0.01
 
 
 @pytest.mark.usefixtures("no_network")
