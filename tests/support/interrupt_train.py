@@ -2,7 +2,8 @@
 
     python -m tests.support.interrupt_train SIGNAL MODULE CLASS METHOD CALL before|after ARGUMENT ...
 
-The signal is sent before or after the CALL-th call of the method. Exits as the command does.
+The signal is sent before or after the CALL-th call of the method; with an empty CLASS, of a function of the module.
+Exits as the command does.
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import Any
 from geograft.cli import main
 
 
-def send_at(owner: type, name: str, call: int, number: int, after: bool) -> None:
+def send_at(owner: Any, name: str, call: int, number: int, after: bool) -> None:
     """Make a method send a signal to this process at its `call`-th call."""
     method, calls = getattr(owner, name), 0
 
@@ -32,5 +33,6 @@ def send_at(owner: type, name: str, call: int, number: int, after: bool) -> None
 
 if __name__ == "__main__":
     number, module, owner, name, call, moment, *arguments = sys.argv[1:]
-    send_at(getattr(import_module(module), owner), name, int(call), int(number), moment == "after")
+    found = import_module(module)
+    send_at(getattr(found, owner) if owner else found, name, int(call), int(number), moment == "after")
     main(arguments)
