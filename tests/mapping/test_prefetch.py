@@ -50,6 +50,7 @@ def test_items_are_computed_in_one_thread_other_than_the_caller() -> None:
 
 SLOW_START = """
 import os, signal, threading, time
+from geograft.interrupts import Interrupted, handle_signals
 from geograft.mapping.prefetch import prefetch
 
 begin, finished, start = threading.Event(), threading.Event(), threading.Thread.start
