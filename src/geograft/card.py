@@ -210,7 +210,8 @@ def _compared_values(card: ModelCard) -> tuple[str, ...]:
     names = [f"{value} {name}" for value, name in zip(card.legend.values, card.legend.names, strict=True)]
     indices = ", ".join(index.formula for index in card.indices)
     kind = " (overlapping)" if card.legend.overlapping else ""
-    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none", card.nodata, str(card.alpha)
+    rule = card.nodata, str(card.alpha)
+    return ", ".join(names) + kind, str(len(card.band_names)), card.dtype, indices or "none", *rule
 
 
 def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:

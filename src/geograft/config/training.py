@@ -44,6 +44,11 @@ class PrepareConfig:
     bands: tuple[Positive, ...] = ()
     """Band numbers of the images to use, counted from 1, in the order of the network's inputs. Default: all bands, in
     file order."""
+    nodata: Literal["auto", "any", "all"] = "auto"
+    """Invalid pixels: those with nodata in any band in use, or in all. auto: any, but all for integers whose nodata is
+    0 or the maximum of their dtype, which are also values of dark or saturated pixels."""
+    alpha: bool = True
+    """Use a band tagged alpha as a mask. --no-alpha: it is a band like the others, such as near infrared."""
     index: tuple[str, ...] = ()
     """Spectral indices, appended to the bands as network inputs: ndvi=(b4-b3)/(b4+b3), with bands by number or name."""
     seed: Seed = 0

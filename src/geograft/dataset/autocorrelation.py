@@ -313,7 +313,8 @@ def _around(tile: Window, height: int, width: int) -> Window:
 
 
 def _read(tile_set: TileSet, name: str, window: Window) -> Iterator[VariogramSample]:
-    with Image.open(tile_set.image_path(name), bands=tile_set.meta.settings.bands) as image:
+    meta = tile_set.meta
+    with Image.open(tile_set.image_path(name), bands=meta.settings.bands, validity=meta.validity) as image:
         pixels, valid = image.read(window)
     bands = read_mask(tile_set.mask_path(name), window)
     coarse = max(1, -(-max(window.height, window.width) // FFT_PX))

@@ -13,7 +13,8 @@ from numpy import ndarray
 
 from geograft.dataset.tileset import Split, Tile
 from geograft.geo.grid import Window, block_windows
-from geograft.geo.rasters.raster import Image, read_mask
+from geograft.geo.rasters.nodata import ValidityRule
+from geograft.geo.rasters.raster import DEFAULT_RULE, Image, read_mask
 from geograft.indices import Index, append_indices
 from geograft.labels import MAX_CODE
 from geograft.legend import IGNORE, Legend
@@ -67,18 +68,24 @@ class Moments:
 
 
 def band_moments(
-    image: Path, mask: Path, windows: Sequence[Window], indices: Sequence[Index] = (), bands: Sequence[int] = ()
+    image: Path,
+    mask: Path,
+    windows: Sequence[Window],
+    indices: Sequence[Index] = (),
+    bands: Sequence[int] = (),
+    validity: ValidityRule = DEFAULT_RULE,
 ) -> Iterable[Moments]:
     """Yield the moments of the labelled pixels of a scene that lie in any of `windows`, each pixel counted once.
 
-    Covers the `bands`, counted from 1 (default: all), then the `indices`, computed from these. Reads each block of the
+    Covers the `bands`, counted from 1 (default: all), then the `indices`, computed from these; `validity` tells how
+    invalid pixels are recognised. Reads each block of the
     scene once, and only blocks that touch a window.
 
     Raises:
         InputError: if image or mask cannot be decoded.
     """
     tree = shapely.STRtree([_box(window) for window in windows])
-    with Image.open(image, bands=bands) as opened:
+    with Image.open(image, bands=bands, validity=validity) as opened:
         for cell in block_windows(opened.info.grid.window, *MOMENTS_BLOCK):
             hits = [windows[hit] for hit in tree.query(_box(cell))]
             if hits:

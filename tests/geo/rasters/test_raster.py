@@ -10,11 +10,14 @@ import rasterio
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image as Picture
 from rasterio.enums import ColorInterp
 
 from geograft.errors import InputError
 from geograft.geo.grid import Window
+from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.nodata import NodataRule, ValidityRule, valid_pixels
 from geograft.geo.rasters.raster import MAX_OPEN_FILES, Image, close_labels, read_labels
 from geograft.legend import IGNORE
 from tests.support.rasters import textured, write_raster
@@ -58,14 +61,57 @@ def test_bands_are_counted_from_one(scene: Path) -> None:
     assert np.array_equal(both, every[[2, 0]])
 
 
-def test_a_pixel_is_nodata_only_where_all_bands_are(tmp_path: Path) -> None:
-    pixels = textured(3, 20, 30)
-    pixels[:, 0, 0] = 0
-    pixels[1, 5, 5] = 0
-    with Image.open(write_raster(tmp_path / "a.tif", pixels, nodata=0)) as image:
-        found, valid = image.read(ALL)
-    assert np.argwhere(~valid).tolist() == [[0, 0]]
-    assert np.array_equal(found, pixels)
+BOTH, WHOLE = [[0, 0], [5, 5]], [[0, 0]]
+"""Invalid pixels where any band must be nodata, or all."""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "rule", "invalid"),
+    [
+        ("uint8", 0, "auto", WHOLE),
+        ("uint8", 255, "auto", WHOLE),
+        ("uint16", 65535, "auto", WHOLE),
+        ("int16", 32767, "auto", WHOLE),
+        ("int16", -32768, "auto", BOTH),
+        ("int16", -9999, "auto", BOTH),
+        ("uint8", 7, "auto", BOTH),
+        ("float32", -9999, "auto", BOTH),
+        ("float32", 0, "auto", BOTH),
+        ("uint8", 0, "any", BOTH),
+        ("float32", -9999, "all", WHOLE),
+    ],
+)
+def test_nodata_in_some_bands(tmp_path: Path, dtype: str, nodata: float, rule: NodataRule, invalid: object) -> None:
+    pixels = textured(3, 20, 30).astype(dtype)
+    pixels[pixels == nodata] = 9
+    pixels[:, 0, 0] = nodata
+    pixels[1, 5, 5] = nodata
+    path = write_raster(tmp_path / "a.tif", pixels, nodata=nodata)
+    with Image.open(path, validity=ValidityRule(rule)) as image:
+        found, valid, partial = image.read_counted(ALL)
+        assert np.array_equal(image.read(ALL)[1], valid)
+    assert np.argwhere(~valid).tolist() == invalid
+    assert np.argwhere(partial).tolist() == [[5, 5]]
+    assert np.array_equal(found[:, valid], pixels[:, valid])
+    assert (found[:, ~valid] == 0).all()
+    with Image.open(path, validity=ValidityRule(rule), bands=(1, 3)) as image:  # only bands in use count
+        assert np.argwhere(~image.read(ALL)[1]).tolist() == WHOLE
+    with Image.open(path, validity=ValidityRule(rule)) as image:
+        mosaic = Mosaic([image.info])
+    assert np.argwhere(~mosaic.read(ALL)[1]).tolist() == invalid
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_any_is_at_most_as_valid_as_all(data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(1, 4)), 3, 4)
+    pixels = data.draw(arrays(np.int16, shape, elements=st.sampled_from([-9999, 0, 1])))
+    nodata = data.draw(st.lists(st.sampled_from([None, -9999, 0]), min_size=shape[0], max_size=shape[0]))
+    for_any, missing = valid_pixels(pixels, nodata, "any")
+    for_all, _ = valid_pixels(pixels, nodata, "all")
+    assert np.array_equal(for_any, missing == 0)
+    assert np.array_equal(for_all, missing < shape[0])
+    assert not (for_any & ~for_all).any()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +155,23 @@ def test_alpha_masks_pixels_and_is_not_a_band(tmp_path: Path) -> None:
         assert image.info.bands == 3
     assert np.argwhere(~valid).tolist() == [[2, 3]]
     assert np.array_equal(found[:, valid], pixels[:3, valid])
+
+
+def test_a_band_tagged_alpha_can_be_a_band(tmp_path: Path) -> None:
+    pixels = textured(4, 20, 30)
+    pixels[3, 2, 3] = 0
+    path = write_raster(tmp_path / "a.tif", pixels, photometric="RGB", alpha="yes")
+    with Image.open(path) as image:
+        assert (image.info.bands, image.info.alpha) == (3, 4)
+        assert np.array_equal(image.read_alpha(ALL), pixels[3])
+    rule = ValidityRule(alpha=False)
+    with Image.open(path, validity=rule) as image:
+        found, valid = image.read(ALL)
+        assert (image.info.bands, image.info.alpha, image.info.band_names[3]) == (4, 0, "band 4")
+        mosaic = Mosaic([image.info], bands=(4, 1))
+    assert valid.all()
+    assert np.array_equal(found, pixels)
+    assert np.array_equal(mosaic.read(ALL)[0], pixels[[3, 0]])
 
 
 @pytest.mark.parametrize("internal", [True, False])

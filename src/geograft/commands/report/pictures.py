@@ -156,7 +156,8 @@ def scene_picture(tiles: TileSet, scene: Scene, longest_px: int) -> Picture:
     shape = (max(scene.height // factor, 1), max(scene.width // factor, 1))
     picture = np.full((*shape, 3), rgb(NO_DATA_COLOUR), np.uint8)
     if scene.height * scene.width <= MAX_SCENE_PIXELS:
-        with Image.open(tiles.image_path(scene.name), bands=tiles.meta.settings.bands) as image:
+        path, meta = tiles.image_path(scene.name), tiles.meta
+        with Image.open(path, bands=meta.settings.bands, validity=meta.validity) as image:
             pixels, valid = read_thumbnail(image, bands, shape, factor)
         picture = stretch(pixels, valid, stretch_limits([pixels], [valid]))
     covered = {split: np.zeros(shape, bool) for split in SPLIT_COLOURS}

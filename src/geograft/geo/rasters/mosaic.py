@@ -33,7 +33,7 @@ class Mosaic:
         resolution_m: float | None = None,
         indices: Sequence[Index] = (),
     ) -> None:
-        """Align the rasters of `infos` with the grid of the first. Opens no file.
+        """Align the rasters of `infos` with the grid of the first. Opens no file. Their rules of validity hold.
 
         `bands` are the bands to read, in this order, counted from 1 without alpha; default: all. `indices` (spectral
         indices) are computed from them after resampling and appended.
@@ -128,7 +128,8 @@ class Mosaic:
         if image is None:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
-            image = Image.open(self._infos[number].path)
+            info = self._infos[number]
+            image = Image.open(info.path, validity=info.validity)
         self._open[number] = image  # least recently used first
         return image
 

@@ -1,17 +1,22 @@
 """Valid pixels of a raster: the nodata rule for decoded pixels, and regions known to be empty without decoding.
 
+A pixel with nodata in any band in use is invalid: the value, such as -9999, is no measurement. Integers whose nodata is
+0 or the maximum are the exception, since these are also values of dark or saturated pixels: there, all bands must have
+it. `ValidityRule` overrides both.
+
 Empty regions are the missing blocks of a sparse GeoTIFF and the gaps between the sources of a VRT. GDAL fills them with
 nodata, or 0 without nodata, so they are looked up only where that fill value counts as invalid.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Shaped, UInt16
 from numpy import ndarray
 from rasterio.enums import Interleaving
 from rasterio.io import DatasetReader
@@ -33,17 +38,45 @@ def cast_nodata(value: float | None, dtype: str) -> float | int | None:
     return int(value) if limits.min <= value <= limits.max and value == int(value) else None
 
 
-def valid_pixels(pixels: Shaped[ndarray, "b h w"], nodata: list[float | int | None]) -> Bool[ndarray, "h w"]:
-    """Return the mask of pixels that are finite in every band and differ from nodata in at least one."""
-    finite = np.ones(pixels.shape[1:], bool)
+NodataRule = Literal["auto", "any", "all"]
+
+
+@dataclass(frozen=True)
+class ValidityRule:
+    """How invalid pixels are recognised; the same in training and prediction."""
+
+    nodata: NodataRule = "auto"
+    """Whether a pixel is invalid if any band in use is nodata, or if all are; "auto": see `needs_all_bands`."""
+    alpha: bool = True
+    """Whether a band tagged alpha is a mask; otherwise it is a band like the others."""
+
+
+def needs_all_bands(rule: NodataRule, nodata: Sequence[float | None], dtype: str) -> bool:
+    """Return whether a pixel is invalid only where all bands are nodata.
+
+    >>> needs_all_bands("auto", [0, 0], "uint8"), needs_all_bands("auto", [-9999, -9999], "int16")
+    (True, False)
+    """
+    if rule != "auto":
+        return rule == "all"
+    kind = np.dtype(dtype)
+    return kind.kind in "ui" and all(value in (None, 0, np.iinfo(kind).max) for value in nodata)
+
+
+def valid_pixels(
+    pixels: Shaped[ndarray, "b h w"], nodata: Sequence[float | None], rule: NodataRule = "auto"
+) -> tuple[Bool[ndarray, "h w"], UInt16[ndarray, "h w"]]:
+    """Return the mask of pixels that are finite in every band and valid by `rule`, and the number of nodata bands."""
+    valid = np.ones(pixels.shape[1:], bool)
     if pixels.dtype.kind == "f":
-        np.isfinite(pixels).all(axis=0, out=finite)
-    if None in nodata:
-        return finite
-    present = np.zeros_like(finite)
+        np.isfinite(pixels).all(axis=0, out=valid)
+    missing = np.zeros(pixels.shape[1:], np.uint16)
     for band, value in zip(pixels, nodata, strict=True):
-        present |= band != value
-    return finite & present
+        if value is not None:
+            missing += band == value
+    enough = len(nodata) if needs_all_bands(rule, nodata, pixels.dtype.name) else 1
+    valid &= missing < enough
+    return valid, missing
 
 
 MAX_CACHED_ROWS = 512

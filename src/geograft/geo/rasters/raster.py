@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8, UInt16
 from numpy import ndarray
 from pyproj import CRS
 from pyproj.exceptions import CRSError
@@ -28,7 +28,7 @@ from geograft.files import json_digest
 from geograft.geo.formats import raster_driver, remote_name
 from geograft.geo.grid import Grid, Window, grid_fault, is_horizontal
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
-from geograft.geo.rasters.nodata import EmptyRegions, cast_nodata, empty_regions, valid_pixels
+from geograft.geo.rasters.nodata import EmptyRegions, ValidityRule, cast_nodata, empty_regions, valid_pixels
 from geograft.geo.rasters.resample import make_resampler
 from geograft.legend import IGNORE
 
@@ -41,6 +41,7 @@ SEQUENTIAL_DRIVERS = ("PNG", "JPEG", "GIF", "WEBP", "JP2OpenJPEG")
 LENIENT_DRIVERS = ("PNG", "JPEG", "VRT")
 """Formats, or containers of formats, whose truncated files GDAL decodes without an error by default."""
 
+DEFAULT_RULE = ValidityRule()
 _labels = threading.local()
 
 
@@ -63,6 +64,10 @@ class ImageInfo:
     """The file's metadata tags."""
     selected: tuple[int, ...] = ()
     """Numbers of the bands in the file, counted from 1 without alpha, if they were selected; empty: all."""
+    validity: ValidityRule = DEFAULT_RULE
+    """How invalid pixels are recognised."""
+    alpha: int = 0
+    """Number of the band in the file that is a mask, because it is tagged alpha; 0: none."""
 
     def select(self, bands: Sequence[int]) -> "ImageInfo":
         """Return the metadata of the same image with only these bands, in this order; all if there are none.
@@ -90,19 +95,27 @@ class Image:
     """An open image. Not thread-safe; a forked process reopens the file."""
 
     def __init__(
-        self, path: Path, raster: DatasetReader, resolution_m: float | None = None, bands: Sequence[int] = ()
+        self,
+        path: Path,
+        raster: DatasetReader,
+        resolution_m: float | None = None,
+        bands: Sequence[int] = (),
+        validity: ValidityRule = DEFAULT_RULE,
     ) -> None:
         if not raster.count:
             raise InputError(f"{path} has no bands. Export one of its data sets as GeoTIFF.")
         self._opened = raster
         self._process = os.getpid()
         self._indexes = [
-            i for i, kind in zip(raster.indexes, raster.colorinterp, strict=True) if kind != ColorInterp.alpha
+            i
+            for i, kind in zip(raster.indexes, raster.colorinterp, strict=True)
+            if kind != ColorInterp.alpha or not validity.alpha
         ]
         self._alpha = next((i for i in raster.indexes if i not in self._indexes), None)
         self._decoding = strict_decoding if raster.driver in LENIENT_DRIVERS else nullcontext
-        self._masked = MaskFlags.per_dataset in raster.mask_flag_enums[0] and self._alpha is None
-        info = _info(path, raster, self._indexes).select(bands)
+        flags = raster.mask_flag_enums[0]
+        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and self._alpha is None
+        info = replace(_info(path, raster, self._indexes), validity=validity, alpha=self._alpha or 0).select(bands)
         self._indexes = [self._indexes[band - 1] for band in bands] if bands else self._indexes
         self.nodata = [cast_nodata(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
         """Per band; None without a nodata value that the dtype can represent."""
@@ -111,10 +124,18 @@ class Image:
         self.info = replace(info, grid=self._scaling.grid) if self._scaling else info
 
     @classmethod
-    def open(cls, path: Path | str, *, resolution_m: float | None = None, bands: Sequence[int] = ()) -> "Image":
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        resolution_m: float | None = None,
+        bands: Sequence[int] = (),
+        validity: ValidityRule = DEFAULT_RULE,
+    ) -> "Image":
         """Open an image; with `resolution_m`, resample it to that pixel size while it is read.
 
-        With `bands`, counted from 1 without alpha, it has only these, in this order.
+        With `bands`, counted from 1 without alpha, it has only these, in this order. `validity` tells how invalid
+        pixels are recognised.
 
         `info.grid` is then the resampled grid: same CRS, orientation and upper left corner, with square pixels of
         `resolution_m` metres at the image's centre (see `geograft.geo.rasters.resample`).
@@ -125,7 +146,7 @@ class Image:
         """
         raster = open_raster(Path(path))
         try:
-            return cls(Path(path), raster, resolution_m, bands)
+            return cls(Path(path), raster, resolution_m, bands, validity)
         except InputError:
             raster.close()
             raise
@@ -136,8 +157,9 @@ class Image:
         """Return the pixels of `window` in the image's dtype, and the mask of valid pixels.
 
         The window may extend beyond the image. A pixel is invalid outside the image, where the alpha or mask band is 0,
-        where all bands equal their nodata value, and where any band is not finite. Invalid pixels are 0 in all bands.
-        `bands` are counted from 1 without the alpha band; default: all.
+        where bands equal their nodata value (any or all of those that are read, see `geograft.geo.rasters.nodata`), and
+        where any band is not finite. Invalid pixels are 0 in all bands. `bands` are counted from 1 without the alpha
+        band; default: all.
 
         Raises:
             InputError: when the pixels cannot be decoded; the message names the file and the window.
@@ -145,6 +167,30 @@ class Image:
         if self._scaling:
             return self._scaling.read(partial(self._read, bands=bands), window)
         return self._read(window, bands)
+
+    def read_counted(
+        self, window: Window
+    ) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"], Bool[ndarray, "h w"]]:
+        """Return what `read` returns, and the mask of pixels that have nodata in some bands, but not in all.
+
+        Raises:
+            InputError: as `read`.
+            ValueError: when the image is resampled.
+        """
+        if self._scaling:
+            raise ValueError("a resampled image has no nodata values")
+        pixels, valid, missing = self._read_missing(window)
+        return pixels, valid, (missing > 0) & (missing < len(self._indexes))
+
+    def read_alpha(self, window: Window) -> Shaped[ndarray, "h w"]:
+        """Return the alpha band of `window`, which lies inside the image, as stored. The image must have one.
+
+        Raises:
+            InputError: as `read`.
+        """
+        assert self._alpha is not None
+        alpha: ndarray = self._decode(window, [self._alpha])[0]
+        return alpha
 
     def is_empty(self, window: Window) -> bool:
         """Return whether `window` is known to have no valid pixel; False when that would require decoding pixels.
@@ -201,18 +247,26 @@ class Image:
     def _read(
         self, window: Window, bands: Sequence[int] | None = None
     ) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
+        return self._read_missing(window, bands)[:2]
+
+    def _read_missing(
+        self, window: Window, bands: Sequence[int] | None = None
+    ) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"], UInt16[ndarray, "h w"]]:
+        """Return the pixels, the mask of valid ones, and the number of bands with nodata, 0 where masked."""
         chosen = [self._indexes[band - 1] for band in bands] if bands else self._indexes
         nodata = [self.nodata[band - 1] for band in bands] if bands else self.nodata
         pixels = np.zeros((len(chosen), window.height, window.width), self.info.dtype)
         valid = np.zeros((window.height, window.width), bool)
+        missing = np.zeros((window.height, window.width), np.uint16)
         inside = window.intersection(self._window)
         if inside is not None:
             rows, cols = inside.relative_to(window).slices
             pixels[:, rows, cols] = self._decode(inside, chosen)
-            valid[rows, cols] = valid_pixels(pixels[:, rows, cols], nodata)
-            valid[rows, cols] &= self._unmasked(inside)
+            known, nodata_bands = valid_pixels(pixels[:, rows, cols], nodata, self.info.validity.nodata)
+            unmasked = self._unmasked(inside)
+            valid[rows, cols], missing[rows, cols] = known & unmasked, nodata_bands * unmasked
             pixels[:, ~valid] = 0
-        return pixels, valid
+        return pixels, valid, missing
 
     def _unmasked(self, window: Window) -> Bool[ndarray, "h w"]:
         visible = np.ones((window.height, window.width), bool)

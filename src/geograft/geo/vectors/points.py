@@ -73,7 +73,7 @@ def read_points(path: Path, crs: CRS | None) -> LabelledPoints:
         InputError: when the file is missing or unreadable, has no points or no field `reference`, or when only one of
             sample and map has a CRS.
     """
-    with input_errors(path, "a sample of points", (*VECTOR_ERRORS, KeyError, ValueError)):
+    with input_errors(path, "a sample of points", (*VECTOR_ERRORS, KeyError, ValueError, OverflowError)):
         source = vector_source(path)
         layers = {str(name): kind for name, kind in pyogrio.list_layers(source)}
         frame = pyogrio.read_dataframe(source, layer=_points_layer(path, layers))
