@@ -39,7 +39,7 @@ LEDGER = ".map.part/ledger.json"
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Every test maps with the pointwise network unless it is parametrised or says otherwise."""
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", getattr(request, "param", PixelwisePredictor))
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", getattr(request, "param", PixelwisePredictor))
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_class_1_is_where_its_probability_reaches_the_threshold(
             p = levels[seen[:, 0].astype(int) - 1]
             return np.stack([1 - p, p], axis=1)
 
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Levels)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Levels)
     pixels = np.tile(np.arange(1, 5, dtype=np.uint8), (3, 9, 1))
     run = make_run(tmp_path / "run", threshold=threshold)
     predict(run, (write_raster(tmp_path / "scene.tif", pixels),), tmp_path / "map.tif")
@@ -229,8 +229,9 @@ def test_the_lines_name_the_files_the_shares_and_the_notes(tmp_path: Path) -> No
     assert re.fullmatch(rf"{tmp_path}/map.tif: 100 x 40 pixels, 0.00 Mpx in [\d.]+ s \([\d.]+ Mpx/s\)", lines[0])
     assert [line.split() for line in lines[1:3]] == [["other", "75.0%"], ["trees", "25.0%"]]
     assert lines[3] == f"{tmp_path}/map.probabilities.tif: the probability of every class"
-    assert lines[4].startswith("Note: ")
-    assert all(fact in lines[4] for fact in (str(scene), "0.1 m", "0.3 m", "--resample"))
+    assert lines[4] == "predicted with torch in float32, windows of 32 pixels that overlap by 16"
+    assert lines[5].startswith("Note: ")
+    assert all(fact in lines[5] for fact in (str(scene), "0.1 m", "0.3 m", "--resample"))
 
 
 @pytest.mark.parametrize(("trained_m", "notes"), [(0.1, 0), (0.14, 0), (0.07, 0), (0.16, 1), (0.06, 1), (None, 0)])
@@ -396,7 +397,7 @@ def test_finished_strips_survive_a_failure_and_are_reused(
     with pytest.raises(InputError, match=r"the cable is out .*% .*\.map\.part"):
         predict(run, (scene,), tmp_path / "map.tif")
     ledger = json.loads((tmp_path / LEDGER).read_text())
-    assert (ledger["complete"], ledger["origin"]["settings"]["overlap"]) == (False, 0.5)
+    assert (ledger["complete"], ledger["origin"]["settings"]["overlap_px"]) == (False, 16)
     done = rows_done(tmp_path / ".map.part")
     assert 0 < done < 150
     reads[0] = 10**9
@@ -427,15 +428,17 @@ def change_nothing(_: Path) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("change", "overlap", "named"),
+    ("change", "settings", "named"),
     [
-        (change_raster, 0.5, "rasters.0.modified was .*, is 2001-09-09 01:46:40.000000000"),
-        (change_weights, 0.5, "runs.0.weights was .*, is "),
-        (change_nothing, 0.25, "settings.overlap was 0.5, is 0.25"),
+        (change_raster, {}, "rasters.0.modified was .*, is 2001-09-09 01:46:40.000000000"),
+        (change_weights, {}, "runs.0.weights was .*, is "),
+        (change_nothing, {"overlap": 0.25}, "settings.overlap_px was 16, is 8"),
+        (change_nothing, {"window_px": 48, "overlap": 1 / 3}, "settings.window_px was 32, is 48"),
+        (change_nothing, {"batch_size": 3}, "settings.batch_size was 0, is 3"),
     ],
 )
 def test_a_changed_origin_is_noticed(
-    tmp_path: Path, run: Path, reads: list[int], change: Any, overlap: float, named: str
+    tmp_path: Path, run: Path, reads: list[int], change: Any, settings: dict[str, Any], named: str
 ) -> None:
     scene = write_raster(tmp_path / "scene.tif", textured(3, 150, 100))
     reads[0] = 8
@@ -444,8 +447,18 @@ def test_a_changed_origin_is_noticed(
     reads[0] = 10**9
     change(tmp_path)
     with pytest.raises(InputError, match=rf"\.map\.part .*{named}.*\.map\.part"):
-        predict(run, (scene,), tmp_path / "map.tif", PredictConfig(overlap=overlap))
+        predict(run, (scene,), tmp_path / "map.tif", PredictConfig(**settings))
     assert left_in(tmp_path) == {".map.part"}
+
+
+def test_asking_for_the_runs_own_windows_is_no_other_setting(tmp_path: Path, run: Path, reads: list[int]) -> None:
+    scene = write_raster(tmp_path / "scene.tif", textured(3, 150, 100))
+    reads[0] = 8
+    with pytest.raises(InputError, match="cable"):
+        predict(run, (scene,), tmp_path / "map.tif")
+    reads[0] = 10**9
+    made = predict(run, (scene,), tmp_path / "map.tif", PredictConfig(window_px=32, overlap=0.5)).maps[0]
+    assert 0 < made.computed_px < 150 * 100
 
 
 def test_a_damaged_ledger_is_one_line(tmp_path: Path, run: Path) -> None:

@@ -20,18 +20,18 @@ from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, MeanEmbedder, make_run
 
 # Stands in for the learning library, which takes long to load.
-sys.modules["geograft.inference.predictor"] = types.ModuleType("geograft.inference.predictor")
-sys.modules["geograft.inference.predictor"].EnsemblePredictor = ContextPredictor  # type: ignore[attr-defined]
 sys.modules["geograft.inference.embedding"] = types.ModuleType("geograft.inference.embedding")
 sys.modules["geograft.inference.embedding"].CellEncoder = MeanEmbedder  # type: ignore[attr-defined]
 sys.modules["geograft.inference.embedding"].load_cell_encoder = lambda *_: MeanEmbedder()  # type: ignore[attr-defined]
 
+import geograft.mapping.models  # noqa: E402
 import geograft.mapping.plan  # noqa: E402
 from geograft.commands.predict import predict  # noqa: E402
 from geograft.config import PredictConfig  # noqa: E402
 from geograft.metrics.applicability import FEATURES_FILE, fit_applicability  # noqa: E402
 
 CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
+geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
 # Two panels of four or five columns of tiles.
 geograft.mapping.plan.panel_width = lambda *_: 80
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Picture
 
-import geograft.commands.predict
 import geograft.commands.prepare
+import geograft.mapping.models
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
 from geograft.config import PredictConfig, PrepareConfig
@@ -26,7 +26,7 @@ from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, make_run
 
 # Stands in for the network.
-geograft.commands.predict.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
+geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
 
 
 def predict_map(folder: Path, name: str) -> None:

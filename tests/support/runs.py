@@ -24,7 +24,6 @@ class PixelwisePredictor(EnsemblePredictor):
     With several runs, each gets the values divided by its number, counted from 1.
     """
 
-    backend = "none"
     OPTIONAL = frozenset({"compile", "spread", "spread_views", "temperature", "sample"})
 
     def __init__(self, card: ModelCard, runs: int = 1, spread: bool = False, window_px: int = 0) -> None:
@@ -58,7 +57,8 @@ class PixelwisePredictor(EnsemblePredictor):
             return np.stack([1 - first, first], axis=1)
         quarters = np.minimum((first * 4).astype(int), 3)
         likely = (np.arange(4)[None, :, None, None] == quarters[:, None]).astype(np.float32)
-        return np.float32(0.1) + np.float32(0.6) * likely
+        probabilities: ndarray = np.float32(0.1) + np.float32(0.6) * likely
+        return probabilities
 
 
 class ContextPredictor(PixelwisePredictor):

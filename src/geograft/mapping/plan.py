@@ -27,6 +27,7 @@ from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
+from geograft.inference.backends import EXPORT_BACKENDS, TORCH
 from geograft.inference.predictor import PixelBatch
 from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
@@ -329,16 +330,17 @@ def _resolution(card: ModelCard) -> float:
 def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str, Any]:
     """Return everything that determines a map: runs, rasters, area, settings and backend. Reads the weights once."""
     job, settings = task.source, task.settings
-    # Those used: asking for the run's own thresholds is no other setting.
-    thresholds = list(task.card.used_thresholds)
+    # Those used: asking for the run's own thresholds or windows is no other setting.
+    size, overlap = task.window
+    used = {"window_px": size, "overlap_px": overlap, "threshold": list(task.card.used_thresholds)}
+    given = {name: value for name, value in asdict(settings).items() if name != "overlap"}
     return {
         "runs": [
             {"path": str(run.resolve()), "weights": file_digest(run / WEIGHTS), "card": file_digest(run / CARD)}
             for run in task.runs
         ],
         "known": file_digest(task.runs[0] / FEATURES_FILE) if settings.applicability else None,
-        "settings": asdict(settings) | {"bands": list(settings.bands), "threshold": thresholds},
-        "window": list(task.window),
+        "settings": given | {"bands": list(settings.bands)} | used,
         "backend": backend,
         "precision": precision,
         "versions": {name: version(name) for name in ("geograft", "torch")},
@@ -356,7 +358,7 @@ def backend_for(tasks: Sequence[MapTask]) -> Any:
     if requested != "auto":
         return requested
     found = (_earlier_backend(task) for task in tasks)
-    return next((backend for backend in found if backend), requested)
+    return next((backend for backend in found if backend in (TORCH, *EXPORT_BACKENDS)), requested)
 
 
 def map_tags_of(path: Path) -> dict[str, str]:
