@@ -175,3 +175,36 @@ def test_the_error_for_a_flag_out_of_range_is_one_line(
     with pytest.raises(SettingError, match=rf"^{flag[0]} {flag[1]}(\.0)?: [^\n]*\.$"):
         app([*arguments, "--out", str(tmp_path / "tiles"), *flag], result_action="return_value")
     assert not (tmp_path / "tiles").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("vector", "scene.tif"), "prepare vector"),
+        (("prepare", "scene.tif"), "vector, masks, coco or dstl"),
+        (("prepare", "vektor", "scene.tif"), '"vector"'),
+        (("trian", "tiles"), '"train"'),
+        (("train", "tiles", "--out", "run", "--epoch", "3"), "--epochs"),
+        (("prepare", "masks", "a", "b", "--out", "c", "--class", "x"), "--classes"),
+    ],
+)
+def test_what_is_mistyped_is_suggested(arguments: tuple[str, ...], meant: str) -> None:
+    message = error_message(*arguments)
+    assert meant in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "meant"),
+    [
+        ("epochs = 3\n", "train.epochs"),
+        ("[train]\nepoch = 3\n", "train.epochs"),
+        ("[model]\ntile_px = 3\n", "prepare.tile_px"),
+        ("[train]\nbatchsize = 3\n", "train.batch_size"),
+        ('[[variants]]\nname = "a"\ntrain = {weight_decy = 1}\n', "train.weight_decay"),
+    ],
+)
+def test_a_mistyped_recipe_key_is_suggested(recipe: str, meant: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(recipe)
+    message = error_message("train", "nowhere", "--out", "run", "--recipe", str(tmp_path / "r.toml"))
+    assert f"did you mean {meant}?" in message

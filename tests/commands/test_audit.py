@@ -18,11 +18,12 @@ from geograft.dataset.leakage import buffer_advice
 from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.dataset.splits import PlannedTile, SplitScene, article_tiles, plan_tiles
 from geograft.dataset.tileset import INDEX, META, Scene, Tile, TileSet, TileSetMeta
-from geograft.errors import InputError
+from geograft.errors import InputError, OutputError
 from geograft.files import write_text
 from geograft.geo.grid import Window
 from geograft.geo.vectors.writer import write_tiles
 from geograft.legend import Legend
+from geograft.locks import lock_output
 from tests.support.rasters import textured, write_raster
 
 TREES = Legend(("background", "tree"))
@@ -205,3 +206,10 @@ def test_a_small_leak_is_never_rounded_to_zero() -> None:
 def test_a_folder_that_is_no_tile_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         audit(tmp_path)
+
+
+def test_a_figure_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    source = VectorSource((YELLOWSTONE / "training.tif",), YELLOWSTONE / "training.gpkg", "class")
+    prepare(source, tmp_path / "tiles", PrepareConfig(tile_px=512, buffer_px=0))
+    with lock_output(tmp_path / "near.png"), pytest.raises(OutputError, match=r"near\.png"):
+        audit(tmp_path / "tiles", tmp_path / "near.png")

@@ -214,11 +214,28 @@ def test_means_are_those_of_the_valid_pixels() -> None:
 def test_structures_round_trip_through_their_file(tmp_path: Path) -> None:
     looks = np.random.default_rng(0).integers(-127, 128, (3, 2, 2, 64, 64), dtype=np.int8)
     write_structures(tmp_path / "structure.npy", looks)
-    np.testing.assert_array_equal(read_structures(tmp_path / "structure.npy"), looks)
-    assert read_structures(tmp_path / "none.npy") is None
-    np.save(tmp_path / "other.npy", np.zeros(3))
-    with pytest.raises(InputError, match=r"other\.npy.*float64"):
-        read_structures(tmp_path / "other.npy")
-    (tmp_path / "torn.npy").write_bytes((tmp_path / "structure.npy").read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"torn\.npy"):
-        read_structures(tmp_path / "torn.npy")
+    np.testing.assert_array_equal(read_structures(tmp_path / "structure.npy", 3), looks)
+    assert read_structures(tmp_path / "none.npy", 3) is None
+
+
+@pytest.mark.parametrize("kind", ["other", "fewer", "torn", "huge", "text", "folder"])
+def test_a_damaged_file_of_structures_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"{kind}.npy"
+    write_structures(path, np.zeros((3 - (kind == "fewer"), 2, 2, 64, 64), np.int8))
+    if kind == "other":
+        np.save(path, np.zeros(3))
+    elif kind == "torn":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "huge":
+        path.write_bytes(
+            path.read_bytes().replace(b"(3, 2, 2, 64, 64), }", b"(3" + b"0" * 12 + b", 2, 2, 64, 64), }")[:10_000]
+        )
+    elif kind == "text":
+        path.write_text("structure")
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+        assert read_structures(path, 3) is None
+        return
+    with pytest.raises(InputError, match=rf"{kind}\.npy"):
+        read_structures(path, 3)

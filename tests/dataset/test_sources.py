@@ -174,13 +174,20 @@ def test_scene_names_are_different_and_kept_where_they_can() -> None:
 
 def test_groups_from_a_table(tmp_path: Path) -> None:
     (tmp_path / "groups.csv").write_text("scene,group\nmay,north\njuly , north\nmay,north\n")
-    assert scene_groups(tmp_path / "groups.csv", ["may", "july", "far"]) == {
-        "may": "north",
-        "july": "north",
-        "far": "far",
-    }
-    assert scene_groups({"may": "x"}, ["may"]) == {"may": "x"}
-    assert scene_groups(None, ["may"]) == {"may": "may"}
+    expected = {"may": "north", "july": "north", "far": "far"}
+    assert scene_groups(tmp_path / "groups.csv", ["may", "july", "far"]) == (expected, {})
+    assert scene_groups({"may": "x"}, ["may"]) == ({"may": "x"}, {})
+    assert scene_groups(None, ["may"]) == ({"may": "may"}, {})
+
+
+def test_other_names_in_groups_are_a_note(tmp_path: Path, image: Path) -> None:
+    groups, note = scene_groups({"may": "x", "june": "x"}, ["may"])
+    assert groups == {"may": "x"}
+    assert "june" in note["groups"]
+    path = write_layer(tmp_path / "fields.gpkg", [GRID.footprint(FIELD)])
+    gathered = VectorSource((image,), path, groups={"scene": "here", "other": "here"}).gather()
+    assert gathered.scenes[0].group == "here"
+    assert "1 of 2 names are of no scene: other" in gathered.notes["groups"]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +197,8 @@ def test_groups_from_a_table(tmp_path: Path) -> None:
         ("scene,group\nmay,north\nmay,south\n", r"groups\.csv.*may.*north.*south"),
         ("name,place\nmay,north\n", "scene,group"),
         ("scene,group\nmay\n", "scene,group"),
+        ("scene,group\nmay,\n", r"groups\.csv.*may"),
+        ("scene,group\n,north\n", r"groups\.csv.*north"),
         (None, r"groups\.csv"),
     ],
 )

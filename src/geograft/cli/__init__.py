@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownCommandError
 
 from geograft.errors import GeograftError
 from geograft.interrupts import Interrupted, cancel_at_end_of_input, handle_signals, received_signal
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_event("start", command=given[0], schema=1)
             app(given, exit_on_error=False, print_error=False)
         except (GeograftError, CycloptsError) as error:
-            message = " ".join(str(error).split())
+            message = " ".join(f"{error} {command_hint(error, given)}".split())
             if not as_json:
                 sys.exit(f"geograft: {message}")
             write_event("error", exit_code=1, text=message)
@@ -193,6 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(code)
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+def command_hint(error: Exception, arguments: Sequence[str]) -> str:
+    """Return how to call `prepare` if an unknown command may mean it; empty if not."""
+    if not isinstance(error, UnknownCommandError):
+        return ""
+    subcommands = [name for name in prepare if not name.startswith("-")]
+    if arguments[0] in subcommands:
+        return f'Did you mean "prepare {arguments[0]}"?'
+    return f"Call prepare {', '.join(subcommands[:-1])} or {subcommands[-1]}." if arguments[0] == "prepare" else ""
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

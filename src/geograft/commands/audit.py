@@ -37,6 +37,7 @@ from geograft.files import atomic_write
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.rasters.raster import check_complete
 from geograft.geo.vectors.reader import read_outlines
+from geograft.locks import lock_output
 from geograft.text import format_table, join_names
 
 Verdict = Literal["OK", "CAUTION", "LEAK"]
@@ -369,7 +370,11 @@ def audit(tiles: Path, figure: Path | None = None) -> Audit:
             image cannot be read.
         OutputError: if the figure cannot be written.
     """
-    tile_set = TileSet.open(tiles)
+    with lock_output(figure or Path(), enabled=figure is not None):
+        return _audit(TileSet.open(tiles), figure)
+
+
+def _audit(tile_set: TileSet, figure: Path | None) -> Audit:
     for mask in map(tile_set.mask_path, tile_set.scenes):
         if mask.exists():
             check_complete(mask)
@@ -454,7 +459,7 @@ def _compare_structures(result: Audit, tile_set: TileSet) -> Audit:
     """Return the audit with duplicates of scenes that are not georeferenced, found by file, image and labels."""
     scenes = tile_set.meta.scenes
     # The file lies next to the masks, which the folds of a cross-validation share.
-    structures = read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE)
+    structures = read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE, len(scenes))
     if structures is None and len(scenes) > 1:
         note = f"duplicate scenes were not searched for, because {STRUCTURE} is missing: prepare the tile set again"
         result = replace(result, notes=(*result.notes, note))

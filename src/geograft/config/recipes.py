@@ -2,7 +2,8 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     try:
         recipe = TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise SettingError(f"{origin}: {describe_fault(error)}. {SEE_HELP}") from error
+        raise SettingError(f"{origin}: {_describe_setting_fault(error)} {SEE_HELP}") from error
     for variant in recipe.variants:
         _check_variant(recipe, variant, origin)
     return recipe
@@ -100,6 +101,8 @@ def load_recipe(path: Path) -> Recipe:
     """
     shipped = RECIPES_FOLDER / f"{path}.toml"
     try:
+        if not shipped.is_file() and path.exists() and not path.is_file():
+            raise SettingError(f"{path} is not a file. Give a TOML file or the name of a shipped recipe.")
         content = tomllib.loads((shipped if shipped.is_file() else path).read_text(encoding="utf-8"))
     except OSError as error:
         names = ", ".join(sorted(recipe.stem for recipe in RECIPES_FOLDER.glob("*.toml")))
@@ -132,10 +135,27 @@ def describe_fault(error: ValidationError, renamed: Mapping[str, str] = RENAMED_
     return f"{key} = {fault['input']!r}: {message}" if key else message
 
 
+def _describe_setting_fault(error: ValidationError) -> str:
+    """Return the first fault of a recipe as text, with the setting that an unknown key may mean."""
+    text = describe_fault(error)
+    key, _, rest = text.partition(" ")
+    if rest != "is not a setting":
+        return f"{text}."
+    tables = {"prepare": PrepareConfig, "model": ModelConfig, "train": TrainConfig}
+    settings = [f"{table}.{item.name}" for table, config in tables.items() for item in fields(config)]
+    name = key.rpartition(".")[2]
+    elsewhere = [setting for setting in settings if setting.rpartition(".")[2] == name]
+    similar = get_close_matches(name, [setting.rpartition(".")[2] for setting in settings], n=1)
+    meant = elsewhere or [setting for setting in settings if setting.rpartition(".")[2] in similar]
+    return f"{text}; did you mean {' or '.join(meant)}?" if meant else f"{text}."
+
+
 def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:
     content = asdict(recipe) | {"variants": ()}
     content["model"], content["train"] = content["model"] | variant.model, content["train"] | variant.train
     try:
         TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise SettingError(f"{origin}: variant {variant.name!r}: {describe_fault(error)}. {SEE_HELP}") from error
+        raise SettingError(
+            f"{origin}: variant {variant.name!r}: {_describe_setting_fault(error)} {SEE_HELP}"
+        ) from error

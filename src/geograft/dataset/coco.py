@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass as schema
 
 from geograft.config import describe_fault
 from geograft.errors import InputError
+from geograft.files import check_input_file
 from geograft.geo.grid import Window
 from geograft.geo.rasters.rasterize import PixelShapes, rasterize_window, to_pixel_shapes
 from geograft.geo.vectors.reader import repair_polygons
@@ -104,8 +105,7 @@ def read_coco(path: Path) -> CocoFile:
     Raises:
         InputError: if the file is missing, is not such a file, or refers to images or categories that it lacks.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is not a file. Pass the JSON file of the annotations.")
+    check_input_file(path)
     try:
         content = TypeAdapter(CocoFile).validate_json(path.read_bytes())
     except OSError as error:

@@ -20,6 +20,7 @@ from numpy import ndarray
 from shapely.errors import ShapelyError
 
 from geograft.errors import InputError, SettingError
+from geograft.files import check_input_file
 from geograft.geo.grid import Grid
 from geograft.geo.rasters.rasterize import PixelShapes, to_pixel_shapes
 from geograft.geo.vectors.reader import repair_polygons
@@ -231,6 +232,7 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
 @contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
     """Open a plain, gzipped or zipped text file; in a zip file, the first CSV member."""
+    check_input_file(path)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             member = next(name for name in archive.namelist() if name.endswith(".csv") and "__MACOSX" not in name)

@@ -116,8 +116,8 @@ def write_structures(path: Path, structures: Int8[ndarray, "n 2 2 64 64"]) -> No
         np.save(file, structures, allow_pickle=False)
 
 
-def read_structures(path: Path) -> Int8[ndarray, "n 2 2 64 64"] | None:
-    """Return the structures that `write_structures` wrote; None if the file does not exist.
+def read_structures(path: Path, scenes: int) -> Int8[ndarray, "n 2 2 64 64"] | None:
+    """Return the structures that `write_structures` wrote for that many scenes; None if the file does not exist.
 
     Raises:
         InputError: if the file is damaged or holds something else.
@@ -125,15 +125,16 @@ def read_structures(path: Path) -> Int8[ndarray, "n 2 2 64 64"] | None:
     if not path.is_file():
         return None
     try:
-        structures: ndarray = np.load(path, allow_pickle=False)
+        # Mapped first: a header may name a shape that memory does not hold.
+        structures: ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}. Remove it, or prepare the tile set again.") from error
-    if structures.dtype != np.int8 or structures.shape[1:] != (2, 2, CELLS, CELLS):
+    if structures.dtype != np.int8 or structures.shape != (scenes, 2, 2, CELLS, CELLS):
         raise InputError(
-            f"{path} is not a file of scene structures: {structures.dtype} {structures.shape}. "
+            f"{path} is not a file of the structures of {scenes} scenes: {structures.dtype} {structures.shape}. "
             "Remove it, or prepare the tile set again."
         )
-    return structures
+    return np.array(structures)
 
 
 def structure_tensor(bands: Float64[ndarray, "b 64 64"], known: Bool[ndarray, "64 64"]) -> Int8[ndarray, "2 64 64"]:

@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from geograft.dataset.scenes import LabelReader, files_by_stem
 from geograft.errors import InputError, SettingError
+from geograft.files import check_input_file
 from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.labels import encode_exclusive_fractions, encode_fractions
@@ -106,6 +107,7 @@ def read_class_table(path: Path) -> dict[int, str] | dict[str, str]:
     Raises:
         InputError: if it cannot be read, or lacks a column or a cell.
     """
+    check_input_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         delimiter = next((one for one in ",;\t" if one in text.partition("\n")[0]), ",")

@@ -16,6 +16,7 @@ from numpy import ndarray
 
 from geograft.dataset.tileset import Position
 from geograft.errors import InputError
+from geograft.files import check_input_file
 from geograft.geo.grid import Window
 from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -230,20 +231,23 @@ def files_by_stem(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def scene_groups(groups: Groups, names: Sequence[str]) -> dict[str, str]:
-    """Return the group of each scene; its own name if `groups` does not list it.
+def scene_groups(groups: Groups, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the group of each scene, its own name if `groups` does not list it, and a note on other names in `groups`.
+
+    The note is empty if there are none.
 
     Raises:
-        InputError: if `groups` names scenes that do not exist, or the file cannot be read.
+        InputError: if `groups` names no scene that exists, or the file cannot be read.
     """
     table = _read_groups(groups) if isinstance(groups, Path) else dict(groups or {})
     unknown = sorted(set(table) - set(names))
-    if unknown:
+    if unknown and len(unknown) == len(table):
         raise InputError(
-            f"--groups names unknown scenes: {join_names(unknown)}. Correct the names. "
+            f"--groups names unknown scenes only: {join_names(unknown)}. Correct the names. "
             f"The scenes are {join_names(names)}."
         )
-    return {name: table.get(name, name) for name in names}
+    note = {"groups": f"{len(unknown)} of {len(table)} names are of no scene: {join_names(unknown)}"} if unknown else {}
+    return {name: table.get(name, name) for name in names}, note
 
 
 def _check_same_format(first: ImageInfo, other: ImageInfo) -> None:
@@ -263,6 +267,7 @@ def _check_same_format(first: ImageInfo, other: ImageInfo) -> None:
 
 
 def _read_groups(path: Path) -> dict[str, str]:
+    check_input_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(row["scene"].strip(), row["group"].strip()) for row in csv.DictReader(file)]
@@ -274,6 +279,8 @@ def _read_groups(path: Path) -> dict[str, str]:
         ) from error
     table: dict[str, str] = {}
     for scene, group in rows:
+        if not scene or not group:
+            raise InputError(f"{path}: the line of scene {scene!r} and group {group!r} lacks one. Add it.")
         if table.setdefault(scene, group) != group:
             raise InputError(
                 f"{path} has scene {scene} in two groups, {table[scene]} and {group}. Keep one; scenes that belong "

@@ -61,7 +61,7 @@ class VectorSource:
         if not self.images:
             raise InputError("no images. Pass at least one.")
         infos, names = read_image_infos(self.images), scene_names(self.images)
-        groups = scene_groups(self.groups, names)
+        groups, group_note = scene_groups(self.groups, names)
         labels = polygon_layers.place_polygons(self.labels, infos, self.class_field)
         aoi = polygon_layers.place_polygons(self.aoi, infos) if self.aoi else None
         names_of_classes = _class_names(labels[0].polygons.classes, self.labels.stem)
@@ -73,7 +73,7 @@ class VectorSource:
             )
             for name, info, layer, seen in zip(names, infos, labels, aoi or [None] * len(infos), strict=True)
         )
-        notes = {"labels": polygon_layers.layer_summary(self.labels, labels)}
+        notes = {"labels": polygon_layers.layer_summary(self.labels, labels)} | group_note
         if self.aoi and aoi:
             notes["area of interest"] = polygon_layers.layer_summary(self.aoi, aoi)
         return LabelledScenes(
@@ -129,12 +129,12 @@ class MaskSource:
             )
         infos = read_image_infos(image for image, _ in matched)
         names = tuple(image.stem for image, _ in matched)
-        groups = scene_groups(self.groups, names)
+        groups, group_note = scene_groups(self.groups, names)
         scenes = tuple(
             LabelledScene(name, info, groups[name], partial(_mask_reader, mask, needed))
             for name, info, (_, mask) in zip(names, infos, matched, strict=True)
         )
-        notes = {"labels": f"{pluralise(len(matched), 'mask')} in {self.masks}"}
+        notes = {"labels": f"{pluralise(len(matched), 'mask')} in {self.masks}"} | group_note
         notes |= {"names": names_found.note} if names_found.note else {}
         if mismatches:
             notes["skipped"] = f"{len(mismatches)} that do not match: {join_names(mismatches, '; ')}"
@@ -253,13 +253,13 @@ class CocoSource:
         encoding = LabelEncoding(_legend(names_of_classes, self.overlapping), self.fractional)
         infos = tuple(info for _, info in matched)
         names = scene_names([info.path for info in infos])
-        groups = scene_groups(self.groups, names)
+        groups, group_note = scene_groups(self.groups, names)
         drawings, counts = self._draw(content, matched, names_of_classes)
         scenes = tuple(
             LabelledScene(name, info, groups[name], partial(_coco_reader, drawing, encoding))
             for name, info, drawing in zip(names, infos, drawings, strict=True)
         )
-        notes = {"labels": f"{coco.instance_summary(counts, self.ignore_crowds)} in {self.labels}"}
+        notes = {"labels": f"{coco.instance_summary(counts, self.ignore_crowds)} in {self.labels}"} | group_note
         if empty := sum(not drawing.parts for drawing in drawings):
             notes["images without annotations"] = f"{empty:,}, all background"
         if mismatches:

@@ -289,6 +289,15 @@ class TileSet:
         """Return the path of a scene's label mask."""
         return self.folder / self.meta.masks / f"{scene}.tif"
 
+    def check_image(self, scene: str, info: ImageInfo) -> None:
+        """Raise InputError if a scene's image no longer has the bands, size and dtype that tileset.json says."""
+        own, info = self.scenes[scene], info.select(self.meta.settings.bands)
+        _check_shape(info, (self.meta.bands, own.height, own.width))
+        if info.dtype != self.meta.dtype:
+            raise InputError(
+                f"{info.path} has dtype {info.dtype}, but {META} says {self.meta.dtype}. Prepare the tile set again."
+            )
+
     def samples(self, split: Split, unique_pixels: bool = False, means: Sequence[float] = ()) -> "Samples":
         """Return the tiles of one split as arrays, read on demand.
 
