@@ -341,7 +341,7 @@ def test_without_a_terminal_training_prints_one_line_per_epoch(
     first, *lines = printed.err.splitlines()
     assert printed.out == ""
     assert "18 tiles, validation on 5;" in first
-    assert first.endswith("encoder weights: random; cpu")
+    assert first.endswith("encoder weights: random; cpu; 2 epochs of 5 steps")
     assert len(lines) == len(history.epochs) == 2
     for row, line in zip(history.epochs, lines, strict=True):
         assert line.startswith(f"epoch {row.epoch} of 2: train loss {row.train_loss:.4f}, ")

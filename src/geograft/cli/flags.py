@@ -79,7 +79,11 @@ def given_flags(config: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_from(path: Path | None, chosen: Mapping[str, Any]) -> Recipe:
     """Return the recipe at `path` (default: the default recipe) with the given flags applied."""
-    recipe = load_recipe(path) if path else Recipe()
+    return recipe_with(load_recipe(path) if path else Recipe(), chosen)
+
+
+def recipe_with(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
+    """Return `recipe` with the given flags applied."""
     return recipe.with_settings(model=given_flags(ModelConfig, chosen), train=given_flags(TrainConfig, chosen))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, print_result, recipe_from, settings, with_progress
+from geograft.cli.flags import config_from, print_result, recipe_from, recipe_with, settings, with_progress
 from geograft.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
@@ -30,18 +30,34 @@ def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, dr
 
 @with_progress
 @settings(model=ModelConfig, train=TrainConfig)
-def train(tiles: Path, /, *, out: Path, recipe: Path | None = None, resume: bool = False, **chosen: Any) -> None:
+def train(
+    tiles: Path,
+    /,
+    *,
+    out: Path,
+    recipe: Path | None = None,
+    resume: bool = False,
+    minutes: float | None = None,
+    **chosen: Any,
+) -> None:
     """Train a network on a tile set; the epoch with the lowest validation loss is saved.
+
+    Without a recipe, settings that are not given are planned from the tile set: few tiles are repeated, and tiles of
+    rare classes are drawn more often.
 
     Args:
         tiles: Folder of a tile set.
         out: Folder of the run.
         recipe: TOML file with the tables [model] and [train]; flags override it.
-        resume: Resume the interrupted run in --out.
+        resume: Resume the interrupted run in --out, without --recipe with the settings that it was begun with.
+        minutes: Lower the number of epochs so that training takes about this long.
     """
-    from geograft.commands.train import train
+    from geograft.commands.train import read_recipe, train
 
-    print_result(train(tiles, out, recipe_from(recipe, chosen), resume=resume))
+    began = read_recipe(out) if resume and recipe is None else None
+    base = began or recipe_from(recipe, {})
+    given = {name for name, value in chosen.items() if value is not None}
+    print_result(train(tiles, out, recipe_with(base, chosen), resume, minutes, None if recipe else given))
 
 
 @with_progress

@@ -3,17 +3,20 @@
 Training can start from the weights of an earlier run, also for another area, other bands or other classes.
 """
 
+import math
 import platform
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card, unfinished_notes
+from geograft.card import CARD, OVERLAP_PX, TILES_FILE, WEIGHTS, WINDOW_PX, ModelCard, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
-from geograft.config import ModelConfig, Recipe, TrainConfig, recipe_toml
+from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
@@ -27,11 +30,14 @@ from geograft.metrics.applicability import Applicability
 from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
 from geograft.networks.network import Network, build
 from geograft.networks.weights import read_tensors
+from geograft.progress import announce
+from geograft.text import pluralise
 from geograft.training.checkpoint import STATE, RunFolder
 from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
 from geograft.training.loader import Scaling, TrainingData
-from geograft.training.loop import fit
+from geograft.training.loop import expected_epoch_seconds, fit
+from geograft.training.sampling import make_batches
 from geograft.training.tracking import EVENTS, RUN_ID
 
 
@@ -104,6 +110,106 @@ RECIPE = "recipe.toml"
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
 
+PLANNED_STEPS = 120
+"""Optimizer steps of a planned training with few tiles: those of the default in docs/training.md."""
+LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
+SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
+RARE_FRACTION, RARE_TILES = 0.01, 0.5
+"""A class is rare below this fraction of the labelled pixels, in less than this fraction of the tiles."""
+SMALL_TILE_PX, LARGE_TILE_PX = 96, 1024
+"""Sizes beyond which a plan advises another tile size."""
+MINUTES_FACTOR = 0.95
+"""Fraction of --minutes for the epochs; the rest is for reading the data and the training features."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a training that follow from its tile set, and the lines that say so."""
+
+    recipe: Recipe
+    lines: tuple[str, ...] = ()
+
+
+def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = ()) -> Plan:
+    """Return `recipe` with settings for few tiles and rare classes, unless settings in `chosen` concern these.
+
+    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all. With a rare class, tiles are sampled by
+    class. All other settings stay, so that a tile set without either is trained as the recipe says.
+    """
+    lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
+    tiles = tile_set.split("train")
+    repeat = int(PLANNED_STEPS / max(1, _optimizer_steps(len(tiles), config)) + 0.5) * config.repeat
+    if tiles and repeat > config.repeat and not LENGTH_SETTINGS & set(chosen):
+        lines.append(
+            f"plan: {pluralise(len(tiles), 'training tile')} are few, so each comes {repeat} times in an epoch, "
+            f"for about {PLANNED_STEPS} steps in all (--repeat 1: once)"
+        )
+        config = replace(config, repeat=repeat)
+    rare = _rare_classes(tile_set)
+    if rare and config.sampling == "tiles" and not SAMPLING_SETTINGS & set(chosen):
+        lines.append(f"plan: {'; '.join(rare)}. Their tiles are drawn more often (--sampling tiles: not)")
+        config = replace(config, sampling="classes")
+    return Plan(replace(recipe, train=config), tuple(lines))
+
+
+def _optimizer_steps(tiles: int, config: TrainConfig) -> int:
+    batches = len(make_batches(range(tiles * config.repeat), config.batch_size))
+    return config.epochs * math.ceil(batches / config.accumulate)
+
+
+def _tile_size_advice(tile_px: int) -> tuple[str, ...]:
+    if tile_px < SMALL_TILE_PX:
+        return (f"plan: tiles of {tile_px} pixels show little context; prepare with a larger --tile-px, such as 224",)
+    if tile_px > LARGE_TILE_PX:
+        return (f"plan: tiles of {tile_px} pixels need much memory; if it is short, prepare with --tile-px 512",)
+    return ()
+
+
+def _rare_classes(tile_set: TileSet) -> list[str]:
+    """Return a description of each rare class of the training tiles."""
+    fractions = tile_set.class_fractions("train")
+    labelled = sum(tile.valid for tile in tile_set.split("train"))
+    found = []
+    for name, column in zip(tile_set.meta.legend.names, fractions.T, strict=True):
+        fraction, tiles = column.sum() / max(labelled, 1e-9), int((column > 0).sum())
+        if 0 < fraction < RARE_FRACTION and tiles < RARE_TILES * len(column):
+            found.append(
+                f"{name} covers {100 * fraction:.2g} % of the labelled pixels, in {tiles} of {len(column)} tiles"
+            )
+    return found
+
+
+def fit_minutes(network: Network, data: TrainingData, config: TrainConfig, minutes: float) -> tuple[TrainConfig, str]:
+    """Return `config` with as many epochs as fit into `minutes`, at least one and at most its own, and a line about it.
+
+    Times a few steps on a copy of the network.
+
+    Raises:
+        SettingError: if `minutes` is not above 0, or for several processes.
+    """
+    if not 0 < minutes < math.inf:
+        raise SettingError(f"--minutes {minutes:g}: give a number above 0.")
+    if config.devices * config.nodes > 1:
+        raise SettingError("--minutes works on one device only. Choose --epochs instead.")
+    seconds = expected_epoch_seconds(network, data, config)
+    epochs = int(max(1, min(config.epochs, MINUTES_FACTOR * 60 * minutes / seconds)))
+    line = f"plan: {pluralise(epochs, 'epoch')} of about {timedelta(seconds=round(seconds))} each"
+    if epochs < config.epochs:
+        line += f", not {config.epochs}, to fit into {minutes:g} min (--minutes)"
+    elif epochs * seconds > 60 * minutes:
+        line += f", more than {minutes:g} min (--minutes)"
+    return replace(config, epochs=epochs), line
+
+
+def read_recipe(run: Path) -> Recipe | None:
+    """Return the recipe that a run was begun with; None before its first saved state.
+
+    Raises:
+        SettingError: if the recipe cannot be read.
+    """
+    complete_update(run)
+    return load_recipe(run / RECIPE) if (run / RECIPE).is_file() else None
+
 
 @dataclass(frozen=True)
 class Training:
@@ -132,7 +238,14 @@ class Training:
         ]
 
 
-def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool = False) -> Training:
+def train(
+    tiles: Path,
+    out: Path,
+    recipe: Recipe = DEFAULT_RECIPE,
+    resume: bool = False,
+    minutes: float | None = None,
+    chosen: Collection[str] | None = None,
+) -> Training:
     """Train the network of `recipe` on a tile set and return the run written to `out`.
 
     With `resume`, an interrupted run is resumed and ends with bit-identical weights on the same machine; without an
@@ -142,6 +255,10 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     If the recipe names a run to start from, the network and its weights are those of that run, and with normalise =
     "auto" also the scaling of its bands.
 
+    With `minutes`, the number of epochs is lowered so that training takes about that long (`fit_minutes`); a resumed
+    run keeps the number. With `chosen`, the names of settings that the user chose, the others are planned
+    (`plan_training`). Both are announced, and the run's recipe.toml has the result.
+
     Raises:
         InputError: if `tiles` is not a tile set, has no training tiles, or the run to start from is not a run.
         SettingError: for settings that cannot work, or differ from those of the run to be resumed.
@@ -150,15 +267,24 @@ def train(tiles: Path, out: Path, recipe: Recipe = DEFAULT_RECIPE, resume: bool 
     """
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
-        return _train(tiles, out, recipe, resume)
+        tile_set = TileSet.open(tiles)
+        is_main = rank_of(recipe.train) == 0
+        resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
+        if chosen is not None and not resuming:
+            plan = plan_training(tile_set, recipe, chosen)
+            recipe = plan.recipe
+            for line in plan.lines if is_main else ():
+                announce(line)
+        began = read_recipe(out) if resuming and minutes is not None else None
+        if began is not None:
+            recipe, minutes = replace(recipe, train=replace(recipe.train, epochs=began.train.epochs)), None
+        return _train(tile_set, out, recipe, resuming, minutes)
 
 
-def _train(tiles: Path, out: Path, recipe: Recipe, resume: bool) -> Training:
-    tile_set = TileSet.open(tiles)
+def _train(tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes: float | None) -> Training:
     _check_memory(tile_set, recipe.train)
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
     is_main = rank_of(recipe.train) == 0
-    resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
     start = StartingRun.from_config(recipe.model)
     recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
@@ -172,8 +298,14 @@ def _train(tiles: Path, out: Path, recipe: Recipe, resume: bool) -> Training:
     # Before training, so that unreadable scenes are reported now.
     leakage = leakage_warning(tile_set)
     check_devices(recipe.train)
+    if minutes is not None:
+        config, line = fit_minutes(network, data, recipe.train, minutes)
+        announce(line)
+        recipe = replace(recipe, train=config)
     card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling)
-    folder = RunFolder(out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: to_json({"tiles": str(tiles.resolve())})})
+    folder = RunFolder(
+        out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: to_json({"tiles": str(tile_set.folder.resolve())})}
+    )
     history = fit(network, data, recipe.train, folder, resume=resuming)
     card = folder.card_of(card, history, finished=True)
     if not is_main:
@@ -322,5 +454,9 @@ def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, sc
         data_fingerprint=meta.fingerprint,
         versions=library_versions(),
         indices=meta.indices,
+        nodata=meta.settings.nodata,
+        alpha=meta.settings.alpha,
         finished=False,
+        window_px=max(WINDOW_PX, meta.settings.tile_px),
+        overlap_px=min(OVERLAP_PX, meta.settings.tile_px // 2),
     )

@@ -2,9 +2,12 @@
 
 import math
 import time
+from copy import deepcopy
 from dataclasses import asdict, replace
-from itertools import zip_longest
+from datetime import timedelta
+from itertools import islice, zip_longest
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,11 @@ from geograft.training.step import (
 )
 from geograft.training.tracking import tracked_metrics, trackers
 
+TIMED_STEPS = 4
+"""Steps after the first one from which the time of a training is estimated."""
+ANNOUNCED_S = 60.0
+"""Minimum expected time in seconds that is announced."""
+
 
 def fit(
     network: Network, data: TrainingData, config: TrainConfig, folder: Path | RunFolder, resume: bool = False
@@ -71,6 +79,25 @@ def fit(
     if spawns_processes(config):
         load_weights(out.path / LAST, network)
     return history
+
+
+def expected_epoch_seconds(network: Network, data: TrainingData, config: TrainConfig) -> float:
+    """Return the expected time of an epoch in seconds, from a few timed steps on a copy of `network`.
+
+    Nothing is written, and a training after it gives the same weights as without. For one process.
+
+    Raises:
+        InputError, SettingError: as `fit`.
+    """
+    _check_enough(data, config)
+    untracked = replace(config, tensorboard=False, mlflow="", compile=False)
+    return launch(untracked, _time_epoch, deepcopy(network), data, untracked)
+
+
+def _time_epoch(group: ProcessGroup, network: Network, data: TrainingData, config: TrainConfig) -> float:
+    run = _Run(group, network, data, config, RunFolder(Path()), resume=False)
+    with deterministic_algorithms(group.fabric.device), translate_out_of_memory():
+        return run.time_epoch()
 
 
 def _fit_process(
@@ -125,6 +152,7 @@ class _Run:
             trackers(config, folder.path, self.progress.epoch) if group.is_main and not self.finished() else []
         )
         self._ticked = self._saved = time.monotonic()
+        self._durations: list[float] = []
 
     def finished(self) -> bool:
         """Return whether training is over: all epochs are done, or early stopping applies."""
@@ -144,7 +172,8 @@ class _Run:
         device = self._fabric.device.type + (f" in {processes} processes" if processes > 1 else "")
         return (
             f"training on {pluralise(len(self._data.train), 'tile')}, validation on {len(self._data.val):,}; "
-            f"{count:,} parameters, {trained:,} trained; encoder weights: {self._network.weights_from}; {device}"
+            f"{count:,} parameters, {trained:,} trained; encoder weights: {self._network.weights_from}; {device}; "
+            f"{pluralise(self._config.epochs, 'epoch')} of {pluralise(self._schedule.epoch_steps, 'step')}"
         )
 
     def epoch_line(self) -> str:
@@ -156,6 +185,32 @@ class _Run:
             f"epoch {row.epoch} of {epochs}: train loss {row.train_loss:.4f}, train IoU {row.train_iou:.3f}{val}, "
             f"{row.seconds:.0f} s; {left:.0f} s left"
         )
+
+    def time_epoch(self) -> float:
+        """Return the expected time of an epoch in seconds, after a few steps and a validation batch."""
+        self._begin_epoch()
+        seconds, groups = [], group_batches(self._loader.train(0), self._config.accumulate)
+        began = time.monotonic()
+        for group in islice(groups, 1 + TIMED_STEPS):
+            self._optimizer_step(group)
+            # The next batches are read in the time of their own step.
+            seconds.append(time.monotonic() - began)
+            began = time.monotonic()
+        model = (self._model if self._ema is None else self._ema.network).eval()
+        with torch.no_grad(), self._fabric.autocast():
+            self._step.evaluate(next(self._loader.val(), None), model)
+        val_seconds = (time.monotonic() - began) * self._loader.val_steps
+        # The first step also allocates memory.
+        return median(seconds[1:] or seconds) * self._schedule.epoch_steps + val_seconds
+
+    def _announce_time(self) -> None:
+        """Print the expected time of the rest of the training, unless it is short."""
+        step_seconds, left = median(self._durations[1:]), self._config.epochs - self.progress.epoch
+        steps = left * len(self._loader.batch_indices(0)) - self.progress.step
+        # A batch takes about a third of the time without gradients.
+        seconds = step_seconds * (steps + left * self._loader.val_steps / 3)
+        if seconds >= ANNOUNCED_S:
+            announce(f"expected time: about {timedelta(seconds=round(seconds))}, {step_seconds:.2f} s per batch")
 
     def train(self, bar: ProgressBar) -> None:
         """Run the remaining steps of the epoch."""
@@ -295,10 +350,13 @@ class _Run:
         """
         now = time.monotonic()
         self.progress.seconds += now - self._ticked
+        self._durations.append((now - self._ticked) / len(results))
         self._ticked = now
         bar.advance(sum(each.tiles for each in results))
         epoch, epochs, loss = self.progress.epoch + 1, self._config.epochs, self.progress.totals.mean_loss
         bar.set_note(f"epoch {epoch}/{epochs}, loss {loss:.3f}", epoch=epoch, epochs=epochs, loss=loss)
+        if bar.lines is not None and len(self._durations) == 1 + TIMED_STEPS:
+            self._announce_time()
         self._stop_if_interrupted(results)
         if self._group.is_main and now - self._saved >= 60 * self._config.save_minutes:
             self._save()
