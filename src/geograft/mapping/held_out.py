@@ -17,12 +17,12 @@ from geograft.geo.grid import Window, WindowIndex
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
 from geograft.inference.predictor import PixelBatch
-from geograft.legend import Legend
+from geograft.legend import IGNORE, Legend
 from geograft.mapping.batches import RasterSource
 from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import class_indices, class_probabilities
 from geograft.mapping.models import RunModel
-from geograft.mapping.plan import MapSource, first_windows, plan_windows
+from geograft.mapping.plan import first_windows, plan_windows
 from geograft.progress import progress_bar
 
 Extract = Callable[[Strip], Sequence[Shaped[ndarray, "bands h w"]]]
@@ -33,7 +33,7 @@ Extract = Callable[[Strip], Sequence[Shaped[ndarray, "bands h w"]]]
 class PartOfInterest:
     """A raster of which only some windows are wanted (a `RasterSource`)."""
 
-    raster: Mosaic | MapSource
+    raster: Mosaic | RasterSource
     windows: tuple[Window, ...]
 
     @cached_property
@@ -55,7 +55,7 @@ class PartOfInterest:
             shared = self.windows[position].intersection(window)
             if shared is not None:
                 mask[shared.relative_to(window).slices] = True
-        inside = self.raster.mask_of_interest(window) if isinstance(self.raster, MapSource) else None
+        inside = None if isinstance(self.raster, Mosaic) else self.raster.mask_of_interest(window)
         return mask if inside is None else mask & inside
 
 
@@ -68,7 +68,7 @@ class TilePrediction:
     probabilities: Float32[ndarray, "k h w"]
     """Probability of each class; 0 for pixels that are not valid."""
     classes: UInt8[ndarray, "*k h w"]
-    """Class index of each pixel; for overlapping classes 1 inside and 0 outside each class."""
+    """Class index of each pixel; for overlapping classes 1 inside and 0 outside each class. 255 where not valid."""
 
 
 def predict_tiles(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile], title: str) -> Iterator[TilePrediction]:
@@ -90,7 +90,8 @@ def predict_tiles(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile], tit
             with closing(mosaic), closing(strips):
                 for position, arrays in assemble(strips, windows, lambda s: _classes(s, legend, thresholds)):
                     bar.advance(windows[position].height * windows[position].width / 1e6)
-                    probabilities, classes = arrays
+                    probabilities, classes, (mapped,) = arrays
+                    probabilities[:, ~mapped], classes[:, ~mapped] = 0, IGNORE
                     classes = classes if legend.overlapping else classes[0]
                     yield TilePrediction(indices[position], probabilities, classes)
 
@@ -149,7 +150,7 @@ def _paste(targets: Sequence[ndarray], window: Window, values: Sequence[ndarray]
 
 
 def _classes(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> list[ndarray]:
-    return [class_probabilities(strip, legend), class_indices(strip, legend, thresholds)]
+    return [class_probabilities(strip, legend), class_indices(strip, legend, thresholds), strip.mapped[None]]
 
 
 def _by_scene(tiles: Sequence[Tile]) -> dict[str, list[int]]:
@@ -162,6 +163,8 @@ def _by_scene(tiles: Sequence[Tile]) -> dict[str, list[int]]:
 def _scene_mosaic(tile_set: TileSet, scene: str, model: RunModel) -> Mosaic:
     with Image.open(tile_set.image_path(scene)) as image:
         info = image.info
+    # A tile beyond the border of another image would never be complete.
+    tile_set.check_image(scene, info)
     return Mosaic((info,), tile_set.meta.settings.bands, None, model.card.indices)
 
 
