@@ -298,6 +298,18 @@ def test_invalid_settings_are_refused_before_writing(tiles: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_the_figure_has_the_paired_difference(found: Curve) -> None:
+    first, other = found.plot_lines()
+    (difference,) = found.difference_lines()
+    (paired,) = found.differences.values()
+    assert difference.name == other.name
+    np.testing.assert_allclose(difference.values.mean, first.values.mean - other.values.mean)
+    np.testing.assert_allclose(difference.values.low, [figures["iou"].low for figures in paired])
+    np.testing.assert_allclose(difference.seeds, first.seeds - other.seeds)
+    alone = learning_curve_figure(found.plot_lines(), found.score, LIGHT, "svg")
+    assert found.figure(LIGHT, "svg") == (found.folder / "curve.svg").read_bytes() != alone
+
+
 def test_the_figure_shows_undefined_scores_as_gaps_and_is_reproducible() -> None:
     number = np.array([1, 2, 3, 100])
     mean = np.array([np.nan, 0.5, 0.6, 0.7])

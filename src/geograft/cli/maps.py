@@ -96,16 +96,23 @@ def suggest(
 
 
 @with_progress
-def report(folder: Path, /, *, out: Path | None = None) -> None:
+def report(
+    folder: Path,
+    /,
+    *,
+    map: Path | None = None,  # noqa: A002 (the word on the command line)
+    out: Path | None = None,
+) -> None:
     """Write a self-contained HTML report of a run or a comparison.
 
     Args:
         folder: Folder of a run or of a comparison.
+        map: Map from `geograft predict`, for an overview picture and the mapped area.
         out: HTML file to write; default: report.html in the folder.
     """
     from geograft.commands.report import report
 
-    print_result(report(folder, out))
+    print_result(report(folder, out, map))
 
 
 @with_progress

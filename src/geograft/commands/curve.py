@@ -191,8 +191,25 @@ class Curve:
         write_text(self.folder / TABLE, text.getvalue())
         for name, (theme, image_format) in PICTURES.items():
             with atomic_write(self.folder / name) as part:
-                part.write_bytes(learning_curve_figure(self.plot_lines(), self.score, theme, image_format))
+                part.write_bytes(self.figure(theme, image_format))
         write_json(self.folder / CONTENT, self.content())
+
+    def figure(self, theme: Theme, image_format: ImageFormat) -> bytes:
+        """Return the figure of the scores, and of the paired differences if there are several networks."""
+        return learning_curve_figure(self.plot_lines(), self.score, theme, image_format, self.difference_lines())
+
+    def difference_lines(self) -> list[LearningCurve]:
+        """Return the paired differences of the first network and each other one, as lines of the figure."""
+        first, *others = self.plot_lines()
+        ends = ("value", "low", "high")
+        return [
+            replace(
+                other,
+                values=ScoreSeries(*(np.array([getattr(each["iou"], end) for each in found]) for end in ends)),
+                seeds=first.seeds - other.seeds,
+            )
+            for other, found in zip(others, self.differences.values(), strict=True)
+        ]
 
     def plot_lines(self) -> list[LearningCurve]:
         """Return the lines of the figure."""

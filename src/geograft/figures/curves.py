@@ -165,22 +165,31 @@ class LearningCurve:
 
 
 def learning_curve_figure(
-    curves: Sequence[LearningCurve], score: str, theme: Theme = LIGHT, image_format: ImageFormat = "png"
+    curves: Sequence[LearningCurve],
+    score: str,
+    theme: Theme = LIGHT,
+    image_format: ImageFormat = "png",
+    differences: Sequence[LearningCurve] = (),
 ) -> bytes:
     """Return the score of every network over the number of training tiles, on a logarithmic axis.
 
     Lines are means over seeds, bands confidence intervals, small dots single seeds. `score` is the name of the score.
-    The y axis ends at 1 and starts at a multiple of 0.2 below all values.
+    The y axis ends at 1 and starts at a multiple of 0.2 below all values. `differences`, if there are any, are drawn
+    in a second panel below: the first network's score minus that of each other one, in its order, and the line of no
+    difference. Their intervals are paired, and so are narrower than those of the scores.
     """
-    figure = new_figure((7.4, 4.7), theme)
-    axes = figure.add_subplot()
+    figure = new_figure((7.4, 7.0 if differences else 4.7), theme)
+    panels = list(figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))) if differences else [figure.add_subplot()]
+    axes = panels[0]
     style_axes(axes, f"{score[0].upper()}{score[1:]} by number of training tiles", theme)
     axes.set_xscale("log")
+    if differences:
+        _draw_differences(panels[1], curves[0].name, differences, theme)
     for index, line in enumerate(curves):
         _draw_scores(axes, line, line_colour(theme, index), MARKERS[index % len(MARKERS)])
     _label_tiles(axes, np.unique(np.concatenate([line.tiles for line in curves])))
     axes.set_ylim(_lowest(curves), 1)
-    axes.set_xlabel(
+    panels[-1].set_xlabel(
         f"training tiles, log scale\n{_line_note(curves)}", color=theme.faint, fontsize=9.5, linespacing=1.5
     )
     handles = [
@@ -193,6 +202,14 @@ def learning_curve_figure(
         labelcolor=theme.ink, handlelength=2.4, columnspacing=1.8,
     )  # fmt: skip
     return encode_figure(figure, image_format)
+
+
+def _draw_differences(axes: Axes, first: str, differences: Sequence[LearningCurve], theme: Theme) -> None:
+    others = differences[0].name if len(differences) == 1 else "each other network"
+    style_axes(axes, f"Paired difference: {first} minus {others}", theme)
+    axes.axhline(0, color=theme.faint, linewidth=1.2)
+    for index, line in enumerate(differences, start=1):
+        _draw_scores(axes, line, line_colour(theme, index), MARKERS[index % len(MARKERS)])
 
 
 def _lowest(lines: Sequence[LearningCurve]) -> float:

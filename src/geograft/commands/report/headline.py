@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from geograft.commands.report.intervals import (
     ScoreEstimate,
@@ -14,12 +17,12 @@ from geograft.commands.report.intervals import (
     reported_difference,
     reported_iou,
 )
+from geograft.commands.report.overview import MapOverview
 from geograft.commands.report.scores import FoldsFile, Interval, IntervalInfo, ScoreTable
 from geograft.commands.report.sources import NetworkRuns, Subject, TrainedRun, finite_values, mean
 from geograft.commands.report.text import (
     SPLIT_NAMES,
     capitalize_first,
-    format_duration,
     format_mean_std,
     format_number,
     format_percent,
@@ -27,6 +30,7 @@ from geograft.commands.report.text import (
     interval_warnings,
 )
 from geograft.legend import Legend
+from geograft.metrics.intervals import MIN_UNITS
 from geograft.text import pluralise
 
 
@@ -43,6 +47,37 @@ class KeyFigure:
     value: str
     meaning: str
     interval: str = ""
+
+
+MANY_UNITS = 30
+"""Number of independent units from which a headline has its full size."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The number of independent units behind a headline, which its size follows."""
+
+    units: int
+    unit: str
+    size: Literal["small", "medium", "large"]
+
+
+def evidence(subject: Subject) -> Evidence:
+    """Return the number of scenes, groups or blocks that were scored; 0 if it is unknown.
+
+    The headline is small with fewer than MIN_UNITS, or if only validation tiles were scored, and large from MANY_UNITS.
+    """
+    measure, run = headline_split(subject), subject.run
+    table = run.score(measure) if run else None
+    if subject.folds and measure == "test":
+        units, unit = subject.folds.interval.units, "unit"
+    elif table and table.interval:
+        units, unit = table.interval.units, table.interval.unit
+    else:
+        units, unit = 0, "block"
+    if units < MIN_UNITS or measure != "test":
+        return Evidence(units, unit, "small")
+    return Evidence(units, unit, "medium" if units < MANY_UNITS else "large")
 
 
 def headline(subject: Subject, leaked: Mapping[str, float], val_tiles: int | None) -> str:
@@ -123,6 +158,20 @@ def lead_sentence(subject: Subject) -> str:
     return f"{difference_sentence(subject.title, Path(table.against.run).name, other)}."
 
 
+def selection_sentence(subject: Subject) -> str:
+    """Return that the best network, chosen on validation tiles, is not the one with the highest test IoU, if so."""
+    if headline_split(subject) != "test" or len(subject.variants) < 2:
+        return ""
+    first = max(subject.variants, key=lambda variant: reported_iou(subject, variant, "test").value)
+    if first is subject.leader:
+        return ""
+    theirs, ours = (format_number(reported_iou(subject, each, "test").value, 3) for each in (first, subject.leader))
+    return (
+        f"“{subject.leader.name}” is called best for its validation IoU; on the test tiles “{first.name}” has a higher "
+        f"one ({theirs} and {ours}). Test tiles are not used to choose."
+    )
+
+
 def remarks(subject: Subject) -> list[str]:
     """Return sentences on the limits and the meaning of the headline."""
     run = subject.run
@@ -138,6 +187,7 @@ def remarks(subject: Subject) -> list[str]:
     if measure == "val":
         sentences.append("The epoch was also chosen on these tiles, so expect slightly lower scores on new data.")
     sentences += [other_scores_sentence(other) for other in run.scores if other.name not in (measure, "val", "train")]
+    sentences += [selection] if (selection := selection_sentence(subject)) else []
     return [*sentences, *_seed_sentences(subject)]
 
 
@@ -162,15 +212,14 @@ def outdated_scores_notes(subject: Subject) -> list[str]:
     return [f"No confidence intervals or calibration in scores of an earlier version: {files}. To add them: {command}"]
 
 
-def key_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
-    """Return the figures at the page's head."""
+def key_figures(subject: Subject, run: TrainedRun, overview: MapOverview | None = None) -> list[KeyFigure]:
+    """Return the figures at the page's head: IoU, recall, precision, and the mapped area where it is known."""
     measure, best = headline_split(subject), run.best_epoch
     overall, ends = subject_headline_scores(subject, run) or (
         {"recall": best.val_recall, "precision": best.val_precision},
         {},
     )
     mean_over = "" if run.card.legend.binary else " (mean over classes)"
-    epochs = f"{pluralise(len(run.history.epochs), 'epoch')}; weights from epoch {best.epoch}"
     return [
         KeyFigure(
             "IoU",
@@ -190,8 +239,31 @@ def key_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
             f"of the mapped area is labelled as the class{mean_over}",
             format_percent_range(ends.get("precision")),
         ),
-        KeyFigure("Training time", format_duration(run.seconds), epochs),
+        *_mapped_area(run.score(measure), overview),
     ]
+
+
+def _mapped_area(table: ScoreTable | None, overview: MapOverview | None) -> list[KeyFigure]:
+    """Return the mapped area of the largest class: of the map, or without one the fraction of the scored tiles."""
+    if overview is not None:
+        name = overview.shown_classes[0]
+        area = overview.areas.get(name, 0.0)
+        meaning = f"{name}: {format_percent(area / overview.total)} of {overview.path.name}"
+        return [KeyFigure("Mapped area", overview.area_text(area), meaning)]
+    if table is None:
+        return []
+    counts, first = np.array(table.confusion, np.float64), 1 if table.scheme.binary else 0
+    if table.scheme.overlapping:
+        mapped, labelled, total = counts[:, :, 1].sum(axis=1), counts[:, 1].sum(axis=1), counts[0].sum()
+    else:
+        mapped, labelled, total = counts.sum(axis=0), counts.sum(axis=1), counts.sum()
+    if not total:
+        return []
+    index = first + int(mapped[first:].argmax())
+    fractions = [format_percent(float(part[index] / total)) for part in (mapped, labelled)]
+    where = f"of the {SPLIT_NAMES.get(table.split, table.split)} area"
+    meaning = f"{where} is mapped as {table.classes[index]}, {fractions[1]} is labelled so"
+    return [KeyFigure("Mapped area", fractions[0], meaning)]
 
 
 def subject_headline_scores(

@@ -13,7 +13,9 @@ from geograft.commands.report.calibration import (
     threshold_summary,
 )
 from geograft.commands.report.headline import (
+    Evidence,
     KeyFigure,
+    evidence,
     headline,
     headline_split,
     key_figures,
@@ -22,6 +24,7 @@ from geograft.commands.report.headline import (
     remarks,
 )
 from geograft.commands.report.leakage import LeakageSection, imbalance_summary, leakage_section, leaked_fractions
+from geograft.commands.report.overview import MapOverview, maker_of, maker_sentence
 from geograft.commands.report.pictures import example_indices, extremes, map_examples, rank_tiles, select_scenes
 from geograft.commands.report.sources import Subject, TrainedRun, tile_set_of
 from geograft.commands.report.tables import Bar, NetworkRow, Table, area_table, class_bars, network_rows, score_tables
@@ -80,7 +83,11 @@ class Page:
     remarks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     key_figures: list[KeyFigure] = field(default_factory=list)
+    evidence: Evidence | None = None
+    """The number of independent units that were scored."""
     hero: list[PageImage] = field(default_factory=list)
+    map: PageImage | None = None
+    """Overview of the map."""
     network: str = ""
     """Name of the network whose maps and scores are shown."""
     comparison: list[NetworkRow] = field(default_factory=list)
@@ -105,21 +112,25 @@ class Page:
     """Names and colours by section."""
 
 
-def build_page(subject: Subject) -> Page:
-    """Return the content of the page on a run or a comparison."""
+def build_page(subject: Subject, overview: MapOverview | None = None) -> Page:
+    """Return the content of the page on a run or a comparison, with the overview of a map if there is one."""
     page = Page(subject.title, kicker(subject), notes=[*subject.notes, *outdated_scores_notes(subject)])
     tiles = _tiles(subject, page)
     audit = audit_tile_set(tiles) if tiles else None
     leaked = leaked_fractions(audit, tiles, subject.run) if tiles and audit and subject.run else {}
     page.headline = headline(subject, leaked, len(tiles.split("val")) if tiles else None)
     page.lead, page.remarks = lead_sentence(subject), remarks(subject)
+    page.evidence = evidence(subject) if subject.run else None
     page.training_curves = training_curves(subject)
     page.explanations["training"] = training_curves_explanation(subject)
     if subject.kind == "comparison":
         page.comparison = network_rows(subject)
     if subject.run:
         _add_run(page, subject, subject.run)
+        page.key_figures = key_figures(subject, subject.run, overview)
         _if_possible(page, "network graph", lambda: page.graphs.extend(network_graphs(subject)))
+    if overview:
+        _add_map(page, subject, overview)
     if tiles and audit:
         _add_audit(page, tiles, audit)
         page.class_bars = class_bars(audit, tiles.meta.legend)
@@ -153,7 +164,6 @@ def _tiles(subject: Subject, page: Page) -> TileSet | None:
 
 def _add_run(page: Page, subject: Subject, run: TrainedRun) -> None:
     page.network = subject.leader.name
-    page.key_figures = key_figures(subject, run)
     page.scores = [
         ScoreSection(scores_title(table), scores_explanation(table), score_tables(table)) for table in run.scores
     ]
@@ -171,6 +181,16 @@ def _add_run(page: Page, subject: Subject, run: TrainedRun) -> None:
         page.explanations["calibration_figures"] = figures_explanation(table)
     page.settings = settings_groups(run)
     page.explanations["graphs"] = GRAPHS_EXPLANATION
+
+
+def _add_map(page: Page, subject: Subject, overview: MapOverview) -> None:
+    """Add the overview of the map, and which network made it if it is not the one with the scores."""
+    page.map, page.explanations["map"] = overview.image, overview.summary
+    page.legends["map"] = class_legend(overview.card.legend)
+    if sentence := maker_sentence(subject, overview):
+        page.notes.append(sentence)
+    maker = maker_of(subject, overview.card)
+    page.comparison = [replace(row, made_map=maker is not None and row.name == maker.name) for row in page.comparison]
 
 
 def _add_audit(page: Page, tiles: TileSet, audit: Audit) -> None:

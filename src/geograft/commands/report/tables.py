@@ -80,6 +80,8 @@ class NetworkRow:
     """(heading, text, small print)."""
     seed_ious: tuple[float, ...]
     """Validation IoU of every seed."""
+    made_map: bool = False
+    """Whether the map on the page is by this network."""
 
 
 def network_rows(subject: Subject) -> list[NetworkRow]:

@@ -91,6 +91,18 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_area(area_m2: float) -> str:
+    """Return an area in square metres, from one hectare in hectares, from 100 square kilometres in those.
+
+    >>> [format_area(area).replace(NBSP, " ") for area in (163.4, 25_400, 5_000_000, 123_000_000)]
+    ['163 m²', '2.54 ha', '500 ha', '123 km²']
+    """
+    unit, size = ("m²", 1.0) if area_m2 < 1e4 else ("ha", 1e4) if area_m2 < 1e8 else ("km²", 1e6)
+    value = area_m2 / size
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}{NBSP}{unit}"
+
+
 def format_length(resolution_m: float | None) -> str:
     """Return a length in centimetres or metres; a dash for None.
 
@@ -113,6 +125,9 @@ def training_curves_explanation(subject: Subject) -> str:
     """Return how to read the training curves."""
     seeds = max(len(variant.runs) for variant in subject.variants)
     thin = " Thin lines are single seeds, thick lines their mean." if seeds > 1 else ""
+    if subject.kind == "run" and subject.run:
+        epochs = pluralise(len(subject.run.history.epochs), "epoch")
+        thin += f" {epochs} took {format_duration(subject.run.seconds)}."
     return (
         "Training minimises the loss. Dashed lines: training tiles; solid lines: validation tiles. The dot marks the "
         f"epoch with the lowest validation loss, whose weights are saved.{thin}"
