@@ -79,3 +79,13 @@ def test_runs_of_different_rules_are_not_averaged(tmp_path: Path) -> None:
     runs = (make_run(tmp_path / "a"), make_run(tmp_path / "b", nodata="any"))
     with pytest.raises(InputError, match="nodata"):
         read_cards(runs)
+
+
+@pytest.mark.parametrize("value", [1e300, -1.7e308])
+def test_pixels_that_float32_cannot_represent_are_invalid(tmp_path: Path, labels: Path, value: float) -> None:
+    pixels = textured(1, 256, 256).astype(np.float64)
+    pixels[0, :, 100:130] = value
+    image = write_raster(tmp_path / "a.tif", pixels)
+    tiles = prepare(VectorSource((image,), labels), tmp_path / "tiles", CONFIG)
+    assert 100 < tiles.meta.mean[0] < 150
+    assert tiles.meta.std[0] < 100

@@ -13,7 +13,7 @@ from rasterio.shutil import copy
 
 from geograft.commands.sample import sample
 from geograft.config import SampleConfig
-from geograft.errors import InputError, OutputError
+from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.measure import areas_and_perimeters
 from geograft.geo.rasters.raster import Image
 from geograft.mapping import strata as strata_module
@@ -180,6 +180,12 @@ def test_number_of_points_follows_from_the_standard_error(cover_map: Path, tmp_p
     """Cochran's formula for 10,080 pixels: 0.09 / (0.02 squared + 0.09 / 10,080) = 220.1."""
     summary = sample(cover_map, tmp_path / "points.gpkg", SampleConfig(standard_error=0.02, min_points=2))
     assert summary.points.sum() == 221
+
+
+@pytest.mark.parametrize("config", [SampleConfig(points=10**12), SampleConfig(min_points=10**12)])
+def test_a_sample_that_does_not_fit_in_memory_is_refused(cover_map: Path, tmp_path: Path, config: SampleConfig) -> None:
+    with pytest.raises(SettingError, match="1,000,000,000,000"):
+        sample(cover_map, tmp_path / "points.gpkg", config)
 
 
 @pytest.mark.parametrize("transform", [GRID, Affine(10, 2, 5, -3, -10, 7), Affine.identity()])

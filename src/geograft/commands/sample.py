@@ -8,6 +8,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from geograft.config import SampleConfig
+from geograft.errors import SettingError
 from geograft.files import refuse_existing
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.points import REFERENCE, write_points
@@ -15,6 +16,9 @@ from geograft.locks import locks_output
 from geograft.mapping.strata import Strata, draw_pixels, pixel_centres, read_strata
 from geograft.metrics.estimation import allocate_points, sample_size
 from geograft.text import format_table
+
+MAX_POINTS = 1_000_000
+"""Maximum number of points of a sample, which are in memory; nobody labels more."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSu
 
     Raises:
         InputError: when `map` cannot be read or is not a class map, or has a band per class and none is selected.
+        SettingError: when the sample would have more than MAX_POINTS points.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
     refuse_existing(out)
@@ -76,6 +81,11 @@ def _points_per_class(strata: Strata, config: SampleConfig) -> Int64[ndarray, " 
     weights = strata.areas / strata.areas.sum()
     accuracy = np.full(len(weights), config.expected_accuracy)
     points = config.points or sample_size(weights, accuracy, config.standard_error, int(strata.pixels.sum()))
+    if max(points, len(weights) * config.min_points) > MAX_POINTS:
+        raise SettingError(
+            f"--points {points:,} with --min-points {config.min_points:,}: a sample may have at most {MAX_POINTS:,} "
+            "points. Lower them, or raise --standard-error."
+        )
     return allocate_points(weights, strata.pixels, points, config.min_points)
 
 

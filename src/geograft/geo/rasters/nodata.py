@@ -41,6 +41,9 @@ def cast_nodata(value: float | None, dtype: str) -> float | int | None:
 NodataRule = Literal["auto", "any", "all"]
 
 
+MAX_FLOAT = np.finfo(np.float32).max
+
+
 @dataclass(frozen=True)
 class ValidityRule:
     """How invalid pixels are recognised; the same in training and prediction."""
@@ -69,7 +72,9 @@ def valid_pixels(
     """Return the mask of pixels that are finite in every band and valid by `rule`, and the number of nodata bands."""
     valid = np.ones(pixels.shape[1:], bool)
     if pixels.dtype.kind == "f":
-        np.isfinite(pixels).all(axis=0, out=valid)
+        # Numbers beyond float32, in which networks compute, are no measurements either.
+        finite = np.isfinite(pixels) if pixels.dtype.itemsize <= MAX_FLOAT.itemsize else np.abs(pixels) <= MAX_FLOAT
+        finite.all(axis=0, out=valid)
     missing = np.zeros(pixels.shape[1:], np.uint16)
     for band, value in zip(pixels, nodata, strict=True):
         if value is not None:
