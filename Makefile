@@ -32,6 +32,7 @@ bench: $(READY)  ## speed and memory of tiles and training, relative to the hard
 	$(BIN)/python benchmarks/bench_tiles.py
 
 bench-predict: $(READY)  ## speed, memory and seams of maps, beside a plain loop and other packages; BENCH=--write: docs/speed.md
+	$(BIN)/python benchmarks/bench_maps.py $(BENCH)
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_predict.py $(BENCH)
 
 bench-train: $(READY)  ## speed, memory and IoU of training, beside plain loops and other packages; BENCH=--write: docs/training.md
