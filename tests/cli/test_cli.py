@@ -1,6 +1,7 @@
 """The command line: fast --help, errors of one line, and an example for every command."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -208,3 +209,34 @@ def test_a_mistyped_recipe_key_is_suggested(recipe: str, meant: str, tmp_path: P
     (tmp_path / "r.toml").write_text(recipe)
     message = error_message("train", "nowhere", "--out", "run", "--recipe", str(tmp_path / "r.toml"))
     assert f"did you mean {meant}?" in message
+
+
+WARNING = """
+import multiprocessing, sys
+from geograft.cli import main
+
+def warn():
+    import numpy
+    numpy.float32(1e30) * numpy.float32(1e30)
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SystemExit:
+        pass
+    warn()
+    child = multiprocessing.get_context("spawn").Process(target=warn)
+    child.start()
+    child.join()
+"""
+
+
+@pytest.mark.parametrize(("options", "shown"), [((), 0), (("-W", "default"), 2)])
+def test_the_command_hides_the_warnings_of_libraries_also_in_its_processes(
+    tmp_path: Path, options: tuple[str, ...], shown: int
+) -> None:
+    (tmp_path / "script.py").write_text(WARNING)
+    command = [sys.executable, *options, str(tmp_path / "script.py"), "--version"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.count("RuntimeWarning") == shown

@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
-from geograft.card import WEIGHTS, read_card
-from geograft.commands.train import train
+from geograft.card import CARD, WEIGHTS, read_card
+from geograft.commands.train import check_networks, train
 from geograft.config import Recipe, load_recipe
-from geograft.errors import InputError, OutputError, SettingError
+from geograft.dataset.tileset import TileSet
+from geograft.errors import InputError, OutputError, SettingError, WeightsError
 from geograft.training.checkpoint import LAST, STATE
 from geograft.training.history import read_history
 
@@ -93,3 +97,17 @@ def test_scaling_by_weights_needs_pretrained_weights(tiles: Path, tmp_path: Path
     with pytest.raises(SettingError, match="pretrained"):
         train(tiles, tmp_path / "run", SMALL.with_settings(train={"normalise": "weights"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_match_are_said_before_the_first_of_several_trainings(tiles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), path)
+    matching = Recipe().with_settings(model={"encoder": "resnet10t", "weights": str(path)}).model
+    check_networks(TileSet.open(tiles), [matching, SMALL.model, matching])
+    with pytest.raises(WeightsError, match="mobilenetv3_small_050"):
+        check_networks(TileSet.open(tiles), [matching, replace(matching, encoder="mobilenetv3_small_050")])
+    with pytest.raises(WeightsError, match="mobilenetv3_small_050"):
+        train(tiles, tmp_path / "run", Recipe(model=replace(matching, encoder="mobilenetv3_small_050")))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=CARD):
+        check_networks(TileSet.open(tiles), [replace(matching, start=str(tmp_path))])

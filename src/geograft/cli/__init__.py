@@ -5,6 +5,7 @@ Verbs are imported when they are called, so that --help is fast.
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -163,6 +164,18 @@ def set_gdal_options() -> None:
         os.environ.setdefault(name, value)
 
 
+def hide_library_warnings() -> None:
+    """Hide the warnings of Python libraries and of torch's C++ code, in this process and its children.
+
+    They are for developers. `python -W`, PYTHONWARNINGS and TORCH_CPP_LOG_LEVEL show them.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        # multiprocessing passes these options to its processes.
+        sys.warnoptions.append("ignore")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments` (default: the process's own).
 
@@ -171,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     With `--progress json`, these lines are JSON too, and closing standard input has the effect of SIGTERM.
     """
     set_gdal_options()
+    if arguments is None:
+        hide_library_warnings()
     given = sys.argv[1:] if arguments is None else arguments
     as_json = wants_json(given)
     with report_as_json(as_json), handle_signals(), cancel_at_end_of_input(as_json):

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from geograft.commands.search import SearchSpace, TrialResult, Values, should_promote
-from geograft.commands.train import DEFAULT_RECIPE, train
+from geograft.commands.train import DEFAULT_RECIPE, check_networks, train
 from geograft.config import Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet
 from geograft.errors import DivergedError, InputError, SettingError
 from geograft.files import write_text
 from geograft.locks import locks_output
-from geograft.networks.network import build
 from geograft.progress import announce
 from geograft.text import format_table
 from geograft.training.checkpoint import STATE
@@ -225,7 +224,5 @@ def _check(whole: TileSet, space: SearchSpace, trials: int, minutes: float) -> N
             raise InputError(
                 f"{whole.folder} has no {part} tiles. Prepare it again with other --val and --test fractions."
             )
-    # A network that starts from a run is checked by train.
-    for encoder in () if space.recipe.model.start else space.encoders:
-        model = space.recipe.with_settings(model={"encoder": encoder}).model
-        build(model, len(whole.meta.band_names), whole.meta.legend.outputs, pretrained=False)
+    encoders = (space.recipe.model.encoder,) if space.recipe.model.start else space.encoders
+    check_networks(whole, (space.recipe.with_settings(model={"encoder": encoder}).model for encoder in encoders))

@@ -5,7 +5,7 @@ Training can start from the weights of an earlier run, also for another area, ot
 
 import math
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -21,7 +21,8 @@ from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import UPDATE, complete_update, file_digest, scratch_path, to_json
-from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_cell_encoder
+from geograft.inference.embedding import load_cell_encoder
+from geograft.inference.training_features import MAX_CELLS, fit_training_features
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
@@ -324,6 +325,24 @@ def _check_memory(tile_set: TileSet, config: TrainConfig) -> None:
     check_batch(min(config.batch_size, max(tiles * config.repeat, 1)), tile_px, pixel_bytes)
 
 
+def check_networks(tile_set: TileSet, models: Iterable[ModelConfig]) -> None:
+    """Build each network once, so that weights that do not match are said before the first of several trainings.
+
+    Raises:
+        InputError: if a run to start from is not a run.
+        SettingError, WeightsError: as in `train`, for an unknown encoder or weights that cannot be loaded.
+    """
+    for model in dict.fromkeys(models):
+        start = StartingRun.from_config(model)
+        network = build(
+            start.model_config(model, tile_set.meta) if start else model,
+            len(tile_set.meta.band_names),
+            tile_set.meta.legend.outputs,
+        )
+        if start:
+            start.load_into(network, tile_set.meta)
+
+
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:
     """Return the training data of a tile set. Validation counts pixels of overlapping tiles once.
 
@@ -457,6 +476,7 @@ def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, sc
         nodata=meta.settings.nodata,
         alpha=meta.settings.alpha,
         finished=False,
+        stride=network.body.stride,
         window_px=max(WINDOW_PX, meta.settings.tile_px),
         overlap_px=min(OVERLAP_PX, meta.settings.tile_px // 2),
     )
