@@ -3,6 +3,7 @@
 * GeograftError
   + InputError      an image, a label file, a tile set or a run cannot be used
     - DivergedError  the training loss became NaN or infinite
+    - ResumeError    partial results are damaged or belong to other inputs, and cannot be resumed
   + SettingError    a recipe, a flag or an argument has an invalid value
   + WeightsError    pretrained weights cannot be downloaded, read or loaded into the network
   + OutputError     a result cannot be written (disk full, no permission, file exists)
@@ -15,6 +16,10 @@ code 1. Bugs raise ordinary Python exceptions with a traceback.
 class GeograftError(Exception):
     """Base class of all errors that the user can fix."""
 
+    def __init__(self, message: str) -> None:
+        """Names of files and classes, and messages of libraries, may contain line breaks; an error is one line."""
+        super().__init__(" ".join(message.split("\n")) if "\n" in message else message)
+
 
 class InputError(GeograftError):
     """An image, a label file, a tile set or a run cannot be used."""
@@ -22,6 +27,10 @@ class InputError(GeograftError):
 
 class DivergedError(InputError):
     """The training loss became NaN or infinite, because of a tile or a learning rate that is too high."""
+
+
+class ResumeError(InputError):
+    """Partial results are damaged, or belong to other inputs or settings, and cannot be resumed."""
 
 
 class SettingError(GeograftError):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy import ndarray
 
 from geograft.config.recipes import RENAMED_SETTINGS
-from geograft.errors import GeograftError, InputError
+from geograft.errors import GeograftError, ResumeError
 from geograft.files import (
     LEDGER,
     atomic_folder,
@@ -46,7 +46,7 @@ def read_ledger(folder: Path, names: tuple[str, ...] = ("origin", "complete")) -
     """Return the entries `names` of the ledger in `folder`; None if it has no ledger.
 
     Raises:
-        InputError: if the ledger is corrupt.
+        ResumeError: if the ledger is corrupt.
     """
     path = folder / LEDGER
     try:
@@ -62,7 +62,7 @@ def is_complete(folder: Path) -> bool:
     """Return whether the job in `folder` was interrupted in its last step, when it moved its result into place.
 
     Raises:
-        InputError: if the ledger is corrupt.
+        ResumeError: if the ledger is corrupt.
     """
     kept = read_ledger(folder)
     return kept is not None and bool(kept["complete"])
@@ -72,18 +72,20 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
     """Return the origin recorded in the ledger of `folder`; None if it has no ledger.
 
     Raises:
-        InputError: if the ledger is corrupt.
+        ResumeError: if the ledger is corrupt.
     """
     kept = read_ledger(folder)
     return dict(kept["origin"]) if kept is not None else None
 
 
 def check_same_origin(folder: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError if the origin of the partial result `what` in `folder` differs, naming the differences."""
+    """Raise ResumeError if the origin of the partial result `what` in `folder` differs, naming the differences."""
     differing = differences(before, now)
     if differing:
         shown = "; ".join(differing[:MAX_SHOWN]) + ("; ..." if len(differing) > MAX_SHOWN else "")
-        raise InputError(f"{folder} holds {what} in progress with other inputs or settings: {shown}. {_remedy(folder)}")
+        raise ResumeError(
+            f"{folder} holds {what} in progress with other inputs or settings: {shown}. {_remedy(folder)}"
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -127,7 +129,7 @@ def remove_ledger(folder: Path) -> None:
     """Remove the folder of a ledger, even a partly removed one. The ledger is deleted last.
 
     Raises:
-        InputError: if the ledger is corrupt.
+        ResumeError: if the ledger is corrupt.
         OutputError: if the folder has no ledger but other files, which then stay as they are; on any OSError.
     """
     refuse_foreign_ledger(folder)
@@ -141,7 +143,7 @@ def refuse_foreign_ledger(folder: Path) -> None:
     """Raise OutputError if something is at `folder` that has no ledger; an empty folder may have lost it to a kill.
 
     Raises:
-        InputError: if the ledger is corrupt.
+        ResumeError: if the ledger is corrupt.
     """
     if not os.path.lexists(folder):
         return
@@ -162,14 +164,14 @@ def save_arrays(path: Path, arrays: Mapping[str, ndarray]) -> None:
         os.fsync(file.fileno())
 
 
-def unreadable_error(path: Path, error: BaseException) -> InputError:
+def unreadable_error(path: Path, error: BaseException) -> ResumeError:
     """Return the error for a file in a ledger's folder that cannot be read."""
-    return InputError(f"{path} cannot be read: {error}. {_remedy(path.parent)}")
+    return ResumeError(f"{path} cannot be read: {error}. {_remedy(path.parent)}")
 
 
-def corrupt_ledger_error(path: Path, error: BaseException) -> InputError:
+def corrupt_ledger_error(path: Path, error: BaseException) -> ResumeError:
     """Return the error for a file in a ledger's folder with invalid content."""
-    return InputError(f"{path} is corrupt: {error!r}. {_remedy(path.parent)}")
+    return ResumeError(f"{path} is corrupt: {error!r}. {_remedy(path.parent)}")
 
 
 @contextmanager
@@ -180,6 +182,9 @@ def keep_ledger_on_error(folder: Path, describe_progress: Callable[[], str]) -> 
     """
     try:
         yield
+    except ResumeError:
+        # Its advice is to remove the folder.
+        raise
     except GeograftError as error:
         if not folder.exists():
             raise

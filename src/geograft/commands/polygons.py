@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32, Int64, Integer
 from numpy import ndarray
 
 from geograft.config import PolygonConfig
-from geograft.errors import SettingError
+from geograft.errors import InputError, SettingError
 from geograft.files import json_digest, refuse_existing, scratch_path
 from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
@@ -273,6 +273,7 @@ def polygons(
         check_class_map(image.info)
         target = PolygonTarget(out, image.info.grid, map.stem, dstl_grid, _modified(map))
         check_target(target)
+        PolygonBuilder(image.info.grid, settings).check_tolerance()
         class_map = _open_class_map(image, settings, files)
         ledger = PolygonLedger(folder, _origin(class_map, settings), image.info.grid.height * class_map.layer_count)
         progress = partial(_progress, ledger)
@@ -281,7 +282,12 @@ def polygons(
             result = PolygonResult(ledger, class_map, settings)
             counts = result.classes(), result.too_small(), result.forms()
             summary = PolygonSummary(out, result.unit, *counts, tuple(result.notes()))
-            write_polygon_file(folder, target, result.batches())
+            try:
+                write_polygon_file(folder, target, result.batches())
+            except InputError:
+                # The polygons themselves cannot be written: the same command would fail again.
+                ledger.remove()
+                raise
     ledger.remove()
     return summary
 

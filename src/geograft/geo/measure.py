@@ -153,7 +153,9 @@ def _geocentric(grid: Grid, rows: ndarray, cols: ndarray) -> Float64[ndarray, ".
     rows, cols = np.broadcast_arrays(rows, cols)
     to_degrees = Transformer.from_crs(grid.crs, grid.crs.geodetic_crs, always_xy=True)
     angles = to_degrees.transform(a * cols + b * rows + c, d * cols + e * rows + f)
-    lon, lat = (np.asarray(angle) * grid.crs.geodetic_crs.axis_info[0].unit_conversion_factor for angle in angles)
+    unit = grid.crs.geodetic_crs.axis_info[0].unit_conversion_factor
+    # pyproj returns infinity outside the area of the projection, where there is no angle.
+    lon, lat = (np.where(np.isfinite(angle), angle, np.nan) * unit for angle in angles)
     geod = ellipsoid(grid)
     radius = geod.a / np.sqrt(1 - geod.es * np.sin(lat) ** 2)
     axis_distance = radius * np.cos(lat)

@@ -71,6 +71,11 @@ def read_strata(image: Image, band_name: str = "") -> Strata:
     if equal_area:
         areas *= float(pixel_areas(grid, Window(0, 0, 1, 1))[0, 0])
     class_values, names = _classes(legend, pixels)
+    if not np.isfinite(areas).all():
+        raise InputError(
+            f"{image.info.path} has pixels of class {names[int(np.argmax(~np.isfinite(areas[list(class_values)])))]} "
+            "outside the area of its projection, which have no area. Correct its CRS or transform, or crop it."
+        )
     index = np.array(class_values)
     unknown = grid.height * grid.width - int(pixels.sum())
     return Strata(class_values, names, pixels[index], areas[index], unknown, strips, band)

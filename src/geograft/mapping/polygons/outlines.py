@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 from numpy import ndarray
 
 from geograft.config import PolygonConfig
+from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, central_pixel_size_m, pixel_size_m
 from geograft.mapping.polygons.arcs import point_keys
@@ -77,6 +78,8 @@ def _touching(rings: ndarray, shape_of: Int64[ndarray, " r"]) -> Bool[ndarray, "
 
 
 Columns = dict[str, ndarray]
+MAX_TOLERANCE_PX = 100
+"""Maximum simplification tolerance in pixels: memory and time per corner grow with its square."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class PolygonBuilder:
         if self.settings.square and not self.settings.simplify_m:
             return SQUARE_PX
         return self.settings.simplify_m / max(central_pixel_size_m(self.grid))
+
+    def check_tolerance(self) -> None:
+        """Raise SettingError if the simplification tolerance is above MAX_TOLERANCE_PX."""
+        if self.tolerance_px > MAX_TOLERANCE_PX:
+            limit = self.settings.simplify_m * MAX_TOLERANCE_PX / self.tolerance_px
+            raise SettingError(
+                f"--simplify-m {self.settings.simplify_m:g} is {self.tolerance_px:,.6g} pixels of the map; "
+                f"at most {MAX_TOLERANCE_PX} are possible. Give at most {limit:.6g}."
+            )
 
     @property
     def reach_px(self) -> int:
@@ -127,6 +139,7 @@ class PolygonBuilder:
         if self.settings.square:
             shapes, forms = self._squared(outlines, shapes)
         areas, perimeters = areas_and_perimeters(shapes, self.grid)
+        _check_measurable(areas, first)
         return {
             "value": np.array([region.value for region in regions], np.int64),
             "area": areas,
@@ -159,12 +172,27 @@ class PolygonBuilder:
         return self._at_least(shapes, self.settings.min_area_m2)
 
     def _at_least(self, shapes: ndarray, area: float) -> Bool[ndarray, " n"]:
-        return areas_and_perimeters(shapes, self.grid)[0] >= area if area else np.ones(len(shapes), bool)
+        if not area or not len(shapes):
+            return np.ones(len(shapes), bool)
+        areas = areas_and_perimeters(shapes, self.grid)[0]
+        _check_measurable(areas, first_pixels(shapes))
+        return areas >= area
 
     def _aspect(self, shape: shapely.Geometry) -> float:
         left, top, right, bottom = shapely.bounds(shape)
         across, down = pixel_size_m(self.grid, (left + right) / 2, (top + bottom) / 2)
+        _check_measurable(np.array([down / across]), first_pixels(as_array([shape])))
         return down / across
+
+
+def _check_measurable(values: Float64[ndarray, " n"], first: Int64[ndarray, "n 2"]) -> None:
+    """Raise InputError if a polygon has no finite area; `first` are the first pixels of the polygons."""
+    if not np.isfinite(values).all():
+        col, row = first[~np.isfinite(values)][0]
+        raise InputError(
+            f"The polygon at row {row}, column {col} of the map has no finite area: it lies outside the area of the "
+            "map's projection. Correct the map's CRS or transform, or crop the map."
+        )
 
 
 def _holes_by_row(holes: ndarray) -> Columns:

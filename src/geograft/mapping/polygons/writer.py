@@ -8,6 +8,7 @@
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
 
 from geograft.dataset.dstl import CLASS_NAMES, read_extents, to_pixels
 from geograft.errors import InputError, OutputError, SettingError
@@ -23,11 +26,20 @@ from geograft.files import translate_write_errors
 from geograft.geo.grid import Grid
 from geograft.geo.measure import to_gis_coordinates
 from geograft.geo.vectors.arrow import to_multipolygons, write_geoparquet
-from geograft.geo.vectors.reader import Features
+from geograft.geo.vectors.reader import WGS84, Features
 from geograft.geo.vectors.writer import fixed_date, output_errors, write_flatgeobuf, write_geojson, write_geopackage
 
+JSON_SUFFIXES = (".geojson", ".json")
 ARROW_SUFFIXES = (".fgb", ".parquet")
 """Formats that need pyarrow."""
+
+
+LAYER = "polygons"
+"""Name of the layer where the name of the file cannot be used."""
+LAYER_NAME, RESERVED_NAMES = (
+    re.compile(r"\w[\w .()'+-]*"),
+    re.compile(r"gpkg|sqlite_|rtree_|layer_styles$", re.IGNORECASE),
+)
 
 
 @dataclass(frozen=True)
@@ -49,15 +61,24 @@ class PolygonTarget:
         """The suffix in lower case."""
         return self.path.suffix.lower()
 
+    @property
+    def layer(self) -> str:
+        """The layer's name: the file's, unless a GeoPackage reserves or refuses it."""
+        name = self.path.stem
+        return LAYER if RESERVED_NAMES.match(name) or not LAYER_NAME.fullmatch(name) else name
+
 
 def check_target(target: PolygonTarget) -> None:
     """Check that a target can be written, before any work is done.
 
     Raises:
-        OutputError: when the suffix is unknown, or its format needs a package that is not installed.
+        OutputError: when the name has control characters, the suffix is unknown, or its format needs a package that
+            is not installed.
         SettingError: when .csv is given without DSTL's grid sizes, or these with another suffix.
-        InputError: when the grid sizes cannot be read or lack the image.
+        InputError: when the grid sizes cannot be read or lack the image; when the format cannot hold the CRS.
     """
+    if any(ord(letter) < ord(" ") for letter in target.path.name):
+        raise OutputError(f"{str(target.path)!r} contains control characters. Choose another --out.")
     if target.suffix not in WRITERS:
         raise OutputError(f"{target.path}: unknown suffix for polygons. Use one of {', '.join(WRITERS)}.")
     if target.suffix in ARROW_SUFFIXES and find_spec("pyarrow") is None:
@@ -66,8 +87,21 @@ def check_target(target: PolygonTarget) -> None:
         raise SettingError(
             f"{target.path}: a DSTL submission is a .csv file and needs --dstl-grid. Give both or neither."
         )
+    if target.suffix in JSON_SUFFIXES and target.grid.crs is not None and not _can_be_in_wgs84(target.grid.crs):
+        raise InputError(
+            f"{target.path}: GeoJSON is in WGS 84, which {target.grid.crs.name}, the CRS of the map, cannot be "
+            "transformed to. Write .gpkg, which keeps the CRS."
+        )
     if target.dstl_grid:
         image_extent(target.image_id, target.dstl_grid)
+
+
+def _can_be_in_wgs84(crs: CRS) -> bool:
+    try:
+        Transformer.from_crs(crs, WGS84)
+    except ProjError:
+        return False
+    return True
 
 
 def write_polygon_file(folder: Path, target: PolygonTarget, batches: Iterable[Features]) -> int:
@@ -98,15 +132,15 @@ def _placed(batches: Iterable[Features], grid: Grid) -> Iterator[Features]:
 
 
 def _geopackage(part: Path, batches: Iterable[Features], to: PolygonTarget) -> int:
-    return write_geopackage(part, _placed(batches, to.grid), to.grid.crs, to.path.stem)
+    return write_geopackage(part, _placed(batches, to.grid), to.grid.crs, to.layer)
 
 
 def _geojson(part: Path, batches: Iterable[Features], to: PolygonTarget) -> int:
-    return write_geojson(part, _placed(batches, to.grid), to.grid.crs, to.path.stem)
+    return write_geojson(part, _placed(batches, to.grid), to.grid.crs, to.layer)
 
 
 def _flatgeobuf(part: Path, batches: Iterable[Features], to: PolygonTarget) -> int:
-    return write_flatgeobuf(part, _placed(batches, to.grid), to.grid.crs, to.path.stem)
+    return write_flatgeobuf(part, _placed(batches, to.grid), to.grid.crs, to.layer)
 
 
 def _geoparquet(part: Path, batches: Iterable[Features], to: PolygonTarget) -> int:
