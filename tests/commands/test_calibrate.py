@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from geograft.card import read_card
 from geograft.commands.calibrate import calibrate
@@ -15,11 +16,13 @@ from geograft.commands.prepare import prepare
 from geograft.commands.train import train
 from geograft.config import PrepareConfig
 from geograft.dataset.sources import VectorSource
-from geograft.dataset.tileset import META, TileSet
+from geograft.dataset.tileset import META, Tile, TileSet
 from geograft.errors import InputError
 from geograft.files import write_json
-from geograft.inference.predictor import Predictor
+from geograft.mapping.held_out import predict_tiles
+from geograft.mapping.models import RunModel
 from tests.commands.test_train import SMALL
+from tests.support.tilewise import TILEWISE, tile_logits
 
 # Without warm-up and EMA the run is confident after a few steps.
 QUICK = SMALL.with_settings(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
@@ -67,8 +70,15 @@ def test_test_tiles_are_not_used(run: Path, tiles: Path, monkeypatch: pytest.Mon
         "samples",
         lambda self, split, unique_pixels=False: asked.append(split) or samples(self, split, unique_pixels),
     )
+    predicted: list[Tile] = []
+    monkeypatch.setattr(
+        "geograft.commands.calibrate.predict_tiles",
+        lambda model, tile_set, tiles, title: predicted.extend(tiles) or predict_tiles(model, tile_set, tiles, title),
+    )
     calibrate(run)
     assert asked == ["val"]
+    assert predicted
+    assert {tile.split for tile in predicted} == {"val"}
 
 
 def test_a_sample_of_pixels_gives_nearly_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +111,12 @@ def test_multiclass_models_have_a_temperature_and_no_threshold(fields: Path, tmp
 
 def test_probabilities_use_logits_divided_by_the_temperature(run: Path) -> None:
     calibrate(run)
-    predictor = Predictor.load(run)
-    image = np.random.default_rng(0).uniform(0, 255, (1, 3, 32, 32)).astype(np.float32)
-    expected = 1 / (1 + np.exp(-predictor.logits(image)[:, 0] / predictor.card.temperature))
-    np.testing.assert_allclose(predictor(image)[:, 1], expected, rtol=1e-5)
+    card = read_card(run)
+    assert card.temperature != 1
+    image = np.random.default_rng(0).integers(0, 255, (1, 3, 32, 32), dtype=np.uint8)
+    valid = np.ones((1, 32, 32), bool)
+    found = RunModel.open(run, TILEWISE).predictor(32, 1, lambda: None)(image, valid)
+    np.testing.assert_allclose(found, expit(tile_logits(run, image, valid) / card.temperature), rtol=1e-5)
 
 
 def test_another_tile_set_raises_and_the_card_is_unchanged(run: Path, tiles: Path, tmp_path: Path) -> None:

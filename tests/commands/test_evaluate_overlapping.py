@@ -2,26 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy import ndarray
+from scipy.special import expit
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, jaccard_score, log_loss
 
 from geograft.card import read_card
 from geograft.commands.calibrate import calibrate
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train
-from geograft.config import EvaluateConfig
-from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
-from geograft.inference.predictor import Predictor
-from geograft.mapping.scoring import apply_thresholds, stack_tiles
 from geograft.metrics.boundary import boundary_counts
 from geograft.metrics.objects import object_counts
 from tests.commands.test_train import SMALL
 from tests.support.overlapping import LEGEND, overlapping_set
+from tests.support.tilewise import SCORED, TILEWISE, split_logits
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,13 @@ def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seen(run: Path, tiles: Path) -> tuple[ndarray, ndarray, ndarray]:
     """Return truth (-1 unknown), probabilities and map of the test tiles, each (2, tiles, 32, 32)."""
-    predictor, samples = Predictor.load(run), TileSet.open(tiles).samples("test", unique_pixels=True)
-    shown = [samples[i] for i in range(len(samples))]
-    truth = np.nan_to_num(np.stack([label for _, label in shown], axis=1), nan=-1).astype(int)
-    found = predictor(*stack_tiles(shown))
-    return truth, found.swapaxes(0, 1), apply_thresholds(found, predictor.card).swapaxes(0, 1)
+    label, logits = split_logits(run, tiles, "test")
+    truth, likely = np.nan_to_num(label, nan=-1).astype(int), expit(logits)
+    return truth.swapaxes(0, 1), likely.swapaxes(0, 1), (likely >= 0.5).astype(np.uint8).swapaxes(0, 1)
 
 
 def test_every_class_is_scored_independently(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
-    result = evaluate(run, "test")
+    result = evaluate(run, "test", config=SCORED)
     content = json.loads((run / "scores-test.json").read_text())
     ious, aps = [], []
     for index, (truth, likely, mapped) in enumerate(zip(*seen, strict=True)):
@@ -69,7 +66,7 @@ def test_every_class_is_scored_independently(run: Path, seen: tuple[ndarray, nda
 def test_probability_scores_cover_all_pixels_and_classes(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
     truth, likely, _ = seen
     known = truth >= 0
-    content = evaluate(run, "test").content("test")
+    content = evaluate(run, "test", config=SCORED).content("test")
     assert content["overall"]["brier"] == pytest.approx(np.mean((likely[known] - truth[known]) ** 2), rel=1e-5)
     assert sum(row["pixels"] for row in content["reliability"]) == known.sum()
     assert "precision_recall" not in content
@@ -89,7 +86,7 @@ def test_units_sum_to_the_total_and_difference_to_itself_is_zero(run: Path) -> N
 
 
 def test_boundaries_and_objects_are_counted_per_class(run: Path, seen: tuple[ndarray, ndarray, ndarray]) -> None:
-    result = evaluate(run, "test", config=EvaluateConfig(boundary_m=0.2, objects="green"))
+    result = evaluate(run, "test", config=replace(SCORED, boundary_m=0.2, objects="green"))
     truth, mapped = np.where(seen[0] < 0, 255, seen[0]).astype(np.uint8), seen[2].astype(np.uint8)
     tolerance, boundary, objects = 0.2 / 0.1, np.zeros((2, 4), np.int64), np.zeros(3, np.int64)
     for block in range(4):
@@ -121,15 +118,13 @@ def test_tile_set_with_other_classes_raises(run: Path, tiles: Path, tmp_path: Pa
 def test_calibrate_fits_a_threshold_per_class(run: Path, tiles: Path, tmp_path: Path) -> None:
     mine = tmp_path / "run"
     shutil.copytree(run, mine)
-    before = evaluate(mine, "val")
-    result = calibrate(mine)
+    before = evaluate(mine, "val", config=SCORED)
+    result = calibrate(mine, config=TILEWISE)
     card = read_card(mine)
     assert card == result.card
     assert card.output_thresholds == card.thresholds == result.after.thresholds
-    predictor, samples = Predictor.load(run), TileSet.open(tiles).samples("val", unique_pixels=True)
-    shown = [samples[i] for i in range(len(samples))]
-    truth = np.stack([label for _, label in shown], axis=1)
-    logits = predictor.logits(*stack_tiles(shown)).swapaxes(0, 1).astype(np.float64)
+    truth, logits = (each.swapaxes(0, 1) for each in split_logits(run, tiles, "val"))
+    logits = logits.astype(np.float64)
     for index, cut in enumerate(card.thresholds):
         known = np.isfinite(truth[index])
         mine_f1, half_f1 = (
@@ -141,7 +136,7 @@ def test_calibrate_fits_a_threshold_per_class(run: Path, tiles: Path, tmp_path: 
     loss = log_loss(truth[known] >= 0.5, 1 / (1 + np.exp(-logits[known] / card.temperature)))
     assert result.after.log_loss == pytest.approx(loss, rel=1e-4)
     assert result.after.log_loss <= result.before.log_loss
-    after = evaluate(mine, "val")
+    after = evaluate(mine, "val", config=SCORED)
     assert after.metrics["overall"]["f1"].value == pytest.approx(result.after.f1, abs=1e-3)
     assert before.metrics["overall"]["f1"].value == pytest.approx(result.before.f1, abs=1e-3)
     assert after.metrics["brier"]["brier"].value == pytest.approx(result.after.brier, abs=1e-6)
