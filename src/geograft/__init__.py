@@ -1,11 +1,14 @@
 """Semantic segmentation of satellite and aerial images with few labels, by transfer learning.
 
-Each command is also a function: `geograft.prepare(...)`, `geograft.train(...)`. Functions are imported on first use, so
-that `import geograft` is fast.
+Each command is also a function: `geograft.prepare(...)`, `geograft.train(...)`. Paths may be strings. Functions are
+imported on first use, so that `import geograft` is fast.
 """
 
+import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from geograft.files import accept_strings
 
 if TYPE_CHECKING:
     from geograft.commands.area import area
@@ -141,7 +144,10 @@ def __getattr__(name: str) -> Any:
         return version("geograft")
     if name not in _MODULES:
         raise AttributeError(f"module 'geograft' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    found = getattr(import_module(_MODULES[name]), name)
+    if inspect.isfunction(found):
+        found = globals()[name] = accept_strings(found)
+    return found
 
 
 def __dir__() -> list[str]:

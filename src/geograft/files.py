@@ -1,14 +1,17 @@
-"""Checks of input files, atomic writes of files and folders, and digests."""
+"""Paths as strings, checks of input files, atomic writes of files and folders, and digests."""
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from geograft.errors import InputError, OutputError
 
@@ -279,3 +282,51 @@ def _refuse_foreign(folder: Path) -> None:
     # A process killed before it wrote the marker leaves an empty folder.
     if not is_folder or (any(folder.iterdir()) and not (folder / MARKER).is_file()):
         raise foreign_folder_error(folder)
+
+
+def accept_strings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that arguments annotated as Path, or as a sequence of Paths, may be strings.
+
+    A single path for a sequence becomes a sequence of one.
+    """
+    signature = inspect.signature(function)
+    hints = {name: hint for name, hint in get_type_hints(function).items() if name != "return" and _has_path(hint)}
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        bound = signature.bind(*args, **options)
+        for name, hint in hints.items():
+            if name in bound.arguments:
+                bound.arguments[name] = to_paths(bound.arguments[name], several=not _is_path(hint))
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def to_paths(value: Any, several: bool = False) -> Any:
+    """Return a string as Path, and a sequence of strings as tuple of Paths; with `several`, always a tuple.
+
+    >>> to_paths("a.tif").name, to_paths(None), [path.name for path in to_paths("a.tif", several=True)]
+    ('a.tif', None, ['a.tif'])
+    """
+    if value is None or isinstance(value, Mapping):
+        return value
+    if isinstance(value, (str, os.PathLike)):
+        path = Path(value)
+        return (path,) if several else path
+    return tuple(Path(path) for path in value)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is_path(hint: Any) -> bool:
+    return any(option is Path for option in _options(hint))
+
+
+def _has_path(hint: Any) -> bool:
+    """Return whether a type is Path, None, or a sequence of Paths, or a union of these with at least one path."""
+    options = [option for option in _options(hint) if option is not NoneType]
+    return bool(options) and all(option is Path or get_args(option)[:1] == (Path,) for option in options)

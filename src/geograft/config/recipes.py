@@ -93,13 +93,13 @@ def parse_recipe(content: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     return recipe
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path | str) -> Recipe:
     """Read a recipe from a TOML file, or a shipped one by its name (`demo`, `article`).
 
     Raises:
         SettingError: if the file is missing, is not TOML, or has an unknown key or an invalid value.
     """
-    shipped = RECIPES_FOLDER / f"{path}.toml"
+    path, shipped = Path(path), RECIPES_FOLDER / f"{path}.toml"
     try:
         if not shipped.is_file() and path.exists() and not path.is_file():
             raise SettingError(f"{path} is not a file. Give a TOML file or the name of a shipped recipe.")

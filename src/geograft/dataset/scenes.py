@@ -27,7 +27,7 @@ from geograft.text import join_names
 LabelReader = Callable[[Window], UInt8[ndarray, "h w"] | UInt8[ndarray, "o h w"]]
 """Returns the labels of a window of one scene: class indices, or the fraction of each output's class in 250ths; 255 if
 unknown."""
-Groups = Path | Mapping[str, str] | None
+Groups = Path | str | Mapping[str, str] | None
 """Group by scene name, or a CSV file with the columns scene and group; None if no scenes belong together."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 AFFIX_SAMPLES = 5
@@ -239,7 +239,7 @@ def scene_groups(groups: Groups, names: Sequence[str]) -> tuple[dict[str, str], 
     Raises:
         InputError: if `groups` names no scene that exists, or the file cannot be read.
     """
-    table = _read_groups(groups) if isinstance(groups, Path) else dict(groups or {})
+    table = _read_groups(Path(groups)) if isinstance(groups, (str, Path)) else dict(groups or {})
     unknown = sorted(set(table) - set(names))
     if unknown and len(unknown) == len(table):
         raise InputError(

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from geograft.dataset.scenes import (
 )
 from geograft.dataset.vector_labels import LabelEncoding, polygon_reader, rasterized_label_reader
 from geograft.errors import InputError, SettingError
+from geograft.files import to_paths
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.legend import IGNORE, Legend
 from geograft.text import join_names, pluralise
@@ -39,11 +40,11 @@ class VectorSource:
     upwards from the top edge, as a GIS draws such images.
     """
 
-    images: tuple[Path, ...]
-    labels: Path
+    images: Sequence[Path | str] | Path | str
+    labels: Path | str
     class_field: str | None = None
     """Attribute with the class. If None, all polygons belong to one class, named after the file."""
-    aoi: Path | None = None
+    aoi: Path | str | None = None
     """Polygons of the annotated area; pixels outside are neither trained nor scored."""
     groups: Groups = None
     overlapping: bool = False
@@ -58,13 +59,14 @@ class VectorSource:
             InputError: if images or labels cannot be used, or no polygon lies on an image.
             SettingError: if `overlapping` is set for a single class.
         """
-        if not self.images:
+        images, path = to_paths(self.images, several=True), Path(self.labels)
+        if not images:
             raise InputError("no images. Pass at least one.")
-        infos, names = read_image_infos(self.images), scene_names(self.images)
+        infos, names = read_image_infos(images), scene_names(images)
         groups, group_note = scene_groups(self.groups, names)
-        labels = polygon_layers.place_polygons(self.labels, infos, self.class_field)
-        aoi = polygon_layers.place_polygons(self.aoi, infos) if self.aoi else None
-        names_of_classes = _class_names(labels[0].polygons.classes, self.labels.stem)
+        labels = polygon_layers.place_polygons(path, infos, self.class_field)
+        aoi = polygon_layers.place_polygons(Path(self.aoi), infos) if self.aoi else None
+        names_of_classes = _class_names(labels[0].polygons.classes, path.stem)
         encoding = LabelEncoding(_legend(names_of_classes, self.overlapping), self.fractional)
         index_of = {name: index for index, name in enumerate(names_of_classes)}
         scenes = tuple(
@@ -73,9 +75,9 @@ class VectorSource:
             )
             for name, info, layer, seen in zip(names, infos, labels, aoi or [None] * len(infos), strict=True)
         )
-        notes = {"labels": polygon_layers.layer_summary(self.labels, labels)} | group_note
+        notes = {"labels": polygon_layers.layer_summary(path, labels)} | group_note
         if self.aoi and aoi:
-            notes["area of interest"] = polygon_layers.layer_summary(self.aoi, aoi)
+            notes["area of interest"] = polygon_layers.layer_summary(Path(self.aoi), aoi)
         return LabelledScenes(
             encoding.legend, scenes, notes, implicit_background=not self.overlapping, fractional=encoding.fractional
         )
@@ -88,8 +90,8 @@ class MaskSource:
     Masks have one value or colour per class, or one band per class for overlapping classes or fractional labels.
     """
 
-    images: Path
-    masks: Path
+    images: Path | str
+    masks: Path | str
     classes: Mapping[int, str] | Mapping[str, str] = field(default_factory=dict)
     """Class name by mask value; by colour, such as "#b50000"; or by band number from 1, where 0 is the remainder of the
     other bands. The first of two exclusive classes is the positive class, index 1; otherwise the order is kept."""
@@ -117,7 +119,7 @@ class MaskSource:
         """
         values = self._values()
         needed = self._band_layout(values) or self._mask_values(values)
-        names_found = pair_names(self.images, self.masks)
+        names_found = pair_names(Path(self.images), Path(self.masks))
         matched, unfit = mask_images.check_pairs(names_found.pairs, needed)
         mismatches = [*names_found.mismatches, *unfit]
         if mismatches and not (matched and self.skip_mismatched):
@@ -143,7 +145,7 @@ class MaskSource:
     def _values(self) -> tuple[int, ...]:
         """Return the mask value, colour or band number of each class index."""
         if not self.classes:
-            found = mask_images.classes_example(self.masks, self.overlapping or self.fractional)
+            found = mask_images.classes_example(Path(self.masks), self.overlapping or self.fractional)
             raise SettingError(f"--classes is missing: {found}")
         if len(self.classes) < 2 or len(set(self.classes.values())) < len(self.classes):
             raise SettingError(f"--classes {dict(self.classes)}: at least two values with different names are needed.")
@@ -216,9 +218,9 @@ class CocoSource:
     painted mask as one. Where an annotation has only a box, pixels outside all instances are ignored.
     """
 
-    images: Path
+    images: Path | str
     """Folder of the images; their names in the file may have other folders."""
-    labels: Path
+    labels: Path | str
     classes: tuple[str, ...] = ()
     """Names of the categories to use, in this order; the rest is background. Empty: all that have an annotation."""
     ignore_crowds: bool = False
@@ -239,8 +241,8 @@ class CocoSource:
                 annotation has an outline.
             SettingError: if a class is not in the file, or if `overlapping` is set for a single class.
         """
-        content = coco.read_coco(self.labels)
-        matched, mismatches = _match_coco_images(self.images, content)
+        content = coco.read_coco(Path(self.labels))
+        matched, mismatches = _match_coco_images(Path(self.images), content)
         if mismatches and not self.skip_mismatched:
             raise InputError(
                 f"{len(mismatches)} images of {self.labels} are not in {self.images} as listed: "
@@ -344,7 +346,7 @@ class DstlSource:
     the one named last wins, unless `overlapping` is set. Scenes of the same area are in one group.
     """
 
-    folder: Path
+    folder: Path | str
     classes: tuple[int, ...]
     """Numbers from 1 to 10: buildings, structures, road, track, trees, crops, waterway, standing water, large and small
     vehicles."""
@@ -360,15 +362,16 @@ class DstlSource:
             InputError: if a file is missing or cannot be read.
             SettingError: for a class that does not exist, or if `overlapping` is set for a single class.
         """
+        folder = Path(self.folder)
         encoding = LabelEncoding(
             _legend((BACKGROUND, *dstl.class_names(self.classes)), self.overlapping), self.fractional
         )
-        labels, extents = dstl.read_dstl_labels(self.folder, self.classes), dstl.read_extents(self.folder)
+        labels, extents = dstl.read_dstl_labels(folder, self.classes), dstl.read_extents(folder)
         if missing := labels.shapes.keys() - extents.keys():
             raise InputError(
-                f"grid_sizes.csv in {self.folder} lacks {join_names(sorted(missing))}. Download the file again."
+                f"grid_sizes.csv in {folder} lacks {join_names(sorted(missing))}. Download the file again."
             )
-        paths, without_image = dstl.image_paths(self.folder, sorted(labels.shapes))
+        paths, without_image = dstl.image_paths(folder, sorted(labels.shapes))
         infos = read_image_infos(paths.values())
         scenes = tuple(
             LabelledScene(

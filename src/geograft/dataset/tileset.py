@@ -224,12 +224,13 @@ class TileSet:
     tiles: tuple[Tile, ...] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path) -> "TileSet":
+    def open(cls, folder: Path | str) -> "TileSet":
         """Read a tile set's index and settings; no image is opened.
 
         Raises:
             InputError: if `folder` is not a tile set, or a tile of the index does not fit tileset.json.
         """
+        folder = Path(folder)
         try:
             meta = TypeAdapter(TileSetMeta).validate_json((folder / META).read_bytes())
         except OSError as error:

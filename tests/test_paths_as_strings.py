@@ -1,0 +1,64 @@
+"""Public functions and classes take paths as strings or Paths."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import geograft
+from geograft.config import Recipe, Variant
+from geograft.errors import GeograftError
+from geograft.files import accept_strings, to_paths
+
+FUNCTIONS = [name for name in geograft.__all__ if inspect.isfunction(getattr(geograft, name))]
+OTHERS: dict[str, Any] = {
+    "recipe": Recipe(variants=(Variant("a"),)),
+    "source": geograft.DstlSource("nowhere", (5,)),
+}
+
+
+def test_all_kinds_of_arguments_are_converted() -> None:
+    def function(
+        one: Path, several: list[Path], either: Path | tuple[Path, ...], maybe: Path | None = None, text: str = ""
+    ) -> Any:
+        return one, several, either, maybe, text
+
+    wrapped = accept_strings(function)
+    paths = (Path("a"), (Path("b"),), Path("c"), None, "d")
+    assert wrapped("a", "b", "c", text="d") == wrapped(Path("a"), [Path("b")], Path("c"), text="d") == paths
+    assert wrapped("a", ["b", Path("c")], ["d"], "e") == (
+        Path("a"),
+        (Path("b"), Path("c")),
+        (Path("d"),),
+        Path("e"),
+        "",
+    )
+    assert inspect.signature(wrapped) == inspect.signature(function)
+    assert to_paths({"scene": "group"}) == {"scene": "group"}
+    with pytest.raises(TypeError):
+        wrapped("a")
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("demo", "model")])
+def test_every_function_takes_strings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    function = getattr(geograft, name)
+    needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+    values = [OTHERS.get(one.name, "nowhere") for one in needed]
+    with pytest.raises(GeograftError, match="nowhere"):
+        function(*values)
+
+
+def test_sources_and_tile_sets_take_strings(fields: Path, tmp_path: Path) -> None:
+    source = geograft.VectorSource(str(fields / "scene.tif"), str(fields / "fields.gpkg"))
+    same = geograft.VectorSource((fields / "scene.tif",), fields / "fields.gpkg")
+    settings = geograft.PrepareConfig(tile_px=32, split="block", buffer_px=0)
+    tiles = geograft.prepare(source, str(tmp_path / "tiles"), settings)
+    assert geograft.prepare(same, tmp_path / "same", settings).meta.fingerprint == tiles.meta.fingerprint
+    assert geograft.TileSet.open(str(tmp_path / "tiles")) == tiles
+    assert geograft.audit(str(tmp_path / "tiles")).tiles
+    assert geograft.load_recipe("demo") == geograft.load_recipe(Path("demo"))
+    for wrong in (geograft.MaskSource("a", "b", {1: "c", 2: "d"}), geograft.CocoSource("a", "b", groups="c.csv")):
+        with pytest.raises(GeograftError):
+            wrong.gather()
