@@ -6,7 +6,14 @@ import torch
 
 from geograft.config import ModelConfig, TrainConfig
 from geograft.networks.network import Network, build
-from geograft.training.optim import Schedule, build_optimizer, freeze_encoder, parameter_groups, set_learning_rates
+from geograft.training.optim import (
+    Schedule,
+    build_optimizer,
+    freeze_encoder,
+    has_matching_shapes,
+    parameter_groups,
+    set_learning_rates,
+)
 from tests.support.training import TinyNetwork
 
 CONFIG = TrainConfig(optimizer="adam", warmup_epochs=0, encoder_lr=1e-4, decoder_lr=1e-3)
@@ -112,3 +119,16 @@ def test_a_frozen_encoder_is_not_trained_until_it_is_unfrozen() -> None:
     freeze_encoder(network, 2)
     assert {name for name, p in network.named_parameters() if p.requires_grad} == trainable
     assert [stage.training for stage in network.train().stages] == [False, False, True, True, True]
+
+
+def test_a_state_of_other_shapes_is_noticed() -> None:
+    network = TinyNetwork()
+    optimizer = build_optimizer(network, TrainConfig())
+    assert has_matching_shapes(optimizer)
+    network(torch.randn(2, 3, 8, 8)).mean().backward()
+    optimizer.step()
+    assert has_matching_shapes(optimizer)
+    state = optimizer.state_dict()
+    state["state"][0]["exp_avg"] = torch.zeros(3)
+    optimizer.load_state_dict(state)
+    assert not has_matching_shapes(optimizer)

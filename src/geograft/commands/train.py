@@ -229,11 +229,11 @@ class Training:
         """Return the lines that the command prints."""
         if self.silent:
             return []
-        best = self.history.best
+        best, epochs = self.history.best, pluralise(len(self.history.epochs), "epoch")
         return [
             *self.notes,
             f"{self.parameters:,} parameters, {self.trainable:,} trained; encoder weights: {self.card.weights_from}",
-            f"{len(self.history.epochs)} epochs in {self.history.seconds:.0f} s; best: epoch {best.epoch}, "
+            f"{epochs} in {self.history.seconds:.0f} s; best: epoch {best.epoch}, "
             f"val loss {best.val_loss:.4f}, IoU {best.val_iou:.3f}, F1 {best.val_f1:.3f}",
             f"run: {self.run}",
         ]
@@ -444,7 +444,7 @@ def _training_features(
     out: Path, card: ModelCard, tile_set: TileSet, device: str
 ) -> tuple[Applicability | None, tuple[str, ...]]:
     """Return the features of the training tiles for the area of applicability; None and a note if it is undefined."""
-    encoder = load_cell_encoder(out, card, device)
+    encoder = load_cell_encoder(out, card, device, "torch")
     chosen, units = sample_non_overlapping_tiles(tile_set, "train", -(-MAX_CELLS // encoder.cells))
     features = fit_training_features(encoder, tile_set.samples("train"), chosen, units)
     if features is not None:

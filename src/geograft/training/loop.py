@@ -36,7 +36,14 @@ from geograft.training.checkpoint import (
 from geograft.training.distributed import ProcessGroup, launch, spawns_processes
 from geograft.training.history import Epoch, History
 from geograft.training.loader import TileLoader, TrainingBatch, TrainingData
-from geograft.training.optim import ModelEMA, Schedule, build_optimizer, freeze_encoder, set_learning_rates
+from geograft.training.optim import (
+    ModelEMA,
+    Schedule,
+    build_optimizer,
+    freeze_encoder,
+    has_matching_shapes,
+    set_learning_rates,
+)
 from geograft.training.sampling import check_batch_size, shard
 from geograft.training.step import (
     BatchResult,
@@ -271,11 +278,15 @@ class _Run:
         if not resume:
             return TrainingProgress(self._new_totals())
         progress = load_state(self._folder.path, self._parts, self._identity, self._config.epochs)
-        steps = len(self._loader.batch_indices(progress.epoch))
-        if progress.step > steps or progress.totals.confusion.shape != self._scheme.zeros().shape:
+        faults = [
+            *(["step"] if progress.step > len(self._loader.batch_indices(progress.epoch)) else []),
+            *(["confusion"] if progress.totals.confusion.shape != self._scheme.zeros().shape else []),
+            *(["optimizer"] if not has_matching_shapes(self._optimizer) else []),
+        ]
+        if faults:
             raise InputError(
-                f"{self._folder.path / STATE} is damaged: {progress.step} of {steps} steps of an epoch, with confusion "
-                f"matrices of {progress.totals.confusion.shape}. Copy the run again, or train it again."
+                f"{self._folder.path / STATE} is damaged: {faults[0]} does not match the data or the network. Copy the "
+                "run again, or train it again."
             )
         return progress
 

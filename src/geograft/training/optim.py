@@ -77,6 +77,18 @@ def build_optimizer(network: Network, config: TrainConfig) -> Optimizer:
     return AdamW(groups) if config.optimizer == "adamw" else Adam(groups)
 
 
+def has_matching_shapes(optimizer: Optimizer) -> bool:
+    """Return whether the tensors in the state of `optimizer` have the shapes of their parameters, which torch assumes.
+
+    Numbers, such as the step, have no shape.
+    """
+    return all(
+        not isinstance(value, Tensor) or value.ndim == 0 or value.shape == parameter.shape
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+    )
+
+
 def set_learning_rates(optimizer: Optimizer, schedule: Schedule, step: int) -> None:
     """Set the learning rate of each parameter group of `optimizer` for one step."""
     for group in optimizer.param_groups:
