@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from geograft.config import ModelConfig, describe_fault
+from geograft.config import Cleaning, ModelConfig, describe_fault
 from geograft.errors import InputError, OutputError
 from geograft.files import complete_update, write_json
 from geograft.indices import Index, check_indices
@@ -20,6 +20,7 @@ from geograft.memory import MAX_TILE_PX
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TILES_FILE = "tiles.json"
+STATE = "state.ckpt"
 WINDOW_PX, OVERLAP_PX = 640, 80
 """Windows of a new run and their overlap, in pixels; never smaller than its tiles. Larger windows are no faster and
 need more memory; smaller ones and other overlaps map no better (docs/speed.md)."""
@@ -93,10 +94,14 @@ class ModelCard:
     epochs: Annotated[int, Field(ge=0)] = 0
     """Number of epochs trained so far, which are the rows of history.csv; 0 if unknown."""
 
+    stride: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Stride of the network in pixels: sides of images are padded to its multiples; 0 if unknown."""
     window_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] = 0
     """Size in pixels of the windows in which rasters are predicted; 0: that of the training tiles."""
     overlap_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] | None = None
     """Overlap of adjacent windows in pixels; None: half of their size."""
+    cleaning: Cleaning | None = None
+    """How `geograft polygons` cleans the objects of a class; None unless `geograft calibrate` chose it."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
@@ -104,6 +109,8 @@ class ModelCard:
         if self.epochs and self.epoch > self.epochs:
             raise ValueError(f"epoch is {self.epoch}, but epochs is {self.epochs}")
         count = len(self.legend.names) if self.legend.overlapping else 1
+        if self.cleaning and self.cleaning.objects not in self.legend.names:
+            raise ValueError(f"cleaning.objects is {self.cleaning.objects!r}, which is not a class")
         if len(self.thresholds) not in (0, count):
             raise ValueError(f"thresholds has {len(self.thresholds)} values; the legend needs {count} or none")
 
@@ -146,9 +153,10 @@ class ModelCard:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The fields of card.json; `thresholds` is left out when it is empty."""
+        """The fields of card.json; `thresholds` and `cleaning` are left out when they are empty."""
         fields = asdict(self) | {"legend": self.legend.content}
-        return fields if self.thresholds else {name: value for name, value in fields.items() if name != "thresholds"}
+        empty = [name for name in ("thresholds", "cleaning") if not fields[name]]
+        return {name: value for name, value in fields.items() if name not in empty}
 
     def write(self, folder: Path) -> None:
         """Write the card into a run folder."""

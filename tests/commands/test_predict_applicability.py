@@ -36,7 +36,7 @@ def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The map itself is not looked at here."""
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
 
 
 def read(path: Path) -> ndarray:
@@ -78,7 +78,7 @@ def test_the_ground_of_training_is_inside(run: Path, fields: Path, tmp_path: Pat
     assert outside is not None
     assert outside <= 0.1
     assert made.notes == ()
-    assert f"{tmp_path}/map.applicability.tif: {outside:.1%}" in made.lines()[-1]
+    assert f"{tmp_path}/map.applicability.tif: {outside:.1%}" in "\n".join(made.lines())
 
 
 def test_the_negative_of_it_is_outside_and_the_user_is_told(run: Path, fields: Path, tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_raster_that_changes_in_between_leaves_nothing(
 
 
 def test_a_dry_run_counts_it_in(run: Path, fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "estimate_seconds", lambda _: 1e6)
+    monkeypatch.setattr("geograft.mapping.applicability.estimate_seconds", lambda _: 1e6)
     made = predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert 1e6 <= made.forecasts[0].seconds < 2e6
-    monkeypatch.setattr(sys.modules["geograft.commands.predict"], "estimate_seconds", estimate_seconds)
+    monkeypatch.setattr("geograft.mapping.applicability.estimate_seconds", estimate_seconds)
     predict(run, (fields / "scene.tif",), tmp_path / "map.tif", ASKED, dry_run=True)
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from geograft.config import ModelConfig
-from geograft.inference.embedding import cell_features, feature_rows, valid_cells
+from geograft.inference.embedding import feature_rows, valid_cells
+from geograft.inference.torch_networks import CellFeatures
 from geograft.networks.network import Network, build
 
 MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
@@ -20,6 +21,12 @@ def network(request: pytest.FixtureRequest) -> Network:
 
 def image(height: int, width: int) -> Tensor:
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def cell_features(network: Network, images: Tensor, cell_px: int) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = CellFeatures(network, cell_px)(images)
+    return found
 
 
 def stage_maps(network: Network, images: Tensor) -> list[Tensor]:
@@ -67,6 +74,6 @@ def test_cells_that_are_half_valid_have_features() -> None:
 
 
 def test_feature_rows_are_in_order() -> None:
-    features = torch.arange(12.0).reshape(1, 2, 2, 3)
+    features = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
     known = np.array([[[True, False, True], [False, True, False]]])
     assert feature_rows(features, known).tolist() == [[0, 6], [2, 8], [4, 10]]

@@ -44,7 +44,7 @@ from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import LEVEL, few_units_warning
 from geograft.progress import announce
 from geograft.text import format_table
-from geograft.training.checkpoint import STATE
+from geograft.card import STATE
 from geograft.training.distributed import rank_of
 from geograft.training.history import read_history
 from geograft.training.loader import image_mask

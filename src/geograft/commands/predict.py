@@ -132,7 +132,7 @@ def forecast_map(task: MapTask, model: Model) -> Forecast:
         blocks = _blocks(task)
     seconds = -(-sum(left) // task.plan.batch_size) * (batch_s or 0.0)
     if task.applicability:
-        from geograft.mapping.applicability import estimate_seconds  # noqa: PLC0415  (imports torch)
+        from geograft.mapping.applicability import estimate_seconds  # noqa: PLC0415  (imports SciPy)
 
         seconds += estimate_seconds(task)
     grid = task.source.grid
@@ -214,7 +214,7 @@ def predict(
     card = map_card(runs, settings)
     tasks = [MapTask(source, runs, card, settings) for source in map_sources(card, rasters, out, settings, aoi)]
     if settings.applicability:
-        from geograft.mapping.applicability import check_training_features  # noqa: PLC0415  (imports torch)
+        from geograft.mapping.applicability import check_training_features  # noqa: PLC0415  (imports SciPy)
 
         check_training_features(runs[0])
     models = _load_models(tasks)

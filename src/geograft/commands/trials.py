@@ -25,7 +25,7 @@ from geograft.geo.rasters.raster import close_labels
 from geograft.mapping.models import RunModel
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.resume import differences, to_json_types
-from geograft.training.checkpoint import STATE
+from geograft.card import STATE
 from geograft.training.sampling import make_batches
 
 PERCENTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0)

@@ -31,8 +31,8 @@ from geograft.files import file_digest, json_digest, write_json
 from geograft.inference import onnx, openvino
 from geograft.inference.graphs import FOLDER, graph_folder, is_intact
 
-Runner: TypeAlias = Callable[[Float32[ndarray, "n b t t"]], Float32[ndarray, "n o t t"]]
-"""Function from scaled images to float32 logits. On a CPU n is 1."""
+Runner: TypeAlias = Callable[[Float32[ndarray, "n b t t"]], Float32[ndarray, "n o h w"]]
+"""Function from scaled images to float32 logits, or to the features of cells. On a CPU n is 1."""
 TORCH = "torch"
 MAX_THREADS = 64
 """More threads predict no faster, because tiles are read by one thread."""
@@ -86,6 +86,8 @@ class TrainedNetwork:
     card: ModelCard
     sample: Float32[ndarray, "n b t t"]
     """Scaled windows to compare backends on."""
+    cell_px: int = 0
+    """Side of square cells to compute the encoder's features of; 0 to compute the logits of pixels."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,6 +107,7 @@ class TrainedNetwork:
             "model": asdict(self.card.model),
             "outputs": self.card.legend.outputs,
             "shape": list(self.shape),
+            **({"cell_px": self.cell_px} if self.cell_px else {}),
             "versions": {library: _version(library) for library in libraries},
         }
 

@@ -28,7 +28,7 @@ def export(network: Any, image: Any, folder: Path) -> None:
     )
 
 
-def runner(folder: Path, _workers: int) -> Callable[[Float32[ndarray, "1 b t t"]], Float32[ndarray, "1 o t t"]]:
+def runner(folder: Path, _workers: int) -> Callable[[Float32[ndarray, "1 b t t"]], Float32[ndarray, "1 o h w"]]:
     """Return a thread-safe function that computes the logits of one tile by graph.onnx, on the calling thread."""
     import onnxruntime  # noqa: PLC0415  (an extra)
 
@@ -38,8 +38,8 @@ def runner(folder: Path, _workers: int) -> Callable[[Float32[ndarray, "1 b t t"]
     # Read into memory: the folder may be temporary.
     session = onnxruntime.InferenceSession((folder / GRAPH).read_bytes(), options, providers=["CPUExecutionProvider"])
 
-    def one(image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o t t"]:
-        logits: Float32[ndarray, "1 o t t"] = session.run(None, {"image": image})[0]
+    def one(image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o h w"]:
+        logits: Float32[ndarray, "1 o h w"] = session.run(None, {"image": image})[0]
         return logits
 
     return one

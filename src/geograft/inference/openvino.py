@@ -49,12 +49,12 @@ class Streams:
         for _ in range(workers):
             self._free.put(compiled.create_infer_request())
 
-    def __call__(self, image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o t t"]:
+    def __call__(self, image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o h w"]:
         """Return the logits of one tile."""
         request = self._free.get()
         try:
             # The result is a copy, because the request reuses its output memory.
-            logits: Float32[ndarray, "1 o t t"] = request.infer({0: image}, share_inputs=True)[0]
+            logits: Float32[ndarray, "1 o h w"] = request.infer({0: image}, share_inputs=True)[0]
             return logits
         finally:
             self._free.put(request)

@@ -110,9 +110,9 @@ class EnsemblePredictor:
         cards = read_cards(runs)
         joint = ensemble_card(cards)
         window_px = options.get("window_px") or joint.window[0]
-        pixels, valid = options.get("sample") or _noise(joint, window_px)
+        pixels, valid = options.get("sample") or typical_tile(joint, window_px)
         networks = [
-            TrainedNetwork(run, card, _scaled(pixels, valid, card.mean, card.std))
+            TrainedNetwork(run, card, scaled_pixels(pixels, valid, card.mean, card.std))
             for run, card in zip(runs, cards, strict=True)
         ]
         if len(networks) > 1:
@@ -167,7 +167,7 @@ class EnsemblePredictor:
         valid: Bool[ndarray, "n t t"],
     ) -> Layers:
         """Return the layers that one run predicts for transformed tiles, transformed back."""
-        images = _scaled(flip_rotate(pixels, transform), flip_rotate(valid, transform), member.mean, member.std)
+        images = scaled_pixels(flip_rotate(pixels, transform), flip_rotate(valid, transform), member.mean, member.std)
         logits = member.runner(images) / np.float32(member.temperature)
         return undo_flip_rotate(output_layers(logits, self.card.legend.overlapping), transform)
 
@@ -177,7 +177,7 @@ def _digests(trained: TrainedNetwork) -> tuple[str, str]:
     return trained.weights_digest, json_digest(trained.card.content)
 
 
-def _noise(card: ModelCard, size: int) -> PixelBatch:
+def typical_tile(card: ModelCard, size: int) -> PixelBatch:
     """Return a tile with the training's mean and standard deviation: half 8 x 8 patches, half pixel noise."""
     rng = np.random.default_rng(0)
     shape, patches = (1, len(card.band_names), size, size), -(-size // 8)
@@ -187,7 +187,7 @@ def _noise(card: ModelCard, size: int) -> PixelBatch:
     return noise * std + mean, np.ones((1, size, size), bool)
 
 
-def _scaled(
+def scaled_pixels(
     pixels: Shaped[ndarray, "n b h w"], valid: Bool[ndarray, "n h w"], means: Sequence[float], stds: Sequence[float]
 ) -> Float32[ndarray, "n b h w"]:
     """Return the network's input, C-contiguous: (pixel - mean) / std, and 0 where a pixel is invalid or NaN."""

@@ -1,4 +1,7 @@
-"""Networks on PyTorch: the reference of all backends, and the backend for GPUs. Imported only when it is needed."""
+"""Networks on PyTorch: the reference of all backends, and the backend for GPUs. Imported only when it is needed.
+
+A network computes the logits of pixels; its encoder alone computes the features of cells.
+"""
 
 import copy
 import threading
@@ -12,6 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from numpy import ndarray
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from geograft.card import WEIGHTS, ModelCard
 from geograft.inference.backends import (
@@ -28,7 +33,7 @@ from geograft.inference.backends import (
 from geograft.inference.graphs import exported_graph, suppress_warnings
 from geograft.inference.probability import output_layers
 from geograft.networks.device import deterministic_algorithms, half_precision, memory_format_for, short_message
-from geograft.networks.network import Network, build
+from geograft.networks.network import Network, build, pad_to_multiple
 from geograft.training.checkpoint import load_weights
 
 TOLERANCE = 1e-3
@@ -55,14 +60,14 @@ class TorchRunner:
         note: the reason if compiling failed, else empty.
     """
 
-    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
         """Move a network to a device; it computes in half precision if `dtype` is one."""
         self._device, self._dtype, self.note = device, dtype, ""
         self._network: Any = network.to(device, memory_format=memory_format_for(device)).eval()  # type: ignore[call-overload]
         self._threads = threading.local()
         self._batch = 0
 
-    def __call__(self, images: Float32[ndarray, "n b t t"]) -> Float32[ndarray, "n o t t"]:
+    def __call__(self, images: Float32[ndarray, "n b t t"]) -> Float32[ndarray, "n o h w"]:
         """Return the logits of scaled images."""
         if self._device.type == "cpu":
             self._use_one_core()
@@ -101,9 +106,42 @@ class TorchRunner:
             self._threads.limited = True
 
 
+class CellFeatures(nn.Module):
+    """The mean of each channel of all encoder stages in square cells of an image, (n, d, rows, cols).
+
+    Shallow stages describe light, haze and colour, deep ones objects and land cover. Cells start at the upper left; the
+    last ones may extend beyond the image, which is then padded by reflection. Costs one pass of the encoder.
+    """
+
+    def __init__(self, network: Network, cell_px: int) -> None:
+        """Use the encoder of `network`.
+
+        Raises:
+            ValueError: if `cell_px` is not a multiple of the network's stride.
+        """
+        super().__init__()
+        if cell_px % network.body.stride:
+            stride = network.body.stride
+            raise ValueError(f"cells of {cell_px} pixels are not a multiple of the network's stride, {stride}")
+        self.body, self.cell_px = network.body, cell_px
+
+    def forward(self, images: Float32[Tensor, "n bands h w"]) -> Float32[Tensor, "n d rows cols"]:
+        """Return the features of scaled images."""
+        rows, cols = (-(-length // self.cell_px) for length in images.shape[2:])
+        maps = self.body.maps(pad_to_multiple(images, self.cell_px))
+        steps = (self.cell_px // stride for stride in self.body.strides)
+        pooled = [avg_pool2d(features, step) for features, step in zip(maps, steps, strict=True)]
+        return torch.cat(pooled, dim=1)[..., :rows, :cols]
+
+
 def torch_runner(trained: TrainedNetwork) -> TorchRunner:
     """Return the runner of a network on the CPU, in float32."""
-    return TorchRunner(read_network(trained.folder, trained.card), torch.device("cpu"))
+    return TorchRunner(_module(trained), torch.device("cpu"))
+
+
+def _module(trained: TrainedNetwork) -> nn.Module:
+    network = read_network(trained.folder, trained.card)
+    return CellFeatures(network, trained.cell_px) if trained.cell_px else network
 
 
 def load_on_torch(
@@ -115,7 +153,10 @@ def load_on_torch(
         InputError: if weights are missing, truncated or from another network.
     """
     target, dtype = torch.device(device), half_precision(torch.device(device))
-    plain = [read_network(each.folder, each.card) for each in networks]
+    if any(each.cell_px for each in networks):
+        # They are compared with features of the training tiles, and are a small part of the work.
+        dtype = None
+    plain = [_module(each) for each in networks]
     notes: list[str] = []
     difference = 0.0
     if dtype is not None:
@@ -152,7 +193,7 @@ def compare_backends(
     Raises:
         InputError: if the weights are missing, truncated or from another network.
     """
-    network = read_network(trained.folder, trained.card)
+    network = _module(trained)
     eager = TorchRunner(network, torch.device("cpu"))
     trials: Trials = {TORCH: Trial(_seconds(eager, trained.sample, workers))}
     runners: dict[str, Runner] = {TORCH: eager}
@@ -174,15 +215,21 @@ def compare_backends(
 
 
 def _difference(trained: TrainedNetwork, one: Runner, other: Runner, workers: TileWorkers) -> float:
-    """Return the largest difference between the probabilities of two runners on the sample; NaN if one has NaN."""
+    """Return the largest difference between the probabilities of two runners on the sample; NaN if one has NaN.
+
+    For features of cells, the largest difference relative to the largest feature.
+    """
     card = trained.card
-    logits = (workers.map(run, trained.sample) for run in (one, other))
+    logits = [workers.map(run, trained.sample) for run in (one, other)]
+    if trained.cell_px:
+        return float(np.abs(logits[0] - logits[1]).max() / max(float(np.abs(logits[0]).max()), 1e-6))
     ours, theirs = (output_layers(each / np.float32(card.temperature), card.legend.overlapping) for each in logits)
     return float(np.abs(ours - theirs).max())
 
 
-def _export(backend: ExportBackend, network: Network, trained: TrainedNetwork, folder: Path) -> None:
-    plain = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+def _export(backend: ExportBackend, network: nn.Module, trained: TrainedNetwork, folder: Path) -> None:
+    plain: nn.Module = copy.deepcopy(network)
+    plain = plain.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.no_grad():
         backend.export(plain, torch.zeros(1, *trained.shape), folder)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from geograft.card import read_card
+from geograft.card import STATE, read_card
 from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.tags import SCALE_TAG
@@ -20,7 +20,6 @@ from geograft.mapping.plan import MapTask, time_batch
 from geograft.mapping.windows import Lanes
 from geograft.metrics.applicability import FEATURES_FILE, Applicability
 from geograft.progress import progress_bar
-from geograft.training.checkpoint import STATE
 
 FRAMES = 8
 """Frames per batch of the encoder."""

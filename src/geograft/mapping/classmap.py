@@ -78,7 +78,8 @@ def class_indices(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> 
     if legend.overlapping or legend.binary:
         reached: UInt8[ndarray, "bands h w"] = strip.at_least(*thresholds).astype(np.uint8)
         return reached
-    return strip.sums[: legend.outputs].argmax(axis=0).astype(np.uint8)[None]
+    most_probable: UInt8[ndarray, "bands h w"] = strip.sums[: legend.outputs].argmax(axis=0).astype(np.uint8)[None]
+    return most_probable
 
 
 def class_probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w"]:

@@ -181,7 +181,7 @@ def _write_files(task: MapTask, ledger: Ledger) -> dict[str, Any]:
         description = STD_DESCRIPTION if task.has_std_layer else ENTROPY_DESCRIPTION
         write_uncertainty(task.uncertainty, grid, ledger, dtype, tags, description)
     if task.applicability:
-        from geograft.mapping.applicability import write_applicability  # noqa: PLC0415  (imports torch)
+        from geograft.mapping.applicability import write_applicability  # noqa: PLC0415  (imports SciPy)
 
         check = partial(_check_unchanged, task, ledger)
         outside = write_applicability(task.applicability, task, tags, check).fraction

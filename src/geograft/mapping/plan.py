@@ -151,8 +151,9 @@ def plan_windows(mosaic: Mosaic, card: ModelCard, settings: InferenceConfig, lay
     """
     height, width, pixel_bytes = mosaic.grid.height, mosaic.grid.width, mosaic.bands * np.dtype(mosaic.dtype).itemsize
     size, overlap = requested_window(card, settings)
-    if not settings.window_px and settings.overlap is None:
-        size, overlap = fit_window(size, overlap, height, width, card.tile_px)
+    if not settings.window_px:
+        size, fitted = fit_window(size, overlap, height, width, card.tile_px)
+        overlap = fitted if settings.overlap is None else round(size * settings.overlap)
     tiles = TileGrid(height, width, size, overlap / size)
     batch = settings.batch_size or max(1, min(MAX_BATCH_WINDOWS, BATCH_BYTES // (size**2 * pixel_bytes)))
     return BlendPlan(Lanes(tiles, panel_width(tiles, layers, pixel_bytes)), layers, batch, min(batch, CHUNK_TILES))

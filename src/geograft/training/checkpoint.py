@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from geograft.card import CARD, WEIGHTS, ModelCard, read_card
+from geograft.card import CARD, STATE, WEIGHTS, ModelCard, read_card
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import atomic_update, atomic_write, complete_update, write_text
@@ -36,7 +36,6 @@ from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.history import History, checked_epoch
 from geograft.training.loader import TrainingData
 
-STATE = "state.ckpt"
 LAST = "last.safetensors"
 TILES = "tiles"
 """Key of the tile set's fingerprint in the identity of a run."""
