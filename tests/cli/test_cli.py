@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,20 @@ def test_errors_in_the_arguments_are_json_too(wrong: tuple[str, ...], capsys: py
 def test_every_long_command_has_progress(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     app([*command, "--help"], result_action="return_value")
     assert "--progress" in capsys.readouterr().out
+
+
+def test_warnings_of_gdal_are_not_printed_beside_an_error(tmp_path: Path) -> None:
+    """A header of 2^20 x 2^20 pixels with three bands, which libtiff takes for a colour and two others."""
+    tags = ((256, 4, 2**20), (257, 4, 2**20), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 3))
+    tags += ((322, 4, 2**15), (323, 4, 2**15), (324, 4, 8), (325, 4, 8))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4))
+    (tmp_path / "l.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    command = ("prepare", "vector", "a.tif", "--labels", "l.geojson", "--out", "q")
+    script = [sys.executable, "-m", "geograft", *command]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("geograft: ") and done.stderr.count("\n") == 1
 
 
 def test_parse_classes() -> None:

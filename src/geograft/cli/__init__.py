@@ -150,9 +150,10 @@ add_command(
 )  # fmt: skip
 
 
-GDAL_OPTIONS = {"GDAL_CACHEMAX": "64"}
+GDAL_OPTIONS = {"GDAL_CACHEMAX": "64", "CPL_LOG": os.devnull}
 """GDAL's block cache in MB, for all threads of a process. It fits two rows of blocks under the panels that `predict`
-reads, so that no block is decoded twice. GDAL's default is 5 % of the machine's memory, in every worker process."""
+reads, so that no block is decoded twice. GDAL's default is 5 % of the machine's memory, in every worker process.
+Its warnings, which it would print on stderr beside our line, go to the null device; its errors are raised as ours."""
 
 
 def set_gdal_options() -> None:
