@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,15 @@ RASTER_ATTACKS: dict[str, Attack] = {
         ),
     ),
     "bare pixels of any file": lambda url: ("a.vrt", vrt("secret.txt", 'subClass="VRTRawRasterBand"')),
+    "the CRS of a warped VRT": lambda url: (
+        "a.vrt",
+        vrt("good.tif", dataset=f"<GDALWarpOptions><SourceSRS>{url}/crs</SourceSRS></GDALWarpOptions>"),
+    ),
+    "the CRS of control points": lambda url: (
+        "a.vrt",
+        vrt("good.tif", dataset=f'<GCPList Projection="{url}/crs"></GCPList>'),
+    ),
+    "relative to the working directory": lambda url: ("a.vrt", vrt("good.tif", relative=0)),
     "an external entity": lambda url: (
         "a.vrt",
         f'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "{url}">]>' + vrt("good.tif", dataset="<SRS>&x;</SRS>"),
@@ -181,8 +191,9 @@ def test_files_next_to_an_image_send_no_request(
 def test_the_overviews_that_metadata_names_are_not_opened(tmp_path: Path, listener: Listener) -> None:
     path = write_raster(tmp_path / "a.tif", textured(1, 64, 64))
     domain = f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/vsicurl/{listener.url}/o.tif</MDI></Metadata>'
-    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{domain}</PAMDataset>")
-    refused(path, listener)
+    for text in (domain, domain.replace("_", "&#95;"), domain.replace("OVERVIEW", "overview")):
+        (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{text}</PAMDataset>")
+        refused(path, listener)
     (tmp_path / "a.tif.aux.xml").unlink()
     with rasterio.open(path, "r+") as raster:
         raster.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{listener.url}/o.tif")
@@ -328,10 +339,34 @@ def test_no_vector_file_sends_a_request(tmp_path: Path, listener: Listener, atta
     assert listener.connections() == 0
 
 
-@pytest.mark.parametrize("name", ["a.geojson", "a.gpkg", "a.shp", "a.fgb", "a.geojsonl", "a.gml", "a.kml", "a.zip"])
+@pytest.mark.parametrize("name", ["a.gpkg", "a.sqlite", "a.db"])
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    "sql", ["CREATE VIRTUAL TABLE e USING VirtualOGR({})", "create/**/virtual table e using VirtualOGR({})"]
+)
+def test_a_database_with_a_virtual_table_sends_no_request(
+    tmp_path: Path, listener: Listener, name: str, plain: bool, sql: str
+) -> None:
+    if not plain:
+        frame = geopandas.GeoDataFrame({"reference": ["a"]}, geometry=[box(0, 0, 1, 1)], crs=UTM12)
+        frame.to_file(tmp_path / "b.gpkg", layer="a")
+        (tmp_path / "b.gpkg").rename(tmp_path / name)
+    with sqlite3.connect(tmp_path / name) as table:
+        table.execute("CREATE TABLE other (x)")
+        table.execute("PRAGMA writable_schema = 1")
+        statement = sql.format(f"'/vsicurl/{listener.url}/a.geojson'")
+        table.execute("INSERT INTO sqlite_master VALUES ('table', 'e', 'e', 0, ?)", (statement,))
+    table.close()
+    for read in (Image.open, read_polygons, read_tiles, read_outlines, lambda file: read_points(file, None)):
+        with pytest.raises(InputError):
+            read(tmp_path / name)
+    assert listener.connections() == 0
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.gpkg", "a.shp", "a.fgb", "a.geojsonl", "a.kml", "a.zip"])
 def test_vector_formats_are_read(tmp_path: Path, name: str) -> None:
     frame = geopandas.GeoDataFrame({"Name": ["\u00e9 crs href"]}, geometry=[box(3, 4, 5, 6)], crs="EPSG:4326")
-    driver = {".geojsonl": "GeoJSONSeq", ".gml": "GML", ".kml": "LIBKML"}.get(Path(name).suffix)
+    driver = {".geojsonl": "GeoJSONSeq", ".kml": "LIBKML"}.get(Path(name).suffix)
     if name == "a.zip":
         (tmp_path / "b").mkdir()
         frame.to_file(tmp_path / "b" / "b.shp")

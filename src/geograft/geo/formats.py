@@ -11,9 +11,11 @@ import json
 import mmap
 import os
 import re
+import sqlite3
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -57,7 +59,7 @@ SUFFIX_DRIVERS = {
 VRT_SOURCES = {"GTiff", "PNG", "JPEG", "JP2OpenJPEG", "GIF", "HFA", "PCIDSK", "NITF"}
 """Drivers of files that a VRT may refer to. GDAL chooses their driver itself, so only unmistakable formats are safe."""
 RASTER_FORMATS = "GeoTIFF, VRT, PNG, JPEG, JPEG 2000, Erdas Imagine, ENVI, NetCDF, NITF, PCIDSK and GeoPackage"
-VECTOR_FORMATS = "GeoPackage, GeoJSON, Shapefile, FlatGeobuf, KML, GML or file geodatabase, also zipped"
+VECTOR_FORMATS = "GeoPackage, GeoJSON, Shapefile, FlatGeobuf, KML or file geodatabase"
 MAX_XML_BYTES = 2**27
 MAX_LISTED_FILES = 1000
 """Number of files in a folder above which GDAL does not list it (GDAL_READDIR_LIMIT_ON_OPEN)."""
@@ -113,6 +115,8 @@ def _local_driver(path: Path) -> str:
         raise InputError(
             f"{path} cannot be opened as an image: its content is none of {RASTER_FORMATS}. Check or convert it."
         )
+    if driver == "GPKG":
+        _check_sqlite(path)
     _check_siblings(path)
     return driver
 
@@ -153,28 +157,24 @@ def _raw_driver(path: Path) -> str | None:
 
 def _check_siblings(path: Path) -> None:
     """Raise InputError for a mask or overviews next to an image that GDAL might open with another driver than GTiff."""
-    for suffix, sibling in _siblings(path):
-        if suffix == ".aux.xml":
-            content = _read_text(sibling, MAX_XML_BYTES).casefold()
-            if "overview_file" in content:
-                raise InputError(f"{sibling} refers to another file (OVERVIEW_FILE), which is not read. Remove it.")
-        elif check_input_file(sibling) and _local_driver(sibling) != "GTiff":
+    for sibling in _siblings(path):
+        if check_input_file(sibling) and _local_driver(sibling) != "GTiff":
             raise InputError(f"{sibling}, next to {path.name}, is not a GeoTIFF. Remove or replace it.")
 
 
-def _siblings(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the masks, overviews and metadata files that GDAL reads with an image, regardless of case, as GDAL does."""
+def _siblings(path: Path) -> Iterator[Path]:
+    """Yield the masks and overviews that GDAL reads with an image, regardless of case, as GDAL does."""
     try:
         listed = _listed_files(path.parent, path.parent.stat().st_mtime_ns)
     except OSError:
         listed = None
-    for suffix in (".msk", ".ovr", ".aux.xml"):
+    for suffix in (".msk", ".ovr"):
         if listed is None:
             exact = (path.name + suffix, path.name + suffix.upper())
             names = [name for name in exact if os.path.lexists(path.with_name(name))]
         else:
             names = listed.get(path.name.casefold() + suffix, [])
-        yield from ((suffix, path.with_name(name)) for name in names)
+        yield from map(path.with_name, names)
 
 
 @lru_cache(maxsize=16)
@@ -206,6 +206,8 @@ VRT_TAGS = frozenset(
 raw bands, overviews, open options, or transformers that read files."""
 FILE_TAGS = ("sourcefilename", "sourcedataset")
 SUBCLASSES = ("", "vrtsourcedrasterband", "vrtwarpeddataset", "vrtwarpedrasterband")
+FREE_TEXT, MAX_PREFIX = ("description", "category", "metadata"), 60
+"""Elements whose text GDAL does not interpret, and the length of the beginning of others by which a URL is found."""
 FILE_DOMAINS = ("overviews", "geolocation", "vrt_sources", "new_vrt_sources")
 """Metadata domains in which GDAL looks for file names."""
 
@@ -240,6 +242,10 @@ def _vrt_elements(path: Path, root: ElementTree.Element) -> Iterator[ElementTree
         raise _vrt_error(path, attributes["subclass"])
     if any(name in attributes for name in FILE_TAGS):
         raise _vrt_error(path, "a file name in an attribute")
+    # Among these are CRSs, which GDAL would download; WKT begins otherwise.
+    texts = () if tag in FREE_TEXT else (root.text or "", *attributes.values())
+    if any(REMOTE.search(text.strip()[:MAX_PREFIX]) for text in texts):
+        raise _vrt_error(path, f"a URL in the element {root.tag}")
     if tag == "metadata":
         if attributes.get("domain", "").casefold() in FILE_DOMAINS:
             raise _vrt_error(path, f"metadata of the domain {attributes['domain']}")
@@ -256,7 +262,10 @@ def _check_vrt_source(path: Path, element: ElementTree.Element, depth: int) -> N
         raise _vrt_error(path, f"the source {name}, which is not a local file")
     # Like GDAL, from where a symbolic link leads.
     folder = path.resolve().parent if path.is_symlink() else path.parent
-    source = folder / name if attributes.get("relativetovrt", "0").strip() not in ("", "0") else Path(name)
+    relative = attributes.get("relativetovrt", "0").strip() not in ("", "0")
+    if not relative and not Path(name).is_absolute():
+        raise _vrt_error(path, f"the source {name}, which is relative to the working directory")
+    source = folder / name
     try:
         state = check_input_file(source)
     except InputError as error:
@@ -289,6 +298,9 @@ LINE_SUFFIXES = (".geojsonl", ".geojsons", ".jsonl", ".ndjson")
 JSON_ESCAPE = re.compile(rb"\\u00[2-7]")
 """An escaped ASCII character, in which a key could be hidden."""
 CRS_KEY, LINK_KEY = re.compile(rb"crs", re.IGNORECASE), re.compile(rb"href|url", re.IGNORECASE)
+SQLITE = b"SQLite format 3\0"
+VIRTUAL = re.compile("virtual.*using", re.IGNORECASE | re.DOTALL)
+INDEX = re.compile(r"""create virtual table ("[^"]*"|\w+) using (rtree|fts[345])\b""", re.IGNORECASE)
 XML_DANGER = re.compile(rb"<!(DOCTYPE|ENTITY)|<OGR\w*DataSource", re.IGNORECASE)
 
 
@@ -305,7 +317,7 @@ def vector_source(path: Path) -> str:
             return name
         raise InputError(f"{path} is not a local .gpkg, .shp or .fgb. Download or unpack it first.")
     if path.suffix.lower() == ".gdb" and any(path.glob("*.gdbtable")):
-        return str(path)
+        return str(path.absolute())
     check_input_file(path)
     header = read_header(path)
     if header.startswith(b"PK\x03\x04") and path.suffix.lower() != ".kmz":
@@ -313,7 +325,7 @@ def vector_source(path: Path) -> str:
     if not header:
         raise InputError(f"{path} is empty. Use a layer with at least one polygon.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _checked_name(path, str(path), header, content)
+        return _checked_name(path, str(path.absolute()), header, content)
 
 
 def _checked_name(path: Path, name: str, header: bytes, content: Any) -> str:
@@ -325,13 +337,39 @@ def _checked_name(path: Path, name: str, header: bytes, content: Any) -> str:
         kind = "GeoJSONSeq" if lines else "TopoJSON" if re.search(rb'"Topology"', text) else "GeoJSON"
         return f"{kind}:{name}"
     if text[:1] == b"<":
-        if XML_DANGER.search(content) or not re.search(rb"<(\w+:)?kml|opengis.net/gml", text):
+        # GML is not read: its schemas may be anywhere.
+        if XML_DANGER.search(content) or not re.search(rb"<(\w+:)?kml", text):
             raise _vector_error(path)
         return name
-    magic = (b"SQLite format 3\0", b"\0\0\x27\x0a", b"fgb\x03", b"PK\x03\x04")
-    if not header.startswith(magic):
+    if header.startswith(SQLITE):
+        _check_sqlite(path)
+    elif not header.startswith((b"\0\0\x27\x0a", b"fgb\x03", b"PK\x03\x04")):
         raise _vector_error(path)
     return name
+
+
+def _check_sqlite(path: Path) -> None:
+    """Raise InputError if a database has virtual tables other than indices: GDAL's modules open any data source."""
+    address = path.absolute().as_uri()
+    try:
+        try:
+            statements = _sql_statements(f"{address}?mode=ro")
+        except sqlite3.OperationalError:  # such as a folder that cannot be written, for a journal
+            statements = _sql_statements(f"{address}?mode=ro&immutable=1")
+    except sqlite3.Error as error:
+        raise InputError(f"{path} cannot be read as a GeoPackage: {error}. Check or replace it.") from error
+    for statement in statements:
+        if VIRTUAL.search(statement) and not INDEX.match(statement):
+            raise InputError(
+                f"{path} has a virtual table, which may refer to other data and is not read. Export the layer as "
+                "GeoPackage."
+            )
+
+
+def _sql_statements(address: str) -> list[str]:
+    """Return the statements that define the tables, views and triggers of a database."""
+    with closing(sqlite3.connect(address, uri=True)) as connection:
+        return [str(statement) for (statement,) in connection.execute("SELECT sql FROM sqlite_master")]
 
 
 def _check_json(path: Path, content: Any) -> None:
@@ -374,13 +412,13 @@ def _zip_member(path: Path) -> str:
     """Return GDAL's name of the only layer file in a zip file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            suffixes = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".kml", ".gml")
+            suffixes = (".shp", ".geojson", ".json", ".fgb", ".kml")
             members = [name for name in archive.namelist() if name.lower().endswith(suffixes)]
             if len(members) != 1:
                 raise InputError(
                     f"{path} has {len(members)} files of polygons; one is needed. Unpack it, and choose one."
                 )
-            text = members[0].lower().endswith((".geojson", ".json", ".kml", ".gml"))
+            text = members[0].lower().endswith((".geojson", ".json", ".kml"))
             if archive.getinfo(members[0]).file_size > MAX_XML_BYTES and text:
                 raise InputError(f"{path} has a very large text file. Unpack it first.")
             with archive.open(members[0]) as member:
@@ -388,7 +426,7 @@ def _zip_member(path: Path) -> str:
                 content = header + member.read(MAX_XML_BYTES) if text else header
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
         raise InputError(f"{path} cannot be read as a zip file: {error}. Check or replace it.") from error
-    return _checked_name(path, f"/vsizip/{{{path}}}/{members[0]}", header, content)
+    return _checked_name(path, f"/vsizip/{{{path.absolute()}}}/{members[0]}", header, content)
 
 
 def _vector_error(path: Path) -> InputError:

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,9 +145,9 @@ def test_few_files_stay_open_and_only_needed_ones_are_opened(tmp_path: Path, mon
     mosaic, opened = Mosaic([info(path) for path in paths]), []
     original = Image.open
 
-    def counting(path: Path) -> Image:
+    def counting(path: Path, **options: Any) -> Image:
         opened.append(path.name)
-        return original(path)
+        return original(path, **options)
 
     monkeypatch.setattr(Image, "open", counting)
     for col in range(0, 200, 10):

@@ -347,12 +347,13 @@ def open_raster(path: Path, **options: Any) -> DatasetReader:
     """
     driver = raster_driver(path)
     try:
+        # Absolute: in the working directory, GDAL would take names of parts of a file, such as /vsicurl/..., as is.
         # GDAL's PNG driver needs the option both here and when pixels are read.
         with ignore_not_georeferenced(), strict_decoding(), _own_files_only(path):
-            raster = rasterio.open(remote_name(path) or path, driver=driver, **options)
+            raster = rasterio.open(remote_name(path) or path.absolute(), driver=driver, **options)
     except (*RASTER_ERRORS, OSError) as error:
         raise InputError(f"{path} cannot be opened as an image: {error_reason(error)}. Check or replace it.") from error
-    if "OVERVIEW_FILE" in raster.tags(ns="OVERVIEWS"):
+    if any(name.casefold() == "overview_file" for name in raster.tags(ns="OVERVIEWS")):
         raster.close()
         raise InputError(
             f"{path} refers to another file (OVERVIEW_FILE), which is not read. Remove this metadata item."
@@ -453,7 +454,9 @@ def raster_state(path: Path) -> dict[str, Any]:
     if remote_name(path):
         raise InputError(f"{path} is not a local file, so its changes would go unnoticed. Download or unpack it first.")
     with open_raster(path) as raster:
-        files = sorted({Path(name) for name in raster.files if not name.endswith(STATISTICS_SUFFIX)} | {path})
+        files = sorted(
+            {Path(name) for name in raster.files if not name.endswith(STATISTICS_SUFFIX)} | {path.absolute()}
+        )
     states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
     several = {"files": len(files), "state": json_digest(states)[:16]} if len(files) > 1 else {}
     size, modified = sum(size for _, size, _ in states), max(time for *_, time in states)
