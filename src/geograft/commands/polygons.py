@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 from numpy import ndarray
 
-from geograft.config import PolygonConfig
+from geograft.config import Cleaning, PolygonConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import json_digest, refuse_existing, scratch_path
 from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, raster_state
-from geograft.geo.rasters.tags import check_class_map, map_legend, sibling_path
+from geograft.geo.rasters.tags import check_class_map, map_cleaning, map_legend, sibling_path
 from geograft.geo.vectors.reader import Features
 from geograft.interrupts import note_kept
 from geograft.legend import Legend
@@ -29,6 +29,7 @@ from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource
 from geograft.mapping.polygons.shapes import as_array, unpack_wkb
 from geograft.mapping.polygons.writer import PolygonTarget, check_target, write_polygon_file
 from geograft.mapping.polygons.zonal import ProbabilityRaster, match_probabilities
+from geograft.metrics.cleaning import close_mask
 from geograft.progress import progress_bar
 from geograft.resume import is_complete, keep_ledger_on_error
 
@@ -43,6 +44,9 @@ class ClassMap:
     image: Image
     legend: Legend | None
     settings: PolygonConfig
+    """With areas and closing set: see `_with_cleaning`."""
+    cleaning: Cleaning | None
+    """What the run chose for the objects of a class, whether it is used or not."""
     probabilities: ProbabilityRaster | None
 
     @property
@@ -51,6 +55,11 @@ class ClassMap:
         if self.settings.background or (self.legend and not self.legend.binary):
             return None
         return self.legend.values[0] if self.legend else 0
+
+    def is_of_objects(self, cleaning: Cleaning) -> bool:
+        """Return whether all polygons are objects of the class that `cleaning` was chosen for."""
+        legend = self.legend
+        return bool(legend and legend.binary and legend.names[1] == cleaning.objects and not self.settings.background)
 
     @property
     def layer_count(self) -> int:
@@ -65,13 +74,19 @@ class ClassMap:
 
 def class_map_source(class_map: ClassMap, layer: int, on_done: Callable[[Window], None]) -> ClassMapSource:
     """Return a layer of a class map as a source of regions; `on_done` is called with each window that is processed."""
-    image, background = class_map.image, class_map.background
+    image, background, close_px = class_map.image, class_map.background, class_map.settings.close_px or 0
 
     def read(window: Window) -> tuple[Integer[ndarray, "h w"], Bool[ndarray, "h w"]]:
-        pixels, valid = image.read(window, [layer + 1])
+        wide = window.pad(2 * close_px).intersection(image.info.grid.window)
+        assert wide is not None
+        pixels, valid = image.read(wide, [layer + 1])
+        values, kept = pixels[0], valid if background is None else valid & (pixels[0] != background)
         if class_map.layer_count > 1 and class_map.legend:
-            return np.full(pixels[0].shape, class_map.legend.values[layer]), valid & (pixels[0] == 1)
-        return pixels[0], valid if background is None else valid & (pixels[0] != background)
+            values, kept = np.full(values.shape, class_map.legend.values[layer]), valid & (values == 1)
+        if close_px:
+            values, kept = _close_gaps(values, kept, valid & ~kept, close_px)
+        own = window.relative_to(wide).slices
+        return values[own], kept[own]
 
     def is_empty(window: Window) -> bool:
         on_done(window)
@@ -87,6 +102,19 @@ def class_map_source(class_map: ClassMap, layer: int, on_done: Callable[[Window]
     return ClassMapSource(image.info.grid.height, image.info.grid.width, read, is_empty, sum_pixels)
 
 
+def _close_gaps(
+    values: Integer[ndarray, "h w"], kept: Bool[ndarray, "h w"], free: Bool[ndarray, "h w"], close_px: int
+) -> tuple[Integer[ndarray, "h w"], Bool[ndarray, "h w"]]:
+    """Return values and kept pixels after closing each value, from the lowest; only `free` pixels are taken."""
+    for value in np.unique(values[kept]):
+        gaps = close_mask(kept & (values == value), close_px) & free & ~kept
+        values, kept = np.where(gaps, value, values), kept | gaps
+    return values, kept
+
+
+CLEANED = ("min_area_m2", "fill_holes_m2", "close_px")
+"""Settings that a run may have chosen for the objects of a class."""
+NO_CLEANING = Cleaning("")
 LEDGER_LAYOUT = 2
 """Version of the files of partial results: those of another version cannot be resumed."""
 BATCH_SIZE = 10_000
@@ -154,6 +182,7 @@ class PolygonResult:
     def notes(self) -> Iterator[str]:
         """Yield notes on the result, one line each."""
         info = self.class_map.image.info
+        yield from _cleaning_notes(self.class_map)
         if not self.class_map.probabilities:
             missing = sibling_path(info.path, "probabilities").name
             yield (
@@ -252,7 +281,10 @@ def polygons(
     in a map without class names. In a map of overlapping classes, with a band per class, each class is polygonized by
     itself, and polygons may overlap. `dstl_grid` is DSTL's grid_sizes.csv, for the .csv submission.
 
-    Steps, in this order: find regions, fill holes, drop small polygons, simplify, smooth, square, measure.
+    If the map's run has a cleaning chosen by `calibrate` for the objects of its positive class, that is the default of
+    `config.min_area_m2`, `fill_holes_m2` and `close_px`; otherwise they are 0.
+
+    Steps, in this order: close gaps, find regions, fill holes, drop small polygons, simplify, smooth, square, measure.
 
     If a job was killed, the same call resumes it. Memory does not depend on the map's height: it holds the finished
     outlines of one row of blocks, and the outlines that cross from one row of blocks to the next.
@@ -275,6 +307,7 @@ def polygons(
         check_target(target)
         PolygonBuilder(image.info.grid, settings).check_tolerance()
         class_map = _open_class_map(image, settings, files)
+        settings = class_map.settings
         ledger = PolygonLedger(folder, _origin(class_map, settings), image.info.grid.height * class_map.layer_count)
         progress = partial(_progress, ledger)
         with note_kept("the polygons", progress, ledger.remove), keep_ledger_on_error(folder, progress):
@@ -295,12 +328,37 @@ def polygons(
 def _open_class_map(image: Image, settings: PolygonConfig, files: ExitStack) -> ClassMap:
     """Return the map with its classes, and with their probabilities if the file exists."""
     legend, path = map_legend(image.info), sibling_path(image.info.path, "probabilities")
+    cleaning = map_cleaning(image.info)
+    found = ClassMap(image, legend, settings, cleaning, None)
+    used = cleaning if cleaning and found.is_of_objects(cleaning) else NO_CLEANING
+    chosen = {name: getattr(used, name) for name in CLEANED if getattr(settings, name) is None}
+    found = replace(found, settings=replace(settings, **chosen))
+    if found.settings.close_px and found.background is None and found.layer_count == 1:
+        raise SettingError(f"--close-px fills background, and {image.info.path} has none. Leave it out.")
     if not path.exists():
-        return ClassMap(image, legend, settings, None)
+        return found
     names = dict(zip(legend.values, legend.names, strict=True)) if legend else {}
     raster = files.enter_context(Image.open(path))
     probabilities = match_probabilities(raster, image.info.grid, names, settings.uncertain_below)
-    return ClassMap(image, legend, settings, probabilities)
+    return replace(found, probabilities=probabilities)
+
+
+def _cleaning_notes(class_map: ClassMap) -> Iterator[str]:
+    """Yield which areas and closing come from the run, or that they are not used."""
+    cleaning, settings = class_map.cleaning, class_map.settings
+    if not cleaning:
+        return
+    if class_map.is_of_objects(cleaning):
+        yield (
+            f"objects of {cleaning.objects}: minimum area {settings.min_area_m2:g}, holes filled below "
+            f"{settings.fill_holes_m2:g}, gaps closed by {settings.close_px} px; by default those that `geograft "
+            f"calibrate` chose: {cleaning.min_area_m2:g}, {cleaning.fill_holes_m2:g}, {cleaning.close_px} px."
+        )
+    else:
+        yield (
+            f"the minimum area, holes and closing that `geograft calibrate` chose for {cleaning.objects} are not used: "
+            "the polygons are of several classes."
+        )
 
 
 def _find_polygons(class_map: ClassMap, settings: PolygonConfig, ledger: PolygonLedger, name: str) -> None:

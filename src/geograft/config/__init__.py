@@ -1,6 +1,7 @@
 """Settings: names, defaults, units and validation. Command-line flags and recipes are generated from these fields."""
 
 from geograft.config.inference import (
+    Cleaning,
     EvaluateConfig,
     InferenceConfig,
     PolygonConfig,
@@ -13,6 +14,7 @@ from geograft.config.recipes import Recipe, Variant, describe_fault, load_recipe
 from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
 
 __all__ = [
+    "Cleaning",
     "EvaluateConfig",
     "InferenceConfig",
     "ModelConfig",

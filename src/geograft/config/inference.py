@@ -54,14 +54,36 @@ class PredictConfig(InferenceConfig):
     """Compile the network with torch.compile. Takes one or two minutes; worth it for large rasters."""
 
 
+Area = Annotated[float, Field(ge=0)]
+ClosePx = Annotated[int, Field(ge=0, le=50)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cleaning:
+    """How the objects of a class are cleaned, chosen on validation tiles. Areas are in m2; in pixels without CRS."""
+
+    objects: str
+    """The class."""
+    min_area_m2: Area = 0.0
+    """Minimum area of an object; smaller objects are dropped."""
+    fill_holes_m2: Area = 0.0
+    """Holes smaller than this area are filled."""
+    close_px: ClosePx = 0
+    """Gaps of up to twice this many pixels are closed before."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class PolygonConfig:
     """How a class map is polygonised. Lengths are in metres and areas in m2; in pixels for a map without CRS."""
 
-    min_area_m2: Annotated[float, Field(ge=0)] = 0.0
-    """Minimum polygon area; smaller polygons are dropped."""
-    fill_holes_m2: Annotated[float, Field(ge=0)] = 0.0
-    """Fill holes smaller than this area. Filled pixels belong only to the surrounding polygon."""
+    min_area_m2: Area | None = None
+    """Minimum polygon area; smaller polygons are dropped. Default: what calibrate chose for objects, else 0."""
+    fill_holes_m2: Area | None = None
+    """Fill holes smaller than this area. Filled pixels belong only to the surrounding polygon. Default: what calibrate
+    chose for objects, else 0."""
+    close_px: ClosePx | None = None
+    """Close gaps of up to twice this many pixels in the pixels of a class. Default: what calibrate chose for objects,
+    else 0."""
     simplify_m: Annotated[float, Field(ge=0)] = 0.0
     """Simplification tolerance: maximum distance that an outline may move. 0: none, or two pixels with square."""
     smooth: Annotated[int, Field(ge=0, le=5)] = 0

@@ -14,6 +14,9 @@ MIN_IOU = 0.5
 """Minimum IoU threshold for which matches are unique; see `match_objects`."""
 
 
+NEIGHBOURS_8 = ndimage.generate_binary_structure(2, 2)
+
+
 @dataclass(frozen=True)
 class ObjectMatches:
     """Objects of one class in one map, in row-major order of their first pixels."""
@@ -22,6 +25,8 @@ class ObjectMatches:
     """Mean row and column of their known pixels."""
     matched: Bool[ndarray, " n"]
     """Whether the object has a match in the other map."""
+    sizes: Int64[ndarray, " n"]
+    """Number of their pixels."""
 
 
 def object_counts(
@@ -112,4 +117,5 @@ def _objects(
     counted = np.flatnonzero(matched | (components.sizes - components.areas <= iou * components.sizes))
     counted = counted[counted > 0]
     centres = ndimage.center_of_mass(known, components.ids, counted) if counted.size else []
-    return ObjectMatches(np.array(centres, np.float64).reshape(-1, 2), matched[counted])
+    centres = np.array(centres, np.float64).reshape(-1, 2)
+    return ObjectMatches(centres, matched[counted], components.sizes[counted])

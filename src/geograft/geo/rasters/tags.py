@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.card import ModelCard
+from geograft.config import Cleaning
 from geograft.errors import InputError
 from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import ImageInfo
@@ -89,3 +90,11 @@ def legend_from_tags(tags: Mapping[str, str]) -> Legend | None:
             return Legend(tuple(classes.values()), tuple(classes)) if classes else None
         except ValidationError:
             return None
+
+
+def map_cleaning(info: ImageInfo) -> Cleaning | None:
+    """Return how the objects of a class are cleaned, from the model card in a map's tags; None without either."""
+    try:
+        return TypeAdapter(ModelCard).validate_json(info.tags[CARD_TAG]).cleaning
+    except (KeyError, ValidationError):
+        return None

@@ -171,7 +171,7 @@ class PolygonBuilder:
     def _large(self, shapes: ndarray) -> Bool[ndarray, " n"]:
         return self._at_least(shapes, self.settings.min_area_m2)
 
-    def _at_least(self, shapes: ndarray, area: float) -> Bool[ndarray, " n"]:
+    def _at_least(self, shapes: ndarray, area: float | None) -> Bool[ndarray, " n"]:
         if not area or not len(shapes):
             return np.ones(len(shapes), bool)
         areas = areas_and_perimeters(shapes, self.grid)[0]
