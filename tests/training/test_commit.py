@@ -19,8 +19,17 @@ from geograft.config import ModelConfig
 from geograft.errors import InputError, OutputError
 from geograft.files import UPDATE, atomic_update, complete_update, scratch_path
 from geograft.metrics.applicability import FEATURES_FILE
-from geograft.training.checkpoint import LAST, STATE, EpochTotals, RunFolder, TrainingProgress, load_state, load_weights
-from geograft.training.history import HISTORY, Epoch, History, read_history
+from geograft.training.checkpoint import (
+    LAST,
+    STATE,
+    EpochTotals,
+    RunFolder,
+    Stateful,
+    TrainingProgress,
+    load_state,
+    load_weights,
+)
+from geograft.training.history import COLUMNS, HISTORY, Epoch, History, read_history
 from tests.support.processes import Fuse, run_in_child
 from tests.support.runs import TREES
 from tests.support.training import TinyNetwork
@@ -29,7 +38,7 @@ CARD_OF_RUN = ModelCard(
     "run", ModelConfig(architecture="unet"), "random", TREES, ("a", "b", "c"), "uint8", (1.0,) * 3, (1.0,) * 3, 32, 0.1,
     0.5, 1,
 )  # fmt: skip
-ROW = Epoch(1, *[0.25] * 5, 0.5, *[0.5] * 4, lr=1e-3, seconds=2.0, tiles_per_second=9.0)
+ROW = Epoch(epoch=1, **dict.fromkeys(COLUMNS[1:], 0.5))
 FILES = {WEIGHTS, LAST, STATE, HISTORY, CARD, "recipe.toml"}
 
 
@@ -37,7 +46,7 @@ def write_epoch(folder: Path, epoch: int) -> None:
     """Write epoch 1 or 2 of a run; each is better than the one before."""
     torch.manual_seed(epoch)
     network = TinyNetwork(seed=epoch)
-    parts = {"network": network, "optimizer": Adam(network.parameters())}
+    parts: dict[str, Stateful] = {"network": network, "optimizer": Adam(network.parameters())}
     rows = tuple(replace(ROW, epoch=number, val_loss=1 / number) for number in range(1, epoch + 1))
     progress = TrainingProgress(EpochTotals.zero(2), epoch, history=History(rows))
     run = RunFolder(folder, CARD_OF_RUN, {"recipe.toml": f"epoch {epoch}"})
@@ -64,7 +73,9 @@ def begin(folder: Path) -> dict[str, bytes]:
     return content(folder)
 
 
-OPERATIONS = [(Path, name) for name in ("replace", "unlink", "rmdir", "mkdir", "write_bytes", "write_text", "touch")]
+OPERATIONS: list[tuple[Any, str]] = [
+    (Path, name) for name in ("replace", "unlink", "rmdir", "mkdir", "write_bytes", "write_text", "touch")
+]
 OPERATIONS = [*OPERATIONS, (os, "fsync")]
 
 
@@ -114,7 +125,8 @@ def test_an_epoch_changes_all_files_together(epochs: tuple[dict[str, bytes], dic
 def test_a_failure_at_any_operation_leaves_one_epoch_or_the_other(
     tmp_path: Path, epochs: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
-    count, seen = count_operations(tmp_path / "count"), set()
+    count = count_operations(tmp_path / "count")
+    seen: set[int] = set()
     assert count > 30
     begin(tmp_path / "first")
     for number in range(1, count + 1):
@@ -129,7 +141,8 @@ def test_a_failure_at_any_operation_leaves_one_epoch_or_the_other(
 def test_a_kill_at_any_operation_leaves_one_epoch_or_the_other(
     tmp_path: Path, epochs: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
-    count, seen = count_operations(tmp_path / "count"), set()
+    count = count_operations(tmp_path / "count")
+    seen: set[int] = set()
     begin(tmp_path / "first")
     for number in range(1, count + 1):
         folder = shutil.copytree(tmp_path / "first", tmp_path / str(number))
