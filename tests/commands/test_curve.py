@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from geograft.card import STATE
 from geograft.cli.learning import curve as command
 from geograft.cli.learning import parse_percent
 from geograft.commands import trials
@@ -39,7 +40,7 @@ from geograft.figures.curves import LearningCurve, ScoreSeries, learning_curve_f
 from geograft.figures.style import DARK, LIGHT
 from geograft.metrics.intervals import confidence_intervals
 from geograft.metrics.scores import scores
-from geograft.training.checkpoint import LAST, STATE
+from geograft.training.checkpoint import LAST
 from geograft.training.loader import Scaling
 
 RECIPE = parse_recipe(

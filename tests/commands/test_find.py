@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geograft.card import STATE
 from geograft.cli.learning import find as command
 from geograft.commands import find as module
 from geograft.commands.find import BEST, TABLE, TRIALS, SearchResult, find, run_of
@@ -20,7 +21,6 @@ from geograft.commands.search import JOURNAL, LEARNING_RATE_SPAN, SearchSpace, s
 from geograft.commands.train import train
 from geograft.config import Recipe, load_recipe
 from geograft.errors import DivergedError, InputError, OutputError, SettingError
-from geograft.training.checkpoint import STATE
 
 RECIPE = Recipe().with_settings(
     model={"weights": "none", "encoder": "test_efficientnet"},

@@ -1,7 +1,6 @@
 """`--applicability`: what `train` keeps of its ground, and what `predict` says of other ground."""
 
 import os
-import sys
 from pathlib import Path
 
 import geopandas
@@ -11,7 +10,7 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
-from geograft.card import CARD, read_card
+from geograft.card import CARD, STATE, read_card
 from geograft.commands.predict import MapResult, predict
 from geograft.commands.train import train
 from geograft.config import PredictConfig, Recipe
@@ -20,7 +19,6 @@ from geograft.geo.rasters.tags import SCALE_TAG
 from geograft.inference.embedding import CellEncoder, load_cell_encoder
 from geograft.mapping.applicability import estimate_seconds
 from geograft.metrics.applicability import FEATURES_FILE, Applicability
-from geograft.training.checkpoint import STATE
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.runs import PixelwisePredictor
 

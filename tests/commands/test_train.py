@@ -12,12 +12,12 @@ import pytest
 import timm
 import torch
 
-from geograft.card import CARD, WEIGHTS, read_card
+from geograft.card import CARD, STATE, WEIGHTS, read_card
 from geograft.commands.train import check_networks, train
 from geograft.config import Recipe, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, OutputError, SettingError, WeightsError
-from geograft.training.checkpoint import LAST, STATE
+from geograft.training.checkpoint import LAST
 from geograft.training.history import read_history
 
 SMALL = Recipe().with_settings(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from geograft.card import CARD
+from geograft.card import CARD, STATE
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train
 from geograft.config import InferenceConfig, Recipe
@@ -44,7 +44,6 @@ from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import LEVEL, few_units_warning
 from geograft.progress import announce
 from geograft.text import format_table
-from geograft.card import STATE
 from geograft.training.distributed import rank_of
 from geograft.training.history import read_history
 from geograft.training.loader import image_mask

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from geograft.card import STATE
 from geograft.commands.search import SearchSpace, TrialResult, Values, should_promote
 from geograft.commands.train import DEFAULT_RECIPE, check_networks, train
 from geograft.config import Recipe, recipe_toml
@@ -19,7 +20,6 @@ from geograft.files import write_text
 from geograft.locks import locks_output
 from geograft.progress import announce
 from geograft.text import format_table
-from geograft.training.checkpoint import STATE
 from geograft.training.distributed import rank_of
 
 BEST = "best.toml"

@@ -14,7 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geograft.card import CARD, OVERLAP_PX, TILES_FILE, WEIGHTS, WINDOW_PX, ModelCard, read_card, unfinished_notes
+from geograft.card import (
+    CARD,
+    OVERLAP_PX,
+    STATE,
+    TILES_FILE,
+    WEIGHTS,
+    WINDOW_PX,
+    ModelCard,
+    read_card,
+    unfinished_notes,
+)
 from geograft.commands.audit import leakage_warning
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
@@ -33,7 +43,7 @@ from geograft.networks.network import Network, build
 from geograft.networks.weights import read_tensors
 from geograft.progress import announce
 from geograft.text import pluralise
-from geograft.training.checkpoint import STATE, RunFolder
+from geograft.training.checkpoint import RunFolder
 from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
 from geograft.training.loader import Scaling, TrainingData

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
+from geograft.card import STATE
 from geograft.commands.evaluate import score_split
 from geograft.commands.train import train
 from geograft.config import EvaluateConfig, Recipe, TrainConfig, Variant
@@ -25,7 +26,6 @@ from geograft.geo.rasters.raster import close_labels
 from geograft.mapping.models import RunModel
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.resume import differences, to_json_types
-from geograft.card import STATE
 from geograft.training.sampling import make_batches
 
 PERCENTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Shaped
 from numpy import ndarray
 
-from geograft.card import ModelCard, ensemble_card, read_cards
+from geograft.card import ModelCard, ensemble_card, read_cards, unfinished_notes
 from geograft.files import json_digest
 from geograft.inference.backends import BackendOptions, Runner, TileWorkers, TrainedNetwork, load_backend
 from geograft.inference.probability import (
@@ -132,7 +132,8 @@ class EnsemblePredictor:
             spread=options.get("spread", False),
             spread_views=options.get("spread_views", False),
         )
-        predictor.backend, predictor.precision, predictor.notes = choice.backend, choice.precision, choice.notes
+        predictor.backend, predictor.precision = choice.backend, choice.precision
+        predictor.notes = (*unfinished_notes(cards), *choice.notes)
         predictor.difference = choice.difference
         return predictor
 

@@ -161,7 +161,7 @@ def _by_scene(tiles: Sequence[Tile]) -> dict[str, list[int]]:
 
 
 def _scene_mosaic(tile_set: TileSet, scene: str, model: RunModel) -> Mosaic:
-    with Image.open(tile_set.image_path(scene)) as image:
+    with Image.open(tile_set.image_path(scene), validity=tile_set.meta.validity) as image:
         info = image.info
     # A tile beyond the border of another image would never be complete.
     tile_set.check_image(scene, info)

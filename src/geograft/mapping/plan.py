@@ -24,6 +24,7 @@ from geograft.files import file_digest
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
@@ -207,7 +208,7 @@ def map_sources(
         OutputError: if `out` is neither a .tif nor a folder.
     """
     jobs = []
-    for infos, path in _pairs(rasters, out):
+    for infos, path in _pairs(card, rasters, out):
         for info in infos:
             _check_fits(info, card, settings)
         resolution = _resolution(card) if settings.resample else None
@@ -277,9 +278,9 @@ def band_order_note(
     )
 
 
-def _pairs(rasters: Sequence[Path], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
+def _pairs(card: ModelCard, rasters: Sequence[Path], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
     """Return the rasters of each map and its path."""
-    infos = tuple(_info(path) for path in rasters)
+    infos = tuple(_info(path, ValidityRule(card.nodata, card.alpha)) for path in rasters)
     if not infos:
         raise InputError("No raster was given. Give one or more.")
     if out.suffix.lower() in MAP_SUFFIXES:
@@ -294,8 +295,8 @@ def _pairs(rasters: Sequence[Path], out: Path) -> list[tuple[tuple[ImageInfo, ..
     return [((info,), out / f"{info.path.stem}.tif") for info in infos]
 
 
-def _info(path: Path) -> ImageInfo:
-    with Image.open(path) as image:
+def _info(path: Path, validity: ValidityRule) -> ImageInfo:
+    with Image.open(path, validity=validity) as image:
         return image.info
 
 
