@@ -2,25 +2,38 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import expit
+import rasterio
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from sklearn.metrics import f1_score, log_loss
 
 from geograft.card import read_card
 from geograft.commands.calibrate import calibrate
 from geograft.commands.evaluate import evaluate
+from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
 from geograft.commands.train import train
-from geograft.config import PrepareConfig
+from geograft.config import EvaluateConfig, PredictConfig, PrepareConfig
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, Tile, TileSet
 from geograft.errors import InputError
 from geograft.files import write_json
 from geograft.mapping.held_out import predict_tiles
 from geograft.mapping.models import RunModel
+from tests.commands.test_evaluate_equals_map import (
+    Case,
+    Kind,
+    build,
+    config_of,
+    make_run,
+    make_tiles,
+    scene_and_label,
+)
 from tests.commands.test_train import SMALL
 from tests.support.tilewise import TILEWISE, tile_logits
 
@@ -131,3 +144,39 @@ def test_another_tile_set_raises_and_the_card_is_unchanged(run: Path, tiles: Pat
         calibrate(tmp_path)
     assert (run / "card.json").read_bytes() == before
     assert not (run / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["binary", "overlapping"])
+def test_temperature_and_thresholds_fit_the_probabilities_of_the_map(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geograft.inference.torch_networks.build", build)
+    case = Case(kind, split="val")
+    tiles = make_tiles(case, tmp_path)
+    run = make_run(tmp_path / "run", tiles, 0, {})
+    settings = PredictConfig(**asdict(config_of(case)), probabilities="float16")
+    predict(run, (tiles.image_path("0"),), tmp_path / "map.tif", settings)
+    with rasterio.open(tmp_path / "map.probabilities.tif") as raster:
+        p = raster.read().astype(float) if kind == "overlapping" else raster.read([2]).astype(float)
+    inside = np.zeros(p.shape[1:], bool)
+    for tile in tiles.split("val"):
+        inside[tile.window.slices] = True
+    _, label = scene_and_label(case, 0)
+    known = [inside & (band != 255) for band in label]
+    truth = [band[there] for band, there in zip(label == 1, known, strict=True)]
+    logits = [logit(band[there].clip(1e-4, 1 - 1e-4)) for band, there in zip(p, known, strict=True)]
+
+    def loss(temperature: float) -> float:
+        return log_loss(np.concatenate(truth), expit(np.concatenate(logits) / temperature))
+
+    plain = evaluate(run, "val", config=EvaluateConfig(**asdict(config_of(case)))).metrics["overall"]["f1"].value
+    card = calibrate(run, config=config_of(case)).card
+    best = minimize_scalar(loss, bounds=(0.2, 19), method="bounded").x
+    assert 1.1 < best < 18
+    assert card.temperature == pytest.approx(best, rel=0.01)
+    for mine, scores, threshold in zip(truth, logits, card.output_thresholds, strict=True):
+        cuts = logit(np.linspace(0.01, 0.99, 99))
+        found = f1_score(mine, scores / card.temperature >= logit(threshold))
+        assert found >= max(f1_score(mine, scores >= cut) for cut in cuts) - 2e-3
+    after = evaluate(run, "val", config=EvaluateConfig(**asdict(config_of(case))))
+    assert after.metrics["overall"]["f1"].value >= plain

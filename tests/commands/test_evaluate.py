@@ -24,8 +24,11 @@ from geograft.mapping.shapes import ShapeConfig, ShapeCounter
 from geograft.metrics.boundary import boundary_counts
 from geograft.metrics.objects import object_counts
 from geograft.metrics.scores import confusion_matrix
+from geograft.training.history import read_history
 from tests.commands.test_train import SMALL
 from tests.dataset.test_units import grid_of, tile_set
+from tests.support.runs import ContextPredictor, make_run
+from tests.support.tilewise import SCORED
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,8 @@ def test_scores_match_the_confusion_matrix(run: Path, tiles: Path) -> None:
     assert any("fields" in line for line in result.lines())
 
 
-def test_validation_scores_match_training(run: Path) -> None:
-    from geograft.training.history import read_history
-
-    found = evaluate(run, "val").content("val")["overall"]["iou"]
+def test_validation_scores_match_training_at_its_windows(run: Path) -> None:
+    found = evaluate(run, "val", config=SCORED).content("val")["overall"]["iou"]
     assert found == pytest.approx(read_history(run).best.val_iou, abs=1e-3)
 
 
@@ -167,3 +168,19 @@ def test_invalid_input_raises(run: Path, tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"scores\.json"):
         evaluate(run, out=tmp_path / "scores.json")
     assert (tmp_path / "scores.json").read_text() == "mine"
+
+
+def test_another_resolution_is_noted(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
+    legend = TileSet.open(tiles).meta.legend
+    notes = {}
+    for trained_m in (0.1, 0.1 * 1.4, 0.1 * 1.6, 0.1 / 1.6):
+        run = make_run(tmp_path / str(trained_m), legend, resolution_m=trained_m)
+        notes[trained_m] = evaluate(run, tiles=tiles, config=SCORED).notes
+        assert json.loads((run / f"scores-{tiles.name}-test.json").read_text())["notes"] == list(notes[trained_m])
+    fine, near, coarse, finer = notes.values()
+    assert not any("0.1 m" in note for note in (*fine, *near))
+    for found, trained_m in ((coarse, "0.16"), (finer, "0.0625")):
+        (note,) = (note for note in found if trained_m in note)
+        assert str(tiles) in note
+        assert "0.1 m" in note

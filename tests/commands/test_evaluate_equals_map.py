@@ -121,7 +121,7 @@ def make_tiles(case: Case, folder: Path) -> TileSet:
 
 
 class Context(nn.Module):
-    """A network whose output depends on all of a window and on the place in it."""
+    """A network whose output depends on all of a window and on the place in it. Classes are likely in bright bands."""
 
     stride = 8
 
@@ -129,15 +129,15 @@ class Context(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList([nn.Conv2d(bands, 8, 3, padding=1)])
         self.deeper = nn.Conv2d(8, 8, 3, padding=1)
-        self.head = nn.Conv2d(16, outputs, 1)
+        self.outputs, self.head = outputs, nn.Conv2d(16, outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         fine = torch.sin(3 * self.stages[0](image))
         coarse = torch.sin(8 * self.deeper(nn.functional.avg_pool2d(fine, 8)))
         whole = 4 * fine.mean(dim=(2, 3), keepdim=True)
         coarse = nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear") + whole
-        logits: Tensor = 6 * self.head(torch.cat([fine, coarse], dim=1))
-        return logits
+        logits: Tensor = 4 * self.head(torch.cat([fine, coarse], dim=1))
+        return logits + 2 * image[:, : self.outputs]
 
 
 class ContextNetwork(TinyNetwork):
@@ -237,5 +237,17 @@ def test_the_confusion_matrix_is_that_of_the_map(name: str, tmp_path: Path, monk
         assert card.temperature != 1
         assert case.kind == "exclusive" or 0.5 not in card.output_thresholds
     found = score(case, runs)
+    assert (runs[0] / f"scores-{case.split}.json").exists()
     np.testing.assert_array_equal(found.confusion, counts_of_maps(case, tiles, runs, tmp_path / "maps"))
     assert found.confusion.min() > 20, "all classes are labelled and mapped"
+
+
+def test_windows_and_augmentation_change_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that equal matrices above mean equal predictions."""
+    monkeypatch.setattr("geograft.inference.torch_networks.build", build)
+    case = Case()
+    tiles = make_tiles(case, tmp_path)
+    run = make_run(tmp_path / "run", tiles, 0, {})
+    changes: tuple[dict[str, Any], ...] = ({}, {"tta": 2}, {"overlap": 0.25}, {"window_px": 48})
+    found = {str(score(replace(case, settings=each), (run,)).confusion.tolist()) for each in changes}
+    assert len(found) == len(changes)
