@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from geograft.card import STATE
 from geograft.config import TrainConfig
 from geograft.errors import DivergedError, InputError
 from geograft.interrupts import Interrupted
@@ -24,7 +25,6 @@ from geograft.progress import ProgressBar, announce, progress_bar
 from geograft.text import pluralise
 from geograft.training.checkpoint import (
     LAST,
-    STATE,
     EpochTotals,
     RunFolder,
     Stateful,
