@@ -80,7 +80,7 @@ def geograft_contestant(backend: str, **settings: Any) -> Callable[[MapJob], Wor
         set_gdal_options()
         kind = "float16" if job.probabilities else "none"
         tiles = {"window_px": read_card(job.run).tile_px, "overlap": job.overlap, "batch_size": job.batch}
-        config = PredictConfig(**tiles | {"backend": backend, "probabilities": kind} | settings)  # type: ignore[arg-type]
+        config = PredictConfig(**tiles | {"backend": backend, "probabilities": kind} | settings)
 
         def work() -> ndarray | None:
             made = predict(job.run, (job.raster,), job.out, config).maps[0]

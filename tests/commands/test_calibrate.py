@@ -167,7 +167,7 @@ def test_temperature_and_thresholds_fit_the_probabilities_of_the_map(
     logits = [logit(band[there].clip(1e-4, 1 - 1e-4)) for band, there in zip(p, known, strict=True)]
 
     def loss(temperature: float) -> float:
-        return log_loss(np.concatenate(truth), expit(np.concatenate(logits) / temperature))
+        return float(log_loss(np.concatenate(truth), expit(np.concatenate(logits) / temperature)))
 
     plain = evaluate(run, "val", config=EvaluateConfig(**asdict(config_of(case)))).metrics["overall"]["f1"].value
     card = calibrate(run, config=config_of(case)).card

@@ -180,7 +180,7 @@ def test_another_resolution_is_noted(tiles: Path, tmp_path: Path, monkeypatch: p
         assert json.loads((run / f"scores-{tiles.name}-test.json").read_text())["notes"] == list(notes[trained_m])
     fine, near, coarse, finer = notes.values()
     assert not any("0.1 m" in note for note in (*fine, *near))
-    for found, trained_m in ((coarse, "0.16"), (finer, "0.0625")):
-        (note,) = (note for note in found if trained_m in note)
+    for found, pixel in ((coarse, "0.16"), (finer, "0.0625")):
+        (note,) = (note for note in found if pixel in note)
         assert str(tiles) in note
         assert "0.1 m" in note

@@ -109,11 +109,10 @@ def make_tiles(case: Case, folder: Path) -> TileSet:
     for number in range(4 if case.place.split == "scene" else 1):
         pixels, label = scene_and_label(case, number)
         # Apart from each other: scenes that touch would be one unit of the split.
-        place, options = TENTH_METRE @ Affine.translation(1000 * number, 0), {}
+        place = TENTH_METRE @ Affine.translation(1000 * number, 0)
         write_raster(folder / "images" / f"{number}.tif", pixels, place, nodata=0 if case.nodata else None)
-        if case.kind == "overlapping":
-            options["nodata"] = 255
-        write_raster(folder / "masks" / f"{number}.tif", label, place, **options)
+        nodata = 255 if case.kind == "overlapping" else None
+        write_raster(folder / "masks" / f"{number}.tif", label, place, nodata=nodata)
     overlapping = case.kind == "overlapping"
     ignore = None if overlapping else 255
     source = MaskSource(folder / "images", folder / "masks", CLASSES[case.kind], ignore, overlapping=overlapping)
@@ -178,17 +177,17 @@ def map_of_scene(case: Case, tiles: TileSet, runs: Sequence[Path], scene: str, o
     settings = PredictConfig(**asdict(config_of(case)), bands=case.place.bands)
     predict(runs, (tiles.image_path(scene),), out / f"{scene}.tif", settings)
     with rasterio.open(out / f"{scene}.tif") as raster:
-        values = raster.read()
+        values: ndarray = raster.read()
     legend = tiles.meta.legend
     if legend.overlapping:
-        return np.asarray(values)
+        return values
     table = np.full(256, 255, np.uint8)
     table[list(legend.values)] = range(len(legend.names))
-    return table[values]
+    return np.asarray(table[values])
 
 
 def config_of(case: Case) -> InferenceConfig:
-    return InferenceConfig(**{"device": "cpu", "backend": "torch"} | case.settings)  # type: ignore[arg-type]
+    return InferenceConfig(**{"device": "cpu", "backend": "torch"} | case.settings)
 
 
 def counts_of_maps(case: Case, tiles: TileSet, runs: Sequence[Path], out: Path) -> ndarray:
