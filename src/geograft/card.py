@@ -21,6 +21,7 @@ CARD = "card.json"
 WEIGHTS = "model.safetensors"
 TILES_FILE = "tiles.json"
 STATE = "state.ckpt"
+FEATURES_FILE = "training_features.safetensors"
 WINDOW_PX, OVERLAP_PX = 640, 80
 """Windows of a new run and their overlap, in pixels; never smaller than its tiles. Larger windows are no faster and
 need more memory; smaller ones and other overlaps map no better (docs/speed.md)."""
@@ -71,8 +72,8 @@ class ModelCard:
     """Minimum probability of the positive class (binary), or of every overlapping class."""
     epoch: Annotated[int, Field(ge=1)]
     """Epoch of the weights, counted from 1: the one with the lowest validation loss."""
-    temperature: PositiveFinite = 1.0
-    """Divisor of the logits (temperature scaling), above 0; 1 before calibration."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """Divisor of the logits (temperature scaling), from 0.001 to 1000; 1 before calibration."""
     calibrated: str = ""
     """Data on which threshold and temperature were chosen; empty before `geograft calibrate`."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -226,7 +227,8 @@ def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:
     """Return the card of an ensemble, from `read_cards`: the first card, with what determines a map from all of them.
 
     Thresholds and the training pixel size are means, exact to the last bit and so independent of the order; tiles,
-    windows and overlaps are the largest. The pixel size is None if one of the runs has none.
+    windows and overlaps are the largest. The pixel size is None if one of the runs has none, and the cleaning of objects
+    unless all runs have the same.
     """
     if len(cards) == 1:
         return cards[0]
@@ -240,6 +242,7 @@ def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:
         window_px=max(size for size, _ in windows),
         overlap_px=max(overlap for _, overlap in windows),
         resolution_m=resolution_m,
+        cleaning=cards[0].cleaning if all(card.cleaning == cards[0].cleaning for card in cards) else None,
     )
 
 

@@ -10,7 +10,7 @@ import rasterio
 from numpy import ndarray
 from shapely import box
 
-from geograft.card import CARD, STATE, read_card
+from geograft.card import CARD, FEATURES_FILE, STATE, read_card
 from geograft.commands.predict import MapResult, predict
 from geograft.commands.train import train
 from geograft.config import PredictConfig, Recipe
@@ -18,7 +18,7 @@ from geograft.errors import InputError
 from geograft.geo.rasters.tags import SCALE_TAG
 from geograft.inference.embedding import CellEncoder, load_cell_encoder
 from geograft.mapping.applicability import estimate_seconds
-from geograft.metrics.applicability import FEATURES_FILE, Applicability
+from geograft.metrics.applicability import Applicability
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.runs import PixelwisePredictor
 

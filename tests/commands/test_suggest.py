@@ -14,6 +14,7 @@ from affine import Affine
 from numpy import ndarray
 from shapely import box
 
+from geograft.card import FEATURES_FILE
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
@@ -25,7 +26,7 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.inference.embedding import CellEncoder
 from geograft.legend import Legend
 from geograft.mapping import pool
-from geograft.metrics.applicability import FEATURES_FILE, fit_applicability
+from geograft.metrics.applicability import fit_applicability
 from tests.support.full_disk import max_file_size
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 from tests.support.runs import ContextPredictor, MeanEmbedder, PixelwisePredictor, make_run

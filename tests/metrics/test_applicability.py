@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy import ndarray
 
+from geograft.card import FEATURES_FILE
 from geograft.errors import InputError
 from geograft.metrics import applicability
-from geograft.metrics.applicability import FEATURES_FILE, Applicability, fit_applicability
+from geograft.metrics.applicability import Applicability, fit_applicability
 
 
 def cloud(seed: int, n: int = 40, d: int = 3) -> ndarray:

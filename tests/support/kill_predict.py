@@ -26,9 +26,10 @@ sys.modules["geograft.inference.embedding"].load_cell_encoder = lambda *_: MeanE
 
 import geograft.mapping.models  # noqa: E402
 import geograft.mapping.plan  # noqa: E402
+from geograft.card import FEATURES_FILE  # noqa: E402
 from geograft.commands.predict import predict  # noqa: E402
 from geograft.config import PredictConfig  # noqa: E402
-from geograft.metrics.applicability import FEATURES_FILE, fit_applicability  # noqa: E402
+from geograft.metrics.applicability import fit_applicability  # noqa: E402
 
 CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, applicability=True)
 geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]

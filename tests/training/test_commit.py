@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch.optim import Adam
 
-from geograft.card import CARD, WEIGHTS, ModelCard, read_card, unfinished_notes
+from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, read_card, unfinished_notes
 from geograft.config import ModelConfig
 from geograft.errors import InputError, OutputError
 from geograft.files import UPDATE, atomic_update, complete_update, scratch_path
-from geograft.metrics.applicability import FEATURES_FILE
 from geograft.training.checkpoint import (
     LAST,
     STATE,

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from geograft.card import CARD, WEIGHTS, read_card, unfinished_notes
+from geograft.card import CARD, FEATURES_FILE, WEIGHTS, read_card, unfinished_notes
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train
 from geograft.config import Recipe
 from geograft.errors import DivergedError, GeograftError, InputError, SettingError
-from geograft.metrics.applicability import FEATURES_FILE
 from geograft.training.checkpoint import STATE, RunFolder
 from geograft.training.history import History, read_history
 from geograft.training.loop import _Run

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geograft.card import FEATURES_FILE
 from geograft.commands.compare import Comparison, compare
 from geograft.commands.evaluate import evaluate
 from geograft.commands.polygons import PolygonSummary, polygons
@@ -20,7 +21,6 @@ from geograft.errors import WeightsError
 from geograft.files import scratch_path
 from geograft.locks import locks_output
 from geograft.mapping.scoring import Metric
-from geograft.metrics.applicability import FEATURES_FILE
 from geograft.networks.network import build
 from geograft.resume import remove_ledger
 from geograft.text import format_table

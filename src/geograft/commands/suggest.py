@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from geograft.card import ModelCard, read_card, read_tile_set_path
+from geograft.card import FEATURES_FILE, ModelCard, read_card, read_tile_set_path
 from geograft.config import PredictConfig, SuggestConfig
 from geograft.dataset.tileset import META, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
@@ -32,7 +32,7 @@ from geograft.mapping.pool import (
     labelled_area,
     open_pool_model,
 )
-from geograft.metrics.applicability import FEATURES_FILE, Applicability
+from geograft.metrics.applicability import Applicability
 from geograft.metrics.selection import select_batch
 from geograft.text import format_table, pluralise
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from geograft.card import STATE, read_card
+from geograft.card import FEATURES_FILE, STATE, read_card
 from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.tags import SCALE_TAG
@@ -18,7 +18,7 @@ from geograft.inference.embedding import CellEncoder, load_cell_encoder
 from geograft.mapping.batches import MirroredSource, TileBatch, batch_tiles, coarsen_grid, frame_lanes, iterate_tiles
 from geograft.mapping.plan import MapTask, time_batch
 from geograft.mapping.windows import Lanes
-from geograft.metrics.applicability import FEATURES_FILE, Applicability
+from geograft.metrics.applicability import Applicability
 from geograft.progress import progress_bar
 
 FRAMES = 8

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
-from geograft.card import CARD, WEIGHTS, ModelCard, ensemble_card, read_cards
+from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, ensemble_card, read_cards
 from geograft.config import InferenceConfig, PredictConfig
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import file_digest
@@ -34,7 +34,6 @@ from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import Lanes, TileGrid, fit_window, panel_width
 from geograft.memory import check_batch, check_map_size
-from geograft.metrics.applicability import FEATURES_FILE
 from geograft.resume import read_origin
 
 MAX_RESOLUTION_RATIO = 1.5

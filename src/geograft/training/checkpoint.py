@@ -27,11 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from geograft.card import CARD, STATE, WEIGHTS, ModelCard, read_card
+from geograft.card import CARD, FEATURES_FILE, STATE, WEIGHTS, ModelCard, read_card
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import atomic_update, atomic_write, complete_update, write_text
-from geograft.metrics.applicability import FEATURES_FILE, Applicability
+from geograft.metrics.applicability import Applicability
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.history import History, checked_epoch
 from geograft.training.loader import TrainingData

@@ -18,7 +18,6 @@ from shapely import STRtree
 
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, transform_points
-from geograft.geo.vectors.reader import read_polygons, repair_polygons
 
 NUDGE = Affine.translation(1e-6 * 2**0.5, 1e-6 * 3**0.5)
 """Shifts polygons by a millionth of a pixel, so that rounding does not decide on edges through pixel centres."""
@@ -94,6 +93,9 @@ class AreaOfInterest:
             InputError: when the file cannot be read or has no polygon, when only one of file and raster has a CRS, or
                 when no polygon intersects the raster.
         """
+        # GeoPandas takes longer to import than a small map to predict, and most maps have no area of interest.
+        from geograft.geo.vectors.reader import read_polygons, repair_polygons  # noqa: PLC0415
+
         polygons = read_polygons(path, grid.crs)
         if grid.crs is None and polygons.crs is not None:
             raise InputError(
