@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
+from geograft.commands.audit import audit
 from geograft.commands.evaluate import evaluate
 from geograft.commands.predict import predict
 from geograft.commands.train import train
 from geograft.config import ModelConfig, PredictConfig
 from geograft.dataset.tileset import INDEX, META, TileSet
-from geograft.errors import GeograftError, InputError
+from geograft.errors import GeograftError, InputError, SettingError
 from geograft.files import write_json
 from geograft.mapping.polygons.ledger import PolygonLedger
 from geograft.networks.network import build
@@ -85,7 +86,7 @@ def edit_json(path: Path, key: str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------ card.json
 
 CARD_EDITS = [
-    *(("temperature", value) for value in (-1, 0, NAN, INF, "x", None)),
+    *(("temperature", value) for value in (-1, 0, 1e-320, 1e300, NAN, INF, "x", None)),
     *(("threshold", value) for value in (-0.1, 1.1, NAN, INF, "x")),
     *(("thresholds", value) for value in ([0.5, 0.5], [1.5], [NAN])),
     *(("std", value) for value in ([0, 1, 1], [-1, 1, 1], [1, NAN, 1], [1, 1], [1, 1, INF])),
@@ -140,7 +141,12 @@ META_EDITS = [
     *(("scenes.0.height", value) for value in (-5, 0, 1.5, "x")),
     *(("scenes.0.width", value) for value in (-5, 0)),
     *(("scenes.0.resolution_m", value) for value in (0, -1, NAN)),
-    ("scenes.0.name", ""),
+    *(("scenes.0.name", value) for value in ("", "../scene", "a\0")),
+    *(("scenes.0.image", value) for value in ("", "a\0.tif", "x" * 5000)),
+    *(("scenes.0.position", value) for value in (5, {"row": 1}, {"place": "", "row": 0, "col": 0})),
+    *(("scenes.0.position", {"place": "a", "row": value, "col": 0}) for value in (1.5, 10**30, -(10**30))),
+    *(("masks", value) for value in ("", "a\0")),
+    *(("settings.bands", value) for value in ([1, 1, 2], [1], [0, 1, 2])),
     *(("std", value) for value in ([0, 1, 1], [1, NAN, 1], [1, 1], [1, -1, 1])),
     *(("mean", value) for value in ([NAN, 1, 1], [1, 1])),
     ("band_names", ["a"] * 3000),
@@ -198,6 +204,26 @@ def test_an_image_that_does_not_fit_tileset_json_is_refused(run: Path, own_tiles
         samples[0]
 
 
+@pytest.mark.parametrize("kind", ["bands", "height", "dtype", "class"])
+def test_a_mask_that_does_not_fit_tileset_json_is_refused(run: Path, own_tiles: Path, kind: str) -> None:
+    tile_set = TileSet.open(own_tiles)
+    (name,) = tile_set.scenes
+    height, width = tile_set.scenes[name].height, tile_set.scenes[name].width
+    pixels = np.zeros((3 if kind == "bands" else 1, height // (2 if kind == "height" else 1), width), np.uint8)
+    pixels += 77 if kind == "class" else 0
+    write_raster(tile_set.mask_path(name), pixels.astype(np.float32) if kind == "dtype" else pixels)
+    with refused(own_tiles.parent, f"{name}.tif", kind):
+        tile_set.samples("train")[0]
+    if kind != "class":
+        with refused(own_tiles.parent, f"{name}.tif", kind):
+            audit(own_tiles)
+
+
+def test_a_figure_has_the_name_of_a_png(own_tiles: Path) -> None:
+    with refused(own_tiles, META, kind=SettingError):
+        audit(own_tiles, own_tiles / META)
+
+
 # ---------------------------------------------------------------------------------------------------------- tiles.gpkg
 
 INDEX_EDITS = [
@@ -248,7 +274,7 @@ def partial_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(folder / "run")
     write_raster(folder / "scene.tif", textured(3, 128, 96))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("geograft.commands.predict.EnsemblePredictor", Failing)
+        patch.setattr("geograft.mapping.models.EnsemblePredictor", Failing)
         with pytest.raises(InputError, match="failed"):
             map_of(folder)
     assert len((folder / STRIPS).read_text().splitlines()) > 3
@@ -285,7 +311,7 @@ STRIP_EDITS = [
 def test_an_edited_ledger_of_a_map_is_refused_by_field(
     partial_map: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, value: Any
 ) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
     folder = partial_map
     path = folder / STRIPS
     before = path.read_text()
@@ -303,7 +329,7 @@ def test_an_edited_ledger_of_a_map_is_refused_by_field(
 
 
 def test_a_map_with_more_strips_than_the_raster_is_refused(partial_map: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
     path = partial_map / STRIPS
     before = path.read_text()
     head, *lines = before.splitlines()

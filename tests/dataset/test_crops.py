@@ -13,7 +13,8 @@ from geograft.commands.train import training_data
 from geograft.config import PrepareConfig, Recipe
 from geograft.dataset.sources import MaskSource
 from geograft.dataset.splits import PlannedTile, SplitScene, plan_tiles
-from geograft.dataset.tileset import TileSet, TrainingArea
+from geograft.dataset.tileset import TileSet
+from geograft.geo.coverage import TrainingArea
 from geograft.geo.grid import Window
 from geograft.training.loader import Scaling
 from tests.support.rasters import write_raster

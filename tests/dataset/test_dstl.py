@@ -172,13 +172,18 @@ def test_classes_that_do_not_exist(folder: Path, classes: tuple[int, ...]) -> No
         ("grid_sizes.csv", b",Xmax,Ymin\n", "6010_1_2, 6140_1_2"),
         *(
             ("grid_sizes.csv", f",Xmax,Ymin\n6010_1_2,{x},-1\n".encode(), r"grid_sizes\.csv.*Xmax of 6010_1_2")
-            for x in ("nan", "inf", "-inf", "0", "-0.009")
+            for x in ("nan", "inf", "-inf", "0", "-0.009", "1e-320", "1e308")
         ),
         *(
             ("grid_sizes.csv", f",Xmax,Ymin\n6010_1_2,1,{y}\n".encode(), r"grid_sizes\.csv.*Ymin of 6010_1_2")
             for y in ("nan", "inf", "-inf", "0", "0.0091")
         ),
         ("train_wkt_v4.csv", b"\xff\xfe\x00", r"train_wkt_v4\.csv"),
+        (
+            "train_wkt_v4.csv",
+            b'ImageId,ClassType,MultipolygonWKT\nx,5,"POLYGON ((1e308 0, 1 1, 2 2, 1e308 0))"\n',
+            "scene x, class 5",
+        ),
     ],
 )
 def test_bad_tables_are_one_line(folder: Path, name: str, content: bytes | None, message: str) -> None:

@@ -198,6 +198,8 @@ def test_other_names_in_groups_are_a_note(tmp_path: Path, image: Path) -> None:
         ("name,place\nmay,north\n", "scene,group"),
         ("scene,group\nmay\n", "scene,group"),
         ("scene,group\nmay,\n", r"groups\.csv.*may"),
+        ("", "scene,group"),
+        ("name,place\n", "scene,group"),
         ("scene,group\n,north\n", r"groups\.csv.*north"),
         (None, r"groups\.csv"),
     ],
@@ -393,3 +395,22 @@ def test_a_pixel_half_in_a_polygon_is_half_of_its_class(tmp_path: Path, image: P
     shares[FIELD.slices[0], FIELD.col] = shares[FIELD.slices[0], FIELD.stop_col] = 125
     assert gathered.legend.names == ("background", "fields")
     assert np.array_equal(labels_of(gathered), shares[None])
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x01", "x" * 101])
+def test_names_of_classes_are_printable(tmp_path: Path, image: Path, folders: Folders, name: str) -> None:
+    path = write_layer(tmp_path / "a.gpkg", [GRID.footprint(FIELD)] * 2, kind=["field", name])
+    with pytest.raises(InputError, match="class name") as caught:
+        VectorSource((image,), path, "kind").gather()
+    assert "\n" not in str(caught.value)
+    folders.image("a.png")
+    folders.mask("a.png", filled(FIELD))
+    with pytest.raises(InputError, match="class name"):
+        folders.source({0: "rest", 1: name}).gather()
+
+
+def test_too_many_classes(folders: Folders) -> None:
+    folders.image("a.png")
+    folders.mask("a.png", filled(FIELD))
+    with pytest.raises(InputError, match="300"):
+        folders.source({value: f"c{value}" for value in range(300)}).gather()

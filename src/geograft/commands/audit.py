@@ -31,7 +31,7 @@ from geograft.dataset.leakage import (
 from geograft.dataset.neighbours import nearest_distances, nearest_distances_in_scene, project_to_mercator
 from geograft.dataset.splits import PlannedTile, SplitScene
 from geograft.dataset.tileset import INDEX, SPLITS, Split, Tile, TileSet
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.files import atomic_write
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
@@ -366,18 +366,22 @@ def audit(tiles: Path, figure: Path | None = None) -> Audit:
     over the distances of held-out tiles from training tiles, to the PNG file `figure` if given.
 
     Raises:
-        InputError: if `tiles` is not a tile set, if a mask is truncated, or if a figure is requested and an
-            image cannot be read.
+        InputError: if `tiles` is not a tile set, if a mask is truncated or not one of it, or if a figure is requested
+            and an image cannot be read.
+        SettingError: if the name of the figure does not end with .png.
         OutputError: if the figure cannot be written.
     """
+    if figure and figure.suffix.lower() != ".png":
+        raise SettingError(f"--figure {figure}: the figure is a PNG file. Use a name that ends with .png.")
     with lock_output(figure or Path(), enabled=figure is not None):
         return _audit(TileSet.open(tiles), figure)
 
 
 def _audit(tile_set: TileSet, figure: Path | None) -> Audit:
-    for mask in map(tile_set.mask_path, tile_set.scenes):
-        if mask.exists():
-            check_complete(mask)
+    for scene in tile_set.scenes:
+        if tile_set.mask_path(scene).exists():
+            check_complete(tile_set.mask_path(scene))
+            tile_set.check_mask(scene)
     result = audit_tile_set(tile_set)
     try:
         result = _with_advice(replace(result, autocorrelation=estimate_autocorrelation(tile_set)), tile_set)
@@ -429,13 +433,13 @@ def audit_tile_set(tile_set: TileSet) -> Audit:
     if crs is None:
         return _compare_structures(result, tile_set)
     shapes, scale = project_to_mercator(shapes, crs)
-    train = _indices(tile_set, "train")
+    train, tiles = _indices(tile_set, "train"), tile_set.tiles
     held_out = []
     duplicates: dict[Split, DuplicateArea] = {}
     for one in result.held_out:
         mine = _indices(tile_set, one.split)
         duplicates[one.split] = duplicates_by_outline(
-            _tiles_at(tile_set, mine), _tiles_at(tile_set, train), (shapes[mine], shapes[train])
+            [tiles[i] for i in mine], [tiles[i] for i in train], (shapes[mine], shapes[train])
         )
         distances = nearest_distances(shapes[mine], shapes[train], scale[mine])
         held_out.append(replace(one, distances=distances))
@@ -493,7 +497,3 @@ def _variogram_curve(name: str, variogram: Variogram) -> VariogramCurve:
 
 def _indices(tile_set: TileSet, split: Split) -> list[int]:
     return [index for index, tile in enumerate(tile_set.tiles) if tile.split == split]
-
-
-def _tiles_at(tile_set: TileSet, indices: list[int]) -> list[Tile]:
-    return [tile_set.tiles[index] for index in indices]

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import io
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -44,6 +43,8 @@ DUPLICATE_SCENES = (("6110_1_2", "6140_1_2"), ("6110_3_1", "6140_3_1"))
 """Scenes of the same area at different dates, which a split must keep together."""
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, csv.Error, ValueError, TypeError)
 """Errors raised for damaged archives and tables."""
+MAX_EXTENT = 1e6
+"""Coordinates above it, and sizes below its inverse, are errors; DSTL's are about 0.01."""
 MAX_FIELD_BYTES = 2**31 - 1
 """Limit for a field of the labels table, which holds all polygons of a class in a scene: up to several megabytes."""
 
@@ -161,8 +162,11 @@ def read_extents(path_or_folder: Path) -> dict[str, tuple[float, float]]:
         }
     for scene, (x_max, y_min) in extents.items():
         for name, value, side in (("Xmax", x_max, "above"), ("Ymin", y_min, "below")):
-            if not math.isfinite(value) or (value > 0) != (side == "above") or not value:
-                raise InputError(f"{path}: {name} of {scene} is {value}; it must be {side} 0. Download the file again.")
+            if not 1 / MAX_EXTENT < abs(value) < MAX_EXTENT or (value > 0) != (side == "above"):
+                raise InputError(
+                    f"{path}: {name} of {scene} is {value}; it must be {side} 0 and of ordinary size, such as 0.009. "
+                    "Download the file again."
+                )
     return extents
 
 
@@ -197,6 +201,10 @@ def _polygons(path: Path, row: dict[str, str]) -> tuple[ndarray, int]:
     except ShapelyError as error:
         where = f"scene {row['ImageId']}, class {row['ClassType']}"
         raise InputError(f"{path}: {where}: the geometry cannot be read: {error}. Download the file again.") from error
+    farthest = np.abs(shapely.get_coordinates(parts)).max(initial=0)
+    if not farthest < MAX_EXTENT:
+        where = f"scene {row['ImageId']}, class {row['ClassType']}"
+        raise InputError(f"{path}: {where}: coordinates up to {farthest:.3g}. Download the file again.")
     shapes, repaired = repair_polygons(parts)
     return shapes[~shapely.is_empty(shapes)], repaired
 

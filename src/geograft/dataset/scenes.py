@@ -270,7 +270,10 @@ def _read_groups(path: Path) -> dict[str, str]:
     check_input_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(row["scene"].strip(), row["group"].strip()) for row in csv.DictReader(file)]
+            table_rows = csv.DictReader(file)
+            if not {"scene", "group"} <= set(table_rows.fieldnames or ()):
+                raise KeyError("scene, group")
+            rows = [(row["scene"].strip(), row["group"].strip()) for row in table_rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV file of groups: {error}. Check the path.") from error
     except (KeyError, AttributeError) as error:

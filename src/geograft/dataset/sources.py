@@ -29,6 +29,8 @@ from geograft.legend import IGNORE, Legend
 from geograft.text import join_names, pluralise
 
 BACKGROUND = "background"
+MAX_NAME = 100
+"""Maximum length of a class name, which stands in tables, figures and fields of layers."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class MaskSource:
         return FractionBands(values, self.full_value, self.fractional, self._legend(values), self.ignore)
 
     def _legend(self, values: tuple[int, ...]) -> Legend:
-        names = tuple(self.classes.values())[:: -1 if self._reversed else 1]
+        names = _checked(tuple(self.classes.values())[:: -1 if self._reversed else 1])
         # Maps are uint8 with 255 as nodata. If a value does not fit, maps use class indices; so do masks with bands.
         fits = all(0 <= value < IGNORE for value in values) and not (self.overlapping or self.fractional)
         fits = fits and not self._by_colour
@@ -399,8 +401,22 @@ def _dstl_reader(
     return polygon_reader(labels.in_pixels(scene, extents[scene], info.grid), None, encoding)
 
 
+def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of classes, or raise InputError if they cannot be those of a map."""
+    if len(names) > IGNORE:
+        raise InputError(f"there are {len(names)} classes, but a map has at most {IGNORE}. Use fewer.")
+    for name in names:
+        if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
+            raise InputError(
+                f"the class name {name[:MAX_NAME]!r} cannot be used: a name has 1 to {MAX_NAME} printable characters. "
+                "Rename the class."
+            )
+    return names
+
+
 def _legend(names: tuple[str, ...], overlapping: bool) -> Legend:
     """Return the legend: background and the classes, or the classes alone if they overlap."""
+    _checked(names)
     if not overlapping:
         return Legend(names)
     if len(names) < 3:

@@ -12,15 +12,15 @@ Pixels stay in the images: a tile is a window, read on demand. `TrainingArea` gi
 that contain no held-out pixel.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64
 from numpy import ndarray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
@@ -28,84 +28,14 @@ from pydantic.dataclasses import dataclass as settings
 from geograft.card import BandNames, DtypeName, Finite, ModelCard, PositiveFinite, check_band_statistics
 from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
-from geograft.geo.coverage import NO_BOXES, SceneWindow, box_areas, covered_pixels, earlier_overlaps, window_boxes
+from geograft.geo.coverage import SceneWindow, TrainingArea, earlier_overlaps
 from geograft.geo.grid import Window
 from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import DEFAULT_RULE, Image, ImageInfo, read_mask
 from geograft.geo.vectors.reader import read_tiles
 from geograft.indices import Index, append_indices, check_indices, fill_missing
 from geograft.labels import Label, decode_fractions, missing_value
-from geograft.legend import Legend
-
-CellKey = tuple[str, int, int]
-
-
-@dataclass(frozen=True)
-class TrainingArea:
-    """The pixels that lie in a training tile and in no validation or test tile.
-
-    The buffer of a split by block lies in no training tile, so it is not part of the training area.
-    """
-
-    scenes: Mapping[str, tuple[int, int]]
-    """Height and width of each scene."""
-    train: Mapping[CellKey, Int64[ndarray, "_ 4"]]
-    """Corners of the training tiles, by scene and grid cell of their upper left pixel."""
-    held_out: Mapping[CellKey, Int64[ndarray, "_ 4"]]
-    """Corners of the validation and test tiles, likewise."""
-    cell_px: int
-    """Side of a grid cell; at least that of the largest tile."""
-
-    @classmethod
-    def from_tiles(
-        cls, scenes: Mapping[str, tuple[int, int]], train: Sequence[SceneWindow], held_out: Sequence[SceneWindow]
-    ) -> "TrainingArea":
-        """Return the training area. Time and memory are proportional to the number of tiles."""
-        cell_px = max((max(window.height, window.width) for _, window in (*train, *held_out)), default=1)
-        return cls(scenes, _by_cell(train, cell_px), _by_cell(held_out, cell_px), cell_px)
-
-    def random_window(self, scene: str, window: Window, rng: np.random.Generator) -> Window:
-        """Return a random window inside the training area, at most half a tile from `window` in each direction.
-
-        The window is shifted by a random number of rows and columns, limited to the scene. If it leaves the training
-        area, the shift is halved until it does not; the last resort is `window` itself.
-        """
-        height, width = self.scenes[scene]
-        reach = window.height // 2, window.width // 2
-        down, right = (int(rng.integers(-length, length + 1)) for length in reach)
-        while down or right:
-            moved = Window(
-                min(max(window.row + down, 0), height - window.height),
-                min(max(window.col + right, 0), width - window.width),
-                window.height,
-                window.width,
-            )
-            if self.contains(scene, moved):
-                return moved
-            down, right = int(down / 2), int(right / 2)
-        return window
-
-    def contains(self, scene: str, window: Window) -> bool:
-        """Return whether the training area contains `window`, which may be no larger than a tile."""
-        box = window_boxes([window])
-        train, held = (self._near(corners, scene, window) for corners in (self.train, self.held_out))
-        return bool((covered_pixels(box, train) == box_areas(box)).all() and not covered_pixels(box, held).any())
-
-    def _near(
-        self, corners: Mapping[CellKey, Int64[ndarray, "_ 4"]], scene: str, window: Window
-    ) -> Int64[ndarray, "_ 4"]:
-        rows = range((window.row - self.cell_px) // self.cell_px, (window.stop_row - 1) // self.cell_px + 1)
-        cols = range((window.col - self.cell_px) // self.cell_px, (window.stop_col - 1) // self.cell_px + 1)
-        found = [corners[scene, row, col] for row in rows for col in cols if (scene, row, col) in corners]
-        return np.concatenate(found) if found else NO_BOXES
-
-
-def _by_cell(tiles: Iterable[SceneWindow], cell_px: int) -> dict[CellKey, Int64[ndarray, "_ 4"]]:
-    found: dict[CellKey, list[Window]] = defaultdict(list)
-    for scene, window in dict.fromkeys(tiles):
-        found[scene, window.row // cell_px, window.col // cell_px].append(window)
-    return {key: window_boxes(windows) for key, windows in found.items()}
-
+from geograft.legend import IGNORE, Legend
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -132,14 +62,18 @@ class Tile:
     """Fraction of each class among these pixels, by class index."""
 
 
+FilePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+Offset = Annotated[int, Field(ge=-(2**40), le=2**40)]
+
+
 @settings(frozen=True, config=ConfigDict(extra="forbid"))
 class Position:
     """The position of a scene among adjacent or overlapping scenes on one grid, such as the sheets of an orthophoto."""
 
-    place: str
+    place: Annotated[str, Field(min_length=1)]
     """Name of the first of these scenes."""
-    row: int
-    col: int
+    row: Offset
+    col: Offset
     """Upper left pixel, on the grid of that scene."""
 
 
@@ -147,8 +81,8 @@ class Position:
 class Scene:
     """One image with its label mask on the same grid."""
 
-    name: Annotated[str, Field(min_length=1)]
-    image: str
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\x00]+$")]
+    image: FilePath
     """Path of the image: relative if it lies in the tile set, otherwise absolute."""
     digest: str
     """SHA-256 of the image file's bytes."""
@@ -182,7 +116,7 @@ class TileSetMeta:
     """Notes on the origin of labels and images, and on repairs."""
     fingerprint: str
     """SHA-256 over all inputs of training: images, masks, tiles, splits, classes."""
-    masks: str = MASKS
+    masks: FilePath = MASKS
     """Folder of the masks: relative if it lies in the tile set, otherwise absolute."""
     indices: tuple[Index, ...] = ()
     """Spectral indices, the last of the bands, computed when pixels are read."""
@@ -195,6 +129,9 @@ class TileSetMeta:
         double = next((name for name, count in Counter(s.name for s in self.scenes).items() if count > 1), None)
         if double is not None:
             raise ValueError(f"scenes has the name {double!r} twice")
+        chosen = self.settings.bands
+        if chosen and (len(chosen) != self.bands or len(set(chosen)) < len(chosen)):
+            raise ValueError(f"settings.bands is {list(chosen)}, but band_names has {self.bands} bands")
         if self.legend.overlapping and not self.fractional:
             raise ValueError("masks of class indices cannot hold overlapping classes")
 
@@ -207,6 +144,11 @@ class TileSetMeta:
     def validity(self) -> ValidityRule:
         """How invalid pixels of the images are recognised."""
         return ValidityRule(self.settings.nodata, self.settings.alpha)
+
+    @property
+    def mask_bands(self) -> int:
+        """Number of bands of the masks."""
+        return self.legend.outputs if self.fractional else 1
 
     @property
     def resolution_m(self) -> float | None:
@@ -299,6 +241,11 @@ class TileSet:
                 f"{info.path} has dtype {info.dtype}, but {META} says {self.meta.dtype}. Prepare the tile set again."
             )
 
+    def check_mask(self, scene: str) -> None:
+        """Raise InputError if a scene's mask has other bands, size or dtype than tileset.json says."""
+        own = self.scenes[scene]
+        _check_mask(self.mask_path(scene), (self.meta.mask_bands, own.height, own.width))
+
     def samples(self, split: Split, unique_pixels: bool = False, means: Sequence[float] = ()) -> "Samples":
         """Return the tiles of one split as arrays, read on demand.
 
@@ -324,9 +271,11 @@ class TileSet:
             bands=self.meta.settings.bands,
             validity=self.meta.validity,
             shapes={
-                str(path): (self.meta.bands, self.scenes[name].height, self.scenes[name].width)
-                for name, (path, _) in paths.items()
+                str(path): (bands, self.scenes[name].height, self.scenes[name].width)
+                for name, pair in paths.items()
+                for path, bands in zip(pair, (self.meta.bands, self.meta.mask_bands), strict=True)
             },
+            classes=len(self.meta.legend.names),
         )
 
 
@@ -411,7 +360,9 @@ class Samples:
     fractional: bool = False
     """Whether the masks have class fractions instead of class indices."""
     shapes: dict[str, tuple[int, int, int]] = field(default_factory=dict, repr=False)
-    """Expected bands, height and width of images by path, from tileset.json; an image with others is an error."""
+    """Expected bands, height and width of images and masks by path, from tileset.json; others are an error."""
+    classes: int = IGNORE
+    """Number of classes; a higher index in a mask is an error."""
     bands: tuple[int, ...] = ()
     """Band numbers of the images, counted from 1; empty: all."""
     validity: ValidityRule = DEFAULT_RULE
@@ -440,8 +391,10 @@ class Samples:
 
     def _read(self, scene: str, window: Window) -> tuple[Float32[ndarray, "b h w"], Label]:
         image_path, mask_path = self.paths[scene]
-        pixels, valid = self._image(image_path).read(window)
+        pixels, valid = self._image(image_path, mask_path).read(window)
         bands = read_mask(mask_path, window)
+        if not self.fractional and ((bands >= self.classes) & (bands != IGNORE)).any():
+            raise InputError(f"{mask_path} has class indices above {self.classes - 1}. Prepare the tile set again.")
         label = decode_fractions(bands) if self.fractional else bands[0]
         label[..., ~valid] = missing_value(label)
         image = append_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
@@ -456,13 +409,14 @@ class Samples:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 
-    def _image(self, path: Path) -> Image:
+    def _image(self, path: Path, mask: Path) -> Image:
         # Keep at most 16 files open, whatever the number of scenes.
         if str(path) not in self._open:
             if len(self._open) >= 16:
                 self._open.pop(next(iter(self._open))).close()
             image = Image.open(path, bands=self.bands, validity=self.validity)
             _check_shape(image.info, self.shapes.get(str(path)))
+            _check_mask(mask, self.shapes.get(str(mask)))
             self._open[str(path)] = image
         return self._open[str(path)]
 
@@ -472,6 +426,13 @@ def _check_shape(info: ImageInfo, expected: tuple[int, int, int] | None) -> None
     for name, number, needed in zip(("bands", "height", "width"), found, expected or found, strict=True):
         if number != needed:
             raise InputError(f"{info.path} has {name} {number}, but {META} says {needed}. Prepare the tile set again.")
+
+
+def _check_mask(path: Path, expected: tuple[int, int, int] | None) -> None:
+    with Image.open(path) as mask:
+        _check_shape(mask.info, expected)
+        if mask.info.dtype != "uint8":
+            raise InputError(f"{path} has dtype {mask.info.dtype}, but masks have uint8. Prepare the tile set again.")
 
 
 def check_fit(card: ModelCard, tile_set: TileSet) -> None:

@@ -1,7 +1,7 @@
 """Overlap between sets of tiles: exact pixel counts from tile corners alone, without arrays of the raster's size."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -227,3 +227,73 @@ def _drop_contained(
 
 def _shapes(boxes: Int64[ndarray, "n 4"]) -> Shaped[ndarray, " n"]:
     return shapely.box(boxes[:, 1], boxes[:, 0], boxes[:, 3], boxes[:, 2])
+
+
+CellKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class TrainingArea:
+    """The pixels that lie in a training tile and in no validation or test tile.
+
+    The buffer of a split by block lies in no training tile, so it is not part of the training area.
+    """
+
+    scenes: Mapping[str, tuple[int, int]]
+    """Height and width of each scene."""
+    train: Mapping[CellKey, Int64[ndarray, "_ 4"]]
+    """Corners of the training tiles, by scene and grid cell of their upper left pixel."""
+    held_out: Mapping[CellKey, Int64[ndarray, "_ 4"]]
+    """Corners of the validation and test tiles, likewise."""
+    cell_px: int
+    """Side of a grid cell; at least that of the largest tile."""
+
+    @classmethod
+    def from_tiles(
+        cls, scenes: Mapping[str, tuple[int, int]], train: Sequence[SceneWindow], held_out: Sequence[SceneWindow]
+    ) -> "TrainingArea":
+        """Return the training area. Time and memory are proportional to the number of tiles."""
+        cell_px = max((max(window.height, window.width) for _, window in (*train, *held_out)), default=1)
+        return cls(scenes, _by_cell(train, cell_px), _by_cell(held_out, cell_px), cell_px)
+
+    def random_window(self, scene: str, window: Window, rng: np.random.Generator) -> Window:
+        """Return a random window inside the training area, at most half a tile from `window` in each direction.
+
+        The window is shifted by a random number of rows and columns, limited to the scene. If it leaves the training
+        area, the shift is halved until it does not; the last resort is `window` itself.
+        """
+        height, width = self.scenes[scene]
+        reach = window.height // 2, window.width // 2
+        down, right = (int(rng.integers(-length, length + 1)) for length in reach)
+        while down or right:
+            moved = Window(
+                min(max(window.row + down, 0), height - window.height),
+                min(max(window.col + right, 0), width - window.width),
+                window.height,
+                window.width,
+            )
+            if self.contains(scene, moved):
+                return moved
+            down, right = int(down / 2), int(right / 2)
+        return window
+
+    def contains(self, scene: str, window: Window) -> bool:
+        """Return whether the training area contains `window`, which may be no larger than a tile."""
+        box = window_boxes([window])
+        train, held = (self._near(corners, scene, window) for corners in (self.train, self.held_out))
+        return bool((covered_pixels(box, train) == box_areas(box)).all() and not covered_pixels(box, held).any())
+
+    def _near(
+        self, corners: Mapping[CellKey, Int64[ndarray, "_ 4"]], scene: str, window: Window
+    ) -> Int64[ndarray, "_ 4"]:
+        rows = range((window.row - self.cell_px) // self.cell_px, (window.stop_row - 1) // self.cell_px + 1)
+        cols = range((window.col - self.cell_px) // self.cell_px, (window.stop_col - 1) // self.cell_px + 1)
+        found = [corners[scene, row, col] for row in rows for col in cols if (scene, row, col) in corners]
+        return np.concatenate(found) if found else NO_BOXES
+
+
+def _by_cell(tiles: Iterable[SceneWindow], cell_px: int) -> dict[CellKey, Int64[ndarray, "_ 4"]]:
+    found: dict[CellKey, list[Window]] = defaultdict(list)
+    for scene, window in dict.fromkeys(tiles):
+        found[scene, window.row // cell_px, window.col // cell_px].append(window)
+    return {key: window_boxes(windows) for key, windows in found.items()}
