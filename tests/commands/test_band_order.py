@@ -19,7 +19,7 @@ NAMES = ("nir", "red", "green")
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_run_whose_bands_share_a_name_gives_no_note(tmp_path: Path) -> None:
 
 
 def test_one_note_per_map(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", ContextPredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
     rasters = [scene(tmp_path / f"{name}.tif", "red", "green", "nir") for name in "ab"]
     rasters = [scene(tmp_path / "first.tif", *NAMES), *rasters]
     (note,) = predict(run, rasters, tmp_path / "map.tif").notes

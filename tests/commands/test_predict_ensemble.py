@@ -115,7 +115,7 @@ def test_the_card_of_an_ensemble(tmp_path: Path) -> None:
 def test_runs_that_do_not_match_are_refused_in_any_order(
     tmp_path: Path, changes: dict[str, Any], turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", ContextPredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
     runs = [make_run(tmp_path / "first"), make_run(tmp_path / "second", **changes)][::turn]
     scene = write_raster(tmp_path / "scene.tif", textured(3, 40, 40))
     with pytest.raises(InputError, match=f"{runs[1].name} .* {runs[0]}"):

@@ -14,14 +14,16 @@ from numpy import ndarray
 from shapely import box
 
 import geograft.mapping.plan
+from geograft.card import read_card
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.config import PredictConfig
-from geograft.errors import InputError
+from geograft.errors import InputError, OutputError
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.tags import BACKEND_TAG, SCALE_TAG
 from geograft.legend import Legend
 from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, BlendPlan, blend
+from geograft.mapping.plan import COMPARED_WINDOWS
 from geograft.mapping.windows import Lanes, TileGrid
 from tests.commands.test_predict import left_in, read
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
@@ -31,7 +33,7 @@ from tests.support.runs import COVERS, TREES, ContextPredictor, PixelwisePredict
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Every test maps with the contextual network unless it is parametrised or says otherwise."""
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", getattr(request, "param", ContextPredictor))
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", getattr(request, "param", ContextPredictor))
 
 
 pointwise = pytest.mark.parametrize("network", [PixelwisePredictor], indirect=True)
@@ -163,7 +165,7 @@ def test_several_runs_are_averaged_and_their_spread_is_the_uncertainty(tmp_path:
     pixels[:, 10:20] = 0
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     predict(runs, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="float16", uncertainty=True))
-    network = PixelwisePredictor.load(runs, spread=True, device=0, backend=0, tta=0, compile=0)
+    network = PixelwisePredictor(read_card(runs[0]), len(runs), spread=True)
     each = np.stack([network.predict_run(pixels[None].astype(np.float32) / np.float32(n))[0] for n in (1, 2)])
     valid = pixels[0] > 0
     found, uncertain = read(tmp_path / "map.probabilities.tif"), read(tmp_path / "map.uncertainty.tif")[0]
@@ -182,9 +184,7 @@ def test_uncertainty_of_one_run_is_the_entropy_of_its_probabilities(tmp_path: Pa
     pixels = textured(3, 60, 70)
     scene = write_raster(tmp_path / "scene.tif", pixels)
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(uncertainty=True))
-    p = PixelwisePredictor.load([run], device=0, backend=0, tta=0, compile=0).predict_run(
-        pixels[None].astype(np.float32)
-    )[0]
+    p = PixelwisePredictor(read_card(run)).predict_run(pixels[None].astype(np.float32))[0]
     expected = -(p * np.log(p)).sum(axis=0) / np.log(len(p))
     found = read(tmp_path / "map.uncertainty.tif")[0]
     assert np.abs(found - expected * 250).max() <= 0.5 + 1e-2
@@ -202,12 +202,12 @@ def test_settings_reach_the_mapper(tmp_path: Path, run: Path, monkeypatch: pytes
             seen.update(options, runs=runs)
             return super().load(runs, **options)
 
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Asked)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Asked)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 70))
     config = PredictConfig(tta=4, backend="onnx", compile=True, device="cpu", batch_size=5)
     predict(run, (scene,), tmp_path / "map.tif", config)
     pixels, valid = seen.pop("sample")
-    assert pixels.shape == (5, 3, 32, 32)
+    assert pixels.shape == (COMPARED_WINDOWS, 3, 32, 32)
     assert valid.all()
     assert seen == {
         "runs": (run,),
@@ -216,6 +216,7 @@ def test_settings_reach_the_mapper(tmp_path: Path, run: Path, monkeypatch: pytes
         "compile": True,
         "device": "cpu",
         "batch_size": 5,
+        "window_px": 32,
         "spread": False,
     }
 
@@ -344,10 +345,10 @@ def test_a_job_goes_on_with_the_backend_it_began_with(
         def load(cls, runs: Any, **options: Any) -> PixelwisePredictor:
             asked.append(options["backend"])
             made = super().load(runs, **options)
-            made.backend = f"day {len(asked)}" if options["backend"] == "auto" else options["backend"]
+            made.backend = "openvino" if options["backend"] == "auto" else options["backend"]
             return made
 
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", Fastest)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Fastest)
     scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 50))
     with monkeypatch.context() as patch:
         patch.setattr("geograft.mapping.job.write_class_map", lambda *_: 1 / 0)
@@ -355,9 +356,17 @@ def test_a_job_goes_on_with_the_backend_it_began_with(
             predict(run, (scene,), tmp_path / "maps")
     predict(run, (scene,), tmp_path / "maps")
     assert not predict(run, (scene,), tmp_path / "maps").maps[0].pixels
-    assert asked == ["auto", "day 1", "day 1"]
+    assert asked == ["auto", "openvino", "openvino"]
     with rasterio.open(tmp_path / "maps" / "scene.tif") as raster:
-        assert raster.tags()[BACKEND_TAG] == "day 1"
+        assert raster.tags()[BACKEND_TAG] == "openvino"
+
+
+def test_a_backend_that_does_not_exist_is_not_taken_from_an_earlier_map(tmp_path: Path, run: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", textured(3, 60, 50))
+    with rasterio.open(write_raster(tmp_path / "map.tif", textured(1, 9, 9)), "r+") as raster:
+        raster.update_tags(**{BACKEND_TAG: "abacus"})
+    with pytest.raises(OutputError, match=r"map\.tif"):
+        predict(run, (scene,), tmp_path / "map.tif")
 
 
 def test_a_line_that_a_kill_cut_short_is_not_counted(

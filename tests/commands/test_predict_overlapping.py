@@ -15,8 +15,10 @@ from geograft.config import ModelConfig, PredictConfig, TrainConfig
 from geograft.errors import InputError
 from geograft.geo.rasters.tags import legend_from_tags
 from geograft.geo.rasters.writer import downsample_2x
-from geograft.inference.predictor import Predictor
-from geograft.inference.probability import output_layers, probabilities
+from geograft.inference.backends import TileWorkers
+from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
+from geograft.inference.probability import output_layers
+from geograft.inference.torch_networks import TorchRunner
 from geograft.mapping.ledger import Ledger
 from geograft.training.loop import fit
 from tests.support.overlapping import LEGEND, overlapping_blocks, overlapping_data
@@ -29,7 +31,7 @@ CUTS = (0.2, 0.5, 0.8)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", BandPredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", BandPredictor)
 
 
 @pytest.fixture
@@ -126,18 +128,18 @@ def test_a_trained_network_maps_each_class_by_itself(tmp_path: Path) -> None:
         "run", ModelConfig(), "random", LEGEND, ("a", "b", "c"), "uint8", (130.0,) * 3, (30.0,) * 3, 16, None, 0.5, 1
     )
     images, shares = (np.stack(part) for part in zip(*overlapping_blocks(5, 1), strict=True))
-    predictor = Predictor(card, model, "cpu")
     valid = np.isfinite(shares).all(axis=1)
-    found = predictor(images, valid)
-    logits = predictor.logits(images, valid).astype(np.float64)
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    member = EnsembleMember(card.mean, card.std, 1.0, TorchRunner(model, torch.device("cpu")))
+    found = EnsemblePredictor(card, [member], TileWorkers(1))(images, valid)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(np.where(valid[:, None], (images - 130) / 30, 0).astype(np.float32))).double()
+    np.testing.assert_allclose(found, logits.sigmoid().numpy(), rtol=1e-4, atol=1e-6)
     right = (found >= 0.5)[np.isfinite(shares)] == shares[np.isfinite(shares)]
     assert right.mean() > 0.95
     assert history.best.val_iou > 0.9
 
 
 def test_probabilities_of_overlapping_classes_are_sigmoids() -> None:
-    logits = torch.randn(2, 3, 4, 4)
-    assert torch.equal(probabilities(logits, overlapping=True), logits.sigmoid())
-    assert torch.equal(output_layers(logits, overlapping=True), logits.sigmoid())
-    assert torch.equal(output_layers(logits), logits.softmax(dim=1))
+    logits = 5 * torch.randn(2, 3, 4, 4)
+    np.testing.assert_allclose(output_layers(logits.numpy(), overlapping=True), logits.sigmoid(), rtol=1e-6)
+    np.testing.assert_allclose(output_layers(logits.numpy()), logits.softmax(dim=1), rtol=1e-6)

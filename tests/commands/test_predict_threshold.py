@@ -27,11 +27,11 @@ PROBABILITY = st.floats(0.01, 0.99)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
 
 
 def overlapping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", BandPredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", BandPredictor)
 
 
 def tag(path: Path, name: str = THRESHOLD_TAG) -> str | None:

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 from numpy import ndarray
-from torch import Tensor
 
-from geograft.card import WEIGHTS, ModelCard
+from geograft.card import WEIGHTS, ModelCard, read_card
 from geograft.config import ModelConfig
 from geograft.errors import InputError
-from geograft.inference.backends import TileWorkers
-from geograft.inference.predictor import EnsembleMember, EnsemblePredictor, Predictor
+from geograft.inference.backends import Runner, TileWorkers
+from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
 from geograft.legend import Legend
 from geograft.networks.network import build
 from geograft.training.checkpoint import save_weights
-from geograft.training.loader import Scaling
+from tests.support.tilewise import tile_logits
 
 CARD = ModelCard(
     name="squares",
@@ -35,7 +34,7 @@ CARD = ModelCard(
     epoch=1,
 )
 THREE = replace(CARD, legend=Legend(("rest", "crown", "road")))
-CPU = TileWorkers(torch.device("cpu"), 4)
+CPU = TileWorkers(4)
 ALL = np.ones((4, 32, 32), bool)
 
 
@@ -51,22 +50,25 @@ def make_run(folder: Path, card: ModelCard = CARD, seed: int = 0) -> Path:
     return folder
 
 
-def member(run: Any, card: ModelCard = CARD) -> EnsembleMember:
-    return EnsembleMember(Scaling(card.mean, card.std), card.temperature, run)
+def member(runner: Runner, card: ModelCard = CARD) -> EnsembleMember:
+    return EnsembleMember(card.mean, card.std, card.temperature, runner)
 
 
 def by_hand(run: Path, pixels: ndarray, valid: ndarray = ALL) -> ndarray:
-    return Predictor.load(run, "cpu")(pixels.astype(np.float32), valid)
+    """Return the layers of tiles from torch alone, in float64 after the network."""
+    card = read_card(run)
+    logits = torch.from_numpy(tile_logits(run, pixels, valid)).double() / card.temperature
+    return (logits.softmax(dim=1) if logits.shape[1] > 1 else logits.sigmoid()).numpy()
 
 
-@pytest.mark.parametrize(("card", "first"), [(CARD, 1), (THREE, 0)])
-def test_one_run_gives_what_the_predictor_gives(card: ModelCard, first: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("card", [CARD, THREE])
+def test_one_run_gives_the_probabilities_of_its_network(card: ModelCard, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", card)
     mapper = EnsemblePredictor.load([run], device="cpu", backend="torch", batch_size=4)
     found = mapper(tiles(), ALL)
     assert found.dtype == np.float32
     assert found.shape[1] == mapper.layers == card.legend.outputs
-    np.testing.assert_allclose(found, by_hand(run, tiles())[:, first:], atol=2e-6)
+    np.testing.assert_allclose(found, by_hand(run, tiles()), atol=2e-6)
 
 
 def test_several_runs_are_averaged_each_with_its_own_scaling(tmp_path: Path) -> None:
@@ -115,8 +117,8 @@ def test_tta_is_equivariant(tta: Literal[2, 4, 8], tmp_path: Path) -> None:
 def test_all_transforms_are_averaged() -> None:
     """A network that marks the first row of what it sees marks each side of the tile in a quarter of the turns."""
 
-    def marks(images: Tensor) -> Tensor:
-        logits = torch.full_like(images[:, :1], -100)
+    def marks(images: ndarray) -> ndarray:
+        logits = np.full_like(images[:, :1], -100)
         logits[:, :, 0] = 100
         return logits
 
@@ -127,20 +129,20 @@ def test_all_transforms_are_averaged() -> None:
 def test_invalid_pixels_are_replaced_by_the_mean() -> None:
     seen = []
 
-    def watching(images: Tensor) -> Tensor:
-        seen.append(images.clone())
+    def watching(images: ndarray) -> ndarray:
+        seen.append(images.copy())
         return images[:, :1]
 
     valid = ALL.copy()
     valid[:, :7] = False
     wild = tiles().astype(np.float32)
     wild[:, :, :7] = np.nan
-    found = EnsemblePredictor(CARD, [member(watching)], TileWorkers(torch.device("cpu"), 1))(wild, valid)
-    images = torch.cat(seen)
+    found = EnsemblePredictor(CARD, [member(watching)], TileWorkers(1))(wild, valid)
+    images = np.concatenate(seen)
     assert (images[:, :, :7] == 0).all()
     assert (found[:, :, :7] == 0.5).all()
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (CARD.mean, CARD.std))
-    assert np.array_equal(images[:, :, 7:].numpy(), ((tiles() - mean) / std)[:, :, 7:])
+    assert np.array_equal(images[:, :, 7:], ((tiles() - mean) / std)[:, :, 7:])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
@@ -152,15 +154,53 @@ def test_every_dtype_and_memory_layout_of_pixels(dtype: str) -> None:
     assert np.array_equal(mapper(pixels, ALL), expected)
 
 
+def test_runners_get_contiguous_images_that_no_other_view_shares() -> None:
+    """A backend may keep the array, or write into it."""
+    seen: list[ndarray] = []
+
+    def overwriting(images: ndarray) -> ndarray:
+        assert images.flags.c_contiguous
+        assert not any(np.shares_memory(images, other) for other in seen)
+        seen.append(images)
+        logits = images[:, :1].copy()
+        images[:] = np.nan
+        return logits
+
+    found = EnsemblePredictor(CARD, [member(overwriting)] * 2, TileWorkers(0), tta=8)(tiles(), ALL)
+    assert len(seen) == 16
+    assert np.array_equal(found, EnsemblePredictor(CARD, [member(lambda images: images[:, :1])], CPU)(tiles(), ALL))
+
+
+def test_spread_over_views_is_that_of_every_run_in_every_transform() -> None:
+    """The first row of what a network sees is class 1: each side of a tile in a quarter of the eight views."""
+
+    def marks(images: ndarray) -> ndarray:
+        logits = np.full_like(images[:, :1], -100)
+        logits[:, :, 0] = 100
+        return logits
+
+    found = EnsemblePredictor(CARD, [member(marks)], CPU, tta=8, spread=True, spread_views=True)(tiles(), ALL)[0]
+    assert found.shape[0] == 2
+    assert (found[0, 0, 5], found[0, 0, 0], found[0, 9, 9]) == (0.25, 0.5, 0)
+    assert found[1, 0, 5] == pytest.approx(np.sqrt(0.25 * 0.75), abs=1e-6)
+    assert (found[1, 0, 0], found[1, 9, 9]) == (0.5, 0)
+    plain = EnsemblePredictor(CARD, [member(marks)], CPU, tta=8, spread=True)(tiles(), ALL)[0]
+    assert np.array_equal(plain[0], found[0])
+    assert not plain[1].any()
+    bright, dark = (member(lambda images, sign=sign: np.full_like(images[:, :1], sign)) for sign in (100, -100))
+    both = EnsemblePredictor(CARD, [bright, dark], CPU, tta=2, spread=True, spread_views=True)(tiles(), ALL)
+    assert (both == 0.5).all()
+
+
 def test_the_temperature_divides_the_logits(tmp_path: Path) -> None:
     run, cool = make_run(tmp_path / "run"), make_run(tmp_path / "cool", replace(CARD, temperature=2.5))
-    logits = Predictor.load(run, "cpu").logits(tiles().astype(np.float32), ALL)
-    assert logits.dtype == np.float32
-    assert np.array_equal(Predictor.load(cool, "cpu").logits(tiles().astype(np.float32), ALL), logits)
-    expected = 1 / (1 + np.exp(-logits.astype(np.float64) / 2.5))
-    np.testing.assert_allclose(by_hand(cool, tiles())[:, 1:], expected, atol=1e-6)
-    mapper = EnsemblePredictor.load([cool], device="cpu", backend="torch", batch_size=4)
-    np.testing.assert_allclose(mapper(tiles(), ALL), expected, atol=2e-6)
+    expected = 1 / (1 + np.exp(-tile_logits(run, tiles(), ALL).astype(np.float64) / 2.5))
+    options: dict[str, Any] = {"device": "cpu", "backend": "torch", "batch_size": 4}
+    np.testing.assert_allclose(EnsemblePredictor.load([cool], **options)(tiles(), ALL), expected, atol=2e-6)
+    asked = EnsemblePredictor.load([run], temperature=2.5, **options)
+    np.testing.assert_allclose(asked(tiles(), ALL), expected, atol=2e-6)
+    neither = EnsemblePredictor.load([cool], temperature=1.0, **options)
+    assert np.array_equal(neither(tiles(), ALL), EnsemblePredictor.load([run], **options)(tiles(), ALL))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
-from contextlib import nullcontext
-
 import pytest
 import torch
 
 from geograft.errors import SettingError
-from geograft.networks.device import autocast, deterministic_algorithms, find_device, find_precision, memory_format_for
+from geograft.networks.device import (
+    deterministic_algorithms,
+    find_device,
+    find_precision,
+    half_precision,
+    memory_format_for,
+)
 
 
 def seeing(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
@@ -41,15 +45,11 @@ def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         find_precision("16-mixed", "cpu")
 
 
-def test_autocast_uses_the_dtype_that_the_gpu_supports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "autocast", lambda device, dtype: nullcontext((device, dtype)))
+def test_half_precision_is_what_the_gpu_supports(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, supported=supported: supported)
-        with autocast(torch.device("cuda")) as chosen:
-            assert chosen == ("cuda", expected)
-    for device in ("cpu", "mps"):
-        with autocast(torch.device(device)) as chosen:
-            assert chosen is None
+        assert half_precision(torch.device("cuda")) is expected
+    assert [half_precision(torch.device(device)) for device in ("cpu", "mps")] == [None, None]
 
 
 def test_mps_uses_the_contiguous_memory_format() -> None:
