@@ -33,7 +33,7 @@ SHAPE = (24, 30)
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
 
 
 @pytest.fixture
