@@ -34,6 +34,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
 
 
+def test_an_output_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("", "."):
+        with pytest.raises(OutputError, match="without a name"), atomic_write(Path(name)):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_folder_is_removed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "tiles") as part:
         (part / "half").write_text("x")

@@ -185,7 +185,13 @@ def refuse_existing(path: Path) -> None:
 
 
 def scratch_path(path: Path) -> Path:
-    """Return the temporary folder of the output `path`, next to it."""
+    """Return the temporary folder of the output `path`, next to it.
+
+    Raises:
+        OutputError: if the path has no name, such as an empty one.
+    """
+    if not path.name:
+        raise OutputError(f"The path of the output is {str(path)!r}, without a name. Give the path of a file.")
     return path.with_name(f".{path.name}.part")
 
 

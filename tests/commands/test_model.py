@@ -52,6 +52,8 @@ def test_a_recipe_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("setting", ["bands", "outputs", "size"])
 def test_numbers_that_cannot_work(setting: str) -> None:
+    with pytest.raises(SettingError, match=r"1000000000|\d[\d,.]* GB"):
+        model("unet", **{setting: 10**9})
     with pytest.raises(SettingError, match=f"{setting} = 0"):
         model("unet", **{setting: 0})
 

@@ -6,6 +6,7 @@ from geograft.config import ModelConfig, load_recipe, parse_recipe
 from geograft.errors import SettingError
 from geograft.figures.graph import Node, graph_png, svg
 from geograft.files import atomic_write
+from geograft.memory import MAX_TILE_PX, check_batch
 from geograft.networks.encoder import check_name
 from geograft.networks.summary import ModelSummary, describe
 
@@ -20,11 +21,15 @@ def model(name_or_recipe: str, bands: int = 3, outputs: int = 1, size: int = 224
     Costs the time and memory of a few forward passes of one tile on the CPU.
 
     Raises:
-        SettingError: if the name is none of these, the network cannot be an encoder, or a number is not positive.
+        SettingError: if the name is none of these, the network cannot be an encoder, or a number is too small or too
+            large.
     """
     for setting, value in {"bands": bands, "outputs": outputs, "size": size}.items():
         if value < 1:
             raise SettingError(f"{setting} = {value} must be at least 1.")
+    if size > MAX_TILE_PX:
+        raise SettingError(f"size = {size} must be at most {MAX_TILE_PX}.")
+    check_batch(1, size, 4 * (bands + outputs))
     return describe(parse_model(name_or_recipe), bands, outputs, size)
 
 

@@ -17,7 +17,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Range of the seeds that torch, NumPy and TOML files accept alike."""
 MAX_WORKERS = 256
-LearningRate = Annotated[float, Field(gt=0)]
+LearningRate = Annotated[float, Field(gt=0, le=1000)]
 
 
 @dataclass(frozen=True, config=STRICT)
