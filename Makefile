@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz lint bench bench-predict bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries docs clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries docs clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -22,6 +22,9 @@ quick: lint  ## lint, types, and the tests of modules that differ from HEAD or i
 fuzz: $(READY)  ## property tests with new random examples; add what they find as an @example
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz $$(grep -rl --include=test_*.py "@given" tests)
 
+fuzz-inputs: $(READY)  ## hostile input to every command; FUZZ="--seed 1 --family card": other damage, one family
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_inputs.py $(FUZZ)
+
 lint: $(READY)  ## style, format, words and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,9 +34,15 @@ lint: $(READY)  ## style, format, words and types
 bench: $(READY)  ## speed and memory of tiles and training, relative to the hardware's limit
 	$(BIN)/python benchmarks/bench_tiles.py
 
-bench-predict: $(READY)  ## speed, memory and seams of maps, beside a plain loop and other packages; BENCH=--write: docs/speed.md
+bench-predict: $(READY)  ## speed, memory, stages and seams of maps, beside plain loops and other packages; BENCH=--write: docs/speed.md
 	$(BIN)/python benchmarks/bench_maps.py $(BENCH)
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_predict.py $(BENCH)
+
+bench-windows: $(READY)  ## IoU, speed and memory of windows of several sizes; BENCH=--write: docs/speed.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_windows.py --data $(DATA) $(BENCH)
+
+bench-threads: $(READY)  ## training beside another process by how threads wait; BENCH=--write: docs/training.md
+	$(BIN)/python benchmarks/bench_threads.py $(BENCH)
 
 bench-train: $(READY)  ## speed, memory and IoU of training, beside plain loops and other packages; BENCH=--write: docs/training.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_train.py $(BENCH)

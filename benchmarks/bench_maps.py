@@ -4,8 +4,8 @@
 
 Every map is made in a process of its own with one thread. Contestants alternate; ratios are within a round, of
 processor seconds, which depend less on other load than wall time. The rasters are the scene inside the package and the
-same scene mirrored until it is full. IoU is that of the held-out blocks and of the other scene, by `geograft evaluate`
-with the windows of the contestant. --write puts the tables into docs/speed.md.
+same scene mirrored until it is full; bench_windows.py has the IoU of windows. --write puts the tables into
+docs/speed.md.
 """
 
 import argparse
@@ -18,10 +18,7 @@ from typing import Any
 
 import machine
 import page
-from geograft import EvaluateConfig, VectorSource, evaluate, prepare
 from geograft.card import read_card
-from geograft.commands.demo import ALL_TEST
-from geograft.config import PrepareConfig
 from measured import run_script
 from models import trained_run
 from rasters import SCENE, dense_raster
@@ -92,36 +89,10 @@ def cost_table(entries: list[Contestant]) -> str:
     return page.table(head, rows)
 
 
-def iou_table(run: Path, tiles: Path, elsewhere: Path, tile_px: int) -> str:
-    """Return the IoU of the run's windows and of training tiles at half overlap."""
-    size, overlap = read_card(run).window
-    rows = []
-    for width, shared in ((tile_px, tile_px // 2), (2 * tile_px, overlap), (size, overlap), (2 * size, overlap)):
-        config = EvaluateConfig(window_px=width, overlap=shared / width)
-        ious = []
-        for folder in (tiles, elsewhere):
-            with tempfile.TemporaryDirectory() as scratch:
-                result = evaluate(run, "test", folder, Path(scratch) / "scores.json", config=config)
-            ious.append(f"{result.headline['iou'].value:.4f}")
-        rows.append([f"{width} px, overlap {shared} px", *ious])
-    return page.table(["windows", "IoU, held-out blocks", "IoU, other scene"], rows)
-
-
-def other_scene(folder: Path, tile_px: int) -> Path:
-    """Return a tile set of the other scene, all of it for testing."""
-    tiles = folder / "elsewhere"
-    if not tiles.exists():
-        scene = SCENE.with_name("elsewhere.tif")
-        source = VectorSource((scene,), scene.with_suffix(".gpkg"), class_field="class")
-        prepare(source, tiles, PrepareConfig(**({"tile_px": tile_px, "overlap": 0.25} | ALL_TEST)))
-    return tiles
-
-
 def arguments() -> argparse.Namespace:
     """Return the command line's settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, help="a finished run of the demo's tiles; default: train one")
-    parser.add_argument("--tiles", type=Path, help="the tile set of --run")
     parser.add_argument("--pixels", type=int, default=6000, help="edge of the large raster; 0: none (default 6000)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where runs and rasters are cached")
@@ -135,10 +106,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     run = given.run or trained_run(given.folder, 6)
     tile_px = read_card(run).tile_px
-    parts = [
-        f"{read_card(run).model.encoder}; one thread; medians of {given.repeats} rounds. {machine.describe(PACKAGES)}",
-        iou_table(run, given.tiles or given.folder / "tiles", other_scene(given.folder, tile_px), tile_px),
-    ]
+    about = f"{read_card(run).model.encoder}; one thread; medians of {given.repeats} rounds."
+    parts = [f"{about} {machine.describe(PACKAGES)}"]
     rasters = {"The scene, 2,299 x 2,472 pixels:": SCENE}
     if given.pixels:
         large = dense_raster(given.folder / f"dense-{given.pixels}.tif", given.pixels)
