@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geograft.geo.grid import Window
-from geograft.mapping.windows import PANEL_BYTES, Lanes, Reflection, TileGrid, panel_width, reflect_indices
+from geograft.mapping.windows import PANEL_BYTES, Lanes, Reflection, TileGrid, fit_window, panel_width, reflect_indices
 from tests.support.blending import GRIDS, PANELS
 
 
@@ -84,3 +84,21 @@ def test_panels_are_as_wide_as_memory_allows(layers: int, pixel_bytes: int) -> N
     width = panel_width(tiles, layers, pixel_bytes)
     taken = width * (4 * layers * 224 + 512 * pixel_bytes)
     assert width == 224 or PANEL_BYTES * 0.99 < taken <= PANEL_BYTES
+
+
+@given(st.integers(1, 2000), st.integers(0, 500), st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 600))
+def test_small_rasters_get_one_window_and_large_ones_the_requested(
+    window_px: int, overlap_px: int, height: int, width: int, least_px: int
+) -> None:
+    size, overlap = fit_window(window_px, overlap_px, height, width, least_px)
+    if max(height, width) > window_px:
+        assert (size, overlap) == (window_px, overlap_px)
+        return
+    tiles = TileGrid(height, width, size, overlap / size)
+    assert (tiles.tops, tiles.lefts, overlap) == ((0,), (0,), 0)
+    assert max(height, width) <= size <= window_px
+    # Halved as often as possible, and never below the training tiles.
+    assert window_px % size == 0 and (window_px // size).bit_count() == 1
+    assert size == window_px or size >= least_px
+    assert size % 2 or size // 2 < max(height, width, least_px)
+    assert fit_window(size, 0, height, width, least_px) == (size, 0)
