@@ -227,8 +227,8 @@ def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:
     """Return the card of an ensemble, from `read_cards`: the first card, with what determines a map from all of them.
 
     Thresholds and the training pixel size are means, exact to the last bit and so independent of the order; tiles,
-    windows and overlaps are the largest. The pixel size is None if one of the runs has none, and the cleaning of objects
-    unless all runs have the same.
+    windows and overlaps are the largest. The pixel size is None if one of the runs has none, and the cleaning of
+    objects unless all runs have the same.
     """
     if len(cards) == 1:
         return cards[0]

@@ -10,7 +10,7 @@ import rasterio
 from numpy import ndarray
 from rasterio.features import rasterize
 
-from geograft.card import ModelCard, read_card
+from geograft.card import ModelCard, ensemble_card, read_card
 from geograft.commands.polygons import PolygonSummary, polygons
 from geograft.config import Cleaning, PolygonConfig
 from geograft.errors import InputError, SettingError
@@ -92,3 +92,13 @@ def test_a_card_with_a_cleaning_of_another_class_is_refused(tmp_path: Path) -> N
         (run / "card.json").write_text(json.dumps(content | {"cleaning": cleaning}))
         with pytest.raises(InputError, match=r"card\.json"):
             read_card(run)
+
+
+def test_an_ensemble_has_the_cleaning_that_all_its_runs_have(tmp_path: Path) -> None:
+    cards = [
+        read_card(make_run(tmp_path / f"{area}-{n}", cleaning=Cleaning("trees", area)))
+        for n, area in enumerate((1.0, 1.0, 2.0))
+    ]
+    assert ensemble_card(cards[:2]).cleaning == Cleaning("trees", 1.0)
+    assert ensemble_card(cards[1:]).cleaning is None
+    assert ensemble_card(cards[:0:-1]).cleaning is None

@@ -55,7 +55,8 @@ class PredictConfig(InferenceConfig):
 
 
 Area = Annotated[float, Field(ge=0)]
-ClosePx = Annotated[int, Field(ge=0, le=50)]
+OptionalArea = Annotated[float | None, Field(ge=0)]
+MAX_CLOSE_PX = 50
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -68,7 +69,7 @@ class Cleaning:
     """Minimum area of an object; smaller objects are dropped."""
     fill_holes_m2: Area = 0.0
     """Holes smaller than this area are filled."""
-    close_px: ClosePx = 0
+    close_px: Annotated[int, Field(ge=0, le=MAX_CLOSE_PX)] = 0
     """Gaps of up to twice this many pixels are closed before."""
 
 
@@ -76,12 +77,12 @@ class Cleaning:
 class PolygonConfig:
     """How a class map is polygonised. Lengths are in metres and areas in m2; in pixels for a map without CRS."""
 
-    min_area_m2: Area | None = None
+    min_area_m2: OptionalArea = None
     """Minimum polygon area; smaller polygons are dropped. Default: what calibrate chose for objects, else 0."""
-    fill_holes_m2: Area | None = None
+    fill_holes_m2: OptionalArea = None
     """Fill holes smaller than this area. Filled pixels belong only to the surrounding polygon. Default: what calibrate
     chose for objects, else 0."""
-    close_px: ClosePx | None = None
+    close_px: Annotated[int | None, Field(ge=0, le=MAX_CLOSE_PX)] = None
     """Close gaps of up to twice this many pixels in the pixels of a class. Default: what calibrate chose for objects,
     else 0."""
     simplify_m: Annotated[float, Field(ge=0)] = 0.0
