@@ -18,7 +18,7 @@ from geograft.card import WEIGHTS, ModelCard, read_card
 from geograft.config import ModelConfig
 from geograft.errors import SettingError
 from geograft.inference import backends as choice
-from geograft.inference import graphs
+from geograft.inference import graphs, torch_networks
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.legend import Legend
 from geograft.networks.network import Network, build
@@ -104,7 +104,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of a tiny network, in the real ones' place from here on, with the graphs of both backends."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("geograft.inference.predictor.build", tiny)
+        patch.setattr("geograft.inference.torch_networks.build", tiny)
         run = make_run(tmp_path_factory.mktemp("kept") / "run", network=tiny)
         for backend in OTHERS:
             assert load(run, backend).backend == backend
@@ -211,6 +211,12 @@ def test_a_run_folder_that_cannot_be_written_will_do(
     assert np.array_equal(mapper(*tiles(CARD)), expected)
 
 
+def forget_trials(run: Path) -> None:
+    """Let backends be compared again."""
+    for file in run.glob("exported/trials-*.json"):
+        file.unlink()
+
+
 def with_runner(monkeypatch: pytest.MonkeyPatch, backend: str, change: Callable[[Any], Any]) -> None:
     """Change what a backend computes."""
     known = choice.EXPORT_BACKENDS[backend]
@@ -226,11 +232,14 @@ def with_runner(monkeypatch: pytest.MonkeyPatch, backend: str, change: Callable[
 def test_torch_replaces_a_backend_that_disagrees(
     off: float, agrees: bool, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_runner(monkeypatch, "onnx", lambda logits: logits + off)
+    forget_trials(run)
+    with_runner(monkeypatch, "onnx", lambda logits: logits + np.float32(off))
     mapper = load(run, "onnx")
     if agrees:
         assert (mapper.backend, mapper.notes) == ("onnx", ())
+        assert 0 < mapper.difference <= 1e-3
         return
+    assert mapper.difference == 0
     assert mapper.backend == "torch"
     assert len(mapper.notes) == 1
     assert mapper.notes[0].startswith("ONNX Runtime") and "0.001" in mapper.notes[0]
@@ -246,7 +255,9 @@ def test_torch_replaces_a_backend_that_disagrees_for_one_run(
     expected = EnsemblePredictor.load([run, other], device="cpu", backend="torch", batch_size=3)(*tiles(CARD))
     np.testing.assert_allclose(together(*tiles(CARD)), expected, atol=2e-5)
     calls = iter(range(100))
-    with_runner(monkeypatch, "onnx", lambda logits: logits + next(calls))
+    forget_trials(run)
+    forget_trials(other)
+    with_runner(monkeypatch, "onnx", lambda logits: logits + np.float32(next(calls)))
     mapper = EnsemblePredictor.load([run, other], device="cpu", backend="onnx", batch_size=3)
     assert mapper.backend == "torch"
     assert np.array_equal(mapper(*tiles(CARD)), expected)
@@ -266,15 +277,18 @@ def test_torch_replaces_a_backend_that_cannot_export(run: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("fastest", ["torch", *OTHERS])
 def test_auto_selects_the_fastest_that_agrees(fastest: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_trials(run)
     names = iter(("torch", "openvino", "onnx"))
-    monkeypatch.setattr(choice, "_seconds", lambda *_given: 0.1 if next(names) == fastest else 0.2)
+    monkeypatch.setattr(torch_networks, "_seconds", lambda *_given: 0.1 if next(names) == fastest else 0.2)
     mapper = load(run, "auto")
     assert (mapper.backend, mapper.notes) == (fastest, ())
     assert np.array_equal(mapper(*tiles(CARD)), load(run, fastest)(*tiles(CARD)))
 
 
 def test_auto_skips_backends_that_disagree_or_are_not_installed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_seconds", lambda runner, *_given: isinstance(runner, choice.TorchRunner))
+    forget_trials(run)
+    slow = torch_networks.TorchRunner
+    monkeypatch.setattr(torch_networks, "_seconds", lambda runner, *_given: 0.1 + isinstance(runner, slow))
     with_runner(monkeypatch, "openvino", lambda logits: logits + 1)
     mapper = load(run, "auto")
     assert mapper.backend == "onnx"
@@ -305,8 +319,9 @@ def test_backends_are_compared_on_the_batch_given(run: Path, monkeypatch: pytest
 
     def runner(folder: Path, workers: int) -> Any:
         real = known.runner(folder, workers)
-        return lambda images: real(images) + (images[:, :1] > 4)
+        return lambda images: real(images) + (images[:, :1] > 4).astype(np.float32)
 
+    forget_trials(run)
     monkeypatch.setitem(choice.EXPORT_BACKENDS, "onnx", replace(known, runner=runner))
     assert load(run, "onnx", sample=(bright, np.ones((3, 32, 32), bool))).backend == "torch"
     assert load(run, "onnx", sample=(bright, np.zeros((3, 32, 32), bool))).backend == "onnx"
@@ -334,12 +349,12 @@ def test_a_compiled_network_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
 FIRST_CALLS = """
 import os, sys, threading
 from pathlib import Path
-import torch
+import numpy
 from geograft.inference.openvino import Streams
 streams, start = Streams(Path(sys.argv[1]), 2), threading.Barrier(2)
 def first_call():
     start.wait()
-    streams(torch.zeros(1, 3, 32, 32))
+    streams(numpy.zeros((1, 3, 32, 32), numpy.float32))
 sys.setswitchinterval(1e-6)
 threads = [threading.Thread(target=first_call, daemon=True) for _ in range(2)]
 [thread.start() for thread in threads]
