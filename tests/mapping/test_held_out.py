@@ -79,15 +79,15 @@ def test_few_windows_wait_however_high_the_raster_is(panel_px: int) -> None:
     """Those that one row of tiles touches, and those along the borders of panels."""
     height, tiles = 800, TileGrid(800, 80, 32, 0.5)
     windows = [Window(row, col, 16, 16) for row in range(0, height, 16) for col in range(0, 80, 16)]
-    begun: set[int] = set()
+    touched: set[int] = set()
     done: list[int] = []
     waiting: list[int] = []
 
     def watched() -> Iterator[Strip]:
         for strip in strips_of(tiles, Scene(noise(1, height, 80)), windows, panel_px):
-            begun.update(i for i, window in enumerate(windows) if window.intersection(strip.window))
+            touched.update(i for i, window in enumerate(windows) if window.intersection(strip.window))
             yield strip
-            waiting.append(len(begun) - len(done))
+            waiting.append(len(touched) - len(done))
 
     for position, _ in assemble(watched(), windows, lambda strip: [strip.mapped[None]]):
         done.append(position)
