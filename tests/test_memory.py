@@ -22,6 +22,7 @@ from geograft.commands.train import train
 from geograft.config import PredictConfig, PrepareConfig, Recipe, SuggestConfig, TrainConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import GeograftError, InputError, SettingError
+from geograft.geo.rasters.raster import Image
 from geograft.mapping.plan import map_sources
 from geograft.memory import MAX_BATCH_BYTES, MAX_LANES, MAX_SCENE_PX, MAX_TILES, check_batch
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
@@ -145,6 +146,16 @@ def resized_header(tiff: bytes, height: int, width: int) -> bytes:
         if tag in (256, 257):
             struct.pack_into("<HHII", changed, start + 2 + 12 * entry, tag, 4, 1, width if tag == 256 else height)
     return bytes(changed)
+
+
+def test_a_header_with_too_many_bands_is_refused(tmp_path: Path) -> None:
+    """Their names and nodata values alone would take minutes."""
+    tags = ((256, 4, 256), (257, 4, 256), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 65_000))
+    tags += ((322, 4, 256), (323, 4, 256), (324, 4, 8), (325, 4, 8))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4))
+    with pytest.raises(InputError, match="65,000 bands"):
+        Image.open(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(("tile_px", "overlap"), [(224, 0.9), (16, 0.0)])

@@ -12,6 +12,8 @@ MAX_BATCH_BYTES = 2**32
 """Maximum size of the pixels and predictions of one batch of tiles; the network needs a multiple of it."""
 MAX_STEP_BYTES = 2**34
 """Maximum size of the pixels and labels of all batches of one optimizer step, which are in memory together."""
+MAX_BANDS = 2048
+"""Maximum number of bands of a raster. Hyperspectral sensors have a few hundred."""
 MAX_SCENE_PX = 2**36
 """Maximum number of pixels of a scene of a tile set: its mask has as many."""
 MAX_TILES = 4_000_000
@@ -47,6 +49,15 @@ def check_training(batch_size: int, accumulate: int, repeat: int, tiles: int, ti
         raise SettingError(
             f"accumulate = {accumulate}: the batches of one optimizer step are in memory together and need "
             f"{needed / 1e9:,.1f} GB, the maximum is {MAX_STEP_BYTES / 1e9:.1f} GB. Lower accumulate or batch_size."
+        )
+
+
+def check_band_count(name: str, bands: int) -> None:
+    """Raise InputError if a raster has more than MAX_BANDS bands."""
+    if bands > MAX_BANDS:
+        raise InputError(
+            f"{name} has {bands:,} bands according to its header; a raster may have at most {MAX_BANDS:,}. Check the "
+            "file."
         )
 
 

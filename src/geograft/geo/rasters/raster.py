@@ -31,6 +31,7 @@ from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_ge
 from geograft.geo.rasters.nodata import EmptyRegions, ValidityRule, cast_nodata, empty_regions, valid_pixels
 from geograft.geo.rasters.resample import make_resampler
 from geograft.legend import IGNORE
+from geograft.memory import check_band_count
 
 MAX_OPEN_FILES = 16
 """Label files kept open per thread."""
@@ -104,6 +105,7 @@ class Image:
     ) -> None:
         if not raster.count:
             raise InputError(f"{path} has no bands. Export one of its data sets as GeoTIFF.")
+        check_band_count(str(path), raster.count)
         self._opened = raster
         self._process = os.getpid()
         self._indexes = [
