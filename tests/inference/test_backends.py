@@ -217,6 +217,44 @@ def forget_trials(run: Path) -> None:
         file.unlink()
 
 
+@pytest.fixture
+def comparisons(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The backends that are compared with torch from here on."""
+    compare, seen = torch_networks.compare_backends, list[str]()
+
+    def counted(trained: Any, backends: Any, workers: Any) -> Any:
+        seen.extend(backends)
+        return compare(trained, backends, workers)
+
+    monkeypatch.setattr(torch_networks, "compare_backends", counted)
+    return seen
+
+
+def test_comparisons_are_remembered_until_weights_threads_or_files_change(run: Path, comparisons: list[str]) -> None:
+    expected = load(run, "openvino")(*tiles(CARD))
+    assert load(run, "openvino").difference > 0
+    assert not comparisons
+    (record, *_) = run.glob("exported/trials-*.json")
+    (graph,) = run.glob("exported/openvino-*/graph.bin")
+    for file in (record, graph):
+        file.write_bytes(file.read_bytes()[:-9])
+        assert np.array_equal(load(run, "openvino")(*tiles(CARD)), expected)
+        assert comparisons == ["openvino"]
+        comparisons.clear()
+        assert load(run, "openvino").backend == "openvino"
+        assert not comparisons
+    cores = torch.get_num_threads()
+    try:
+        torch.set_num_threads(cores + 1)
+        assert np.array_equal(load(run, "openvino", batch_size=64)(*tiles(CARD)), expected)
+    finally:
+        torch.set_num_threads(cores)
+    assert comparisons == ["openvino"]
+    make_run(run, seed=1, network=tiny)
+    assert not np.array_equal(load(run, "openvino")(*tiles(CARD)), expected)
+    assert comparisons == ["openvino"] * 2
+
+
 def with_runner(monkeypatch: pytest.MonkeyPatch, backend: str, change: Callable[[Any], Any]) -> None:
     """Change what a backend computes."""
     known = choice.EXPORT_BACKENDS[backend]
