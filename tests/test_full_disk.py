@@ -52,7 +52,7 @@ def test_predict_and_polygons(run: Path, fields: Path, tmp_path: Path) -> None:
 def test_train_and_compare_can_be_repeated_after_a_full_disk(tiles: Path, run: Path, tmp_path: Path) -> None:
     settings = SMALL.with_settings(train={"epochs": 1})
     refused(lambda: train(tiles, tmp_path / "run", settings))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.toml", "tiles.json"}
+    assert not (tmp_path / "run").exists()
     train(tiles, tmp_path / "run", settings)
     assert (tmp_path / "run" / LAST).read_bytes() == (run / LAST).read_bytes()
     refused(lambda: compare(tiles, RECIPE, tmp_path / "comparison"))

@@ -140,14 +140,21 @@ def atomic_update(folder: Path) -> Iterator[Path]:
         OutputError: on any OSError, and if there is something else with the name of the temporary folder.
     """
     complete_update(folder)
-    with translate_write_errors(folder), _scratch_folder(folder / UPDATE) as scratch:
-        part = scratch / "files"
-        part.mkdir()
-        yield part
-        for path in (*part.iterdir(), part):
-            _sync(path)
-        part.replace(folder / UPDATE)
-        _sync(folder)
+    missing = not folder.exists()
+    try:
+        with translate_write_errors(folder), _scratch_folder(folder / UPDATE) as scratch:
+            part = scratch / "files"
+            part.mkdir()
+            yield part
+            for path in (*part.iterdir(), part):
+                _sync(path)
+            part.replace(folder / UPDATE)
+            _sync(folder)
+    finally:
+        if missing:
+            # After a failure the new folder is empty.
+            with suppress(OSError):
+                folder.rmdir()
     complete_update(folder)
 
 
