@@ -96,7 +96,7 @@ def test_a_run_ends_at_its_best_epoch_with_as_many_epochs_as_it_has(
     assert done.card.epoch == done.history.best.epoch
     changed = {name for name, data in content(out).items() if before.get(name) != data}
     assert changed <= {CARD, FEATURES_FILE}
-    # It can still be continued to the epochs that it was begun with.
+    # It can still be continued to the epochs that it was started with.
     assert len(train(tiles, out, recipe, resume=True).history.epochs) == 3
 
 

@@ -49,7 +49,7 @@ def train(
         tiles: Folder of a tile set.
         out: Folder of the run.
         recipe: TOML file with the tables [model] and [train]; flags override it.
-        resume: Resume the interrupted run in --out, without --recipe with the settings that it was begun with.
+        resume: Resume the interrupted run in --out, without --recipe with the settings that it was started with.
         minutes: Lower the number of epochs so that training takes about this long.
     """
     from geograft.commands.train import read_recipe, train

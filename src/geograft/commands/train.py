@@ -213,7 +213,7 @@ def fit_minutes(network: Network, data: TrainingData, config: TrainConfig, minut
 
 
 def read_recipe(run: Path) -> Recipe | None:
-    """Return the recipe that a run was begun with; None before its first saved state.
+    """Return the recipe that a run was started with; None before its first saved state.
 
     Raises:
         SettingError: if the recipe cannot be read.

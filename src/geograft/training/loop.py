@@ -258,7 +258,7 @@ class _Run:
         """Load the EMA weights, if any, restore the frozen stages, and return the history with messages."""
         freeze_encoder(self._network, self._frozen)
         if self.progress.step:
-            # The run ends at fewer epochs than it was begun with, and the steps of an unfinished epoch are dropped.
+            # The run ends at fewer epochs than it was started with, and the steps of an unfinished epoch are dropped.
             load_weights(self._folder.path / LAST, self._network)
         elif self._ema is not None:
             self._network.load_state_dict(self._ema.network.state_dict())
