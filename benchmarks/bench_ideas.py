@@ -38,8 +38,9 @@ from geograft.config import EvaluateConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, TileSet
 from geograft.files import write_json
-from geograft.inference.backends import TileWorkers, cpu_threads
+from geograft.inference.backends import cpu_threads
 from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
+from geograft.inference.runners import TileWorkers
 from geograft.inference.torch_networks import TorchRunner
 from geograft.mapping.models import RunModel
 from geograft.networks.network import Network

@@ -15,9 +15,9 @@ from geograft.config import ModelConfig, PredictConfig, TrainConfig
 from geograft.errors import InputError
 from geograft.geo.rasters.tags import legend_from_tags
 from geograft.geo.rasters.writer import downsample_2x
-from geograft.inference.backends import TileWorkers
 from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
 from geograft.inference.probability import output_layers
+from geograft.inference.runners import TileWorkers
 from geograft.inference.torch_networks import TorchRunner
 from geograft.mapping.ledger import Ledger
 from geograft.training.loop import fit

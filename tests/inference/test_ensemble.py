@@ -12,8 +12,8 @@ from numpy import ndarray
 from geograft.card import WEIGHTS, ModelCard, read_card
 from geograft.config import ModelConfig
 from geograft.errors import InputError
-from geograft.inference.backends import Runner, TileWorkers
 from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
+from geograft.inference.runners import Runner, TileWorkers
 from geograft.legend import Legend
 from geograft.networks.network import build
 from geograft.training.checkpoint import save_weights

@@ -12,9 +12,9 @@ from numpy import ndarray
 from geograft.card import WEIGHTS, ModelCard
 from geograft.config import ModelConfig, TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.inference.backends import TileWorkers
 from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
 from geograft.inference.probability import output_layers
+from geograft.inference.runners import TileWorkers
 from geograft.inference.torch_networks import HALF_TOLERANCE, TorchRunner
 from geograft.legend import Legend
 from geograft.networks.network import build

@@ -104,12 +104,7 @@ def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
 
 
 def _fields(config: Any) -> list[tuple[str, Any]]:
-    """Return the fields of a config class; pydantic reads the docstrings of inherited ones only in their own class."""
-    fields = config.__pydantic_fields__
-    for base in config.__mro__:
-        for name, info in getattr(base, "__pydantic_fields__", {}).items():
-            fields[name].description = fields[name].description or info.description
-    return list(fields.items())
+    return list(config.__pydantic_fields__.items())
 
 
 def _flag(name: str, info: Any, table: str) -> inspect.Parameter:

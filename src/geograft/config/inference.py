@@ -1,6 +1,6 @@
 """Settings of everything that uses a trained run or its map: predict, polygons, sample, evaluate, suggest, review."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -18,7 +18,7 @@ class InferenceConfig:
     window_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] = 0
     """Size in pixels of the square windows that the network predicts at once; smaller where a raster is. 0: the run's
     own, which is larger than its training tiles and faster."""
-    overlap: Annotated[float, Field(ge=0, le=0.75)] | None = None
+    overlap: Annotated[float | None, Field(ge=0, le=0.75)] = None
     """Overlap of adjacent windows, as a fraction of their size; predictions are blended there. Default: the run's
     own, in pixels."""
     tta: Literal[1, 2, 4, 8] = 1
@@ -153,3 +153,13 @@ class ReviewConfig(InferenceConfig):
     """Maximum number of tiles in the layer of the worst tiles."""
     suspect_px: Positive = 25
     """Minimum size in pixels of a suspected label error."""
+
+
+def _describe_inherited(config: Any) -> None:
+    """Give inherited settings their descriptions: pydantic reads docstrings of fields only in their own class."""
+    for name, info in InferenceConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        config.__pydantic_fields__[name].description = info.description
+
+
+for _config in (PredictConfig, EvaluateConfig, SuggestConfig, ReviewConfig):
+    _describe_inherited(_config)

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float32, Shaped
 from numpy import ndarray
 
 from geograft.card import ModelCard
-from geograft.inference.backends import BackendOptions, LoadedBackend, TrainedNetwork, load_backend
+from geograft.inference.backends import load_backend
 from geograft.inference.predictor import scaled_pixels, typical_tile
+from geograft.inference.runners import BackendOptions, LoadedBackend, TrainedNetwork
 
 MIN_VALID_FRACTION = 0.5
 """Minimum fraction of valid pixels for a cell to have features."""

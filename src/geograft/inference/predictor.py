@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from geograft.card import ModelCard, ensemble_card, read_cards, unfinished_notes
 from geograft.files import json_digest
-from geograft.inference.backends import BackendOptions, Runner, TileWorkers, TrainedNetwork, load_backend
+from geograft.inference.backends import load_backend
 from geograft.inference.probability import (
     FlipRotation,
     flip_rotate,
@@ -24,6 +24,7 @@ from geograft.inference.probability import (
     pairwise_mean,
     undo_flip_rotate,
 )
+from geograft.inference.runners import BackendOptions, Runner, TileWorkers, TrainedNetwork
 
 Tta: TypeAlias = Literal[1, 2, 4, 8]
 Layers: TypeAlias = Float32[ndarray, "n layers t t"]

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from geograft.card import WEIGHTS, ModelCard
-from geograft.inference.backends import (
+from geograft.inference.graphs import exported_graph, suppress_warnings
+from geograft.inference.probability import output_layers
+from geograft.inference.runners import (
     TORCH,
     BackendOptions,
     ExportBackend,
@@ -30,8 +32,6 @@ from geograft.inference.backends import (
     Trial,
     Trials,
 )
-from geograft.inference.graphs import exported_graph, suppress_warnings
-from geograft.inference.probability import output_layers
 from geograft.networks.device import deterministic_algorithms, half_precision, memory_format_for, short_message
 from geograft.networks.network import Network, build, pad_to_multiple
 from geograft.training.checkpoint import load_weights

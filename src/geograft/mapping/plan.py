@@ -28,8 +28,8 @@ from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
-from geograft.inference.backends import EXPORT_BACKENDS, TORCH
 from geograft.inference.predictor import PixelBatch
+from geograft.inference.runners import EXPORT_BACKENDS, TORCH
 from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import Lanes, TileGrid, fit_window, panel_width

@@ -19,8 +19,6 @@ from scipy.spatial.distance import cdist
 from geograft.errors import InputError
 from geograft.files import atomic_write
 
-FEATURES_FILE = "training_features.safetensors"
-"""File in the run folder that holds the features of the training data."""
 MAX_POINTS = 2000
 """Maximum number of training points. Larger sets are subsampled at random with a fixed seed."""
 CHUNK_ROWS = 256
