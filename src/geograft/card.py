@@ -23,8 +23,8 @@ TILES_FILE = "tiles.json"
 STATE = "state.ckpt"
 FEATURES_FILE = "training_features.safetensors"
 WINDOW_PX, OVERLAP_PX = 640, 80
-"""Windows of a new run and their overlap, in pixels; never smaller than its tiles. Larger windows are no faster and
-need more memory; smaller ones and other overlaps map no better (docs/speed.md)."""
+"""Largest windows of a new run and their overlap, in pixels. Larger ones are no faster and need more memory; others
+map no better (docs/speed.md)."""
 COMPARED_FIELDS = ("classes", "number of bands", "dtype", "indices", "nodata", "alpha")
 """Properties that must be equal for all runs of an ensemble."""
 

@@ -16,11 +16,9 @@ import torch
 
 from geograft.card import (
     CARD,
-    OVERLAP_PX,
     STATE,
     TILES_FILE,
     WEIGHTS,
-    WINDOW_PX,
     ModelCard,
     read_card,
     unfinished_notes,
@@ -36,6 +34,7 @@ from geograft.inference.training_features import MAX_CELLS, fit_training_feature
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
+from geograft.mapping.window_choice import choose_window, window_candidates
 from geograft.memory import check_batch, check_training
 from geograft.metrics.applicability import Applicability
 from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
@@ -321,6 +320,7 @@ def _train(tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes
     card = folder.card_of(card, history, finished=True)
     if not is_main:
         return Training(out, card, history, *parameter_counts(network), silent=True)
+    card = choose_window(out, card, tile_set, recipe.train.device)
     features, feature_notes = _training_features(out, card, tile_set, recipe.train.device)
     folder.finish(card, features)
     leakage_notes = (leakage,) if leakage else ()
@@ -487,6 +487,6 @@ def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, sc
         alpha=meta.settings.alpha,
         finished=False,
         stride=network.body.stride,
-        window_px=max(WINDOW_PX, meta.settings.tile_px),
-        overlap_px=min(OVERLAP_PX, meta.settings.tile_px // 2),
+        window_px=window_candidates(meta.settings.tile_px)[0][0],
+        overlap_px=window_candidates(meta.settings.tile_px)[0][1],
     )
