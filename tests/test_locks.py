@@ -13,6 +13,7 @@ import pytest
 
 from geograft import locks
 from geograft.errors import OutputError
+from geograft.files import atomic_write
 from geograft.locks import lock_output, locks_output
 from tests.support.processes import run_in_child
 
@@ -180,3 +181,10 @@ def test_a_wrapped_command_locks_its_argument_out(tmp_path: Path) -> None:
     assert command(tmp_path) == {".default.geograft-lock"}
     assert command(tmp_path, tmp_path / "q") == command(tmp_path, out=tmp_path / "q") == {".q.geograft-lock"}
     assert command(tmp_path, None) == set() == names(tmp_path)
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(OutputError), lock_output(tmp_path / "out"), atomic_write(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -103,8 +103,16 @@ def lock_output(path: Path, enabled: bool = True) -> Iterator[None]:
 
 
 def _lock_path(path: Path) -> Path:
-    """Return the lock file of an output, the same for all ways to write its path."""
-    real = path.resolve()
+    """Return the lock file of an output, the same for all ways to write its path.
+
+    Raises:
+        OutputError: if the path is a link that leads to itself.
+    """
+    try:
+        real = path.resolve()
+    except RuntimeError as error:
+        # Until Python 3.12; later the path is returned as it is.
+        raise OutputError(f"{path} is a link that leads to itself. Remove it or choose another --out.") from error
     return real.parent / f".{real.name}.geograft-lock"
 
 

@@ -74,6 +74,8 @@ def test_recipes_without_distinct_variants_are_refused(tiles: Path, tmp_path: Pa
         compare(tiles, SMALL, tmp_path / "out")
     with pytest.raises(SettingError, match="a-b, a-b"):
         check_variants(Recipe(variants=(Variant("A b"), Variant("a-b"))))
+    with pytest.raises(SettingError, match="-1"):
+        compare(tiles, RECIPE, tmp_path / "out", folds=-1)
     assert not list(tmp_path.iterdir())
 
 

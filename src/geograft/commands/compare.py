@@ -215,6 +215,8 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
         InputError, WeightsError, OutputError: as in `train`.
     """
     check_variants(recipe)
+    if folds < 0:
+        raise SettingError(f"--folds {folds}: give the number of folds, or 0 for none.")
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
         return _compare(tiles, recipe, out, folds)
