@@ -21,7 +21,7 @@ from geograft.commands.train import train
 from geograft.config import EvaluateConfig, PredictConfig, PrepareConfig
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, Tile, TileSet
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.files import write_json
 from geograft.mapping.held_out import predict_tiles
 from geograft.mapping.models import RunModel
@@ -66,6 +66,24 @@ def test_fitted_values_are_in_the_card_and_improve_val(run: Path) -> None:
     record = json.loads((run / "calibration.json").read_text())
     assert record["after"]["temperature"] == card.temperature
     assert sum(row["pixels"] for row in record["reliability_after"]) == record["pixels"]
+
+
+def test_objects_are_cleaned_as_does_their_f1_good(run: Path) -> None:
+    config = EvaluateConfig(objects="field")
+    calibrate(run)
+    plain = evaluate(run, "val", config=config)
+    result = calibrate(run, objects="field")
+    choice = result.cleaning
+    assert choice is not None and choice.f1 >= choice.f1_before
+    assert read_card(run).cleaning == choice.cleaning and choice.cleaning.objects == "field"
+    cleaned = evaluate(run, "val", config=config)
+    # Pixels are those of the map; objects are those that `polygons` writes.
+    assert np.array_equal(cleaned.confusion, plain.confusion)
+    assert cleaned.metrics["objects"]["f1"].value >= plain.metrics["objects"]["f1"].value
+    # A calibration without objects keeps it.
+    assert calibrate(run).card.cleaning == choice.cleaning
+    with pytest.raises(SettingError, match="meadow"):
+        calibrate(run, objects="meadow")
 
 
 def test_calibration_is_deterministic_and_kept_by_a_resumed_run(run: Path, tiles: Path) -> None:

@@ -85,7 +85,7 @@ def test_each_tree_is_a_polygon_with_area_and_perimeter(grove: Path, tmp_path: P
 def test_a_predicted_map_becomes_polygons_of_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from geograft.commands.predict import predict
 
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", PixelwisePredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", PixelwisePredictor)
     pixels = np.full((3, 40, 50), 10, np.uint8)
     pixels[:, 5:15, 10:30] = 200
     pixels[:, 20:, 40:] = 0

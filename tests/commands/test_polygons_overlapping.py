@@ -40,7 +40,7 @@ def pixels(request: pytest.FixtureRequest) -> ndarray:
 
 @pytest.fixture
 def map_path(tmp_path: Path, pixels: ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("geograft.commands.predict.EnsemblePredictor", BandPredictor)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", BandPredictor)
     run = make_run(tmp_path / "run", USES, tile_px=64)
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     predict(run, (scene,), tmp_path / "map.tif", PredictConfig(probabilities="uint8"))

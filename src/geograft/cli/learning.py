@@ -167,7 +167,7 @@ def find(
 
 @with_progress
 @settings(calibrate=InferenceConfig)
-def calibrate(run: Path, /, *, tiles: Path | None = None, **chosen: Any) -> None:
+def calibrate(run: Path, /, *, tiles: Path | None = None, objects: str = "", **chosen: Any) -> None:
     """Calibrate a run on its validation tiles: temperature scaling and the probability threshold.
 
     Both are written to the model card and used by later maps and scores. Test tiles are not used.
@@ -175,10 +175,11 @@ def calibrate(run: Path, /, *, tiles: Path | None = None, **chosen: Any) -> None
     Args:
         run: Folder of a run.
         tiles: Folder of its tile set, if it was moved.
+        objects: Class whose objects, such as buildings, polygons and object scores should be cleaned for; choose how.
     """
     from geograft.commands.calibrate import calibrate
 
-    print_result(calibrate(run, tiles, config_from(InferenceConfig, InferenceConfig(), chosen)))
+    print_result(calibrate(run, tiles, config_from(InferenceConfig, InferenceConfig(), chosen), objects))
 
 
 @with_progress

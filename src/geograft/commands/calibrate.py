@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from scipy.special import expit, logit, softmax
 from geograft.card import ModelCard, read_tile_set_path
 from geograft.config import InferenceConfig
 from geograft.dataset.tileset import TileSet, check_fit
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.files import write_json
 from geograft.legend import IGNORE
 from geograft.locks import lock_output
 from geograft.mapping.blend import PROBABILITY_STEPS
+from geograft.mapping.canvases import HeldOutTiles, write_canvases
 from geograft.mapping.held_out import predict_tiles
 from geograft.mapping.models import RunModel
+from geograft.mapping.shapes import object_class_index
 from geograft.metrics.calibration import (
     STEPS,
     best_temperature,
@@ -31,6 +34,7 @@ from geograft.metrics.calibration import (
     probability_counts,
     reliability_diagram,
 )
+from geograft.metrics.cleaning import CleaningChoice, choose_cleaning
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.text import format_table
 
@@ -67,6 +71,8 @@ class Calibration:
     after: CalibrationScores
     reliability: tuple[list[dict[str, float | None]], list[dict[str, float | None]]]
     """Reliability diagrams before and after."""
+    cleaning: CleaningChoice | None = None
+    """The cleaning of objects; None if it was not asked for."""
 
     def content(self) -> dict[str, Any]:
         """Return the content of calibration.json."""
@@ -77,6 +83,7 @@ class Calibration:
             "after": _to_json(self.after),
             "reliability_before": self.reliability[0],
             "reliability_after": self.reliability[1],
+            **({"cleaning": asdict(self.cleaning)} if self.cleaning else {}),
         }
 
     def lines(self) -> list[str]:
@@ -91,6 +98,7 @@ class Calibration:
             rows.append(("mean F1" if self.after.thresholds else "F1", *f1s))
         return [
             *format_table(rows),
+            *([_describe_cleaning(self.cleaning)] if self.cleaning else []),
             f"Fitted on {self.card.calibrated}, where these scores are optimistic: evaluate on test.",
             f"card: {self.run / 'card.json'}",
         ]
@@ -110,7 +118,9 @@ SCORE_ROWS = (
 )
 
 
-def calibrate(run: Path, tiles: Path | None = None, config: InferenceConfig = DEFAULT) -> Calibration:
+def calibrate(
+    run: Path, tiles: Path | None = None, config: InferenceConfig = DEFAULT, objects: str = ""
+) -> Calibration:
     """Fit threshold and temperature on the validation tiles of a run, write them into its card and return them.
 
     Tiles are predicted as `predict` maps their scenes, with the run's windows. Where windows overlap, the temperature
@@ -121,17 +131,24 @@ def calibrate(run: Path, tiles: Path | None = None, config: InferenceConfig = DE
     the run folder holds the scores before and after. `tiles` is the current path of the run's tile set, if it was
     moved. Takes as long as mapping the validation tiles. Memory: that of `predict`, and the sample.
 
+    With `objects`, the name of a class, also the minimum area, the filling of holes and the closing of gaps that
+    maximise the F1 of its objects are chosen (`geograft.metrics.cleaning.choose_cleaning`), with a second map of the
+    validation tiles. `geograft polygons` applies them to maps of the run, and `geograft evaluate --objects` to its
+    object scores. Without it, those of the card stay.
+
     Raises:
         InputError: when the run is invalid, or the tile set is not that of the run or has no labelled validation tiles.
+        SettingError: when the run has no class `objects`, or more than two classes.
         OutputError: when the card cannot be written; it is then unchanged.
     """
     # The lock is that of a training, which writes the same card.
     with lock_output(run):
-        return _calibrate(run, tiles, config)
+        return _calibrate(run, tiles, config, objects)
 
 
-def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig) -> Calibration:
+def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: str) -> Calibration:
     model = RunModel.open(run, config, temperature=1.0)
+    index = _object_class(model.card, objects)
     tile_set = TileSet.open(tiles or read_tile_set_path(run))
     _check_tile_set(run, model.card, tile_set)
     sample = _sample_logits(model, tile_set)
@@ -144,6 +161,8 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig) -> Calibr
     card = replace(
         model.card, temperature=temperature, calibrated=chosen_on, **_threshold_fields(model.card, thresholds)
     )
+    cleaning = None if index is None else _choose_cleaning(run, card, config, tile_set, index)
+    card = replace(card, cleaning=cleaning.cleaning) if cleaning else card
     result = Calibration(
         run,
         card,
@@ -151,10 +170,41 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig) -> Calibr
         _scores(sample, model.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
         _scores(sample, card, temperature, thresholds, raw),
         (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(temperature))),
+        cleaning,
     )
     write_json(run / CALIBRATION_FILE, result.content())
     card.write(run)
     return result
+
+
+def _object_class(card: ModelCard, objects: str) -> int | None:
+    """Return the index of the class of objects; None for an empty name."""
+    index = object_class_index(objects, card.legend.names)
+    if index is not None and not card.legend.binary:
+        raise SettingError(f"--objects {objects}: objects are cleaned in maps of two classes only. Omit it.")
+    return index
+
+
+def _choose_cleaning(
+    run: Path, card: ModelCard, config: InferenceConfig, tile_set: TileSet, index: int
+) -> CleaningChoice:
+    """Return the best cleaning of a class on the validation tiles, mapped with the calibrated card."""
+    model = RunModel((run,), card, config, {"temperature": card.temperature})
+    with TemporaryDirectory() as folder:
+        canvases = write_canvases(HeldOutTiles(model, tile_set, "val"), Path(folder) / "val")
+        pairs = [canvas.read()[:2] for canvas in canvases]
+    pixel_m2 = (tile_set.meta.resolution_m or 1.0) ** 2
+    return choose_cleaning(pairs, index, card.legend.names[index], pixel_m2)
+
+
+def _describe_cleaning(choice: CleaningChoice) -> str:
+    """Return the cleaning and the F1 of objects before and after as text."""
+    cleaning = choice.cleaning
+    return (
+        f"objects of {cleaning.objects}: F1 {choice.f1_before:.3f} before, {choice.f1:.3f} after: minimum area "
+        f"{cleaning.min_area_m2:.3g} m2, holes up to {cleaning.fill_holes_m2:.3g} m2 filled, gaps up to "
+        f"{2 * cleaning.close_px} px closed"
+    )
 
 
 @dataclass(frozen=True)

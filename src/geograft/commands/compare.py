@@ -18,9 +18,8 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from geograft.card import CARD, STATE
 from geograft.commands.evaluate import evaluate
-from geograft.commands.train import train
+from geograft.commands.train import check_networks, train
 from geograft.config import InferenceConfig, Recipe
 from geograft.dataset.folds import write_fold_sets
 from geograft.dataset.tileset import TileSet
@@ -225,6 +224,8 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
 def _compare(tiles: Path, recipe: Recipe, out: Path, folds: int) -> Comparison:
     sets = dict(enumerate(write_fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
     jobs = [(fold, seed, variant) for fold in sets for seed in recipe.seeds for variant in recipe.variants]
+    variants = (recipe.variant(variant, recipe.seeds[0]).model for variant in recipe.variants)
+    check_networks(TileSet.open(sets[min(sets)]), variants)
     rows = []
     for number, (fold, seed, variant) in enumerate(jobs, start=1):
         if rank_of(recipe.train) == 0:
@@ -260,7 +261,7 @@ def _row(tiles: Path, recipe: Recipe, variant: str, out: Path, fold: int) -> Run
     seed = recipe.train.seed
     folder = "/".join([slug(variant), *([f"fold{fold}"] if fold else []), f"seed{seed}"])
     run = out / folder
-    trained = train(tiles, run, recipe, resume=(run / STATE).exists() or (run / CARD).exists())
+    trained = train(tiles, run, recipe, resume=True)
     best = trained.history.best
     return RunSummary(
         variant=variant,

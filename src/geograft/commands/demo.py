@@ -119,7 +119,7 @@ def demo(out: Path, recipe: Recipe | None = None, compare_article: bool = False)
         run = comparison.folder / comparison.best_run(chosen.variants[-1].name).run
         ious = {row.variant: _ious(comparison.folder / row.run, elsewhere) for row in comparison.rows}
     outside, crowns = _mapped(run, out)
-    report(comparison.folder if comparison else run, out / "report.html")
+    report(comparison.folder if comparison else run, out / "report.html", out / "map.tif")
     return Demo(out, run, weights_from, ious, outside, crowns, time.monotonic() - began, comparison)
 
 

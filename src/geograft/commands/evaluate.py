@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from geograft.card import ModelCard, read_tile_set_path
+from geograft.commands.audit import audit_tile_set
 from geograft.config import EvaluateConfig
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.dataset.units import units_of
@@ -67,6 +68,9 @@ class Evaluation:
     baseline: "Evaluation | None" = None
     """Evaluation of another run on the same tiles, to compare with."""
     notes: tuple[str, ...] = ()
+    verdict: str = ""
+    """Whether the split leaks, by `geograft audit` without autocorrelation: OK, CAUTION or LEAK; empty on another tile
+    set than that of training."""
 
     @property
     def scheme(self) -> ConfusionScheme:
@@ -121,6 +125,7 @@ class Evaluation:
             "split": self.split,
             "tiles": str(self.tiles),
             "tiles_scored": self.tiles_scored,
+            **({"audit": self.verdict} if self.verdict else {}),
             "classes": list(self.classes),
             "interval": self._interval(),
             "decision": _decision(self.card),
@@ -207,8 +212,9 @@ class Evaluation:
         overall = _overall(self.metrics)
         scenes = [_scene_row(row) for row in content["per_scene"]] if len(content["per_scene"]) > 1 else []
         interval = content["interval"]
+        verdict = f", split {self.verdict}" if self.verdict else ""
         return [
-            f"{self.run} on {self.tiles_scored} {self.split} tiles of {self.tiles}: "
+            f"{self.run} on {self.tiles_scored} {self.split} tiles of {self.tiles}{verdict}: "
             f"accuracy {_text(overall['accuracy'])}, kappa {_text(overall['kappa'])}",
             *format_table(
                 [CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), self._mean_line(overall)]
@@ -378,6 +384,8 @@ def _score_with_baseline(
     if baseline is not None and against is not None:
         theirs = score_split(baseline, tile_set, split, config)
         result = replace(result, baseline=theirs, notes=(*result.notes, *_leakage_notes(against, tile_set)))
+    if tile_set.meta.fingerprint == model.card.data_fingerprint:
+        result = replace(result, verdict=audit_tile_set(tile_set).verdict)
     return result
 
 
@@ -395,7 +403,8 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
         raise InputError(f"{tile_set.folder} has no {split} tiles. Choose another --split.")
     names = card.legend.names
     objects = object_class_index(config.objects, names)
-    shape_config = ShapeConfig(len(names), config.boundary_m, objects, card.legend.overlapping)
+    cleaning = card.cleaning if card.cleaning and card.cleaning.objects == config.objects else None
+    shape_config = ShapeConfig(len(names), config.boundary_m, objects, card.legend.overlapping, cleaning)
     units = units_of(tile_set, split)
     shapes = ShapeCounter(shape_config, tile_set, tiles, units)
     samples = tile_set.samples(split, unique_pixels=True, means=card.mean)
@@ -403,6 +412,8 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
     biased = split == "val" and card.calibrated
     notes = ("threshold and temperature were fitted on validation tiles: scores are optimistic.",) if biased else ()
     resolution = resolution_note(str(tile_set.folder), tile_set.meta.resolution_m, card)
+    if cleaning:
+        notes = (*notes, f"objects of {config.objects} are cleaned as by `geograft polygons`, with the run's settings.")
     notes = (*model.notes, *notes, *_band_order_notes(card, tile_set), *([resolution] if resolution else []))
     return Evaluation(model.runs[0], split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
 

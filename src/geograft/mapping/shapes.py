@@ -14,12 +14,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy import ndarray
 
+from geograft.config import Cleaning
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.dataset.units import Units
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Window, block_windows
 from geograft.legend import IGNORE
 from geograft.metrics.boundary import boundary_counts
+from geograft.metrics.cleaning import clean_labels
 from geograft.metrics.objects import object_counts
 
 CANVAS_PX = 4096
@@ -45,6 +47,8 @@ class ShapeConfig:
     object_class: int | None = None
     """Index of the class whose objects are counted; None disables objects."""
     overlapping: bool = False
+    cleaning: Cleaning | None = None
+    """What `geograft polygons` does to the objects before they are counted; None for nothing."""
 
     @property
     def enabled(self) -> bool:
@@ -65,7 +69,7 @@ class ShapeCounter:
     """Collects the tiles of a split in any order and counts every canvas as soon as it is complete."""
 
     def __init__(self, config: ShapeConfig, tile_set: TileSet, tiles: Sequence[Tile], units: Units) -> None:
-        self._config, self._units = config, units
+        self._config, self._units, self._scenes = config, units, tile_set.scenes
         self._pixel_m = _pixel_sizes(tile_set, tiles) if config.tolerance_m else {}
         n = len(units.cells)
         self._boundary = np.zeros((n, config.classes, 4), np.int64) if config.tolerance_m else None
@@ -112,7 +116,8 @@ class ShapeCounter:
             tolerance_px = config.tolerance_m / self._pixel_m[self._units.cells[cell].scene]
             self._boundary[cell] += _boundary_counts(canvas, config, tolerance_px)
         if self._objects is not None and config.object_class is not None:
-            self._objects[cell] += _object_counts(canvas, config, config.object_class)
+            pixel_m = self._scenes[self._units.cells[cell].scene].resolution_m or 1.0
+            self._objects[cell] += _object_counts(canvas, config, config.object_class, pixel_m**2)
 
 
 def _boundary_counts(canvas: _Canvas, config: ShapeConfig, tolerance_px: float) -> Int64[ndarray, "k 4"]:
@@ -122,10 +127,10 @@ def _boundary_counts(canvas: _Canvas, config: ShapeConfig, tolerance_px: float) 
     return np.stack([boundary_counts(truth, predicted, 2, tolerance_px)[1] for truth, predicted in pairs])
 
 
-def _object_counts(canvas: _Canvas, config: ShapeConfig, index: int) -> Int64[ndarray, " 3"]:
+def _object_counts(canvas: _Canvas, config: ShapeConfig, index: int, pixel_m2: float) -> Int64[ndarray, " 3"]:
     if config.overlapping:
         return object_counts(canvas.truth[index], canvas.predicted[index], 1)
-    return object_counts(canvas.truth, canvas.predicted, index)
+    return object_counts(canvas.truth, clean_labels(canvas.predicted, index, config.cleaning, pixel_m2), index)
 
 
 def object_class_index(name: str, names: Sequence[str]) -> int | None:
