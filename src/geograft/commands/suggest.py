@@ -238,7 +238,11 @@ def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path 
         raise InputError("No raster given. Give one or more rasters, or a tile set.")
     bands = config.bands or (tile_set.meta.settings.bands if tile_set else ())
     settings = PredictConfig(
-        bands=bands, resample=config.resample, batch_size=config.batch_size, window_px=config.window_px
+        nodata=tile_set.meta.settings.nodata if tile_set else None,
+        bands=bands,
+        resample=config.resample,
+        batch_size=config.batch_size,
+        window_px=config.window_px,
     )
     return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
 

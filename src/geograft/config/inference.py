@@ -46,6 +46,9 @@ class PredictConfig(InferenceConfig):
     bands: tuple[Positive, ...] = ()
     """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
     order."""
+    nodata: Literal["auto", "any", "all"] | None = None
+    """Whether a pixel is invalid if any band in use is nodata, or only if all are; auto: all for integers whose nodata
+    is 0 or their maximum, else any. Default: as in training."""
     threshold: tuple[Threshold, ...] = ()
     """Minimum probability of the positive class, or of each overlapping class in order. Default: the run's own."""
     resample: bool = False

@@ -20,7 +20,7 @@ from numpy import ndarray
 from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, ensemble_card, read_cards
 from geograft.config import InferenceConfig, PredictConfig
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import file_digest
+from geograft.files import check_output, file_digest
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.mosaic import Mosaic
@@ -207,7 +207,7 @@ def map_sources(
         OutputError: if `out` is neither a .tif nor a folder.
     """
     jobs = []
-    for infos, path in _pairs(card, rasters, out):
+    for infos, path in _pairs(rasters, out, ValidityRule(settings.nodata or card.nodata, card.alpha)):
         for info in infos:
             _check_fits(info, card, settings)
         resolution = _resolution(card) if settings.resample else None
@@ -277,9 +277,10 @@ def band_order_note(
     )
 
 
-def _pairs(card: ModelCard, rasters: Sequence[Path], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
-    """Return the rasters of each map and its path."""
-    infos = tuple(_info(path, ValidityRule(card.nodata, card.alpha)) for path in rasters)
+def _pairs(rasters: Sequence[Path], out: Path, rule: ValidityRule) -> list[tuple[tuple[ImageInfo, ...], Path]]:
+    """Return the rasters of each map and its path. `rule` tells how invalid pixels are recognised."""
+    check_output(out)
+    infos = tuple(_info(path, rule) for path in rasters)
     if not infos:
         raise InputError("No raster was given. Give one or more.")
     if out.suffix.lower() in MAP_SUFFIXES:
