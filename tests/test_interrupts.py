@@ -94,8 +94,8 @@ def test_an_interrupted_training_resumes_to_identical_weights(
 def interrupt(number: int, moment: tuple[str, ...], *command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command that sends itself a signal at a moment; see tests/support/interrupt_train.py.
 
-    In a process of its own: a signal that went astray would end the process that runs the tests, and Python runs signal
-    handlers on the small stack of pytest's faulthandler, where they crash once a library has used AMX registers.
+    In a process of its own: a signal that went astray would end the process that runs the tests, and there Python runs
+    handlers on the alternate stack of pytest's faulthandler, which some library damages (LOG.md, 2026-11-30).
     """
     script = [sys.executable, "-m", "tests.support.interrupt_train", str(int(number)), *moment, *map(str, command)]
     return subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
