@@ -100,7 +100,7 @@ def test_a_batch_that_does_not_fit_is_refused(tmp_path: Path, command: str, tile
 
 
 def test_training_refuses_a_batch_of_tiles_that_does_not_fit(tiles: Path, tmp_path: Path) -> None:
-    recipe = Recipe(train=TrainConfig(batch_size=10**9, repeat=10**8))
+    recipe = Recipe(train=TrainConfig(batch_size=10**9, repeat=10**5))
     with refused(tmp_path, SettingError, "batch_size"):
         train(tiles, tmp_path / "run", recipe)
 
@@ -108,7 +108,9 @@ def test_training_refuses_a_batch_of_tiles_that_does_not_fit(tiles: Path, tmp_pa
 @pytest.mark.parametrize("size", [(2**20, 2**20), (LARGEST, LARGEST), (LARGEST, 512)])
 def test_a_vrt_without_pixels_that_is_too_large_for_a_map_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
     run, raster = make_run(tmp_path / "run"), write_empty_vrt(tmp_path / "a.vrt", *size)
-    with refused(tmp_path, InputError, "a.vrt", str(size[0]), str(size[1]), f"{MAX_LANES:,}"):
+    # The largest one does not fit on the earth, which is found first.
+    facts = () if size == (LARGEST, LARGEST) else (str(size[0]), str(size[1]), f"{MAX_LANES:,}")
+    with refused(tmp_path, InputError, "a.vrt", *facts):
         predict(run, (raster,), tmp_path / "map.tif")
     with refused(tmp_path, InputError, "a.vrt"):
         predict(run, (raster,), tmp_path / "map.tif", dry_run=True)

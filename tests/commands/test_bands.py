@@ -48,7 +48,9 @@ from tests.support.training import TinyNetwork
 
 TINY = Recipe().with_settings(model={"architecture": "unet"}, train={"epochs": 1, "augment": "none", "workers": 0})
 BLOCKS = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=32, buffer_px=0, val=0.2, test=0.2)
-MAPPED = PredictConfig(probabilities="float16", uncertainty=True, overlap=0.25, backend="torch", batch_size=4)
+MAPPED = PredictConfig(
+    probabilities="float16", uncertainty=True, window_px=32, overlap=0.25, backend="torch", batch_size=4
+)
 EDGE = 96
 
 

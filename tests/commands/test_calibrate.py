@@ -69,13 +69,13 @@ def test_fitted_values_are_in_the_card_and_improve_val(run: Path) -> None:
 
 
 def test_objects_are_cleaned_as_does_their_f1_good(run: Path) -> None:
-    config = EvaluateConfig(objects="field")
+    config = EvaluateConfig(objects="fields")
     calibrate(run)
     plain = evaluate(run, "val", config=config)
-    result = calibrate(run, objects="field")
+    result = calibrate(run, objects="fields")
     choice = result.cleaning
     assert choice is not None and choice.f1 >= choice.f1_before
-    assert read_card(run).cleaning == choice.cleaning and choice.cleaning.objects == "field"
+    assert read_card(run).cleaning == choice.cleaning and choice.cleaning.objects == "fields"
     cleaned = evaluate(run, "val", config=config)
     # Pixels are those of the map; objects are those that `polygons` writes.
     assert np.array_equal(cleaned.confusion, plain.confusion)

@@ -41,8 +41,9 @@ def folders(folder: Path, classes: int, pure: bool) -> tuple[Path, Path]:
         image = rng.normal(60, 8, (3, SIDE, SIDE))
         image[:classes] += 120 * fractions
         fractions[:, :8, :8] = np.nan
-        write_raster(folder / "images" / f"{number}.tif", image.clip(1, 255).astype(np.uint8))
-        write_raster(folder / "masks" / f"{number}.tif", fractions)
+        # Without CRS: images at one place would be one place.
+        write_raster(folder / "images" / f"{number}.tif", image.clip(1, 255).astype(np.uint8), crs=None)
+        write_raster(folder / "masks" / f"{number}.tif", fractions, crs=None)
     return folder / "images", folder / "masks"
 
 

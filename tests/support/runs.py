@@ -24,7 +24,7 @@ class PixelwisePredictor(EnsemblePredictor):
     With several runs, each gets the values divided by its number, counted from 1.
     """
 
-    OPTIONAL = frozenset({"compile", "spread", "spread_views", "temperature", "sample"})
+    OPTIONAL = frozenset({"compile", "spread", "spread_views", "temperature", "cards", "compare", "sample"})
 
     def __init__(self, card: ModelCard, runs: int = 1, spread: bool = False, window_px: int = 0) -> None:
         self.card, self.runs, self.spread, self.window_px = card, runs, spread, window_px
@@ -34,7 +34,7 @@ class PixelwisePredictor(EnsemblePredictor):
     @classmethod
     def load(cls, runs: Sequence[Path], **options: Any) -> "PixelwisePredictor":
         assert options.keys() - cls.OPTIONAL == {"device", "backend", "tta", "batch_size", "window_px"}
-        predictor = cls(read_card(runs[0]), len(runs), options.get("spread", False), options["window_px"])
+        predictor = cls((options.get("cards") or [read_card(runs[0])])[0], len(runs), options.get("spread", False), options["window_px"])
         predictor.batch_size = options["batch_size"]
         return predictor
 

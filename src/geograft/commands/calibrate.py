@@ -189,7 +189,7 @@ def _choose_cleaning(
     run: Path, card: ModelCard, config: InferenceConfig, tile_set: TileSet, index: int
 ) -> CleaningChoice:
     """Return the best cleaning of a class on the validation tiles, mapped with the calibrated card."""
-    model = RunModel((run,), card, config, {"temperature": card.temperature})
+    model = RunModel((run,), card, config, {"cards": (card,)})
     with TemporaryDirectory() as folder:
         canvases = write_canvases(HeldOutTiles(model, tile_set, "val"), Path(folder) / "val")
         pairs = [canvas.read()[:2] for canvas in canvases]

@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import check_networks, train
-from geograft.config import InferenceConfig, Recipe
+from geograft.config import EvaluateConfig, InferenceConfig, Recipe
 from geograft.dataset.folds import write_fold_sets
 from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import unit_names_over_folds
@@ -115,7 +115,8 @@ def score_folds(runs: Sequence[FoldRun]) -> CrossValidation:
     by_fold: dict[tuple[str, int, int], Confusion] = {}
     total: dict[str, dict[str, Confusion]] = {}
     for variant, fold, seed, run in runs:
-        result = evaluate(run, "test")
+        # Exporting a graph takes longer than scoring a fold.
+        result = evaluate(run, "test", config=EvaluateConfig(backend="torch"))
         by_fold[variant, fold, seed] = result.confusion
         scheme = result.scheme
         ground = unit_names_over_folds(TileSet.open(result.tiles), result.counts.units)
@@ -309,7 +310,7 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
     chosen = [candidates[place] for place in evenly_spaced(len(candidates), SAMPLE_TILES)]
     tiles = [samples[i] for i in chosen]
     windows = [samples.tiles[i] for i in chosen]
-    models = {name: RunModel.open(run, InferenceConfig()) for name, run in runs.items()}
+    models = {name: RunModel.open(run, InferenceConfig(), compare=False) for name, run in runs.items()}
     maps = {name: predict_classes(model, tile_set, windows) for name, model in models.items()}
     seen, scheme = [image_mask(*tile) for tile in tiles], ConfusionScheme.from_legend(tile_set.meta.legend)
     limits = stretch_limits([image[: tile_set.meta.bands] for image, _ in tiles], seen)

@@ -26,7 +26,7 @@ from geograft.resume import remove_ledger
 from geograft.text import format_table
 
 SCENES = Path(__file__).parent.parent / "data" / "yellowstone"
-ALL_TEST: dict[str, Any] = {"split": "scene", "val": 0.0, "test": 1.0}
+ALL_TEST: dict[str, Any] = {"split": "scene", "block_px": 0, "buffer_px": 0, "val": 0.0, "test": 1.0}
 LITE0 = {"encoder": "tf_efficientnet_lite0", "weights": "package"}
 DEFAULT = "Geograft's default"
 

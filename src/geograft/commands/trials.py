@@ -210,7 +210,9 @@ def train_and_score(job: CurveJob, tile_set: TileSet, out: Path) -> ScoredRun:
 
 def score_and_save(job: CurveJob, tile_set: TileSet, run: Path, model: RunModel | None = None) -> ScoredRun:
     """Score a run, or another model in its place, write point.json into its folder, and return the result."""
-    result = score_split(model or RunModel.open(run, EvaluateConfig()), tile_set, job.split, EvaluateConfig())
+    result = score_split(
+        model or RunModel.open(run, EvaluateConfig(), compare=False), tile_set, job.split, EvaluateConfig()
+    )
     units = result.counts.units
     scored = ScoredRun(
         job,

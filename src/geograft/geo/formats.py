@@ -289,7 +289,8 @@ def _read_text(path: Path, limit: int) -> str:
     check_input_file(path)
     try:
         with path.open("rb") as file:
-            return file.read(limit).decode("utf-8")
+            # A buffer of the whole limit would be allocated for a small file.
+            return file.read(min(limit, path.stat().st_size)).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8: {error}. Check or replace it.") from error
 

@@ -51,6 +51,8 @@ def load_backend(networks: Sequence[TrainedNetwork], options: BackendOptions) ->
     threads = min(options.batch_size or MAX_THREADS, cpu_threads()) if device == "cpu" else 0
     workers = TileWorkers(threads)
     if device == "cpu" and options.backend != TORCH and not (options.compile and options.backend == "auto"):
+        if options.backend == "auto" and not options.compare:
+            return _load_remembered(networks, workers)
         return _load_on_cpu(networks, options.backend, workers)
     from geograft.inference.torch_networks import load_on_torch  # noqa: PLC0415  (imports torch)
 
@@ -126,6 +128,16 @@ def _load_on_cpu(networks: Sequence[TrainedNetwork], backend: str, workers: Tile
     return LoadedBackend(chosen, runners, workers, tuple(dict.fromkeys(notes)), difference=max(differences))
 
 
+def _load_remembered(networks: Sequence[TrainedNetwork], workers: TileWorkers) -> LoadedBackend:
+    """Load the backend that an earlier comparison would choose; torch if one of the networks was not compared."""
+    names = [name for name in EXPORT_BACKENDS if _installed(name)]
+    for network in networks:
+        trials = _read_trials(_trials_path(network, workers))
+        if not any(name in trials and is_intact(network.graph_folder(name)) for name in names):
+            return LoadedBackend(TORCH, tuple(_load_runner(each, TORCH, workers) for each in networks), workers)
+    return _load_on_cpu(networks, "auto", workers)
+
+
 def _note(name: str, trial: Trial) -> str:
     return f"{EXPORT_BACKENDS[name].title} is not used: {trial.problem}."
 
@@ -150,7 +162,7 @@ def _trials(
     Runners of new trials are put into `measured`, by the network's number and the backend.
     """
     network = networks[number]
-    path = network.folder / FOLDER / f"trials-{json_digest(_trial_key(network, workers))[:16]}.json"
+    path = _trials_path(network, workers)
     trials = _read_trials(path)
     # A backend that could not be used is tried again: the reason may have been a full disk.
     missing = [n for n in names if n not in trials or trials[n].problem or not is_intact(network.graph_folder(n))]
@@ -162,6 +174,10 @@ def _trials(
         measured |= {(number, name): runner for name, runner in runners.items()}
         _write_trials(path, trials)
     return trials
+
+
+def _trials_path(network: TrainedNetwork, workers: TileWorkers) -> Path:
+    return network.folder / FOLDER / f"trials-{json_digest(_trial_key(network, workers))[:16]}.json"
 
 
 def _trial_key(network: TrainedNetwork, workers: TileWorkers) -> dict[str, Any]:

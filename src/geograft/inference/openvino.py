@@ -1,5 +1,6 @@
 """The OpenVINO backend, which runs a graph converted from torch's export."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -31,23 +32,12 @@ class Streams:
     """Computes the logits of a tile by graph.xml, on one core, in float32. Up to `workers` threads may call at once."""
 
     def __init__(self, folder: Path, workers: int) -> None:
-        import openvino  # noqa: PLC0415  (an extra)
-
-        # Initialises the table of element types: two threads that reach it first at once would deadlock.
-        openvino.Type.f32.to_dtype()
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})  # the folder may be temporary
-        settings = {
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": workers,
-            "INFERENCE_NUM_THREADS": workers,
-            # The default is bfloat16 on processors that support it.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        compiled = core.compile_model(core.read_model(folder / GRAPH), "CPU", settings)
         self._free: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(workers):
-            self._free.put(compiled.create_infer_request())
+        # In a thread of its own, which ends: compiling leaves its thread with an alternate signal stack that is
+        # unmapped with the compiled model, and a signal handler that runs there later crashes.
+        with ThreadPoolExecutor(1) as thread:
+            for request in thread.submit(_compile, folder, workers).result():
+                self._free.put(request)
 
     def __call__(self, image: Float32[ndarray, "1 b t t"]) -> Float32[ndarray, "1 o h w"]:
         """Return the logits of one tile."""
@@ -58,3 +48,22 @@ class Streams:
             return logits
         finally:
             self._free.put(request)
+
+
+def _compile(folder: Path, workers: int) -> list[Any]:
+    """Return `workers` inference requests of a graph."""
+    import openvino  # noqa: PLC0415  (an extra)
+
+    # Initialises the table of element types: two threads that reach it first at once would deadlock.
+    openvino.Type.f32.to_dtype()
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the folder may be temporary
+    settings = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": workers,
+        "INFERENCE_NUM_THREADS": workers,
+        # The default is bfloat16 on processors that support it.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(core.read_model(folder / GRAPH), "CPU", settings)
+    return [compiled.create_infer_request() for _ in range(workers)]

@@ -48,6 +48,8 @@ class PredictorOptions(TypedDict, total=False):
     device: str
     backend: str
     batch_size: int
+    compare: bool
+    """Whether "auto" may export graphs and compare backends; otherwise it uses torch unless that was done before."""
     window_px: int
     """Size of the windows; by default that of the ensemble's card."""
     tta: Tta
@@ -56,6 +58,8 @@ class PredictorOptions(TypedDict, total=False):
     """Whether to add the standard deviation of the probabilities as last layer: over the runs."""
     spread_views: bool
     """Whether that standard deviation is over the TTA views of each run, too."""
+    cards: Sequence[ModelCard]
+    """Cards of the runs, instead of those in their folders."""
     temperature: float
     """Temperature of all runs, instead of each run's own."""
     sample: PixelBatch
@@ -108,7 +112,7 @@ class EnsemblePredictor:
             InputError: if one of `runs` is not a finished run, or differs from the first in classes, bands or dtype.
             SettingError: for a device that this machine does not have, or a backend that is not installed.
         """
-        cards = read_cards(runs)
+        cards = tuple(options.get("cards") or read_cards(runs))
         joint = ensemble_card(cards)
         window_px = options.get("window_px") or joint.window[0]
         pixels, valid = options.get("sample") or typical_tile(joint, window_px)
@@ -119,7 +123,7 @@ class EnsemblePredictor:
         if len(networks) > 1:
             # A floating-point sum depends on its order, which must not be that of the command line.
             networks.sort(key=_digests)
-        names = ("backend", "device", "compile", "batch_size")
+        names = ("backend", "device", "compile", "batch_size", "compare")
         choice = load_backend(networks, BackendOptions(**{n: options[n] for n in names if n in options}))  # type: ignore[literal-required]
         members = [
             EnsembleMember(each.card.mean, each.card.std, options.get("temperature", each.card.temperature), runner)

@@ -128,6 +128,9 @@ class BackendOptions:
     compile: bool = False
     batch_size: int = 0
     """Windows per batch; 0 if it depends on their size."""
+    compare: bool = True
+    """Whether "auto" exports graphs and compares backends, which takes seconds; else it uses torch where no comparison
+    is remembered."""
 
 
 @dataclass(frozen=True)

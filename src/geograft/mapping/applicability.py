@@ -130,7 +130,9 @@ def _indices(batch: TileBatch, encoder: CellEncoder, known: Applicability) -> Fl
 
 
 def _encoder(task: MapTask) -> CellEncoder:
-    return load_cell_encoder(task.runs[0], read_card(task.runs[0]), task.settings.device)
+    # The map's own backend, so that an interrupted job ends with the same file.
+    backend = str(task.origin.get("backend", task.settings.backend))
+    return load_cell_encoder(task.runs[0], read_card(task.runs[0]), task.settings.device, backend)
 
 
 def _lanes(task: MapTask, encoder: CellEncoder) -> Lanes:

@@ -60,7 +60,7 @@ def _iou(run: Path, card: ModelCard, tile_set: TileSet, device: str) -> float:
     samples, scheme = tile_set.samples("val", unique_pixels=True), ConfusionScheme.from_legend(card.legend)
     count = len(samples)
     chosen = sorted({round(place) for place in np.linspace(0, count - 1, min(count, MAX_TILES))})
-    model = RunModel((run,), card, InferenceConfig(backend="torch", device=device))
+    model = RunModel((run,), card, InferenceConfig(backend="torch", device=device), {"cards": (card,)})
     total = scheme.zeros()
     tiles = [samples.tiles[index] for index in chosen]
     for tile in predict_tiles(model, tile_set, tiles, f"windows of {card.window[0]} px"):

@@ -215,7 +215,11 @@ def _add_pictures(page: Page, subject: Subject, tiles: TileSet) -> None:
     """Run the networks on tiles not used for training, and add their maps to the page."""
     split: Split = "val" if tiles.split("val") else "test"
     samples, legend = tiles.samples(split), tiles.meta.legend
-    models = {v.name: RunModel.open(v.best_run.folder, InferenceConfig()) for v in subject.variants if v.best_run}
+    models = {
+        v.name: RunModel.open(v.best_run.folder, InferenceConfig(), compare=False)
+        for v in subject.variants
+        if v.best_run
+    }
     maps = {name: partial(predict_classes, model, tiles) for name, model in models.items()}
     if not len(samples):
         return
