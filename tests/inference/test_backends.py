@@ -1,5 +1,6 @@
 """ONNX Runtime and OpenVINO: agreement with torch, cached graphs, and torch as fallback."""
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -409,3 +410,23 @@ def test_simultaneous_first_calls_do_not_deadlock(tmp_path: Path) -> None:
     backend.export(torch.nn.Conv2d(3, 1, 1).eval(), torch.zeros(1, 3, 32, 32), tmp_path)
     done = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(tmp_path)], timeout=180, check=False)
     assert done.returncode == 0
+
+
+class SignalStack(ctypes.Structure):
+    """The alternate stack of signal handlers, stack_t of <signal.h> on Linux."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    @classmethod
+    def current(cls) -> tuple[int | None, int]:
+        stack = cls()
+        assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+        return stack.address, stack.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stack_t of Linux")
+def test_openvino_leaves_the_stack_of_signal_handlers_alone(kept: Path) -> None:
+    """It sets another one in the thread that compiles, and unmaps it later: a handler that runs there crashes."""
+    before = SignalStack.current()
+    assert load(kept, "openvino").backend == "openvino"
+    assert SignalStack.current() == before

@@ -34,7 +34,8 @@ class PixelwisePredictor(EnsemblePredictor):
     @classmethod
     def load(cls, runs: Sequence[Path], **options: Any) -> "PixelwisePredictor":
         assert options.keys() - cls.OPTIONAL == {"device", "backend", "tta", "batch_size", "window_px"}
-        predictor = cls((options.get("cards") or [read_card(runs[0])])[0], len(runs), options.get("spread", False), options["window_px"])
+        card = options["cards"][0] if "cards" in options else read_card(runs[0])
+        predictor = cls(card, len(runs), options.get("spread", False), options["window_px"])
         predictor.batch_size = options["batch_size"]
         return predictor
 

@@ -263,7 +263,8 @@ def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig)
     model = open_pool_model(runs, config, config.acquisition)
     path = runs[0] / FEATURES_FILE
     features = Applicability.read(path) if path.exists() else None
-    return Embedder(model, config.acquisition, load_cell_encoder(runs[0], card, config.device, config.backend), features)
+    encoder = load_cell_encoder(runs[0], card, config.device, config.backend)
+    return Embedder(model, config.acquisition, encoder, features)
 
 
 def _check_views(config: SuggestConfig, runs: Sequence[Path]) -> None:
