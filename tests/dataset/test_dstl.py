@@ -1,5 +1,6 @@
 """DSTL's own files: the folder as Kaggle ships it, its coordinates, its overlapping classes."""
 
+import csv
 import gzip
 import io
 import shutil
@@ -223,6 +224,17 @@ def test_no_images_at_all(folder: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone.*train_wkt"):
         DstlSource(tmp_path / "gone", (5,)).gather()
+
+
+def test_large_fields_are_read_beside_readers_that_end_at_any_time(tmp_path: Path) -> None:
+    path, large = tmp_path / "a.csv", "1" * 200_000
+    path.write_text(f"ImageId,x\na,{large}\nb,{large}\n")
+    before = csv.field_size_limit()
+    first, second = dstl._rows(path, ("x",)), dstl._rows(path, ("x",))
+    assert next(first)["x"] == next(second)["x"] == large
+    first.close()
+    assert [row["ImageId"] for row in second] == ["b"]
+    assert csv.field_size_limit() == before
 
 
 @pytest.mark.slow

@@ -226,13 +226,22 @@ def _find(folder: Path, pattern: str, what: str) -> Path:
 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    with _text(path) as file:
+        reader = csv.DictReader(file)
+        if not set(needed) <= set(reader.fieldnames or ()):
+            raise InputError(f"{path} lacks the columns {', '.join(needed)}. Use the competition's file.")
+        while (row := _next_row(reader)) is not None:
+            yield row
+
+
+def _next_row(reader: "csv.DictReader[str]") -> dict[str, str] | None:
+    """Return the next row, with fields of up to MAX_FIELD_BYTES; None at the end.
+
+    The limit is the process's, and so is set for this call only: another reader may be open, or closed at any time.
+    """
     limit = csv.field_size_limit(MAX_FIELD_BYTES)
     try:
-        with _text(path) as file:
-            reader = csv.DictReader(file)
-            if not set(needed) <= set(reader.fieldnames or ()):
-                raise InputError(f"{path} lacks the columns {', '.join(needed)}. Use the competition's file.")
-            yield from reader
+        return next(reader, None)
     finally:
         csv.field_size_limit(limit)
 
