@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import geograft
-from geograft.cli import app, main
+from geograft.cli import SPIN_COUNT, app, limit_spinning, main
 from geograft.cli.data import parse_classes
 from geograft.config import Recipe
 from geograft.errors import SettingError
@@ -255,3 +255,20 @@ def test_the_command_hides_the_warnings_of_libraries_also_in_its_processes(
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr.count("RuntimeWarning") == shown
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, SPIN_COUNT), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_sleep_soon_unless_the_environment_says_how_they_wait(
+    own: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        # Set first, so that the variable is restored.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    limit_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

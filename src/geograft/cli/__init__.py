@@ -156,6 +156,20 @@ reads, so that no block is decoded twice. GDAL's default is 5 % of the machine's
 Its warnings, which it would print on stderr beside our line, go to the null device; its errors are raised as ours."""
 
 
+SPIN_COUNT = "1000"
+"""How often a thread of GNU's OpenMP looks for work before it sleeps. With the default of some milliseconds, beside
+another process, the spinning thread keeps the core that the others wait for (`make bench-threads`)."""
+
+
+def limit_spinning() -> None:
+    """Let the threads of torch sleep soon when they wait, unless the user set how they wait in the environment.
+
+    OpenMP reads it when torch is imported. In this process and its children.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
 def set_gdal_options() -> None:
     """Set GDAL's options for this process and its children, except those that the user set in the environment.
 
@@ -185,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     With `--progress json`, these lines are JSON too, and closing standard input has the effect of SIGTERM.
     """
     set_gdal_options()
+    limit_spinning()
     if arguments is None:
         hide_library_warnings()
     given = sys.argv[1:] if arguments is None else arguments
