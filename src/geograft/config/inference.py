@@ -17,7 +17,7 @@ class InferenceConfig:
 
     window_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] = 0
     """Size in pixels of the square windows that the network predicts at once; smaller where a raster is. 0: the run's
-    own, which is larger than its training tiles and faster."""
+    own, which training chose on the validation tiles."""
     overlap: Annotated[float | None, Field(ge=0, le=0.75)] = None
     """Overlap of adjacent windows, as a fraction of their size; predictions are blended there. Default: the run's
     own, in pixels."""
