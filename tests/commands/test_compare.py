@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from geograft.commands.compare import Comparison, check_variants, compare, evenly_spaced, slug
+from geograft.commands.compare import Comparison, check_variants, compare, slug
 from geograft.commands.train import train
 from geograft.config import Recipe, Variant, parse_recipe
 from geograft.errors import SettingError
+from geograft.mapping.held_out import evenly_spaced
 from geograft.training.checkpoint import LAST
 from geograft.training.history import read_history
 from tests.commands.test_train import SMALL

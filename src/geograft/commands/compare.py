@@ -29,7 +29,7 @@ from geograft.figures import ExampleTile, examples_figure, loss_figure
 from geograft.figures.pictures import stretch, stretch_limits
 from geograft.files import atomic_write, write_json, write_text
 from geograft.locks import lock_output
-from geograft.mapping.held_out import predict_classes
+from geograft.mapping.held_out import evenly_spaced, predict_classes
 from geograft.mapping.models import RunModel
 from geograft.mapping.scoring import (
     BootstrapEstimator,
@@ -323,15 +323,6 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
         for i, ((image, label), valid) in enumerate(zip(tiles, seen, strict=True))
     ]
     return examples_figure(rows, tile_set.meta.legend)
-
-
-def evenly_spaced(count: int, max_count: int) -> list[int]:
-    """Return at most `max_count` indices spread evenly over range(`count`), with both ends.
-
-    >>> evenly_spaced(9, 3)
-    [0, 4, 8]
-    """
-    return [round(place) for place in np.linspace(0, count - 1, min(count, max_count))]
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

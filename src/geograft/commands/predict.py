@@ -264,7 +264,7 @@ def _load_models(tasks: Sequence[MapTask]) -> dict[int, EnsemblePredictor]:
 def _load_model(size: int, tasks: Sequence[MapTask]) -> EnsemblePredictor:
     first, settings = tasks[0], tasks[0].settings
     model = RunModel.open(first.runs, settings, compile=settings.compile, spread=first.has_std_layer)
-    return model.with_backend(backend_for(tasks)).predictor(size, first.plan.batch_size, first.first_windows)
+    return model.with_backend(backend_for(tasks)).predictor(size, first.plan.batch_size, first.sample_windows)
 
 
 def _with_origin(task: MapTask, model: EnsemblePredictor) -> MapTask:

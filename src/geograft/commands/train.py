@@ -467,6 +467,7 @@ def _training_features(
 
 def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling) -> ModelCard:
     """Return the card of a run without finished epochs."""
+    window_px, overlap_px = window_candidates(meta.settings.tile_px)[0]
     return ModelCard(
         name=name,
         model=model,
@@ -487,6 +488,6 @@ def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, sc
         alpha=meta.settings.alpha,
         finished=False,
         stride=network.body.stride,
-        window_px=window_candidates(meta.settings.tile_px)[0][0],
-        overlap_px=window_candidates(meta.settings.tile_px)[0][1],
+        window_px=window_px,
+        overlap_px=overlap_px,
     )

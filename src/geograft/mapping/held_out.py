@@ -6,7 +6,7 @@ Only windows that touch one of the tiles are predicted. A tile is assembled from
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8
@@ -16,13 +16,12 @@ from geograft.dataset.tileset import Tile, TileSet
 from geograft.geo.grid import Window, WindowIndex
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
-from geograft.inference.predictor import PixelBatch
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.batches import RasterSource
 from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import class_indices, class_probabilities
 from geograft.mapping.models import RunModel
-from geograft.mapping.plan import first_windows, plan_windows
+from geograft.mapping.plan import plan_windows, sample_windows
 from geograft.progress import progress_bar
 
 Extract = Callable[[Strip], Sequence[Shaped[ndarray, "bands h w"]]]
@@ -99,11 +98,7 @@ def predict_tiles(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile], tit
 def blend_part(model: RunModel, source: RasterSource, mosaic: Mosaic) -> Generator[Strip, None, None]:
     """Return the strips of a raster, blended as in a map; see `geograft.mapping.blend.blend`."""
     plan = plan_windows(mosaic, model.card, model.settings, model.layers)
-
-    def sample() -> PixelBatch | None:
-        found = first_windows(plan, source)
-        return None if found is None else (found.pixels, found.valid)
-
+    sample = partial(sample_windows, plan, source)
     return blend(plan, source, model.predictor(plan.lanes.tiles.tile_px, plan.batch_size, sample))
 
 
@@ -172,3 +167,12 @@ def predict_classes(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile]) -
     """Return the classes of tiles, in their order; see `TilePrediction`."""
     found = {one.index: one.classes for one in predict_tiles(model, tile_set, tiles, f"predicting {tile_set.folder}")}
     return [found[index] for index in range(len(tiles))]
+
+
+def evenly_spaced(count: int, max_count: int) -> list[int]:
+    """Return at most `max_count` indices spread evenly over range(`count`), with both ends.
+
+    >>> evenly_spaced(9, 3)
+    [0, 4, 8]
+    """
+    return [round(place) for place in np.linspace(0, count - 1, min(count, max_count))]

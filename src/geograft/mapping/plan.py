@@ -137,11 +137,10 @@ class MapTask:
         with closing(self.source.mosaic):
             return first_windows(self.plan, self.source, self.plan.batch_size)
 
-    def first_windows(self) -> PixelBatch | None:
-        """Return the first windows and their valid pixels, to compare backends on; None if no pixel is valid."""
+    def sample_windows(self) -> PixelBatch | None:
+        """Return the windows to compare backends on; None if no pixel is valid."""
         with closing(self.source.mosaic):
-            found = first_windows(self.plan, self.source)
-        return None if found is None else (found.pixels, found.valid)
+            return sample_windows(self.plan, self.source)
 
 
 def plan_windows(mosaic: Mosaic, card: ModelCard, settings: InferenceConfig, layers: int) -> BlendPlan:
@@ -159,9 +158,15 @@ def plan_windows(mosaic: Mosaic, card: ModelCard, settings: InferenceConfig, lay
     return BlendPlan(Lanes(tiles, panel_width(tiles, layers, pixel_bytes)), layers, batch, min(batch, CHUNK_TILES))
 
 
-def first_windows(plan: BlendPlan, source: RasterSource, count: int = COMPARED_WINDOWS) -> TileBatch | None:
+def first_windows(plan: BlendPlan, source: RasterSource, count: int) -> TileBatch | None:
     """Return the first `count` windows that are predicted; None if there is none."""
     return next(batch_tiles(iterate_tiles(plan.lanes, source, chunk_tiles=count), count), None)
+
+
+def sample_windows(plan: BlendPlan, source: RasterSource) -> PixelBatch | None:
+    """Return the first windows and their valid pixels, to compare backends on; None if there is none."""
+    found = first_windows(plan, source, COMPARED_WINDOWS)
+    return None if found is None else (found.pixels, found.valid)
 
 
 def requested_window(card: ModelCard, settings: InferenceConfig) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from geograft.card import OVERLAP_PX, WINDOW_PX, ModelCard
 from geograft.config import InferenceConfig
 from geograft.dataset.tileset import TileSet
-from geograft.mapping.held_out import predict_tiles
+from geograft.mapping.held_out import evenly_spaced, predict_tiles
 from geograft.mapping.models import RunModel
 from geograft.metrics.confusion import ConfusionScheme
 
@@ -58,8 +58,7 @@ def choose_window(run: Path, card: ModelCard, tile_set: TileSet, device: str) ->
 def _iou(run: Path, card: ModelCard, tile_set: TileSet, device: str) -> float:
     """Return the headline IoU of the map on validation tiles, every pixel once; NaN if it is undefined."""
     samples, scheme = tile_set.samples("val", unique_pixels=True), ConfusionScheme.from_legend(card.legend)
-    count = len(samples)
-    chosen = sorted({round(place) for place in np.linspace(0, count - 1, min(count, MAX_TILES))})
+    chosen = evenly_spaced(len(samples), MAX_TILES)
     model = RunModel((run,), card, InferenceConfig(backend="torch", device=device), {"cards": (card,)})
     total = scheme.zeros()
     tiles = [samples.tiles[index] for index in chosen]

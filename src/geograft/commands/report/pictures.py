@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from numpy import ndarray
 
-from geograft.commands.compare import evenly_spaced
 from geograft.dataset.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
 from geograft.figures.pictures import (
     ExampleTile,
@@ -26,6 +25,7 @@ from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image
 from geograft.labels import Label
 from geograft.legend import IGNORE, Legend
+from geograft.mapping.held_out import evenly_spaced
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.loader import image_mask
 
