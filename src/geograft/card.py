@@ -1,17 +1,18 @@
 """The model card, card.json: everything needed to use the weights of a run elsewhere."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from geograft.config import Cleaning, ModelConfig, describe_fault
-from geograft.errors import InputError, OutputError
+from geograft.errors import InputError, OutputError, RunChangedError
 from geograft.files import complete_update, write_json
 from geograft.indices import Index, check_indices
 from geograft.legend import Legend
@@ -25,9 +26,12 @@ FEATURES_FILE = "training_features.safetensors"
 WINDOW_PX, OVERLAP_PX = 640, 80
 """Largest windows of a new run and their overlap, in pixels. Larger ones are no faster and need more memory; others
 map no better (docs/speed.md)."""
+ATTEMPTS = 3
+"""Attempts to read a run that is being trained."""
 COMPARED_FIELDS = ("classes", "number of bands", "dtype", "indices", "nodata", "alpha")
 """Properties that must be equal for all runs of an ensemble."""
 
+Result = TypeVar("Result")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -103,6 +107,8 @@ class ModelCard:
     """Overlap of adjacent windows in pixels; None: half of their size."""
     cleaning: Cleaning | None = None
     """How `geograft polygons` cleans the objects of a class; None unless `geograft calibrate` chose it."""
+    weights_digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of model.safetensors; empty in runs of earlier versions."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
@@ -185,6 +191,35 @@ def read_card(run: Path) -> ModelCard:
         raise InputError(f"{run} is not a run: it has no {CARD}. Train one with `geograft train`.") from error
     except ValidationError as error:
         raise InputError(f"{path} cannot be read: {describe_fault(error)}. Train the run again.") from error
+
+
+def check_weights(run: Path, card: ModelCard, digest: str) -> None:
+    """Check that weights of a run, with the SHA-256 `digest`, are those of its `card`, which was read before them.
+
+    Raises:
+        RunChangedError: if the run was trained further in the meantime.
+        InputError: if the weights and the card in the folder do not belong together.
+    """
+    if card.weights_digest in ("", digest):
+        return
+    if read_card(run).weights_digest != card.weights_digest:
+        raise RunChangedError(f"{run} was trained further while it was read. Run the command again.")
+    raise InputError(
+        f"{run / WEIGHTS} does not belong to {CARD}: its SHA-256 begins with {digest[:12]}, not with "
+        f"{card.weights_digest[:12]}. Copy the run again, or train it again."
+    )
+
+
+def read_again(read: Callable[[], Result]) -> Result:
+    """Return `read()`, which is called again if a run was trained further while it was read, at most three times.
+
+    Raises:
+        RunChangedError: if that happens each time.
+    """
+    for _ in range(ATTEMPTS - 1):
+        with suppress(RunChangedError):
+            return read()
+    return read()
 
 
 def unfinished_notes(cards: Sequence[ModelCard]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 * GeograftError
   + InputError      an image, a label file, a tile set or a run cannot be used
     - DivergedError  the training loss became NaN or infinite
+    - RunChangedError  a run was trained further while it was read
     - ResumeError    partial results are damaged or belong to other inputs, and cannot be resumed
   + SettingError    a recipe, a flag or an argument has an invalid value
   + WeightsError    pretrained weights cannot be downloaded, read or loaded into the network
@@ -27,6 +28,10 @@ class InputError(GeograftError):
 
 class DivergedError(InputError):
     """The training loss became NaN or infinite, because of a tile or a learning rate that is too high."""
+
+
+class RunChangedError(InputError):
+    """A run was trained further while it was read: its card and its weights are of two epochs."""
 
 
 class ResumeError(InputError):

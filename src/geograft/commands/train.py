@@ -20,6 +20,7 @@ from geograft.card import (
     TILES_FILE,
     WEIGHTS,
     ModelCard,
+    check_weights,
     read_card,
     unfinished_notes,
 )
@@ -89,17 +90,19 @@ class StartingRun:
         """
         path = self.run / WEIGHTS
         before, now = (_ends(each.band_names, each.legend) for each in (self.card, meta))
+        digest = file_digest(path) if path.is_file() else ""
         try:
             new = transfer_weights(network, read_tensors(path), before, now)
         except ValueError as error:
             raise InputError(
                 f"{path} does not match the network in its model card: {error}. Give a run that geograft train wrote."
             ) from error
+        check_weights(self.run, self.card, digest)
         if has_new_bands(before.bands, now.bands):
             new = (*new, "no stage frozen")
         words = "; ".join(new) or "nothing new"
         first = f"first {self.card.weights_from}"
-        network.weights_from = f"run {self.card.name}, sha256 {file_digest(path)[:12]} ({words}), {first}"
+        network.weights_from = f"run {self.card.name}, sha256 {digest[:12]} ({words}), {first}"
         return f"starts from {self.run}, epoch {self.card.epoch}: {words}"
 
     def scaling(self, meta: TileSetMeta, other: Scaling) -> Scaling:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Shaped
 from numpy import ndarray
 
-from geograft.card import ModelCard, ensemble_card, read_cards, unfinished_notes
+from geograft.card import ModelCard, ensemble_card, read_again, read_cards, unfinished_notes
 from geograft.files import json_digest
 from geograft.inference.backends import load_backend
 from geograft.inference.probability import (
@@ -104,7 +104,7 @@ class EnsemblePredictor:
 
     @classmethod
     def load(cls, runs: Sequence[Path], **options: Unpack[PredictorOptions]) -> "EnsemblePredictor":
-        """Load runs and choose a backend.
+        """Load runs, which may be trained at the same time, and choose a backend.
 
         Takes seconds for each run and backend that was not used on this machine before; imports torch only then.
 
@@ -112,6 +112,10 @@ class EnsemblePredictor:
             InputError: if one of `runs` is not a finished run, or differs from the first in classes, bands or dtype.
             SettingError: for a device that this machine does not have, or a backend that is not installed.
         """
+        return read_again(lambda: cls._load(runs, options))
+
+    @classmethod
+    def _load(cls, runs: Sequence[Path], options: PredictorOptions) -> "EnsemblePredictor":
         cards = tuple(options.get("cards") or read_cards(runs))
         joint = ensemble_card(cards)
         window_px = options.get("window_px") or joint.window[0]
@@ -124,7 +128,8 @@ class EnsemblePredictor:
             # A floating-point sum depends on its order, which must not be that of the command line.
             networks.sort(key=_digests)
         names = ("backend", "device", "compile", "batch_size", "compare")
-        choice = load_backend(networks, BackendOptions(**{n: options[n] for n in names if n in options}))  # type: ignore[literal-required]
+        chosen = {name: value for name, value in options.items() if name in names}
+        choice = load_backend(networks, BackendOptions(**chosen))  # type: ignore[arg-type]
         members = [
             EnsembleMember(each.card.mean, each.card.std, options.get("temperature", each.card.temperature), runner)
             for each, runner in zip(networks, choice.runners, strict=True)

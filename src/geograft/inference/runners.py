@@ -13,7 +13,7 @@ from jaxtyping import Float32, Shaped
 from numpy import ndarray
 from pydantic.dataclasses import dataclass as validated
 
-from geograft.card import WEIGHTS, ModelCard
+from geograft.card import WEIGHTS, ModelCard, check_weights
 from geograft.files import file_digest
 from geograft.inference import onnx, openvino
 from geograft.inference.graphs import graph_folder
@@ -83,8 +83,10 @@ class TrainedNetwork:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 of the weights."""
-        return file_digest(self.folder / WEIGHTS)
+        """SHA-256 of the weights, which are those of the card."""
+        digest = file_digest(self.folder / WEIGHTS)
+        check_weights(self.folder, self.card, digest)
+        return digest
 
     def graph_key(self, backend: str) -> dict[str, Any]:
         """Return everything that affects what a graph computes."""

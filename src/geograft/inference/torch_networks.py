@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from geograft.card import WEIGHTS, ModelCard
+from geograft.card import WEIGHTS, ModelCard, check_weights
 from geograft.inference.graphs import exported_graph, suppress_warnings
 from geograft.inference.probability import output_layers
 from geograft.inference.runners import (
@@ -46,10 +46,10 @@ def read_network(run: Path, card: ModelCard) -> Network:
     """Return the best network of a run folder, on the CPU. No pretrained weights are downloaded.
 
     Raises:
-        InputError: if the weights are missing, truncated or from another network.
+        InputError: if the weights are missing, truncated, from another network or not those of the card.
     """
     network = build(card.model, len(card.band_names), card.legend.outputs, pretrained=False)
-    load_weights(run / WEIGHTS, network)
+    check_weights(run, card, load_weights(run / WEIGHTS, network))
     return network
 
 

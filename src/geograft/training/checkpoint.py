@@ -10,6 +10,7 @@ The files of an epoch are written into a folder of their own, whose rename commi
 (`geograft.files.atomic_update`).
 """
 
+import hashlib
 import io
 import math
 import pickle
@@ -24,7 +25,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from geograft.card import CARD, FEATURES_FILE, STATE, WEIGHTS, ModelCard, read_card
@@ -149,13 +150,14 @@ class RunFolder:
         """
         history = progress.history
         with atomic_update(self.path) as part:
+            digest = ""
             if history.best == history.epochs[-1]:
-                save_weights(part / WEIGHTS, network)
+                digest = save_weights(part / WEIGHTS, network)
                 (part / FEATURES_FILE).touch()
             save_weights(part / LAST, network)
             history.write(part)
             if self.card is not None:
-                self.card_of(self.card, history).write(part)
+                self.card_of(self.card, history, digest=digest).write(part)
             self._write_state(part, parts, progress, identity)
 
     def finish(self, card: ModelCard, features: Applicability | None) -> None:
@@ -171,19 +173,24 @@ class RunFolder:
             else:
                 features.write(part / FEATURES_FILE)
 
-    def card_of(self, card: ModelCard, history: History, finished: bool = False) -> ModelCard:
-        """Return `card` with the best epoch of `history`, and the calibration in the folder if it is of that epoch."""
+    def card_of(self, card: ModelCard, history: History, finished: bool = False, digest: str = "") -> ModelCard:
+        """Return `card` with the best epoch of `history`, and the calibration in the folder if it is of that epoch.
+
+        `digest` is that of the weights of the best epoch; empty: it is in the folder's card.
+        """
         best = history.best
         scores = {"loss": best.val_loss, "iou": best.val_iou, "f1": best.val_f1}
         known = {name: value for name, value in scores.items() if not math.isnan(value)}
         card = replace(card, epoch=best.epoch, epochs=len(history.epochs), scores=known, finished=finished)
+        card = replace(card, weights_digest=digest)
         try:
             before = read_card(self.path)
         except InputError:
             return card
         if (before.epoch, before.data_fingerprint) != (card.epoch, card.data_fingerprint):
             return card
-        return replace(card, **{name: getattr(before, name) for name in CALIBRATED})
+        kept = {name: getattr(before, name) for name in CALIBRATED}
+        return replace(card, **kept, weights_digest=digest or before.weights_digest)
 
     def _write_state(
         self, part: Path, parts: Mapping[str, Stateful], progress: TrainingProgress, identity: Mapping[str, Any]
@@ -240,8 +247,8 @@ def load_state(
     return progress
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
-    """Write the state_dict of a network as safetensors, under the same names.
+def save_weights(path: Path, network: nn.Module) -> str:
+    """Write the state_dict of a network as safetensors, under the same names, and return the file's SHA-256.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -249,16 +256,18 @@ def save_weights(path: Path, network: nn.Module) -> None:
     content = save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
     with atomic_write(path) as part:
         part.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Load a file written by `save_weights` into `network`.
+def load_weights(path: Path, network: nn.Module) -> str:
+    """Load a file written by `save_weights` into `network`, and return the file's SHA-256.
 
     Raises:
         InputError: if the file is missing or damaged, has NaN or infinite values, or belongs to another network.
     """
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        content = path.read_bytes()
+        tensors: dict[str, Tensor] = load(content)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}. Copy the run again, or train it again.") from error
     nonfinite = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
@@ -268,6 +277,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{path} does not match the network in the model card. Train the run again.") from error
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
