@@ -1,17 +1,26 @@
 """Bands of a raster or tile set that have the run's names in another order: a note says what --bands would fix it."""
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+from shapely import box
 
+from geograft.card import read_card
 from geograft.commands.predict import predict
-from geograft.config import PredictConfig
+from geograft.commands.prepare import prepare
+from geograft.commands.review import review
+from geograft.commands.suggest import suggest
+from geograft.config import PredictConfig, PrepareConfig, SuggestConfig
+from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError
 from tests.commands.test_predict import read
-from tests.support.rasters import textured, write_raster
+from tests.commands.test_suggest import BandMeans
+from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 from tests.support.runs import ContextPredictor, PixelwisePredictor, make_run
 
 NAMES = ("nir", "red", "green")
@@ -76,6 +85,37 @@ def test_a_run_whose_bands_share_a_name_gives_no_note(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", band_names=("red", "red", "green"))
     raster = scene(tmp_path / "scene.tif", "green", "red", "red")
     assert predict(run, (raster,), tmp_path / "map.tif").notes == ()
+
+
+def test_suggestions_give_the_same_note(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geograft.commands.suggest.load_cell_encoder", lambda *_: BandMeans())
+    right, other = scene(tmp_path / "right.tif", *NAMES, cols=80), scene(tmp_path / "other.tif", *NAMES[::-1], cols=80)
+    found = suggest(run, (right, other), tmp_path / "next.gpkg")
+    (note,) = (note for note in found.notes if "bands" in note)
+    assert all(part in note for part in (other.name, ", ".join(NAMES), ", ".join(NAMES[::-1]), "--bands 3 2 1"))
+    chosen = suggest(run, (other,), tmp_path / "chosen.gpkg", SuggestConfig(bands=(3, 2, 1)))
+    assert not any("bands" in note for note in chosen.notes)
+
+
+def test_tile_sets_give_the_same_note(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geograft.commands.suggest.load_cell_encoder", lambda *_: BandMeans())
+    raster = scene(tmp_path / "scene.tif", *NAMES[::-1], cols=128)
+    field = geopandas.GeoDataFrame(geometry=[box(*(TENTH_METRE @ (10, 30)), *(TENTH_METRE @ (70, 5)))], crs=UTM12)
+    field.to_file(tmp_path / "fields.gpkg")
+    left = geopandas.GeoDataFrame(geometry=[box(*(TENTH_METRE @ (0, 40)), *(TENTH_METRE @ (64, 0)))], crs=UTM12)
+    left.to_file(tmp_path / "left.gpkg")
+    settings = PrepareConfig(tile_px=32, overlap=0.0, split="scene", val=0.0, test=1.0)
+    tiles = tmp_path / "tiles"
+    source = VectorSource((raster,), tmp_path / "fields.gpkg", aoi=tmp_path / "left.gpkg")
+    legend = prepare(source, tiles, settings).meta.legend
+    replace(read_card(run), legend=legend).write(run)
+    notes = {
+        "review": review(run, tmp_path / "errors", tiles).notes,
+        "suggest": suggest(run, (tiles,), tmp_path / "next.gpkg").notes,
+    }
+    for found in notes.values():
+        (note,) = (note for note in found if "bands" in note)
+        assert all(part in note for part in (str(tiles), ", ".join(NAMES), ", ".join(NAMES[::-1]), "--bands 3 2 1"))
 
 
 def test_one_note_per_map(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,20 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 
 from geograft.card import CARD, STATE, WEIGHTS, read_card
-from geograft.commands.train import check_networks, train
-from geograft.config import Recipe, load_recipe
+from geograft.commands.compare import compare
+from geograft.commands.curve import curve
+from geograft.commands.find import find
+from geograft.commands.train import check_trainings, train
+from geograft.config import Recipe, Variant, load_recipe
 from geograft.dataset.tileset import TileSet
-from geograft.errors import InputError, OutputError, SettingError, WeightsError
+from geograft.errors import GeograftError, InputError, OutputError, SettingError, WeightsError
 from geograft.training.checkpoint import LAST
 from geograft.training.history import read_history
 
@@ -102,12 +106,42 @@ def test_scaling_by_weights_needs_pretrained_weights(tiles: Path, tmp_path: Path
 def test_weights_that_do_not_match_are_said_before_the_first_of_several_trainings(tiles: Path, tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), path)
-    matching = Recipe().with_settings(model={"encoder": "resnet10t", "weights": str(path)}).model
-    check_networks(TileSet.open(tiles), [matching, SMALL.model, matching])
+    matching = Recipe().with_settings(model={"encoder": "resnet10t", "weights": str(path)})
+    other = matching.with_settings(model={"encoder": "mobilenetv3_small_050"})
+    check_trainings(TileSet.open(tiles), [matching, SMALL, matching])
     with pytest.raises(WeightsError, match="mobilenetv3_small_050"):
-        check_networks(TileSet.open(tiles), [matching, replace(matching, encoder="mobilenetv3_small_050")])
+        check_trainings(TileSet.open(tiles), [matching, other])
     with pytest.raises(WeightsError, match="mobilenetv3_small_050"):
-        train(tiles, tmp_path / "run", Recipe(model=replace(matching, encoder="mobilenetv3_small_050")))
+        train(tiles, tmp_path / "run", other)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=CARD):
-        check_networks(TileSet.open(tiles), [replace(matching, start=str(tmp_path))])
+        check_trainings(TileSet.open(tiles), [matching.with_settings(model={"start": str(tmp_path)})])
+
+
+WRONG: tuple[dict[str, dict[str, Any]], ...] = (
+    {"model": {"architecture": "transfer", "encoder": "nonsense", "weights": "none"}},
+    {"model": {"architecture": "transfer", "encoder": "resnet18", "weights": "missing.pth"}},
+    {"model": {"start": "missing"}},
+    {"train": {"normalise": "weights"}},
+    {"train": {"class_weights": "1,2,3"}},
+    {"train": {"device": "mps"}},
+    {"train": {"batch_size": 10**9, "repeat": 10**6}},
+    {"train": {"devices": 50, "batch_size": 2}},
+)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="mps is a device there")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_mistake_in_the_last_of_several_trainings_is_said_before_the_first(
+    tiles: Path, tmp_path: Path, wrong: dict[str, dict[str, Any]]
+) -> None:
+    recipe = replace(SMALL, seeds=(0, 1), variants=(Variant("right"), Variant("wrong", **wrong)))
+    for several in (
+        lambda: compare(tiles, recipe, tmp_path / "out"),
+        lambda: compare(tiles, recipe, tmp_path / "out", folds=2),
+        lambda: curve(tiles, tmp_path / "out", recipe, (50.0, 100.0)),
+        lambda: find(tiles, tmp_path / "out", SMALL.with_settings(**wrong)),
+    ):
+        with pytest.raises(GeograftError):
+            several()
+        assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 
 from geograft.commands.evaluate import evaluate
-from geograft.commands.train import check_networks, train
+from geograft.commands.train import check_trainings, train
 from geograft.config import EvaluateConfig, InferenceConfig, Recipe
 from geograft.dataset.folds import write_fold_sets
 from geograft.dataset.tileset import TileSet
@@ -217,6 +217,7 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
     check_variants(recipe)
     if folds < 0:
         raise SettingError(f"--folds {folds}: give the number of folds, or 0 for none.")
+    check_trainings(TileSet.open(tiles), (recipe.variant(variant, recipe.seeds[0]) for variant in recipe.variants))
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
         return _compare(tiles, recipe, out, folds)
@@ -225,8 +226,6 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
 def _compare(tiles: Path, recipe: Recipe, out: Path, folds: int) -> Comparison:
     sets = dict(enumerate(write_fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
     jobs = [(fold, seed, variant) for fold in sets for seed in recipe.seeds for variant in recipe.variants]
-    variants = (recipe.variant(variant, recipe.seeds[0]).model for variant in recipe.variants)
-    check_networks(TileSet.open(sets[min(sets)]), variants)
     rows = []
     for number, (fold, seed, variant) in enumerate(jobs, start=1):
         if rank_of(recipe.train) == 0:

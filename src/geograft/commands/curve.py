@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from geograft.commands.compare import check_variants, slug
-from geograft.commands.train import DEFAULT_RECIPE
+from geograft.commands.train import DEFAULT_RECIPE, check_trainings
 from geograft.commands.trials import (
     MIN_STEPS,
     PERCENTS,
@@ -318,6 +318,7 @@ def curve(
             f"{len(recipe.seeds)} seeds, --min-steps {min_steps}: give at least one seed, and 0 or more steps."
         )
     jobs = _jobs(tile_set, recipe, percent, min_steps)
+    check_trainings(tile_set, (recipe.variant(variant, recipe.seeds[0]) for variant in recipe.variants))
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
         learning_curve = _curve(tile_set, out, recipe, jobs)

@@ -19,7 +19,7 @@ from geograft.errors import InputError, SettingError
 from geograft.files import refuse_existing, write_json
 from geograft.locks import lock_output
 from geograft.mapping.models import RunModel
-from geograft.mapping.plan import band_order_note, resolution_note
+from geograft.mapping.plan import resolution_note, tile_set_band_notes
 from geograft.mapping.scoring import (
     Confusion,
     Metric,
@@ -414,16 +414,8 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
     resolution = resolution_note(str(tile_set.folder), tile_set.meta.resolution_m, card)
     if cleaning:
         notes = (*notes, f"objects of {config.objects} are cleaned as by `geograft polygons`, with the run's settings.")
-    notes = (*model.notes, *notes, *_band_order_notes(card, tile_set), *([resolution] if resolution else []))
+    notes = (*model.notes, *notes, *tile_set_band_notes(tile_set, card), *([resolution] if resolution else []))
     return Evaluation(model.runs[0], split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
-
-
-def _band_order_notes(card: ModelCard, tile_set: TileSet) -> tuple[str, ...]:
-    """Return a note if a tile set has the run's bands in another order."""
-    meta = tile_set.meta
-    names, chosen = meta.band_names[: meta.bands], meta.settings.bands
-    note = band_order_note(str(tile_set.folder), names, card, "Prepare the tile set with", chosen)
-    return (note,) if note else ()
 
 
 def _open_baseline(run: Path, card: ModelCard, tile_set: TileSet, config: EvaluateConfig) -> RunModel:

@@ -12,7 +12,7 @@ from typing import Any
 
 from geograft.card import STATE
 from geograft.commands.search import SearchSpace, TrialResult, Values, should_promote
-from geograft.commands.train import DEFAULT_RECIPE, check_networks, train
+from geograft.commands.train import DEFAULT_RECIPE, check_trainings, train
 from geograft.config import Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet
 from geograft.errors import DivergedError, InputError, SettingError
@@ -219,10 +219,5 @@ def _check(whole: TileSet, space: SearchSpace, trials: int, minutes: float) -> N
         raise SettingError(
             "geograft find runs in one process and spawns others for --devices. Start it without torchrun or srun."
         )
-    for part in ("train", "val"):
-        if not whole.split(part):
-            raise InputError(
-                f"{whole.folder} has no {part} tiles. Prepare it again with other --val and --test fractions."
-            )
     encoders = (space.recipe.model.encoder,) if space.recipe.model.start else space.encoders
-    check_networks(whole, (space.recipe.with_settings(model={"encoder": encoder}).model for encoder in encoders))
+    check_trainings(whole, (space.recipe.with_settings(model={"encoder": encoder}) for encoder in encoders))

@@ -220,7 +220,7 @@ def predict(
     models = _load_models(tasks)
     tasks = [_with_origin(task, model) for task, model in _with_models(tasks, models)]
     own = (note for model in models.values() for note in model.notes)
-    by_task = (note for task in tasks for note in (*resolution_notes(task), *band_order_notes(task)))
+    by_task = (note for task in tasks for note in _task_notes(task))
     notes = tuple(dict.fromkeys((*own, *by_task)))
     words = "; ".join(dict.fromkeys(describe_model(task, models[task.window[0]]) for task in tasks))
     if dry_run:
@@ -265,6 +265,12 @@ def _load_model(size: int, tasks: Sequence[MapTask]) -> EnsemblePredictor:
     first, settings = tasks[0], tasks[0].settings
     model = RunModel.open(first.runs, settings, compile=settings.compile, spread=first.has_std_layer)
     return model.with_backend(backend_for(tasks)).predictor(size, first.plan.batch_size, first.sample_windows)
+
+
+def _task_notes(task: MapTask) -> list[str]:
+    # With --bands, the user chose the order.
+    in_order = [] if task.settings.bands else band_order_notes(task.source, task.card)
+    return [*resolution_notes(task), *in_order]
 
 
 def _with_origin(task: MapTask, model: EnsemblePredictor) -> MapTask:

@@ -28,6 +28,7 @@ from geograft.legend import IGNORE
 from geograft.locks import locks_output
 from geograft.mapping.canvases import Canvas, HeldOutTiles, write_canvases
 from geograft.mapping.models import RunModel
+from geograft.mapping.plan import tile_set_band_notes
 from geograft.mapping.polygons.shapes import as_array
 from geograft.mapping.suspects import confidence_thresholds, find_suspects, self_confidence
 from geograft.metrics.errors import CORRECT, FALSE_POSITIVE, error_names, error_raster, tile_counts, worst_tiles
@@ -338,7 +339,7 @@ def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, co
     scenes = {(split.tile_set.folder, tile.scene) for split in held_out for tile in split.tiles}
     count = sum(len(split.tiles) for split in held_out)
     unit = "labels, one per pixel and class," if held_out[0].scheme.overlapping else "labelled pixels"
-    return Review(out, len(scenes), count, findings, _notes(several, tiles), unit)
+    return Review(out, len(scenes), count, findings, (*_notes(several, tiles), *_band_notes(held_out)), unit)
 
 
 def _held_out_tiles(run: Path, tiles: Path | None, several: Sequence[Path], config: ReviewConfig) -> list[HeldOutTiles]:
@@ -348,6 +349,11 @@ def _held_out_tiles(run: Path, tiles: Path | None, several: Sequence[Path], conf
     splits: tuple[Split, ...] = ("test",) if len(several) > 1 else ("val", "test")
     chosen: tuple[Split, ...] = ("train", "val", "test") if tiles else splits
     return [HeldOutTiles(model, tile_set, split) for split in chosen if tile_set.split(split)]
+
+
+def _band_notes(held_out: Sequence[HeldOutTiles]) -> tuple[str, ...]:
+    notes = (note for split in held_out for note in tile_set_band_notes(split.tile_set, split.model.card))
+    return tuple(dict.fromkeys(notes))
 
 
 def _notes(several: Sequence[Path], tiles: Path | None) -> tuple[str, ...]:

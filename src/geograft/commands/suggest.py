@@ -22,7 +22,7 @@ from geograft.geo.vectors.styles import GraduatedStep, graduated_style, write_st
 from geograft.geo.vectors.writer import tile_outlines
 from geograft.inference.embedding import load_cell_encoder
 from geograft.locks import locks_output
-from geograft.mapping.plan import MapSource, map_sources
+from geograft.mapping.plan import MapSource, band_order_notes, map_sources, tile_set_band_notes
 from geograft.mapping.pool import (
     Candidate,
     Embedder,
@@ -209,7 +209,8 @@ def suggest(
     check_candidates(inputs.rasters, pool.unlabelled_tiles, pool.labelled_tiles)
     tiles = rank_candidates(pool.candidates, config.tiles)
     write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
-    notes = (*embedder.model.notes, *_notes(runs[0], embedder.training_features, labels))
+    notes = _notes(runs[0], embedder.training_features, labels)
+    notes = (*embedder.model.notes, *notes, *_band_order_notes(card, inputs, sources, config))
     return Suggestions(out, inputs.rasters, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
 
 
@@ -245,6 +246,17 @@ def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path 
         window_px=config.window_px,
     )
     return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
+
+
+def _band_order_notes(
+    card: ModelCard, inputs: _Inputs, sources: Sequence[MapSource], config: SuggestConfig
+) -> list[str]:
+    """Return a note if bands have the run's names in another order; none with --bands."""
+    if config.bands:
+        return []
+    if inputs.tile_set:
+        return tile_set_band_notes(inputs.tile_set, card)
+    return [note for source in sources for note in band_order_notes(source, card)][:1]
 
 
 def _labelled_tiles(run: Path, known: Path | None, given: TileSet | None) -> TileSet | None:

@@ -47,7 +47,7 @@ from geograft.training.checkpoint import RunFolder
 from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
 from geograft.training.loader import Scaling, TrainingData
-from geograft.training.loop import expected_epoch_seconds, fit
+from geograft.training.loop import check_start, expected_epoch_seconds, fit
 from geograft.training.sampling import make_batches
 from geograft.training.tracking import EVENTS, RUN_ID
 
@@ -295,22 +295,11 @@ def train(
 
 
 def _train(tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes: float | None) -> Training:
-    _check_memory(tile_set, recipe.train)
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
     is_main = rank_of(recipe.train) == 0
-    start = StartingRun.from_config(recipe.model)
-    recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
-    torch.manual_seed(recipe.train.seed)
-    network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
-    scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
-    notes: tuple[str, ...] = ()
-    if start:
-        notes = (*unfinished_notes([start.card]), start.load_into(network, tile_set.meta))
-        scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
-    data = training_data(tile_set, recipe, scaling)
+    recipe, network, data, notes = _prepare_training(tile_set, recipe)
     # Before training, so that unreadable scenes are reported now.
     leakage = leakage_warning(tile_set)
-    check_devices(recipe.train)
     if minutes is not None:
         config, line = fit_minutes(network, data, recipe.train, minutes)
         announce(line)
@@ -331,6 +320,28 @@ def _train(tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes
     return Training(out, card, history, *parameter_counts(network), notes=notes)
 
 
+def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Network, TrainingData, tuple[str, ...]]:
+    """Return what a training begins with: the recipe with the model of the starting run, network, data and notes.
+
+    Raises:
+        InputError, SettingError, WeightsError: as in `train`.
+    """
+    _check_memory(tile_set, recipe.train)
+    check_devices(recipe.train)
+    start = StartingRun.from_config(recipe.model)
+    recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
+    torch.manual_seed(recipe.train.seed)
+    network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
+    scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
+    notes: tuple[str, ...] = ()
+    if start:
+        notes = (*unfinished_notes([start.card]), start.load_into(network, tile_set.meta))
+        scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
+    data = training_data(tile_set, recipe, scaling)
+    check_start(data, recipe.train)
+    return recipe, network, data, notes
+
+
 def _check_memory(tile_set: TileSet, config: TrainConfig) -> None:
     tiles, tile_px = len(tile_set.split("train")), tile_set.meta.settings.tile_px
     pixel_bytes = 4 * (len(tile_set.meta.band_names) + tile_set.meta.legend.outputs)
@@ -338,22 +349,14 @@ def _check_memory(tile_set: TileSet, config: TrainConfig) -> None:
     check_batch(min(config.batch_size, max(tiles * config.repeat, 1)), tile_px, pixel_bytes)
 
 
-def check_networks(tile_set: TileSet, models: Iterable[ModelConfig]) -> None:
-    """Build each network once, so that weights that do not match are said before the first of several trainings.
+def check_trainings(tile_set: TileSet, recipes: Iterable[Recipe]) -> None:
+    """Begin each training up to its first step, so that mistakes are said before the first of several trainings.
 
     Raises:
-        InputError: if a run to start from is not a run.
-        SettingError, WeightsError: as in `train`, for an unknown encoder or weights that cannot be loaded.
+        InputError, SettingError, WeightsError: as in `train`.
     """
-    for model in dict.fromkeys(models):
-        start = StartingRun.from_config(model)
-        network = build(
-            start.model_config(model, tile_set.meta) if start else model,
-            len(tile_set.meta.band_names),
-            tile_set.meta.legend.outputs,
-        )
-        if start:
-            start.load_into(network, tile_set.meta)
+    for recipe in recipes:
+        _prepare_training(tile_set, recipe)
 
 
 def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> TrainingData:

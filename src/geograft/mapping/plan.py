@@ -19,6 +19,7 @@ from numpy import ndarray
 
 from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, ensemble_card, read_cards
 from geograft.config import InferenceConfig, PredictConfig
+from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import check_output, file_digest
 from geograft.geo.grid import Grid, Window
@@ -255,13 +256,20 @@ def resolution_note(name: str, pixel_m: float | None, card: ModelCard) -> str:
     return f"a pixel of {name} is {pixel_m:.3g} m wide, the run was trained at {trained_m:.3g} m."
 
 
-def band_order_notes(task: MapTask) -> list[str]:
-    """Return a note for the first raster whose bands have the run's names in another order; none with --bands."""
-    if task.settings.bands:
-        return []
-    named = zip(task.source.rasters, task.source.band_names, strict=True)
-    notes = (band_order_note(str(path), names, task.card) for path, names in named)
+def band_order_notes(source: MapSource, card: ModelCard) -> list[str]:
+    """Return a note for the first raster of a map whose bands have the run's names in another order."""
+    notes = (
+        band_order_note(str(path), names, card) for path, names in zip(source.rasters, source.band_names, strict=True)
+    )
     return [note for note in notes if note][:1]
+
+
+def tile_set_band_notes(tile_set: TileSet, card: ModelCard) -> list[str]:
+    """Return a note if a tile set has the run's bands in another order."""
+    meta = tile_set.meta
+    names, chosen = meta.band_names[: meta.bands], meta.settings.bands
+    note = band_order_note(str(tile_set.folder), names, card, "Prepare the tile set with", chosen)
+    return [note] if note else []
 
 
 def band_order_note(

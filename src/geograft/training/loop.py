@@ -80,7 +80,7 @@ def fit(
             tile.
         OutputError: if a file cannot be written; the last saved state remains.
     """
-    _check_enough(data, config)
+    check_start(data, config)
     out = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     history = launch(config, _fit_process, network, data, config, out, resume)
     if spawns_processes(config):
@@ -96,7 +96,7 @@ def expected_epoch_seconds(network: Network, data: TrainingData, config: TrainCo
     Raises:
         InputError, SettingError: as `fit`.
     """
-    _check_enough(data, config)
+    check_start(data, config)
     untracked = replace(config, tensorboard=False, mlflow="", compile=False)
     return launch(untracked, _time_epoch, deepcopy(network), data, untracked)
 
@@ -403,7 +403,13 @@ class _Run:
         )
 
 
-def _check_enough(data: TrainingData, config: TrainConfig) -> None:
+def check_start(data: TrainingData, config: TrainConfig) -> None:
+    """Check what would stop `fit` before its first step.
+
+    Raises:
+        InputError: without training tiles.
+        SettingError: if a process would get no tile of a batch.
+    """
     if not len(data.train):
         raise InputError("There are no training tiles. Prepare the tile set again with smaller --val and --test.")
     check_batch_size(config.devices * config.nodes, config.batch_size, len(data.train), len(data.val))
