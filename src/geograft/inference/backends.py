@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from geograft.errors import OutputError, SettingError
 from geograft.files import json_digest, write_json
+from geograft.inference.comparison import compare_in_child
 from geograft.inference.graphs import FOLDER, is_intact
 from geograft.inference.runners import (
     EXPORT_BACKENDS,
@@ -159,7 +160,7 @@ def _trials(
 ) -> Trials:
     """Return the trials of a network by each of `names` and torch: those remembered, or else new ones.
 
-    Runners of new trials are put into `measured`, by the network's number and the backend.
+    Runners of trials in this process are put into `measured`, by the network's number and the backend.
     """
     network = networks[number]
     path = _trials_path(network, workers)
@@ -167,11 +168,13 @@ def _trials(
     # A backend that could not be used is tried again: the reason may have been a full disk.
     missing = [n for n in names if n not in trials or trials[n].problem or not is_intact(network.graph_folder(n))]
     if missing or TORCH not in trials:
-        from geograft.inference.torch_networks import compare_backends  # noqa: PLC0415  (imports torch)
+        found = compare_in_child(network, missing, workers.count)
+        if found is None:
+            from geograft.inference.torch_networks import compare_backends  # noqa: PLC0415  (imports torch)
 
-        found, runners = compare_backends(network, {name: EXPORT_BACKENDS[name] for name in missing}, workers)
+            found, runners = compare_backends(network, {name: EXPORT_BACKENDS[name] for name in missing}, workers)
+            measured |= {(number, name): runner for name, runner in runners.items()}
         trials |= found
-        measured |= {(number, name): runner for name, runner in runners.items()}
         _write_trials(path, trials)
     return trials
 

@@ -1,0 +1,65 @@
+"""Compare backends in a process of its own, which takes torch and the exporters away with it.
+
+Torch and an export leave about a gigabyte behind that a map does not need: its process reads graphs only.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from geograft.inference.graphs import FOLDER, is_intact
+from geograft.inference.runners import EXPORT_BACKENDS, TileWorkers, TrainedNetwork, Trials
+
+CHILD = "from geograft.inference.comparison import _compare_as_child; _compare_as_child()"
+
+
+def compare_in_child(network: TrainedNetwork, names: Sequence[str], threads: int) -> Trials | None:
+    """Return the trials of a network by backends and torch, with graphs cached in its run folder.
+
+    Takes as long as importing torch, plus the comparison. Nothing is printed.
+
+    Returns:
+        None where a child process is of no use: torch is loaded already, the run folder cannot cache graphs, or the
+        child fails. The reason shows when the caller compares in its own process.
+    """
+    if "torch" in sys.modules or not _can_start_python() or not _can_cache(network.folder):
+        return None
+    # -P: a torch.py in the user's working directory is not torch.
+    command = [sys.executable, "-P", "-c", CHILD]
+    task = pickle.dumps((network, tuple(names), threads))
+    done = subprocess.run(command, input=task, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    try:
+        trials = TypeAdapter(Trials).validate_json(done.stdout)
+    except ValidationError:
+        return None
+    cached = all(
+        trial.problem or is_intact(network.graph_folder(name)) for name, trial in trials.items() if name in names
+    )
+    return trials if cached else None
+
+
+def _can_start_python() -> bool:
+    """Return whether `sys.executable` is Python; in a program that embeds Python it may be that program."""
+    return Path(sys.executable or "").stem.startswith("python")
+
+
+def _can_cache(run: Path) -> bool:
+    exported = run / FOLDER
+    return os.access(exported if exported.exists() else run, os.W_OK | os.X_OK)
+
+
+def _compare_as_child() -> None:
+    """Compare the backends of the task on stdin and print the trials as JSON."""
+    from geograft.inference.torch_networks import compare_backends  # noqa: PLC0415  (imports torch)
+
+    printed = os.dup(1)
+    os.dup2(2, 1)  # libraries may print
+    network, names, threads = pickle.load(sys.stdin.buffer)  # written by the parent process
+    trials, _ = compare_backends(network, {name: EXPORT_BACKENDS[name] for name in names}, TileWorkers(threads))
+    with open(printed, "wb") as file:  # noqa: PTH123  (a descriptor)
+        file.write(TypeAdapter(Trials).dump_json(trials))
