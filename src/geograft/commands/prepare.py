@@ -17,10 +17,10 @@ from jaxtyping import Int8
 from numpy import ndarray
 
 from geograft.config import PrepareConfig
+from geograft.dataset.adjacent import by_block, find_adjacent
 from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
-from geograft.dataset.neighbours import find_positions
 from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource
-from geograft.dataset.splits import SplitScene, plan_tiles, splits_by_block, training_stride
+from geograft.dataset.splits import SplitScene, plan_tiles, training_stride
 from geograft.dataset.statistics import (
     COUNT_BLOCK,
     ClassCounts,
@@ -344,7 +344,7 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
     """
     settings = config or PrepareConfig()
     refuse_existing(out)
-    gathered = _find_adjacent(_select_bands(source.gather(), settings), settings)
+    gathered = find_adjacent(_select_bands(source.gather(), settings), settings)
     indices = parse_indices(settings.index, band_names(gathered.scenes))
     _check_effective(gathered.scenes, settings)
     _check_tile_fits(gathered.scenes, settings.tile_px)
@@ -390,27 +390,6 @@ def _selected_info(info: ImageInfo, bands: Sequence[int], rule: ValidityRule) ->
         return image.info
 
 
-def _find_adjacent(gathered: LabelledScenes, settings: PrepareConfig) -> LabelledScenes:
-    """Return the scenes with their positions among adjacent ones, which count as one place."""
-    if settings.split == "article":
-        return gathered
-    positions = find_positions({scene.name: scene.info.grid for scene in gathered.scenes}, max(settings.buffer_px, 1))
-    if not positions:
-        return gathered
-    scenes = tuple(replace(scene, position=positions.get(scene.name)) for scene in gathered.scenes)
-    places = len({position.place for position in positions.values()})
-    how = "the buffer holds across their edges" if _by_block(scenes, settings) else "each place is in one split"
-    note = f"{len(positions)} in {pluralise(places, 'place')}; {how}"
-    return replace(gathered, scenes=scenes, notes=gathered.notes | {"adjacent scenes": note})
-
-
-def _by_block(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> bool:
-    grids = [(scene.name, scene.info.grid.height, scene.info.grid.width, scene.group) for scene in scenes]
-    return splits_by_block(
-        [SplitScene(*grid, position=scene.position) for grid, scene in zip(grids, scenes, strict=True)], settings
-    )
-
-
 def _check_effective(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> None:
     """Raise SettingError for a buffer or a block size that is set although no scene is split by block."""
     default = PrepareConfig()
@@ -418,7 +397,7 @@ def _check_effective(scenes: Sequence[LabelledScene], settings: PrepareConfig) -
         "--buffer-px": settings.buffer_px not in (0, default.buffer_px) and settings.buffer_px,
         "--block-px": settings.block_px,
     }
-    if not any(given.values()) or _by_block(scenes, settings):
+    if not any(given.values()) or by_block(scenes, settings):
         return
     flag, value = next((flag, value) for flag, value in given.items() if value)
     raise SettingError(
