@@ -42,6 +42,8 @@ class MapJob:
     """For a backend alone: the number of batches."""
     padding: int = 0
     """For a whole image: mirrored pixels before the first row and column."""
+    window_px: int = 0
+    """For Geograft: the size of its windows; 0: that of the training tiles."""
 
     @classmethod
     def read(cls, path: Path) -> "MapJob":
@@ -79,7 +81,8 @@ def geograft_contestant(backend: str, **settings: Any) -> Callable[[MapJob], Wor
 
         set_gdal_options()
         kind = "float16" if job.probabilities else "none"
-        tiles = {"window_px": read_card(job.run).tile_px, "overlap": job.overlap, "batch_size": job.batch}
+        window_px = job.window_px or read_card(job.run).tile_px
+        tiles = {"window_px": window_px, "overlap": job.overlap, "batch_size": job.batch}
         config = PredictConfig(**tiles | {"backend": backend, "probabilities": kind} | settings)
 
         def work() -> ndarray | None:

@@ -183,12 +183,13 @@ def load_on_torch(
 
 
 def compare_backends(
-    trained: TrainedNetwork, backends: Mapping[str, ExportBackend], workers: TileWorkers
+    trained: TrainedNetwork, backends: Mapping[str, ExportBackend], workers: TileWorkers, keep_runners: bool = True
 ) -> tuple[Trials, dict[str, Runner]]:
     """Compare backends with torch on the network's sample, and export the graphs that are not cached.
 
     Returns:
-        The trial of each backend and of torch; and the runners of those that can be used.
+        The trial of each backend and of torch; and the runners of those that can be used, if they are to be kept:
+        each holds the memory of its largest map.
 
     Raises:
         InputError: if the weights are missing, truncated or from another network.
@@ -201,17 +202,23 @@ def compare_backends(
         try:
             with exported_graph(trained.graph_folder(name), partial(_export, backend, network, trained)) as folder:
                 runner = backend.runner(folder, workers.count)
-            difference = _difference(trained, eager, runner, workers)
+            trials[name] = _trial(trained, eager, runner, workers)
         except Exception as error:  # an exporter or a runtime may raise anything
             trials[name] = Trial(0.0, problem=f"it cannot run this network ({short_message(error)})")
             continue
-        if not difference <= TOLERANCE:
-            problem = f"its probabilities differ from torch's by up to {difference:.2g}, more than {TOLERANCE:g}"
-            trials[name] = Trial(0.0, problem=problem)
-            continue
-        trials[name] = Trial(_seconds(runner, trained.sample, workers), difference)
-        runners[name] = runner
+        if keep_runners and not trials[name].problem:
+            runners[name] = runner
+        del runner
     return trials, runners
+
+
+def _trial(trained: TrainedNetwork, eager: Runner, runner: Runner, workers: TileWorkers) -> Trial:
+    difference = _difference(trained, eager, runner, workers)
+    if not difference <= TOLERANCE:
+        return Trial(
+            0.0, problem=f"its probabilities differ from torch's by up to {difference:.2g}, more than {TOLERANCE:g}"
+        )
+    return Trial(_seconds(runner, trained.sample, workers), difference)
 
 
 def _difference(trained: TrainedNetwork, one: Runner, other: Runner, workers: TileWorkers) -> float:
