@@ -11,6 +11,7 @@ import pytest
 import geograft
 from geograft.config import (
     EvaluateConfig,
+    ExportConfig,
     ModelConfig,
     PolygonConfig,
     PredictConfig,
@@ -42,6 +43,7 @@ VERBS = (
     "predict",
     "polygons",
     "suggest",
+    "export",
     "sample",
     "area",
     "jaccard",
@@ -61,8 +63,11 @@ USES = {
     "training": {"metrics", "losses", "networks"},
     "inference": {"metrics", "losses", "networks", "training"},
     "figures": {"metrics"},
+    "exports": {"metrics", "losses", "networks", "training", "inference"},
     "mapping": {"geo", "metrics", "dataset", "losses", "networks", "training", "inference"},
-    "commands": {"geo", "metrics", "dataset", "losses", "networks", "training", "inference", "figures", "mapping"},
+    "commands": {
+        *("geo", "metrics", "dataset", "losses", "networks", "training", "inference", "figures", "exports", "mapping"),
+    },
     "cli": {"geo", "dataset", "mapping", "commands"},
 }
 GEODATA = {"rasterio", "geopandas", "pyogrio", "shapely"}
@@ -76,6 +81,7 @@ NEVER = {
     "networks": GEODATA | {"pyproj", "matplotlib"},
     "training": GEODATA | {"pyproj", "matplotlib"},
     "inference": GEODATA | {"pyproj", "matplotlib"},
+    "exports": GEODATA | {"pyproj", "matplotlib"},
     "figures": GEODATA | LEARNING,
 }
 OPENERS = {
@@ -200,6 +206,7 @@ def test_every_verb_has_a_page(verb: str) -> None:
         TrainConfig,
         PredictConfig,
         EvaluateConfig,
+        ExportConfig,
         PolygonConfig,
         SampleConfig,
         SuggestConfig,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from geograft.commands.curve import curve
     from geograft.commands.demo import demo
     from geograft.commands.evaluate import evaluate
+    from geograft.commands.export import export
     from geograft.commands.find import find
     from geograft.commands.jaccard import jaccard
     from geograft.commands.model import model
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from geograft.commands.train import train
     from geograft.config import (
         EvaluateConfig,
+        ExportConfig,
         ModelConfig,
         PolygonConfig,
         PredictConfig,
@@ -51,6 +53,7 @@ _MODULES = {
     **dict.fromkeys(
         (
             "EvaluateConfig",
+            "ExportConfig",
             "ModelConfig",
             "PolygonConfig",
             "PredictConfig",
@@ -78,6 +81,7 @@ _MODULES = {
             "curve",
             "demo",
             "evaluate",
+            "export",
             "find",
             "jaccard",
             "model",
@@ -97,6 +101,7 @@ __all__ = [
     "CocoSource",
     "DstlSource",
     "EvaluateConfig",
+    "ExportConfig",
     "GeograftError",
     "InputError",
     "MaskSource",
@@ -122,6 +127,7 @@ __all__ = [
     "curve",
     "demo",
     "evaluate",
+    "export",
     "find",
     "jaccard",
     "load_recipe",

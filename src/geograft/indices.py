@@ -61,9 +61,19 @@ class Index:
     def compute(self, bands: Shaped[ndarray, "b h w"]) -> Float32[ndarray, "h w"]:
         """Return the index of every pixel, NaN where it is not finite (0/0). Computed in float64."""
         with np.errstate(all="ignore"):
-            found: ndarray = _value(_parsed(self.formula), bands).astype(np.float32)
+            # Numbers are NumPy scalars: division by zero gives inf, where a Python float would raise.
+            found: ndarray = self.evaluate(lambda band: bands[band - 1].astype(np.float64), np.float64)
+            found = found.astype(np.float32)
         found[~np.isfinite(found)] = np.nan
         return found
+
+    def evaluate(self, band: Callable[[int], Any], number: Callable[[float], Any]) -> Any:
+        """Return the value of the formula for operands of any library.
+
+        `band` returns the operand of a band, counted from 1, and `number` that of a number. They have Python's
+        arithmetic operators.
+        """
+        return _value(_parsed(self.formula), band, number)
 
 
 def parse_index(text: str, band_names: Sequence[str]) -> Index:
@@ -220,16 +230,15 @@ def _band(name: str, band_names: Sequence[str]) -> int:
     raise ValueError(f"{name} is not a band. The bands are: {known}")
 
 
-def _value(node: ast.expr, bands: Shaped[ndarray, "b h w"]) -> Any:
+def _value(node: ast.expr, band: Callable[[int], Any], number: Callable[[float], Any]) -> Any:
     match node:
         case ast.BinOp():
-            return OPERATORS[type(node.op)](_value(node.left, bands), _value(node.right, bands))
+            return OPERATORS[type(node.op)](_value(node.left, band, number), _value(node.right, band, number))
         case ast.UnaryOp():
-            return SIGNS[type(node.op)](_value(node.operand, bands))
+            return SIGNS[type(node.op)](_value(node.operand, band, number))
         case ast.Name():
-            return bands[_number(node) - 1].astype(np.float64)
+            return band(_number(node))
         case ast.Constant():
-            # A NumPy scalar: division by zero gives inf, where a Python float would raise.
-            return np.float64(node.value)  # type: ignore[arg-type]  # `_check` admits only numbers
+            return number(node.value)  # type: ignore[arg-type]  # `_check` admits only numbers
         case _:
             raise AssertionError(ast.dump(node))

@@ -139,6 +139,11 @@ add_command(
     "jaccard 6100_1_3.csv --labels dstl/",
 )  # fmt: skip
 add_command(
+    app, 14, "maps:export",
+    "Write a run as a model file for ONNX Runtime, OpenVINO, torch, or Deepness in QGIS.",
+    "export runs/trees --for onnx --out trees.onnx",
+)  # fmt: skip
+add_command(
     app, 14, "maps:report",
     "Write a self-contained HTML report of a run or a comparison.",
     "report comparison/ --out report.html",

@@ -1,14 +1,14 @@
-"""Command-line functions of `geograft predict`, `polygons`, `suggest`, `report` and `demo`."""
+"""Command-line functions of `geograft predict`, `polygons`, `suggest`, `export`, `report` and `demo`."""
 
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
-from geograft.config import PolygonConfig, PredictConfig, SuggestConfig
+from geograft.config import ExportConfig, PolygonConfig, PredictConfig, SuggestConfig
 
 
 @with_progress
@@ -93,6 +93,33 @@ def suggest(
 
     config = config_from(SuggestConfig, SuggestConfig(), chosen)
     print_result(suggest((run, *ensemble), rasters, out, config, known, aoi))
+
+
+Target = Literal["onnx", "deepness", "openvino", "torch"]
+
+
+@with_progress
+@settings(export=ExportConfig)
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    target: Annotated[Target, Parameter(name="--for")] = "onnx",
+    tiles: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Write a run as a model file for another program: raw pixels in, probabilities out.
+
+    Args:
+        run: Folder of a run.
+        out: File to write: .onnx for ONNX Runtime and Deepness, .xml for OpenVINO, .pt2 for torch.
+        target: onnx, deepness (a plugin of QGIS), openvino or torch.
+        tiles: Folder of the run's tile set, if it was moved; only --int8 reads it.
+    """
+    from geograft.commands.export import export
+
+    print_result(export(run, out, target, config_from(ExportConfig, ExportConfig(), chosen), tiles))
 
 
 @with_progress

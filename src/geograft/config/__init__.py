@@ -3,6 +3,7 @@
 from geograft.config.inference import (
     Cleaning,
     EvaluateConfig,
+    ExportConfig,
     InferenceConfig,
     PolygonConfig,
     PredictConfig,
@@ -16,6 +17,7 @@ from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
 __all__ = [
     "Cleaning",
     "EvaluateConfig",
+    "ExportConfig",
     "InferenceConfig",
     "ModelConfig",
     "PolygonConfig",

@@ -1,0 +1,1 @@
+"""Runs as model files for other programs."""
