@@ -27,7 +27,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geograft.files import file_digest
 from geograft.geo.vectors.reader import Features
-from geograft.geo.vectors.writer import write_polygons
+from geograft.geo.vectors.writer import Layer, write_polygons
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "geograft" / "data" / "yellowstone"
 WHEEL_SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
@@ -97,7 +97,7 @@ def write_crowns(xml: bytes, path: Path, transform: Affine) -> int:
     crowns = [to_map_coordinates(ellipse(*box), transform) for box in boxes(xml)]
     # GeoPackages store the time of their last change; a fixed one keeps the bytes reproducible.
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2019-01-01T00:00:00Z"})
-    return write_polygons(path, [Features(crowns, {"class": ["tree"] * len(crowns)})], UTM_12N, "crowns")
+    return write_polygons(path, [Features(crowns, {"class": ["tree"] * len(crowns)})], UTM_12N, Layer("crowns"))
 
 
 def boxes(xml: bytes) -> Iterator[tuple[float, float, float, float]]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from geograft.commands.polygons import polygons
     from geograft.commands.predict import predict
     from geograft.commands.prepare import prepare
+    from geograft.commands.qgis import qgis
     from geograft.commands.report import report
     from geograft.commands.review import review
     from geograft.commands.sample import sample
@@ -88,6 +89,7 @@ _MODULES = {
             "polygons",
             "predict",
             "prepare",
+            "qgis",
             "report",
             "review",
             "sample",
@@ -135,6 +137,7 @@ __all__ = [
     "polygons",
     "predict",
     "prepare",
+    "qgis",
     "report",
     "review",
     "sample",

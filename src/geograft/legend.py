@@ -12,6 +12,8 @@ IGNORE = 255
 # Okabe & Ito (2008), "Color Universal Design": distinguishable with all common forms of colour blindness.
 PALETTE = ("#009E73", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#F0E442", "#56B4E9", "#8A5FBF", "#000000")
 BACKGROUND_COLOUR = "#D9D9D9"
+SPLIT_COLOURS = {"train": "#56B4E9", "val": "#F0E442", "test": "#D55E00"}
+"""Sky blue, yellow and vermilion: light enough to stand out on an aerial image."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -1,6 +1,11 @@
-"""Plain-text formatting: counts with nouns, lists of names, and tables."""
+"""Plain-text formatting: counts with nouns, lists of names, tables, and text in XML."""
 
+import re
 from collections.abc import Iterable, Sequence
+from xml.sax.saxutils import quoteattr
+
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot represent."""
 
 
 def pluralise(count: int, noun: str) -> str:
@@ -37,3 +42,17 @@ def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def xml_text(text: str) -> str:
+    """Return text with U+FFFD in place of the characters that XML 1.0 cannot represent, such as control characters."""
+    return NOT_XML.sub("\ufffd", text)
+
+
+def xml_attribute(text: str) -> str:
+    """Return text as a quoted XML attribute.
+
+    >>> print(xml_attribute("a < b"))
+    "a &lt; b"
+    """
+    return quoteattr(xml_text(text))

@@ -23,6 +23,7 @@ from geograft.commands.predict import predict
 from geograft.config import ModelConfig, PredictConfig
 from geograft.errors import InputError, OutputError
 from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import CARD_TAG, legend_from_tags
 from geograft.legend import Legend
 from geograft.networks.network import build
@@ -63,7 +64,10 @@ def rows_done(folder: Path) -> int:
 
 
 def left_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"run", "scene.tif"}
+    """Return the names of what is in a folder, without the run, the scene, and the names and styles of maps there."""
+    names = {path.name for path in folder.iterdir()} - {"run", "scene.tif"}
+    beside = {file.name for name in names if name.endswith(".tif") for file in sidecar_paths(folder / name)}
+    return names - beside
 
 
 # ------------------------------------------------------------------------------------------------------ what is written
@@ -495,11 +499,11 @@ def test_a_prediction_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Pa
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     moments = [line.split() for line in done.stdout.splitlines()]
-    assert len(moments) == 21
+    assert len(moments) == 25
     assert {signal for _, signal, _ in moments} == {"9"}
     assert len({strips for *_, strips in moments}) >= 5
     files = {"map.tif", "map.probabilities.tif", "map.uncertainty.tif", "map.applicability.tif"}
     for name, *_ in moments:
         assert left_in(tmp_path / name) == files
-        for file in files:
+        for file in sorted(path.name for path in (tmp_path / "whole").iterdir()):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), (name, file)

@@ -16,6 +16,7 @@ from geograft.config import PrepareConfig, ReviewConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError
 from geograft.legend import Legend
+from tests.support.gis import qgis_layers
 from tests.support.rasters import TENTH_METRE, UTM12
 from tests.support.runs import PixelwisePredictor, make_run
 
@@ -142,3 +143,15 @@ def test_invalid_input_is_refused_and_leaves_no_folder(run: Path, flawed: Path, 
     with pytest.raises(OutputError, match="there exists"):
         review(run, tmp_path / "there", flawed)
     assert not (tmp_path / "review").exists()
+
+
+def test_qgis_shows_errors_by_name_and_suspects_with_verdicts(run: Path, flawed: Path, tmp_path: Path) -> None:
+    review(run, tmp_path / "review", flawed)
+    names = ("errors/scene.tif", "worst.gpkg", "suspects.gpkg")
+    errors, worst, suspects = qgis_layers(*(tmp_path / "review" / name for name in names))
+    assert errors["legend"][1:] == ["correct", "fields: false negative", "fields: false positive"]
+    assert (worst["renderer"], worst["title"]) == ("graduatedSymbol", "Worst tiles")
+    assert (suspects["legend"], suspects["widgets"]["verdict"]) == (["1", "2"], "ValueMap")
+    for layer in (worst, suspects):
+        assert layer["drawn"] == layer["features"] > 0
+        assert layer["abstract"]

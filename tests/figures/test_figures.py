@@ -42,12 +42,11 @@ from geograft.figures.style import (
     FP_COLOUR,
     LIGHT,
     NO_DATA_COLOUR,
-    SPLIT_COLOURS,
     TP_COLOUR,
     Theme,
     rgb,
 )
-from geograft.legend import IGNORE, PALETTE, Legend
+from geograft.legend import IGNORE, PALETTE, SPLIT_COLOURS, Legend
 
 LABELS = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1, IGNORE]))
 MAPS = arrays(np.uint8, (5, 6), elements=st.sampled_from([0, 1]))

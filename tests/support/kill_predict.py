@@ -107,8 +107,9 @@ def main(folder: Path) -> None:
     # Without the lock, which goes after the ledger; a kill in between leaves a file that stops nobody.
     removed = calls(folder, Path, "unlink") - 1
     moments = {f"batch-{n}": killed_at(ContextPredictor, "__call__", n) for n in (1, batches // 2, batches)}
-    # The last are the complete ledger, the probabilities, the uncertainty, the area of applicability and the map.
-    ends = range(files - 4, files + 1)
+    # The last are the complete ledger; style and raster of the probabilities, the uncertainty and the area of
+    # applicability; and the names, the style and the map.
+    ends = (files - 9, files - 7, files - 5, files - 3, files - 2, files - 1, files)
     moments |= {f"before-file-{n}": killed_at(Path, "replace", n) for n in (2, 3, files // 2, *ends)}
     moments |= {f"after-file-{n}": killed_at(Path, "replace", n, after=True) for n in (1, 2, files // 3, *ends)}
     # The last files to go are strips and, at the very end, the ledger.

@@ -34,6 +34,8 @@ app = App(
 )
 prepare = App(name="prepare", help="Make a tile set from images and labels.", sort_key=1)
 app.command(prepare)
+qgis = App(name="qgis", help="Use Geograft in QGIS.", sort_key=17)
+app.command(qgis)
 
 
 def add_command(parent: App, place: int, home: str, text: str, example: str) -> None:
@@ -152,6 +154,12 @@ add_command(
     app, 15, "maps:demo",
     "Train on a built-in scene, and score and map a second one; or compare the article's models there.",
     "demo --out demo-out",
+)  # fmt: skip
+
+add_command(
+    qgis, 1, "maps:install",
+    "Install the plugin of QGIS: Processing algorithms that call this program. QGIS's own Python stays as it is.",
+    "qgis install",
 )  # fmt: skip
 
 

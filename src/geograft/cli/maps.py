@@ -1,4 +1,4 @@
-"""Command-line functions of `geograft predict`, `polygons`, `suggest`, `export`, `report` and `demo`."""
+"""Command-line functions of `geograft predict`, `polygons`, `suggest`, `report`, `demo`, `export` and `qgis`."""
 
 import sys
 import time
@@ -153,3 +153,14 @@ def demo(*, out: Path = Path("demo-out"), compare: Annotated[bool, Parameter(neg
     from geograft.commands.demo import demo
 
     print_result(demo(out, compare_article=compare))
+
+
+def install(*, profile: str = "default") -> None:
+    """Install the plugin of QGIS: Processing algorithms that call this program. QGIS's own Python stays as it is.
+
+    Args:
+        profile: Name of the QGIS profile, or its folder.
+    """
+    from geograft.commands.qgis import qgis
+
+    print_result(qgis(profile))

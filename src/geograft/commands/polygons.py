@@ -1,6 +1,6 @@
 """`geograft polygons`: polygonize a class map of any size, with class, area and mean probability of each polygon."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from geograft.geo.rasters.raster import Image, raster_state
 from geograft.geo.rasters.tags import check_class_map, map_cleaning, map_legend, sibling_path
 from geograft.geo.vectors.reader import Features
 from geograft.interrupts import note_kept
-from geograft.legend import Legend
+from geograft.legend import PALETTE, Legend
 from geograft.locks import locks_output
 from geograft.mapping.polygons.ledger import LazyArrays, PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder, inside_holes
@@ -70,6 +70,12 @@ class ClassMap:
         """Return the name of a class."""
         names = dict(zip(self.legend.values, self.legend.names, strict=True)) if self.legend else {}
         return names.get(value, str(value))
+
+    def colours(self, names: Iterable[str]) -> dict[str, str]:
+        """Return a colour for each of the classes `names`, in the order of the legend, if there is one."""
+        own = dict(zip(self.legend.names, self.legend.colours, strict=True)) if self.legend else {}
+        present = sorted(names, key=[*own, *names].index)
+        return {name: own.get(name, PALETTE[i % len(PALETTE)]) for i, name in enumerate(present)}
 
 
 def class_map_source(class_map: ClassMap, layer: int, on_done: Callable[[Window], None]) -> ClassMapSource:
@@ -316,7 +322,7 @@ def polygons(
             counts = result.classes(), result.too_small(), result.forms()
             summary = PolygonSummary(out, result.unit, *counts, tuple(result.notes()))
             try:
-                write_polygon_file(folder, target, result.batches())
+                write_polygon_file(folder, replace(target, colours=class_map.colours(counts[0])), result.batches())
             except InputError:
                 # The polygons themselves cannot be written: the same command would fail again.
                 ledger.remove()

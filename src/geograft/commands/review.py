@@ -1,6 +1,6 @@
 """`geograft review`: write error maps, the worst tiles and suspected label errors, as layers for a GIS."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -21,9 +21,11 @@ from geograft.files import atomic_folder, refuse_existing
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, to_gis_coordinates
 from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.styles import classes_style, error_colours
 from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, create_map
 from geograft.geo.vectors.reader import Features, reproject
-from geograft.geo.vectors.writer import common_crs, write_polygons
+from geograft.geo.vectors.styles import FieldForm, ranked_style
+from geograft.geo.vectors.writer import Layer, common_crs, write_polygons
 from geograft.legend import IGNORE
 from geograft.locks import locks_output
 from geograft.mapping.canvases import Canvas, HeldOutTiles, write_canvases
@@ -163,6 +165,8 @@ def _suspects(
 
 Layers = Sequence[tuple[str, ...]]
 """See `HeldOutTiles.layers`."""
+VERDICTS = ("the label is wrong", "the label is right", "unclear")
+"""What QGIS offers for the field `verdict` of a suspect."""
 ERRORS, WORST, SUSPECTS, CANVASES = "errors", "worst.gpkg", "suspects.gpkg", "canvases"
 
 
@@ -176,14 +180,40 @@ def write_layers(
     """
     grids = _grids(held_out)
     crs = common_crs(list(grids.values()))
-    write_polygons(folder / WORST, [_worst_features(findings.worst, grids, crs)], crs)
-    write_polygons(folder / SUSPECTS, [_suspect_features(findings.suspects, grids, crs)], crs)
+    worst, suspects = findings.worst, findings.suspects
+    write_polygons(folder / WORST, [_worst_features(worst, grids, crs)], crs, _worst_layer(len(worst)))
+    write_polygons(folder / SUSPECTS, [_suspect_features(suspects, grids, crs)], crs, _suspects_layer(len(suspects)))
     for scene, grid in grids.items():
         mine = [canvas for of_model in canvases for canvas in of_model if canvas.scene == scene]
         _write_errors(
             folder / ERRORS / f"{scene}.tif", grid, mine, held_out[0].layers, folder / CANVASES / "errors.raw"
         )
     rmtree(folder / CANVASES)
+
+
+def _worst_layer(count: int) -> Layer:
+    aliases = {
+        "error_rate": "Fraction of labelled pixels with another class",
+        "iou": "IoU",
+        "labelled_px": "Labelled pixels",
+    }
+    about = "The held-out tiles with the highest error rates, rank 1 first."
+    return Layer("worst", "Worst tiles", about, ranked_style("rank", count, FieldForm(aliases, label="rank")))
+
+
+def _suspects_layer(count: int) -> Layer:
+    aliases = {
+        "labelled": "Class of the label",
+        "predicted": "Predicted class",
+        "confidence": "Mean probability of the predicted class",
+        "label_probability": "Mean probability of the labelled class",
+        "area_m2": "Area in square metres",
+        "area_px": "Area in pixels",
+        "verdict": "Your verdict",
+    }
+    about = "Suspected label errors, the most serious first: regions where a confident model contradicts the label."
+    form = FieldForm(aliases, {"verdict": VERDICTS}, label="rank")
+    return Layer("suspects", "Suspected label errors", about, ranked_style("rank", count, form))
 
 
 def _grids(held_out: Sequence[HeldOutTiles]) -> dict[str, Grid]:
@@ -268,22 +298,31 @@ def _write_errors(path: Path, grid: Grid, canvases: Sequence[Canvas], layers: La
             wrong = error_raster(truth[here], predicted[here], len(layers[0]))
             part = values[canvas.layer][inside.slices]
             part[wrong != unknown] = wrong[wrong != unknown]
-    with create_map(path, grid, _layout(meanings, values.dtype.name, unknown, layers)) as writer:
-        for row in range(0, grid.height, BLOCK_PX):
-            strip = np.asarray(values[:, row : row + BLOCK_PX])
-            writer.write(strip, Window(row, 0, strip.shape[1], grid.width))
+    # Strips of the file on disk, each in memory only while it is used.
+    strips = [(row, values[:, row : row + BLOCK_PX]) for row in range(0, grid.height, BLOCK_PX)]
+    present = {value for _, strip in strips for value in np.unique(strip).tolist()}
+    with create_map(path, grid, _layout(values.dtype.name, unknown, layers, present)) as writer:
+        for row, strip in strips:
+            writer.write(np.asarray(strip), Window(row, 0, strip.shape[1], grid.width))
+    del strips
     del values
     scratch.unlink()
 
 
-def _layout(meanings: Mapping[int, str], dtype: str, unknown: int, layers: Layers) -> MapLayout:
+def _layout(dtype: str, unknown: int, layers: Layers, present: Collection[int]) -> MapLayout:
+    """Return the layout of an error raster; its style shows the values that are `present`."""
     alone = len(layers) == 1
-    colours = (
-        {CORRECT: TP_COLOUR, MISSED_VALUE: FN_COLOUR, FALSE_POSITIVE: FP_COLOUR} if len(meanings) == 3 and alone else {}
-    )
+    meanings = error_names(layers[0] if alone else ("", "the band's class"))
+    binary = {CORRECT: TP_COLOUR, MISSED_VALUE: FN_COLOUR, FALSE_POSITIVE: FP_COLOUR}
+    colours = error_colours(layers[0]) if len(layers[0]) > 2 else binary
     tags = {f"CLASS_{value}": meaning for value, meaning in meanings.items()}
     names = ("error",) if alone else tuple(own for _, own in layers)
-    return MapLayout(len(layers), dtype, unknown, colours, tags, names)
+    if colours is binary and alone:
+        return MapLayout(1, dtype, unknown, binary, tags, names, categories=(meanings,))
+    style = classes_style({value: name for value, name in meanings.items() if value in present}, colours)
+    # Names of 16-bit values would be a long table, which needs one entry per value.
+    categories = (meanings,) * len(layers) if dtype == "uint8" else ()
+    return MapLayout(len(layers), dtype, unknown, {}, tags, names, categories=categories, style=style)
 
 
 DEFAULT = ReviewConfig()

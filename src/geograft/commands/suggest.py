@@ -18,8 +18,8 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import refuse_existing
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.reader import Features
-from geograft.geo.vectors.styles import GraduatedStep, graduated_style, write_styled
-from geograft.geo.vectors.writer import tile_outlines
+from geograft.geo.vectors.styles import FieldForm, ranked_style
+from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
 from geograft.locks import locks_output
 from geograft.mapping.plan import MapSource, band_order_notes, map_sources, tile_set_band_notes
@@ -119,8 +119,15 @@ class Suggestions:
 
 
 LAYER = "suggestions"
-COLOURS = ("#B2182B", "#D55E00", "#E69F00", "#C9B458")
-"""Colours from the first to the last tile to label."""
+ALIASES = {
+    "rank": "Order in which to label",
+    "score": "Fraction of the uncertainty covered in addition",
+    "uncertainty": "Mean uncertainty, 0 to 1",
+    "dissimilarity": "Dissimilarity to the training data, outside above 1",
+    "row": "First row",
+    "col": "First column",
+}
+"""The fields in words."""
 
 
 def check_suffix(path: Path) -> None:
@@ -149,17 +156,9 @@ def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Se
     }
     for side in ("row", "col", "height", "width"):
         columns[side] = np.array([getattr(one.window, side) for one in suggestions], np.int64)
-    write_styled(path, Features(shapes, columns), crs, LAYER, graduated_style("rank", _steps(len(suggestions))))
-
-
-def _steps(count: int) -> list[GraduatedStep]:
-    """Return up to four steps of the ranks 1 to `count`, as equal in size as possible."""
-    number = min(len(COLOURS), count)
-    cuts = [count * i // number for i in range(number + 1)]
-    return [
-        GraduatedStep(first + 0.5, last + 0.5, colour, f"{first + 1} to {last}")
-        for first, last, colour in zip(cuts, cuts[1:], COLOURS, strict=False)
-    ]
+    about = "The tiles to label next, rank 1 first: uncertain ones that resemble many others but not those before them."
+    style = ranked_style("rank", len(suggestions), FieldForm(ALIASES, label="rank"))
+    write_polygons(path, [Features(shapes, columns)], crs, Layer(LAYER, "Tiles to label next", about, style))
 
 
 DEFAULT = SuggestConfig()

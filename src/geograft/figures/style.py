@@ -24,9 +24,6 @@ FN_COLOUR = "#0072B2"
 NO_DATA_COLOUR = "#BDBAB2"
 """No label or no image: grey."""
 
-SPLIT_COLOURS = {"train": "#56B4E9", "val": "#F0E442", "test": "#D55E00"}
-"""Sky blue, yellow and vermilion: light enough to stand out on an aerial image."""
-
 
 @dataclass(frozen=True)
 class Theme:

@@ -12,6 +12,7 @@ from numpy import ndarray
 from geograft.card import FEATURES_FILE, STATE, read_card
 from geograft.errors import InputError
 from geograft.geo.grid import Window
+from geograft.geo.rasters.styles import applicability_style
 from geograft.geo.rasters.tags import SCALE_TAG
 from geograft.geo.rasters.writer import MapLayout, create_map
 from geograft.inference.embedding import CellEncoder, load_cell_encoder
@@ -72,7 +73,8 @@ def write_applicability(
     encoder = _encoder(task)
     grid, known = coarsen_grid(task.source.grid, encoder.cell_px), Applicability.read(task.runs[0] / FEATURES_FILE)
     tags = tags | {SCALE_TAG: DESCRIPTION}
-    layout = MapLayout(1, "float32", np.nan, tags=tags, band_names=(BAND,), overviews="average")
+    style = applicability_style()
+    layout = MapLayout(1, "float32", np.nan, tags=tags, band_names=(BAND,), overviews="average", style=style)
     pixels_with_index = outside_px = 0
     with create_map(path, grid, layout) as writer:
         for cells in _cells(task, encoder, known):

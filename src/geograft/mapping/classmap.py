@@ -14,8 +14,9 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from numpy import ndarray
 
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.tags import BYTE_SCALE, SCALE_TAG
-from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, create_map
+from geograft.geo.rasters.styles import INFERNO, VIRIDIS, overlapping_style, ramp_style
+from geograft.geo.rasters.tags import BYTE_SCALE, SCALE_TAG, band_legend
+from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, class_layout, create_map
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.blend import Strip
 from geograft.mapping.ledger import Ledger
@@ -46,6 +47,11 @@ class ProbabilityEncoding:
     def nodata(self) -> float:
         """The nodata value."""
         return IGNORE if self.dtype == "uint8" else float("nan")
+
+    @property
+    def maximum(self) -> int:
+        """The value that represents 1."""
+        return BYTE_SCALE if self.dtype == "uint8" else 1
 
     @property
     def scale(self) -> str:
@@ -130,18 +136,18 @@ def ensemble_std(strip: Strip) -> Float32[ndarray, "1 h w"]:
 def write_class_map(path: Path, grid: Grid, ledger: Ledger, legend: Legend, tags: dict[str, str]) -> PixelCounts:
     """Write the class map of a finished ledger, with names and colours, and return its pixel counts.
 
-    A map of overlapping classes has no colours: GeoTIFF supports a colour table for single-band files only.
+    GeoTIFF supports a colour table for single-band files only: a map of overlapping classes has a style for QGIS.
 
     Raises:
         OutputError: if the map cannot be written.
     """
     if legend.overlapping:
-        layout = MapLayout(len(legend.names), nodata=IGNORE, tags=tags, band_names=legend.names)
+        names = tuple(dict(enumerate(band_legend(name).names)) for name in legend.names)
+        style = overlapping_style(len(legend.names))
+        layout = MapLayout(len(names), nodata=IGNORE, tags=tags, band_names=legend.names, categories=names, style=style)
         counts = _write(path, grid, ledger, CLASSES, layout)
         return PixelCounts(int(counts[0, :IGNORE].sum()), dict(zip(legend.names, counts[:, 1].tolist(), strict=True)))
-    colours = dict(zip(legend.values, legend.colours, strict=True))
-    layout = MapLayout(nodata=IGNORE, colours=colours, tags=tags, band_names=("class",))
-    counts = _write(path, grid, ledger, CLASSES, layout)
+    counts = _write(path, grid, ledger, CLASSES, class_layout(legend, legend.values, tags))
     pixels = {name: int(counts[0, value]) for name, value in zip(legend.names, legend.values, strict=True)}
     return PixelCounts(sum(pixels.values()), pixels)
 
@@ -155,7 +161,9 @@ def write_probabilities(
         OutputError: if the file cannot be written.
     """
     tags = tags | {SCALE_TAG: f"probability of the class: {ProbabilityEncoding(dtype).scale}"}
-    _write(path, grid, ledger, PROBABILITIES, _layout(dtype, legend.names, tags))
+    # The second band of a binary map is the positive class.
+    style = ramp_style(2 if legend.binary else 1, ProbabilityEncoding(dtype).maximum, VIRIDIS)
+    _write(path, grid, ledger, PROBABILITIES, _layout(dtype, legend.names, tags, style))
 
 
 def write_uncertainty(
@@ -167,13 +175,13 @@ def write_uncertainty(
         OutputError: if the file cannot be written.
     """
     tags = tags | {SCALE_TAG: f"{what}: {ProbabilityEncoding(dtype).scale}"}
-    _write(path, grid, ledger, UNCERTAINTY, _layout(dtype, (UNCERTAINTY,), tags))
+    style = ramp_style(1, ProbabilityEncoding(dtype).maximum, INFERNO)
+    _write(path, grid, ledger, UNCERTAINTY, _layout(dtype, (UNCERTAINTY,), tags, style))
 
 
-def _layout(dtype: EncodingDtype, names: tuple[str, ...], tags: dict[str, str]) -> MapLayout:
-    return MapLayout(
-        len(names), dtype, ProbabilityEncoding(dtype).nodata, tags=tags, band_names=names, overviews="average"
-    )
+def _layout(dtype: EncodingDtype, names: tuple[str, ...], tags: dict[str, str], style: str) -> MapLayout:
+    nodata = ProbabilityEncoding(dtype).nodata
+    return MapLayout(len(names), dtype, nodata, tags=tags, band_names=names, overviews="average", style=style)
 
 
 def _write(path: Path, grid: Grid, ledger: Ledger, name: str, layout: MapLayout) -> Int64[ndarray, "bands 256"]:

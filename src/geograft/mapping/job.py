@@ -13,6 +13,7 @@ from numpy import ndarray
 from geograft.errors import InputError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.rasters.raster import raster_state
+from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
 from geograft.mapping.blend import Model, Strip, blend
@@ -115,8 +116,8 @@ def finished_map(task: MapTask, alone: bool) -> MapResult | None:
         return _result(task)
     if not is_complete(task.folder):
         for output in (path, task.probabilities, task.uncertainty, task.applicability):
-            if output:
-                refuse_existing(output)
+            for file in (output, *sidecar_paths(output)) if output else ():
+                refuse_existing(file)
     return None
 
 
@@ -185,7 +186,7 @@ def _write_files(task: MapTask, ledger: Ledger) -> dict[str, Any]:
 
         check = partial(_check_unchanged, task, ledger)
         outside = write_applicability(task.applicability, task, tags, check).fraction
-    # The map is written last: if it exists, all outputs exist.
+    # The map is written last, after its names and style: if it exists, all outputs exist.
     counts = write_class_map(task.source.path, grid, ledger, legend, tags)
     return {"pixels": counts.by_class, "mapped_px": counts.pixels, "outside_fraction": outside}
 

@@ -17,7 +17,7 @@ from shapely import box
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.reader import Features, read_tiles
-from geograft.geo.vectors.writer import write_polygons, write_tiles
+from geograft.geo.vectors.writer import Layer, write_polygons, write_tiles
 from geograft.mapping.polygons.writer import PolygonTarget, check_target, write_polygon_file
 from tests.geo.vectors.test_reader import SQUARE, UTM12, WGS84, write_layer
 from tests.support.full_disk import max_file_size
@@ -178,6 +178,6 @@ def test_a_failing_source_leaves_the_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "map.gpkg"
     path.write_text("before")
     with pytest.raises(InputError):
-        write_polygons(path, broken(), UTM12)
+        write_polygons(path, broken(), UTM12, Layer("map"))
     assert path.read_text() == "before"
     assert [found.name for found in tmp_path.iterdir()] == ["map.gpkg"]

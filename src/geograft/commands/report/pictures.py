@@ -20,11 +20,11 @@ from geograft.figures.pictures import (
     stretch_limits,
     tile_iou,
 )
-from geograft.figures.style import NO_DATA_COLOUR, SPLIT_COLOURS, rgb
+from geograft.figures.style import NO_DATA_COLOUR, rgb
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image
 from geograft.labels import Label
-from geograft.legend import IGNORE, Legend
+from geograft.legend import IGNORE, SPLIT_COLOURS, Legend
 from geograft.mapping.held_out import evenly_spaced
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.loader import image_mask

@@ -29,8 +29,8 @@ from geograft.figures.pictures import (
     outcomes,
     tile_iou,
 )
-from geograft.figures.style import DARK, FN_COLOUR, FP_COLOUR, LIGHT, SPLIT_COLOURS, TP_COLOUR, Theme
-from geograft.legend import Legend
+from geograft.figures.style import DARK, FN_COLOUR, FP_COLOUR, LIGHT, TP_COLOUR, Theme
+from geograft.legend import SPLIT_COLOURS, Legend
 from geograft.networks.summary import describe
 
 SCENE_PX = ((1, 900), (2, 640), (6, 420), (12, 300))

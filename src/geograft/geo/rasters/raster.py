@@ -441,8 +441,8 @@ def _windowed(raster: DatasetReader) -> bool:
     return not sequential and decoded_px <= MAX_DECODED_PX
 
 
-STATISTICS_SUFFIX = ".aux.xml"
-"""Sidecar file that viewers write; not part of the raster."""
+AUX_SUFFIX = ".aux.xml"
+"""GDAL's sidecar file: names of classes, and statistics that viewers add; not part of the raster."""
 
 
 def raster_state(path: Path) -> dict[str, Any]:
@@ -456,9 +456,7 @@ def raster_state(path: Path) -> dict[str, Any]:
     if remote_name(path):
         raise InputError(f"{path} is not a local file, so its changes would go unnoticed. Download or unpack it first.")
     with open_raster(path) as raster:
-        files = sorted(
-            {Path(name) for name in raster.files if not name.endswith(STATISTICS_SUFFIX)} | {path.absolute()}
-        )
+        files = sorted({Path(name) for name in raster.files if not name.endswith(AUX_SUFFIX)} | {path.absolute()})
     states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
     several = {"files": len(files), "state": json_digest(states)[:16]} if len(files) > 1 else {}
     size, modified = sum(size for _, size, _ in states), max(time for *_, time in states)

@@ -5,7 +5,7 @@ part of a sparse raster too. Every file is read back before it gets its final na
 to its log only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.geo.rasters.raster import Image, open_raster
+from geograft.geo.rasters.styles import VIRIDIS, aux_xml, classes_style, has_gaps, ramp_style, sidecar_paths
 from geograft.labels import MAX_CODE
 from geograft.legend import IGNORE, Legend
 
@@ -198,6 +199,17 @@ class MapLayout:
     band_names: tuple[str, ...] = ()
     overviews: OverviewMethod = "mode"
     """How overviews are computed: mode for classes, average for probabilities."""
+    categories: tuple[Mapping[int, str], ...] = ()
+    """Names of the values of each band, for the file MAP.tif.aux.xml; none without names."""
+    style: str = ""
+    """Style for QGIS, the file MAP.qml; none where GDAL's names and colours are enough."""
+
+
+def class_layout(legend: Legend, values: Sequence[int], tags: Mapping[str, str]) -> MapLayout:
+    """Return the layout of one band with the classes of `legend` as `values`: names and colours for every GIS."""
+    names, colours = dict(zip(values, legend.names, strict=True)), dict(zip(values, legend.colours, strict=True))
+    style = classes_style(names, colours) if has_gaps(values) else ""
+    return MapLayout(1, "uint8", IGNORE, colours, tags, ("class",), categories=(names,), style=style)
 
 
 class MapWriter:
@@ -226,7 +238,8 @@ def create_map(path: Path, grid: Grid, layout: MapLayout) -> Iterator[MapWriter]
     """Yield a writer of a map that becomes a Cloud-Optimised GeoTIFF with overviews at `path`, atomically, on exit.
 
     Needs about twice the map's compressed size on disk, and little memory. Pixels that are never written are nodata (0
-    without nodata); blocks of nodata alone are omitted from the file.
+    without nodata); blocks of nodata alone are omitted from the file. The files with names and style appear just before
+    the map (see `sidecar_paths`); where the layout has none, older ones of that name are removed.
 
     Raises:
         OutputError: when the file cannot be written (disk full, no permission).
@@ -243,6 +256,7 @@ def create_map(path: Path, grid: Grid, layout: MapLayout) -> Iterator[MapWriter]
         else:
             _copy_cog(plain, part, layout)
         verify_file(part, path, writer.blocks)
+        _write_sidecars(part, path, layout)
 
 
 @contextmanager
@@ -256,14 +270,16 @@ def create_labels(path: Path, grid: Grid, legend: Legend, fractional: bool = Fal
         OutputError: when the file cannot be written (disk full, no permission).
     """
     tags = {f"CLASS_{index}": name for index, name in enumerate(legend.names)}
-    layout = MapLayout(nodata=IGNORE, colours=dict(enumerate(legend.colours)), tags=tags, band_names=("class",))
+    layout = class_layout(legend, range(len(legend.names)), tags)
     if fractional:
-        names = legend.names[-legend.outputs :]
-        layout = MapLayout(len(names), nodata=IGNORE, tags={"FRACTION_SCALE": str(MAX_CODE)}, band_names=names)
+        names, style = legend.names[-legend.outputs :], ramp_style(1, MAX_CODE, VIRIDIS)
+        tags = {"FRACTION_SCALE": str(MAX_CODE)}
+        layout = MapLayout(len(names), nodata=IGNORE, tags=tags, band_names=names, style=style)
     with atomic_write(path) as part, _output_errors(path):
         with _writer(path, part, grid, layout) as writer:
             yield writer
         verify_file(part, path)
+        _write_sidecars(part, path, layout)
 
 
 def copy_tiled(source: Path, path: Path) -> None:
@@ -299,6 +315,17 @@ def read_all(path: Path) -> None:
         rows = max(1, min(grid.height, MAX_READ_PX // grid.width))
         for row in range(0, grid.height, rows):
             image.read(Window(row, 0, min(rows, grid.height - row), grid.width))
+
+
+def _write_sidecars(part: Path, path: Path, layout: MapLayout) -> None:
+    """Write the files with names and style of the map at `part`, and move them to their places next to `path`."""
+    names = aux_xml(layout.categories, layout.colours) if layout.categories else ""
+    for text, own, final in zip((names, layout.style), sidecar_paths(part), sidecar_paths(path), strict=True):
+        if text:
+            own.write_text(text, encoding="utf-8", newline="\n")
+            own.replace(final)
+        else:
+            final.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import geopandas
 import numpy as np
@@ -18,12 +17,23 @@ from geograft.errors import InputError, OutputError
 from geograft.files import atomic_write
 from geograft.geo.formats import vector_source
 from geograft.geo.vectors.reader import VECTOR_ERRORS, input_errors
-from geograft.geo.vectors.styles import STYLES_LAYER, style_row
-from geograft.geo.vectors.writer import check_count, ignore_gdal_warnings, output_errors
+from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style
+from geograft.geo.vectors.writer import (
+    GEOPACKAGE,
+    NO_DATE,
+    Layer,
+    check_count,
+    fixed_date,
+    ignore_gdal_warnings,
+    output_errors,
+    write_style,
+    write_table,
+)
 
 POINTS_LAYER, STRATA_LAYER = "points", "strata"
 REFERENCE = "reference"
 """The field for the reference class, filled in by a person."""
+STRATA = Layer(STRATA_LAYER, "Strata", "The classes of the map that the points were sampled from, with their pixels.")
 
 
 @dataclass(frozen=True)
@@ -56,13 +66,13 @@ def write_points(
         {"id": np.arange(1, count + 1), REFERENCE: np.full(count, None, object)},
         geometry=geopandas.GeoSeries.from_xy(*coordinates.T, crs=crs),
     )
-    tables = {STRATA_LAYER: dict(strata), STYLES_LAYER: _style([str(name) for name in strata["class"]])}
-    with atomic_write(path) as part, output_errors(path):
+    layer = _points([str(name) for name in strata["class"]])
+    kind = GEOPACKAGE | {"layer": layer.name, "layer_options": layer.options}
+    with atomic_write(path) as part, output_errors(path), fixed_date(NO_DATE):
         with ignore_gdal_warnings():
-            pyogrio.write_dataframe(points, part, layer=POINTS_LAYER, driver="GPKG", geometry_type="Point")
-        for layer, columns in tables.items():
-            table = geopandas.GeoDataFrame(columns).drop(columns="geometry", errors="ignore")
-            pyogrio.write_dataframe(table, part, layer=layer, driver="GPKG", append=True)
+            pyogrio.write_dataframe(points, part, geometry_type="Point", **kind)
+        write_table(part, dict(strata), STRATA)
+        write_style(part, layer)
         check_count(part, POINTS_LAYER, count)
 
 
@@ -116,17 +126,15 @@ def _label(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def _style(names: Sequence[str]) -> dict[str, Any]:
-    """Return the row of the layer_styles table that makes QGIS offer a list of references."""
-    options = "".join(
-        f'<Option type="Map"><Option type="QString" name={quoteattr(name)} value={quoteattr(name)}/></Option>'
-        for name in names
+def _points(names: Sequence[str]) -> Layer:
+    """Return the layer of points: those without a reference are red, and QGIS offers `names` as references."""
+    states = [Entry("no", "without a reference", "#D55E00"), Entry("yes", "with a reference", "#009E73")]
+    form = FieldForm({"id": "Point", REFERENCE: "Reference class"}, {REFERENCE: names}, label="id")
+    # Text, as the values of categories are: QGIS draws none of the features if the types differ.
+    has_reference = f"if(coalesce(\"{REFERENCE}\", '') = '', 'no', 'yes')"
+    return Layer(
+        POINTS_LAYER,
+        "Points to label",
+        "A stratified random sample of the pixels of a map, in random order. Fill in the field reference.",
+        categorized_style(has_reference, states, "point", form),
     )
-    form = (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
-        '<qgis version="3.28" styleCategories="Fields|Forms"><fieldConfiguration>'
-        f'<field name="{REFERENCE}"><editWidget type="ValueMap"><config><Option type="Map">'
-        f'<Option type="List" name="map">{options}</Option>'
-        "</Option></config></editWidget></field></fieldConfiguration></qgis>"
-    )
-    return style_row(POINTS_LAYER, form, "Choose the reference from a list")

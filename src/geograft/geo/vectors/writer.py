@@ -1,10 +1,15 @@
-"""Writing of polygons (GeoPackage, GeoJSON, FlatGeobuf) and of tile indices."""
+"""Writing of polygons (GeoPackage, GeoJSON, FlatGeobuf) and of tile indices.
+
+A GeoPackage says in itself how a GIS shows its layers: title, description, and a style for QGIS. It has version 1.3,
+which GDAL 3.6 (Debian 12) reads without a warning, and equal content gives equal bytes.
+"""
 
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,8 +29,46 @@ from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.arrow import record_batches
 from geograft.geo.vectors.reader import FRACTION_PREFIX, TILES_LAYER, VECTOR_ERRORS, WGS84, Features, reproject
+from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style
+from geograft.legend import SPLIT_COLOURS
 
 DATE_OPTION = "OGR_CURRENT_DATE"
+NO_DATE = datetime(1970, 1, 1, tzinfo=UTC)
+"""The time of writing in files that must not depend on it."""
+GEOPACKAGE: dict[str, Any] = {"driver": "GPKG", "dataset_options": {"VERSION": "1.3"}}
+STYLES_LAYER = "layer_styles"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a GeoPackage, and what a GIS shows of it."""
+
+    name: str
+    title: str = ""
+    """Its name in words; unique in the file. Empty: `name`."""
+    abstract: str = ""
+    """What is in it, in a sentence or two."""
+    style: str = ""
+    """Default style for QGIS (QML); none if empty."""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of GDAL's driver for a new layer."""
+        return {"IDENTIFIER": self.title or self.name, "DESCRIPTION": self.abstract}
+
+
+TILES = Layer(
+    TILES_LAYER,
+    "Tiles by split",
+    "The tiles of a tile set: windows of its scenes, with their split and the fractions of valid pixels and of each "
+    "class. Rows and columns are pixels of the scene, counted from 0.",
+    categorized_style(
+        "split",
+        [Entry(split, split, colour) for split, colour in SPLIT_COLOURS.items()],
+        "outline",
+        FieldForm({"row": "First row", "col": "First column", "valid": "Fraction of valid pixels"}),
+    ),
+)
 
 
 def write_tiles(
@@ -48,19 +91,19 @@ def write_tiles(
     columns["valid"] = np.array(valid, float)
     table = np.array(fractions, float).reshape(len(rows), -1)
     columns |= {f"{FRACTION_PREFIX}{i}_{name}": table[:, i] for i, name in enumerate(class_names) if i < table.shape[1]}
-    write_polygons(path, [Features(outlines, columns)], crs, TILES_LAYER)
+    write_polygons(path, [Features(outlines, columns)], crs, TILES)
 
 
-def write_polygons(path: Path, batches: Iterable[Features], crs: CRS | None, layer: str | None = None) -> int:
-    """Write batches of features as a GeoPackage, atomically, and return their number.
+def write_polygons(path: Path, batches: Iterable[Features], crs: CRS | None, layer: Layer) -> int:
+    """Write batches of features as a GeoPackage of one layer, atomically, and return their number.
 
     An empty batch still defines the columns. Memory: one batch.
 
     Raises:
         OutputError: when the file cannot be written.
     """
-    with atomic_write(path) as part, output_errors(path):
-        return write_geopackage(part, batches, crs, layer or path.stem)
+    with atomic_write(path) as part, output_errors(path), fixed_date(NO_DATE):
+        return write_geopackage(part, batches, crs, layer)
 
 
 @contextmanager
@@ -83,22 +126,61 @@ def fixed_date(moment: datetime) -> Iterator[None]:
         pyogrio.set_gdal_config_options({DATE_OPTION: before})
 
 
-def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:
-    """Write batches of features, possibly none, as a GeoPackage, and return their number.
+def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, layer: Layer) -> int:
+    """Write batches of features, possibly none, as a GeoPackage with their style, and return their number.
 
     Raises:
         DataSourceError: when not all features reached the disk; or another of VECTOR_ERRORS.
     """
     written = 0
-    kind = {"driver": "GPKG", "layer": layer, "promote_to_multi": True, "geometry_type": "MultiPolygon"}
+    kind = GEOPACKAGE | {"layer": layer.name, "layer_options": layer.options}
+    kind |= {"promote_to_multi": True, "geometry_type": "MultiPolygon"}
     rest = iter(batches)
     # Without any batch an empty one creates the layer.
     for number, batch in enumerate(chain([next(rest, Features([], {}))], rest)):
         with ignore_gdal_warnings():
             pyogrio.write_dataframe(_frame(batch, crs), part, append=number > 0, **kind)
         written += len(batch.shapes)
-    check_count(part, layer, written)
+    write_style(part, layer)
+    check_count(part, layer.name, written)
     return written
+
+
+def write_table(part: Path, columns: Mapping[str, Any], layer: Layer) -> None:
+    """Add a table without geometry to a GeoPackage.
+
+    Raises:
+        DataSourceError: or another of VECTOR_ERRORS.
+    """
+    table = geopandas.GeoDataFrame(columns).drop(columns="geometry", errors="ignore")
+    kind = GEOPACKAGE | {"layer": layer.name, "layer_options": layer.options}
+    with ignore_gdal_warnings():
+        pyogrio.write_dataframe(table, part, append=True, **kind)
+
+
+def write_style(part: Path, layer: Layer) -> None:
+    """Add the style of a layer to a GeoPackage, as its default in QGIS.
+
+    Raises:
+        DataSourceError: or another of VECTOR_ERRORS.
+    """
+    if not layer.style:
+        return
+    row = {
+        "f_table_catalog": [""],
+        "f_table_schema": [""],
+        "f_table_name": [layer.name],
+        "f_geometry_column": ["geom"],
+        "styleName": [layer.name],
+        "styleQML": [layer.style],
+        "styleSLD": [""],
+        "useAsDefault": [True],
+        "description": [layer.title],
+        "owner": [""],
+        "ui": [""],
+        "update_time": np.array([NO_DATE.replace(tzinfo=None)], "datetime64[ms]"),
+    }
+    write_table(part, row, Layer(STYLES_LAYER))
 
 
 def write_geojson(part: Path, batches: Iterable[Features], crs: CRS | None, layer: str) -> int:

@@ -9,8 +9,8 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,13 +27,32 @@ from geograft.geo.grid import Grid
 from geograft.geo.measure import to_gis_coordinates
 from geograft.geo.vectors.arrow import to_multipolygons, write_geoparquet
 from geograft.geo.vectors.reader import WGS84, Features
-from geograft.geo.vectors.writer import fixed_date, output_errors, write_flatgeobuf, write_geojson, write_geopackage
+from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style
+from geograft.geo.vectors.writer import (
+    Layer,
+    fixed_date,
+    output_errors,
+    write_flatgeobuf,
+    write_geojson,
+    write_geopackage,
+)
 
 JSON_SUFFIXES = (".geojson", ".json")
 ARROW_SUFFIXES = (".fgb", ".parquet")
 """Formats that need pyarrow."""
 
 
+ALIASES = {
+    "class": "Class",
+    "value": "Value in the map",
+    "area_m2": "Area in square metres",
+    "area_px": "Area in pixels",
+    "perimeter_m": "Perimeter in metres",
+    "perimeter_px": "Perimeter in pixels",
+    "mean_probability": "Mean probability of the class",
+    "uncertain_fraction": "Fraction of uncertain pixels",
+}
+"""The fields in words."""
 LAYER = "polygons"
 """Name of the layer where the name of the file cannot be used."""
 LAYER_NAME, RESERVED_NAMES = (
@@ -55,6 +74,8 @@ class PolygonTarget:
     """DSTL's grid_sizes.csv; for .csv only."""
     timestamp: datetime
     """Modification time of the map, stored in formats that hold a time, so that equal maps give equal files."""
+    colours: Mapping[str, str] = field(default_factory=dict)
+    """Colour #RRGGBB of each class, for formats that hold a style."""
 
     @property
     def suffix(self) -> str:
@@ -132,7 +153,10 @@ def _placed(batches: Iterable[Features], grid: Grid) -> Iterator[Features]:
 
 
 def _geopackage(part: Path, batches: Iterable[Features], to: PolygonTarget) -> int:
-    return write_geopackage(part, _placed(batches, to.grid), to.grid.crs, to.layer)
+    entries = [Entry(name, name, colour) for name, colour in to.colours.items()]
+    style = categorized_style("class", entries, "area", FieldForm(ALIASES))
+    about = f"Polygons of the map {to.image_id}, with their classes and areas."
+    return write_geopackage(part, _placed(batches, to.grid), to.grid.crs, Layer(to.layer, "", about, style))
 
 
 def _geojson(part: Path, batches: Iterable[Features], to: PolygonTarget) -> int:
