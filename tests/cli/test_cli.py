@@ -130,7 +130,9 @@ def test_errors_in_the_arguments_are_json_too(wrong: tuple[str, ...], capsys: py
     assert wrong[0] in str(shown[-1]["text"])
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if each[0] not in ("model", "jaccard", "qgis")], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [each for each in COMMANDS if each[0] not in ("model", "jaccard", "qgis")], ids=" ".join
+)
 def test_every_long_command_has_progress(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     app([*command, "--help"], result_action="return_value")
     assert "--progress" in capsys.readouterr().out
