@@ -15,7 +15,7 @@ from geograft.card import ModelCard, read_tile_set_path
 from geograft.config import InferenceConfig
 from geograft.dataset.tileset import TileSet, check_fit
 from geograft.errors import InputError, SettingError
-from geograft.files import write_json
+from geograft.files import atomic_update, write_json
 from geograft.legend import IGNORE
 from geograft.locks import lock_output
 from geograft.mapping.blend import PROBABILITY_STEPS
@@ -172,8 +172,9 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: 
         (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(temperature))),
         cleaning,
     )
-    write_json(run / CALIBRATION_FILE, result.content())
-    card.write(run)
+    with atomic_update(run) as part:
+        write_json(part / CALIBRATION_FILE, result.content())
+        card.write(part)
     return result
 
 
