@@ -421,42 +421,18 @@ def option_cases() -> Iterator[Case]:
         ("model", "unet", "--outputs", "-1"),
     ):
         yield Case("options", " ".join(arguments), f.Command(arguments), expected=REFUSED)
-    for option in (
-        ("--percent", "nan"),
-        ("--percent", "-1,200"),
-        ("--percent", "inf"),
-        ("--min-steps", "-1"),
-        ("--seeds", "-1"),
-        ("--seeds", "9" * 23),
-    ):
-        yield Case(
-            "options",
-            f"curve {' '.join(option)}",
-            f.command("curve tiles --out c --epochs 1 --min-steps 0", "tiles", options=f.TRAINING),
-            options=option,
-        )
-    for option in (
-        ("--trials", "-1"),
-        ("--trials", "0"),
-        ("--minutes", "nan"),
-        ("--minutes", "-1"),
-        ("--encoders", "x"),
-        ("--encoders", ",,"),
-    ):
-        yield Case(
-            "options",
-            f"find {' '.join(option)}",
-            f.command("find tiles --out c --epochs 1 --trials 1", "tiles", options=f.TRAINING),
-            options=option,
-        )
-    for option in (
-        ("--folds", "-1"),
-        ("--folds", "1"),
-        ("--folds", "1000000000"),
-        ("--seeds", "-1"),
-        ("--seeds", "9" * 23),
-    ):
-        yield Case("options", f"compare {' '.join(option)}", f.COMPARE, options=option)
+    several = {
+        f.command("curve tiles --out c --epochs 1 --min-steps 0", "tiles", options=f.TRAINING): (
+            "--percent nan", "--percent -1,200", "--percent inf", "--min-steps -1", "--seeds -1", f"--seeds {'9' * 23}",
+        ),
+        f.command("find tiles --out c --epochs 1 --trials 1", "tiles", options=f.TRAINING): (
+            "--trials -1", "--trials 0", "--minutes nan", "--minutes -1", "--encoders x", "--encoders ,,",
+        ),
+        f.COMPARE: ("--folds -1", "--folds 1", "--folds 1000000000", "--seeds -1", f"--seeds {'9' * 23}"),
+    }  # fmt: skip
+    for command, values in several.items():
+        for option in values:
+            yield Case("options", f"{command.arguments[0]} {option}", command, options=tuple(option.split()))
 
 
 def output_cases() -> Iterator[Case]:
@@ -497,6 +473,8 @@ def output_cases() -> Iterator[Case]:
             "a\udce9/b",
             "missing/deep/" + out,
             "/proc/x/" + out,
+            "/proc/" + out,
+            "/sys/" + out,
         ):
             shown = name.encode("ascii", "backslashreplace").decode()[:20]
             yield Case("outputs", f"{command.arguments[0]} --out {shown!r}", command, options=("--out", name))

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from geograft.card import CARD, TILES_FILE, WEIGHTS, ModelCard, read_card
 from geograft.commands.audit import audit
+from geograft.commands.compare import compare
+from geograft.commands.curve import curve
 from geograft.commands.evaluate import evaluate
 from geograft.commands.predict import predict
 from geograft.commands.train import train
-from geograft.config import ModelConfig, PredictConfig
+from geograft.config import ModelConfig, PredictConfig, Recipe, Variant
 from geograft.dataset.tileset import INDEX, META, TileSet
 from geograft.errors import GeograftError, InputError, SettingError
 from geograft.files import write_json
@@ -219,6 +221,23 @@ def test_a_mask_that_does_not_fit_tileset_json_is_refused(run: Path, own_tiles: 
             audit(own_tiles)
 
 
+@pytest.mark.parametrize("field", ["height", "width"])
+def test_a_size_of_a_thousand_million_pixels_is_refused_before_it_is_divided_into_blocks(
+    run: Path, own_tiles: Path, field: str
+) -> None:
+    edit_json(own_tiles / META, f"scenes.0.{field}", 10**9)
+    out, recipe = own_tiles.parent / "out", Recipe(variants=(Variant("a"),))
+    unet = recipe.with_settings(model={"architecture": "unet"}, train={"device": "cpu", "epochs": 1})
+    for work in (
+        lambda: evaluate(run, tiles=own_tiles),
+        lambda: curve(own_tiles, out, unet),
+        lambda: compare(own_tiles, unet, out, folds=2),
+        lambda: train(own_tiles, out, unet),
+    ):
+        with refused(own_tiles.parent, ".tif", field, str(10**9)):
+            work()
+
+
 def test_a_figure_has_the_name_of_a_png(own_tiles: Path) -> None:
     with refused(own_tiles, META, kind=SettingError):
         audit(own_tiles, own_tiles / META)
@@ -243,6 +262,26 @@ def test_an_edited_tile_index_is_refused_by_field(run: Path, own_tiles: Path, fi
         TileSet.open(own_tiles)
     with refused(own_tiles.parent, INDEX):
         evaluate(run, "test", tiles=own_tiles)
+
+
+@pytest.mark.parametrize("value", ["NULL", "x'00'", "'x'"])
+def test_a_tile_without_outline_is_refused(own_tiles: Path, value: str) -> None:
+    edit_index(own_tiles / INDEX, "geom", value)
+    with refused(own_tiles, INDEX):
+        audit(own_tiles)
+
+
+def test_an_index_without_its_table_is_refused_without_warnings(
+    own_tiles: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    with sqlite3.connect(own_tiles / INDEX) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute("DROP TABLE tiles")
+    database.close()
+    with refused(own_tiles, INDEX):
+        TileSet.open(own_tiles)
+    assert not recwarn.list
 
 
 def test_a_tile_that_is_listed_twice_is_refused(own_tiles: Path) -> None:

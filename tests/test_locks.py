@@ -188,3 +188,9 @@ def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError), lock_output(tmp_path / "out"), atomic_write(tmp_path / "out"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system of processes here")
+def test_where_no_file_can_be_the_output_is_refused_for_that_reason() -> None:
+    with pytest.raises(OutputError, match=r"/proc/x\.gpkg cannot be written"), lock_output(Path("/proc/x.gpkg")):
+        raise AssertionError

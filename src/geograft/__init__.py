@@ -4,11 +4,8 @@ Each command is also a function: `geograft.prepare(...)`, `geograft.train(...)`.
 imported on first use, so that `import geograft` is fast.
 """
 
-import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from geograft.files import accept_strings
 
 if TYPE_CHECKING:
     from geograft.commands.area import area
@@ -153,10 +150,7 @@ def __getattr__(name: str) -> Any:
         return version("geograft")
     if name not in _MODULES:
         raise AttributeError(f"module 'geograft' has no attribute {name!r}")
-    found = getattr(import_module(_MODULES[name]), name)
-    if inspect.isfunction(found):
-        found = globals()[name] = accept_strings(found)
-    return found
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,26 +1,28 @@
 """Paths as strings, checks of input files, atomic writes of files and folders, and digests."""
 
+import errno
 import hashlib
-import inspect
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias
 
 from geograft.errors import InputError, OutputError
 
+StrPath: TypeAlias = str | os.PathLike[str]
+"""A path as public functions take it."""
 LEDGER = "ledger.json"
 """The file by which a folder of partial results is recognised, see `geograft.resume`."""
 MARKER = ".geograft-part"
 """The file by which a temporary folder is recognised: only what has it, or is empty, is removed."""
 UPDATE = ".geograft-update"
 """Folder of finished files that replace those of the same names in the folder above, see `atomic_update`."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, or a user's part of it, that is full."""
 
 
 def printable(path: Path) -> str:
@@ -80,7 +82,8 @@ def translate_write_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{printable(path)}: the name is not UTF-8. Choose another --out.") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{path} cannot be written: {reason}. Free some space or choose another --out.") from error
+        advice = "Free some space or choose" if error.errno in FULL else "Choose"
+        raise OutputError(f"{path} cannot be written: {reason}. {advice} another --out.") from error
 
 
 @contextmanager
@@ -226,6 +229,12 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path` atomically."""
+    with atomic_write(path) as part:
+        part.write_bytes(content)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` atomically, as indented JSON."""
     write_text(path, to_json(content))
@@ -297,49 +306,15 @@ def _refuse_foreign(folder: Path) -> None:
         raise foreign_folder_error(folder)
 
 
-def accept_strings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that arguments annotated as Path, or as a sequence of Paths, may be strings.
+def to_paths(paths: StrPath | Sequence[StrPath]) -> tuple[Path, ...]:
+    """Return one path or several, which may be strings, as Paths.
 
-    A single path for a sequence becomes a sequence of one.
+    >>> [path.name for path in to_paths("a.tif")], [path.name for path in to_paths(["a.tif", Path("b.tif")])]
+    (['a.tif'], ['a.tif', 'b.tif'])
     """
-    signature = inspect.signature(function)
-    hints = {name: hint for name, hint in get_type_hints(function).items() if name != "return" and _has_path(hint)}
-
-    @wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        bound = signature.bind(*args, **options)
-        for name, hint in hints.items():
-            if name in bound.arguments:
-                bound.arguments[name] = to_paths(bound.arguments[name], several=not _is_path(hint))
-        return function(*bound.args, **bound.kwargs)
-
-    return call
+    return (Path(paths),) if isinstance(paths, (str, os.PathLike)) else tuple(map(Path, paths))
 
 
-def to_paths(value: Any, several: bool = False) -> Any:
-    """Return a string as Path, and a sequence of strings as tuple of Paths; with `several`, always a tuple.
-
-    >>> to_paths("a.tif").name, to_paths(None), [path.name for path in to_paths("a.tif", several=True)]
-    ('a.tif', None, ['a.tif'])
-    """
-    if value is None or isinstance(value, Mapping):
-        return value
-    if isinstance(value, (str, os.PathLike)):
-        path = Path(value)
-        return (path,) if several else path
-    return tuple(Path(path) for path in value)
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """Return the types of a union, or the type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _is_path(hint: Any) -> bool:
-    return any(option is Path for option in _options(hint))
-
-
-def _has_path(hint: Any) -> bool:
-    """Return whether a type is Path, None, or a sequence of Paths, or a union of these with at least one path."""
-    options = [option for option in _options(hint) if option is not NoneType]
-    return bool(options) and all(option is Path or get_args(option)[:1] == (Path,) for option in options)
+def optional_path(path: StrPath | None) -> Path | None:
+    """Return a path, which may be a string, as Path; None stays None."""
+    return None if path is None else Path(path)

@@ -66,7 +66,7 @@ def locks_output(command: Callable[Arguments, Result]) -> Callable[Arguments, Re
         bound = signature.bind(*args, **options)
         bound.apply_defaults()
         out = bound.arguments["out"]
-        with nullcontext() if out is None else lock_output(out):
+        with nullcontext() if out is None else lock_output(Path(out)):
             return command(*args, **options)
 
     return locked
@@ -132,8 +132,8 @@ def _acquire_if_possible(lock: Path, path: Path) -> int | None:
 def _acquire(lock: Path, path: Path) -> int:
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_S if attempt else 0)
-        # Another process may just have removed the folder that it had made.
-        with suppress(FileNotFoundError):
+        # Another process may just have removed the folder that it had made. In /proc there is none to make.
+        with suppress(FileNotFoundError) if attempt < ATTEMPTS - 1 else nullcontext():
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -14,11 +13,9 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
-import rasterio
 import torch
 from affine import Affine
 from numpy import ndarray
-from rasterio.errors import NotGeoreferencedWarning
 from shapely import box
 
 from geograft.card import CARD, ModelCard, read_card
@@ -43,6 +40,7 @@ from geograft.indices import Index, append_indices
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.networks.weights import InputScaling
 from geograft.training.loader import Scaling, TileLoader
+from tests.commands.test_predict import read
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.training import TinyNetwork
 
@@ -83,14 +81,6 @@ def arrays(tiles: TileSet) -> Iterator[ndarray]:
         samples = tiles.samples(split)
         for index in range(len(samples)):
             yield from samples[index]
-
-
-def read(path: Path) -> ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as raster:
-            pixels: ndarray = raster.read()
-    return pixels
 
 
 def formula(bands: int) -> str:

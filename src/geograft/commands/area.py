@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 
 from geograft.errors import InputError
-from geograft.files import refuse_existing, write_json
+from geograft.files import StrPath, optional_path, refuse_existing, write_json
 from geograft.geo.grid import Grid
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -161,7 +161,7 @@ def _number(value: float) -> str:
 
 
 @locks_output
-def area(map: Path, points: Path, out: Path | None = None) -> AreaReport:  # noqa: A002
+def area(map: StrPath, points: StrPath, out: StrPath | None = None) -> AreaReport:  # noqa: A002
     """Return the area of each class and the accuracies of a map, with 95 % confidence intervals, from labelled points.
 
     `points` is the output of `sample` for `map`, with the field `reference` filled in with class names or values of the
@@ -175,6 +175,7 @@ def area(map: Path, points: Path, out: Path | None = None) -> AreaReport:  # noq
             class of the map has fewer than two labelled points.
         OutputError: when `out` exists or cannot be written.
     """
+    map, points, out = Path(map), Path(points), optional_path(out)  # noqa: A001
     if out is not None:
         refuse_existing(out)
     with Image.open(map) as image:

@@ -33,7 +33,7 @@ from geograft.dataset.splits import PlannedTile, SplitScene
 from geograft.dataset.tileset import INDEX, SPLITS, Split, Tile, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.figures.variogram import VariogramCurve, variogram_figure
-from geograft.files import atomic_write
+from geograft.files import StrPath, optional_path, write_bytes
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.rasters.raster import check_complete
 from geograft.geo.vectors.reader import read_outlines
@@ -359,7 +359,7 @@ def _class_fractions(tiles: Sequence[Tile]) -> tuple[float, ...]:
     return tuple((labelled @ fractions / total).tolist()) if total > 0 else ()
 
 
-def audit(tiles: Path, figure: Path | None = None) -> Audit:
+def audit(tiles: StrPath, figure: StrPath | None = None) -> Audit:
     """Return the leakage check of a tile set: shared pixels, duplicate scenes, spatial autocorrelation.
 
     Reads the index, and at most 16 windows of 1024 x 1024 pixels for the variograms: about 10 s. Writes the variograms,
@@ -371,6 +371,7 @@ def audit(tiles: Path, figure: Path | None = None) -> Audit:
         SettingError: if the name of the figure does not end with .png.
         OutputError: if the figure cannot be written.
     """
+    figure = optional_path(figure)
     if figure and figure.suffix.lower() != ".png":
         raise SettingError(f"--figure {figure}: the figure is a PNG file. Use a name that ends with .png.")
     with lock_output(figure or Path(), enabled=figure is not None):
@@ -381,7 +382,7 @@ def _audit(tile_set: TileSet, figure: Path | None) -> Audit:
     for scene in tile_set.scenes:
         if tile_set.mask_path(scene).exists():
             check_complete(tile_set.mask_path(scene))
-            tile_set.check_mask(scene)
+    tile_set.check_masks()
     result = audit_tile_set(tile_set)
     try:
         result = _with_advice(replace(result, autocorrelation=estimate_autocorrelation(tile_set)), tile_set)
@@ -390,8 +391,7 @@ def _audit(tile_set: TileSet, figure: Path | None) -> Audit:
             raise
         return replace(result, notes=(*result.notes, f"the spatial autocorrelation range is unknown: {error}"))
     if figure:
-        with atomic_write(figure) as part:
-            part.write_bytes(audit_figure(result))
+        write_bytes(figure, audit_figure(result))
     return result
 
 

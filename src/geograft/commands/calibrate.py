@@ -15,7 +15,7 @@ from geograft.card import ModelCard, read_tile_set_path
 from geograft.config import InferenceConfig
 from geograft.dataset.tileset import TileSet, check_fit
 from geograft.errors import InputError, SettingError
-from geograft.files import atomic_update, write_json
+from geograft.files import StrPath, atomic_update, optional_path, write_json
 from geograft.legend import IGNORE
 from geograft.locks import lock_output
 from geograft.mapping.blend import PROBABILITY_STEPS
@@ -119,7 +119,7 @@ SCORE_ROWS = (
 
 
 def calibrate(
-    run: Path, tiles: Path | None = None, config: InferenceConfig = DEFAULT, objects: str = ""
+    run: StrPath, tiles: StrPath | None = None, config: InferenceConfig = DEFAULT, objects: str = ""
 ) -> Calibration:
     """Fit threshold and temperature on the validation tiles of a run, write them into its card and return them.
 
@@ -141,9 +141,10 @@ def calibrate(
         SettingError: when the run has no class `objects`, or more than two classes.
         OutputError: when the card cannot be written; it is then unchanged.
     """
+    run = Path(run)
     # The lock is that of a training, which writes the same card.
     with lock_output(run):
-        return _calibrate(run, tiles, config, objects)
+        return _calibrate(run, optional_path(tiles), config, objects)
 
 
 def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: str) -> Calibration:

@@ -27,7 +27,7 @@ from geograft.dataset.units import unit_names_over_folds
 from geograft.errors import SettingError
 from geograft.figures import ExampleTile, examples_figure, loss_figure
 from geograft.figures.pictures import stretch, stretch_limits
-from geograft.files import atomic_write, write_json, write_text
+from geograft.files import StrPath, write_bytes, write_json, write_text
 from geograft.locks import lock_output
 from geograft.mapping.held_out import evenly_spaced, predict_classes
 from geograft.mapping.models import RunModel
@@ -201,7 +201,7 @@ class Comparison:
         return min(self.by_variant()[variant], key=lambda row: row.best_val_loss)
 
 
-def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Comparison:
+def compare(tiles: StrPath, recipe: Recipe, out: StrPath, folds: int = 0) -> Comparison:
     """Train every variant of `recipe` with every seed on one tile set, and write the comparison to `out`.
 
     With `folds`, the tile set is divided spatially into that many folds. Every variant and seed is trained once per
@@ -214,6 +214,7 @@ def compare(tiles: Path, recipe: Recipe, out: Path, folds: int = 0) -> Compariso
         SettingError: if the recipe has no variants, two have the same name, or the area is too small for the folds.
         InputError, WeightsError, OutputError: as in `train`.
     """
+    tiles, out = Path(tiles), Path(out)
     check_variants(recipe)
     if folds < 0:
         raise SettingError(f"--folds {folds}: give the number of folds, or 0 for none.")
@@ -283,9 +284,9 @@ def _write(result: Comparison, tiles: Path) -> None:
     histories = {
         name: [read_history(result.folder / row.run) for row in rows] for name, rows in result.by_variant().items()
     }
-    _write_bytes(result.folder / "losses.png", loss_figure(histories))
+    write_bytes(result.folder / "losses.png", loss_figure(histories))
     runs = {name: result.folder / rows[0].run for name, rows in result.by_variant().items()}
-    _write_bytes(result.folder / "samples.png", _sample_figure(TileSet.open(tiles), runs))
+    write_bytes(result.folder / "samples.png", _sample_figure(TileSet.open(tiles), runs))
     content = {"title": result.title, "tiles": str(tiles.resolve()), "rows": [asdict(row) for row in result.rows]}
     if result.cross_validation:
         write_json(result.folder / FOLD_SCORES, result.cross_validation.content())
@@ -322,11 +323,6 @@ def _sample_figure(tile_set: TileSet, runs: Mapping[str, Path]) -> bytes:
         for i, ((image, label), valid) in enumerate(zip(tiles, seen, strict=True))
     ]
     return examples_figure(rows, tile_set.meta.legend)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with atomic_write(path) as part:
-        part.write_bytes(content)
 
 
 def _summary(name: str, rows: Sequence[RunSummary]) -> tuple[str, ...]:

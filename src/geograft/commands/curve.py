@@ -30,7 +30,7 @@ from geograft.dataset.tileset import Split, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.figures.curves import LearningCurve, ScoreSeries, learning_curve_figure
 from geograft.figures.style import DARK, LIGHT, ImageFormat, Theme
-from geograft.files import atomic_write, write_json, write_text
+from geograft.files import StrPath, write_bytes, write_json, write_text
 from geograft.geo.coverage import tile_overlap
 from geograft.locks import lock_output
 from geograft.mapping.scoring import BootstrapEstimator, MetricFunction, Metrics
@@ -190,8 +190,7 @@ class Curve:
         writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
         for name, (theme, image_format) in PICTURES.items():
-            with atomic_write(self.folder / name) as part:
-                part.write_bytes(self.figure(theme, image_format))
+            write_bytes(self.folder / name, self.figure(theme, image_format))
         write_json(self.folder / CONTENT, self.content())
 
     def figure(self, theme: Theme, image_format: ImageFormat) -> bytes:
@@ -291,8 +290,8 @@ MAX_OVERLAP = 1.05
 
 
 def curve(
-    tiles: Path,
-    out: Path,
+    tiles: StrPath,
+    out: StrPath,
     recipe: Recipe = DEFAULT_RECIPE,
     percent: Sequence[float] = PERCENTS,
     min_steps: int = MIN_STEPS,
@@ -310,7 +309,9 @@ def curve(
             settings.
         InputError, WeightsError, OutputError: as in `train`.
     """
+    out = Path(out)
     tile_set = TileSet.open(tiles)
+    tile_set.check_masks()
     recipe = replace(recipe, variants=variants_of(recipe))
     check_variants(recipe)
     if not recipe.seeds or min_steps < 0:

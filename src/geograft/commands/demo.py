@@ -18,7 +18,7 @@ from geograft.config import PolygonConfig, PredictConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META
 from geograft.errors import WeightsError
-from geograft.files import scratch_path
+from geograft.files import StrPath, scratch_path
 from geograft.locks import locks_output
 from geograft.mapping.scoring import Metric
 from geograft.networks.network import build
@@ -92,7 +92,7 @@ class Demo:
 
 
 @locks_output
-def demo(out: Path, recipe: Recipe | None = None, compare_article: bool = False) -> Demo:
+def demo(out: StrPath, recipe: Recipe | None = None, compare_article: bool = False) -> Demo:
     """Train on one scene with Geograft's default network, and score and map another scene.
 
     Takes about 3 minutes on two cores. With `compare_article`, the article's three networks are trained as well, which
@@ -105,6 +105,7 @@ def demo(out: Path, recipe: Recipe | None = None, compare_article: bool = False)
         WeightsError: if neither is available.
         OutputError: if `out` cannot be written.
     """
+    out = Path(out)
     began = time.monotonic()
     shipped = load_recipe(Path("demo-article" if compare_article else "demo"))
     chosen, weights_from = with_weights(recipe or shipped)

@@ -16,7 +16,7 @@ from geograft.config import EvaluateConfig
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
-from geograft.files import refuse_existing, write_json
+from geograft.files import StrPath, optional_path, refuse_existing, to_paths, write_json
 from geograft.locks import lock_output
 from geograft.mapping.models import RunModel
 from geograft.mapping.plan import resolution_note, tile_set_band_notes
@@ -339,11 +339,11 @@ DEFAULT = EvaluateConfig()
 
 
 def evaluate(
-    run: Path | Sequence[Path],
+    run: StrPath | Sequence[StrPath],
     split: Split = "test",
-    tiles: Path | None = None,
-    out: Path | None = None,
-    against: Path | None = None,
+    tiles: StrPath | None = None,
+    out: StrPath | None = None,
+    against: StrPath | None = None,
     config: EvaluateConfig = DEFAULT,
 ) -> Evaluation:
     """Score a run, or the mean of several, on one split, with 95 % confidence intervals; write the scores to `out`.
@@ -363,7 +363,8 @@ def evaluate(
         SettingError: when the class of objects does not exist, or `against` has other classes.
         OutputError: when `out` exists or cannot be written.
     """
-    runs = (run,) if isinstance(run, Path) else tuple(run)
+    tiles, out, against = optional_path(tiles), optional_path(out), optional_path(against)
+    runs = to_paths(run)
     other = "" if tiles is None else f"{tiles.resolve().name}-"
     path = out or runs[0] / f"scores-{other}{split}.json"
     with lock_output(path, enabled=runs[0].is_dir()):
@@ -398,6 +399,7 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
     """
     card = model.card
     check_fit(card, tile_set)
+    tile_set.check_masks()
     tiles = tile_set.split(split)
     if not tiles:
         raise InputError(f"{tile_set.folder} has no {split} tiles. Choose another --split.")

@@ -16,7 +16,7 @@ from geograft.commands.train import DEFAULT_RECIPE, check_trainings, train
 from geograft.config import Recipe, recipe_toml
 from geograft.dataset.tileset import TileSet
 from geograft.errors import DivergedError, InputError, SettingError
-from geograft.files import write_text
+from geograft.files import StrPath, write_text
 from geograft.locks import locks_output
 from geograft.progress import announce
 from geograft.text import format_table
@@ -130,8 +130,8 @@ TRIALS = 12
 
 @locks_output
 def find(
-    tiles: Path,
-    out: Path,
+    tiles: StrPath,
+    out: StrPath,
     recipe: Recipe = DEFAULT_RECIPE,
     trials: int = TRIALS,
     minutes: float = 0.0,
@@ -149,6 +149,7 @@ def find(
         SettingError: without Optuna, for invalid numbers or encoders, or if `out` has a search with other settings.
         InputError, WeightsError, OutputError: as in `train`; InputError also if every trial diverged.
     """
+    tiles, out = Path(tiles), Path(out)
     whole = TileSet.open(tiles)
     space = SearchSpace.around(recipe, tuple(encoders))
     _check(whole, space, trials, minutes)

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from geograft.dataset.dstl import CLASS_NAMES, labels_table, read_wkt, scene_group
 from geograft.errors import InputError
-from geograft.files import refuse_existing, write_json
+from geograft.files import StrPath, optional_path, refuse_existing, to_paths, write_json
 from geograft.locks import locks_output
 from geograft.metrics.intervals import confidence_intervals, few_units_warning
 from geograft.metrics.scores import nanmean
@@ -111,7 +111,7 @@ class DstlScore:
 
 
 @locks_output
-def jaccard(submissions: Sequence[Path], labels: Path, out: Path | None = None) -> DstlScore:
+def jaccard(submissions: StrPath | Sequence[StrPath], labels: StrPath, out: StrPath | None = None) -> DstlScore:
     """Score DSTL submissions against the labels of their scenes by the rule of the competition.
 
     `submissions` are tables written by `geograft polygons --out IMAGE.csv`, which together form one submission.
@@ -122,9 +122,10 @@ def jaccard(submissions: Sequence[Path], labels: Path, out: Path | None = None) 
         InputError: when a table cannot be read, two tables have the same scene, or a scene has no labels.
         OutputError: when `out` exists or cannot be written.
     """
+    labels, out = Path(labels), optional_path(out)
     if out is not None:
         refuse_existing(out)
-    predicted = _merge_submissions(submissions)
+    predicted = _merge_submissions(to_paths(submissions))
     labelled, _ = read_wkt(labels_table(labels), tuple(CLASS_NAMES))
     unlabelled = sorted(set(predicted) - set(labelled))
     if unlabelled:

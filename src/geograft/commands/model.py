@@ -5,7 +5,7 @@ from pathlib import Path
 from geograft.config import ModelConfig, load_recipe, parse_recipe
 from geograft.errors import SettingError
 from geograft.figures.graph import Node, graph_png, svg
-from geograft.files import atomic_write
+from geograft.files import write_bytes
 from geograft.memory import MAX_TILE_PX, check_batch
 from geograft.networks.encoder import check_name
 from geograft.networks.summary import ModelSummary, describe
@@ -60,8 +60,7 @@ def write_graph(summary: ModelSummary, path: Path) -> None:
     if path.suffix not in (".svg", ".png"):
         raise SettingError(f"{path}: unknown image format. Use a file name that ends in .svg or .png.")
     picture = graph_svg(summary).encode() if path.suffix == ".svg" else graph_png(*_graph(summary))
-    with atomic_write(path) as part:
-        part.write_bytes(picture)
+    write_bytes(path, picture)
 
 
 def graph_svg(summary: ModelSummary) -> str:

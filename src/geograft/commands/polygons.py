@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from geograft.config import Cleaning, PolygonConfig
 from geograft.errors import InputError, SettingError
-from geograft.files import json_digest, refuse_existing, scratch_path
+from geograft.files import StrPath, json_digest, optional_path, refuse_existing, scratch_path
 from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, raster_state
@@ -272,10 +272,10 @@ class PolygonSummary:
 
 @locks_output
 def polygons(
-    map: Path,  # noqa: A002 (the word on the command line)
-    out: Path,
+    map: StrPath,  # noqa: A002 (the word on the command line)
+    out: StrPath,
     config: PolygonConfig | None = None,
-    dstl_grid: Path | None = None,
+    dstl_grid: StrPath | None = None,
 ) -> PolygonSummary:
     """Polygonize a class map: write each connected region of one class as a polygon, and return a summary.
 
@@ -301,6 +301,7 @@ def polygons(
         SettingError: when settings contradict each other.
         OutputError: when `out` exists, has an unknown suffix, or cannot be written.
     """
+    map, out, dstl_grid = Path(map), Path(out), optional_path(dstl_grid)  # noqa: A001
     settings = config or PolygonConfig()
     _check_settings(settings)
     folder = scratch_path(out)

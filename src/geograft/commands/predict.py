@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from geograft.config import PredictConfig
+from geograft.files import StrPath, optional_path, to_paths
 from geograft.geo.grid import block_windows
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
@@ -176,11 +177,11 @@ def _carry_over_bytes(task: MapTask, lanes: int) -> int:
 
 
 def predict(
-    run: Path | Sequence[Path],
-    rasters: Sequence[Path],
-    out: Path,
+    run: StrPath | Sequence[StrPath],
+    rasters: StrPath | Sequence[StrPath],
+    out: StrPath,
     config: PredictConfig | None = None,
-    aoi: Path | None = None,
+    aoi: StrPath | None = None,
     dry_run: bool = False,
 ) -> Prediction:
     """Write the class map of `rasters` as a Cloud-Optimised GeoTIFF.
@@ -209,8 +210,9 @@ def predict(
         SettingError: if the device or the backend is not available, or the thresholds do not fit the classes.
         OutputError: if a map exists already or cannot be written.
     """
+    rasters, out, aoi = to_paths(rasters), Path(out), optional_path(aoi)
     settings = config or PredictConfig()
-    runs = (run,) if isinstance(run, Path) else tuple(run)
+    runs = to_paths(run)
     card = map_card(runs, settings)
     tasks = [MapTask(source, runs, card, settings) for source in map_sources(card, rasters, out, settings, aoi)]
     if settings.applicability:

@@ -32,7 +32,7 @@ from geograft.dataset.statistics import (
 )
 from geograft.dataset.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
 from geograft.errors import InputError, SettingError
-from geograft.files import atomic_folder, file_digest, json_digest, refuse_existing, write_json
+from geograft.files import StrPath, atomic_folder, file_digest, json_digest, refuse_existing, write_json
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.nodata import ValidityRule, needs_all_bands
@@ -330,7 +330,7 @@ def _statistics(rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], in
 
 
 @locks_output
-def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None) -> TileSet:
+def prepare(source: LabelSource, out: StrPath, config: PrepareConfig | None = None) -> TileSet:
     """Create a tile set in the folder `out` and return it.
 
     Images stay where they are; only those that cannot be read by windows (PNG, JPEG, zipped, large strips) are copied,
@@ -342,6 +342,7 @@ def prepare(source: LabelSource, out: Path, config: PrepareConfig | None = None)
         SettingError: if these settings make the split impossible.
         OutputError: if `out` exists or cannot be written; a partial result is removed.
     """
+    out = Path(out)
     settings = config or PrepareConfig()
     refuse_existing(out)
     gathered = find_adjacent(_select_bands(source.gather(), settings), settings)

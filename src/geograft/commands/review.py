@@ -17,7 +17,7 @@ from geograft.config import ReviewConfig
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.errors import InputError
 from geograft.figures.style import FN_COLOUR, FP_COLOUR, TP_COLOUR
-from geograft.files import atomic_folder, refuse_existing
+from geograft.files import StrPath, atomic_folder, optional_path, refuse_existing, to_paths
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, to_gis_coordinates
 from geograft.geo.rasters.raster import Image
@@ -355,7 +355,9 @@ class Review:
 
 
 @locks_output
-def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, config: ReviewConfig = DEFAULT) -> Review:
+def review(
+    runs: StrPath | Sequence[StrPath], out: StrPath, tiles: StrPath | None = None, config: ReviewConfig = DEFAULT
+) -> Review:
     """Write error rasters, the worst tiles and suspected label errors of held-out tiles to the folder `out`.
 
     One run is reviewed on its validation and test tiles; with `tiles`, on all tiles of that tile set. Several runs, the
@@ -366,8 +368,8 @@ def review(runs: Path | Sequence[Path], out: Path, tiles: Path | None = None, co
         InputError: when runs or tiles cannot be used or do not fit each other, or when there is no held-out tile.
         OutputError: when `out` exists or cannot be written.
     """
+    out, tiles, several = Path(out), optional_path(tiles), to_paths(runs)
     refuse_existing(out)
-    several = [runs] if isinstance(runs, Path) else list(runs)
     held_out = [split for run in several for split in _held_out_tiles(run, tiles, several, config)]
     if not held_out:
         raise InputError(f"{several[0]} has no held-out tiles. Run prepare with --test above 0, or give --tiles.")

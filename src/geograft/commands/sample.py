@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from geograft.config import SampleConfig
 from geograft.errors import SettingError
-from geograft.files import refuse_existing
+from geograft.files import StrPath, refuse_existing
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.points import REFERENCE, write_points
 from geograft.locks import locks_output
@@ -45,7 +45,7 @@ class SampleSummary:
 
 
 @locks_output
-def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
+def sample(map: StrPath, out: StrPath, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
     """Draw a stratified random sample of the pixels of a class map, and write their centres as a GeoPackage.
 
     The strata are the classes of the map; all pixels of a class are equally likely. The layer `points` has an id and an
@@ -64,6 +64,7 @@ def sample(map: Path, out: Path, config: SampleConfig | None = None) -> SampleSu
         SettingError: when the sample would have more than MAX_POINTS points.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
+    map, out = Path(map), Path(out)  # noqa: A001
     refuse_existing(out)
     config = config or SampleConfig()
     with Image.open(map) as image:

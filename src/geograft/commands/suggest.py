@@ -15,7 +15,7 @@ from geograft.card import FEATURES_FILE, ModelCard, read_card, read_tile_set_pat
 from geograft.config import PredictConfig, SuggestConfig
 from geograft.dataset.tileset import META, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import refuse_existing
+from geograft.files import StrPath, optional_path, refuse_existing, to_paths
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.reader import Features
 from geograft.geo.vectors.styles import FieldForm, ranked_style
@@ -166,12 +166,12 @@ DEFAULT = SuggestConfig()
 
 @locks_output
 def suggest(
-    run: Path | Sequence[Path],
-    rasters: Sequence[Path],
-    out: Path,
+    run: StrPath | Sequence[StrPath],
+    rasters: StrPath | Sequence[StrPath],
+    out: StrPath,
     config: SuggestConfig = DEFAULT,
-    known: Path | None = None,
-    aoi: Path | None = None,
+    known: StrPath | None = None,
+    aoi: StrPath | None = None,
 ) -> Suggestions:
     """Choose the tiles of `rasters` to label next, write them as a GeoPackage, the best first, and return them.
 
@@ -191,9 +191,10 @@ def suggest(
         SettingError: when the device or backend is not available, or for disagreement of one run without TTA.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
+    runs, rasters = to_paths(run), to_paths(rasters)
+    out, known, aoi = Path(out), optional_path(known), optional_path(aoi)
     refuse_existing(out)
     check_suffix(out)
-    runs = (run,) if isinstance(run, Path) else tuple(run)
     _check_views(config, runs)
     card = read_card(runs[0])
     inputs = _inputs(card, rasters)

@@ -29,7 +29,7 @@ from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recip
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import UPDATE, complete_update, file_digest, scratch_path, to_json
+from geograft.files import UPDATE, StrPath, complete_update, file_digest, scratch_path, to_json
 from geograft.inference.embedding import load_cell_encoder
 from geograft.inference.training_features import MAX_CELLS, fit_training_features
 from geograft.legend import Legend
@@ -252,8 +252,8 @@ class Training:
 
 
 def train(
-    tiles: Path,
-    out: Path,
+    tiles: StrPath,
+    out: StrPath,
     recipe: Recipe = DEFAULT_RECIPE,
     resume: bool = False,
     minutes: float | None = None,
@@ -278,6 +278,7 @@ def train(
         WeightsError: if the pretrained weights are not available.
         OutputError: if `out` contains a run and `resume` is not set, or cannot be written.
     """
+    out = Path(out)
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
         tile_set = TileSet.open(tiles)

@@ -157,6 +157,7 @@ def write_fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
         SettingError: if the tile set cannot be divided into that many folds.
     """
     whole = TileSet.open(tiles)
+    whole.check_masks()
     found = [out / f"fold{number}" for number in range(1, folds + 1)]
     if all((folder / META).is_file() for folder in found):
         return found

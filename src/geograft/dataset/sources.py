@@ -61,7 +61,7 @@ class VectorSource:
             InputError: if images or labels cannot be used, or no polygon lies on an image.
             SettingError: if `overlapping` is set for a single class.
         """
-        images, path = to_paths(self.images, several=True), Path(self.labels)
+        images, path = to_paths(self.images), Path(self.labels)
         if not images:
             raise InputError("no images. Pass at least one.")
         infos, names = read_image_infos(images), scene_names(images)

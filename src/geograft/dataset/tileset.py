@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass as settings
 from geograft.card import BandNames, DtypeName, Finite, ModelCard, PositiveFinite, check_band_statistics
 from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
+from geograft.files import StrPath
 from geograft.geo.coverage import SceneWindow, TrainingArea, earlier_overlaps
 from geograft.geo.grid import Window
 from geograft.geo.rasters.nodata import ValidityRule
@@ -166,7 +167,7 @@ class TileSet:
     tiles: tuple[Tile, ...] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path | str) -> "TileSet":
+    def open(cls, folder: StrPath) -> "TileSet":
         """Read a tile set's index and settings; no image is opened.
 
         Raises:
@@ -241,10 +242,15 @@ class TileSet:
                 f"{info.path} has dtype {info.dtype}, but {META} says {self.meta.dtype}. Prepare the tile set again."
             )
 
-    def check_mask(self, scene: str) -> None:
-        """Raise InputError if a scene's mask has other bands, size or dtype than tileset.json says."""
-        own = self.scenes[scene]
-        _check_mask(self.mask_path(scene), (self.meta.mask_bands, own.height, own.width))
+    def check_masks(self) -> None:
+        """Raise InputError if a mask has other bands, size or dtype than tileset.json says; missing ones are ignored.
+
+        Before blocks are made of the sizes in tileset.json, of which a wrong one could mean millions.
+        """
+        for name, scene in self.scenes.items():
+            path = self.mask_path(name)
+            if path.exists():
+                _check_mask(path, (self.meta.mask_bands, scene.height, scene.width))
 
     def samples(self, split: Split, unique_pixels: bool = False, means: Sequence[float] = ()) -> "Samples":
         """Return the tiles of one split as arrays, read on demand.

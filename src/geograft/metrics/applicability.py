@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 from scipy.spatial.distance import cdist
 
 from geograft.errors import InputError
-from geograft.files import atomic_write
+from geograft.files import write_bytes
 
 MAX_POINTS = 2000
 """Maximum number of training points. Larger sets are subsampled at random with a fixed seed."""
@@ -57,8 +57,7 @@ class Applicability:
         numbers = {"mean_distance": self.mean_distance, "threshold": self.threshold}
         arrays = {"points": self.points, "centre": self.centre, "scale": self.scale}
         content = save({**arrays, **{name: np.array([value]) for name, value in numbers.items()}})
-        with atomic_write(path) as part:
-            part.write_bytes(content)
+        write_bytes(path, content)
 
     @classmethod
     def read(cls, path: Path) -> "Applicability":

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from geograft.card import CARD, FEATURES_FILE, STATE, WEIGHTS, ModelCard, read_card
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.files import atomic_update, atomic_write, complete_update, write_text
+from geograft.files import atomic_update, complete_update, write_bytes, write_text
 from geograft.metrics.applicability import Applicability
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.history import History, checked_epoch
@@ -216,8 +216,7 @@ def save_state(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with atomic_write(folder / STATE) as part:
-        part.write_bytes(buffer.getbuffer())
+    write_bytes(folder / STATE, buffer.getbuffer())
 
 
 def load_state(
@@ -254,8 +253,7 @@ def save_weights(path: Path, network: nn.Module) -> str:
         OutputError: if the file cannot be written.
     """
     content = save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
-    with atomic_write(path) as part:
-        part.write_bytes(content)
+    write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -13,7 +13,7 @@ from geograft.commands.report.page import Page, build_page
 from geograft.commands.report.sources import read_subject
 from geograft.commands.report.text import IOU_EXPLANATION
 from geograft.errors import OutputError
-from geograft.files import write_text
+from geograft.files import StrPath, optional_path, write_text
 from geograft.locks import lock_output
 
 PAGE = "report.html"
@@ -34,7 +34,7 @@ class Report:
         return [*(f"Note: {note}" for note in self.notes), f"report: {self.path}"]
 
 
-def report(run_or_comparison: Path, out: Path | None = None, class_map: Path | None = None) -> Report:
+def report(run_or_comparison: StrPath, out: StrPath | None = None, class_map: StrPath | None = None) -> Report:
     """Write one self-contained HTML page about a run or a comparison to `out` (default: report.html in its folder).
 
     With `class_map`, a map that `predict` wrote, the page shows an overview of it and the mapped area. An existing page
@@ -47,7 +47,8 @@ def report(run_or_comparison: Path, out: Path | None = None, class_map: Path | N
             a map that `predict` wrote.
         OutputError: if the page cannot be written, or the name of `out` does not end in .html or .htm.
     """
-    path = out or run_or_comparison / PAGE
+    run_or_comparison, class_map = Path(run_or_comparison), optional_path(class_map)
+    path = optional_path(out) or run_or_comparison / PAGE
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"{path}: a report is an HTML page. Choose a name that ends in .html.")
     with lock_output(path, enabled=run_or_comparison.is_dir()):

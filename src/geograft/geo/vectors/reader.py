@@ -183,7 +183,7 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
         InputError: when the file is missing or not a tile index, or has windows that are not whole numbers.
     """
     source = vector_source(path)
-    try:
+    with _index_errors(path):
         frame = pyogrio.read_dataframe(source, layer=TILES_LAYER, read_geometry=False)
         names = [name for name in frame.columns if name.startswith(FRACTION_PREFIX)]
         numbers = dict.fromkeys(WINDOW_FIELDS, "integer") | dict.fromkeys(["valid", *names], "real")
@@ -191,9 +191,18 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
         windows = [Window(*map(int, row)) for row in frame[list(WINDOW_FIELDS)].to_numpy()]
         fractions = frame[names].to_numpy(float).tolist()
         columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
+    return list(zip(*columns, map(tuple, fractions), strict=True))
+
+
+@contextmanager
+def _index_errors(path: Path) -> Iterator[None]:
+    """Convert errors while reading a tile index to InputError, without warnings of GDAL."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     except (*VECTOR_ERRORS, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
-    return list(zip(*columns, map(tuple, fractions), strict=True))
 
 
 def _check_types(path: Path, source: str, types: Mapping[str, str]) -> None:
@@ -297,10 +306,13 @@ def read_outlines(path: Path) -> tuple[Shaped[ndarray, " n"], CRS | None]:
     100,000 tiles take a second.
 
     Raises:
-        InputError: when the file is missing or not a tile index.
+        InputError: when the file is missing or not a tile index, or a tile has no outline.
     """
-    try:
-        meta, _, shapes, _ = pyogrio.raw.read(vector_source(path), layer=TILES_LAYER, columns=[])
-        return np.array(shapely.from_wkb(shapes), object), CRS.from_user_input(meta["crs"]) if meta["crs"] else None
-    except VECTOR_ERRORS as error:
-        raise InputError(f"{path} is not a tile index: {error}. Prepare the tile set again.") from error
+    with _index_errors(path):
+        meta, _, content, _ = pyogrio.raw.read(vector_source(path), layer=TILES_LAYER, columns=[])
+        shapes = np.array(shapely.from_wkb(content), object)
+        crs = CRS.from_user_input(meta["crs"]) if meta["crs"] else None
+    missing = np.flatnonzero(~(shapely.area(shapes) > 0))
+    if len(missing):
+        raise InputError(f"{path}: tile {missing[0] + 1} has no outline. Prepare the tile set again.")
+    return shapes, crs
