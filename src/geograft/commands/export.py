@@ -26,7 +26,7 @@ from geograft.exports.program import (
     write_program,
 )
 from geograft.exports.quantize import LabelledImage, QuantizationTrial, quantize, try_quantized
-from geograft.files import atomic_write, refuse_existing
+from geograft.files import StrPath, atomic_write, optional_path, refuse_existing
 from geograft.indices import append_indices
 from geograft.inference.graphs import suppress_warnings
 from geograft.inference.predictor import EnsemblePredictor, PixelBatch, typical_tile
@@ -65,7 +65,7 @@ class Export:
 
 @locks_output
 def export(
-    run: Path, out: Path, target: str = "onnx", config: ExportConfig = DEFAULT, tiles: Path | None = None
+    run: StrPath, out: StrPath, target: str = "onnx", config: ExportConfig = DEFAULT, tiles: StrPath | None = None
 ) -> Export:
     """Write a run as a file for another program, `target`: onnx, deepness, openvino or torch.
 
@@ -84,8 +84,9 @@ def export(
     for name, used_by in USED_BY.items():
         if getattr(config, name) != getattr(DEFAULT, name) and target != used_by:
             raise SettingError(f"--{name.replace('_', '-')} needs --for {used_by}, not {target}. Omit it.")
+    run, out = Path(run), Path(out)
     refuse_existing(out)
-    return TARGETS[target](run, out, config, tiles)
+    return TARGETS[target](run, out, config, optional_path(tiles))
 
 
 USED_BY = {"int8": "onnx", "window_px": "deepness", "threshold": "deepness"}
