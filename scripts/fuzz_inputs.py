@@ -267,7 +267,8 @@ def import_everything() -> None:
 
     set_gdal_options()
     for module in pkgutil.walk_packages(geograft.__path__, "geograft."):
-        if not module.name.endswith("__main__"):
+        # The plugin runs in QGIS only.
+        if not module.name.endswith("__main__") and "qgis_plugin" not in module.name:
             importlib.import_module(module.name)
     for name in ("sklearn.cluster", "onnxruntime", "openvino", "matplotlib.backends.backend_agg", "timm.models"):
         try:
