@@ -47,6 +47,8 @@ VERBS = (
     "polygons",
     "suggest",
     "export",
+    "show",
+    "push",
     "sample",
     "area",
     "jaccard",

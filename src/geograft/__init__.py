@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from geograft.commands.polygons import polygons
     from geograft.commands.predict import predict
     from geograft.commands.prepare import prepare
+    from geograft.commands.push import push
     from geograft.commands.qgis import qgis
     from geograft.commands.report import report
     from geograft.commands.review import review
     from geograft.commands.sample import sample
+    from geograft.commands.show import show
     from geograft.commands.suggest import suggest
     from geograft.commands.train import train
     from geograft.config import (
@@ -86,10 +88,12 @@ _MODULES = {
             "polygons",
             "predict",
             "prepare",
+            "push",
             "qgis",
             "report",
             "review",
             "sample",
+            "show",
             "suggest",
             "train",
         )
@@ -134,10 +138,12 @@ __all__ = [
     "polygons",
     "predict",
     "prepare",
+    "push",
     "qgis",
     "report",
     "review",
     "sample",
+    "show",
     "suggest",
     "train",
 ]

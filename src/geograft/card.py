@@ -17,6 +17,7 @@ from geograft.files import complete_update, write_json
 from geograft.indices import Index, check_indices
 from geograft.legend import Legend
 from geograft.memory import MAX_TILE_PX
+from geograft.runs import run_file
 
 CARD = "card.json"
 WEIGHTS = "model.safetensors"
@@ -46,7 +47,7 @@ def check_band_statistics(band_names: Sequence[str], means: Sequence[float], std
             raise ValueError(f"{name} has {len(values)} values, but band_names has {len(band_names)}")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class ModelCard:
     """What a network was trained on and what input it expects. Its weights are in model.safetensors in the same
     folder.
@@ -171,15 +172,15 @@ class ModelCard:
 
 
 def read_card(run: Path) -> ModelCard:
-    """Read the model card of a run folder, finished or not; `unfinished_notes` tells of runs that are not.
+    """Read the model card of a run, finished or not; `unfinished_notes` tells of runs that are not.
 
     If training was killed while it replaced the files of an epoch, this completes it, so that the files belong
     together.
 
     Raises:
-        InputError: if `run` is not a run folder, has no finished epoch, or its card cannot be read.
+        InputError: if `run` is not a run, has no finished epoch, or its card cannot be read.
     """
-    path = run / CARD
+    path = run_file(run, CARD)
     try:
         complete_update(run)
         return TypeAdapter(ModelCard).validate_json(path.read_bytes())
@@ -198,14 +199,14 @@ def check_weights(run: Path, card: ModelCard, digest: str) -> None:
 
     Raises:
         RunChangedError: if the run was trained further in the meantime.
-        InputError: if the weights and the card in the folder do not belong together.
+        InputError: if the weights and the card do not belong together.
     """
     if card.weights_digest in ("", digest):
         return
     if read_card(run).weights_digest != card.weights_digest:
         raise RunChangedError(f"{run} was trained further while it was read. Run the command again.")
     raise InputError(
-        f"{run / WEIGHTS} does not belong to {CARD}: its SHA-256 begins with {digest[:12]}, not with "
+        f"{run_file(run, WEIGHTS)} does not belong to {CARD}: its SHA-256 begins with {digest[:12]}, not with "
         f"{card.weights_digest[:12]}. Copy the run again, or train it again."
     )
 
@@ -288,6 +289,6 @@ def read_tile_set_path(run: Path) -> Path:
         InputError: if the run does not record it.
     """
     try:
-        return Path(json.loads((run / TILES_FILE).read_text(encoding="utf-8"))["tiles"])
+        return Path(json.loads(run_file(run, TILES_FILE).read_text(encoding="utf-8"))["tiles"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run} does not name its tile set in {TILES_FILE}. Give --tiles.") from error

@@ -97,10 +97,11 @@ class MeanEmbedder:
 def make_run(folder: Path, legend: Legend = TREES, **changes: object) -> Path:
     """Write a run folder with a card and a placeholder for the weights."""
     folder.mkdir(parents=True)
-    known = {"band_names": ("red", "green", "blue"), "dtype": "uint8", "mean": (90.0, 100.0, 110.0), "std": (50.0,) * 3}
-    use = {"tile_px": 32, "resolution_m": 0.1, "threshold": 0.5, "epoch": 3}
+    known = {"name": "run", "band_names": ("red", "green", "blue"), "dtype": "uint8"}
+    known |= {"mean": (90.0, 100.0, 110.0), "std": (50.0,) * 3}
+    use = {"tile_px": 32, "resolution_m": 0.1, "threshold": 0.5, "epoch": 3, "weights_from": "random"}
     model = ModelConfig(architecture="unet")
-    card = ModelCard(name="run", model=model, weights_from="random", legend=legend, **{**known, **use, **changes})  # type: ignore[arg-type]
+    card = ModelCard(model=model, legend=legend, **{**known, **use, **changes})  # type: ignore[arg-type]
     card.write(folder)
     (folder / WEIGHTS).write_bytes(b"none")
     return folder

@@ -76,6 +76,16 @@ add_command(
     "model transfer --draw-to transfer.svg",
 )  # fmt: skip
 add_command(
+    app, 14, "learning:show",
+    "Describe a run: classes, bands, network, training data, scores, licence of the pretrained weights.",
+    "show runs/trees",
+)  # fmt: skip
+add_command(
+    app, 14, "maps:push",
+    "Publish a run on the Hugging Face hub: a bundle with a model card.",
+    "push runs/trees USER/trees --license apache-2.0",
+)  # fmt: skip
+add_command(
     app, 4, "learning:train",
     "Train a network on a tile set; the epoch with the lowest validation loss is saved.",
     "train tiles/ --out runs/trees --epochs 20",

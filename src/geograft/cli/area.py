@@ -45,7 +45,7 @@ def review(
     """Write error maps, the worst tiles and suspected label errors, as layers for QGIS. Only held-out pixels are used.
 
     Args:
-        runs: Folder of a run, or folders of one run per fold.
+        runs: A run, or one run per fold: folders, bundles (.graft), or hf:USER/NAME on the hub.
         out: Folder to write: errors/SCENE.tif, worst.gpkg, suspects.gpkg.
         tiles: Another tile set with the same classes, of an area that the run was not trained on.
     """

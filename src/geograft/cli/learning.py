@@ -1,4 +1,4 @@
-"""Command-line functions of `geograft model`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`."""
+"""Command-line functions of `model`, `show`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +26,20 @@ def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, dr
     print_result(summary)
     if draw_to:
         write_graph(summary, draw_to)
+
+
+@with_progress
+def show(run: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Describe a run: classes, thresholds, bands, network, training data, scores, licence of the pretrained weights.
+
+    Args:
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        json: Print JSON, with the whole model card.
+    """
+    from geograft.commands.show import JsonText, show
+
+    description = show(run)
+    print_result(JsonText(description) if json else description)
 
 
 @with_progress
@@ -167,19 +181,22 @@ def find(
 
 @with_progress
 @settings(calibrate=InferenceConfig)
-def calibrate(run: Path, /, *, tiles: Path | None = None, objects: str = "", **chosen: Any) -> None:
+def calibrate(
+    run: Path, /, *, tiles: Path | None = None, objects: str = "", out: Path | None = None, **chosen: Any
+) -> None:
     """Calibrate a run on its validation tiles: temperature scaling and the probability threshold.
 
     Both are written to the model card and used by later maps and scores. Test tiles are not used.
 
     Args:
-        run: Folder of a run.
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
         tiles: Folder of its tile set, if it was moved.
         objects: Class whose objects, such as buildings, polygons and object scores should be cleaned for; choose how.
+        out: Bundle to write with the calibrated card, .graft, if the run is a bundle.
     """
     from geograft.commands.calibrate import calibrate
 
-    print_result(calibrate(run, tiles, config_from(InferenceConfig, InferenceConfig(), chosen), objects))
+    print_result(calibrate(run, tiles, config_from(InferenceConfig, InferenceConfig(), chosen), objects, out))
 
 
 @with_progress
@@ -200,12 +217,12 @@ def evaluate(
     Tiles are predicted exactly as `geograft predict` maps their scenes.
 
     Args:
-        run: Folder of a run.
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
         split: train, val or test.
         tiles: Another tile set with the same classes, instead of the run's own.
-        ensemble: Folders of further runs; the probabilities of all runs are averaged, as in a map.
-        against: Folder of another run; the paired difference in scores is reported with its confidence interval.
-        out: JSON file of the scores; default: scores-SPLIT.json in the run.
+        ensemble: Further runs; the probabilities of all runs are averaged, as in a map.
+        against: Another run; the paired difference in scores is reported with its confidence interval.
+        out: JSON file of the scores; default: scores-SPLIT.json in the run. A bundle needs it.
     """
     from geograft.commands.evaluate import evaluate
 

@@ -1,4 +1,4 @@
-"""Command-line functions of `geograft predict`, `polygons`, `suggest`, `report`, `demo`, `export` and `qgis`."""
+"""Command-line functions of `predict`, `polygons`, `suggest`, `export`, `report`, `push`, `demo` and `qgis`."""
 
 import sys
 import time
@@ -27,10 +27,10 @@ def predict(
     """Map rasters of any size with a run. Run the same command again to resume an interrupted prediction.
 
     Args:
-        run: Folder of a run.
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
         rasters: Rasters with the bands that the run was trained on, .vrt included.
         out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one map per raster.
-        ensemble: Folders of further runs; the probabilities of all runs are averaged.
+        ensemble: Further runs; the probabilities of all runs are averaged.
         aoi: Vector file; only pixels inside its polygons are mapped.
         dry_run: Print the number of tiles, the size of the output and the estimated time; write nothing.
     """
@@ -82,10 +82,10 @@ def suggest(
     """Choose the tiles to label next (active learning): the most uncertain and representative ones.
 
     Args:
-        run: Folder of a run.
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
         rasters: Rasters with the bands that the run was trained on, or a tile set, for its images.
         out: GeoPackage to write, .gpkg.
-        ensemble: Folders of further runs, to measure their disagreement.
+        ensemble: Further runs, to measure their disagreement.
         known: Tile set of the area that is already labelled; default: the run's own.
         aoi: Vector file; only tiles inside its polygons are suggested.
     """
@@ -95,7 +95,7 @@ def suggest(
     print_result(suggest((run, *ensemble), rasters, out, config, known, aoi))
 
 
-Target = Literal["onnx", "deepness", "openvino", "torch"]
+Target = Literal["onnx", "deepness", "openvino", "torch", "bundle", "stac"]
 
 
 @with_progress
@@ -109,13 +109,14 @@ def export(
     tiles: Path | None = None,
     **chosen: Any,
 ) -> None:
-    """Write a run as a model file for another program: raw pixels in, probabilities out.
+    """Write a run as a model file for another program, as one file for other people, or as a STAC item.
 
     Args:
-        run: Folder of a run.
-        out: File to write: .onnx for ONNX Runtime and Deepness, .xml for OpenVINO, .pt2 for torch.
-        target: onnx, deepness (a plugin of QGIS), openvino or torch.
-        tiles: Folder of the run's tile set, if it was moved; only --int8 reads it.
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        out: File to write: .onnx for ONNX Runtime and Deepness, .xml for OpenVINO, .pt2 for torch, .graft for a bundle,
+            .json for a STAC item.
+        target: onnx, deepness (a plugin of QGIS), openvino, torch, bundle or stac.
+        tiles: Folder of the run's tile set, if it was moved: for --int8, and for bundles and STAC items.
     """
     from geograft.commands.export import export
 
@@ -128,18 +129,46 @@ def report(
     /,
     *,
     map: Path | None = None,  # noqa: A002 (the word on the command line)
+    tiles: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Write a self-contained HTML report of a run or a comparison.
 
     Args:
-        folder: Folder of a run or of a comparison.
+        folder: A run or a comparison.
         map: Map from `geograft predict`, for an overview picture and the mapped area.
-        out: HTML file to write; default: report.html in the folder.
+        tiles: Folder of its tile set, if it was moved.
+        out: HTML file to write; default: report.html in the folder. A bundle needs it.
     """
     from geograft.commands.report import report
 
-    print_result(report(folder, out, map))
+    print_result(report(folder, out, map, tiles))
+
+
+@with_progress
+def push(
+    run: Path,
+    repository: str,
+    /,
+    *,
+    license: str = "unknown",  # noqa: A002 (the word on the hub)
+    private: Annotated[bool, Parameter(negative=())] = False,
+    tiles: Path | None = None,
+) -> None:
+    """Publish a run on the Hugging Face hub: a bundle with a model card. Commands read it as hf:USER/NAME.
+
+    Uploads at once, with the token of `hf auth login` or HF_TOKEN.
+
+    Args:
+        run: A run: its folder or a bundle (.graft).
+        repository: USER/NAME; created if it does not exist.
+        license: Licence of the model, one of the hub's identifiers such as apache-2.0.
+        private: Create a private repository.
+        tiles: Folder of its tile set, if it was moved; one of its tiles is the picture on the model card.
+    """
+    from geograft.commands.push import push
+
+    print_result(push(run, repository, tiles, license, private))
 
 
 @with_progress

@@ -11,11 +11,12 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from numpy import ndarray
 from scipy.special import expit, logit, softmax
 
-from geograft.card import ModelCard, read_tile_set_path
+from geograft.bundle import SUFFIX, copy_bundle
+from geograft.card import CARD, ModelCard, read_tile_set_path
 from geograft.config import InferenceConfig
 from geograft.dataset.tileset import TileSet, check_fit
-from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, atomic_update, optional_path, write_json
+from geograft.errors import InputError, OutputError, SettingError
+from geograft.files import StrPath, atomic_update, optional_path, refuse_existing, to_json, write_json
 from geograft.legend import IGNORE
 from geograft.locks import lock_output
 from geograft.mapping.blend import PROBABILITY_STEPS
@@ -36,6 +37,7 @@ from geograft.metrics.calibration import (
 )
 from geograft.metrics.cleaning import CleaningChoice, choose_cleaning
 from geograft.metrics.confusion import ConfusionScheme
+from geograft.runs import is_bundle, local_run, unchanged_bundle_error
 from geograft.text import format_table
 
 CALIBRATION_FILE = "calibration.json"
@@ -73,6 +75,8 @@ class Calibration:
     """Reliability diagrams before and after."""
     cleaning: CleaningChoice | None = None
     """The cleaning of objects; None if it was not asked for."""
+    bundle: Path | None = None
+    """The bundle with the new card, if the run is a bundle."""
 
     def content(self) -> dict[str, Any]:
         """Return the content of calibration.json."""
@@ -100,7 +104,7 @@ class Calibration:
             *format_table(rows),
             *([_describe_cleaning(self.cleaning)] if self.cleaning else []),
             f"Fitted on {self.card.calibrated}, where these scores are optimistic: evaluate on test.",
-            f"card: {self.run / 'card.json'}",
+            f"card: {self.bundle or self.run / CARD}",
         ]
 
     def _thresholds(self) -> dict[str, tuple[float, float]]:
@@ -119,7 +123,11 @@ SCORE_ROWS = (
 
 
 def calibrate(
-    run: StrPath, tiles: StrPath | None = None, config: InferenceConfig = DEFAULT, objects: str = ""
+    run: StrPath,
+    tiles: StrPath | None = None,
+    config: InferenceConfig = DEFAULT,
+    objects: str = "",
+    out: StrPath | None = None,
 ) -> Calibration:
     """Fit threshold and temperature on the validation tiles of a run, write them into its card and return them.
 
@@ -136,15 +144,39 @@ def calibrate(
     validation tiles. `geograft polygons` applies them to maps of the run, and `geograft evaluate --objects` to its
     object scores. Without it, those of the card stay.
 
+    A bundle is not changed: the calibrated one is written to `out`, and needs `tiles`.
+
     Raises:
         InputError: when the run is invalid, or the tile set is not that of the run or has no labelled validation tiles.
         SettingError: when the run has no class `objects`, or more than two classes.
-        OutputError: when the card cannot be written; it is then unchanged.
+        OutputError: when the card cannot be written, which is then unchanged; for a bundle without `out`, and for a
+            folder with it.
     """
-    run = Path(run)
+    run, tiles, out = Path(run), optional_path(tiles), optional_path(out)
+    if is_bundle(run):
+        return _calibrate_bundle(run, tiles, config, objects, out)
+    if out is not None:
+        raise OutputError(f"--out {out} is for bundles; the card of {run} is changed in its folder. Omit --out.")
     # The lock is that of a training, which writes the same card.
     with lock_output(run):
-        return _calibrate(run, optional_path(tiles), config, objects)
+        result = _calibrate(run, tiles, config, objects)
+        with atomic_update(run) as part:
+            write_json(part / CALIBRATION_FILE, result.content())
+            result.card.write(part)
+    return result
+
+
+def _calibrate_bundle(
+    run: Path, tiles: Path | None, config: InferenceConfig, objects: str, out: Path | None
+) -> Calibration:
+    if out is None:
+        raise unchanged_bundle_error(run, "a calibration", f"--out NAME{SUFFIX}")
+    refuse_existing(out)
+    with lock_output(out):
+        result = _calibrate(run, tiles, config, objects)
+        changes = {CARD: result.card.content, CALIBRATION_FILE: result.content()}
+        copy_bundle(local_run(run), out, {name: to_json(content).encode() for name, content in changes.items()})
+    return replace(result, bundle=out)
 
 
 def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: str) -> Calibration:
@@ -164,7 +196,7 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: 
     )
     cleaning = None if index is None else _choose_cleaning(run, card, config, tile_set, index)
     card = replace(card, cleaning=cleaning.cleaning) if cleaning else card
-    result = Calibration(
+    return Calibration(
         run,
         card,
         len(sample.label),
@@ -173,10 +205,6 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: 
         (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(temperature))),
         cleaning,
     )
-    with atomic_update(run) as part:
-        write_json(part / CALIBRATION_FILE, result.content())
-        card.write(part)
-    return result
 
 
 def _object_class(card: ModelCard, objects: str) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from geograft.card import ModelCard, read_tile_set_path
+from geograft.card import ModelCard, read_card, read_tile_set_path
 from geograft.commands.audit import audit_tile_set
 from geograft.config import EvaluateConfig
 from geograft.dataset.tileset import Split, TileSet, check_fit
@@ -44,6 +44,7 @@ from geograft.metrics.calibration import (
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import DRAWS, LEVEL, few_units_warning
 from geograft.metrics.scores import HEADLINE_SCORES
+from geograft.runs import is_bundle, unchanged_bundle_error
 from geograft.text import format_table
 
 CURVE_STEP = 10
@@ -353,21 +354,23 @@ def evaluate(
 
     `tiles` is another tile set with the same classes and bands (default: the run's own). `out` defaults to
     scores-SPLIT.json in the run folder, or scores-FOLDER-SPLIT.json for a tile set FOLDER; these files are overwritten.
-    With several runs, the first run's folder gets the file. With `against`, another run is scored on the same tiles,
-    and differences get paired intervals. Takes about as long as mapping the tiles and half a window around them, for
-    each run. Memory: that of `predict`, 16 kB per block, and the canvases of `geograft.mapping.shapes` for boundaries
-    and objects.
+    With several runs, the first run's folder gets the file. A bundle is not changed, so it needs `out`. With
+    `against`, another run is scored on the same tiles, and differences get paired intervals. Takes about as long as
+    mapping the tiles and half a window around them, for each run. Memory: that of `predict`, 16 kB per block, and the
+    canvases of `geograft.mapping.shapes` for boundaries and objects.
 
     Raises:
         InputError: when the run or the tile set is invalid, they do not match, or the split has no tiles.
         SettingError: when the class of objects does not exist, or `against` has other classes.
-        OutputError: when `out` exists or cannot be written.
+        OutputError: when `out` exists or cannot be written, and for a bundle without `out`.
     """
     tiles, out, against = optional_path(tiles), optional_path(out), optional_path(against)
     runs = to_paths(run)
     other = "" if tiles is None else f"{tiles.resolve().name}-"
+    if out is None and is_bundle(runs[0]):
+        raise unchanged_bundle_error(runs[0], "scores", "--out SCORES.json")
     path = out or runs[0] / f"scores-{other}{split}.json"
-    with lock_output(path, enabled=runs[0].is_dir()):
+    with lock_output(path, enabled=out is not None or runs[0].is_dir()):
         if out is not None:
             refuse_existing(out)
         result = _score_with_baseline(runs, split, tiles, against, config)
@@ -433,10 +436,6 @@ def _open_baseline(run: Path, card: ModelCard, tile_set: TileSet, config: Evalua
 
 def _leakage_notes(run: Path, tile_set: TileSet) -> tuple[str, ...]:
     """Return a note if a run was trained on another tile set, because its training data may overlap this one."""
-    try:
-        own = TileSet.open(read_tile_set_path(run)).meta.fingerprint
-    except InputError:
-        own = ""
-    if own == tile_set.meta.fingerprint:
+    if read_card(run).data_fingerprint == tile_set.meta.fingerprint:
         return ()
     return (f"{run} was trained on another tile set: make sure that its training area does not overlap these tiles.",)

@@ -1,4 +1,4 @@
-"""`geograft export`: a run as a model file for other programs."""
+"""`geograft export`: a run as a file for other programs, or for other people."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from geograft.bundle import SUFFIX
 from geograft.card import ModelCard, read_card, read_tile_set_path, unfinished_notes
+from geograft.commands.bundle import bundle_run
+from geograft.commands.stac import write_stac_item
 from geograft.config import ExportConfig
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.errors import InputError, SettingError
@@ -67,11 +70,12 @@ class Export:
 def export(
     run: StrPath, out: StrPath, target: str = "onnx", config: ExportConfig = DEFAULT, tiles: StrPath | None = None
 ) -> Export:
-    """Write a run as a file for another program, `target`: onnx, deepness, openvino or torch.
+    """Write a run as a file, `target`: for other programs onnx, deepness, openvino or torch; a bundle; a STAC item.
 
-    The file takes raw pixels and returns probabilities: spectral indices, scaling, temperature, and sigmoid or softmax
-    are inside. It is compared with torch before it gets its name. `tiles` is the current path of the run's tile set, if
-    it was moved; only `config.int8` reads it.
+    A file for other programs takes raw pixels and returns probabilities: spectral indices, scaling, temperature, and
+    sigmoid or softmax are inside. It is compared with torch before it gets its name. `geograft.commands.bundle` and
+    `stac` tell of the other two. `tiles` is the current path of the run's tile set, if it was moved: for bundles, STAC
+    items, and `config.int8`.
 
     Raises:
         InputError: if the run or its tile set cannot be used, or its network cannot be exported.
@@ -154,12 +158,26 @@ def _write_torch(run: Path, out: Path, _config: ExportConfig, _tiles: Path | Non
     return _exported(out, card, (*_describe(card, stride), _parity(difference)))
 
 
+def _write_bundle(run: Path, out: Path, _config: ExportConfig, tiles: Path | None) -> Export:
+    card = _read_run(run, out, SUFFIX, ())
+    notes = bundle_run(run, out, tiles)
+    return _exported(out, card, (f"the same maps, scores and reports as from {run}",), notes)
+
+
+def _write_stac(run: Path, out: Path, _config: ExportConfig, tiles: Path | None) -> Export:
+    card = _read_run(run, out, ".json", ())
+    notes = write_stac_item(run, out, tiles)
+    return _exported(out, card, ("a STAC item of the model",), notes)
+
+
 ONNX_NEEDS = EXPORT_BACKENDS["onnx"].needs
 TARGETS: Mapping[str, Callable[[Path, Path, ExportConfig, Path | None], Export]] = {
     "onnx": _write_onnx,
     "deepness": _write_deepness,
     "openvino": _write_openvino,
     "torch": _write_torch,
+    "bundle": _write_bundle,
+    "stac": _write_stac,
 }
 """The function that writes the file for each target."""
 

@@ -388,7 +388,8 @@ def _held_out_tiles(run: Path, tiles: Path | None, several: Sequence[Path], conf
     tile_set = TileSet.open(tiles or read_tile_set_path(run))
     check_fit(model.card, tile_set)
     splits: tuple[Split, ...] = ("test",) if len(several) > 1 else ("val", "test")
-    chosen: tuple[Split, ...] = ("train", "val", "test") if tiles else splits
+    other = tile_set.meta.fingerprint != model.card.data_fingerprint
+    chosen: tuple[Split, ...] = ("train", "val", "test") if tiles and other else splits
     return [HeldOutTiles(model, tile_set, split) for split in chosen if tile_set.split(split)]
 
 

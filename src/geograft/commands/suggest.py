@@ -34,6 +34,7 @@ from geograft.mapping.pool import (
 )
 from geograft.metrics.applicability import Applicability
 from geograft.metrics.selection import select_batch
+from geograft.runs import run_file
 from geograft.text import format_table, pluralise
 
 
@@ -273,7 +274,7 @@ def _labelled_tiles(run: Path, known: Path | None, given: TileSet | None) -> Til
 
 def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig) -> Embedder:
     model = open_pool_model(runs, config, config.acquisition)
-    path = runs[0] / FEATURES_FILE
+    path = run_file(runs[0], FEATURES_FILE)
     features = Applicability.read(path) if path.exists() else None
     encoder = load_cell_encoder(runs[0], card, config.device, config.backend)
     return Embedder(model, config.acquisition, encoder, features)

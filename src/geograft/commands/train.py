@@ -14,22 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geograft.card import (
-    CARD,
-    STATE,
-    TILES_FILE,
-    WEIGHTS,
-    ModelCard,
-    check_weights,
-    read_card,
-    unfinished_notes,
-)
+from geograft.card import CARD, STATE, TILES_FILE, WEIGHTS, ModelCard, check_weights, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
 from geograft.dataset.tileset import TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import UPDATE, StrPath, complete_update, file_digest, scratch_path, to_json
+from geograft.files import UPDATE, StrPath, complete_update, scratch_path, to_json
 from geograft.inference.embedding import load_cell_encoder
 from geograft.inference.training_features import MAX_CELLS, fit_training_features
 from geograft.legend import Legend
@@ -42,6 +33,7 @@ from geograft.networks.finetune import Signature, has_new_bands, transfer_weight
 from geograft.networks.network import Network, build
 from geograft.networks.weights import read_tensors
 from geograft.progress import announce
+from geograft.runs import run_file, run_file_digest, run_location
 from geograft.text import pluralise
 from geograft.training.checkpoint import RunFolder
 from geograft.training.distributed import check_devices, rank_of
@@ -66,7 +58,7 @@ class StartingRun:
         Raises:
             InputError: if it is not a run, or has no finished epoch.
         """
-        run = Path(model.start).resolve()
+        run = Path(run_location(Path(model.start)))
         return cls(run, read_card(run)) if model.start else None
 
     def model_config(self, chosen: ModelConfig, meta: TileSetMeta) -> ModelConfig:
@@ -88,9 +80,9 @@ class StartingRun:
             InputError: if the run's weights do not match the network in its model card.
             WeightsError: if they are missing or damaged.
         """
-        path = self.run / WEIGHTS
+        path = run_file(self.run, WEIGHTS)
         before, now = (_ends(each.band_names, each.legend) for each in (self.card, meta))
-        digest = file_digest(path) if path.is_file() else ""
+        digest = run_file_digest(self.run, WEIGHTS) if path.is_file() else ""
         try:
             new = transfer_weights(network, read_tensors(path), before, now)
         except ValueError as error:

@@ -1,8 +1,9 @@
 """Choose the backend that runs networks in prediction: PyTorch, ONNX Runtime or OpenVINO.
 
 A backend must be installed and agree with PyTorch on a sample; the fastest of these is chosen. On a CPU, tiles are
-computed one by one on several threads, on a GPU in whole batches. What a comparison found is remembered in the run
-folder, for this machine: RUN/exported/trials-KEY.json. With that file and the graph, torch is not even imported.
+computed one by one on several threads, on a GPU in whole batches. What a comparison found is remembered beside the
+exported graphs, for this machine: RUN/exported/trials-KEY.json. With that file and the graph, torch is not even
+imported.
 """
 
 import os
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from geograft.errors import OutputError, SettingError
 from geograft.files import json_digest, write_json
 from geograft.inference.comparison import compare_in_child
-from geograft.inference.graphs import FOLDER, is_intact
+from geograft.inference.graphs import is_intact
 from geograft.inference.runners import (
     EXPORT_BACKENDS,
     MAX_THREADS,
@@ -35,6 +36,7 @@ from geograft.inference.runners import (
     Trials,
     library_version,
 )
+from geograft.runs import export_cache
 
 
 def load_backend(networks: Sequence[TrainedNetwork], options: BackendOptions) -> LoadedBackend:
@@ -180,7 +182,7 @@ def _trials(
 
 
 def _trials_path(network: TrainedNetwork, workers: TileWorkers) -> Path:
-    return network.folder / FOLDER / f"trials-{json_digest(_trial_key(network, workers))[:16]}.json"
+    return export_cache(network.run) / f"trials-{json_digest(_trial_key(network, workers))[:16]}.json"
 
 
 def _trial_key(network: TrainedNetwork, workers: TileWorkers) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def _read_trials(path: Path) -> Trials:
 def _write_trials(path: Path, trials: Trials) -> None:
     # In a run folder that cannot be written to, the next command compares again.
     with suppress(OSError, OutputError):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {name: asdict(trial) for name, trial in trials.items()})
 
 

@@ -12,22 +12,23 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from geograft.inference.graphs import FOLDER, is_intact
+from geograft.inference.graphs import is_intact
 from geograft.inference.runners import EXPORT_BACKENDS, TileWorkers, TrainedNetwork, Trials
+from geograft.runs import export_cache
 
 CHILD = "from geograft.inference.comparison import _compare_as_child; _compare_as_child()"
 
 
 def compare_in_child(network: TrainedNetwork, names: Sequence[str], threads: int) -> Trials | None:
-    """Return the trials of a network by backends and torch, with graphs cached in its run folder.
+    """Return the trials of a network by backends and torch, with graphs cached.
 
     Takes as long as importing torch, plus the comparison. Nothing is printed.
 
     Returns:
-        None where a child process is of no use: torch is loaded already, the run folder cannot cache graphs, or the
-        child fails. The reason shows when the caller compares in its own process.
+        None where a child process is of no use: torch is loaded already, graphs cannot be cached, or the child fails.
+        The reason shows when the caller compares in its own process.
     """
-    if "torch" in sys.modules or not _can_start_python() or not _can_cache(network.folder):
+    if "torch" in sys.modules or not _can_start_python() or not _can_cache(network.run):
         return None
     # -P: a torch.py in the user's working directory is not torch.
     command = [sys.executable, "-P", "-c", CHILD]
@@ -53,8 +54,9 @@ def _can_start_python() -> bool:
 
 
 def _can_cache(run: Path) -> bool:
-    exported = run / FOLDER
-    return os.access(exported if exported.exists() else run, os.W_OK | os.X_OK)
+    cache = export_cache(run)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
 
 
 def _compare_as_child() -> None:

@@ -1,8 +1,8 @@
-"""Cache of exported graphs in the run folder: RUN/exported/BACKEND-KEY has the graph's files and their digests.
+"""Cache of exported graphs: RUN/exported/BACKEND-KEY has the graph's files and their digests.
 
 The key is a digest of everything that affects what the graph computes. A graph is written to a temporary folder and
-then renamed; one with wrong digests is exported again. If the run folder is not writable, the graph stays in the
-temporary folder until it has been read.
+then renamed; one with wrong digests is exported again. If the folder is not writable, the graph stays in the temporary
+folder until it has been read. The graphs of a bundle are in the user's cache folder (`geograft.runs.export_cache`).
 """
 
 import json
@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from geograft.files import file_digest, json_digest, write_json
+from geograft.runs import export_cache
 
-FOLDER = "exported"
 DIGESTS = "digests.json"
 
 
 def graph_folder(run: Path, backend: str, key: Mapping[str, Any]) -> Path:
     """Return the folder in which a graph is cached."""
-    return run / FOLDER / f"{backend}-{json_digest(key)[:16]}"
+    return export_cache(run) / f"{backend}-{json_digest(key)[:16]}"
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def is_intact(folder: Path) -> bool:
 def _scratch(folder: Path) -> "TemporaryDirectory[str]":
     """Return a new temporary folder in `folder`, so that it can be renamed, or elsewhere if that is not writable."""
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         return TemporaryDirectory(prefix=".", dir=folder)
     except OSError:
         return TemporaryDirectory()

@@ -1,4 +1,4 @@
-"""What backends share: networks by their run folders, the threads that run them, and what was found about them."""
+"""What backends share: networks by their runs, the threads that run them, and what was found about them."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,9 @@ from numpy import ndarray
 from pydantic.dataclasses import dataclass as validated
 
 from geograft.card import WEIGHTS, ModelCard, check_weights
-from geograft.files import file_digest
 from geograft.inference import onnx, openvino
 from geograft.inference.graphs import graph_folder
+from geograft.runs import run_file_digest
 
 Runner: TypeAlias = Callable[[Float32[ndarray, "n b t t"]], Float32[ndarray, "n o h w"]]
 """Function from scaled images to float32 logits, or to the features of cells. On a CPU n is 1."""
@@ -67,9 +67,9 @@ EXPORT_BACKENDS: Mapping[str, ExportBackend] = {
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network to predict with, by its run folder, which caches exported graphs."""
+    """A network to predict with, by its run."""
 
-    folder: Path
+    run: Path
     card: ModelCard
     sample: Float32[ndarray, "n b t t"]
     """Scaled windows to compare backends on."""
@@ -84,8 +84,8 @@ class TrainedNetwork:
     @cached_property
     def weights_digest(self) -> str:
         """SHA-256 of the weights, which are those of the card."""
-        digest = file_digest(self.folder / WEIGHTS)
-        check_weights(self.folder, self.card, digest)
+        digest = run_file_digest(self.run, WEIGHTS)
+        check_weights(self.run, self.card, digest)
         return digest
 
     def graph_key(self, backend: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class TrainedNetwork:
 
     def graph_folder(self, backend: str) -> Path:
         """Return the path of the cached graph of a backend."""
-        return graph_folder(self.folder, backend, self.graph_key(backend))
+        return graph_folder(self.run, backend, self.graph_key(backend))
 
 
 @validated(frozen=True)

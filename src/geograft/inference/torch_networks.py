@@ -34,6 +34,7 @@ from geograft.inference.runners import (
 )
 from geograft.networks.device import deterministic_algorithms, half_precision, memory_format_for, short_message
 from geograft.networks.network import Network, build, pad_to_multiple
+from geograft.runs import run_file
 from geograft.training.checkpoint import load_weights
 
 TOLERANCE = 1e-3
@@ -43,13 +44,13 @@ HALF_TOLERANCE = 0.02
 
 
 def read_network(run: Path, card: ModelCard) -> Network:
-    """Return the best network of a run folder, on the CPU. No pretrained weights are downloaded.
+    """Return the best network of a run, on the CPU. No pretrained weights are downloaded.
 
     Raises:
         InputError: if the weights are missing, truncated, from another network or not those of the card.
     """
     network = build(card.model, len(card.band_names), card.legend.outputs, pretrained=False)
-    check_weights(run, card, load_weights(run / WEIGHTS, network))
+    check_weights(run, card, load_weights(run_file(run, WEIGHTS), network))
     return network
 
 
@@ -140,7 +141,7 @@ def torch_runner(trained: TrainedNetwork) -> TorchRunner:
 
 
 def _module(trained: TrainedNetwork) -> nn.Module:
-    network = read_network(trained.folder, trained.card)
+    network = read_network(trained.run, trained.card)
     return CellFeatures(network, trained.cell_px) if trained.cell_px else network
 
 

@@ -21,6 +21,7 @@ from geograft.mapping.plan import MapTask, time_batch
 from geograft.mapping.windows import Lanes
 from geograft.metrics.applicability import Applicability
 from geograft.progress import progress_bar
+from geograft.runs import run_file
 
 FRAMES = 8
 """Frames per batch of the encoder."""
@@ -45,16 +46,17 @@ class ApplicabilityCounts:
 
 def check_training_features(run: Path) -> None:
     """Raise InputError if a run has no training features, or their file is corrupt."""
-    if not (run / FEATURES_FILE).exists():
+    features = run_file(run, FEATURES_FILE)
+    if not features.exists():
         again = (
             f"Give `geograft train TILES --out {run} --resume` with its recipe, which writes it without training again"
-            if (run / STATE).exists()
+            if run_file(run, STATE).exists()
             else "Train it again"
         )
         raise InputError(
             f"{run} holds no {FEATURES_FILE}, which --applicability needs. {again}; or map without --applicability."
         )
-    Applicability.read(run / FEATURES_FILE)
+    Applicability.read(features)
 
 
 def write_applicability(
@@ -71,7 +73,8 @@ def write_applicability(
         OutputError: if the file cannot be written.
     """
     encoder = _encoder(task)
-    grid, known = coarsen_grid(task.source.grid, encoder.cell_px), Applicability.read(task.runs[0] / FEATURES_FILE)
+    grid = coarsen_grid(task.source.grid, encoder.cell_px)
+    known = Applicability.read(run_file(task.runs[0], FEATURES_FILE))
     tags = tags | {SCALE_TAG: DESCRIPTION}
     style = applicability_style()
     layout = MapLayout(1, "float32", np.nan, tags=tags, band_names=(BAND,), overviews="average", style=style)

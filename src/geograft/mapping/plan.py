@@ -36,6 +36,7 @@ from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import Lanes, TileGrid, fit_window, panel_width
 from geograft.memory import check_batch, check_map_size
 from geograft.resume import read_origin
+from geograft.runs import run_file_digest, run_location
 
 MAX_RESOLUTION_RATIO = 1.5
 """Ratio between the pixel sizes of a raster and of training above which a note is given."""
@@ -351,10 +352,10 @@ def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str,
     given = {name: value for name, value in asdict(settings).items() if name != "overlap"}
     return {
         "runs": [
-            {"path": str(run.resolve()), "weights": file_digest(run / WEIGHTS), "card": file_digest(run / CARD)}
+            {"path": run_location(run), "weights": run_file_digest(run, WEIGHTS), "card": run_file_digest(run, CARD)}
             for run in task.runs
         ],
-        "known": file_digest(task.runs[0] / FEATURES_FILE) if settings.applicability else None,
+        "known": run_file_digest(task.runs[0], FEATURES_FILE) if settings.applicability else None,
         "settings": given | {"bands": list(settings.bands)} | used,
         "backend": backend,
         "precision": precision,

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float, Float64, Integer
 from numpy import ndarray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 from scipy.spatial.distance import cdist
 
+from geograft.bundle import BundleMember
 from geograft.errors import InputError
 from geograft.files import write_bytes
 
@@ -60,14 +61,14 @@ class Applicability:
         write_bytes(path, content)
 
     @classmethod
-    def read(cls, path: Path) -> "Applicability":
+    def read(cls, path: Path | BundleMember) -> "Applicability":
         """Read a file written by `write`.
 
         Raises:
             InputError: when the file is missing, damaged or of another kind.
         """
         try:
-            tensors = load_file(path)
+            tensors = load(path.read_bytes())
             arrays = tensors["points"], tensors["centre"], tensors["scale"]
             return cls(*arrays, float(tensors["mean_distance"][0]), float(tensors["threshold"][0]))
         except (OSError, SafetensorError, KeyError, IndexError) as error:

@@ -5,6 +5,7 @@ are random only on request: any failure is a WeightsError. Only tensors are unpi
 """
 
 import importlib.util
+import io
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ import timm
 import torch
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from geograft.bundle import BundleMember
 from geograft.errors import WeightsError
 from geograft.files import file_digest
 from geograft.networks.encoder import BUILD_ERRORS, check_name, features_only_option, stage_modules, timm_network
@@ -203,7 +205,7 @@ def pretrained_network(name: str, bands: int, source: str, features: bool = Fals
     return _from_file(name, bands, Path(source), f"file {Path(source).name}", features)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path | BundleMember) -> dict[str, Tensor]:
     """Return the named tensors of a .safetensors or torch file. No code in the file is run.
 
     Raises:
@@ -214,7 +216,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"weights = {str(path)!r}: no such file. Use a .safetensors or torch file, hub, package or none."
         )
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickled_tensors(path)
+        read = load if path.suffix == ".safetensors" else _unpickled_tensors
+        content = read(path.read_bytes())
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path} is damaged or has more than tensors; it was not run. Save a state_dict.") from error
     except Exception as error:  # damaged bytes can raise anything
@@ -241,13 +244,13 @@ def package_file(name: str) -> Path:
     return path
 
 
-def _unpickled_tensors(path: Path) -> Any:
+def _unpickled_tensors(content: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about old file formats, which only their authors can change
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(content: Any, path: Path | BundleMember) -> dict[str, Tensor]:
     # Training scripts wrap the state dict with their epoch and optimiser.
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

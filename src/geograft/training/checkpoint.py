@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from geograft.bundle import BundleMember
 from geograft.card import CARD, FEATURES_FILE, STATE, WEIGHTS, ModelCard, read_card
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
@@ -257,7 +258,7 @@ def save_weights(path: Path, network: nn.Module) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_weights(path: Path, network: nn.Module) -> str:
+def load_weights(path: Path | BundleMember, network: nn.Module) -> str:
     """Load a file written by `save_weights` into `network`, and return the file's SHA-256.
 
     Raises:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from geograft.bundle import BundleMember
 from geograft.card import CARD, read_card
 from geograft.errors import InputError
 from geograft.files import complete_update, write_text
+from geograft.runs import run_file
 from geograft.text import pluralise
 
 HISTORY = "history.csv"
@@ -90,17 +92,17 @@ class History:
         write_text(folder / HISTORY, text.getvalue())
 
 
-def read_history(folder: Path) -> History:
-    """Read history.csv of a run folder.
+def read_history(run: Path) -> History:
+    """Read history.csv of a run.
 
     Raises:
         InputError: if the file is missing, truncated, or was not written by `History.write`; if it does not have as
             many epochs as the model card says.
     """
-    path = folder / HISTORY
-    history = _read(folder, path)
+    path = run_file(run, HISTORY)
+    history = _read(run, path)
     try:
-        epochs = read_card(folder).epochs
+        epochs = read_card(run).epochs
     except InputError:
         return history
     if epochs not in (0, len(history.epochs)):
@@ -125,11 +127,10 @@ def checked_epoch(values: Mapping[str, float], number: int) -> Epoch:
     return Epoch(number, **{name: float(value) for name, value in values.items() if name != "epoch"})
 
 
-def _read(folder: Path, path: Path) -> History:
+def _read(run: Path, path: Path | BundleMember) -> History:
     try:
-        complete_update(folder)
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
+        complete_update(run)
+        text = path.read_bytes().decode("utf-8")
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         if rows.fieldnames != COLUMNS:
             raise ValueError("unexpected columns")
@@ -137,7 +138,7 @@ def _read(folder: Path, path: Path) -> History:
             raise ValueError("the last line is incomplete")
         return History(tuple(_epoch(row, number) for number, row in enumerate(rows, start=1)))
     except OSError as error:
-        raise InputError(f"{folder} is not a run: {HISTORY} is missing. Train one with `geograft train`.") from error
+        raise InputError(f"{run} is not a run: {HISTORY} is missing. Train one with `geograft train`.") from error
     except (ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{path} is not a history written by Geograft ({error}). Train the run again.") from error
 

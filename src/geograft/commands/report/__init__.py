@@ -15,6 +15,7 @@ from geograft.commands.report.text import IOU_EXPLANATION
 from geograft.errors import OutputError
 from geograft.files import StrPath, optional_path, write_text
 from geograft.locks import lock_output
+from geograft.runs import is_bundle, unchanged_bundle_error
 
 PAGE = "report.html"
 COMMAND = re.compile(r"(`[^`]+`|\bgeograft [a-z]+(?: (?:--?[a-z-]+|[\w./~-]*[\w/~-]))+|--[a-z][a-z-]*(?: [\d.]*\d)?)")
@@ -34,26 +35,35 @@ class Report:
         return [*(f"Note: {note}" for note in self.notes), f"report: {self.path}"]
 
 
-def report(run_or_comparison: StrPath, out: StrPath | None = None, class_map: StrPath | None = None) -> Report:
+def report(
+    run_or_comparison: StrPath,
+    out: StrPath | None = None,
+    class_map: StrPath | None = None,
+    tiles: StrPath | None = None,
+) -> Report:
     """Write one self-contained HTML page about a run or a comparison to `out` (default: report.html in its folder).
 
     With `class_map`, a map that `predict` wrote, the page shows an overview of it and the mapped area. An existing page
-    is replaced. If the tile set or a run's weights are missing, the page has a note instead of the images. Runs every
+    is replaced. `tiles` is the current path of the tile set, if it was moved; a bundle does not know it, and needs
+    `out`. If the tile set or a run's weights are missing, the page has a note instead of the images. Runs every
     network on a few validation tiles and the best one on up to 240; reads every pixel of the scenes shown, at most
     twelve, and every pixel of the map twice.
 
     Raises:
         InputError: if the folder is neither a run nor a comparison, a file in it cannot be read, or `class_map` is not
             a map that `predict` wrote.
-        OutputError: if the page cannot be written, or the name of `out` does not end in .html or .htm.
+        OutputError: if the page cannot be written, if the name of `out` does not end in .html or .htm, and for a
+            bundle without `out`.
     """
     run_or_comparison, class_map = Path(run_or_comparison), optional_path(class_map)
+    if out is None and is_bundle(run_or_comparison):
+        raise unchanged_bundle_error(run_or_comparison, "a report", "--out REPORT.html")
     path = optional_path(out) or run_or_comparison / PAGE
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"{path}: a report is an HTML page. Choose a name that ends in .html.")
-    with lock_output(path, enabled=run_or_comparison.is_dir()):
+    with lock_output(path, enabled=out is not None or run_or_comparison.is_dir()):
         overview = read_map(class_map) if class_map else None
-        page = build_page(read_subject(run_or_comparison), overview)
+        page = build_page(read_subject(run_or_comparison), overview, optional_path(tiles))
         write_text(path, render_html(page))
     return Report(path, tuple(page.notes))
 

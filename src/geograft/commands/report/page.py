@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from geograft.commands.audit import Audit, audit_tile_set
 from geograft.commands.report.calibration import (
@@ -112,10 +113,13 @@ class Page:
     """Names and colours by section."""
 
 
-def build_page(subject: Subject, overview: MapOverview | None = None) -> Page:
-    """Return the content of the page on a run or a comparison, with the overview of a map if there is one."""
+def build_page(subject: Subject, overview: MapOverview | None = None, tile_set: Path | None = None) -> Page:
+    """Return the content of the page on a run or a comparison, with the overview of a map if there is one.
+
+    `tile_set` is the current path of the tile set, if it was moved.
+    """
     page = Page(subject.title, kicker(subject), notes=[*subject.notes, *outdated_scores_notes(subject)])
-    tiles = _tiles(subject, page)
+    tiles = _tiles(subject, page, tile_set)
     audit = audit_tile_set(tiles) if tiles else None
     leaked = leaked_fractions(audit, tiles, subject.run) if tiles and audit and subject.run else {}
     page.headline = headline(subject, leaked, len(tiles.split("val")) if tiles else None)
@@ -148,12 +152,12 @@ def _if_possible(page: Page, what: str, add: Callable[[], None]) -> None:
         page.notes.append(f"This page has no {what}: {error}")
 
 
-def _tiles(subject: Subject, page: Page) -> TileSet | None:
+def _tiles(subject: Subject, page: Page, path: Path | None) -> TileSet | None:
     """Open the tile set; add a note to the page if it is missing or has changed."""
     if subject.run is None:
         return None
     try:
-        tiles = tile_set_of(subject.run)
+        tiles = TileSet.open(path) if path else tile_set_of(subject.run)
     except InputError as error:
         page.notes.append(f"This page has no images of the data: {error}")
         return None

@@ -10,6 +10,7 @@ from numpy import ndarray
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as record
 
+from geograft.bundle import BundleMember
 from geograft.errors import InputError
 from geograft.metrics.confusion import ConfusionScheme
 
@@ -239,7 +240,7 @@ class AreaFile:
     notes: tuple[str, ...] = ()
 
 
-def read_json(path: Path, schema: type[Content]) -> Content:
+def read_json(path: Path | BundleMember, schema: type[Content]) -> Content:
     """Read a JSON file as `schema`.
 
     Raises:

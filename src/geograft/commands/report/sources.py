@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass as record
 
+from geograft.bundle import BundleMember
 from geograft.card import CARD, ModelCard, read_card, read_tile_set_path
 from geograft.commands.compare import COMPARISON, RunSummary
 from geograft.commands.report.scores import LENIENT, AreaFile, FoldsFile, ScoreTable, read_json
@@ -17,6 +18,7 @@ from geograft.commands.train import RECIPE
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.networks.summary import title_of
+from geograft.runs import run_file, run_files
 from geograft.training.history import HISTORY, Epoch, History, read_history
 
 FOLDS = "folds.json"
@@ -107,26 +109,26 @@ class Subject:
 
 
 def read_subject(folder: Path) -> Subject:
-    """Read a run folder or a comparison folder.
+    """Read a run, or the folder of a comparison.
 
     Raises:
-        InputError: if `folder` is neither, or a file in it cannot be read.
+        InputError: if it is neither, or a file in it cannot be read.
     """
     if (folder / COMPARISON).is_file():
         return _read_comparison(folder)
-    if (folder / CARD).is_file():
+    if run_file(folder, CARD).is_file():
         run = read_run(folder)
         return Subject(
             "run", folder, f"{run.card.name}, {title_of(run.card.model)}", (NetworkRuns(RUN_NAME, (), (run,)),)
         )
-    seen = "holds neither card.json nor comparison.json" if folder.is_dir() else "is not a folder"
+    seen = "holds neither card.json nor comparison.json" if folder.is_dir() else "does not exist"
     raise InputError(
-        f"{folder} {seen}. Give the folder of a run (`geograft train`) or of a comparison (`geograft compare`)."
+        f"{folder} {seen}. Give a run (`geograft train`) or the folder of a comparison (`geograft compare`)."
     )
 
 
 def read_run(folder: Path) -> TrainedRun:
-    """Read a run folder: card, history, recipe, every scores-*.json (the test scores first) and every area*.json.
+    """Read a run: card, history, recipe, every scores-*.json (the test scores first) and every area*.json.
 
     Raises:
         InputError: if a file is damaged, or card or history are missing.
@@ -135,10 +137,10 @@ def read_run(folder: Path) -> TrainedRun:
     history = read_history(folder)
     if not history.epochs:
         raise InputError(f"{folder / HISTORY} holds no epoch. Train the run again.")
-    tables = [read_json(path, ScoreTable) for path in sorted(folder.glob("scores-*.json"))]
+    tables = [read_json(path, ScoreTable) for path in run_files(folder, "scores-*.json")]
     tables.sort(key=lambda table: table.name != "test")
-    areas = tuple(read_json(path, AreaFile) for path in sorted(folder.glob("area*.json")))
-    return TrainedRun(folder, card, history, tuple(tables), _read_recipe(folder / RECIPE), areas)
+    areas = tuple(read_json(path, AreaFile) for path in run_files(folder, "area*.json"))
+    return TrainedRun(folder, card, history, tuple(tables), _read_recipe(run_file(folder, RECIPE)), areas)
 
 
 def tile_set_of(run: TrainedRun) -> TileSet:
@@ -182,7 +184,7 @@ def _read_comparison(folder: Path) -> Subject:
     return Subject("comparison", folder, content.title or "Comparison", variants, notes, folds)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path | BundleMember) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
