@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-export docs clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-export docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -72,6 +72,9 @@ bench-export: $(READY)  ## size, agreement with torch and speed of exported file
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py
 
+site: $(READY)  ## the documentation as web pages in site/; a warning is an error
+	$(BIN)/python scripts/make_site.py
+
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -79,4 +82,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out article-out build dist
+	rm -rf $(VENV) demo-out article-out build dist site

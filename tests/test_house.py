@@ -63,7 +63,7 @@ GROUND = "ground"
 USES = {
     "geo": set(),
     "metrics": {"geo"},
-    "dataset": {"geo", "metrics"},
+    "dataset": {"geo", "metrics", "figures"},
     "losses": set(),
     "networks": {"losses"},
     "training": {"metrics", "losses", "networks"},
@@ -75,6 +75,7 @@ USES = {
         *("geo", "metrics", "dataset", "losses", "networks", "training", "inference", "figures", "exports", "mapping"),
     },
     "cli": {"geo", "dataset", "mapping", "commands"},
+    "api": {"dataset", "mapping", "commands"},
 }
 GEODATA = {"rasterio", "geopandas", "pyogrio", "shapely"}
 LEARNING = {"torch", "timm", "lightning_fabric", "torchmetrics", "torchvision"}
@@ -83,6 +84,7 @@ NEVER = {
     "geo": LEARNING | {"matplotlib"},
     "metrics": GEODATA | LEARNING | {"matplotlib"},
     "dataset": LEARNING | {"matplotlib"},
+    "api": GEODATA | LEARNING | {"matplotlib"},
     "losses": GEODATA | {"pyproj", "matplotlib"},
     "networks": GEODATA | {"pyproj", "matplotlib"},
     "training": GEODATA | {"pyproj", "matplotlib"},

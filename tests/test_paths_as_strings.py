@@ -12,6 +12,8 @@ from geograft.config import Recipe, Variant
 from geograft.errors import GeograftError
 
 FUNCTIONS = [name for name in geograft.__all__ if inspect.isfunction(getattr(geograft, name))]
+WITHOUT = {"demo", "model", "qgis", "prepare_masks", "prepare_coco", "prepare_dstl", "prepare_vector"}
+"""Without required paths, or tested in tests/api."""
 OTHERS: dict[str, Any] = {
     "recipe": Recipe(variants=(Variant("a"),)),
     "source": geograft.DstlSource("nowhere", (5,)),
@@ -26,7 +28,7 @@ def test_hints_of_paths_allow_strings(name: str) -> None:
             assert str in options, parameter
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("demo", "model", "qgis")])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in WITHOUT])
 def test_every_function_takes_strings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     function = getattr(geograft, name)

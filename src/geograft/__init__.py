@@ -1,13 +1,23 @@
 """Semantic segmentation of satellite and aerial images with few labels, by transfer learning.
 
-Each command is also a function: `geograft.prepare(...)`, `geograft.train(...)`. Paths may be strings. Functions are
-imported on first use, so that `import geograft` is fast.
+    tiles = geograft.prepare_vector("scene.tif", labels="crowns.gpkg", out="tiles")
+    geograft.train(tiles, "runs/crowns")
+    run = geograft.load("runs/crowns")
+    run.evaluate()
+    run.predict("region.tif", out="map.tif")
+    geograft.polygons("map.tif", "map.gpkg")
+
+Each command is also a function: `geograft.train(...)`, `geograft.polygons(...)`. Paths may be strings. Results have
+`lines()`, are tables in a notebook, and many have `plot()`. Functions are imported on first use, so that
+`import geograft` is fast.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geograft.api.run import Run, load
+    from geograft.api.tile_sets import prepare_coco, prepare_dstl, prepare_masks, prepare_vector
     from geograft.commands.area import area
     from geograft.commands.audit import audit
     from geograft.commands.calibrate import calibrate
@@ -70,6 +80,8 @@ _MODULES = {
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
     **dict.fromkeys(("CocoSource", "DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
     "TileSet": "geograft.dataset.tileset",
+    **dict.fromkeys(("Run", "load"), "geograft.api.run"),
+    **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),
     "load_recipe": "geograft.config",
     **{
         verb: f"geograft.commands.{verb}"
@@ -115,6 +127,7 @@ __all__ = [
     "PrepareConfig",
     "Recipe",
     "ReviewConfig",
+    "Run",
     "SampleConfig",
     "SettingError",
     "SuggestConfig",
@@ -133,11 +146,16 @@ __all__ = [
     "export",
     "find",
     "jaccard",
+    "load",
     "load_recipe",
     "model",
     "polygons",
     "predict",
     "prepare",
+    "prepare_coco",
+    "prepare_dstl",
+    "prepare_masks",
+    "prepare_vector",
     "push",
     "qgis",
     "report",

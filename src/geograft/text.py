@@ -1,7 +1,8 @@
-"""Plain-text formatting: counts with nouns, lists of names, tables, and text in XML."""
+"""Formatting of text: counts with nouns, lists of names, tables, text in XML, and HTML tables for notebooks."""
 
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
 from xml.sax.saxutils import quoteattr
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -56,3 +57,17 @@ def xml_attribute(text: str) -> str:
     "a &lt; b"
     """
     return quoteattr(xml_text(text))
+
+
+def html_table(title: str, rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
+    """Return an HTML table without styles of its own, as notebooks show the results of libraries.
+
+    >>> html_table("map", [("tree", "12 %")], ["a < b"])
+    '<table><caption>map</caption><tr><th>tree</th><td>12 %</td></tr></table><p>a &lt; b</p>'
+    """
+    cells = (
+        f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    paragraphs = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<table><caption>{escape(title)}</caption>{''.join(cells)}</table>{paragraphs}"

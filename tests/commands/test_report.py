@@ -29,8 +29,6 @@ from geograft.commands.report.pictures import (
     evenly_spaced,
     example_indices,
     extremes,
-    read_thumbnail,
-    scene_picture,
 )
 from geograft.commands.report.scores import ScoreTable
 from geograft.commands.report.sources import NetworkRuns as Compared
@@ -39,6 +37,7 @@ from geograft.commands.report.text import format_mean_std
 from geograft.commands.train import train
 from geograft.config import ModelConfig, PrepareConfig, Recipe, Variant
 from geograft.dataset.sources import MaskSource
+from geograft.dataset.thumbnails import read_thumbnail
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.errors import InputError, OutputError
 from geograft.files import write_json
@@ -472,8 +471,7 @@ def test_a_thumbnail_is_the_mean_of_valid_pixels(tmp_path: Path) -> None:
 
 def test_splits_are_drawn_at_their_tiles(tiles: Path) -> None:
     tile_set = TileSet.open(tiles)
-    scene = tile_set.meta.scenes[0]
-    picture = scene_picture(tile_set, scene, 256)
+    picture = tile_set.picture(tile_set.meta.scenes[0].name, 256)
     assert picture.shape == (256, 256, 3)
     bare = np.ones((256, 256), bool)
     for tile in tile_set.tiles:

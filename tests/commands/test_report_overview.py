@@ -16,9 +16,10 @@ from geograft.commands.evaluate import evaluate
 from geograft.commands.predict import predict
 from geograft.commands.report import report, with_code
 from geograft.commands.report.headline import evidence, selection_sentence
-from geograft.commands.report.overview import majority, read_map
+from geograft.commands.report.overview import read_map
 from geograft.commands.report.sources import read_subject
 from geograft.config import PredictConfig, Recipe, Variant
+from geograft.dataset.thumbnails import majority
 from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image, read_labels

@@ -1,14 +1,20 @@
 """Features of cells: means of the outputs of the encoder's stages."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from geograft.card import WEIGHTS, read_card
 from geograft.config import ModelConfig
-from geograft.inference.embedding import feature_rows, valid_cells
+from geograft.inference.embedding import feature_rows, load_cell_encoder, valid_cells
 from geograft.inference.torch_networks import CellFeatures
 from geograft.networks.network import Network, build
+from tests.support.rasters import textured
+from tests.support.runs import make_run
 
 MODELS = {"unet": ModelConfig(architecture="unet"), "transfer": ModelConfig(weights="none")}
 
@@ -77,3 +83,17 @@ def test_feature_rows_are_in_order() -> None:
     features = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
     known = np.array([[[True, False, True], [False, True, False]]])
     assert feature_rows(features, known).tolist() == [[0, 6], [2, 8], [4, 10]]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_frames_with_incomplete_cells_run_on_every_backend(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend), reason=f"the extra {backend} is not installed")
+    run = make_run(tmp_path / "run", tile_px=80, stride=16)
+    torch.manual_seed(0)
+    save_file(build(read_card(run).model, 3, 1).state_dict(), run / WEIGHTS)
+    pixels = textured(3, 80, 80)[None]
+    valid = np.ones((1, 80, 80), bool)
+    expected, cells = load_cell_encoder(run, read_card(run), "cpu", "torch", frame_px=80)(pixels, valid)
+    found, same = load_cell_encoder(run, read_card(run), "cpu", backend, frame_px=80)(pixels, valid)
+    assert cells.shape == same.shape == (1, 2, 2)
+    assert np.abs(found - expected).max() < 1e-3

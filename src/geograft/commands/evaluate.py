@@ -45,7 +45,7 @@ from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import DRAWS, LEVEL, few_units_warning
 from geograft.metrics.scores import HEADLINE_SCORES
 from geograft.runs import is_bundle, unchanged_bundle_error
-from geograft.text import format_table
+from geograft.text import format_table, html_table
 
 CURVE_STEP = 10
 """The precision-recall curve in the file has every tenth threshold; average precision uses all of them."""
@@ -227,6 +227,22 @@ class Evaluation:
             *(f"Note: {note}" for note in self.notes),
             f"In brackets: 95 % confidence interval over {interval['description']}. {interval['warning']}".strip(),
         ]
+
+    def plot(self, score: str = "iou", ax: Any = None) -> Any:
+        """Draw a score of each class (iou, f1, precision or recall) with its interval; return the matplotlib Axes."""
+        from geograft.figures.axes import draw_scores  # noqa: PLC0415  (imports matplotlib)
+
+        found = {name: self.metrics["classes"][class_key(i, score)] for i, name in enumerate(self.classes)}
+        scores = {name: (_or_nan(metric.json_value), metric.interval) for name, metric in found.items()}
+        return draw_scores(f"{score}, {self.split} tiles", scores, self.card.legend.colours, ax)
+
+    def _repr_html_(self) -> str:
+        content = self.content(self.split)
+        rows = [CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), self._mean_line(self.headline)]
+        title = f"{self.run} on {self.tiles_scored} {self.split} tiles"
+        return html_table(
+            title, rows, (*self.notes, f"95 % confidence interval over {content['interval']['description']}")
+        )
 
     def _mean_line(self, overall: Metrics) -> tuple[str, ...]:
         means = [overall[f"macro_{name}"] for name in HEADLINE_SCORES]

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, raster_state
 from geograft.geo.rasters.tags import check_class_map, map_cleaning, map_legend, sibling_path
-from geograft.geo.vectors.reader import Features
+from geograft.geo.vectors.reader import Features, read_frame
 from geograft.interrupts import note_kept
 from geograft.legend import PALETTE, Legend
 from geograft.locks import locks_output
@@ -32,6 +33,7 @@ from geograft.mapping.polygons.zonal import ProbabilityRaster, match_probabiliti
 from geograft.metrics.cleaning import close_mask
 from geograft.progress import progress_bar
 from geograft.resume import is_complete, keep_ledger_on_error
+from geograft.text import html_table
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,26 @@ class PolygonSummary:
             notes.insert(0, f"  {rectangles} are rectangles, {squared} have other right angles, {left} were left.")
         rows = [f"  {name:{wide}} {t.polygons:9,} {t.area:16,.1f} {self.unit}" for name, t in self.classes.items()]
         return [f"{self.path}: {count:,} polygons, {area:,.1f} {self.unit}{small}", *rows, *notes]
+
+    def to_geodataframe(self) -> Any:
+        """Return the polygons as a GeoDataFrame with their class, area, perimeter and mean probability."""
+        return read_frame(self.path)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the polygons in the colours of their classes; return the matplotlib Axes."""
+        from geograft.figures.axes import draw_legend, new_axes  # noqa: PLC0415  (imports matplotlib)
+
+        axes, frame = new_axes(ax), self.to_geodataframe()
+        colours = dict(zip(self.classes, cycle(PALETTE), strict=False))
+        for name, colour in colours.items():
+            frame[frame["class"] == name].plot(ax=axes, color=colour, edgecolor="black", linewidth=0.3)
+        axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
+        draw_legend(axes, colours)
+        return axes
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{one.polygons:,}", f"{one.area:,.1f}") for name, one in self.classes.items()]
+        return html_table(str(self.path), [("class", "polygons", f"area in {self.unit}"), *rows], self.notes)
 
 
 @locks_output

@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from geograft.config import PredictConfig
+from geograft.errors import SettingError
 from geograft.files import StrPath, optional_path, to_paths
 from geograft.geo.grid import block_windows
+from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.tags import map_legend
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.locks import lock_output
@@ -26,6 +30,10 @@ from geograft.mapping.plan import (
     resolution_notes,
     time_batch,
 )
+from geograft.text import html_table
+
+PLOT_PX = 900
+"""Longest side of the picture that `Prediction.plot` draws."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,47 @@ class Prediction:
         results = [line for part in self.maps for line in part.lines()]
         estimates = [line for part in self.forecasts for line in part.lines()]
         return results + estimates + [f"predicted with {self.model}"] + [f"Note: {note}" for note in self.notes]
+
+    def plot(self, index: int = 0, ax: Any = None) -> Any:
+        """Draw one of the maps in the colours of its classes; return the matplotlib Axes."""
+        from geograft.dataset.thumbnails import map_thumbnail  # noqa: PLC0415  (imports matplotlib)
+        from geograft.figures.axes import draw_picture  # noqa: PLC0415
+
+        path = self.maps[index].path
+        with Image.open(path) as image:
+            legend = map_legend(image.info)
+            assert legend is not None, "a map has a legend"
+            picture = map_thumbnail(image, legend, PLOT_PX)
+        pairs = list(zip(legend.names, legend.colours, strict=True))
+        return draw_picture(picture, path.name, dict(pairs[1:] if legend.binary else pairs), ax)
+
+    def to_xarray(self, index: int = 0) -> Any:
+        """Return one of the maps as an xarray DataArray (band, y, x), read lazily by rioxarray.
+
+        `flag_values` and `flag_meanings` are the classes, by the CF conventions; of overlapping classes, `long_name`.
+
+        Raises:
+            SettingError: if rioxarray is not installed.
+        """
+        try:
+            import rioxarray  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415  (an extra)
+        except ImportError as error:
+            raise SettingError("to_xarray needs rioxarray: pip install 'geograft[xarray]'.") from error
+
+        with Image.open(self.maps[index].path) as image:
+            legend = map_legend(image.info)
+        found: Any = rioxarray.open_rasterio(self.maps[index].path)
+        if legend and not legend.overlapping:
+            names = " ".join(name.replace(" ", "_") for name in legend.names)
+            found = found.assign_attrs(flag_values=list(legend.values), flag_meanings=names)
+        return found.rename("class")
+
+    def _repr_html_(self) -> str:
+        rows = [("map", "pixels mapped", "classes")]
+        for one in self.maps:
+            classes = ", ".join(f"{name} {count / one.mapped_px:.1%}" for name, count in one.pixels.items())
+            rows.append((str(one.path), f"{one.mapped_px:,}", classes or "finished earlier"))
+        return html_table(self.model, rows, (*(line for f in self.forecasts for line in f.lines()), *self.notes))
 
 
 def format_seconds(seconds: float) -> str:

@@ -17,7 +17,7 @@ from geograft.dataset.tileset import META, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths
 from geograft.geo.grid import Grid, Window
-from geograft.geo.vectors.reader import Features
+from geograft.geo.vectors.reader import Features, read_frame
 from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
@@ -35,7 +35,7 @@ from geograft.mapping.pool import (
 from geograft.metrics.applicability import Applicability
 from geograft.metrics.selection import select_batch
 from geograft.runs import run_file
-from geograft.text import format_table, pluralise
+from geograft.text import format_table, html_table, pluralise
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,13 @@ class Suggestions:
             f"Together they cover {sum(one.score for one in self.tiles):.0%} of the run's uncertainty.",
             *(f"Note: {note}" for note in self.notes),
         ]
+
+    def to_geodataframe(self) -> Any:
+        """Return the suggested tiles as a GeoDataFrame, in the order in which to label them."""
+        return read_frame(self.path)
+
+    def _repr_html_(self) -> str:
+        return html_table(str(self.path), [HEADER, *map(self._cells, self._top)], self.notes)
 
     @property
     def _top(self) -> tuple[Suggestion, ...]:
@@ -276,7 +283,7 @@ def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig)
     model = open_pool_model(runs, config, config.acquisition)
     path = run_file(runs[0], FEATURES_FILE)
     features = Applicability.read(path) if path.exists() else None
-    encoder = load_cell_encoder(runs[0], card, config.device, config.backend)
+    encoder = load_cell_encoder(runs[0], card, config.device, config.backend, model.card.tile_px)
     return Embedder(model, config.acquisition, encoder, features)
 
 

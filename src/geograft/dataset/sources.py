@@ -23,7 +23,7 @@ from geograft.dataset.scenes import (
 )
 from geograft.dataset.vector_labels import LabelEncoding, polygon_reader, rasterized_label_reader
 from geograft.errors import InputError, SettingError
-from geograft.files import to_paths
+from geograft.files import StrPath, to_paths
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.legend import IGNORE, Legend
 from geograft.text import join_names, pluralise
@@ -42,11 +42,11 @@ class VectorSource:
     upwards from the top edge, as a GIS draws such images.
     """
 
-    images: Sequence[Path | str] | Path | str
-    labels: Path | str
+    images: Sequence[StrPath] | StrPath
+    labels: StrPath
     class_field: str | None = None
     """Attribute with the class. If None, all polygons belong to one class, named after the file."""
-    aoi: Path | str | None = None
+    aoi: StrPath | None = None
     """Polygons of the annotated area; pixels outside are neither trained nor scored."""
     groups: Groups = None
     overlapping: bool = False
@@ -92,8 +92,8 @@ class MaskSource:
     Masks have one value or colour per class, or one band per class for overlapping classes or fractional labels.
     """
 
-    images: Path | str
-    masks: Path | str
+    images: StrPath
+    masks: StrPath
     classes: Mapping[int, str] | Mapping[str, str] = field(default_factory=dict)
     """Class name by mask value; by colour, such as "#b50000"; or by band number from 1, where 0 is the remainder of the
     other bands. The first of two exclusive classes is the positive class, index 1; otherwise the order is kept."""
@@ -220,9 +220,9 @@ class CocoSource:
     painted mask as one. Where an annotation has only a box, pixels outside all instances are ignored.
     """
 
-    images: Path | str
+    images: StrPath
     """Folder of the images; their names in the file may have other folders."""
-    labels: Path | str
+    labels: StrPath
     classes: tuple[str, ...] = ()
     """Names of the categories to use, in this order; the rest is background. Empty: all that have an annotation."""
     ignore_crowds: bool = False
@@ -344,11 +344,11 @@ def _coco_reader(drawing: coco.InstanceDrawing, encoding: LabelEncoding) -> Labe
 class DstlSource:
     """The folder of the DSTL Satellite Imagery competition as Kaggle ships it, zipped or not.
 
-    Uses the three-band images, or the eight-band ones (sixteen_band/*_A.tif) if there are none. DSTL's classes overlap:
-    the one named last wins, unless `overlapping` is set. Scenes of the same area are in one group.
+    Uses the three-band images, or the eight-band ones (`sixteen_band/*_A.tif`) if there are none. DSTL's classes
+    overlap: the one named last wins, unless `overlapping` is set. Scenes of the same area are in one group.
     """
 
-    folder: Path | str
+    folder: StrPath
     classes: tuple[int, ...]
     """Numbers from 1 to 10: buildings, structures, road, track, trees, crops, waterway, standing water, large and small
     vehicles."""

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 from numpy import ndarray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
@@ -33,10 +33,11 @@ from geograft.geo.coverage import SceneWindow, TrainingArea, earlier_overlaps
 from geograft.geo.grid import Window
 from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import DEFAULT_RULE, Image, ImageInfo, read_mask
-from geograft.geo.vectors.reader import read_tiles
+from geograft.geo.vectors.reader import read_frame, read_tiles
 from geograft.indices import Index, append_indices, check_indices, fill_missing
 from geograft.labels import Label, decode_fractions, missing_value
-from geograft.legend import IGNORE, Legend
+from geograft.legend import IGNORE, SPLIT_COLOURS, Legend
+from geograft.text import html_table
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -219,6 +220,33 @@ class TileSet:
             *(f"{what}: {words}" for what, words in meta.source.items()),
             f"tile set: {self.folder}",
         ]
+
+    def picture(self, scene: str, longest_px: int = 640) -> UInt8[ndarray, "h w 3"]:
+        """Return a scene as an RGB picture with the area of its training, validation and test tiles."""
+        from geograft.dataset.thumbnails import split_thumbnail  # noqa: PLC0415  (imports matplotlib)
+
+        windows: dict[str, list[Window]] = {
+            split: [tile.window for tile in self.split(split) if tile.scene == scene] for split in SPLITS
+        }
+        with Image.open(self.image_path(scene), bands=self.meta.settings.bands, validity=self.meta.validity) as image:
+            return split_thumbnail(image, windows, longest_px)
+
+    def plot(self, scene: str = "", ax: Any = None) -> Any:
+        """Draw a scene, by default the first, with the area of each split; return the matplotlib Axes."""
+        from geograft.figures.axes import draw_picture  # noqa: PLC0415  (imports matplotlib)
+
+        name = scene or self.meta.scenes[0].name
+        return draw_picture(self.picture(name), name, SPLIT_COLOURS, ax)
+
+    def to_geodataframe(self) -> Any:
+        """Return the tiles as a GeoDataFrame: outline, scene, split, valid fraction and class fractions."""
+        return read_frame(self.folder / INDEX)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def _repr_html_(self) -> str:
+        return html_table("tile set", [line.split(": ", 1) for line in self.lines()])
 
     @cached_property
     def scenes(self) -> dict[str, Scene]:

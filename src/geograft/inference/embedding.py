@@ -50,7 +50,7 @@ class CellEncoder:
 
     Attributes:
         cell_px: side of a cell in pixels.
-        frame_px: side of a frame in pixels, a multiple of `cell_px`.
+        frame_px: side of a frame in pixels.
     """
 
     def __init__(self, card: ModelCard, backend: LoadedBackend, cell_px: int, frame_px: int) -> None:
@@ -61,7 +61,7 @@ class CellEncoder:
     @property
     def cells(self) -> int:
         """The number of cells of a frame."""
-        return (self.frame_px // self.cell_px) ** 2
+        return (-(-self.frame_px // self.cell_px)) ** 2
 
     def __call__(
         self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]
@@ -76,14 +76,20 @@ class CellEncoder:
         return feature_rows(features, cells), cells
 
 
-def load_cell_encoder(run: Path, card: ModelCard, device: str = "auto", backend: str = "auto") -> CellEncoder:
+def load_cell_encoder(
+    run: Path, card: ModelCard, device: str = "auto", backend: str = "auto", frame_px: int = 0
+) -> CellEncoder:
     """Return the encoder of the best network of a run folder with the given card.
+
+    Frames have `frame_px` pixels, with incomplete cells at the edge if that is no multiple; 0: the whole cells that
+    fit into a tile.
 
     Raises:
         InputError: if the weights are missing, truncated or from another network.
         SettingError: for a device that this machine does not have.
     """
-    cell_px, frame_px = cell_sizes(card.stride or _stride(run, card), card.tile_px)
+    cell_px, whole_px = cell_sizes(card.stride or _stride(run, card), card.tile_px)
+    frame_px = frame_px or whole_px
     pixels, valid = typical_tile(card, frame_px)
     network = TrainedNetwork(run, card, scaled_pixels(pixels, valid, card.mean, card.std), cell_px)
     return CellEncoder(card, load_backend([network], BackendOptions(backend, device)), cell_px, frame_px)

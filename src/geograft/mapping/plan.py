@@ -150,12 +150,19 @@ def plan_windows(mosaic: Mosaic, card: ModelCard, settings: InferenceConfig, lay
 
     Everything that predicts pixels uses it: maps, scores, calibration, reviews and suggestions.
     """
-    height, width, pixel_bytes = mosaic.grid.height, mosaic.grid.width, mosaic.bands * np.dtype(mosaic.dtype).itemsize
+    pixel_bytes = mosaic.bands * np.dtype(mosaic.dtype).itemsize
+    return plan_blend((mosaic.grid.height, mosaic.grid.width), pixel_bytes, card, settings, layers)
+
+
+def plan_blend(
+    shape: tuple[int, int], pixel_bytes: int, card: ModelCard, settings: InferenceConfig, layers: int
+) -> BlendPlan:
+    """Return the same for `shape` rows and columns of pixels with `pixel_bytes` bytes, indices included."""
     size, overlap = requested_window(card, settings)
     if not settings.window_px:
-        size, fitted = fit_window(size, overlap, height, width, card.tile_px)
+        size, fitted = fit_window(size, overlap, *shape, card.tile_px)
         overlap = fitted if settings.overlap is None else round(size * settings.overlap)
-    tiles = TileGrid(height, width, size, overlap / size)
+    tiles = TileGrid(*shape, size, overlap / size)
     batch = settings.batch_size or max(1, min(MAX_BATCH_WINDOWS, BATCH_BYTES // (size**2 * pixel_bytes)))
     return BlendPlan(Lanes(tiles, panel_width(tiles, layers, pixel_bytes)), layers, batch, min(batch, CHUNK_TILES))
 

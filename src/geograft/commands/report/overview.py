@@ -1,32 +1,24 @@
 """The overview of a map on a report: a thumbnail of its classes, the mapped areas, and the network that made it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-from numpy import ndarray
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.card import ModelCard
 from geograft.commands.report.sources import NetworkRuns, Subject
 from geograft.commands.report.text import format_area, format_length, format_percent
 from geograft.commands.report.view import PageImage, page_image
+from geograft.dataset.thumbnails import map_thumbnail
 from geograft.errors import InputError
-from geograft.figures.pictures import Picture, class_picture, downsample_factor
-from geograft.figures.style import NO_DATA_COLOUR, rgb
-from geograft.geo.grid import Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.tags import CARD_TAG, has_band_per_class
-from geograft.legend import IGNORE, Legend
 from geograft.mapping.strata import Strata, read_strata
 
 LONGEST_PX = 900
 """Longest side of the thumbnail."""
-BLOCK_PX = 512
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ def read_map(path: Path) -> MapOverview:
             strata = [read_strata(image)]
             areas = dict(zip(strata[0].names, strata[0].areas.tolist(), strict=True))
         size = f"{grid.width:,} × {grid.height:,} px at {format_length(resolution_m(grid))}"
-        picture = map_thumbnail(image, legend)
+        picture = map_thumbnail(image, legend, LONGEST_PX)
     mapped = ", ".join(name for name in areas if areas[name])
     shown = page_image(picture, f"Map with the classes {mapped}", path.name, size, LONGEST_PX)
     return MapOverview(path, card, areas, float(strata[0].areas.sum()), grid.crs is not None, shown)
@@ -91,42 +83,6 @@ def read_map(path: Path) -> MapOverview:
 
 def _area(strata: Strata, value: int) -> float:
     return float(strata.areas[strata.values.index(value)])
-
-
-def map_thumbnail(image: Image, legend: Legend) -> Picture:
-    """Return a map in the colours of its classes, at most LONGEST_PX a side; the negative class is light grey."""
-    grid = image.info.grid
-    factor = downsample_factor(grid.height, grid.width, LONGEST_PX)
-    shape = (max(grid.height // factor, 1), max(grid.width // factor, 1))
-    if has_band_per_class(image.info):
-        classes = np.stack([majority(image, band, (0, 1), shape, factor) for band in range(1, image.info.bands + 1)])
-        known = (classes != IGNORE).any(axis=0)
-    else:
-        classes = majority(image, 1, legend.values, shape, factor)
-        known = classes != IGNORE
-    picture = np.where(known[..., None], np.uint8(255), np.array(rgb(NO_DATA_COLOUR), np.uint8) // 2)
-    return class_picture(picture, classes, legend.colours)
-
-
-def majority(
-    image: Image, band: int, values: Sequence[int], shape: tuple[int, int], factor: int
-) -> UInt8[ndarray, "h w"]:
-    """Return the index of the most frequent of `values` in every `factor` x `factor` square; IGNORE where none occurs.
-
-    Of several, the first. Memory grows with the thumbnail, not with the map.
-    """
-    found = np.full(shape, IGNORE, np.uint8)
-    step = max(BLOCK_PX // factor, 1)
-    for row in range(0, shape[0], step):
-        for col in range(0, shape[1], step):
-            height, width = min(step, shape[0] - row), min(step, shape[1] - col)
-            window = Window(row * factor, col * factor, height * factor, width * factor)
-            pixels, valid = image.read(window, [band])
-            squares = np.stack([(pixels[0] == value) & valid for value in values])
-            counts = squares.reshape(len(values), height, factor, width, factor).sum(axis=(2, 4))
-            best = np.where(counts.max(axis=0) > 0, counts.argmax(axis=0), IGNORE)
-            found[row : row + height, col : col + width] = best
-    return found
 
 
 def maker_of(subject: Subject, card: ModelCard) -> NetworkRuns | None:

@@ -1,4 +1,4 @@
-"""Tiles and scenes of a report: choose sample, best and worst tiles, map them, and draw the splits on the scenes."""
+"""Tiles and scenes of a report: choose sample, best and worst tiles, and map them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,25 +6,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from geograft.dataset.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
-from geograft.figures.pictures import (
-    ExampleTile,
-    Limits,
-    Picture,
-    downsample_factor,
-    split_picture,
-    stretch,
-    stretch_limits,
-    tile_iou,
-)
-from geograft.figures.style import NO_DATA_COLOUR, rgb
-from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image
+from geograft.figures.pictures import ExampleTile, Limits, Picture, stretch, stretch_limits, tile_iou
 from geograft.labels import Label
-from geograft.legend import IGNORE, SPLIT_COLOURS, Legend
+from geograft.legend import IGNORE, Legend
 from geograft.mapping.held_out import evenly_spaced
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.loader import image_mask
@@ -35,8 +23,6 @@ MapTiles = Callable[[Sequence[Tile]], list[UInt8[ndarray, "*k h w"]]]
 MAX_RANKED_TILES = 240
 """Best, median and worst tiles are chosen among at most this many, spread evenly over the split."""
 MAX_SCENES = 12
-MAX_SCENE_PIXELS = 400_000_000
-"""Larger scenes are drawn without their image, because a thumbnail reads every pixel."""
 MIN_CLASS_FRACTION = 0.01
 """Tiles are not ranked if the class covers less than this in label and map together."""
 
@@ -141,63 +127,6 @@ def rarest_splits(tiles: TileSet) -> dict[str, Split]:
     """Return for each scene the split with the fewest tiles in the whole set, among the splits of its tiles."""
     by_size = sorted(SPLITS, key=lambda split: -len(tiles.split(split)))
     return {tile.scene: split for split in by_size for tile in tiles.split(split)}
-
-
-def scene_picture(tiles: TileSet, scene: Scene, longest_px: int) -> Picture:
-    """Return a scene's thumbnail with the area of its training, validation and test tiles.
-
-    Reads every pixel of the scene once, block by block; no pixel of scenes over MAX_SCENE_PIXELS.
-
-    Raises:
-        InputError: when the image cannot be read.
-    """
-    factor = downsample_factor(scene.height, scene.width, longest_px)
-    bands = [1, 2, 3] if tiles.meta.bands >= 3 else [1]
-    shape = (max(scene.height // factor, 1), max(scene.width // factor, 1))
-    picture = np.full((*shape, 3), rgb(NO_DATA_COLOUR), np.uint8)
-    if scene.height * scene.width <= MAX_SCENE_PIXELS:
-        path, meta = tiles.image_path(scene.name), tiles.meta
-        with Image.open(path, bands=meta.settings.bands, validity=meta.validity) as image:
-            pixels, valid = read_thumbnail(image, bands, shape, factor)
-        picture = stretch(pixels, valid, stretch_limits([pixels], [valid]))
-    covered = {split: np.zeros(shape, bool) for split in SPLIT_COLOURS}
-    for tile in tiles.tiles:
-        if tile.scene == scene.name:
-            covered[tile.split][_thumbnail_slices(tile.window, factor)] = True
-    return split_picture(picture, covered, SPLIT_COLOURS)
-
-
-def read_thumbnail(
-    image: Image, bands: Sequence[int], shape: tuple[int, int], factor: int
-) -> tuple[Float32[ndarray, "b h w"], Bool[ndarray, "h w"]]:
-    """Return the mean of the valid pixels of every `factor` x `factor` square, and the mask of squares that have any.
-
-    Memory grows with the thumbnail, not with the image.
-    """
-    pixels = np.zeros((len(bands), *shape), np.float32)
-    known = np.zeros(shape, bool)
-    step = max(512 // factor, 1)
-    for row in range(0, shape[0], step):
-        for col in range(0, shape[1], step):
-            height, width = min(step, shape[0] - row), min(step, shape[1] - col)
-            block, valid = image.read(Window(row * factor, col * factor, height * factor, width * factor), bands)
-            counts = _square_sums(valid[None], factor)[0]
-            here = (slice(row, row + height), slice(col, col + width))
-            pixels[:, *here] = _square_sums(block, factor) / np.maximum(counts, 1)
-            known[here] = counts > 0
-    return pixels, known
-
-
-def _square_sums(pixels: ndarray, factor: int) -> Float32[ndarray, "b h w"]:
-    bands, height, width = pixels.shape
-    squares = pixels.reshape(bands, height // factor, factor, width // factor, factor)
-    sums: ndarray = squares.sum(axis=(2, 4), dtype=np.float64)
-    return sums.astype(np.float32)
-
-
-def _thumbnail_slices(window: Window, factor: int) -> tuple[slice, slice]:
-    rows = slice(max(window.row, 0) // factor, -(-window.stop_row // factor))
-    return rows, slice(max(window.col, 0) // factor, -(-window.stop_col // factor))
 
 
 def _interest(tile: Tile) -> float:

@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from geograft.commands.model import graph_svg
-from geograft.commands.report.pictures import scene_picture
 from geograft.commands.report.sources import RUN_NAME, Subject
 from geograft.commands.report.text import NBSP, SPLIT_NAMES, format_length, format_number, format_percent
 from geograft.dataset.tileset import SPLITS, Scene, TileSet
@@ -175,7 +174,7 @@ def scene_image(tiles: TileSet, scene: Scene, scene_count: int) -> PageImage:
     tile_counts = ", ".join(f"{count} {name}" for name, count in counts if count)
     resolution = f" at {format_length(scene.resolution_m)}" if scene.resolution_m else ""
     note = f"{scene.width:,} × {scene.height:,} px{resolution}; tiles: {tile_counts}"
-    picture = scene_picture(tiles, scene, longest_px)
+    picture = tiles.picture(scene.name, longest_px)
     return page_image(picture, f"Scene {scene.name} with its tiles: {tile_counts}", scene.name, note, longest_px)
 
 

@@ -300,6 +300,19 @@ def _type_counts(frame: geopandas.GeoDataFrame) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 
+def read_frame(path: Path) -> geopandas.GeoDataFrame:
+    """Return the features of a vector file that we wrote as a GeoDataFrame, with all fields; styles are left out.
+
+    Raises:
+        InputError: when the file is missing or cannot be read.
+    """
+    with input_errors(path, errors=(*VECTOR_ERRORS, OSError)):
+        if path.suffix == ".parquet":
+            return geopandas.read_parquet(path)
+        layer = next((name for name, kind in pyogrio.list_layers(path) if kind is not None), None)
+        return pyogrio.read_dataframe(path, layer=layer)
+
+
 def read_outlines(path: Path) -> tuple[Shaped[ndarray, " n"], CRS | None]:
     """Return the outlines of the tiles of an index in file order, and their CRS (None: not georeferenced).
 

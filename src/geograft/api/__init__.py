@@ -1,0 +1,1 @@
+"""The Python interface: functions that make tile sets, and trained runs as objects."""
