@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,8 +77,12 @@ def test_recipes_without_distinct_variants_are_refused(tiles: Path, tmp_path: Pa
         compare(tiles, SMALL, tmp_path / "out")
     with pytest.raises(SettingError, match="a-b, a-b"):
         check_variants(Recipe(variants=(Variant("A b"), Variant("a-b"))))
-    with pytest.raises(SettingError, match="-1"):
-        compare(tiles, RECIPE, tmp_path / "out", folds=-1)
+    for name in ("", "  ", "../..", "n" * 300):
+        with pytest.raises(SettingError, match=re.escape(repr(name[:40]))):
+            compare(tiles, replace(RECIPE, variants=(Variant("a"), Variant(name))), tmp_path / "out")
+    for folds in (-1, 10**9):
+        with pytest.raises(SettingError, match=str(folds)):
+            compare(tiles, RECIPE, tmp_path / "out", folds=folds)
     assert not list(tmp_path.iterdir())
 
 

@@ -144,6 +144,8 @@ COMPARISON = "comparison.json"
 FOLD_SCORES = "folds.json"
 FOLDS = "folds"
 SAMPLE_TILES = 4
+MAX_SLUG = 100
+"""Maximum length of a variant's folder name; most file systems allow 255 bytes."""
 MIN_CLASS_FRACTION = 0.05
 """Fraction of each of the first two classes that example tiles have, if there are such tiles."""
 
@@ -241,10 +243,16 @@ def _compare(tiles: Path, recipe: Recipe, out: Path, folds: int) -> Comparison:
 
 
 def check_variants(recipe: Recipe) -> None:
-    """Raise SettingError if the recipe has no variants, or two with the same name."""
+    """Raise SettingError if the recipe has no variants, or names of them are the same or cannot be those of folders."""
     names = [slug(variant.name) for variant in recipe.variants]
     if not names:
         raise SettingError("The recipe has no [[variants]]. Add at least one.")
+    for variant, name in zip(recipe.variants, names, strict=True):
+        if not 0 < len(name) <= MAX_SLUG:
+            raise SettingError(
+                f"The variant {variant.name[:40]!r} would have a folder name of {len(name)} letters. "
+                f"Give it a name with 1 to {MAX_SLUG} letters and digits."
+            )
     if len(set(names)) < len(names):
         raise SettingError(f"Two variants have the same name, of {', '.join(names)}. Rename one.")
 

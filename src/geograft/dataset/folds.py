@@ -158,6 +158,8 @@ def write_fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
     """
     whole = TileSet.open(tiles)
     whole.check_masks()
+    if folds > len(whole.tiles):
+        raise SettingError(f"--folds {folds}: there are {len(whole.tiles)} tiles in all. Use a smaller number.")
     found = [out / f"fold{number}" for number in range(1, folds + 1)]
     if all((folder / META).is_file() for folder in found):
         return found
