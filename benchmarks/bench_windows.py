@@ -15,13 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import geopandas
-
 import machine
 import page
-from geograft import EvaluateConfig, MaskSource, VectorSource, evaluate, load_recipe, prepare, train
+from geograft import EvaluateConfig, MaskSource, VectorSource, evaluate, load_recipe
 from geograft.card import CARD
-from geograft.commands.demo import ALL_TEST, with_weights
 from geograft.config import Recipe
 from measured import peak_mb, run_script
 from rasters import SCENE
@@ -33,6 +30,8 @@ WINDOWS = ((160, 80), (320, 80), (640, 40), (640, 80), (640, 160), (1280, 80), (
 
 def crown_sizes(scene: Path, folder: Path) -> Path:
     """Write the crowns of a scene with a field `size`: small or large; return the path."""
+    import geopandas
+
     path = folder / f"{scene.stem}-size.gpkg"
     if not path.exists():
         crowns = geopandas.read_file(scene.with_suffix(".gpkg"))
@@ -43,6 +42,8 @@ def crown_sizes(scene: Path, folder: Path) -> Path:
 
 def prepared(folder: Path, source: VectorSource | MaskSource, recipe: Recipe) -> Path:
     """Return a tile set, made if it is missing."""
+    from geograft import prepare
+
     if not folder.exists():
         prepare(source, folder, recipe.prepare)
     return folder
@@ -50,6 +51,8 @@ def prepared(folder: Path, source: VectorSource | MaskSource, recipe: Recipe) ->
 
 def crowns(folder: Path, recipe: Recipe, field: str) -> dict[str, Path]:
     """Return the tile sets of the package's two scenes with the crowns in the classes of `field`."""
+    from geograft.commands.demo import ALL_TEST
+
     found = {}
     for name, scene, own in (
         ("held-out blocks", SCENE, recipe),
@@ -110,6 +113,10 @@ def main() -> None:
         run, tiles, size, overlap = given.score
         print("\n" + json.dumps(score(Path(run), Path(tiles), int(size), int(overlap))))
         return
+    # Not imported above: the processes that score need no torch.
+    from geograft import train
+    from geograft.commands.demo import with_weights
+
     given.folder.mkdir(parents=True, exist_ok=True)
     recipe, weights_from = with_weights(load_recipe(Path("demo")))
     parts = [f"Encoder weights: {weights_from}. {machine.describe(('torch', 'onnxruntime', 'openvino'))}"]
