@@ -1,6 +1,5 @@
 """The model card, card.json: everything needed to use the weights of a run elsewhere."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, field, replace
@@ -280,15 +279,3 @@ def ensemble_card(cards: Sequence[ModelCard]) -> ModelCard:
         resolution_m=resolution_m,
         cleaning=cards[0].cleaning if all(card.cleaning == cards[0].cleaning for card in cards) else None,
     )
-
-
-def read_tile_set_path(run: Path) -> Path:
-    """Return the folder of the tile set that a run was trained on.
-
-    Raises:
-        InputError: if the run does not record it.
-    """
-    try:
-        return Path(json.loads(run_file(run, TILES_FILE).read_text(encoding="utf-8"))["tiles"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run} does not name its tile set in {TILES_FILE}. Give --tiles.") from error

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from geograft.card import STATE
 from geograft.cli.learning import curve as command
-from geograft.cli.learning import parse_percent
+from geograft.cli.learning import parse_numbers
 from geograft.commands import trials
 from geograft.commands.curve import Curve, _notes, curve
 from geograft.commands.evaluate import evaluate
@@ -281,11 +281,11 @@ def test_overlapping_tiles_are_counted_by_area(whole: TileSet) -> None:
 
 def test_percent_is_parsed_and_the_commands_defaults_match_the_function() -> None:
     defaults = {name: value.default for name, value in signature(command).parameters.items()}
-    assert parse_percent(defaults["percent"]) == PERCENTS
+    assert parse_numbers(defaults["percent"], "--percent") == PERCENTS
     assert defaults["min_steps"] == MIN_STEPS
-    assert parse_percent("0.5,100") == (0.5, 100.0)
+    assert parse_numbers("0.5,100", "--percent") == (0.5, 100.0)
     with pytest.raises(SettingError, match="by commas"):
-        parse_percent("1 2")
+        parse_numbers("1 2", "--percent")
 
 
 def test_invalid_settings_are_refused_before_writing(tiles: Path, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-import geograft.commands.train as training
+import geograft.commands.training_plan as training
 from geograft.card import WEIGHTS, read_card
 from geograft.cli import app
-from geograft.commands.train import PLANNED_STEPS, fit_minutes, plan_training, read_recipe, train
+from geograft.commands.train import read_recipe, train
+from geograft.commands.training_plan import PLANNED_STEPS, fit_minutes, plan_training
 from geograft.config import Recipe, TrainConfig, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
@@ -102,7 +103,7 @@ def caught_recipe() -> Iterator[list[TrainConfig]]:
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "fit", stop)
+        patch.setattr("geograft.commands.train.fit", stop)
         yield seen
 
 

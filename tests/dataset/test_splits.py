@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -337,3 +338,52 @@ def test_sheets_hardly_larger_than_a_tile_leave_room_for_training() -> None:
     gap = smallest_gap(on_one_grid(planned, places, "test"), on_one_grid(planned, places, "train"))
     assert gap is not None
     assert gap >= 8
+
+
+PLACES = [
+    SplitScene(f"{place} {year}", 300, 300, place) for place in ("nepal", "peru", "kenya", "chile") for year in (1, 2)
+]
+
+
+def split_by_scene(config: PrepareConfig, scenes: list[SplitScene] = PLACES) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for scene, _, split in plan_tiles(scenes, config):
+        found.setdefault(split, set()).add(scene.split(" ")[0])
+    return found
+
+
+@given(
+    places=st.permutations(["nepal", "peru", "kenya", "chile"]),
+    tests=st.integers(0, 2),
+    vals=st.integers(0, 1),
+    mode=st.sampled_from(["auto", "group", "scene"]),
+)
+def test_named_groups_are_the_split_and_others_fill_the_rest(
+    places: list[str], tests: int, vals: int, mode: str
+) -> None:
+    named, chosen = tuple(places[:tests]), tuple(places[tests : tests + vals])
+    config = PrepareConfig(tile_px=100, split=mode, test_groups=named, val_groups=chosen, val=0.25, test=0.25)
+    found = split_by_scene(config)
+    assert sum(map(len, found.values())) == 4
+    assert not named or found["test"] == set(named)
+    assert not chosen or found["val"] == set(chosen)
+    assert set(found) == {"train", "val", "test"}
+
+
+def test_scenes_can_be_named_and_take_their_group_with_them() -> None:
+    config = PrepareConfig(tile_px=100, test_groups=("nepal 2",), test=0.0, val=0.3)
+    assert split_by_scene(config)["test"] == {"nepal"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"test_groups": ("atlantis",)}, "atlantis.*chile, kenya, nepal, peru"),
+        ({"test_groups": ("nepal 1",), "val_groups": ("nepal 2",)}, "nepal 2|nepal 1"),
+        ({"test_groups": ("nepal",), "split": "block"}, "block"),
+        ({"val_groups": ("nepal",), "split": "article"}, "article"),
+    ],
+)
+def test_groups_that_cannot_be_split_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        plan_tiles(PLACES, PrepareConfig(tile_px=100, **changes))

@@ -45,33 +45,43 @@ def show(run: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False)
 @with_progress
 @settings(model=ModelConfig, train=TrainConfig)
 def train(
-    tiles: Path,
+    tiles: Annotated[tuple[Path, ...], Parameter(negative=())],
     /,
     *,
     out: Path,
     recipe: Path | None = None,
     resume: bool = False,
     minutes: float | None = None,
+    set_weights: str = "",
     **chosen: Any,
 ) -> None:
-    """Train a network on a tile set; the epoch with the lowest validation loss is saved.
+    """Train a network on one or several tile sets; the epoch with the lowest validation loss is saved.
 
     Without a recipe, settings that are not given are planned from the tile set: few tiles are repeated, and tiles of
     rare classes are drawn more often.
 
     Args:
-        tiles: Folder of a tile set.
+        tiles: Folders of tile sets with the same classes, bands and tile size.
         out: Folder of the run.
         recipe: TOML file with the tables [model] and [train]; flags override it.
         resume: Resume the interrupted run in --out, without --recipe with the settings that it was started with.
         minutes: Lower the number of epochs so that training takes about this long.
+        set_weights: How often tiles of each tile set are drawn, relative to the others, such as 1,3.
     """
     from geograft.commands.train import read_recipe, train
 
     began = read_recipe(out) if resume and recipe is None else None
     base = began or recipe_from(recipe, {})
     given = {name for name, value in chosen.items() if value is not None}
-    print_result(train(tiles, out, recipe_with(base, chosen), resume, minutes, None if recipe else given))
+    sets = _weighted(tiles, set_weights) if set_weights else tiles
+    print_result(train(sets, out, recipe_with(base, chosen), resume, minutes, None if recipe else given))
+
+
+def _weighted(tiles: tuple[Path, ...], text: str) -> dict[Path, float]:
+    weights = parse_numbers(text, "--set-weights")
+    if len(weights) != len(tiles) or len(set(tiles)) < len(tiles):
+        raise SettingError(f"--set-weights {text}: give one number for each of the {len(set(tiles))} tile sets.")
+    return dict(zip(tiles, weights, strict=True))
 
 
 @with_progress
@@ -131,10 +141,10 @@ def curve(
     from geograft.commands.curve import curve
 
     base = recipe_from(recipe, chosen)
-    print_result(curve(tiles, out, base.with_seeds(seeds), parse_percent(percent), min_steps))
+    print_result(curve(tiles, out, base.with_seeds(seeds), parse_numbers(percent, "--percent"), min_steps))
 
 
-def parse_percent(text: str) -> tuple[float, ...]:
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     """Return (1.0, 2.5) for "1,2.5".
 
     Raises:
@@ -144,7 +154,7 @@ def parse_percent(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SettingError(
-            f"--percent {text!r} cannot be parsed. Give percentages separated by commas, such as 1,10,100."
+            f"{option} {text!r} cannot be parsed. Give numbers separated by commas, such as 1,10,100."
         ) from None
 
 

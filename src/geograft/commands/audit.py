@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from geograft.dataset.autocorrelation import SpatialAutocorrelation, Variogram, estimate_autocorrelation
-from geograft.dataset.duplicates import STRUCTURE, read_structures
+from geograft.dataset.duplicates import STRUCTURE
+from geograft.dataset.joined import project_outlines, read_all_structures
 from geograft.dataset.leakage import (
     AutocorrelationRange,
     DuplicateArea,
@@ -28,15 +29,14 @@ from geograft.dataset.leakage import (
     near_fractions,
     unaligned_groups,
 )
-from geograft.dataset.neighbours import nearest_distances, nearest_distances_in_scene, project_to_mercator
+from geograft.dataset.neighbours import nearest_distances, nearest_distances_in_scene
 from geograft.dataset.splits import PlannedTile, SplitScene
-from geograft.dataset.tileset import INDEX, SPLITS, Split, Tile, TileSet
+from geograft.dataset.tileset import SPLITS, Split, Tile, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.files import StrPath, optional_path, write_bytes
 from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.rasters.raster import check_complete
-from geograft.geo.vectors.reader import read_outlines
 from geograft.locks import lock_output
 from geograft.text import format_table, join_names
 
@@ -426,13 +426,13 @@ def audit_tile_set(tile_set: TileSet) -> Audit:
         InputError: if the index cannot be read.
     """
     scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
-    result = audit_tiles(tile_set.tiles, scenes, str(tile_set.folder), tile_set.meta.legend.names)
+    result = audit_tiles(tile_set.tiles, scenes, tile_set.title, tile_set.meta.legend.names)
     if not result.held_out or "train" not in result.tiles:
         return result
-    shapes, crs = read_outlines(tile_set.folder / INDEX)
-    if crs is None:
+    outlines = project_outlines(tile_set)
+    if outlines is None:
         return _compare_structures(result, tile_set)
-    shapes, scale = project_to_mercator(shapes, crs)
+    shapes, scale = outlines
     train, tiles = _indices(tile_set, "train"), tile_set.tiles
     held_out = []
     duplicates: dict[Split, DuplicateArea] = {}
@@ -462,8 +462,7 @@ def audit_figure(result: Audit) -> bytes:
 def _compare_structures(result: Audit, tile_set: TileSet) -> Audit:
     """Return the audit with duplicates of scenes that are not georeferenced, found by file, image and labels."""
     scenes = tile_set.meta.scenes
-    # The file lies next to the masks, which the folds of a cross-validation share.
-    structures = read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE, len(scenes))
+    structures = read_all_structures(tile_set)
     if structures is None and len(scenes) > 1:
         note = f"duplicate scenes were not searched for, because {STRUCTURE} is missing: prepare the tile set again"
         result = replace(result, notes=(*result.notes, note))

@@ -12,8 +12,9 @@ from numpy import ndarray
 from scipy.special import expit, logit, softmax
 
 from geograft.bundle import SUFFIX, copy_bundle
-from geograft.card import CARD, ModelCard, read_tile_set_path
+from geograft.card import CARD, ModelCard
 from geograft.config import InferenceConfig
+from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, atomic_update, optional_path, refuse_existing, to_json, write_json
@@ -182,7 +183,7 @@ def _calibrate_bundle(
 def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: str) -> Calibration:
     model = RunModel.open(run, config, temperature=1.0)
     index = _object_class(model.card, objects)
-    tile_set = TileSet.open(tiles or read_tile_set_path(run))
+    tile_set = open_run_tiles(run, tiles)
     _check_tile_set(run, model.card, tile_set)
     sample = _sample_logits(model, tile_set)
     temperature = best_temperature(sample.logits, sample.label)
@@ -190,7 +191,7 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: 
     # Rescaled to the temperature, the thresholds separate the same pixels as before.
     thresholds = tuple(float(expit(logit(min(threshold, 1 - 1e-6)) / temperature)) for threshold in raw)
     count = len(tile_set.split("val"))
-    chosen_on = f"{count:,} validation tiles of {tile_set.folder.resolve().name}"
+    chosen_on = f"{count:,} validation tiles of {' and '.join(folder.resolve().name for folder in tile_set.folders)}"
     card = replace(
         model.card, temperature=temperature, calibrated=chosen_on, **_threshold_fields(model.card, thresholds)
     )
@@ -273,7 +274,7 @@ def _sample_logits(model: RunModel, tile_set: TileSet) -> _Sample:
         logits.append(_logits(probabilities[chosen]))
         labels.append(label[chosen])
     if not sum(map(len, labels)):
-        raise InputError(f"{tile_set.folder} has no labelled validation pixels. Run prepare again with --val above 0.")
+        raise InputError(f"{tile_set.title} has no labelled validation pixels. Run prepare again with --val above 0.")
     return _Sample(np.concatenate(logits), np.concatenate(labels), counts)
 
 
@@ -346,8 +347,8 @@ def _check_tile_set(run: Path, card: ModelCard, tile_set: TileSet) -> None:
     check_fit(card, tile_set)
     if tile_set.meta.fingerprint != card.data_fingerprint:
         raise InputError(
-            f"{tile_set.folder} is not the tile set of {run}: its images, labels or tiles differ. "
+            f"{tile_set.title} is not the tile set of {run}: its images, labels or tiles differ. "
             "Give the tile set that the run was trained on, so that no training or test tile is used."
         )
     if not tile_set.split("val"):
-        raise InputError(f"{tile_set.folder} has no val tiles. Run prepare again with --val above 0.")
+        raise InputError(f"{tile_set.title} has no val tiles. Run prepare again with --val above 0.")

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from geograft.card import ModelCard, read_card, read_tile_set_path
+from geograft.card import ModelCard, read_card
 from geograft.commands.audit import audit_tile_set
 from geograft.config import EvaluateConfig
+from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
@@ -398,7 +399,7 @@ def _score_with_baseline(
     runs: tuple[Path, ...], split: Split, tiles: Path | None, against: Path | None, config: EvaluateConfig
 ) -> Evaluation:
     model = RunModel.open(runs, config)
-    tile_set = TileSet.open(tiles or read_tile_set_path(runs[0]))
+    tile_set = open_run_tiles(runs[0], tiles)
     baseline = None if against is None else _open_baseline(against, model.card, tile_set, config)
     result = score_split(model, tile_set, split, config)
     if baseline is not None and against is not None:
@@ -421,7 +422,7 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
     tile_set.check_masks()
     tiles = tile_set.split(split)
     if not tiles:
-        raise InputError(f"{tile_set.folder} has no {split} tiles. Choose another --split.")
+        raise InputError(f"{tile_set.title} has no {split} tiles. Choose another --split.")
     names = card.legend.names
     objects = object_class_index(config.objects, names)
     cleaning = card.cleaning if card.cleaning and card.cleaning.objects == config.objects else None
@@ -432,7 +433,7 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
     counts = count_split(model, tile_set, samples, units, shapes)
     biased = split == "val" and card.calibrated
     notes = ("threshold and temperature were fitted on validation tiles: scores are optimistic.",) if biased else ()
-    resolution = resolution_note(str(tile_set.folder), tile_set.meta.resolution_m, card)
+    resolution = resolution_note(tile_set.title, tile_set.meta.resolution_m, card)
     if cleaning:
         notes = (*notes, f"objects of {config.objects} are cleaned as by `geograft polygons`, with the run's settings.")
     notes = (*model.notes, *notes, *tile_set_band_notes(tile_set, card), *([resolution] if resolution else []))

@@ -434,7 +434,8 @@ def _check_tile_count(scenes: Sequence[LabelledScene], settings: PrepareConfig) 
 
 def _check_splits(tiles: Sequence[Tile], settings: PrepareConfig) -> None:
     train = settings.split == "article" or settings.val + settings.test < 1
-    required: dict[Split, bool] = {"train": train, "val": settings.val > 0, "test": settings.test > 0}
+    val, test = settings.val > 0 or bool(settings.val_groups), settings.test > 0 or bool(settings.test_groups)
+    required: dict[Split, bool] = {"train": train, "val": val, "test": test}
     if settings.split == "article":
         required["test"] = False
     present = {tile.split for tile in tiles}

@@ -12,9 +12,9 @@ from jaxtyping import Float64, Int64, Shaped
 from numpy import ndarray
 from pyproj import CRS
 
-from geograft.card import read_tile_set_path
 from geograft.config import ReviewConfig
-from geograft.dataset.tileset import Split, TileSet, check_fit
+from geograft.dataset.joined import open_run_tiles
+from geograft.dataset.tileset import Split, check_fit
 from geograft.errors import InputError
 from geograft.figures.style import FN_COLOUR, FP_COLOUR, TP_COLOUR
 from geograft.files import StrPath, atomic_folder, optional_path, refuse_existing, to_paths
@@ -385,7 +385,7 @@ def review(
 
 def _held_out_tiles(run: Path, tiles: Path | None, several: Sequence[Path], config: ReviewConfig) -> list[HeldOutTiles]:
     model = RunModel.open(run, config)
-    tile_set = TileSet.open(tiles or read_tile_set_path(run))
+    tile_set = open_run_tiles(run, tiles)
     check_fit(model.card, tile_set)
     splits: tuple[Split, ...] = ("test",) if len(several) > 1 else ("val", "test")
     other = tile_set.meta.fingerprint != model.card.data_fingerprint

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from geograft.card import FEATURES_FILE, ModelCard, read_card, read_tile_set_path
+from geograft.card import FEATURES_FILE, ModelCard, read_card
 from geograft.config import PredictConfig, SuggestConfig
+from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import META, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths
@@ -274,7 +275,7 @@ def _labelled_tiles(run: Path, known: Path | None, given: TileSet | None) -> Til
     if given is not None:
         return given
     try:
-        return TileSet.open(read_tile_set_path(run))
+        return open_run_tiles(run)
     except InputError:
         return None
 

@@ -3,24 +3,26 @@
 Training can start from the weights of an earlier run, also for another area, other bands or other classes.
 """
 
-import math
 import platform
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float64
+from numpy import ndarray
 
 from geograft.card import CARD, STATE, TILES_FILE, WEIGHTS, ModelCard, check_weights, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
+from geograft.commands.training_plan import fit_minutes, plan_training
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
-from geograft.dataset.tileset import TileSet, TileSetMeta
+from geograft.dataset.joined import GivenTiles, TileSetPaths
+from geograft.dataset.tileset import Tile, TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import UPDATE, StrPath, complete_update, scratch_path, to_json
+from geograft.files import UPDATE, StrPath, complete_update, scratch_path
 from geograft.inference.embedding import load_cell_encoder
 from geograft.inference.training_features import MAX_CELLS, fit_training_features
 from geograft.legend import Legend
@@ -39,8 +41,7 @@ from geograft.training.checkpoint import RunFolder
 from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
 from geograft.training.loader import Scaling, TrainingData
-from geograft.training.loop import check_start, expected_epoch_seconds, fit
-from geograft.training.sampling import make_batches
+from geograft.training.loop import check_start, fit
 from geograft.training.tracking import EVENTS, RUN_ID
 
 
@@ -115,96 +116,6 @@ RECIPE = "recipe.toml"
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
 
-PLANNED_STEPS = 120
-"""Optimizer steps of a planned training with few tiles: those of the default in docs/training.md."""
-LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
-SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
-RARE_FRACTION, RARE_TILES = 0.01, 0.5
-"""A class is rare below this fraction of the labelled pixels, in less than this fraction of the tiles."""
-SMALL_TILE_PX, LARGE_TILE_PX = 96, 1024
-"""Sizes beyond which a plan advises another tile size."""
-MINUTES_FACTOR = 0.95
-"""Fraction of --minutes for the epochs; the rest is for reading the data and the training features."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Settings of a training that follow from its tile set, and the lines that say so."""
-
-    recipe: Recipe
-    lines: tuple[str, ...] = ()
-
-
-def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = ()) -> Plan:
-    """Return `recipe` with settings for few tiles and rare classes, unless settings in `chosen` concern these.
-
-    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all. With a rare class, tiles are sampled by
-    class. All other settings stay, so that a tile set without either is trained as the recipe says.
-    """
-    lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
-    tiles = tile_set.split("train")
-    repeat = int(PLANNED_STEPS / max(1, _optimizer_steps(len(tiles), config)) + 0.5) * config.repeat
-    if tiles and repeat > config.repeat and not LENGTH_SETTINGS & set(chosen):
-        lines.append(
-            f"plan: {pluralise(len(tiles), 'training tile')} are few, so each comes {repeat} times in an epoch, "
-            f"for about {PLANNED_STEPS} steps in all (--repeat 1: once)"
-        )
-        config = replace(config, repeat=repeat)
-    rare = _rare_classes(tile_set)
-    if rare and config.sampling == "tiles" and not SAMPLING_SETTINGS & set(chosen):
-        lines.append(f"plan: {'; '.join(rare)}. Their tiles are drawn more often (--sampling tiles: not)")
-        config = replace(config, sampling="classes")
-    return Plan(replace(recipe, train=config), tuple(lines))
-
-
-def _optimizer_steps(tiles: int, config: TrainConfig) -> int:
-    batches = len(make_batches(range(tiles * config.repeat), config.batch_size))
-    return config.epochs * math.ceil(batches / config.accumulate)
-
-
-def _tile_size_advice(tile_px: int) -> tuple[str, ...]:
-    if tile_px < SMALL_TILE_PX:
-        return (f"plan: tiles of {tile_px} pixels show little context; prepare with a larger --tile-px, such as 224",)
-    if tile_px > LARGE_TILE_PX:
-        return (f"plan: tiles of {tile_px} pixels need much memory; if it is short, prepare with --tile-px 512",)
-    return ()
-
-
-def _rare_classes(tile_set: TileSet) -> list[str]:
-    """Return a description of each rare class of the training tiles."""
-    fractions = tile_set.class_fractions("train")
-    labelled = sum(tile.valid for tile in tile_set.split("train"))
-    found = []
-    for name, column in zip(tile_set.meta.legend.names, fractions.T, strict=True):
-        fraction, tiles = column.sum() / max(labelled, 1e-9), int((column > 0).sum())
-        if 0 < fraction < RARE_FRACTION and tiles < RARE_TILES * len(column):
-            found.append(
-                f"{name} covers {100 * fraction:.2g} % of the labelled pixels, in {tiles} of {len(column)} tiles"
-            )
-    return found
-
-
-def fit_minutes(network: Network, data: TrainingData, config: TrainConfig, minutes: float) -> tuple[TrainConfig, str]:
-    """Return `config` with as many epochs as fit into `minutes`, at least one and at most its own, and a line about it.
-
-    Times a few steps on a copy of the network.
-
-    Raises:
-        SettingError: if `minutes` is not above 0, or for several processes.
-    """
-    if not 0 < minutes < math.inf:
-        raise SettingError(f"--minutes {minutes:g}: give a number above 0.")
-    if config.devices * config.nodes > 1:
-        raise SettingError("--minutes works on one device only. Choose --epochs instead.")
-    seconds = expected_epoch_seconds(network, data, config)
-    epochs = int(max(1, min(config.epochs, MINUTES_FACTOR * 60 * minutes / seconds)))
-    line = f"plan: {pluralise(epochs, 'epoch')} of about {timedelta(seconds=round(seconds))} each"
-    if epochs < config.epochs:
-        line += f", not {config.epochs}, to fit into {minutes:g} min (--minutes)"
-    elif epochs * seconds > 60 * minutes:
-        line += f", more than {minutes:g} min (--minutes)"
-    return replace(config, epochs=epochs), line
-
 
 def read_recipe(run: Path) -> Recipe | None:
     """Return the recipe that a run was started with; None before its first saved state.
@@ -244,14 +155,14 @@ class Training:
 
 
 def train(
-    tiles: StrPath,
+    tiles: GivenTiles,
     out: StrPath,
     recipe: Recipe = DEFAULT_RECIPE,
     resume: bool = False,
     minutes: float | None = None,
     chosen: Collection[str] | None = None,
 ) -> Training:
-    """Train the network of `recipe` on a tile set and return the run written to `out`.
+    """Train the network of `recipe` on a tile set, or on several together, and return the run written to `out`.
 
     With `resume`, an interrupted run is resumed and ends with bit-identical weights on the same machine; without an
     earlier state, training starts from the beginning. A run that has as many epochs as the recipe, or more, ends at
@@ -259,6 +170,10 @@ def train(
 
     If the recipe names a run to start from, the network and its weights are those of that run, and with normalise =
     "auto" also the scaling of its bands.
+
+    Several tile sets, a sequence or a mapping to weights, must agree in classes, bands and tile size
+    (`geograft.dataset.joined`). With weights, positive numbers, a tile of each set is drawn in these proportions, and
+    an epoch has as many draws as tiles. Without validation tiles, the weights of the last epoch are saved.
 
     With `minutes`, the number of epochs is lowered so that training takes about that long (`fit_minutes`); a resumed
     run keeps the number. With `chosen`, the names of settings that the user chose, the others are planned
@@ -273,7 +188,8 @@ def train(
     out = Path(out)
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
-        tile_set = TileSet.open(tiles)
+        paths = TileSetPaths.of(tiles)
+        tile_set = paths.open()
         is_main = rank_of(recipe.train) == 0
         resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
         if chosen is not None and not resuming:
@@ -284,10 +200,12 @@ def train(
         began = read_recipe(out) if resuming and minutes is not None else None
         if began is not None:
             recipe, minutes = replace(recipe, train=replace(recipe.train, epochs=began.train.epochs)), None
-        return _train(tile_set, out, recipe, resuming, minutes)
+        return _train(paths, tile_set, out, recipe, resuming, minutes)
 
 
-def _train(tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes: float | None) -> Training:
+def _train(
+    paths: TileSetPaths, tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes: float | None
+) -> Training:
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
     is_main = rank_of(recipe.train) == 0
     recipe, network, data, notes = _prepare_training(tile_set, recipe)
@@ -298,9 +216,7 @@ def _train(tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes
         announce(line)
         recipe = replace(recipe, train=config)
     card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling)
-    folder = RunFolder(
-        out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: to_json({"tiles": str(tile_set.folder.resolve())})}
-    )
+    folder = RunFolder(out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: paths.text()})
     history = fit(network, data, recipe.train, folder, resume=resuming)
     card = folder.card_of(card, history, finished=True)
     if not is_main:
@@ -326,9 +242,9 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
-    notes: tuple[str, ...] = ()
+    notes = () if tile_set.split("val") else ("no validation tiles: the weights are those of the last epoch.",)
     if start:
-        notes = (*unfinished_notes([start.card]), start.load_into(network, tile_set.meta))
+        notes = (*notes, *unfinished_notes([start.card]), start.load_into(network, tile_set.meta))
         scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
     data = training_data(tile_set, recipe, scaling)
     check_start(data, recipe.train)
@@ -346,8 +262,11 @@ def check_trainings(tile_set: TileSet, recipes: Iterable[Recipe]) -> None:
     """Begin each training up to its first step, so that mistakes are said before the first of several trainings.
 
     Raises:
-        InputError, SettingError, WeightsError: as in `train`.
+        InputError: as in `train`, and without validation tiles, on which the trainings are compared.
+        SettingError, WeightsError: as in `train`.
     """
+    if not tile_set.split("val"):
+        raise InputError(f"{tile_set.title} has no val tiles. Prepare it again with --val above 0.")
     for recipe in recipes:
         _prepare_training(tile_set, recipe)
 
@@ -356,14 +275,13 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
     """Return the training data of a tile set. Validation counts pixels of overlapping tiles once.
 
     Raises:
-        InputError: if the train or val split is empty.
+        InputError: if the train split is empty.
         SettingError: for invalid class weights.
     """
-    for split in ("train", "val"):
-        if not tile_set.split(split):
-            raise InputError(
-                f"{tile_set.folder} has no {split} tiles. Prepare it again with other --val and --test fractions."
-            )
+    if not tile_set.split("train"):
+        raise InputError(
+            f"{tile_set.title} has no train tiles. Prepare it again with other --val and --test fractions."
+        )
     val = tile_set.samples("val", unique_pixels=True)
     repeated = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
     samples = repeated.samples("train")
@@ -378,11 +296,17 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
         _network_settings(recipe.model),
         repeated.class_fractions("train"),
         np.array([tile.valid for tile in repeated.split("train")]),
+        _tile_weights(tile_set, repeated.split("train")),
         len(tile_set.meta.indices),
     )
     # To refuse invalid class weights before anything is written.
     build_loss_config(recipe.train, data.legend, data.class_fractions, data.labelled_fractions)
     return data
+
+
+def _tile_weights(tile_set: TileSet, tiles: Sequence[Tile]) -> Float64[ndarray, " tiles"] | None:
+    """Return how often each tile is drawn, relative to the others; None if equally often."""
+    return np.array([tile_set.weights.get(tile.scene, 1.0) for tile in tiles]) if tile_set.weights else None
 
 
 def scaling_of(meta: TileSetMeta, network: Network, normalise: str) -> Scaling:

@@ -35,6 +35,10 @@ class PrepareConfig:
     """Fraction of the area used for validation, which selects the best epoch."""
     test: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Fraction of the area held out for the final score."""
+    val_groups: tuple[str, ...] = ()
+    """Groups or scenes that are the validation split, instead of a fraction of the area; for split = group or scene."""
+    test_groups: tuple[str, ...] = ()
+    """Groups or scenes that are the test split, such as a place that the map is to work in without labels."""
     block_px: Annotated[int, Field(ge=0)] = 0
     """Block size in pixels for split = block. 0: two tiles."""
     buffer_px: Annotated[int, Field(ge=0)] = 32

@@ -21,6 +21,7 @@ from geograft.dataset.tileset import Position, Scene, Split
 from geograft.errors import SettingError
 from geograft.geo.coverage import box_areas, covered_pixels, window_boxes
 from geograft.geo.grid import Window, WindowIndex, tiling, window_offsets
+from geograft.text import join_names
 
 PlannedTile = tuple[str, Window, Split]
 """Scene name, window and split of a tile."""
@@ -64,6 +65,8 @@ def plan_tiles(scenes: Sequence[SplitScene], config: PrepareConfig) -> list[Plan
         SettingError: if the fractions, the block size or the number of scenes or blocks make the split impossible.
     """
     fractions = _split_fractions(config)
+    if (config.val_groups or config.test_groups) and config.split in ("block", "article"):
+        raise SettingError(f"--val-groups and --test-groups need --split group, not {config.split}.")
     if config.split == "article":
         return article_tiles(scenes, config.tile_px)
     if _by_block(scenes, config, fractions):
@@ -300,6 +303,8 @@ def _split_fractions(config: PrepareConfig) -> dict[Split, float]:
 def _by_block(scenes: Sequence[SplitScene], config: PrepareConfig, fractions: Mapping[Split, float]) -> bool:
     if config.split != "auto":
         return config.split == "block"
+    if config.val_groups or config.test_groups:
+        return False
     groups = len(set(unit_names(scenes).values()))
     # With a single split no separation is needed, and blocks would only cost tiles.
     return groups < MIN_GROUPS and sum(fraction > 0 for fraction in fractions.values()) > 1
@@ -310,13 +315,42 @@ def _plan_by_group(
 ) -> list[PlannedTile]:
     blocks = whole_scenes(scenes)
     alone = len({block.group for block in blocks}) == len(scenes)
+    split_of = _named_splits(scenes, config)
+    rest = [block for block in blocks if block.group not in split_of]
+    named = {"val": config.val_groups, "test": config.test_groups}
+    left = {split: 0.0 if named.get(split) else fraction for split, fraction in fractions.items()}
+    if rest:
+        chosen = assign_splits(rest, left, config.seed, "scene" if alone else "group")
+        split_of |= {block.group: split for block, split in zip(rest, chosen, strict=True)}
     planned: list[PlannedTile] = []
-    for scene, split in zip(
-        scenes, assign_splits(blocks, fractions, config.seed, "scene" if alone else "group"), strict=True
-    ):
+    for scene, block in zip(scenes, blocks, strict=True):
+        split = split_of[block.group]
         stride = training_stride(config) if split == "train" else config.tile_px
         planned += [(scene.name, window, split) for window in tiling(scene.window, config.tile_px, stride)]
     return planned
+
+
+def _named_splits(scenes: Sequence[SplitScene], config: PrepareConfig) -> dict[str, Split]:
+    """Return the split of each unit (`unit_names`) with a group or scene that the settings name.
+
+    Raises:
+        SettingError: if a name is unknown, or names of both splits belong to one unit.
+    """
+    wanted: tuple[tuple[Split, tuple[str, ...]], ...] = (("val", config.val_groups), ("test", config.test_groups))
+    units, known = unit_names(scenes), {name for scene in scenes for name in (scene.group, scene.name)}
+    found: dict[str, Split] = {}
+    for split, names in wanted:
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            groups = join_names(sorted({scene.group for scene in scenes}))
+            raise SettingError(f"--{split}-groups {unknown[0]}: there is no such group or scene. There are {groups}.")
+        for scene in scenes:
+            if {scene.group, scene.name} & set(names) and found.setdefault(units[scene.name], split) != split:
+                raise SettingError(
+                    f"{scene.name} is in --test-groups, but scenes of its group, or adjacent to it, are in --val-groups: "
+                    "name whole groups."
+                )
+    return found
 
 
 def _plan_by_block(

@@ -166,6 +166,22 @@ class TileSet:
     folder: Path
     meta: TileSetMeta
     tiles: tuple[Tile, ...] = field(repr=False)
+    members: tuple["TileSet", ...] = field(default=(), repr=False)
+    """The tile sets that this one joins in memory (`geograft.dataset.joined`); empty for one that lies in a folder."""
+    masks: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    """Paths of masks by scene, for scenes whose mask is not in the tile set's own folder."""
+    weights: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """How often the training tiles of a scene are drawn, relative to those of others; 1 for scenes that it lacks."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of the tile set, or of those that it joins."""
+        return tuple(member.folder for member in self.members) or (self.folder,)
+
+    @property
+    def title(self) -> str:
+        """Its folders as text."""
+        return " and ".join(str(folder) for folder in self.folders)
 
     @classmethod
     def open(cls, folder: StrPath) -> "TileSet":
@@ -259,7 +275,7 @@ class TileSet:
 
     def mask_path(self, scene: str) -> Path:
         """Return the path of a scene's label mask."""
-        return self.folder / self.meta.masks / f"{scene}.tif"
+        return self.masks.get(scene) or self.folder / self.meta.masks / f"{scene}.tif"
 
     def check_image(self, scene: str, info: ImageInfo) -> None:
         """Raise InputError if a scene's image no longer has the bands, size and dtype that tileset.json says."""
@@ -477,7 +493,7 @@ def check_fit(card: ModelCard, tile_set: TileSet) -> None:
     for what, found, needed in zip(("classes", "bands", "dtype", "indices"), actual, expected, strict=True):
         if found != needed:
             raise InputError(
-                f"{tile_set.folder} has the {what} {found}, but the run was trained on {needed}. "
+                f"{tile_set.title} has the {what} {found}, but the run was trained on {needed}. "
                 "Use a matching tile set."
             )
 

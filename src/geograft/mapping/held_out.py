@@ -165,7 +165,7 @@ def _scene_mosaic(tile_set: TileSet, scene: str, model: RunModel) -> Mosaic:
 
 def predict_classes(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile]) -> list[UInt8[ndarray, "*k h w"]]:
     """Return the classes of tiles, in their order; see `TilePrediction`."""
-    found = {one.index: one.classes for one in predict_tiles(model, tile_set, tiles, f"predicting {tile_set.folder}")}
+    found = {one.index: one.classes for one in predict_tiles(model, tile_set, tiles, f"predicting {tile_set.title}")}
     return [found[index] for index in range(len(tiles))]
 
 

@@ -276,7 +276,7 @@ def tile_set_band_notes(tile_set: TileSet, card: ModelCard) -> list[str]:
     """Return a note if a tile set has the run's bands in another order."""
     meta = tile_set.meta
     names, chosen = meta.band_names[: meta.bands], meta.settings.bands
-    note = band_order_note(str(tile_set.folder), names, card, "Prepare the tile set with", chosen)
+    note = band_order_note(tile_set.title, names, card, "Prepare the tile set with", chosen)
     return [note] if note else []
 
 

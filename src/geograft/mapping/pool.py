@@ -74,10 +74,9 @@ def _shapes(raster: Path, grid: Grid, tile_set: TileSet) -> Shaped[ndarray, " n"
         return np.array([grid.footprint(tile.window) for tile in tile_set.tiles if tile.scene in scenes], object)
     if grid.crs is None:
         return np.zeros(0, object)
-    polygons = read_polygons(tile_set.folder / INDEX, None)
-    if polygons.crs is None:
-        return np.zeros(0, object)
-    return read_polygons(tile_set.folder / INDEX, grid.crs).shapes
+    indices = [folder / INDEX for folder in tile_set.folders]
+    shapes = [read_polygons(index, grid.crs).shapes for index in indices if read_polygons(index, None).crs is not None]
+    return np.concatenate([np.zeros(0, object), *shapes])
 
 
 def check_candidates(rasters: Sequence[Path], tiles: int, labelled: int) -> None:

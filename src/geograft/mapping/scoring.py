@@ -94,7 +94,7 @@ def count_split(
     """Return the counts of all labelled pixels of the samples by cell, predicted as in a map of their scenes."""
     scheme = ConfusionScheme.from_legend(model.card.legend)
     counts = SplitCounts(units, scheme)
-    for tile in predict_tiles(model, tile_set, samples.tiles, f"scoring {tile_set.folder}"):
+    for tile in predict_tiles(model, tile_set, samples.tiles, f"scoring {tile_set.title}"):
         cell, (_, label) = int(units.cell_of[tile.index]), samples[tile.index]
         truth = scheme.to_classes(label)
         counts.add(cell, truth, tile.probabilities, tile.classes)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -92,6 +92,8 @@ class TrainingData:
     """Fraction of each class among the pixels of each training tile, for class-balanced sampling and copy-paste."""
     labelled_fractions: Float[ndarray, " tiles"] | None = None
     """Fraction of labelled pixels in each training tile; None: all."""
+    tile_weights: Float64[ndarray, " tiles"] | None = None
+    """How often each training tile is drawn, relative to the others; None: each once an epoch."""
     indices: int = 0
     """Number of spectral indices, which are the last bands. They are not colour-jittered."""
 
@@ -123,6 +125,17 @@ def worker_count(workers: int, device: str) -> int:
     return 0 if device == "cpu" else min(8, max(0, _cores() - 1))
 
 
+def _sampling_weights(data: TrainingData, config: TrainConfig) -> Float64[ndarray, " tiles"] | None:
+    """Return the probability of each training tile in a draw; None if each comes once an epoch."""
+    weights = np.ones(len(data.train)) if data.tile_weights is None else data.tile_weights
+    if config.sampling == "classes" and data.class_fractions is not None:
+        weights = weights * class_balanced_weights(data.class_fractions)
+    elif data.tile_weights is None:
+        return None
+    normalised: Float64[ndarray, " tiles"] = weights / weights.sum()
+    return normalised
+
+
 class TileLoader:
     """Training and validation batches on `device`, from persistent worker processes.
 
@@ -141,11 +154,7 @@ class TileLoader:
         self._rank, self._world_size = rank, world_size
         check_batch_size(world_size, config.batch_size, len(data.train), len(data.val))
         _check_settings(data, config)
-        self._weights = (
-            class_balanced_weights(data.class_fractions)
-            if config.sampling == "classes" and data.class_fractions is not None
-            else None
-        )
+        self._weights = _sampling_weights(data, config)
         self._seed, self._size, self._device = config.seed, config.batch_size, device
         self._batches_to_read: list[list[TileKey]] = []
         workers = worker_count(config.workers, device.type)

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass as record
 
 from geograft.bundle import BundleMember
-from geograft.card import CARD, ModelCard, read_card, read_tile_set_path
+from geograft.card import CARD, ModelCard, read_card
 from geograft.commands.compare import COMPARISON, RunSummary
 from geograft.commands.report.scores import LENIENT, AreaFile, FoldsFile, ScoreTable, read_json
 from geograft.commands.train import RECIPE
+from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.networks.summary import title_of
@@ -149,7 +150,7 @@ def tile_set_of(run: TrainedRun) -> TileSet:
     Raises:
         InputError: if the run does not name its tile set, or it does not exist.
     """
-    return TileSet.open(read_tile_set_path(run.folder))
+    return open_run_tiles(run.folder)
 
 
 def finite_values(values: Sequence[float | None]) -> list[float]:

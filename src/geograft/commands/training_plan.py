@@ -1,0 +1,105 @@
+"""Plan a training: settings for few tiles and rare classes, and the number of epochs that fits into a time."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from geograft.config import Recipe, TrainConfig
+from geograft.dataset.tileset import TileSet
+from geograft.errors import SettingError
+from geograft.networks.network import Network
+from geograft.text import pluralise
+from geograft.training.loader import TrainingData
+from geograft.training.loop import expected_epoch_seconds
+from geograft.training.sampling import make_batches
+
+PLANNED_STEPS = 120
+"""Optimizer steps of a planned training with few tiles: those of the default in docs/training.md."""
+LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
+SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
+RARE_FRACTION, RARE_TILES = 0.01, 0.5
+"""A class is rare below this fraction of the labelled pixels, in less than this fraction of the tiles."""
+SMALL_TILE_PX, LARGE_TILE_PX = 96, 1024
+"""Sizes beyond which a plan advises another tile size."""
+MINUTES_FACTOR = 0.95
+"""Fraction of --minutes for the epochs; the rest is for reading the data and the training features."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a training that follow from its tile set, and the lines that say so."""
+
+    recipe: Recipe
+    lines: tuple[str, ...] = ()
+
+
+def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = ()) -> Plan:
+    """Return `recipe` with settings for few tiles and rare classes, unless settings in `chosen` concern these.
+
+    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all. With a rare class, tiles are sampled by
+    class. All other settings stay, so that a tile set without either is trained as the recipe says.
+    """
+    lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
+    tiles = tile_set.split("train")
+    repeat = int(PLANNED_STEPS / max(1, _optimizer_steps(len(tiles), config)) + 0.5) * config.repeat
+    if tiles and repeat > config.repeat and not LENGTH_SETTINGS & set(chosen):
+        lines.append(
+            f"plan: {pluralise(len(tiles), 'training tile')} are few, so each comes {repeat} times in an epoch, "
+            f"for about {PLANNED_STEPS} steps in all (--repeat 1: once)"
+        )
+        config = replace(config, repeat=repeat)
+    rare = _rare_classes(tile_set)
+    if rare and config.sampling == "tiles" and not SAMPLING_SETTINGS & set(chosen):
+        lines.append(f"plan: {'; '.join(rare)}. Their tiles are drawn more often (--sampling tiles: not)")
+        config = replace(config, sampling="classes")
+    return Plan(replace(recipe, train=config), tuple(lines))
+
+
+def _optimizer_steps(tiles: int, config: TrainConfig) -> int:
+    batches = len(make_batches(range(tiles * config.repeat), config.batch_size))
+    return config.epochs * math.ceil(batches / config.accumulate)
+
+
+def _tile_size_advice(tile_px: int) -> tuple[str, ...]:
+    if tile_px < SMALL_TILE_PX:
+        return (f"plan: tiles of {tile_px} pixels show little context; prepare with a larger --tile-px, such as 224",)
+    if tile_px > LARGE_TILE_PX:
+        return (f"plan: tiles of {tile_px} pixels need much memory; if it is short, prepare with --tile-px 512",)
+    return ()
+
+
+def _rare_classes(tile_set: TileSet) -> list[str]:
+    """Return a description of each rare class of the training tiles."""
+    fractions = tile_set.class_fractions("train")
+    labelled = sum(tile.valid for tile in tile_set.split("train"))
+    found = []
+    for name, column in zip(tile_set.meta.legend.names, fractions.T, strict=True):
+        fraction, tiles = column.sum() / max(labelled, 1e-9), int((column > 0).sum())
+        if 0 < fraction < RARE_FRACTION and tiles < RARE_TILES * len(column):
+            found.append(
+                f"{name} covers {100 * fraction:.2g} % of the labelled pixels, in {tiles} of {len(column)} tiles"
+            )
+    return found
+
+
+def fit_minutes(network: Network, data: TrainingData, config: TrainConfig, minutes: float) -> tuple[TrainConfig, str]:
+    """Return `config` with as many epochs as fit into `minutes`, at least one and at most its own, and a line about it.
+
+    Times a few steps on a copy of the network.
+
+    Raises:
+        SettingError: if `minutes` is not above 0, or for several processes.
+    """
+    if not 0 < minutes < math.inf:
+        raise SettingError(f"--minutes {minutes:g}: give a number above 0.")
+    if config.devices * config.nodes > 1:
+        raise SettingError("--minutes works on one device only. Choose --epochs instead.")
+    seconds = expected_epoch_seconds(network, data, config)
+    epochs = int(max(1, min(config.epochs, MINUTES_FACTOR * 60 * minutes / seconds)))
+    line = f"plan: {pluralise(epochs, 'epoch')} of about {timedelta(seconds=round(seconds))} each"
+    if epochs < config.epochs:
+        line += f", not {config.epochs}, to fit into {minutes:g} min (--minutes)"
+    elif epochs * seconds > 60 * minutes:
+        line += f", more than {minutes:g} min (--minutes)"
+    return replace(config, epochs=epochs), line
