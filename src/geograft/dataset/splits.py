@@ -347,8 +347,8 @@ def _named_splits(scenes: Sequence[SplitScene], config: PrepareConfig) -> dict[s
         for scene in scenes:
             if {scene.group, scene.name} & set(names) and found.setdefault(units[scene.name], split) != split:
                 raise SettingError(
-                    f"{scene.name} is in --test-groups, but scenes of its group, or adjacent to it, are in --val-groups: "
-                    "name whole groups."
+                    f"{scene.name} is in --test-groups, but scenes of its group or adjacent ones are in --val-groups. "
+                    "Name whole groups."
                 )
     return found
 
