@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from geograft.bundle import SUFFIX
-from geograft.card import ModelCard, read_card, read_tile_set_path, unfinished_notes
+from geograft.card import ModelCard, read_card, unfinished_notes
 from geograft.commands.bundle import bundle_run
 from geograft.commands.stac import write_stac_item
 from geograft.config import ExportConfig
+from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import Split, TileSet, check_fit
 from geograft.errors import InputError, SettingError
 from geograft.exports.program import (
@@ -256,7 +257,7 @@ def _quantize(graph: Any, part: Path, run: Path, stride: int, tiles: Path | None
     """
     from geograft.exports import onnx  # noqa: PLC0415  (needs an extra)
 
-    card, tile_set = read_card(run), TileSet.open(tiles or read_tile_set_path(run))
+    card, tile_set = read_card(run), open_run_tiles(run, tiles)
     check_fit(card, tile_set)
     training = [image for image, _ in _tiles(tile_set, "train", card, stride, CALIBRATION_TILES)]
     validation = _tiles(tile_set, "val", card, stride, COMPARED_TILES)

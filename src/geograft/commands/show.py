@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from geograft.bundle import BundleMember, Origin, TrainingData, read_manifest
-from geograft.card import FEATURES_FILE, WEIGHTS, ModelCard, read_card, read_tile_set_path, unfinished_notes
+from geograft.card import FEATURES_FILE, WEIGHTS, ModelCard, read_card, unfinished_notes
 from geograft.config import describe_fault
+from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import SPLITS, TileSet
 from geograft.errors import InputError
 from geograft.files import StrPath
@@ -188,7 +189,7 @@ def own_tile_set(run: Path, card: ModelCard, tiles: Path | None = None) -> TileS
         InputError: if `tiles`, where it is said to be, is not it.
     """
     try:
-        tile_set = TileSet.open(tiles or read_tile_set_path(run))
+        tile_set = open_run_tiles(run, tiles)
     except InputError:
         if tiles is not None:
             raise

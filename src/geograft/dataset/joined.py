@@ -23,7 +23,7 @@ from geograft.files import StrPath, json_digest, to_json
 from geograft.geo.vectors.reader import read_outlines
 from geograft.runs import run_file
 
-GivenTiles: TypeAlias = StrPath | Sequence[StrPath] | Mapping[StrPath, float]
+GivenTiles: TypeAlias = StrPath | Sequence[StrPath] | Mapping[Path, float]
 """The folder of a tile set, those of several, or a mapping from folders to how often their tiles are drawn."""
 MAX_WEIGHT = 1e6
 
