@@ -17,6 +17,7 @@ import pytest
 import rasterio
 
 from geograft.commands.qgis import COMMAND, METADATA, PLUGIN, qgis
+from geograft.dataset.tileset import TileSet
 from geograft.errors import OutputError
 from tests.support.gis import PYTHON, require_qgis, run_qgis
 
@@ -225,8 +226,13 @@ def run(home: Path, fields: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("trained")
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE)
-    labels = {"LABELS": fields / "fields.gpkg", "TILE_PX": 32}
+    # Of two layers of polygons in one file, QGIS passes the chosen one.
+    polygons = geopandas.read_file(fields / "fields.gpkg")
+    polygons.to_file(folder / "labels.gpkg", layer="fields")
+    polygons.assign(kind="wrong").to_file(folder / "labels.gpkg", layer="other")
+    labels = {"LABELS": f"{folder / 'labels.gpkg'}|layername=fields", "CLASS_FIELD": "kind", "TILE_PX": 32}
     tiles = run_algorithm(home, "prepare", RASTERS=fields / "scene.tif", OUTPUT=folder / "tiles", **labels)["OUTPUT"]
+    assert TileSet.open(Path(tiles)).meta.legend.names == ("background", "field")
     return Path(run_algorithm(home, "train", TILES=tiles, RECIPE=recipe, OUTPUT=folder / "run")["OUTPUT"])
 
 
