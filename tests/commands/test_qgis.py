@@ -263,7 +263,12 @@ def test_the_output_of_one_algorithm_is_the_input_of_the_next_in_a_model(
 
 
 def test_an_error_of_the_program_is_that_of_the_algorithm(home: Path, fields: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "damaged.graft"
+    bundle.write_text("not a bundle")
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        run_algorithm(home, "predict", RUN=tmp_path, RASTERS=fields / "scene.tif", OUTPUT=tmp_path / "map.tif")
-    assert str(tmp_path) in failed.value.stdout + failed.value.stderr
+        run_algorithm(home, "predict", BUNDLE=bundle, RASTERS=fields / "scene.tif", OUTPUT=tmp_path / "map.tif")
+    assert str(bundle) in failed.value.stdout + failed.value.stderr
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run_algorithm(home, "predict", RASTERS=fields / "scene.tif", OUTPUT=tmp_path / "map.tif")
+    assert "Give a run or a bundle" in failed.value.stdout + failed.value.stderr
     assert not (tmp_path / "map.tif").exists()

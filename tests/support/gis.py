@@ -42,7 +42,7 @@ def run_qgis(command: list[str], home: Path | None = None) -> str:
     if home is not None:
         environment = {name: value for name, value in environment.items() if name not in ELSEWHERE}
         environment["HOME"] = str(home)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600).stdout
 
 
 def qgis_layers(*paths: Path | str, picture: Path | None = None) -> list[dict[str, Any]]:

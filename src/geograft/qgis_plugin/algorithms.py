@@ -107,6 +107,17 @@ class Values:
         """Return a yes or no."""
         return self._algorithm.parameterAsBool(self._parameters, name, self._context)
 
+    def run(self):
+        """Return the path of the run: its folder or its bundle.
+
+        Raises:
+            QgsProcessingException: when both or none are given.
+        """
+        given = [self.text(name) for name in ("RUN", "BUNDLE") if self.has(name)]
+        if len(given) != 1:
+            raise QgsProcessingException(f"Give a run or a bundle: {len(given)} are given.")
+        return given[0]
+
     def rasters(self, name):
         """Return the paths of rasters."""
         layers = self._algorithm.parameterAsLayerList(self._parameters, name, self._context)
@@ -140,8 +151,12 @@ def _polygon_layers(path):
     return sum(QgsWkbTypes.geometryType(layer.wkbType()) == QgsWkbTypes.PolygonGeometry for layer in layers)
 
 
-def _run_folder():
-    return QgsProcessingParameterFile("RUN", "Run (folder written by Train)", QgsProcessingParameterFile.Folder)
+def _run():
+    folder = QgsProcessingParameterFile.Folder
+    return (
+        QgsProcessingParameterFile("RUN", "Run (folder written by Train)", folder, optional=True),
+        QgsProcessingParameterFile("BUNDLE", "or a bundle of a run", extension="graft", optional=True),
+    )
 
 
 def _rasters(text):
@@ -230,7 +245,7 @@ class Predict(GeograftAlgorithm):
     def initAlgorithm(self, configuration=None):  # noqa: N802
         """Declare the parameters and outputs."""
         self.add(
-            _run_folder(),
+            *_run(),
             _rasters("Rasters"),
             _area("Map inside these polygons only"),
             *(QgsProcessingParameterBoolean(name, f"Also: {text}", False) for name, _, _, text in self.LAYERS),
@@ -242,7 +257,7 @@ class Predict(GeograftAlgorithm):
     def command(self, given):
         """Return the arguments and outputs."""
         out = Path(given.output())
-        arguments = ["predict", given.text("RUN"), *given.rasters("RASTERS"), "--out", str(out)]
+        arguments = ["predict", given.run(), *given.rasters("RASTERS"), "--out", str(out)]
         outputs = {OUTPUT: str(out)}
         if given.has("AOI"):
             arguments += ["--aoi", given.polygons("AOI")]
@@ -289,7 +304,7 @@ class Suggest(GeograftAlgorithm):
     def initAlgorithm(self, configuration=None):  # noqa: N802
         """Declare the parameters."""
         self.add(
-            _run_folder(),
+            *_run(),
             _rasters("Rasters"),
             _area("Suggest tiles inside these polygons only"),
             _number("TILES", "Number of tiles", minimum=1),
@@ -301,7 +316,7 @@ class Suggest(GeograftAlgorithm):
         out = given.output()
         aoi = ["--aoi", given.polygons("AOI")] if given.has("AOI") else []
         options = given.options({"TILES": "--tiles"})
-        return ["suggest", given.text("RUN"), *given.rasters("RASTERS"), "--out", out, *aoi, *options], {OUTPUT: out}
+        return ["suggest", given.run(), *given.rasters("RASTERS"), "--out", out, *aoi, *options], {OUTPUT: out}
 
 
 class Evaluate(GeograftAlgorithm):
@@ -314,7 +329,7 @@ class Evaluate(GeograftAlgorithm):
     def initAlgorithm(self, configuration=None):  # noqa: N802
         """Declare the parameters and outputs."""
         self.add(
-            _run_folder(),
+            *_run(),
             QgsProcessingParameterEnum("SPLIT", "Split", self.SPLITS, defaultValue=0),
             QgsProcessingParameterFileDestination(OUTPUT, "Scores", "JSON (*.json)"),
         )
@@ -323,7 +338,7 @@ class Evaluate(GeograftAlgorithm):
     def command(self, given):
         """Return the arguments and outputs."""
         out, split = given.file(), self.SPLITS[given.choice("SPLIT")]
-        return ["evaluate", given.text("RUN"), "--split", split, "--out", out], {OUTPUT: out}
+        return ["evaluate", given.run(), "--split", split, "--out", out], {OUTPUT: out}
 
     def results(self, outputs):
         """Return the path of the scores and the IoU."""
