@@ -3,8 +3,8 @@
     python benchmarks/bench_export.py demo-out/run [--rounds 9] [--write]
 
 Each file predicts the same windows of the run's validation tiles on one thread, in turn with the others; the table has
-the median time of a window and its ratio to that of torch in the file's own place, the predictor of maps. The last line
-says what `--int8` measured. --write puts the table into docs/export.md.
+the median processor time of a window, which other processes hardly affect, relative to that of torch as maps use it.
+The last line says what `--int8` measured. --write puts the table into docs/export.md.
 """
 
 import argparse
@@ -54,14 +54,14 @@ def read_windows(run: Path, card: ModelCard, side: int) -> tuple[ndarray, ndarra
 
 
 def time_runners(runners: dict[str, GraphRunner], pixels: ndarray, valid: ndarray, rounds: int) -> dict[str, float]:
-    """Return the median seconds of one window for each runner; they take turns."""
+    """Return the median processor seconds of one window for each runner; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in runners}
     for round_ in range(rounds + 1):
         for name, runner in runners.items():
             index = round_ % len(pixels)
-            began = time.perf_counter()
+            began = time.process_time()
             runner(pixels[index : index + 1], valid[index : index + 1])
-            times[name].append(time.perf_counter() - began)
+            times[name].append(time.process_time() - began)
     return {name: statistics.median(each[1:]) for name, each in times.items()}
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from geograft.card import read_card
 from geograft.commands.export import export
-from geograft.config import ExportConfig, ModelConfig
+from geograft.config import ExportConfig
 from geograft.errors import SettingError
 from geograft.legend import Legend
 from tests.exports.test_program import images, reference
-from tests.support.exports import BINARY, KINDS, OVERLAPPING, make_run, tiny
+from tests.support.exports import BINARY, KINDS, OVERLAPPING, TF_MODEL, make_run, tiny
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -99,6 +99,17 @@ pixels = numpy.load(sys.argv[2])
 found = session.run(None, {session.get_inputs()[0].name: numpy.float32(pixels * 1.0 / 255.0)})
 numpy.save(sys.argv[3], numpy.concatenate(found, axis=1))
 """
+WITH_AND_WITHOUT_MASK = """
+import sys
+import numpy, onnxruntime
+assert onnxruntime.__version__.startswith("1.17."), onnxruntime.__version__
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+pixels = numpy.load(sys.argv[2]).astype(numpy.float32)
+valid = numpy.ones(pixels[:, 0].shape, bool)
+valid[:, :7, :5] = False
+inputs = ({"image": pixels}, {"image": pixels, "valid": valid})
+numpy.save(sys.argv[3], numpy.stack([session.run(None, each)[0] for each in inputs]))
+"""
 IN_PLUGIN = """
 import json, sys
 import numpy
@@ -130,11 +141,11 @@ def run_elsewhere(code: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def exported(tmp_path: Path, kind: str, *, real: bool) -> tuple[Path, np.ndarray]:
+def exported(tmp_path: Path, kind: str, *, real: bool, target: str = "deepness") -> tuple[Path, np.ndarray]:
     """Export a run and save images; return the run and the expected probabilities."""
-    changes = {"model": ModelConfig(weights="none", encoder="tf_efficientnet_lite0")} if real else {}
+    changes = {"model": TF_MODEL} if real else {}
     run = make_run(tmp_path / "run", replace(KINDS[kind], window_px=64), *(() if real else (tiny,)), **changes)
-    export(run, tmp_path / "a.onnx", "deepness")
+    export(run, tmp_path / "a.onnx", target)
     card = read_card(run)
     pixels, valid = images(card, 3, 64)
     np.save(tmp_path / "in.npy", pixels.astype(card.dtype))
@@ -148,9 +159,21 @@ def test_onnx_runtime_1_17_gives_torchs_probabilities(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-4)
 
 
+@NEEDS_OLD
+@pytest.mark.usefixtures("_tiny")
+def test_onnx_runtime_1_17_takes_the_mask_or_leaves_it_out(tmp_path: Path) -> None:
+    run, expected = exported(tmp_path, "several classes", real=False, target="onnx")
+    run_elsewhere(WITH_AND_WITHOUT_MASK, tmp_path)
+    without, masked = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(without, expected, atol=1e-4)
+    np.testing.assert_allclose(masked, reference(run, *images(read_card(run), 3, 64)), atol=1e-4)
+
+
 @NEEDS_PLUGIN
 @pytest.mark.usefixtures("_tiny")
-@pytest.mark.parametrize("kind", ["binary", "several classes", "overlapping", "ten bands", "an index"])
+@pytest.mark.parametrize(
+    "kind", ["binary", "several classes", "overlapping", "ten bands, not georeferenced", "four bands and an index"]
+)
 def test_the_plugins_own_class_reads_it_and_gives_torchs_probabilities(kind: str, tmp_path: Path) -> None:
     run, expected = exported(tmp_path, kind, real=False)
     card = read_card(run)
@@ -160,6 +183,6 @@ def test_the_plugins_own_class_reads_it_and_gives_torchs_probabilities(kind: str
     assert told["names"] == names.get(kind, [["rest", "crown"]])
     assert told["channels"] == {"overlapping": [2, 2], "several classes": [3]}.get(kind, [2])
     assert (told["type"], told["batch"], told["size"]) == ("Segmentor", None, [64, 64])
-    assert told["resolution"] == pytest.approx(100 * (card.resolution_m or 0))
+    assert told["resolution"] == (None if card.resolution_m is None else pytest.approx(100 * card.resolution_m))
     assert (told["tile_size"], told["overlap"], told["small"]) == (64, 50, 0)
     assert told["threshold"] == (0.0 if kind == "several classes" else 0.4)

@@ -11,10 +11,9 @@ import rasterio
 import geograft
 from geograft.card import read_card
 from geograft.commands.export import export
-from geograft.config import ModelConfig
 from geograft.inference.predictor import EnsemblePredictor
 from tests.exports.test_program import images, reference
-from tests.support.exports import BINARY, KINDS, make_run, tiny
+from tests.support.exports import BINARY, KINDS, TF_MODEL, make_run, tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -26,8 +25,7 @@ SCENE = Path(geograft.__file__).parent / "data" / "yellowstone" / "elsewhere.tif
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a default network with TensorFlow-like padding, and its run."""
     folder = tmp_path_factory.mktemp("default")
-    model = ModelConfig(weights="none", encoder="tf_efficientnet_lite0")
-    make_run(folder / "run", BINARY, model=model, mean=(110.0, 110.0, 90.0), std=(45.0, 40.0, 35.0))
+    make_run(folder / "run", BINARY, model=TF_MODEL, mean=(110.0, 110.0, 90.0), std=(45.0, 40.0, 35.0))
     export(folder / "run", folder / "run.onnx")
     return folder
 
@@ -79,7 +77,7 @@ def test_the_file_tells_what_is_needed_to_use_it(network: Path) -> None:
 
 def test_indices_are_computed_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geograft.inference.torch_networks.build", tiny)
-    run = make_run(tmp_path / "run", KINDS["an index"], tiny)
+    run = make_run(tmp_path / "run", KINDS["four bands and an index"], tiny)
     export(run, tmp_path / "a.onnx")
     own = session(tmp_path / "a.onnx")
     pixels, valid = images(read_card(run), 2, 24)

@@ -14,14 +14,12 @@ from geograft.config import ModelConfig
 from geograft.exports.program import any_size_model, nan_where_invalid, one_size_model
 from geograft.indices import Index, append_indices
 from geograft.inference.predictor import EnsemblePredictor, typical_tile
-from tests.support.exports import BINARY, KINDS, make_run, tiny
+from tests.support.exports import BINARY, KINDS, TF_MODEL, make_run, tiny
 
 # TensorFlow-like padding in the encoder; the article's network; its U-Net.
 NETWORKS = {
-    "tf": replace(BINARY, model=ModelConfig(weights="none", encoder="tf_efficientnet_lite0")),
-    "tf transfer": replace(
-        BINARY, model=ModelConfig(architecture="transfer", weights="none", encoder="tf_efficientnet_lite0")
-    ),
+    "tf": replace(BINARY, model=TF_MODEL),
+    "tf transfer": replace(BINARY, model=replace(TF_MODEL, architecture="transfer")),
     "resnet": replace(BINARY, model=ModelConfig(weights="none", encoder="resnet18")),
     "unet": BINARY,
 }
@@ -35,8 +33,9 @@ def reference(run: Path, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def images(card: ModelCard, count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return noise as whole numbers with an invalid corner and, for floats, a NaN elsewhere."""
-    pixels = np.rint(typical_tile(card, side)[0][:, : card.bands]).clip(1, 10_000)
+    """Return noise with an invalid corner: whole numbers, or floats with a NaN elsewhere."""
+    pixels = typical_tile(card, side)[0][:, : card.bands]
+    pixels = pixels if card.dtype == "float32" else np.rint(pixels).clip(1, np.iinfo(card.dtype).max)
     pixels = np.concatenate([np.roll(pixels, number, axis=3) for number in range(count)]).astype(np.float32)
     valid = np.ones((count, side, side), bool)
     valid[:, :7, :5] = False

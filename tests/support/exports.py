@@ -15,6 +15,8 @@ from geograft.networks.network import Network, build
 from geograft.training.checkpoint import save_weights
 from tests.support.training import TinyNetwork
 
+TF_MODEL = ModelConfig(weights="none", encoder="tf_mobilenetv3_small_minimal_100")
+"""A small encoder with TensorFlow-like padding."""
 BINARY = ModelCard(
     name="crowns",
     model=ModelConfig(architecture="unet"),
@@ -38,10 +40,10 @@ KINDS: Mapping[str, ModelCard] = {
     "binary": BINARY,
     "several classes": replace(BINARY, legend=Legend(("water", "grass", "trees"), (1, 2, 7))),
     "overlapping": replace(BINARY, legend=OVERLAPPING, thresholds=(0.4, 0.4)),
-    "ten bands": replace(
-        BINARY, band_names=RED_EDGE, dtype="uint16", mean=(1200.0,) * 10, std=(400.0,) * 10, resolution_m=10.0
+    "ten bands, not georeferenced": replace(
+        BINARY, band_names=RED_EDGE, dtype="float32", mean=(0.12,) * 10, std=(0.04,) * 10, resolution_m=None
     ),
-    "an index": replace(
+    "four bands and an index": replace(
         BINARY,
         band_names=("red", "green", "blue", "nir", "ndvi"),
         dtype="uint16",
@@ -49,7 +51,6 @@ KINDS: Mapping[str, ModelCard] = {
         std=(150.0, 150.0, 150.0, 400.0, 0.1),
         indices=(NDVI,),
     ),
-    "not georeferenced": replace(BINARY, resolution_m=None, dtype="float32"),
 }
 """Cards by what is special about them."""
 

@@ -54,7 +54,7 @@ class PixelModel(nn.Module):
         pixels = torch.cat([image, *(_index(each, image)[:, None] for each in self.indices)], dim=1)
         scaled = (pixels - self.mean) / self.std
         missing = scaled.isnan() if valid is None else scaled.isnan() | ~valid[:, None]
-        logits = self.network(torch.where(missing, torch.zeros_like(scaled), scaled)) / self.temperature
+        logits = self.network(scaled.masked_fill(missing, 0.0)) / self.temperature
         probabilities: Tensor = logits.sigmoid() if self.independent else logits.softmax(dim=1)
         return probabilities
 
@@ -65,7 +65,7 @@ def _index(index: Index, image: Float32[Tensor, "n b h w"]) -> Float32[Tensor, "
         lambda band: image[:, band - 1].double(), lambda number: torch.tensor(number, dtype=torch.float64)
     )
     value = value.float()
-    return torch.where(value.isfinite(), value, torch.full_like(value, torch.nan))
+    return value.masked_fill(~value.isfinite(), torch.nan)
 
 
 def any_size_model(run: Path, card: ModelCard) -> tuple[PixelModel, int]:
