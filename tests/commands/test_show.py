@@ -58,6 +58,13 @@ def test_every_fact_of_the_card_is_shown(legend: Legend, tmp_path: Path, capsys:
     assert all(fact in text for fact in ("0.500", "0.400-0.600", "0.667", "12 tiles in 7 blocks"))
 
 
+def test_scores_of_before_the_calibration_are_noted(tmp_path: Path) -> None:
+    for threshold, expected in ((0.5, 0), (0.4, 1)):
+        run = trained(tmp_path / str(threshold), threshold=threshold)
+        write_json(run / "scores-test.json", SCORES | {"decision": {"threshold": 0.5, "temperature": 1.0}})
+        assert len(show(run).notes) == expected
+
+
 def test_parameters_are_those_of_the_network(tmp_path: Path) -> None:
     network = build(ModelConfig(architecture="unet"), 3, 1)
     assert show(trained(tmp_path / "run")).parameters == sum(each.numel() for each in network.parameters())

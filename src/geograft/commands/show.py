@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from geograft.dataset.tileset import SPLITS, TileSet
 from geograft.errors import InputError
 from geograft.files import StrPath
 from geograft.runs import is_bundle, local_run, run_file, run_files
-from geograft.text import format_table, pluralise
+from geograft.text import format_table, join_names, pluralise
 
 RANDOM = "random"
 """`weights_from` of a network without pretrained weights."""
@@ -38,6 +39,15 @@ class Units:
 
 
 @record(frozen=True, config=LENIENT)
+class Decision:
+    """Threshold and temperature by which probabilities became classes."""
+
+    threshold: float
+    temperature: float
+    thresholds: tuple[float, ...] = ()
+
+
+@record(frozen=True, config=LENIENT)
 class RunScores:
     """The headline of a scores-NAME.json."""
 
@@ -50,11 +60,18 @@ class RunScores:
     """By metric: of the positive class (binary), else means over the classes."""
     overall_intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     interval: Units | None = None
+    decision: Decision | None = None
 
     @property
     def dataset(self) -> str:
         """The name of the tile set."""
         return Path(self.tiles).name or self.tiles
+
+    def precede(self, card: ModelCard) -> bool:
+        """Return whether the run was calibrated after it was scored."""
+        thresholds = card.output_thresholds if card.legend.overlapping else ()
+        now = Decision(card.threshold, card.temperature, thresholds)
+        return self.decision is not None and self.decision != now
 
 
 @dataclass(frozen=True)
@@ -178,7 +195,7 @@ def show(run: StrPath) -> Description:
         *_weights_size(run),
         tuple(scores),
         run_file(run, FEATURES_FILE).exists(),
-        unfinished_notes((card,)),
+        (*unfinished_notes((card,)), *_calibration_notes(card, scores)),
     )
 
 
@@ -240,6 +257,11 @@ def _read_scores(file: Path | BundleMember) -> RunScores:
     except ValidationError as error:
         fault = describe_fault(error)
         raise InputError(f"{file} cannot be read: {fault}. Write it again with `geograft evaluate`.") from error
+
+
+def _calibration_notes(card: ModelCard, tables: Sequence[RunScores]) -> tuple[str, ...]:
+    names = join_names(scores.name for scores in tables if scores.precede(card))
+    return (f"{names}: scored with another threshold or temperature, before `geograft calibrate`.",) if names else ()
 
 
 def _weights_size(run: Path) -> tuple[int, int]:
