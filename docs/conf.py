@@ -8,7 +8,15 @@ version = release = installed_version("geograft")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"navigation_with_keys": False, "show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_title = "Geograft"
+html_theme_options = {
+    "navbar_center": [],
+    "navigation_with_keys": False,
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+# All pages, in the groups of the front page.
+html_sidebars = {"**": ["globaltoc.html"]}
 html_show_sourcelink = False
 # Headings have the same anchors as in the repository, where tests/test_docs.py checks them.
 myst_heading_anchors = 3

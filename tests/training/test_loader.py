@@ -247,11 +247,11 @@ def test_scaling_is_by_band_for_one_image_and_for_a_batch(scaling: Scaling) -> N
 
 
 def test_worker_processes_are_used_by_default_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_cores", lambda: 16)
+    monkeypatch.setattr(loader, "usable_cores", lambda: 16)
     assert worker_count(-1, "cpu") == 0
     assert worker_count(-1, "cuda") == 8
     assert worker_count(3, "cpu") == 3
-    monkeypatch.setattr(loader, "_cores", lambda: 1)
+    monkeypatch.setattr(loader, "usable_cores", lambda: 1)
     assert worker_count(-1, "cuda") == 0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from geograft.cores import usable_cores
 from geograft.errors import OutputError, SettingError
 from geograft.files import json_digest, write_json
 from geograft.inference.comparison import compare_in_child
@@ -105,7 +106,7 @@ def cpu_threads() -> int:
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if first.isdigit() and int(first):
         return int(first)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def _load_on_cpu(networks: Sequence[TrainedNetwork], backend: str, workers: TileWorkers) -> LoadedBackend:

@@ -4,7 +4,6 @@ The content of a batch depends only on the seed, the epoch and the indices of it
 on earlier batches, so that a run can be resumed in the middle of an epoch.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from geograft.config import TrainConfig
+from geograft.cores import usable_cores
 from geograft.errors import GeograftError, SettingError
 from geograft.interrupts import block_signals_in_children
 from geograft.labels import Label, labelled_mask
@@ -122,7 +122,7 @@ def worker_count(workers: int, device: str) -> int:
     """
     if workers >= 0:
         return workers
-    return 0 if device == "cpu" else min(8, max(0, _cores() - 1))
+    return 0 if device == "cpu" else min(8, max(0, usable_cores() - 1))
 
 
 def _sampling_weights(data: TrainingData, config: TrainConfig) -> Float64[ndarray, " tiles"] | None:
@@ -286,8 +286,3 @@ def _check_settings(data: TrainingData, config: TrainConfig) -> None:
         raise SettingError("sampling = 'classes' and copy_paste need class_fractions for each training tile.")
     if config.crops and not isinstance(data.train, CroppableTiles):
         raise SettingError("crops = true needs tiles with random_crop, as those of a tile set. Set crops = false.")
-
-
-def _cores() -> int:
-    # Containers and batch systems often restrict a process to fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
