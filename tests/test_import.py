@@ -11,6 +11,7 @@ import geograft
 
 modules = [module.name for module in pkgutil.walk_packages(geograft.__path__, "geograft.")]
 modules.remove("geograft.__main__")  # runs the command line
+modules = [name for name in modules if not name.startswith("geograft.qgis_plugin.")]  # QGIS imports them
 for name in modules:
     import_module(name)
 assert len(modules) > 80
