@@ -4,6 +4,7 @@ Rasters are read block by block: memory grows with the picture, not with the ras
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -28,7 +29,7 @@ MAX_SCENE_PIXELS = 400_000_000
 BLOCK_PX = 512
 
 
-def split_thumbnail(image: Image, windows: Mapping[str, Sequence[Window]], longest_px: int) -> Picture:
+def split_thumbnail(image: Image, windows: Mapping[Any, Sequence[Window]], longest_px: int) -> Picture:
     """Return an image with the area of its training, validation and test tiles, whose windows are given by split.
 
     Reads every pixel of the image once; no pixel of images over MAX_SCENE_PIXELS.

@@ -241,9 +241,7 @@ class TileSet:
         """Return a scene as an RGB picture with the area of its training, validation and test tiles."""
         from geograft.dataset.thumbnails import split_thumbnail  # noqa: PLC0415  (imports matplotlib)
 
-        windows: dict[str, list[Window]] = {
-            split: [tile.window for tile in self.split(split) if tile.scene == scene] for split in SPLITS
-        }
+        windows = {split: [tile.window for tile in self.split(split) if tile.scene == scene] for split in SPLITS}
         with Image.open(self.image_path(scene), bands=self.meta.settings.bands, validity=self.meta.validity) as image:
             return split_thumbnail(image, windows, longest_px)
 
