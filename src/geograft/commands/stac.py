@@ -79,12 +79,13 @@ def stac_item(description: Description, href: str, area: shapely.Geometry | None
 
 
 def training_area(tile_set: TileSet) -> shapely.Geometry | None:
-    """Return the convex hull of the outlines of all tiles in WGS 84; None if they are not georeferenced."""
-    outlines, crs = read_outlines(tile_set.folder / INDEX)
-    if crs is None:
+    """Return the convex hull of the tiles in WGS 84, one for each joined tile set; None if none is georeferenced."""
+    parts = [read_outlines(folder / INDEX) for folder in tile_set.folders]
+    placed = [reproject(outlines, crs, WGS84) for outlines, crs in parts if crs is not None]
+    if not placed:
         return None
-    hull = shapely.convex_hull(shapely.union_all(reproject(outlines, crs, WGS84)))
-    return shapely.set_precision(shapely.simplify(hull, TOLERANCE_DEGREES), 10**-COORDINATE_DIGITS)
+    hulls = shapely.union_all([shapely.convex_hull(shapely.union_all(outlines)) for outlines in placed])
+    return shapely.set_precision(shapely.simplify(hulls, TOLERANCE_DEGREES), 10**-COORDINATE_DIGITS)
 
 
 def weights_href(run: Path, out: Path) -> str:
