@@ -490,10 +490,7 @@ def check_fit(card: ModelCard, tile_set: TileSet) -> None:
     expected = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
     for what, found, needed in zip(("classes", "bands", "dtype", "indices"), actual, expected, strict=True):
         if found != needed:
-            raise InputError(
-                f"{tile_set.title} has the {what} {found}, but the run was trained on {needed}. "
-                "Use a matching tile set."
-            )
+            raise InputError(f"{tile_set.title} has the {what} {found}; the run has {needed}. Use a matching tile set.")
 
 
 def _classes(legend: Legend) -> tuple[str, ...]:
