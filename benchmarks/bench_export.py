@@ -23,10 +23,10 @@ from numpy import ndarray
 
 import machine
 import page
-from geograft.card import ModelCard, read_card, read_tile_set_path
+from geograft.card import ModelCard, read_card
 from geograft.commands.export import export
 from geograft.config import ExportConfig
-from geograft.dataset.tileset import TileSet
+from geograft.dataset.joined import open_run_tiles
 from geograft.errors import SettingError
 from geograft.exports.deepness import open_plugin_model
 from geograft.exports.onnx import open_onnx
@@ -46,7 +46,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path], GraphRunner]]] = {
 
 def read_windows(run: Path, card: ModelCard, side: int) -> tuple[ndarray, ndarray]:
     """Return the upper left windows of validation tiles, (WINDOWS, bands, side, side), and which pixels are valid."""
-    samples = TileSet.open(read_tile_set_path(run)).samples("val")
+    samples = open_run_tiles(run, None).samples("val")
     pairs = [samples[index] for index in range(min(WINDOWS, len(samples)))]
     pixels = np.stack([image[: card.bands, :side, :side] for image, _ in pairs])
     valid = np.stack([image_mask(image, label)[:side, :side] for image, label in pairs])

@@ -113,13 +113,19 @@ def trained(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tiles, tmp_path_factory.mktemp("trained") / "run", SMALL).run
 
 
+def try_different_files(before: Any, after: Any, card: Any, tiles: Any) -> quantize.QuantizationTrial:
+    assert not np.array_equal(before(*tiles[0][0]), after(*tiles[0][0]))
+    return quantize.try_quantized(before, after, card, tiles)
+
+
 @pytest.mark.parametrize(("speedup", "loss", "kept"), [(0.0, 1.0, True), (1e9, 1.0, False), (0.0, -1.0, False)])
 def test_8_bit_integers_are_kept_only_if_they_are_fast_and_accurate(
     speedup: float, loss: float, kept: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize, "MIN_SPEEDUP", speedup)
     monkeypatch.setattr(quantize, "MAX_IOU_LOSS", loss)
-    out = tmp_path / "a.onnx"
+    out = tmp_path / "int8.onnx"
+    monkeypatch.setattr("geograft.commands.export.try_quantized", try_different_files)
     if not kept:
         with pytest.raises(SettingError, match=r"times as fast .* IoU \d\.\d{3} instead of \d\.\d{3}"):
             export(trained, out, "onnx", ExportConfig(int8=True))
@@ -132,7 +138,7 @@ def test_8_bit_integers_are_kept_only_if_they_are_fast_and_accurate(
     model = onnx.load(out)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
     assert "geograft_card" in {entry.key for entry in model.metadata_props}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
     # The mask may still be left out.
     predict = opened(out, "onnx")
     pixels, valid = images(read_card(trained), 2, 32)

@@ -261,9 +261,12 @@ def _quantize(graph: Any, part: Path, run: Path, stride: int, tiles: Path | None
     check_fit(card, tile_set)
     training = [image for image, _ in _tiles(tile_set, "train", card, stride, CALIBRATION_TILES)]
     validation = _tiles(tile_set, "val", card, stride, COMPARED_TILES)
-    small = part.with_name("int8.onnx")
+    # A folder of its own: the file itself may have any name.
+    folder = part.with_name(f"{part.name}.int8")
+    folder.mkdir()
+    small = folder / "int8.onnx"
     with _explained(run):
-        onnx.write_onnx(quantize(graph, training, part.parent), onnx.card_metadata(card, stride), small)
+        onnx.write_onnx(quantize(graph, training, folder), onnx.card_metadata(card, stride), small)
         trial = try_quantized(onnx.open_onnx(part), onnx.open_onnx(small), card, validation)
     if not trial.accepted:
         raise SettingError(f"--int8 is not worth it: {trial}. Omit it.")
