@@ -40,9 +40,10 @@ MAX_BYTES: Mapping[str, int] = {
     "calibration.json": 16 * MIB,
     "scores-*.json": 64 * MIB,
     "area*.json": 16 * MIB,
+    "places/*.json": 16 * MIB,
     THUMBNAIL: 4 * MIB,
 }
-"""Patterns of the members' names, and their maximum sizes. A bundle has no others."""
+"""Patterns of the members' names, and their maximum sizes; * stands for no slash. A bundle has no others."""
 MAX_MEMBERS, MAX_DIRECTORY_BYTES = 200, 64 * 1024
 END = struct.Struct("<4s4H2LH")
 """End of a zip archive without comment: signature, disk numbers, entries, size and offset of the directory."""
@@ -211,7 +212,7 @@ def max_bytes(name: str) -> int:
         ValueError: for a name that no member has.
     """
     for pattern, limit in MAX_BYTES.items():
-        if fnmatchcase(name, pattern) and "/" not in name and "\\" not in name:
+        if fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") and "\\" not in name:
             return limit
     raise ValueError(f"{name!r} is not a member of bundles")
 

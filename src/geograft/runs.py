@@ -71,7 +71,9 @@ def read_members(run: Path) -> dict[str, bytes]:
         InputError: if the run is a damaged bundle, or is on the hub and cannot be downloaded.
     """
     files = (file for pattern in MAX_BYTES if pattern != MANIFEST for file in run_files(run, pattern))
-    return {file.name: file.read_bytes() for file in files}
+    return {
+        file.relative_to(run).as_posix() if isinstance(file, Path) else file.name: file.read_bytes() for file in files
+    }
 
 
 def run_file_digest(run: Path, name: str) -> str:

@@ -9,6 +9,9 @@ from geograft.cli.flags import config_from, print_result, recipe_from, recipe_wi
 from geograft.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
+Split = Literal["train", "val", "test"]
+ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
 
 def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, draw_to: Path | None = None) -> None:
     """Summarise a network: shapes, parameters, GFLOP and memory of each stage. Can draw its graph.
@@ -192,21 +195,45 @@ def find(
 @with_progress
 @settings(calibrate=InferenceConfig)
 def calibrate(
-    run: Path, /, *, tiles: Path | None = None, objects: str = "", out: Path | None = None, **chosen: Any
+    run: Path,
+    /,
+    *,
+    tiles: Path | None = None,
+    objects: str = "",
+    out: Path | None = None,
+    place_tiles: Path | None = None,
+    name: str = "",
+    splits: Annotated[tuple[Split, ...], Parameter(consume_multiple=True, negative=())] = ALL_SPLITS,
+    **chosen: Any,
 ) -> None:
     """Calibrate a run on its validation tiles: temperature scaling and the probability threshold.
 
-    Both are written to the model card and used by later maps and scores. Test tiles are not used.
+    Both are written to the model card and used by later maps and scores. Test tiles are not used. With --place-tiles,
+    they are fitted to labelled tiles of another place instead, and used by commands with --place; the run stays as it
+    is.
 
     Args:
         run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
         tiles: Folder of its tile set, if it was moved.
         objects: Class whose objects, such as buildings, polygons and object scores should be cleaned for; choose how.
         out: Bundle to write with the calibrated card, .graft, if the run is a bundle.
+        place_tiles: Folder of a tile set of another place.
+        name: Name of the place; default: that of the tile set's folder.
+        splits: Splits whose tiles of the place are used; the others remain for evaluate --place.
     """
-    from geograft.commands.calibrate import calibrate
+    from geograft.commands.calibrate import calibrate, calibrate_place
 
-    print_result(calibrate(run, tiles, config_from(InferenceConfig, InferenceConfig(), chosen), objects, out))
+    config = config_from(InferenceConfig, InferenceConfig(), chosen)
+    if place_tiles is None:
+        if name or splits != ALL_SPLITS:
+            raise SettingError("--name and --splits have an effect with --place-tiles only. Give it, or omit them.")
+        print_result(calibrate(run, tiles, config, objects, out))
+        return
+    given = {"--tiles": tiles, "--objects": objects, "--out": out}
+    without = next((option for option, value in given.items() if value), None)
+    if without:
+        raise SettingError(f"{without} has no effect with --place-tiles. Omit it.")
+    print_result(calibrate_place(run, place_tiles, name, splits, config))
 
 
 @with_progress
@@ -215,7 +242,7 @@ def evaluate(
     run: Path,
     /,
     *,
-    split: Literal["train", "val", "test"] = "test",
+    split: Split = "test",
     tiles: Path | None = None,
     against: Path | None = None,
     ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),

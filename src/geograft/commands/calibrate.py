@@ -1,50 +1,43 @@
 """`geograft calibrate`: fit the threshold and the temperature of a run on its validation tiles."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Int64
 from numpy import ndarray
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, logit
 
 from geograft.bundle import SUFFIX, copy_bundle
 from geograft.card import CARD, ModelCard
 from geograft.config import InferenceConfig
 from geograft.dataset.joined import open_run_tiles
-from geograft.dataset.tileset import TileSet, check_fit
+from geograft.dataset.tileset import SPLITS, Split, TileSet, check_fit
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, atomic_update, optional_path, refuse_existing, to_json, write_json
-from geograft.legend import IGNORE
 from geograft.locks import lock_output
-from geograft.mapping.blend import PROBABILITY_STEPS
 from geograft.mapping.canvases import HeldOutTiles, write_canvases
-from geograft.mapping.held_out import predict_tiles
+from geograft.mapping.logit_sample import LogitSample, sample_logits
 from geograft.mapping.models import RunModel
+from geograft.mapping.place_calibration import PlaceCalibration, fit_place
+from geograft.mapping.places import check_name
 from geograft.mapping.shapes import object_class_index
 from geograft.metrics.calibration import (
     STEPS,
     best_temperature,
     best_threshold,
     brier_sum,
-    class_reliability_counts,
     expected_calibration_error,
     log_loss,
-    probability_counts,
     reliability_diagram,
 )
 from geograft.metrics.cleaning import CleaningChoice, choose_cleaning
-from geograft.metrics.confusion import ConfusionScheme
 from geograft.runs import is_bundle, local_run, unchanged_bundle_error
 from geograft.text import format_table
 
 CALIBRATION_FILE = "calibration.json"
-MAX_PIXELS = 500_000
-"""Maximum number of pixels to fit the temperature to. Larger sets are subsampled with a fixed seed."""
-SEED = 0
 DEFAULT = InferenceConfig()
 
 
@@ -180,12 +173,46 @@ def _calibrate_bundle(
     return replace(result, bundle=out)
 
 
+def calibrate_place(
+    run: StrPath,
+    tiles: StrPath,
+    name: str = "",
+    splits: Sequence[Split] = SPLITS,
+    config: InferenceConfig = DEFAULT,
+) -> PlaceCalibration:
+    """Fit thresholds and temperature of a run to labelled tiles of another place, written to RUN/places/NAME.json.
+
+    The run itself does not change: `geograft predict --place NAME` uses them. All tiles of `splits` are used, from one
+    on. With fewer than 30 tiles, thresholds stay within 0.1 to 0.9 and the temperature within a factor of 2 of the
+    run's. A threshold of the run is kept if it is not worse in more than a fifth of the bootstrap samples of the tiles.
+    `name` is by default that of the tile set's folder.
+
+    Raises:
+        InputError: when the run is invalid, or the tile set has other classes or bands, or no labelled tiles in
+            `splits`.
+        SettingError: for a name that cannot be that of a file.
+        OutputError: for a bundle, or when the file cannot be written.
+    """
+    run, tiles = Path(run), Path(tiles)
+    name = name or tiles.resolve().name
+    check_name(name)
+    if is_bundle(run):
+        raise unchanged_bundle_error(run, "a place", "the folder of the run")
+    # The lock is that of a training, which replaces the weights.
+    with lock_output(run):
+        result = fit_place(run, TileSet.open(tiles), name, splits, config)
+        result.place.write(run)
+    return result
+
+
 def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: str) -> Calibration:
+    if config.place:
+        raise SettingError("--place names a place that is used. To make one, give --place-tiles and --name.")
     model = RunModel.open(run, config, temperature=1.0)
     index = _object_class(model.card, objects)
     tile_set = open_run_tiles(run, tiles)
     _check_tile_set(run, model.card, tile_set)
-    sample = _sample_logits(model, tile_set)
+    sample = sample_logits(model, tile_set)
     temperature = best_temperature(sample.logits, sample.label)
     raw = tuple(best_threshold(counts) for counts in sample.counts)
     # Rescaled to the temperature, the thresholds separate the same pixels as before.
@@ -238,77 +265,6 @@ def _describe_cleaning(choice: CleaningChoice) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Logits of a sample of the labelled pixels. Overlapping classes give a binary label per pixel and class."""
-
-    logits: Float32[ndarray, "n o"]
-    label: UInt8[ndarray, " n"]
-    counts: Int64[ndarray, "thresholds 2 1001"]
-    """Probability histograms of all labelled pixels at temperature 1, for the positive or each overlapping class."""
-
-    def probabilities(self, temperature: float) -> Float32[ndarray, "k n"]:
-        """Return the class probabilities of the sample."""
-        if self.logits.shape[1] == 1:
-            positive = expit(self.logits[:, 0] / np.float32(temperature))
-            return np.stack([1 - positive, positive])
-        return np.ascontiguousarray(softmax(self.logits / np.float32(temperature), axis=1).T)
-
-    def reliability(self, temperature: float) -> Float64[ndarray, "15 3"]:
-        """Return the counts of the reliability diagram."""
-        return class_reliability_counts(self.probabilities(temperature), self.label)
-
-
-def _sample_logits(model: RunModel, tile_set: TileSet) -> _Sample:
-    """Return a uniform random sample of the logits of labelled pixels."""
-    legend = model.card.legend
-    labelled = sum(tile.valid * tile.window.height * tile.window.width for tile in tile_set.split("val"))
-    labelled *= legend.outputs if legend.overlapping else 1
-    fraction = min(1.0, MAX_PIXELS / max(labelled, 1))
-    counts = np.zeros((legend.outputs if legend.binary or legend.overlapping else 0, 2, STEPS + 1), np.int64)
-    logits, labels = [], []
-    for number, (probabilities, label) in _labelled_probabilities(model, tile_set):
-        if len(counts):  # overlapping classes have a number each
-            counts[number % len(counts)] += probability_counts(probabilities[:, -1], label == 1)
-        chosen = np.random.default_rng((SEED, number)).random(len(label)) < fraction
-        logits.append(_logits(probabilities[chosen]))
-        labels.append(label[chosen])
-    if not sum(map(len, labels)):
-        raise InputError(f"{tile_set.title} has no labelled validation pixels. Run prepare again with --val above 0.")
-    return _Sample(np.concatenate(logits), np.concatenate(labels), counts)
-
-
-def _labelled_probabilities(
-    model: RunModel, tile_set: TileSet
-) -> Iterator[tuple[int, tuple[Float32[ndarray, "n k"], UInt8[ndarray, " n"]]]]:
-    """Yield the probabilities and labels of the labelled pixels of each validation tile, with a number of its own.
-
-    Pixels in several tiles occur once. Overlapping classes are yielded one by one: (1 - p, p) and labels of 0 and 1.
-    """
-    scheme = ConfusionScheme.from_legend(model.card.legend)
-    samples = tile_set.samples("val", unique_pixels=True)
-    layers = scheme.classes if scheme.overlapping else 1
-    for tile in predict_tiles(model, tile_set, samples.tiles, "calibrating"):
-        label = scheme.to_classes(samples[tile.index][1])
-        for layer in range(layers):
-            truth, p = (label[layer], tile.probabilities[layer]) if scheme.overlapping else (label, tile.probabilities)
-            both = np.stack([1 - p, p]) if scheme.overlapping else p
-            known = truth != IGNORE
-            yield tile.index * layers + layer, (np.ascontiguousarray(both[:, known].T), truth[known])
-
-
-def _logits(probabilities: Float32[ndarray, "n k"]) -> Float32[ndarray, "n o"]:
-    """Return the logits of blended probabilities, which are known to 1 / PROBABILITY_STEPS: one output for two classes.
-
-    >>> _logits(np.array([[0.5, 0.5], [0.2, 0.8]], np.float32)).round(3).tolist()
-    [[0.0], [1.3860000371932983]]
-    """
-    least = np.float32(0.5 / PROBABILITY_STEPS)
-    logs = np.log(np.clip(probabilities, least, None))
-    logits: Float32[ndarray, "n o"] = logs[:, 1:] - logs[:, :1] if probabilities.shape[1] == 2 else logs
-    return logits
-
-
 def _threshold_fields(card: ModelCard, thresholds: tuple[float, ...]) -> dict[str, Any]:
     """Return the threshold fields of a ModelCard or of CalibrationScores."""
     if card.legend.overlapping:
@@ -317,7 +273,7 @@ def _threshold_fields(card: ModelCard, thresholds: tuple[float, ...]) -> dict[st
 
 
 def _scores(
-    sample: _Sample, card: ModelCard, temperature: float, thresholds: tuple[float, ...], raw: tuple[float, ...]
+    sample: LogitSample, card: ModelCard, temperature: float, thresholds: tuple[float, ...], raw: tuple[float, ...]
 ) -> CalibrationScores:
     """Return the scores at a temperature; `raw` are the equivalent thresholds at temperature 1."""
     f1s = [_f1(counts, threshold) for counts, threshold in zip(sample.counts, raw, strict=True)]

@@ -30,6 +30,9 @@ class InferenceConfig:
     """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    place: str = ""
+    """Use the thresholds and the temperature of this place, which geograft calibrate --place-tiles fitted to labelled
+    tiles there. Default: the run's own."""
 
 
 @dataclass(frozen=True, config=STRICT)

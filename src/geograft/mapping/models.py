@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from geograft.card import ModelCard, ensemble_card, read_cards
+from geograft.card import ModelCard, ensemble_card
 from geograft.config import InferenceConfig
 from geograft.inference.predictor import EnsemblePredictor, PixelBatch
+from geograft.mapping.places import read_cards_at
 
 
 @dataclass
@@ -28,13 +29,15 @@ class RunModel:
 
     @classmethod
     def open(cls, runs: Path | Sequence[Path], settings: InferenceConfig, **options: Any) -> "RunModel":
-        """Read the cards of runs; weights are loaded later.
+        """Read the cards of runs, with the thresholds of the settings' place; weights are loaded later.
 
         Raises:
-            InputError: if one of `runs` is not a run, or differs from the first in classes, bands or dtype.
+            InputError: if one of `runs` is not a run, differs from the first in classes, bands or dtype, or does not
+                have the place.
         """
         several = (runs,) if isinstance(runs, Path) else tuple(runs)
-        return cls(several, ensemble_card(read_cards(several)), settings, options)
+        cards = read_cards_at(several, settings.place)
+        return cls(several, ensemble_card(cards), settings, options | {"cards": cards})
 
     @property
     def layers(self) -> int:

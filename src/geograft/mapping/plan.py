@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
-from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, ensemble_card, read_cards
+from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, ensemble_card
 from geograft.config import InferenceConfig, PredictConfig
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, OutputError, SettingError
@@ -33,6 +33,7 @@ from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
 from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
+from geograft.mapping.places import place_file, read_cards_at
 from geograft.mapping.windows import Lanes, TileGrid, fit_window, panel_width
 from geograft.memory import check_batch, check_map_size
 from geograft.resume import read_origin
@@ -192,7 +193,7 @@ def map_card(runs: Sequence[Path], settings: PredictConfig) -> ModelCard:
         InputError: if one of `runs` is not a finished run, or differs from the first.
         SettingError: if the number of thresholds is not that of the map.
     """
-    card = ensemble_card(read_cards(runs))
+    card = ensemble_card(read_cards_at(runs, settings.place))
     if not settings.threshold:
         return card
     shown, names = " ".join(f"{value:g}" for value in settings.threshold), card.legend.names
@@ -362,6 +363,7 @@ def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str,
             {"path": run_location(run), "weights": run_file_digest(run, WEIGHTS), "card": run_file_digest(run, CARD)}
             for run in task.runs
         ],
+        "places": [run_file_digest(run, place_file(settings.place)) for run in task.runs] if settings.place else [],
         "known": run_file_digest(task.runs[0], FEATURES_FILE) if settings.applicability else None,
         "settings": given | {"bands": list(settings.bands)} | used,
         "backend": backend,

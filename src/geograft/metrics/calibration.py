@@ -4,7 +4,9 @@ All metrics are computed from counts that can be summed over tiles, scenes and b
 `geograft.metrics.intervals` can resample the units. Functions of counts accept leading batch dimensions.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil, floor
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
@@ -17,6 +19,8 @@ THRESHOLDS = np.arange(STEPS + 1) / STEPS
 EDGES = THRESHOLDS.astype(np.float32)
 RELIABILITY_BINS = 15
 """Number of equal-width bins, as in Guo et al. (2017). Fixed bins allow counts of units to be summed."""
+BOOTSTRAP_SAMPLES, MIN_CERTAINTY = 1000, 0.8
+"""Number of bootstrap samples, and the fraction in which a threshold must be better than the one from before."""
 MAX_TEMPERATURE = 20.0
 """Temperatures are searched from 1 / 20 to 20."""
 
@@ -70,6 +74,58 @@ def best_threshold(counts: Int64[ndarray, "2 1001"]) -> float:
     f1 = (2 * true_positive / np.maximum(true_positive + false_positive + true_positive[0], 1))[1:]
     best = np.flatnonzero(f1 == f1.max())
     return float(THRESHOLDS[1:][best[len(best) // 2]])
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """A threshold chosen on few tiles, or kept."""
+
+    threshold: float
+    kept: bool
+    """Whether it is the one from before, because the tiles do not decide."""
+    best: float
+    """The threshold with the highest F1 on the tiles."""
+    certainty: float
+    """Fraction of the bootstrap samples of the tiles in which `best` has a higher F1 than the threshold from before."""
+    f1_before: float
+    f1: float
+    """F1 on the tiles of the threshold from before and of the one chosen; NaN if they have no pixel of the class."""
+
+
+def choose_threshold(
+    counts: Int64[ndarray, "tiles 2 1001"], own: float, lowest: float, highest: float
+) -> ThresholdChoice:
+    """Choose between the threshold `own` and that with the highest F1 on some tiles, from `lowest` to `highest`.
+
+    `own` is kept unless the other is better in at least 80 % of 1,000 bootstrap samples of the tiles, with a fixed
+    seed; it is rounded to 0.001 in the comparison. `counts` are those of `probability_counts`, by tile.
+    """
+    candidates = np.arange(max(1, ceil(lowest * STEPS - 1e-9)), max(1, floor(highest * STEPS + 1e-9)) + 1)
+    before = int(np.clip(round(own * STEPS), 1, STEPS))
+    at_least = _reverse_cumsum(counts)
+    f1 = _f1(at_least.sum(axis=0))
+    if np.isnan(f1).all():
+        return ThresholdChoice(own, True, own, 0.0, np.nan, np.nan)
+    ties = candidates[f1[candidates] == f1[candidates].max()]
+    best = int(ties[len(ties) // 2])
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=BOOTSTRAP_SAMPLES)
+    pair = np.stack([at_least[..., [0, i]] for i in (before, best)])
+    theirs, ours = (np.nan_to_num(_f1(np.tensordot(draws, one, axes=1))[:, 1]) for one in pair)
+    certainty = float((ours > theirs).mean())
+    kept = certainty < MIN_CERTAINTY
+    chosen = own if kept else best / STEPS
+    return ThresholdChoice(
+        chosen, kept, best / STEPS, certainty, float(f1[before]), float(f1[before if kept else best])
+    )
+
+
+def _f1(at_least: Float64[ndarray, "*n 2 k"]) -> Float64[ndarray, "*n k"]:
+    """Return F1 from the number of negative and positive pixels at or above thresholds, of which the first is 0."""
+    false_positive, true_positive = at_least[..., 0, :], at_least[..., 1, :]
+    positives = true_positive[..., :1]
+    f1 = 2 * true_positive / np.maximum(true_positive + false_positive + positives, 1)
+    return np.where(positives > 0, f1, np.nan)
 
 
 def reliability_counts(confidence: Float32[ndarray, " n"], correct: Bool[ndarray, " n"]) -> Float64[ndarray, "15 3"]:

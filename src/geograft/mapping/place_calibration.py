@@ -1,0 +1,120 @@
+"""Fit the thresholds and the temperature of a run to a few labelled tiles of another place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+from scipy.special import expit, logit
+
+from geograft.card import ModelCard
+from geograft.config import InferenceConfig
+from geograft.dataset.tileset import Split, TileSet, check_fit
+from geograft.errors import InputError, SettingError
+from geograft.mapping.logit_sample import LogitSample, sample_logits
+from geograft.mapping.models import RunModel
+from geograft.mapping.places import Place, UsedTile, place_file
+from geograft.metrics.calibration import STEPS, ThresholdChoice, best_temperature, choose_threshold
+from geograft.text import format_table, pluralise
+
+FEW_TILES = 30
+"""Below this number of tiles, thresholds and temperature are limited."""
+LIMITS, TEMPERATURE_FACTOR = (0.1, 0.9), 2.0
+"""Range of thresholds with few tiles, which may all lie in one corner of the place; range of the temperature, relative
+to the run's."""
+
+
+@dataclass(frozen=True)
+class PlaceCalibration:
+    """A place of a run, and what its tiles say of it."""
+
+    run: Path
+    place: Place
+    card: ModelCard
+    """The run's own card."""
+    choices: tuple[ThresholdChoice, ...]
+    """One for each threshold, in probabilities at temperature 1."""
+
+    def lines(self) -> list[str]:
+        """Return the output of the command line."""
+        place, names = self.place, self.card.legend.names
+        labels = names if self.card.legend.overlapping else names[-1:]
+        rows: list[tuple[str, ...]] = [("", "run", place.name)]
+        rows.append(("temperature", f"{self.card.temperature:.3f}", f"{place.temperature:.3f}"))
+        before = self.card.used_thresholds
+        for label, own, new, choice in zip(labels, before, place.thresholds, self.choices, strict=False):
+            rows.append((f"threshold of {label}", f"{own:.3f}", f"{new:.3f}"))
+            rows.append((f"F1 of {label}", *(_shown(value) for value in (choice.f1_before, choice.f1))))
+        return [
+            *format_table(rows),
+            *(_certainty(label, choice) for label, choice in zip(labels, self.choices, strict=False)),
+            f"Fitted on {pluralise(len(place.used), 'tile')} of {place.tiles}, where this F1 is optimistic: "
+            "evaluate on other tiles of the place.",
+            f"place: {self.run / place_file(place.name)}",
+        ]
+
+
+def fit_place(
+    run: Path, tile_set: TileSet, name: str, splits: Sequence[Split], config: InferenceConfig
+) -> PlaceCalibration:
+    """Return the place `name` of a run, fitted to the tiles of `splits`; nothing is written.
+
+    Raises:
+        InputError: if the tile set does not fit the run, or has no labelled tiles in `splits`.
+    """
+    if config.place:
+        raise SettingError("--place names a place that is used. To make one, give --place-tiles and --name.")
+    model = RunModel.open(run, config, temperature=1.0)
+    check_fit(model.card, tile_set)
+    chosen = tuple(replace(tile, split="val") for tile in tile_set.tiles if tile.split in splits)
+    if not chosen:
+        raise InputError(f"{tile_set.folder} has no {' or '.join(splits)} tiles. Give other --splits.")
+    sample = sample_logits(model, replace(tile_set, tiles=chosen))
+    few = len(chosen) < FEW_TILES
+    temperature = _temperature(sample, model.card.temperature, few)
+    choices = tuple(
+        _choice(sample.group_counts[:, i], own, model.card.temperature, few)
+        for i, own in enumerate(model.card.used_thresholds)
+    )
+    thresholds = tuple(_rescaled(choice.threshold, 1 / temperature) for choice in choices)
+    used = tuple(
+        UsedTile(tile_set.scenes[tile.scene].digest, tile.window.row, tile.window.col, tile.window.height)
+        for tile in chosen
+    )
+    kept = tuple(choice.kept for choice in choices)
+    folder = str(tile_set.folder.resolve())
+    place = Place(name, model.card.weights_digest, folder, temperature, thresholds, kept, used)
+    return PlaceCalibration(run, place, model.card, choices)
+
+
+def _temperature(sample: LogitSample, own: float, few: bool) -> float:
+    best = best_temperature(sample.logits, sample.label)
+    limits = (own / TEMPERATURE_FACTOR, own * TEMPERATURE_FACTOR) if few else (best, best)
+    return float(np.clip(best, *limits))
+
+
+def _choice(counts: Int64[ndarray, "groups 2 1001"], own: float, temperature: float, few: bool) -> ThresholdChoice:
+    """Return the choice of a threshold in probabilities at temperature 1; `own` is at the run's temperature."""
+    limits = LIMITS if few else (1 / STEPS, 1 - 1 / STEPS)
+    lowest, highest = (_rescaled(limit, temperature) for limit in limits)
+    return choose_threshold(counts, _rescaled(own, temperature), lowest, highest)
+
+
+def _rescaled(probability: float, factor: float) -> float:
+    """Return the probability whose logit is `factor` times as large."""
+    return float(np.clip(expit(logit(np.clip(probability, 1e-6, 1 - 1e-6)) * factor), 1e-6, 1 - 1e-6))
+
+
+def _certainty(label: str, choice: ThresholdChoice) -> str:
+    if np.isnan(choice.f1):
+        return f"The tiles have no pixel of {label}, so its threshold is the run's."
+    percent = f"{100 * choice.certainty:.0f} % of the bootstrap samples of the tiles"
+    if choice.kept:
+        return f"The threshold of {label} is the run's: {choice.best:.3f} is better in only {percent}."
+    return f"The threshold of {label} is better than the run's in {percent}."
+
+
+def _shown(value: float) -> str:
+    return "undefined" if np.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,133 @@
+"""Places: a run's thresholds and temperature for another area, RUN/places/NAME.json. The run itself does not change."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from geograft.card import ModelCard, read_card, read_cards
+from geograft.config import describe_fault
+from geograft.dataset.tileset import Tile, TileSet
+from geograft.errors import InputError, SettingError
+from geograft.files import write_json
+from geograft.geo.grid import Window
+from geograft.runs import run_file
+from geograft.text import join_names
+
+PLACES = "places"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}$"
+Limit = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class UsedTile:
+    """A labelled tile that a place was calibrated on, and that its scores must not use."""
+
+    image: str
+    """SHA-256 of the scene's image."""
+    row: Annotated[int, Field(ge=0)]
+    col: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(gt=0)]
+    """Upper left pixel and side of the square window."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Place:
+    """The content of RUN/places/NAME.json."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    weights: str
+    """SHA-256 of the run's weights."""
+    tiles: str
+    """Folder of the tile set."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]
+    thresholds: tuple[Limit, ...]
+    """One for the positive class, or for each overlapping class; empty where the most probable class is mapped."""
+    kept: tuple[bool, ...]
+    """Whether the threshold is the run's own, because the tiles do not decide."""
+    used: Annotated[tuple[UsedTile, ...], Field(min_length=1)]
+
+    def card(self, card: ModelCard) -> ModelCard:
+        """Return a run's card with the thresholds and the temperature of this place."""
+        words = f"{len(self.used):,} tiles of the place {self.name}"
+        return replace(card.with_thresholds(self.thresholds), temperature=self.temperature, calibrated=words)
+
+    def write(self, run: Path) -> Path:
+        """Write the file of the place into a run folder, and return its path."""
+        path = run / place_file(self.name)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, asdict(self))
+        return path
+
+
+def place_file(name: str) -> str:
+    """Return the name of a place's file in a run folder."""
+    return f"{PLACES}/{name}.json"
+
+
+def check_name(name: str) -> None:
+    """Raise SettingError for a name that cannot be that of a file everywhere."""
+    try:
+        TypeAdapter(Annotated[str, Field(pattern=NAME_PATTERN)]).validate_python(name)
+    except ValidationError:
+        raise SettingError(
+            f"{name!r} cannot be the name of a place. Use up to 80 letters from a to z, digits, spaces and . _ or -"
+        ) from None
+
+
+def read_place(run: Path, name: str, card: ModelCard) -> Place:
+    """Read a place of a run with this card.
+
+    Raises:
+        SettingError: if it cannot be the name of a place.
+        InputError: if there is no such place, its file is damaged, or it belongs to other weights or classes.
+    """
+    check_name(name)
+    path = run_file(run, place_file(name))
+    try:
+        place = TypeAdapter(Place).validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{run} has no place {name!r}{_known_places(run)}. Make one: geograft calibrate {run} --place-tiles TILES."
+        ) from error
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_fault(error)}. Calibrate the place again.") from error
+    if place.weights != card.weights_digest or len(place.thresholds) != len(card.used_thresholds):
+        raise InputError(f"{path} belongs to other weights: {run} was trained again. Calibrate the place again.")
+    return place
+
+
+def read_cards_at(runs: Sequence[Path], place: str) -> tuple[ModelCard, ...]:
+    """Return the cards of runs, with the thresholds and temperatures of a place if its name is not empty.
+
+    Raises:
+        InputError: if one of `runs` is not a run, differs from the first, or has no such place.
+    """
+    cards = read_cards(runs)
+    if not place:
+        return cards
+    return tuple(read_place(run, place, card).card(card) for run, card in zip(runs, cards, strict=True))
+
+
+def refuse_used_tiles(run: Path, place: str, tile_set: TileSet, tiles: Sequence[Tile]) -> None:
+    """Raise SettingError if a place of a run was calibrated on one of `tiles`, or on a tile that overlaps one."""
+    used: dict[str, list[Window]] = {}
+    for each in read_place(run, place, read_card(run)).used:
+        used.setdefault(each.image, []).append(Window(each.row, each.col, each.size, each.size))
+    seen = sum(
+        any(tile.window.intersection(window) for window in used.get(tile_set.scenes[tile.scene].digest, []))
+        for tile in tiles
+    )
+    if seen:
+        raise SettingError(
+            f"{seen:,} of the {len(tiles):,} tiles share pixels with those that the place {place} was calibrated on. "
+            "Score other tiles of that place."
+        )
+
+
+def _known_places(run: Path) -> str:
+    names = sorted(path.stem for path in (run / PLACES).glob("*.json")) if run.is_dir() else []
+    return f", but {join_names(names)}" if names else ""
