@@ -13,8 +13,8 @@ from scipy.special import expit, logit
 from geograft.bundle import SUFFIX, copy_bundle
 from geograft.card import CARD, ModelCard
 from geograft.config import InferenceConfig
-from geograft.dataset.joined import open_run_tiles
-from geograft.dataset.tileset import SPLITS, Split, TileSet, check_fit
+from geograft.dataset.joined import check_fit, open_run_tiles
+from geograft.dataset.tileset import SPLITS, Split, TileSet
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, atomic_update, optional_path, refuse_existing, to_json, write_json
 from geograft.locks import lock_output

@@ -13,8 +13,8 @@ from numpy import ndarray
 from geograft.card import ModelCard, read_card
 from geograft.commands.audit import audit_tile_set
 from geograft.config import EvaluateConfig
-from geograft.dataset.joined import open_run_tiles
-from geograft.dataset.tileset import Split, TileSet, check_fit
+from geograft.dataset.joined import check_fit, open_run_tiles
+from geograft.dataset.tileset import Split, TileSet
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths, write_json

@@ -14,8 +14,8 @@ from geograft.card import ModelCard, read_card, unfinished_notes
 from geograft.commands.bundle import bundle_run
 from geograft.commands.stac import write_stac_item
 from geograft.config import ExportConfig
-from geograft.dataset.joined import open_run_tiles
-from geograft.dataset.tileset import Split, TileSet, check_fit
+from geograft.dataset.joined import check_fit, open_run_tiles
+from geograft.dataset.tileset import Split, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.exports.program import (
     IMAGE,

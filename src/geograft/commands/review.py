@@ -13,8 +13,8 @@ from numpy import ndarray
 from pyproj import CRS
 
 from geograft.config import ReviewConfig
-from geograft.dataset.joined import open_run_tiles
-from geograft.dataset.tileset import Split, check_fit
+from geograft.dataset.joined import check_fit, open_run_tiles
+from geograft.dataset.tileset import Split
 from geograft.errors import InputError
 from geograft.figures.style import FN_COLOUR, FP_COLOUR, TP_COLOUR
 from geograft.files import StrPath, atomic_folder, optional_path, refuse_existing, to_paths

@@ -13,8 +13,8 @@ from numpy import ndarray
 
 from geograft.card import FEATURES_FILE, ModelCard, read_card
 from geograft.config import PredictConfig, SuggestConfig
-from geograft.dataset.joined import open_run_tiles
-from geograft.dataset.tileset import META, TileSet, check_fit
+from geograft.dataset.joined import check_fit, open_run_tiles
+from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths
 from geograft.geo.grid import Grid, Window

@@ -1,4 +1,7 @@
-"""Several tile sets as one: training on several places. Images, masks and indices stay where they are."""
+"""Several tile sets as one: training on several places. Images, masks and indices stay where they are.
+
+What a network sees must be equal in all of them, and in those that a run is used on (`check_fit`).
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ from numpy import ndarray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
-from geograft.card import TILES_FILE
+from geograft.card import TILES_FILE, ModelCard
 from geograft.config import describe_fault
 from geograft.dataset.duplicates import STRUCTURE, read_structures
 from geograft.dataset.neighbours import project_to_mercator
@@ -21,6 +24,7 @@ from geograft.dataset.tileset import INDEX, FilePath, Scene, TileSet, TileSetMet
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, to_json
 from geograft.geo.vectors.reader import read_outlines
+from geograft.legend import Legend
 from geograft.runs import run_file
 
 GivenTiles: TypeAlias = StrPath | Sequence[StrPath] | Mapping[Path, float]
@@ -172,6 +176,23 @@ def read_all_structures(tile_set: TileSet) -> Int8[ndarray, "n 2 2 64 64"] | Non
     scenes = tile_set.meta.scenes
     # The file lies next to the masks, which the folds of a cross-validation share.
     return read_structures(tile_set.mask_path(scenes[0].name).parent.parent / STRUCTURE, len(scenes))
+
+
+def check_fit(card: ModelCard, tile_set: TileSet) -> None:
+    """Raise InputError if a tile set has other classes, bands, dtype or indices than a run was trained on."""
+    meta = tile_set.meta
+    actual = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
+    expected = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
+    for what, found, needed in zip(("classes", "bands", "dtype", "indices"), actual, expected, strict=True):
+        if found != needed:
+            raise InputError(
+                f"{tile_set.title} has the {what} {found}, but the run was trained on {needed}. "
+                "Use a matching tile set."
+            )
+
+
+def _classes(legend: Legend) -> tuple[str, ...]:
+    return (*legend.names, "(overlapping)") if legend.overlapping else legend.names
 
 
 def _check_joinable(first: TileSet, other: TileSet) -> None:

@@ -25,7 +25,7 @@ from numpy import ndarray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 
-from geograft.card import BandNames, DtypeName, Finite, ModelCard, PositiveFinite, check_band_statistics
+from geograft.card import BandNames, DtypeName, Finite, PositiveFinite, check_band_statistics
 from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
 from geograft.files import StrPath
@@ -481,17 +481,3 @@ def _check_mask(path: Path, expected: tuple[int, int, int] | None) -> None:
         _check_shape(mask.info, expected)
         if mask.info.dtype != "uint8":
             raise InputError(f"{path} has dtype {mask.info.dtype}, but masks have uint8. Prepare the tile set again.")
-
-
-def check_fit(card: ModelCard, tile_set: TileSet) -> None:
-    """Raise InputError if a tile set has other classes, bands, dtype or indices than a run was trained on."""
-    meta = tile_set.meta
-    actual = (_classes(meta.legend), meta.bands, meta.dtype, [index.formula for index in meta.indices])
-    expected = (_classes(card.legend), card.bands, card.dtype, [index.formula for index in card.indices])
-    for what, found, needed in zip(("classes", "bands", "dtype", "indices"), actual, expected, strict=True):
-        if found != needed:
-            raise InputError(f"{tile_set.title} has the {what} {found}; the run has {needed}. Use a matching tile set.")
-
-
-def _classes(legend: Legend) -> tuple[str, ...]:
-    return (*legend.names, "(overlapping)") if legend.overlapping else legend.names

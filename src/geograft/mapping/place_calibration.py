@@ -11,7 +11,8 @@ from scipy.special import expit, logit
 
 from geograft.card import ModelCard
 from geograft.config import InferenceConfig
-from geograft.dataset.tileset import Split, TileSet, check_fit
+from geograft.dataset.joined import check_fit
+from geograft.dataset.tileset import Split, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.mapping.logit_sample import LogitSample, sample_logits
 from geograft.mapping.models import RunModel
