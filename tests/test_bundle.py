@@ -25,6 +25,7 @@ from geograft.bundle import (
 )
 from geograft.card import CARD, WEIGHTS, read_card
 from geograft.errors import GeograftError, InputError
+from geograft.runs import run_files
 from tests.support.runs import make_run
 
 MEMBERS = {WEIGHTS: bytes(range(256)) * 4, "history.csv": b"epoch\n", "scores-test.json": b"{}"}
@@ -193,6 +194,15 @@ def test_many_members_and_members_of_one_name_are_refused(bundle: Path, tmp_path
         archive.writestr(CARD, b"1")
         archive.writestr(CARD, b"2")
     refused(tmp_path / "two.graft", "the same name")
+
+
+def test_a_place_is_no_score_file_whatever_its_name(tmp_path: Path) -> None:
+    members = {"places/scores-north.json": b"{}", "places/area2.json": b"{}", "scores-test.json": b"{}"}
+    write_bundle(tmp_path / "run.graft", members, ORIGIN)
+    found = {pattern: [file.name for file in run_files(tmp_path / "run.graft", pattern)] for pattern in MAX_BYTES}
+    assert found["scores-*.json"] == ["scores-test.json"]
+    assert found["area*.json"] == []
+    assert found["places/*.json"] == ["places/area2.json", "places/scores-north.json"]
 
 
 def test_every_member_of_a_run_has_a_maximum_size() -> None:

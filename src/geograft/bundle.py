@@ -205,6 +205,15 @@ def copy_bundle(bundle: Path, path: Path, changes: Mapping[str, bytes]) -> None:
     write_bundle(path, kept | dict(changes), manifest.origin)
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a member's name matches a pattern, in which * stands for no slash.
+
+    >>> matches("scores-test.json", "scores-*.json"), matches("places/scores-a.json", "scores-*.json")
+    (True, False)
+    """
+    return fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+
+
 def max_bytes(name: str) -> int:
     """Return the maximum size of a member in bytes.
 
@@ -212,7 +221,7 @@ def max_bytes(name: str) -> int:
         ValueError: for a name that no member has.
     """
     for pattern, limit in MAX_BYTES.items():
-        if fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") and "\\" not in name:
+        if matches(name, pattern) and "\\" not in name:
             return limit
     raise ValueError(f"{name!r} is not a member of bundles")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from geograft.bundle import MANIFEST, MAX_BYTES, BundleMember, read_manifest
+from geograft.bundle import MANIFEST, MAX_BYTES, BundleMember, matches, read_manifest
 from geograft.errors import InputError, OutputError
 from geograft.files import file_digest
 from geograft.progress import announce
@@ -60,7 +60,7 @@ def run_files(run: Path, pattern: str) -> Sequence[Path | BundleMember]:
     place = local_run(run)
     if place.is_file():
         names = sorted(read_manifest(place).members)
-        return [BundleMember(place, name) for name in names if Path(name).match(pattern)]
+        return [BundleMember(place, name) for name in names if matches(name, pattern)]
     return sorted(place.glob(pattern))
 
 
