@@ -62,6 +62,9 @@ bench-unlabelled: $(READY)  ## self-training on unlabelled tiles with pseudo-lab
 bench-ideas: $(READY)  ## ablations of the default, on two data sets; BENCH=--write: LOG.md
 	$(BIN)/python benchmarks/bench_ideas.py --weights $(WEIGHTS) $(BENCH)
 
+bench-places: $(READY)  ## thresholds from a few labelled tiles of another place, simulated; BENCH=--write: docs/places.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_places.py --data $(DATA)/../places $(BENCH)
+
 bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shapely, GDAL and torch; BENCH=ema: one of them
 	$(BIN)/python benchmarks/bench_libraries.py $(BENCH)
 
