@@ -21,7 +21,7 @@ NOT_RUN = {
     "docs/find.md": "trains many networks",
     "docs/jaccard.md": "the files of the competition may not be redistributed",
     "docs/models.md": "needs trained runs and a model hub; see tests/test_bundle.py and tests/commands/test_push.py",
-    "docs/places.md": "needs tile sets of two places; see tests/commands/test_places.py and tests/dataset/test_joined.py",
+    "docs/places.md": "needs tile sets of two places; see tests/commands/test_places.py",
     "docs/polygons.md": "tests/commands/test_polygons_steps.py runs them and compares what they print",
     "docs/predict.md": "each variant is tested in tests/commands/test_predict*.py",
     "docs/prepare.md": "each form of labels is tested in tests/dataset and tests/commands/test_prepare*.py",
