@@ -34,8 +34,8 @@ from rasters import SCENE
 COUNTS = (3, 5, 10)
 OWN = 0.5
 KINDS = {
-    "trees": ("claremont", "riverside", "long_beach", {0: "other", 1: "tree"}),
-    "landslides": ("sichuan", "nepal", {0: "other", 1: "landslide"}),
+    "trees": ("claremont", "riverside", "long_beach", {1: "tree", 0: "other"}),
+    "landslides": ("sichuan", "nepal", {1: "landslide", 0: "other"}),
 }
 Rule = Callable[[ndarray], float]
 

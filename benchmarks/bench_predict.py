@@ -126,6 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--window-pixels", type=int, default=3584, help="the same for the run's own windows (default 3584)"
     )
+    parser.add_argument("--windows-only", action="store_true", help="measure only the seams of the run's own windows")
     parser.add_argument("--no-seams", action="store_true", help="measure speed and memory only; ignores --write")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--epochs", type=int, default=6, help="epochs to train the run (default 6)")
@@ -146,6 +147,9 @@ def main() -> int:
     contestants = entries()
     raster = dense_raster(given.folder / f"dense-{given.pixels}.tif", given.pixels)
     job = MapJob(run, raster, Path("map.tif"), OVERLAP)
+    if given.windows_only:
+        print(seam_table(measure_windows(job, card, given.window_pixels, contestants[-1].name)))
+        return 0
     measured = [] if given.no_seams else [*RULES, *contestants]
     found = measure_qualities(measured, job, given.seam_pixels, card.tile_px) if measured else {}
     titled = by_title(measured, found) if measured else {}
