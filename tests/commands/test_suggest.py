@@ -312,3 +312,12 @@ def test_the_command_line_prints_the_first_suggestions(
     assert any("Note: " in line and FEATURES_FILE in line for line in printed.splitlines())
     with pytest.raises(SystemExit, match=r"geograft: .*next\.gpkg exists"):
         main(["suggest", str(run), str(fields / "scene.tif"), "--out", str(out)])
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(("trained_m", "noted"), [(0.1, False), (0.16, True)])
+def test_another_resolution_is_noted(trained_m: float, noted: bool, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", FIELDS, resolution_m=trained_m)
+    raster = write_raster(tmp_path / "scene.tif", flat(100, 128, 140))
+    notes = suggest(run, raster, tmp_path / "out.gpkg", CPU).notes
+    assert [("0.1 m" in note and "0.16 m" in note) for note in notes].count(True) == noted

@@ -18,12 +18,13 @@ from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths
 from geograft.geo.grid import Grid, Window
+from geograft.geo.measure import resolution_m
 from geograft.geo.vectors.reader import Features, read_frame
 from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
 from geograft.locks import locks_output
-from geograft.mapping.plan import MapSource, band_order_notes, map_sources, tile_set_band_notes
+from geograft.mapping.plan import MapSource, band_order_notes, map_sources, resolution_note, tile_set_band_notes
 from geograft.mapping.pool import (
     Candidate,
     Embedder,
@@ -220,6 +221,8 @@ def suggest(
     write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
     notes = _notes(runs[0], embedder.training_features, labels)
     notes = (*embedder.model.notes, *notes, *_band_order_notes(card, inputs, sources, config))
+    sizes = (resolution_note(source.mosaic.name, resolution_m(source.grid), card) for source in sources)
+    notes = (*notes, *[note for note in sizes if note][:1])
     return Suggestions(out, inputs.rasters, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
 
 
