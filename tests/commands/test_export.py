@@ -13,6 +13,8 @@ from geograft.commands.train import train
 from geograft.config import ExportConfig
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.exports import quantize
+from geograft.inference.predictor import EnsemblePredictor
+from geograft.mapping.places import Place, UsedTile
 from tests.commands.test_train import SMALL
 from tests.exports.test_program import images, reference
 from tests.support.exports import BINARY, KINDS, make_run, tiny
@@ -56,6 +58,28 @@ def test_each_kind_of_run_goes_through_each_export(kind: str, target: str, tmp_p
     if target != "deepness":
         pixels, valid = images(read_card(run), 2, 46)
         np.testing.assert_allclose(predict(pixels, valid), reference(run, pixels, valid), atol=1e-4)
+
+
+@pytest.mark.usefixtures("_tiny")
+@pytest.mark.parametrize("target", SUFFIXES)
+def test_a_place_is_exported_with_its_temperature(target: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", BINARY, tiny)
+    card = read_card(run)
+    used = (UsedTile("0" * 64, 0, 0, 32),)
+    place = Place("north", card.weights_digest, "tiles", 3 * card.temperature, (0.2,), (False,), used)
+    place.write(run)
+    out = tmp_path / f"model{SUFFIXES[target]}"
+    export(run, out, target, ExportConfig(place="north"))
+    pixels, valid = images(card, 2, 32)
+    found = opened(out, target)(pixels, valid)
+    own = reference(run, pixels, valid)
+    assert np.abs(found - own).max() > 0.01
+    there = EnsemblePredictor.load([run], device="cpu", backend="torch", cards=(place.card(card),))
+    np.testing.assert_allclose(found, there(pixels, valid), atol=1e-4)
+    with pytest.raises(SettingError, match="--place"):
+        export(run, tmp_path / "run.graft", "bundle", ExportConfig(place="north"))
+    with pytest.raises(InputError, match=r"south.*north"):
+        export(run, tmp_path / f"south{SUFFIXES[target]}", target, ExportConfig(place="south"))
 
 
 @pytest.mark.usefixtures("_tiny")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from geograft.bundle import SUFFIX
-from geograft.card import ModelCard, read_card, unfinished_notes
+from geograft.card import ModelCard, unfinished_notes
 from geograft.commands.bundle import bundle_run
 from geograft.commands.stac import write_stac_item
 from geograft.config import ExportConfig
@@ -37,6 +37,7 @@ from geograft.inference.predictor import EnsemblePredictor, PixelBatch, typical_
 from geograft.inference.runners import EXPORT_BACKENDS
 from geograft.locks import locks_output
 from geograft.mapping.held_out import evenly_spaced
+from geograft.mapping.places import read_cards_at
 from geograft.networks.device import short_message
 from geograft.networks.network import padded_size
 from geograft.text import join_names
@@ -89,6 +90,10 @@ def export(
     for name, used_by in USED_BY.items():
         if getattr(config, name) != getattr(DEFAULT, name) and target != used_by:
             raise SettingError(f"--{name.replace('_', '-')} needs --for {used_by}, not {target}. Omit it.")
+    if config.place and target in ("bundle", "stac"):
+        raise SettingError(
+            f"--place {config.place} has no effect with --for {target}: a bundle has all places. Omit it."
+        )
     run, out = Path(run), Path(out)
     refuse_existing(out)
     return TARGETS[target](run, out, config, optional_path(tiles))
@@ -99,7 +104,7 @@ USED_BY = {"int8": "onnx", "window_px": "deepness", "threshold": "deepness"}
 
 
 def _write_onnx(run: Path, out: Path, config: ExportConfig, tiles: Path | None) -> Export:
-    card = _read_run(run, out, ".onnx", ONNX_NEEDS)
+    card = _read_run(run, out, ".onnx", ONNX_NEEDS, config.place)
     from geograft.exports import onnx  # noqa: PLC0415  (needs an extra)
 
     model, stride = any_size_model(run, card)
@@ -110,12 +115,12 @@ def _write_onnx(run: Path, out: Path, config: ExportConfig, tiles: Path | None) 
         onnx.write_onnx(graph, onnx.card_metadata(card, stride), part)
         result = _parity(_check(onnx.open_onnx(part), run, card, _sides(card, stride)))
         if config.int8:
-            result = f"8-bit integers: {_quantize(graph, part, run, stride, tiles)}"
+            result = f"8-bit integers: {_quantize(graph, part, run, card, stride, tiles)}"
     return _exported(out, card, (*_describe(card, stride), result))
 
 
 def _write_deepness(run: Path, out: Path, config: ExportConfig, _tiles: Path | None) -> Export:
-    card = _read_run(run, out, ".onnx", ONNX_NEEDS)
+    card = _read_run(run, out, ".onnx", ONNX_NEEDS, config.place)
     from geograft.exports import deepness, onnx  # noqa: PLC0415  (need an extra)
 
     threshold = deepness.plugin_threshold(card, config.threshold)
@@ -130,8 +135,8 @@ def _write_deepness(run: Path, out: Path, config: ExportConfig, _tiles: Path | N
     return _exported(out, card, summary, deepness.plugin_notes(card, threshold))
 
 
-def _write_openvino(run: Path, out: Path, _config: ExportConfig, _tiles: Path | None) -> Export:
-    card = _read_run(run, out, ".xml", EXPORT_BACKENDS["openvino"].needs + ONNX_NEEDS)
+def _write_openvino(run: Path, out: Path, config: ExportConfig, _tiles: Path | None) -> Export:
+    card = _read_run(run, out, ".xml", EXPORT_BACKENDS["openvino"].needs + ONNX_NEEDS, config.place)
     from geograft.exports import onnx, openvino  # noqa: PLC0415  (need extras)
 
     weights = out.with_suffix(".bin")
@@ -148,8 +153,8 @@ def _write_openvino(run: Path, out: Path, _config: ExportConfig, _tiles: Path | 
     return _exported(out, card, (*_describe(card, stride), f"weights in {weights}", _parity(difference)))
 
 
-def _write_torch(run: Path, out: Path, _config: ExportConfig, _tiles: Path | None) -> Export:
-    card = _read_run(run, out, ".pt2", ())
+def _write_torch(run: Path, out: Path, config: ExportConfig, _tiles: Path | None) -> Export:
+    card = _read_run(run, out, ".pt2", (), config.place)
     model, stride = any_size_model(run, card)
     with _explained(run):
         exported = export_program(model, card.bands, (3 * stride, 4 * stride), stride)
@@ -183,9 +188,9 @@ TARGETS: Mapping[str, Callable[[Path, Path, ExportConfig, Path | None], Export]]
 """The function that writes the file for each target."""
 
 
-def _read_run(run: Path, out: Path, suffix: str, needs: Sequence[str]) -> ModelCard:
-    """Return the card of a run, if the file's suffix fits and all libraries are installed."""
-    card = read_card(run)
+def _read_run(run: Path, out: Path, suffix: str, needs: Sequence[str], place: str = "") -> ModelCard:
+    """Return the card of a run, or of a place of it, if the file's suffix fits and all libraries are installed."""
+    (card,) = read_cards_at([run], place)
     if out.suffix != suffix:
         raise SettingError(f"{out}: the file for this program needs a name that ends in {suffix}.")
     missing = [name for name in needs if not find_spec(name)]
@@ -248,7 +253,7 @@ def _sample(card: ModelCard, count: int, side: int) -> PixelBatch:
     return batch, valid
 
 
-def _quantize(graph: Any, part: Path, run: Path, stride: int, tiles: Path | None) -> QuantizationTrial:
+def _quantize(graph: Any, part: Path, run: Path, card: ModelCard, stride: int, tiles: Path | None) -> QuantizationTrial:
     """Replace an ONNX file, written from `graph`, by one in 8-bit integers.
 
     Raises:
@@ -257,7 +262,7 @@ def _quantize(graph: Any, part: Path, run: Path, stride: int, tiles: Path | None
     """
     from geograft.exports import onnx  # noqa: PLC0415  (needs an extra)
 
-    card, tile_set = read_card(run), open_run_tiles(run, tiles)
+    tile_set = open_run_tiles(run, tiles)
     check_fit(card, tile_set)
     training = [image for image, _ in _tiles(tile_set, "train", card, stride, CALIBRATION_TILES)]
     validation = _tiles(tile_set, "val", card, stride, COMPARED_TILES)

@@ -173,6 +173,9 @@ class ExportConfig:
     threshold: Threshold | None = None
     """For deepness: minimum probability of the positive class, or of all overlapping classes, for which it has only
     one."""
+    place: str = ""
+    """Write the thresholds and the temperature of this place (geograft calibrate --place-tiles). Default: the run's
+    own."""
 
 
 def _describe_inherited(config: Any) -> None:
