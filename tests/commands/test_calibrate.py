@@ -103,7 +103,7 @@ def test_test_tiles_are_not_used(run: Path, tiles: Path, monkeypatch: pytest.Mon
     )
     predicted: list[Tile] = []
     monkeypatch.setattr(
-        "geograft.commands.calibrate.predict_tiles",
+        "geograft.mapping.logit_sample.predict_tiles",
         lambda model, tile_set, tiles, title: predicted.extend(tiles) or predict_tiles(model, tile_set, tiles, title),
     )
     calibrate(run)
@@ -114,7 +114,7 @@ def test_test_tiles_are_not_used(run: Path, tiles: Path, monkeypatch: pytest.Mon
 
 def test_a_sample_of_pixels_gives_nearly_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = calibrate(run)
-    monkeypatch.setattr("geograft.commands.calibrate.MAX_PIXELS", whole.pixels // 4)
+    monkeypatch.setattr("geograft.mapping.logit_sample.MAX_PIXELS", whole.pixels // 4)
     part = calibrate(run)
     assert part.pixels == pytest.approx(whole.pixels / 4, rel=0.1)
     assert part.card.temperature == pytest.approx(whole.card.temperature, rel=0.1)

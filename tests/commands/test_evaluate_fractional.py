@@ -30,7 +30,7 @@ def soft(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("soft") / "tiles"
     shutil.copytree(tiles, folder)
     rng = np.random.default_rng(0)
-    for path in (folder / "masks").iterdir():
+    for path in (folder / "masks").glob("*.tif"):
         with rasterio.open(path, "r+") as raster:
             mask: ndarray = raster.read()
             fractions = np.where(mask == 1, rng.integers(125, 251, mask.shape), rng.integers(0, 125, mask.shape))

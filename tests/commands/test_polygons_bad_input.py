@@ -63,7 +63,8 @@ def test_geojson_of_a_local_crs_is_refused_before_any_work(tmp_path: Path) -> No
 def test_any_name_makes_a_layer(tmp_path: Path, name: str) -> None:
     path = write_map(tmp_path / "map.tif", trees())
     polygons(path, tmp_path / f"{name}.gpkg")
-    (layer,) = pyogrio.list_layers(tmp_path / f"{name}.gpkg")[:, 0]
+    layer, styles = pyogrio.list_layers(tmp_path / f"{name}.gpkg")[:, 0]
+    assert styles == "layer_styles"
     assert layer == (name if name in ("my trees", "bäume") else "polygons")
 
 

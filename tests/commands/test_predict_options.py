@@ -14,7 +14,7 @@ from numpy import ndarray
 from shapely import box
 
 import geograft.mapping.plan
-from geograft.card import read_card
+from geograft.card import read_card, read_cards
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.config import PredictConfig
@@ -207,6 +207,7 @@ def test_settings_reach_the_mapper(tmp_path: Path, run: Path, monkeypatch: pytes
     config = PredictConfig(tta=4, backend="onnx", compile=True, device="cpu", batch_size=5)
     predict(run, (scene,), tmp_path / "map.tif", config)
     pixels, valid = seen.pop("sample")
+    assert seen.pop("cards") == read_cards([run])
     assert pixels.shape == (COMPARED_WINDOWS, 3, 32, 32)
     assert valid.all()
     assert seen == {
