@@ -24,23 +24,10 @@ from geograft.inference.predictor import EnsemblePredictor
 from geograft.legend import Legend
 from geograft.networks.network import Network, build
 from geograft.training.checkpoint import save_weights
-from tests.support.training import TinyNetwork
+from tests.support.exports import BINARY, tiny
 
 OTHERS = ("onnx", "openvino")
-CARD = ModelCard(
-    name="squares",
-    model=ModelConfig(architecture="unet"),
-    weights_from="random",
-    legend=Legend(("rest", "crown")),
-    band_names=("red", "green", "blue"),
-    dtype="uint8",
-    mean=(130.0, 90.5, 60.0),
-    std=(30.0, 20.0, 10.0),
-    tile_px=32,
-    resolution_m=None,
-    threshold=0.5,
-    epoch=1,
-)
+CARD = replace(BINARY, name="squares", resolution_m=None, threshold=0.5, temperature=1.0)
 # Geograft's own network, the article's, its kin, and the U-Net where it pads its images, with three classes.
 LIGHT = replace(CARD, model=ModelConfig(weights="none"), tile_px=128)
 TRANSFER = replace(CARD, model=ModelConfig(architecture="transfer", weights="none"), tile_px=64)
@@ -55,12 +42,6 @@ def tiles(card: ModelCard, count: int = 3) -> tuple[ndarray, ndarray]:
     valid = np.ones(shape[:3], bool)
     valid[:, :9, :9] = False
     return noise.transpose(0, 3, 1, 2), valid
-
-
-def tiny(_model: ModelConfig, bands: int, outputs: int, pretrained: bool = True) -> Network:
-    """Return a network that is exported in a moment."""
-    assert not pretrained
-    return TinyNetwork(bands, outputs)
 
 
 def make_run(folder: Path, card: ModelCard = CARD, *, seed: int = 0, network: Callable[..., Network] = build) -> Path:

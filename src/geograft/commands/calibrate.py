@@ -22,7 +22,7 @@ from geograft.mapping.canvases import HeldOutTiles, write_canvases
 from geograft.mapping.logit_sample import LogitSample, sample_logits
 from geograft.mapping.models import RunModel
 from geograft.mapping.place_calibration import PlaceCalibration, fit_place
-from geograft.mapping.places import check_name
+from geograft.mapping.places import check_name, refuse_place
 from geograft.mapping.shapes import object_class_index
 from geograft.metrics.calibration import (
     STEPS,
@@ -184,7 +184,8 @@ def calibrate_place(
 
     The run itself does not change: `geograft predict --place NAME` uses them. All tiles of `splits` are used, from one
     on. With fewer than 30 tiles, thresholds stay within 0.1 to 0.9 and the temperature within a factor of 2 of the
-    run's. A threshold of the run is kept if it is not worse in more than a fifth of the bootstrap samples of the tiles.
+    run's. The run's threshold is kept unless the new one is better in at least 80 % of the bootstrap samples of the
+    tiles.
     `name` is by default that of the tile set's folder.
 
     Raises:
@@ -206,8 +207,7 @@ def calibrate_place(
 
 
 def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: str) -> Calibration:
-    if config.place:
-        raise SettingError("--place names a place that is used. To make one, give --place-tiles and --name.")
+    refuse_place(config)
     model = RunModel.open(run, config, temperature=1.0)
     index = _object_class(model.card, objects)
     tile_set = open_run_tiles(run, tiles)

@@ -208,7 +208,7 @@ def _check_joinable(first: TileSet, other: TileSet) -> None:
 
 def _seen_by_network(meta: TileSetMeta) -> dict[str, Any]:
     return {
-        "the classes": [*meta.legend.names, *(["(overlapping)"] if meta.legend.overlapping else [])],
+        "the classes": list(_classes(meta.legend)),
         "the bands": list(meta.band_names),
         "--bands": list(meta.settings.bands),
         "dtype": meta.dtype,

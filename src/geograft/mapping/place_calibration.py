@@ -13,10 +13,10 @@ from geograft.card import ModelCard
 from geograft.config import InferenceConfig
 from geograft.dataset.joined import check_fit
 from geograft.dataset.tileset import Split, TileSet
-from geograft.errors import InputError, SettingError
+from geograft.errors import InputError
 from geograft.mapping.logit_sample import LogitSample, sample_logits
 from geograft.mapping.models import RunModel
-from geograft.mapping.places import Place, UsedTile, place_file
+from geograft.mapping.places import Place, UsedTile, place_file, refuse_place
 from geograft.metrics.calibration import STEPS, ThresholdChoice, best_temperature, choose_threshold
 from geograft.text import format_table, pluralise
 
@@ -65,8 +65,7 @@ def fit_place(
     Raises:
         InputError: if the tile set does not fit the run, or has no labelled tiles in `splits`.
     """
-    if config.place:
-        raise SettingError("--place names a place that is used. To make one, give --place-tiles and --name.")
+    refuse_place(config)
     model = RunModel.open(run, config, temperature=1.0)
     check_fit(model.card, tile_set)
     chosen = tuple(replace(tile, split="val") for tile in tile_set.tiles if tile.split in splits)

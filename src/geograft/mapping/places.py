@@ -9,12 +9,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from geograft.card import ModelCard, read_card, read_cards
-from geograft.config import describe_fault
+from geograft.config import InferenceConfig, describe_fault
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.files import write_json
 from geograft.geo.grid import Window
-from geograft.runs import run_file
+from geograft.runs import run_file, run_files
 from geograft.text import join_names
 
 PLACES = "places"
@@ -78,6 +78,12 @@ def check_name(name: str) -> None:
         ) from None
 
 
+def refuse_place(config: InferenceConfig) -> None:
+    """Raise SettingError if the settings of a calibration name a place to use."""
+    if config.place:
+        raise SettingError("--place names a place that is used. To make one, give --place-tiles and --name.")
+
+
 def read_place(run: Path, name: str, card: ModelCard) -> Place:
     """Read a place of a run with this card.
 
@@ -129,5 +135,5 @@ def refuse_used_tiles(run: Path, place: str, tile_set: TileSet, tiles: Sequence[
 
 
 def _known_places(run: Path) -> str:
-    names = sorted(path.stem for path in (run / PLACES).glob("*.json")) if run.is_dir() else []
+    names = [Path(file.name).stem for file in run_files(run, place_file("*"))]
     return f", but {join_names(names)}" if names else ""
