@@ -1,9 +1,12 @@
 """The STAC item of a run: the core's schema, and what the extension for machine-learning models asks for.
 
-pystac brings the schemas of the core; the extension's are not in any package, so its rules are written out here.
+pystac brings the schemas of the core. Those of the extensions are in no package, so the rules are written out here; with
+GEOGRAFT_STAC_SCHEMAS, a folder of mlm-v1.5.2.json, classification-v1.1.0.json, processing-v1.1.0.json and
+raster-v1.1.0.json as stac-extensions.github.io publishes them, items are also validated by the published schemas.
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -30,6 +33,7 @@ from geograft.runs import read_members
 from geograft.training.checkpoint import save_weights
 from tests.support.runs import COVERS, TREES, USES, make_run
 
+SCHEMAS = os.environ.get("GEOGRAFT_STAC_SCHEMAS")
 DTYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float16", "float32", "float64"}
 NDVI = {
     "band_names": ("red", "green", "blue", "nir", "ndvi"),
@@ -57,7 +61,24 @@ def check_core(item: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     validator = validation.JsonSchemaSTACValidator()
     assert validator.validate_core(item, pystac.STACObjectType.ITEM, item["stac_version"])
+    if SCHEMAS:
+        fill_with_published(validator.schema_cache)
+        for extension in item["stac_extensions"]:
+            assert validator.validate_extension(item, pystac.STACObjectType.ITEM, item["stac_version"], extension)
+        broken = item | {"properties": item["properties"] | {"mlm:input": [{"name": "image"}]}}
+        with pytest.raises(pystac.STACValidationError):
+            validator.validate_extension(
+                broken, pystac.STACObjectType.ITEM, item["stac_version"], item["stac_extensions"][0]
+            )
     assert pystac.Item.from_dict(item).to_dict(include_self_link=False)["properties"]["mlm:input"]
+
+
+def fill_with_published(cache: dict[str, dict[str, Any]]) -> None:
+    """Put the published schemas of the extensions, and of those that they refer to, into a cache by address."""
+    for name in ("mlm-v1.5.2", "classification-v1.1.0", "processing-v1.1.0", "raster-v1.1.0"):
+        address = f"https://stac-extensions.github.io/{name.replace('-v', '/v')}/schema.json"
+        # The $id of the processing extension's 1.1.0 says 1.0.0; references to it use its address.
+        cache[address] = json.loads((Path(SCHEMAS or "") / f"{name}.json").read_text()) | {"$id": f"{address}#"}
 
 
 def check_model(item: dict[str, Any]) -> None:
