@@ -1,7 +1,7 @@
 """The STAC item of a run: the core's schema, and what the extension for machine-learning models asks for.
 
-pystac brings the schemas of the core. Those of the extensions are in no package, so the rules are written out here; with
-GEOGRAFT_STAC_SCHEMAS, a folder of mlm-v1.5.2.json, classification-v1.1.0.json, processing-v1.1.0.json and
+pystac brings the schemas of the core. Those of the extensions are in no package, so the rules are written out
+here. With GEOGRAFT_STAC_SCHEMAS, a folder of mlm-v1.5.2.json, classification-v1.1.0.json, processing-v1.1.0.json and
 raster-v1.1.0.json as stac-extensions.github.io publishes them, items are also validated by the published schemas.
 """
 
