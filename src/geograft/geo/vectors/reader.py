@@ -12,7 +12,7 @@ import geopandas
 import numpy as np
 import pyogrio
 import shapely
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from numpy import ndarray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
 from pyproj import CRS
@@ -110,23 +110,50 @@ def read_polygons(path: Path, crs: CRS | None = None, class_field: str | None = 
         InputError: when the file is missing or unreadable, has no polygons or several layers of polygons, lacks the CRS
             needed for `crs` or the class field, or has features without a class.
     """
-    frame, own_crs, closed = _read_layer(path, class_field)
-    with input_errors(path):
-        shapes, repaired = repair_polygons(frame.geometry.to_numpy(), str(path))
-    kept = np.array([not shape.is_empty for shape in shapes], bool)
+    layer = read_layer(path, [class_field] if class_field else [])
+    frame, kept = layer.frame, layer.kept
     if not kept.any():
         raise InputError(f"{path} has no polygons: {_type_counts(frame)}. Use a layer with at least one polygon.")
-    classes = _classes(path, frame[kept][class_field], class_field) if class_field else ()
-    shapes = shapes[kept]
-    if crs is not None and own_crs is None:
-        raise InputError(
-            f"{path} has no CRS, but the image has one ({crs.name}). Assign the layer its CRS in your GIS."
-        )
-    if crs is not None and own_crs is not None and not crs.equals(own_crs, ignore_axis_order=True):
-        _check_extent(path, shapes, own_crs)
-        with input_errors(path, f"polygons in {crs.name}"):
-            shapes = reproject(shapes, own_crs, crs)
-    return Polygons(shapes, classes, crs or own_crs, repaired + closed, int((~kept).sum()))
+    classes = class_names(path, frame[kept][class_field], class_field) if class_field else ()
+    shapes = layer.shapes_in(crs)[kept]
+    return Polygons(shapes, classes, crs or layer.crs, layer.repaired_count, int((~kept).sum()))
+
+
+@dataclass(frozen=True)
+class PolygonLayer:
+    """The features of a layer of polygons, with their fields; the geometry of `frame` is not repaired."""
+
+    path: Path
+    frame: geopandas.GeoDataFrame
+    crs: CRS | None
+    shapes: ndarray
+    """(n,) valid polygons in `crs`, empty where a feature has no area."""
+    repaired_count: int
+
+    @property
+    def kept(self) -> Bool[ndarray, " n"]:
+        """Which features have an area."""
+        return ~shapely.is_empty(self.shapes)
+
+    def shapes_in(self, crs: CRS | None) -> ndarray:
+        """Return the shapes reprojected to `crs` (None: as they are).
+
+        Raises:
+            InputError: when the layer has no CRS, or coordinates that are impossible in it.
+        """
+        if crs is not None and self.crs is None:
+            raise InputError(
+                f"{self.path} has no CRS, but the image has one ({crs.name}). Assign the layer its CRS in your GIS."
+            )
+        if crs is None or self.crs is None or not self.kept.any():
+            return self.shapes
+        if crs.equals(self.crs, ignore_axis_order=True):
+            return self.shapes
+        _check_extent(self.path, self.shapes[self.kept], self.crs)
+        with input_errors(self.path, f"polygons in {crs.name}"):
+            moved = self.shapes.copy()
+            moved[self.kept] = reproject(self.shapes[self.kept], self.crs, crs)
+        return moved
 
 
 def _check_extent(path: Path, shapes: ndarray, crs: CRS) -> None:
@@ -222,20 +249,26 @@ def _check_types(path: Path, source: str, types: Mapping[str, str]) -> None:
         raise InputError(f"{path}: {name} of a tile is {row[name]}, not {types[name]}. Prepare the tile set again.")
 
 
-def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataFrame, CRS | None, int]:
-    """Return the features of the only layer of polygons, its CRS, and the number of polygons with unclosed rings."""
+def read_layer(path: Path, fields: Sequence[str], name: str = "") -> PolygonLayer:
+    """Return the layer `name` of a vector file, or by default its only layer of polygons, with some of its fields.
+
+    The index of the frame has the feature ids. Only a named layer may be empty.
+
+    Raises:
+        InputError: when the file is missing or unreadable, has no features, several layers of polygons or none, lacks
+            a field, or has a CRS that is not horizontal or polygons with NaN coordinates.
+    """
     with input_errors(path):
         source = vector_source(path)
-        layer = _polygon_layer(path, source)
+        layer = name or _polygon_layer(path, source)
         info = pyogrio.read_info(source, layer=layer)
-        if class_field is not None and class_field not in info["fields"]:
-            fields = ", ".join(info["fields"]) or "none at all"
-            raise InputError(
-                f"{path} has no field {class_field!r}. It has: {fields}. Choose one of them as class field."
-            )
-        columns = [class_field] if class_field else []
-        frame, closed = _read_closed(source, layer, columns)
-    if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
+        for field in fields:
+            if field not in info["fields"]:
+                found = ", ".join(info["fields"]) or "none at all"
+                where = f"{path}, layer {name}," if name else path
+                raise InputError(f"{where} has no field {field!r}. It has: {found}. {FIELD_REMEDY[bool(name)]}")
+        frame, closed = _read_closed(source, layer, list(fields))
+    if not isinstance(frame, geopandas.GeoDataFrame) or not (len(frame) or name):
         raise InputError(f"{path} is empty: it has no features. Use a layer with at least one polygon.")
     with input_errors(path):
         crs = _stated_crs(frame, info["driver"])
@@ -243,18 +276,35 @@ def _read_layer(path: Path, class_field: str | None) -> tuple[geopandas.GeoDataF
         raise InputError(
             f"{path} has the CRS {crs.name} ({crs.type_name}), which is not horizontal. Assign a projected CRS."
         )
-    return frame, crs, closed
+    with input_errors(path):
+        shapes, repaired = repair_polygons(frame.geometry.to_numpy(), str(path))
+    return PolygonLayer(path, frame, crs, shapes, repaired + closed)
+
+
+FIELD_REMEDY = {False: "Choose one of them as class field.", True: "Restore it, or copy the features to a new file."}
 
 
 def _read_closed(source: str, layer: str, columns: list[str]) -> tuple[geopandas.GeoDataFrame, int]:
     """Return the features of a layer with closed rings, and the number of those that had to be closed."""
-    options: dict[str, Any] = {"layer": layer, "columns": columns}
+    options: dict[str, Any] = {"layer": layer, "columns": columns, "fid_as_index": True}
     try:
         return pyogrio.read_dataframe(source, **options), 0
     except ShapelyError:
         frames = [pyogrio.read_dataframe(source, on_invalid=mode, **options) for mode in ("ignore", "fix")]
         missing, still_missing = (int(frame.geometry.isna().sum()) for frame in frames)
         return frames[1], missing - still_missing
+
+
+def layer_fields(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the fields of each layer of a vector file, by name.
+
+    Raises:
+        InputError: when the file is missing or cannot be read.
+    """
+    with input_errors(path):
+        source = vector_source(path)
+        names = [str(name) for name, _ in pyogrio.list_layers(source)]
+        return {name: tuple(pyogrio.read_info(source, layer=name)["fields"]) for name in names}
 
 
 def _polygon_layer(path: Path, source: str) -> str:
@@ -277,7 +327,12 @@ def _stated_crs(frame: geopandas.GeoDataFrame, driver: str) -> CRS | None:
     return None if own == WGS84 and driver.startswith("GeoJSON") and not on_earth else own
 
 
-def _classes(path: Path, column: Any, class_field: str) -> tuple[str, ...]:
+def class_names(path: Path, column: Any, class_field: str) -> tuple[str, ...]:
+    """Return the values of a class field as text: whole numbers without decimals.
+
+    Raises:
+        InputError: when a value is missing.
+    """
     missing = int(column.isna().sum())
     if missing:
         raise InputError(

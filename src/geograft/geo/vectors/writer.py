@@ -146,6 +146,21 @@ def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, l
     return written
 
 
+def add_layer(part: Path, features: Features, crs: CRS | None, layer: Layer) -> None:
+    """Add a layer of polygons, with its style, to a GeoPackage.
+
+    Raises:
+        DataSourceError: or another of VECTOR_ERRORS.
+    """
+    kind = GEOPACKAGE | {"layer": layer.name, "layer_options": layer.options}
+    with ignore_gdal_warnings():
+        pyogrio.write_dataframe(
+            _frame(features, crs), part, append=True, promote_to_multi=True, geometry_type="MultiPolygon", **kind
+        )
+    write_style(part, layer)
+    check_count(part, layer.name, len(features.shapes))
+
+
 def write_table(part: Path, columns: Mapping[str, Any], layer: Layer) -> None:
     """Add a table without geometry to a GeoPackage.
 
