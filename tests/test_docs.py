@@ -24,6 +24,7 @@ NOT_RUN = {
     "docs/places.md": "needs tile sets of two places; see tests/commands/test_places.py",
     "docs/polygons.md": "tests/commands/test_polygons_steps.py runs them and compares what they print",
     "docs/predict.md": "each variant is tested in tests/commands/test_predict*.py",
+    "docs/project.md": "tests/commands/test_project.py makes projects",
     "docs/prepare.md": "each form of labels is tested in tests/dataset and tests/commands/test_prepare*.py",
     "docs/push.md": "publishes on a model hub; tests/commands/test_push.py does it on a local stand-in",
     "docs/qgis.md": "tests/commands/test_qgis.py installs the plugin and runs it where QGIS is found",

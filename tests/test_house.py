@@ -33,6 +33,7 @@ PLUGIN = SOURCE / "qgis_plugin"
 """Runs in QGIS's Python: no part of the package's layers."""
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if PLUGIN not in path.parents)
 VERBS = (
+    "project",
     "prepare",
     "audit",
     "model",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from geograft.commands.polygons import polygons
     from geograft.commands.predict import predict
     from geograft.commands.prepare import prepare
+    from geograft.commands.project import project
     from geograft.commands.push import push
     from geograft.commands.qgis import qgis
     from geograft.commands.report import report
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         Variant,
         load_recipe,
     )
+    from geograft.config.projects import AreaConfig
     from geograft.dataset.sources import CocoSource, DstlSource, MaskSource, VectorSource
     from geograft.dataset.tileset import TileSet
     from geograft.errors import GeograftError, InputError, OutputError, SettingError, WeightsError
@@ -83,6 +85,7 @@ _MODULES = {
     **dict.fromkeys(("Run", "load"), "geograft.api.run"),
     **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),
     "load_recipe": "geograft.config",
+    "AreaConfig": "geograft.config.projects",
     **{
         verb: f"geograft.commands.{verb}"
         for verb in (
@@ -100,6 +103,7 @@ _MODULES = {
             "polygons",
             "predict",
             "prepare",
+            "project",
             "push",
             "qgis",
             "report",
@@ -113,6 +117,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AreaConfig",
     "CocoSource",
     "DstlSource",
     "EvaluateConfig",
@@ -156,6 +161,7 @@ __all__ = [
     "prepare_dstl",
     "prepare_masks",
     "prepare_vector",
+    "project",
     "push",
     "qgis",
     "report",

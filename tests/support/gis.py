@@ -52,3 +52,11 @@ def qgis_layers(*paths: Path | str, picture: Path | None = None) -> list[dict[st
     drawn = ["--picture", str(picture)] if picture else []
     found: list[dict[str, Any]] = json.loads(run_qgis([PYTHON, str(script), *map(str, paths), *drawn]))
     return found
+
+
+def qgis_project(path: Path, *options: str) -> dict[str, Any]:
+    """Return what QGIS reads from a project; `options` are those of qgis_project.py."""
+    require_qgis()
+    script = Path(__file__).with_name("qgis_project.py")
+    found: dict[str, Any] = json.loads(run_qgis([PYTHON, str(script), str(path), *options]))
+    return found

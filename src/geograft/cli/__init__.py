@@ -46,6 +46,11 @@ def add_command(parent: App, place: int, home: str, text: str, example: str) -> 
 
 
 add_command(
+    app, 0, "data:project",
+    "Make a project folder for a map: settings, layers to label in, random scoring areas, and a project for QGIS.",
+    "project trees/ scene.tif --classes tree",
+)  # fmt: skip
+add_command(
     prepare, 1, "data:vector",
     "Make a tile set from images and polygons. Labels are reprojected to the CRS of the images.",
     "prepare vector scene.tif --labels crowns.gpkg --out tiles/",

@@ -1,4 +1,4 @@
-"""Command-line functions of `geograft prepare` and `audit`."""
+"""Command-line functions of `geograft project`, `prepare` and `audit`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,37 @@ from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
 from geograft.config import PrepareConfig, Recipe, load_recipe
+from geograft.config.projects import AreaConfig
 from geograft.errors import SettingError
 
 Flag = Annotated[bool, Parameter(negative=())]
+
+
+@with_progress
+@settings(project=AreaConfig)
+def project(
+    folder: Path,
+    images: Annotated[tuple[Path, ...], Parameter(negative=())],
+    /,
+    *,
+    classes: str,
+    area_m: float | None = None,
+    **chosen: Any,
+) -> None:
+    """Make a project folder for a map: settings, layers to label in, random scoring areas, and a project for QGIS.
+
+    Args:
+        folder: Folder of the project, which must not exist.
+        images: GeoTIFFs or other rasters that GDAL reads, with a CRS.
+        classes: Names of the classes to map, separated by commas; the rest of the images is background.
+        area_m: Length of the sides of the scoring areas in metres, instead of --area-px.
+    """
+    from geograft.commands.project import project
+
+    if chosen.get("area_px") is not None and area_m is not None:
+        raise SettingError("--area-px and --area-m both say how large the scoring areas are. Give one of them.")
+    areas = config_from(AreaConfig, AreaConfig(), chosen)
+    print_result(project(folder, images, classes.split(","), areas, area_m))
 
 
 @with_progress

@@ -91,6 +91,22 @@ def overlapping_style(bands: int) -> str:
     return _style(f'type="multibandcolor" {attributes}{_PLAIN}', transparency + stretched)
 
 
+def image_style(bands: Sequence[int], limits: Sequence[tuple[float, float]]) -> str:
+    """Return a style for an image: three bands as red, green and blue, or one as grey, each between two values."""
+    tags = [f"{colour}ContrastEnhancement" for colour in _RGB] if len(bands) == len(_RGB) else ["contrastEnhancement"]
+    stretched = "".join(
+        f"<{tag}><minValue>{low:.17g}</minValue><maxValue>{high:.17g}</maxValue>"
+        f"<algorithm>StretchToMinimumMaximum</algorithm></{tag}>"
+        for tag, (low, high) in zip(tags, limits, strict=True)
+    )
+    if len(bands) == 1:
+        attributes = f'type="singlebandgray" grayBand="{bands[0]}" gradient="BlackToWhite"{_PLAIN}'
+    else:
+        numbers = " ".join(f'{colour}Band="{number}"' for colour, number in zip(_RGB, bands, strict=True))
+        attributes = f'type="multibandcolor" {numbers}{_PLAIN}'
+    return _style(attributes, f"<rasterTransparency/>{stretched}")
+
+
 def ramp_style(band: int, maximum: float, ramp: Sequence[str]) -> str:
     """Return a style that shows a band of values from 0 to `maximum` by a colour ramp; labels are 0 to 1."""
     parts = len(ramp) - 1

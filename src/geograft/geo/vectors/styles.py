@@ -24,6 +24,8 @@ class Entry:
     value: str
     label: str
     colour: str
+    dashed: bool = False
+    """Whether the outline is dashed."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ class FieldForm:
     """Values to choose from when a field is edited, by its name."""
     label: str = ""
     """Field that is written beside each feature; none if empty."""
+    checkboxes: Sequence[str] = ()
+    """Fields of yes and no."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Values of new features, as expressions of QGIS, by field name."""
+    fixed: Sequence[str] = ()
+    """Fields that are shown but cannot be edited."""
+    repeated: Sequence[str] = ()
+    """Fields whose last value is proposed for the next feature."""
+    constants: Mapping[str, str] = field(default_factory=dict)
+    """Text fields that the file lacks, with one value for all features: they are copied with a feature."""
+    hidden: bool = False
+    """Whether new features get their defaults without a form."""
 
 
 def categorized_style(expression: str, entries: Sequence[Entry], shape: Shape, form: FieldForm) -> str:
@@ -45,7 +59,7 @@ def categorized_style(expression: str, entries: Sequence[Entry], shape: Shape, f
         for i, entry in enumerate(entries)
     )
     attributes = f'type="categorizedSymbol" attr={xml_attribute(expression)}'
-    inner = f"<categories>{lines}</categories>{_symbols([entry.colour for entry in entries], shape)}"
+    inner = f"<categories>{lines}</categories>{_symbols(entries, shape)}"
     return _style(attributes, inner, form, shape)
 
 
@@ -59,7 +73,8 @@ def ranked_style(rank: str, count: int, form: FieldForm) -> str:
         for i, (first, last) in enumerate(pairwise(cuts))
     )
     attributes = f'type="graduatedSymbol" attr={xml_attribute(rank)} graduatedMethod="GraduatedColor"'
-    return _style(attributes, f"<ranges>{lines}</ranges>{_symbols(RANK_COLOURS[:number], 'area')}", form, "area")
+    entries = [Entry("", "", colour) for colour in RANK_COLOURS[:number]]
+    return _style(attributes, f"<ranges>{lines}</ranges>{_symbols(entries, 'area')}", form, "area")
 
 
 def _ranks(first: int, last: int) -> str:
@@ -76,18 +91,18 @@ def _style(renderer: str, content: str, form: FieldForm, shape: Shape) -> str:
     )
 
 
-def _symbols(colours: Sequence[str], shape: Shape) -> str:
+def _symbols(entries: Sequence[Entry], shape: Shape) -> str:
     kind = "marker" if shape == "point" else "fill"
     each = (
-        f'<symbol type="{kind}" name="{i}" alpha="1" clip_to_extent="1" force_rhr="0">{_symbol(colour, shape)}</symbol>'
-        for i, colour in enumerate(colours)
+        f'<symbol type="{kind}" name="{i}" alpha="1" clip_to_extent="1" force_rhr="0">{_symbol(entry, shape)}</symbol>'
+        for i, entry in enumerate(entries)
     )
     return f"<symbols>{''.join(each)}</symbols>"
 
 
-def _symbol(colour: str, shape: Shape) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    line = {"outline_style": "solid", "outline_width_unit": "MM"}
+def _symbol(entry: Entry, shape: Shape) -> str:
+    red, green, blue = bytes.fromhex(entry.colour.removeprefix("#"))
+    line = {"outline_style": "dash" if entry.dashed else "solid", "outline_width_unit": "MM"}
     if shape == "point":
         name = "SimpleMarker"
         own = {"name": "circle", "size": "3", "color": f"{red},{green},{blue},255", "outline_color": "255,255,255,255"}
@@ -118,8 +133,38 @@ def _fields(form: FieldForm) -> str:
     aliases = "".join(
         f"<alias field={xml_attribute(name)} name={xml_attribute(text)}/>" for name, text in form.aliases.items()
     )
-    widgets = "".join(f"<field name={xml_attribute(name)}>{_choice(v)}</field>" for name, v in form.choices.items())
-    return f"<fieldConfiguration>{widgets}</fieldConfiguration><aliases>{aliases}</aliases>"
+    widgets = {name: _choice(values) for name, values in form.choices.items()}
+    widgets |= dict.fromkeys(form.checkboxes, '<editWidget type="CheckBox"><config><Option/></config></editWidget>')
+    fields = "".join(f"<field name={xml_attribute(name)}>{widget}</field>" for name, widget in widgets.items())
+    return f"<fieldConfiguration>{fields}</fieldConfiguration><aliases>{aliases}</aliases>{_behaviour(form)}"
+
+
+def _behaviour(form: FieldForm) -> str:
+    """Return what concerns new features and edits; empty where nothing is set."""
+    parts = {
+        "defaults": [
+            f'<default field={xml_attribute(name)} expression={xml_attribute(text)} applyOnUpdate="0"/>'
+            for name, text in form.defaults.items()
+        ],
+        "editable": [f'<field name={xml_attribute(name)} editable="0"/>' for name in form.fixed],
+        "reuseLastValue": [f'<field name={xml_attribute(name)} reuseLastValue="1"/>' for name in form.repeated],
+        "expressionfields": [
+            f'<field name={xml_attribute(name)} expression={xml_attribute(quote_text(text))} type="10" length="0" '
+            'precision="0" comment="" subType="0" typeName="string"/>'
+            for name, text in form.constants.items()
+        ],
+    }
+    hidden = "<featformsuppress>1</featformsuppress>" if form.hidden else ""
+    return "".join(f"<{tag}>{''.join(each)}</{tag}>" for tag, each in parts.items() if each) + hidden
+
+
+def quote_text(text: str) -> str:
+    """Return text as a literal in an expression of QGIS.
+
+    >>> print(quote_text("Bishop's pine"))
+    'Bishop''s pine'
+    """
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _choice(values: Sequence[str]) -> str:
