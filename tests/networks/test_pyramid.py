@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from geograft.errors import SettingError
 from geograft.networks.pyramid import Pyramid, build_pyramid, pyramid_from_network
-from geograft.networks.weights import LITE0, LITE0_SCALING
+from geograft.networks.weights import LITE0, PACKAGE_SCALING
 
 
 def image(bands: int = 3) -> Tensor:
@@ -54,7 +54,7 @@ def test_the_package_has_all_weights_of_lite0() -> None:
     assert all(map(torch.equal, own.values(), theirs))
     assert len(theirs) - len(own) == 7  # the last convolution, its norm and the classifier
     assert made.strides == (2, 4, 8, 16, 32)
-    assert origin.scaling == LITE0_SCALING
+    assert origin.scaling == PACKAGE_SCALING
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3", "test_vit"])

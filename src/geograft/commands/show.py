@@ -234,7 +234,7 @@ def origin_of(run: Path, card: ModelCard, tile_set: TileSet | None) -> Origin:
 def weights_licence(weights_from: str) -> str:
     """Return the licence of pretrained weights, given where they came from as in a model card.
 
-    That of weights from timm's hub is what timm records; "none" for random weights, "unknown" for files and packages.
+    That of weights from timm's hub is what timm records; "none" for random weights, "unknown" for files.
 
     >>> weights_licence("random"), weights_licence("file my.pth, sha256 0123456789ab")
     ('none', 'unknown')
@@ -242,6 +242,11 @@ def weights_licence(weights_from: str) -> str:
     source = weights_from.rpartition(", first ")[2]
     if source == RANDOM:
         return "none"
+    package = re.match(r"package (\w+)", source)
+    if package:
+        from geograft.networks.weights import package_licence  # noqa: PLC0415  (imports torch)
+
+        return package_licence(package[1]) or "unknown"
     config, hub = None, re.match(r"hub [^/]+/([^,]+)", source)
     if hub:
         from timm import get_pretrained_cfg  # noqa: PLC0415  (imports torch)

