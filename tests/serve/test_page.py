@@ -1,0 +1,83 @@
+"""The page of `geograft serve`: the committed bundle is that of the sources in web/, and complete in itself."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WEB, PAGE = ROOT / "web", ROOT / "src" / "geograft" / "serve" / "page"
+
+
+def source_hash() -> str:
+    """The SHA-256 that web/bundle.ts computes."""
+    listed = re.search(r"SOURCES = (\[.*?\]);", (WEB / "bundle.ts").read_text(encoding="utf-8"), re.DOTALL)
+    assert listed
+    given = [WEB / name for name in json.loads(listed[1])]
+    files = [each for path in given for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file()]
+    found = hashlib.sha256()
+    for name in sorted(file.relative_to(WEB).as_posix() for file in files):
+        content = (WEB / name).read_bytes().replace(b"\r\n", b"\n")
+        found.update(name.encode() + b"\0" + content + b"\0")
+    return found.hexdigest()
+
+
+def require_packages() -> None:
+    """Skip the test where Node or the packages of web/ are missing."""
+    if shutil.which("node") is None:
+        pytest.skip("Node is not installed")
+    if not (WEB / "node_modules").is_dir():
+        pytest.skip("the packages of web/ are not installed: run `npm ci` there")
+
+
+def run(*command: str, **environment: str) -> None:
+    """Run a tool of web/node_modules with Node."""
+    tool = ["node", str(WEB / "node_modules" / command[0]), *command[1:]]
+    done = subprocess.run(tool, cwd=WEB, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_bundle_is_built_from_these_sources() -> None:
+    assert (PAGE / "source.sha256").read_text().strip() == source_hash(), "run `npm ci` and `npm run build` in web/"
+
+
+def test_the_bundle_is_complete_and_loads_nothing_from_elsewhere() -> None:
+    index = (PAGE / "index.html").read_text(encoding="utf-8")
+    names = re.findall(r'(?:src|href)="([^"]+)"', index)
+    assert any(name.endswith(".js") for name in names)
+    for name in names:
+        assert (PAGE / name.removeprefix("/")).is_file(), name
+    assert "<script>" not in index and "style=" not in index  # the server's policy forbids both
+    assert "javascript:" not in index
+
+
+def test_the_licences_of_what_is_bundled_are_with_it() -> None:
+    texts = (PAGE / "LICENSES.txt").read_text(encoding="utf-8")
+    for name, version in json.loads((WEB / "package.json").read_text())["dependencies"].items():
+        assert f"{name} {version} (" in texts
+    assert not re.search("GNU (AFFERO |LESSER )?GENERAL PUBLIC", texts, re.IGNORECASE)
+
+
+def test_versions_are_exact_and_the_lock_file_names_no_host() -> None:
+    package = json.loads((WEB / "package.json").read_text())
+    for version in {**package["dependencies"], **package["devDependencies"]}.values():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert '"resolved"' not in (WEB / "package-lock.json").read_text()
+
+
+def test_building_again_gives_the_committed_bundle(tmp_path: Path) -> None:
+    require_packages()
+    run("vite/bin/vite.js", "build", GEOGRAFT_PAGE_OUT=str(tmp_path / "page"))
+    built = {path.relative_to(tmp_path / "page"): path.read_bytes() for path in (tmp_path / "page").rglob("*.*")}
+    assert built == {path.relative_to(PAGE): path.read_bytes() for path in PAGE.rglob("*.*")}
+
+
+def test_the_page_passes_its_own_tests() -> None:
+    require_packages()
+    run("typescript/bin/tsc", "--noEmit")
+    run("vitest/vitest.mjs", "run")

@@ -1,0 +1,159 @@
+/** Requests to the server, with its token. */
+
+import type { AreaOfClass, Download, Job, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
+
+const HEADER = "X-Geograft-Token";
+const STORED = "geograft-token";
+
+export type Kind = "labels" | "areas";
+
+/** An answer other than 2xx: its status and the server's one line. */
+export class ApiError extends Error {
+  readonly status: number;
+
+  constructor(status: number, detail: string) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+/** The file was changed by another program meanwhile; `collection` is what it holds now. */
+export class ConflictError extends ApiError {
+  readonly collection: Shapes;
+
+  constructor(detail: string, collection: Shapes) {
+    super(409, detail);
+    this.collection = collection;
+  }
+}
+
+/** Return the token of the address, or the one kept for this tab; remove it from the address bar. */
+export function takeToken(): string {
+  const given = location.hash.slice(1);
+  if (given) {
+    sessionStorage.setItem(STORED, given);
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  return given || (sessionStorage.getItem(STORED) ?? "");
+}
+
+/** Return the revision of an ETag header, without quotes and without the mark of a weak one. */
+export function revisionOf(etag: string | null): string | null {
+  return etag === null ? null : etag.replace(/^W\//, "").replace(/^"(.*)"$/, "$1");
+}
+
+function isShapes(value: unknown): value is Shapes {
+  return typeof value === "object" && value !== null && "features" in value && Array.isArray(value.features);
+}
+
+async function errorOf(response: Response): Promise<ApiError> {
+  const body: unknown = await response.json().catch(() => null);
+  const members = typeof body === "object" && body !== null ? (body as Record<string, unknown>) : {};
+  const detail = typeof members["detail"] === "string" ? members["detail"] : `The server answered ${response.status}.`;
+  const collection = isShapes(members["collection"]) ? members["collection"] : body;
+  if (response.status === 409 && isShapes(collection)) return new ConflictError(detail, collection);
+  return new ApiError(response.status, detail);
+}
+
+export interface Written {
+  features: Shape[];
+  /** The revision after the write; null where the server did not say. */
+  revision: Revision | null;
+}
+
+export class Api {
+  private readonly token: string;
+
+  constructor(token: string) {
+    this.token = token;
+  }
+
+  /** The headers that requests for tiles need, too. */
+  get headers(): Record<string, string> {
+    return { [HEADER]: this.token };
+  }
+
+  async request(path: string, init: RequestInit = {}): Promise<Response> {
+    const headers = { ...this.headers, ...(init.headers as Record<string, string> | undefined) };
+    const response = await fetch(`/api${path}`, { ...init, headers });
+    if (!response.ok) throw await errorOf(response);
+    return response;
+  }
+
+  private async read<T>(path: string, signal?: AbortSignal): Promise<T> {
+    return (await (await this.request(path, signal ? { signal } : {})).json()) as T;
+  }
+
+  private async write(method: string, path: string, revision: Revision | null, body?: unknown): Promise<Written> {
+    const match: Record<string, string> = revision === null ? {} : { "If-Match": `"${revision}"` };
+    const content: Record<string, string> = body === undefined ? {} : { "Content-Type": "application/json" };
+    const init = { method, headers: { ...match, ...content }, ...(body === undefined ? {} : { body: JSON.stringify(body) }) };
+    const response = await this.request(path, init);
+    const text = await response.text();
+    return { features: featuresOf(text ? JSON.parse(text) : null), revision: revisionOf(response.headers.get("ETag")) };
+  }
+
+  project(): Promise<Project> {
+    return this.read("/project");
+  }
+
+  shapes(kind: Kind | "suggestions"): Promise<Shapes> {
+    return this.read(`/${kind}`);
+  }
+
+  create(kind: Kind, feature: Shape, revision: Revision | null): Promise<Written> {
+    return this.write("POST", `/${kind}`, revision, { feature });
+  }
+
+  update(kind: Kind, id: string | number, change: Partial<Shape>, revision: Revision | null): Promise<Written> {
+    return this.write("PUT", `/${kind}/${id}`, revision, { feature: { type: "Feature", ...change } });
+  }
+
+  remove(kind: Kind, id: string | number, revision: Revision | null): Promise<Written> {
+    return this.write("DELETE", `/${kind}/${id}`, revision);
+  }
+
+  subtract(id: string | number, geometry: Shape["geometry"], revision: Revision | null): Promise<Written> {
+    return this.write("POST", `/labels/${id}/subtract`, revision, { geometry });
+  }
+
+  pixel(layer: string, lng: number, lat: number): Promise<PixelValues> {
+    return this.read(`/layers/${encodeURIComponent(layer)}/pixel?lng=${lng}&lat=${lat}`);
+  }
+
+  area(layer: string, threshold: number, signal?: AbortSignal): Promise<AreaOfClass> {
+    return this.read(`/layers/${encodeURIComponent(layer)}/area?threshold=${threshold}`, signal);
+  }
+
+  jobs(): Promise<Job[]> {
+    return this.read("/jobs");
+  }
+
+  async startJob(): Promise<void> {
+    await this.write("POST", "/jobs", null, { kind: "go" });
+  }
+
+  async cancelJob(id: string): Promise<void> {
+    await this.write("DELETE", `/jobs/${id}`, null);
+  }
+
+  history(): Promise<Round[]> {
+    return this.read("/history");
+  }
+
+  files(): Promise<Download[]> {
+    return this.read("/files");
+  }
+
+  async file(name: string): Promise<Blob> {
+    return (await this.request(`/files/${encodeURIComponent(name)}`)).blob();
+  }
+}
+
+/** Return the features of an answer: one feature, a list or a collection of them. */
+export function featuresOf(answer: unknown): Shape[] {
+  if (Array.isArray(answer)) return answer as Shape[];
+  if (isShapes(answer)) return answer.features;
+  if (typeof answer === "object" && answer !== null && "geometry" in answer) return [answer as Shape];
+  return [];
+}

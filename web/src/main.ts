@@ -1,0 +1,51 @@
+/** Starts the page: takes the token, reads the project, listens to the server. */
+
+import "./style.css";
+
+import { Api, ApiError, takeToken } from "./api.ts";
+import { button, fill, h } from "./dom.ts";
+import { listen, type ServerEvent } from "./events.ts";
+import { Model } from "./model.ts";
+import { buildPage, restoreTheme } from "./page.ts";
+import type { Job, Revision } from "./types.ts";
+
+async function start(root: HTMLElement): Promise<void> {
+  const api = new Api(takeToken());
+  fill(root, h("main", { class: "blocked", "aria-busy": "true" }, h("p", { role: "status" }, "Reading the project …")));
+  try {
+    const model = new Model(api, await api.project());
+    buildPage(root, model);
+    if (model.project.kind === "project") await model.loadShapes();
+    await model.loadResults();
+    void listen(() => api.request("/events"), { onEvent: (event) => { hear(model, event); }, onState: (up) => { hearState(model, up); } }, new AbortController().signal);
+  } catch (error) {
+    showFailure(root, error);
+  }
+}
+
+function hear(model: Model, { name, data }: ServerEvent): void {
+  if (name === "job") model.hearJob(data as Job);
+  else if (name === "project" && String((data as { revision: Revision }).revision) !== String(model.project.revision)) void model.reload().catch(model.fail);
+  else if (name === "labels") void model.editor.hear((data as { revision: Revision }).revision).catch(model.fail);
+}
+
+/** After a lost connection, what happened meanwhile is read. */
+function hearState(model: Model, isConnected: boolean): void {
+  const returned = isConnected && !model.isConnected;
+  model.hearConnection(isConnected);
+  if (returned) void model.reload().catch(model.fail);
+}
+
+function showFailure(root: HTMLElement, error: unknown): void {
+  const refused = error instanceof ApiError && (error.status === 401 || error.status === 403);
+  const title = refused ? "This address lacks its token" : "The project cannot be read";
+  const text = refused
+    ? "Open the whole address that geograft serve printed, with all that follows #."
+    : error instanceof ApiError ? error.message : "The server does not answer. Is geograft serve still running?";
+  const again = button("Try again", () => { void start(root); }, { class: "primary" });
+  fill(root, h("main", { class: "blocked" }, h("h1", {}, title), h("p", { role: "alert" }, text), again));
+}
+
+restoreTheme();
+const root = document.getElementById("page");
+if (root) void start(root);

@@ -1,0 +1,175 @@
+/** The panel of layers: thresholds, what is shown and how, and what to compare with. */
+
+import { button, fill, h } from "./dom.ts";
+import { formatArea, formatCount, formatScore } from "./format.ts";
+import { byScene, colorOf, KIND_NAMES, type LayerView, STRETCHES, thresholdOf } from "./layers.ts";
+import type { MapView } from "./mapview.ts";
+import type { Model } from "./model.ts";
+
+export function layersPanel(model: Model, view: MapView): HTMLElement {
+  const thresholds = h("div");
+  const scenes = h("div");
+  const panel = h("div", {}, thresholds, scenes);
+  let shown = "";
+  const update = () => {
+    const adjustable = adjustableViews(model);
+    const signature = JSON.stringify([...adjustable].map(([value, views]) => [value, views.map((each) => [each.layer.id, each.layer.revision])]));
+    if (signature === shown) return;
+    shown = signature;
+    fill(thresholds, ...[...adjustable].map(([value, views]) => thresholdControl(model, value, views)));
+  };
+  const build = () => {
+    const groups = [...byScene(model.views)].map(([name, views]) => sceneGroup(model, name, views));
+    const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view), legend(model), compareControl(model, view)];
+    fill(scenes, ...parts);
+  };
+  model.on(["project"], build);
+  model.on(["project", "views"], update);
+  build();
+  update();
+  return panel;
+}
+
+function emptyState(model: Model): HTMLElement {
+  const hint = model.project.kind === "project" ? "Name its images in project.toml, then reload this page." : "Start the server with the run and the rasters to show.";
+  return h("div", { class: "empty" }, h("p", {}, "There is no raster to show yet."), h("p", { class: "muted" }, hint));
+}
+
+/** Return the visible probabilities shown by their threshold, by class value. */
+function adjustableViews(model: Model): Map<number, LayerView[]> {
+  const found = new Map<number, LayerView[]>();
+  for (const view of model.views) {
+    if (view.layer.kind !== "probability" || !view.visible || view.style !== "threshold") continue;
+    const value = view.layer.class_value ?? 1;
+    found.set(value, [...(found.get(value) ?? []), view]);
+  }
+  return found;
+}
+
+function thresholdControl(model: Model, value: number, views: LayerView[]): HTMLElement {
+  const [first] = views;
+  if (!first) return h("div");
+  const name = model.project.classes.find((each) => each.value === value)?.name ?? "class";
+  const number = h("output", { class: "number" });
+  const results = h("div", { class: "results", "aria-live": "polite" });
+  const slider = h("input", { type: "range", min: 0, max: 1, step: 0.01, id: `threshold-${value}` });
+  let request = new AbortController();
+  const show = () => {
+    const threshold = thresholdOf(first.layer, model.thresholds);
+    slider.value = String(threshold);
+    number.textContent = threshold.toFixed(2);
+  };
+  const measure = () => {
+    request.abort();
+    request = new AbortController();
+    void showAreas(model, views, results, request.signal);
+  };
+  slider.addEventListener("input", () => {
+    model.setThreshold(value, Number(slider.value));
+    show();
+  });
+  slider.addEventListener("change", measure);
+  const reset = button("Reset", () => {
+    model.setThreshold(value, null);
+    show();
+    measure();
+  }, { class: "link", title: "The threshold of the run" });
+  show();
+  measure();
+  const label = h("label", { for: `threshold-${value}` }, h("span", { class: "swatch", "data-color": colorOf(first.layer, model.project.classes) }), `Threshold of ${name}`);
+  return paintSwatches(h("section", { class: "card" }, h("div", { class: "row" }, label, number, reset), slider, results));
+}
+
+async function showAreas(model: Model, views: LayerView[], results: HTMLElement, signal: AbortSignal): Promise<void> {
+  results.setAttribute("aria-busy", "true");
+  try {
+    const lines = await Promise.all(views.map(async ({ layer }) => {
+      const area = await model.api.area(layer.id, thresholdOf(layer, model.thresholds), signal);
+      const size = area.m2 === null ? `${formatCount(area.pixels)} pixels` : formatArea(area.m2);
+      const score = area.iou === null ? "" : ` · IoU ${formatScore(area.iou, null, null)} on ${formatCount(area.n_scored ?? 0)} scoring areas`;
+      return h("p", {}, views.length > 1 && h("span", { class: "muted" }, `${layer.group}: `), h("strong", {}, size), score);
+    }));
+    fill(results, ...lines);
+  } catch (error) {
+    if (!signal.aborted) fill(results, h("p", { class: "error" }, error instanceof Error ? error.message : String(error)));
+  } finally {
+    if (!signal.aborted) results.removeAttribute("aria-busy");
+  }
+}
+
+function sceneGroup(model: Model, name: string, views: readonly LayerView[]): HTMLElement {
+  return h("section", { class: "group" }, h("h2", {}, name), h("ul", {}, ...views.map((view) => layerRow(model, view))));
+}
+
+function layerRow(model: Model, view: LayerView): HTMLElement {
+  const { layer } = view;
+  const opacity = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: view.opacity, "aria-label": `Opacity of ${layer.title}` });
+  opacity.addEventListener("input", () => { model.changeView(view, { opacity: Number(opacity.value) }); });
+  const options = layer.kind === "image" ? imageOptions(model, view) : layer.threshold !== null ? styleOption(model, view) : null;
+  const settings = h("div", { class: "settings", hidden: !view.visible }, h("label", { class: "row" }, h("span", { class: "muted" }, "Opacity"), opacity), options);
+  const box = h("input", { type: "checkbox", checked: view.visible });
+  box.addEventListener("change", () => {
+    settings.hidden = !box.checked;
+    model.changeView(view, { visible: box.checked });
+  });
+  return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, layer.title), h("span", { class: "tag" }, KIND_NAMES[layer.kind])), settings);
+}
+
+function styleOption(model: Model, view: LayerView): HTMLElement {
+  const select = choose([["threshold", "above the threshold"], ["probability", "as probability"]], view.style, (value) => {
+    model.changeView(view, { style: value === "probability" ? "probability" : "threshold" });
+  });
+  return h("label", { class: "row" }, h("span", { class: "muted" }, "Show"), select);
+}
+
+function imageOptions(model: Model, view: LayerView): HTMLElement {
+  const { bands } = view.layer;
+  const stretch = choose(STRETCHES.map(([low, high]) => [`${low}-${high}`, `${low} to ${high} %`]), view.stretch.join("-"), (value) => {
+    const [low = 0, high = 100] = value.split("-").map(Number);
+    model.changeView(view, { stretch: [low, high] });
+  });
+  const names = view.bands.length === 3 ? ["Red", "Green", "Blue"] : ["Grey"];
+  const choices = bands.map((name, i): [string, string] => [String(i + 1), name]);
+  const selects = names.map((name, i) => h("label", { class: "row" }, h("span", { class: "muted" }, name), choose(choices, String(view.bands[i] ?? 1), (value) => {
+    model.changeView(view, { bands: view.bands.map((band, j) => (j === i ? Number(value) : band)) });
+  })));
+  const stretchRow = h("label", { class: "row" }, h("span", { class: "muted" }, "Stretch"), stretch);
+  return h("details", {}, h("summary", {}, "Bands and stretch"), ...(bands.length > 1 ? selects : []), stretchRow);
+}
+
+function choose(options: readonly (readonly [value: string, text: string])[], value: string, onChoice: (value: string) => void): HTMLSelectElement {
+  const select = h("select", {}, ...options.map(([each, text]) => h("option", { value: each, selected: each === value }, text)));
+  select.addEventListener("change", () => { onChoice(select.value); });
+  return select;
+}
+
+function shapesGroup(model: Model, view: MapView): HTMLElement | null {
+  if (model.project.kind !== "project") return null;
+  const rows = (["labels", "areas", "suggestions"] as const).map((source) => {
+    const box = h("input", { type: "checkbox", checked: true });
+    box.addEventListener("change", () => { view.showShapes(source, box.checked); });
+    const names = { labels: "Labels", areas: "Areas", suggestions: "Suggestions" };
+    return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, names[source]), h("span", { class: `line ${source}` })));
+  });
+  return h("section", { class: "group" }, h("h2", {}, "Drawn"), h("ul", {}, ...rows));
+}
+
+function legend(model: Model): HTMLElement | null {
+  if (model.project.classes.length === 0) return null;
+  const rows = model.project.classes.map(({ name, color }) => h("li", {}, h("span", { class: "swatch", "data-color": color }), name));
+  return paintSwatches(h("section", { class: "group" }, h("h2", {}, "Classes"), h("ul", { class: "legend" }, ...rows)));
+}
+
+function compareControl(model: Model, view: MapView): HTMLElement {
+  const options = model.views.map(({ layer }): [string, string] => [layer.id, `${layer.group}: ${layer.title}`]);
+  const select = choose([["", "nothing"], ...options], "", (id) => {
+    view.compare(model.views.find(({ layer }) => layer.id === id) ?? null);
+  });
+  return h("section", { class: "group" }, h("h2", {}, "Swipe"), h("label", { class: "row" }, h("span", { class: "muted" }, "Left of the line"), select));
+}
+
+/** Colours are set by script: the page's policy forbids style attributes. */
+export function paintSwatches<T extends HTMLElement>(element: T): T {
+  for (const swatch of element.querySelectorAll<HTMLElement>("[data-color]")) swatch.style.backgroundColor = swatch.dataset["color"] ?? "";
+  return element;
+}

@@ -1,0 +1,96 @@
+/** What the server's answers hold. Coordinates are longitude and latitude (EPSG:4326). */
+
+import type { Feature, FeatureCollection, Geometry, MultiPolygon, Polygon } from "geojson";
+
+export type Bounds = [west: number, south: number, east: number, north: number];
+
+export interface MapClass {
+  value: number;
+  name: string;
+  color: string;
+}
+
+export type LayerKind = "image" | "classes" | "probability" | "uncertainty" | "applicability" | "errors";
+
+export interface RasterLayer {
+  id: string;
+  /** The scene that the layer belongs to. */
+  group: string;
+  kind: LayerKind;
+  title: string;
+  bounds: Bounds;
+  minzoom: number;
+  maxzoom: number;
+  bands: string[];
+  /** Numbers of bands from 1. */
+  default_bands: number[];
+  /** Part of the tiles' addresses, so that caches follow new maps. */
+  revision: string | number;
+  class_value: number | null;
+  threshold: number | null;
+}
+
+export interface Project {
+  title: string;
+  kind: "project" | "run";
+  read_only: boolean;
+  georeferenced: boolean;
+  crs: string | null;
+  pixel_size_m: number | null;
+  bounds: Bounds;
+  classes: MapClass[];
+  layers: RasterLayer[];
+  can: { label: boolean; train: boolean; export: boolean };
+  revision: string | number;
+}
+
+export type Revision = string | number;
+
+export interface Shapes extends FeatureCollection<Polygon | MultiPolygon> {
+  revision: Revision;
+}
+
+export type Shape = Feature<Polygon | MultiPolygon>;
+
+export interface Job {
+  id: string;
+  kind: string;
+  state: "queued" | "running" | "done" | "failed" | "cancelled";
+  step: string | null;
+  done: number | null;
+  total: number | null;
+  rate: number | null;
+  seconds_left: number | null;
+  message: string | null;
+}
+
+export interface Round {
+  round: number;
+  tiles: number | null;
+  iou: number | null;
+  iou_low: number | null;
+  iou_high: number | null;
+  area_m2: number | null;
+}
+
+export interface AreaOfClass {
+  pixels: number;
+  m2: number | null;
+  iou: number | null;
+  n_scored: number | null;
+}
+
+export interface PixelValues {
+  row: number;
+  col: number;
+  values: { name: string; value: number | null }[];
+  class: string | null;
+}
+
+export interface Download {
+  name: string;
+  title: string;
+  bytes: number;
+}
+
+export type { Feature, Geometry, MultiPolygon, Polygon };
