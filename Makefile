@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-generalisation bench-export bench-gpu docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-generalisation bench-export docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -74,9 +74,6 @@ bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shap
 RUN ?= demo-out/run
 bench-export: $(READY)  ## size, agreement with torch and speed of exported files of a run, by default that of `make demo`; BENCH=--write: docs/export.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_export.py $(RUN) $(BENCH)
-
-bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
-	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
 
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from geograft.commands.report import report
     from geograft.commands.review import review
     from geograft.commands.sample import sample
+    from geograft.commands.serve import serve
     from geograft.commands.show import show
     from geograft.commands.suggest import suggest
     from geograft.commands.train import train
@@ -109,6 +110,7 @@ _MODULES = {
             "report",
             "review",
             "sample",
+            "serve",
             "show",
             "suggest",
             "train",
@@ -167,6 +169,7 @@ __all__ = [
     "report",
     "review",
     "sample",
+    "serve",
     "show",
     "suggest",
     "train",

@@ -45,6 +45,14 @@ def run_qgis(command: list[str], home: Path | None = None) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600).stdout
 
 
+def start_qgis(command: list[str]) -> "subprocess.Popen[str]":
+    """Start a command with QGIS without a screen, with pipes as its standard input and output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))}
+    environment |= {"QT_QPA_PLATFORM": "offscreen"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+
 def qgis_layers(*paths: Path | str, picture: Path | None = None) -> list[dict[str, Any]]:
     """Return how QGIS shows layers with their default styles, and draw them if `picture` is given."""
     require_qgis()

@@ -172,6 +172,12 @@ add_command(
 )  # fmt: skip
 
 add_command(
+    app, 16, "maps:serve",
+    "Show a project, or a run with its maps, in the browser: layers, thresholds, areas; draw labels, train and map.",
+    "serve trees/ --open",
+)  # fmt: skip
+
+add_command(
     qgis, 1, "maps:install",
     "Install the plugin of QGIS: Processing algorithms that call this program. QGIS's own Python stays as it is.",
     "qgis install",

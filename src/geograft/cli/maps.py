@@ -193,3 +193,26 @@ def install(*, profile: str = "default") -> None:
     from geograft.commands.qgis import qgis
 
     print_result(qgis(profile))
+
+
+def serve(
+    path: Path,
+    rasters: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
+    /,
+    *,
+    port: int = 8753,
+    open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
+    read_only: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Show a project, or a run with rasters, as a map in the browser. Listens on this machine only. Ctrl-C ends it.
+
+    Args:
+        path: A project (the folder of `geograft project`), or a run.
+        rasters: With a run: images, and class maps of `geograft predict` with the files beside them.
+        port: Port of the server; 0 for any free one.
+        open_browser: Open the address in the browser.
+        read_only: Show only: nobody can draw or start a job.
+    """
+    from geograft.commands.serve import serve
+
+    serve(path, rasters, port, open_browser, read_only)

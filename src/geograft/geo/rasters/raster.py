@@ -133,12 +133,11 @@ class Image:
         resolution_m: float | None = None,
         bands: Sequence[int] = (),
         validity: ValidityRule = DEFAULT_RULE,
-        threads: int = 1,
     ) -> "Image":
         """Open an image; with `resolution_m`, resample it to that pixel size while it is read.
 
         With `bands`, counted from 1 without alpha, it has only these, in this order. `validity` tells how invalid
-        pixels are recognised. The blocks of a GeoTIFF are decoded by as many `threads`.
+        pixels are recognised.
 
         `info.grid` is then the resampled grid: same CRS, orientation and upper left corner, with square pixels of
         `resolution_m` metres at the image's centre (see `geograft.geo.rasters.resample`).
@@ -147,8 +146,7 @@ class Image:
             InputError: when the file is missing, corrupt or not an image, when its dtype is not real, when it lacks
                 one of `bands`, or when `resolution_m` is given and it has no CRS.
         """
-        several = threads > 1 and raster_driver(Path(path)) == "GTiff"
-        raster = open_raster(Path(path), **({"num_threads": threads} if several else {}))
+        raster = open_raster(Path(path))
         try:
             return cls(Path(path), raster, resolution_m, bands, validity)
         except InputError:
@@ -205,6 +203,31 @@ class Image:
         needed = self._scaling.source_window(window) if self._scaling else window
         inside = needed.intersection(self._window)
         return inside is None or (self._gaps is not None and self._gaps.is_empty(self._raster, inside))
+
+    def read_reduced(
+        self, window: Window, shape: tuple[int, int], bands: Sequence[int] | None = None
+    ) -> tuple[Shaped[ndarray, "b h w"], Bool[ndarray, "h w"]]:
+        """Return `window`, which lies inside the image, as (height, width) = `shape` pixels, and the valid ones.
+
+        Nearest pixels, from the file's overviews where it has any. Otherwise as `read`.
+
+        Raises:
+            InputError: as `read`.
+            ValueError: when the image is resampled.
+        """
+        if self._scaling:
+            raise ValueError("a resampled image has no overviews")
+        chosen = [self._indexes[band - 1] for band in bands] if bands else self._indexes
+        nodata = [self.nodata[band - 1] for band in bands] if bands else self.nodata
+        pixels = self._decode(window, chosen, shape=shape)
+        valid = valid_pixels(pixels, nodata, self.info.validity.nodata)[0] & self._unmasked(window, shape)
+        pixels[:, ~valid] = 0
+        return pixels, valid
+
+    @property
+    def has_overviews(self) -> bool:
+        """Whether the file has overviews."""
+        return bool(self._raster.overviews(1))
 
     def read_raw(self, window: Window) -> Shaped[ndarray, "b h w"]:
         """Return the stored pixels of `window`, which lies inside the image, ignoring nodata and masks.
@@ -272,19 +295,22 @@ class Image:
             pixels[:, ~valid] = 0
         return pixels, valid, missing
 
-    def _unmasked(self, window: Window) -> Bool[ndarray, "h w"]:
-        visible = np.ones((window.height, window.width), bool)
+    def _unmasked(self, window: Window, shape: tuple[int, int] | None = None) -> Bool[ndarray, "h w"]:
+        visible = np.ones(shape or (window.height, window.width), bool)
         if self._alpha is not None:
-            visible[:] = self._decode(window, [self._alpha])[0]
+            visible[:] = self._decode(window, [self._alpha], shape=shape)[0]
         elif self._masked:
-            visible[:] = self._decode(window, [1], masks=True)[0]
+            visible[:] = self._decode(window, [1], masks=True, shape=shape)[0]
         return visible
 
-    def _decode(self, window: Window, indexes: list[int], masks: bool = False) -> Shaped[ndarray, "b h w"]:
+    def _decode(
+        self, window: Window, indexes: list[int], masks: bool = False, shape: tuple[int, int] | None = None
+    ) -> Shaped[ndarray, "b h w"]:
         read = self._raster.read_masks if masks else self._raster.read
+        out_shape = None if shape is None else (len(indexes), *shape)
         try:
             with self._decoding():
-                pixels: ndarray = read(indexes, window=window.to_rasterio())
+                pixels: ndarray = read(indexes, window=window.to_rasterio(), out_shape=out_shape)
         except (*RASTER_ERRORS, OSError) as error:
             raise InputError(
                 f"{self.info.path}: rows {window.row} to {window.stop_row}, columns {window.col} to {window.stop_col}, "

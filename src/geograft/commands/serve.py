@@ -1,0 +1,181 @@
+"""`geograft serve`: a project or a run with its rasters and maps, as a map in the browser of this machine."""
+
+import secrets
+import socket
+import webbrowser
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from geograft.card import read_card
+from geograft.config.projects import PROJECT_FILE, read_project
+from geograft.dataset.scenes import scene_names
+from geograft.errors import InputError, SettingError
+from geograft.files import StrPath, to_paths
+from geograft.geo.rasters.tags import sibling_path
+from geograft.interrupts import Interrupted
+from geograft.legend import BACKGROUND_COLOUR
+from geograft.progress import announce
+from geograft.serve.layers import SIBLINGS, ShownClass, Subject, layers_of, map_classes, read_info
+
+HOST = "127.0.0.1"
+PORT = 8753
+TOKEN_BYTES = 24
+MAX_CONNECTIONS = 200
+CLOSE_S = 5
+"""Time that open requests have to end when the server does."""
+PACKAGES = ("fastapi", "uvicorn", "PIL")
+
+
+def serve(
+    path: StrPath,
+    rasters: StrPath | Sequence[StrPath] = (),
+    port: int = PORT,
+    open_browser: bool = False,
+    read_only: bool = False,
+) -> None:
+    """Show a project, or a run with `rasters` (images and class maps), in the browser, until it is interrupted.
+
+    Prints the address, which contains a token that is new each time. Listens on this machine only. With `port` 0, any
+    free port. `open_browser` opens the address; `read_only` changes nothing for whoever has the address.
+
+    Raises:
+        InputError: when there is nothing to show, or a raster cannot be read.
+        SettingError: when the port is in use, or the extra `serve` is not installed.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise SettingError(f"geograft serve needs {', '.join(missing)}: pip install 'geograft[serve]'.")
+    subject = served_subject(Path(path), to_paths(rasters))
+    layers_of(subject)  # what cannot be shown is told now
+    with listening_socket(port) as listener:
+        _run(subject, listener, open_browser, read_only)
+
+
+def listening_socket(port: int) -> socket.socket:
+    """Return a socket that listens on a port of this machine.
+
+    Raises:
+        SettingError: when the port is in use or not allowed.
+    """
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        listener.listen(MAX_CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise SettingError(f"port {port} cannot be used: {reason}. Choose another --port, or 0 for any.") from error
+    return listener
+
+
+def _run(subject: Subject, listener: socket.socket, open_browser: bool, read_only: bool) -> None:
+    import uvicorn  # noqa: PLC0415 (an extra)
+
+    from geograft.serve.app import create_app  # noqa: PLC0415 (needs the extra)
+    from geograft.serve.guard import Access  # noqa: PLC0415
+
+    port = listener.getsockname()[1]
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    access = Access(token, (f"{HOST}:{port}", f"localhost:{port}"), read_only)
+    config = uvicorn.Config(
+        create_app(subject, access),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        http="h11",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=CLOSE_S,
+    )
+    address = f"http://{HOST}:{port}/#{token}"
+    announce(f"{subject.title} is at {address}")
+    announce("Only this machine and whoever has the address can see it. Ctrl-C ends it.")
+    if open_browser:
+        webbrowser.open(address)
+    try:
+        # uvicorn ends at SIGINT and SIGTERM, and raises them again when it has ended.
+        uvicorn.Server(config).run(sockets=[listener])
+    except Interrupted:
+        announce("Ended.")
+
+
+def served_subject(path: Path, rasters: Sequence[Path]) -> Subject:
+    """Return what is shown of a project's folder, or of a run with rasters.
+
+    Raises:
+        InputError: when `path` is neither, or something cannot be read.
+        SettingError: when a project is given with rasters.
+    """
+    if not (path / PROJECT_FILE).exists():
+        return run_subject(path, rasters)
+    if rasters:
+        raise SettingError(f"{path} is a project, which has its own images: {rasters[0]} is not shown. Leave it out.")
+    return project_subject(path)
+
+
+def project_subject(folder: Path) -> Subject:
+    """Return what is shown of a project: its images, and what `geograft go` makes of them.
+
+    Raises:
+        InputError: when its settings cannot be read.
+    """
+    settings, _ = read_project(folder)
+    paths = [folder / path for path in settings.images]
+    names = scene_names(paths)
+    classes = tuple(ShownClass(i, each.name, each.colour) for i, each in enumerate(settings.classes, start=1))
+    maps = tuple((name, folder / "maps" / f"{name}.tif") for name in names)
+    own = {
+        "report.html": ("Report", folder / "run" / "report.html"),
+        "labels.gpkg": ("Labels and areas", folder / "labels.gpkg"),
+        "suggested.gpkg": ("Areas to label next", folder / "suggested.gpkg"),
+    }
+    images = tuple(zip(names, paths, strict=True))
+    return Subject(settings.title, "project", classes, images, maps, folder, map_downloads(maps) | own)
+
+
+def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
+    """Return what is shown of a run: images, and class maps with the probabilities and so on beside them.
+
+    Raises:
+        InputError: when it is not a run, there are no rasters, or one cannot be read.
+    """
+    card = read_card(run)
+    if not rasters:
+        raise InputError(f"{run} is a run, which has no raster to show. Give images and maps: serve {run} RASTER ...")
+    names = scene_names(rasters)
+    is_map = [_is_class_map(path) for path in rasters]
+    images, maps = (
+        tuple((name, path) for name, path, own in zip(names, rasters, is_map, strict=True) if own == wanted)
+        for wanted in (False, True)
+    )
+    legend = card.legend
+    classes = tuple(
+        ShownClass(value, name, colour)
+        for value, name, colour in zip(legend.values, legend.names, legend.colours, strict=True)
+        if colour != BACKGROUND_COLOUR
+    )
+    return Subject(card.name, "run", classes, images, maps, downloads=map_downloads(maps))
+
+
+def _is_class_map(path: Path) -> bool:
+    try:
+        map_classes(read_info(path))
+    except InputError:
+        read_info(path)  # an error of its own if it is no raster
+        return False
+    return True
+
+
+def map_downloads(maps: Sequence[tuple[str, Path]]) -> dict[str, tuple[str, Path]]:
+    """Return title and file of the maps and of what lies beside them, by file name."""
+    found: dict[str, tuple[str, Path]] = {}
+    for name, path in maps:
+        found[path.name] = f"Map of {name}", path
+        for what in SIBLINGS.values():
+            sibling = sibling_path(path, what)
+            found[sibling.name] = f"{what.capitalize()} of {name}", sibling
+        found[f"{path.stem}.gpkg"] = f"Polygons of {name}", path.with_suffix(".gpkg")
+    return found

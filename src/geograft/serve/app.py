@@ -1,0 +1,460 @@
+"""The web application: the page, and the API under /api that it uses. Every request passes `geograft.serve.guard`.
+
+Requests are handled in a few threads, one at a time in each; rasters are opened for a request and closed after it, so
+that a map that was replaced is shown at once.
+"""
+
+import asyncio
+import json
+import mimetypes
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from anyio import to_thread
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteError
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from geograft.errors import GeograftError
+from geograft.geo.measure import resolution_m
+from geograft.geo.rasters.raster import Image
+from geograft.geo.vectors.label_edits import ConflictError
+from geograft.geo.webmap import MAX_ZOOM, WebTile, is_on_earth, read_tile
+from geograft.serve import measures, pictures
+from geograft.serve.guard import Access, Guard
+from geograft.serve.jobs import BusyError, Jobs, Latest, MissingJobError
+from geograft.serve.labels import Feature, FeatureError, Labels, LayerName, MissingFeatureError, suggestions
+from geograft.serve.layers import Layer, Subject, file_revision, layers_of
+
+THREADS = 4
+POLL_S, HEARTBEAT_S = 1.0, 15.0
+"""How often files are looked at for changes, and how often a stream says that it is alive."""
+STREAM_S = 0.25
+MAX_STREAMS = 32
+EMPTY = Response(status_code=204)
+STATUS: tuple[tuple[type[GeograftError], int], ...] = (
+    (MissingFeatureError, 404),
+    (MissingJobError, 404),
+    (BusyError, 409),
+    (FeatureError, 422),
+    (GeograftError, 422),
+)
+PAGE = Path(__file__).with_name("page")
+ETAG = '"{}"'
+IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
+
+
+class Service:
+    """What the requests of one server share."""
+
+    def __init__(self, subject: Subject, access: Access) -> None:
+        self.subject, self.access = subject, access
+        self.labels, self.latest = Labels(subject), Latest()
+        trains = subject.folder is not None and not access.read_only
+        self.jobs = Jobs(subject.folder, self.latest.publish) if trains and subject.folder else None
+        self.streams = 0
+        self._stop = threading.Event()
+        self._labels_state = ""
+
+    @property
+    def revision(self) -> str:
+        """Changes when a raster or a file that can be downloaded does."""
+        files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
+        return file_revision(*files, self.subject.suggestions)
+
+    @property
+    def can_label(self) -> bool:
+        """Whether labels can be changed."""
+        path = self.subject.label_file
+        return path is not None and path.is_file() and not self.access.read_only
+
+    def layer(self, identity: str) -> Layer:
+        """Return a layer by its id.
+
+        Raises:
+            HTTPException: 404 if there is none.
+            InputError: when the rasters cannot be read.
+        """
+        for layer in layers_of(self.subject):
+            if layer.id == identity:
+                return layer
+        raise HTTPException(404, f"There is no layer {identity[:60]!r}.")
+
+    def watch(self) -> None:
+        """Report changes of files until `close`."""
+        while not self._stop.is_set():
+            # A file that cannot be read now, such as one that is locked, is read again later.
+            with suppress(GeograftError, OSError):
+                self.report_changes()
+            self._stop.wait(POLL_S)
+
+    def report_changes(self) -> None:
+        """Publish the revisions of the project and of the labels, which are read only if their file has changed."""
+        self.latest.publish("project", {"revision": self.revision})
+        path = self.subject.label_file
+        if path is None or not path.is_file():
+            return
+        state = file_revision(path, path.with_name(f"{path.name}-wal"))
+        if state != self._labels_state:
+            self.latest.publish("labels", {"revision": self.labels.revision()})
+            self._labels_state = state
+
+    def close(self) -> None:
+        """End the streams, and the job with its work saved."""
+        self._stop.set()
+        self.latest.closed = True
+        if self.jobs:
+            self.jobs.close()
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of the application."""
+    service: Service = request.app.state.service
+    return service
+
+
+Shared = Annotated[Service, Depends(service_of)]
+Identity = Annotated[str, PathParameter(max_length=60)]
+Zoom = Annotated[int, PathParameter(ge=0, le=MAX_ZOOM)]
+Position = Annotated[int, PathParameter(ge=0, lt=2**MAX_ZOOM)]
+FeatureId = Annotated[int, PathParameter(ge=1, lt=2**63)]
+Percentile = Annotated[float, Query(ge=0, le=100)]
+Bands = Annotated[str, Query(pattern=r"^([0-9]{1,4}(,[0-9]{1,4},[0-9]{1,4})?)?$")]
+Version = Annotated[str, Query(max_length=100)]
+Match = Annotated[str, Header(max_length=100)]
+
+api = APIRouter(prefix="/api")
+
+
+class FeatureBody(BaseModel):
+    """A feature to store."""
+
+    feature: Feature
+
+
+class GeometryBody(BaseModel):
+    """A polygon to cut out."""
+
+    geometry: dict[str, Any]
+
+
+class JobBody(BaseModel):
+    """A job to start."""
+
+    kind: Literal["go"] = "go"
+
+
+@api.get("/project")
+def get_project(service: Shared) -> dict[str, Any]:
+    """Return the title, the classes and the layers, and what can be done."""
+    subject, layers = service.subject, layers_of(service.subject)
+    first = layers[0]
+    bounds = np.array([layer.raster.place.bounds for layer in layers])
+    crs = first.raster.place.grid.crs
+    return {
+        "title": subject.title,
+        "kind": subject.kind,
+        "read_only": service.access.read_only,
+        "georeferenced": all(is_on_earth(layer.raster.place.grid.crs) for layer in layers),
+        "crs": None if crs is None else crs.name,
+        "pixel_size_m": resolution_m(first.raster.place.grid),
+        "bounds": [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()],
+        "classes": [{"value": one.value, "name": one.name, "color": one.colour} for one in subject.classes],
+        "layers": [layer.content for layer in layers],
+        "can": {"label": service.can_label, "train": service.jobs is not None, "export": bool(subject.downloads)},
+        "revision": service.revision,
+    }
+
+
+@api.get("/layers/{identity}/tiles/{z}/{x}/{y}.png", response_class=Response)
+def get_tile(  # noqa: PLR0913, PLR0917 (the parts of an address)
+    service: Shared,
+    identity: Identity,
+    z: Zoom,
+    x: Position,
+    y: Position,
+    bands: Bands = "",
+    low: Percentile = 2.0,
+    high: Percentile = 98.0,
+    v: Version = "",
+) -> Response:
+    """Return a tile of a layer in its colours, clear where it has no pixel."""
+    layer, tile = service.layer(identity), _tile(z, x, y)
+    if low >= high:
+        raise HTTPException(422, f"low is {low:g} and high is {high:g}; low must be less.")
+    numbers = tuple(map(int, bands.split(","))) if bands and layer.kind == "image" else layer.bands
+    if not all(1 <= number <= layer.raster.info.bands for number in numbers):
+        raise HTTPException(422, f"bands are {bands}; this image has bands 1 to {layer.raster.info.bands}.")
+    with Image.open(layer.raster.path) as image:
+        found = read_tile(image, layer.raster.place, tile, numbers)
+        if found is None:
+            return EMPTY
+        if layer.kind == "image" and not (layer.raster.info.palette and numbers == (1,)):
+            limits = _limits(layer.raster.path, layer.raster.revision, numbers, low, high)
+            return _png(pictures.stretched(*found, limits))
+        table = image.colour_table() if layer.kind == "image" else np.zeros((256, 3), np.uint8)
+    if layer.kind == "image":
+        return _png(pictures.palette_colours(*found, table))
+    if layer.kind == "classes":
+        return _png(pictures.class_colours(*found, layer.colours))
+    if layer.kind == "applicability":
+        return _png(pictures.inside_outside(*found))
+    return _png(pictures.shaded(pictures.value_codes(*found), layer.kind == "uncertainty"))
+
+
+@api.get("/layers/{identity}/values/{z}/{x}/{y}.png", response_class=Response)
+def get_values(service: Shared, identity: Identity, z: Zoom, x: Position, y: Position, v: Version = "") -> Response:
+    """Return a tile of values from 0 to 1 as red in steps of 1/250, 255 where there is none."""
+    layer, tile = service.layer(identity), _tile(z, x, y)
+    if layer.kind not in ("probability", "uncertainty"):
+        raise HTTPException(404, f"The layer {identity} has no values from 0 to 1.")
+    with Image.open(layer.raster.path) as image:
+        found = read_tile(image, layer.raster.place, tile, layer.bands)
+    return EMPTY if found is None else _png(pictures.value_picture(pictures.value_codes(*found)))
+
+
+def _tile(z: int, x: int, y: int) -> WebTile:
+    tile = WebTile(z, x, y)
+    if not tile.is_on_map():
+        raise HTTPException(404, f"Zoom {z} has no tile {x}, {y}.")
+    return tile
+
+
+@lru_cache(maxsize=256)
+def _limits(path: Path, revision: str, bands: tuple[int, ...], low: float, high: float) -> Any:
+    with Image.open(path) as image:
+        return pictures.sample_percentiles(image, bands, low, high)
+
+
+def _png(picture: pictures.Rgba) -> Response:
+    return Response(pictures.png(picture), media_type="image/png", headers=IMMUTABLE)
+
+
+@api.get("/layers/{identity}/pixel")
+def get_pixel(
+    service: Shared,
+    identity: Identity,
+    lng: Annotated[float, Query(ge=-180, le=180)],
+    lat: Annotated[float, Query(ge=-90, le=90)],
+) -> dict[str, Any]:
+    """Return the values of the pixel at a place."""
+    found = measures.pixel_values(service.layer(identity), lng, lat)
+    if found is None:
+        raise HTTPException(404, "There is no pixel of this layer.")
+    return found
+
+
+@api.get("/layers/{identity}/area")
+def get_area(service: Shared, identity: Identity, threshold: Annotated[float, Query(ge=0, le=1)]) -> dict[str, Any]:
+    """Return the area where the probability reaches a threshold, and its IoU in the labelled scoring areas."""
+    layer = service.layer(identity)
+    if layer.kind != "probability":
+        raise HTTPException(404, f"The layer {identity} has no threshold.")
+    areas, labels = service.labels.sample(layer)
+    return measures.area_above(layer, threshold) | measures.iou_at(layer, threshold, areas, labels)
+
+
+@api.get("/suggestions")
+def get_suggestions(service: Shared) -> dict[str, Any]:
+    """Return the areas to label next as GeoJSON, the most useful first."""
+    return suggestions(service.subject)
+
+
+@api.post("/jobs")
+def post_job(service: Shared, body: JobBody) -> dict[str, Any]:
+    """Start a job: train and map."""
+    if service.jobs is None:
+        raise HTTPException(403, "Only the server of a project starts jobs.")
+    return asdict(service.jobs.start())
+
+
+@api.get("/jobs")
+def get_jobs(service: Shared) -> list[dict[str, Any]]:
+    """Return the last job, if there was any."""
+    return [asdict(job) for job in service.jobs.all] if service.jobs else []
+
+
+@api.delete("/jobs/{identity}")
+def delete_job(service: Shared, identity: FeatureId) -> dict[str, Any]:
+    """Cancel a job; what is finished is kept."""
+    if service.jobs is None:
+        raise HTTPException(404, "This server has no jobs.")
+    return asdict(service.jobs.cancel(identity))
+
+
+@api.get("/events", response_class=StreamingResponse)
+async def get_events(service: Shared) -> StreamingResponse:
+    """Return changes of the job, the project and the labels as they happen, as server-sent events."""
+    if service.streams >= MAX_STREAMS:
+        raise HTTPException(503, f"There are {MAX_STREAMS} pages open already. Close some.")
+    return StreamingResponse(_stream(service), media_type="text/event-stream")
+
+
+async def _stream(service: Service) -> AsyncIterator[str]:
+    count, quiet_s = 0, 0.0
+    service.streams += 1
+    try:
+        while not service.latest.closed:
+            count, changes = service.latest.since(count)
+            for kind, data in changes:
+                yield f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+            quiet_s = 0.0 if changes else quiet_s + STREAM_S
+            if quiet_s >= HEARTBEAT_S:
+                quiet_s = 0.0
+                yield ": still here\n\n"
+            await asyncio.sleep(STREAM_S)
+    finally:
+        service.streams -= 1
+
+
+@api.get("/history")
+def get_history(service: Shared) -> list[dict[str, Any]]:
+    """Return the scores of the rounds of labelling and training."""
+    return []
+
+
+@api.get("/files")
+def get_files(service: Shared) -> list[dict[str, Any]]:
+    """Return the files that can be downloaded."""
+    existing = [(name, *entry) for name, entry in service.subject.downloads.items() if entry[1].is_file()]
+    return [{"name": name, "title": title, "bytes": path.stat().st_size} for name, title, path in existing]
+
+
+@api.get("/files/{name}", response_class=FileResponse)
+def get_file(service: Shared, name: Identity) -> FileResponse:
+    """Return one of these files."""
+    _, path = service.subject.downloads.get(name, ("", None))
+    if path is None or not path.is_file():
+        raise HTTPException(404, f"There is no file {name[:60]!r}.")
+    return FileResponse(path, filename=name, media_type="application/octet-stream")
+
+
+@api.get("/{layer}")
+def get_features(service: Shared, layer: LayerName, response: Response) -> dict[str, Any]:
+    """Return all labels or areas as GeoJSON."""
+    found = service.labels.collection(layer)
+    response.headers["etag"] = ETAG.format(found["revision"])
+    return found
+
+
+@api.post("/{layer}")
+def post_feature(service: Shared, layer: LayerName, body: FeatureBody, if_match: Match = "") -> Response:
+    """Add a label or an area, and return it with its id."""
+    return _written(service, layer, if_match, lambda revision: service.labels.add(layer, body.feature, revision))
+
+
+@api.put("/{layer}/{identity}")
+def put_feature(
+    service: Shared, layer: LayerName, identity: FeatureId, body: FeatureBody, if_match: Match = ""
+) -> Response:
+    """Change a label or an area, and return it."""
+    change = service.labels.change
+    return _written(service, layer, if_match, lambda revision: change(layer, identity, body.feature, revision))
+
+
+@api.delete("/{layer}/{identity}")
+def delete_feature(service: Shared, layer: LayerName, identity: FeatureId, if_match: Match = "") -> Response:
+    """Delete a label or an area."""
+    return _written(service, layer, if_match, lambda revision: ({}, service.labels.remove(layer, identity, revision)))
+
+
+@api.post("/labels/{identity}/subtract")
+def subtract(service: Shared, identity: FeatureId, body: GeometryBody, if_match: Match = "") -> Response:
+    """Cut a polygon out of a label, and return the features that remain of it."""
+    cut = service.labels.subtract
+    return _written(service, "labels", if_match, lambda revision: cut(identity, body.geometry, revision))
+
+
+def _written(service: Service, layer: LayerName, if_match: str, write: Callable[[str], tuple[Any, str]]) -> Response:
+    """Return the answer to a change of the label file, with the new revision, or the present features if it was stale.
+
+    Raises:
+        HTTPException: 428 without a revision.
+    """
+    revision = if_match.strip().removeprefix("W/").strip('"')
+    if not revision:
+        raise HTTPException(428, "Send the revision of the labels that you have seen in the header If-Match.")
+    try:
+        content, after = write(revision)
+    except ConflictError as error:
+        present = service.labels.collection(layer)
+        headers = {"etag": ETAG.format(present["revision"])}
+        return JSONResponse({"detail": str(error), "collection": present}, 409, headers)
+    service.latest.publish("labels", {"revision": after})
+    return JSONResponse(content, headers={"etag": ETAG.format(after)})
+
+
+class PageFiles(StaticFiles):
+    """The built page; the names of its assets change with their content."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Return a file of the page."""
+        response = await super().get_response(path, scope)
+        if path.startswith("assets/") and response.status_code == 200:
+            response.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+async def _geograft_error(request: Request, error: Exception) -> JSONResponse:
+    status = next(status for kind, status in STATUS if isinstance(error, kind))
+    return JSONResponse({"detail": str(error)}, status)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StarletteError)
+    return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    if tuple(fault["loc"]) == ("path", "layer"):
+        return JSONResponse({"detail": "Not Found"}, 404)
+    where = ".".join(map(str, fault["loc"][1:])) or "the request"
+    return JSONResponse({"detail": f"{where}: {fault['msg']}"[:500]}, 422)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
+    watcher = threading.Thread(target=service.watch, name="geograft-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        await to_thread.run_sync(service.close)
+
+
+def create_app(subject: Subject, access: Access, page: Path = PAGE) -> Guard:
+    """Return the web application that shows `subject`; `page` is the folder of the built page."""
+    app = FastAPI(
+        title="Geograft", version=version("geograft"), lifespan=_lifespan, docs_url=None, redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )  # fmt: skip
+    app.state.service = Service(subject, access)
+    app.include_router(api)
+    for kind, handler in (
+        (GeograftError, _geograft_error),
+        (StarletteError, _http_error),
+        (RequestValidationError, _validation_error),
+    ):
+        app.add_exception_handler(kind, handler)
+    if page.is_dir():
+        # The types of a machine's registry may be others, with which browsers refuse scripts.
+        mimetypes.add_type("text/javascript", ".js")
+        mimetypes.add_type("text/javascript", ".mjs")
+        app.mount("/", PageFiles(directory=page, html=True))
+    return Guard(app, access)

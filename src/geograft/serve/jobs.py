@@ -1,0 +1,264 @@
+"""The one job of a project, `geograft go`, as a process of its own, and the latest state of everything a page follows.
+
+The process writes its progress as JSON (docs/programs.md) and is cancelled by closing its standard input, whose other
+end this process holds: however the server ends, the job saves what is finished and stops. All results are in the
+project's folder, and `go` continues from there. The state of the last job is kept in a small file, so that a server
+that starts again can say that a job was interrupted.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from geograft.errors import GeograftError
+from geograft.files import write_json
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+RECORD = ".last-job.json"
+MAX_LINE = 2**16
+MAX_MESSAGE = 500
+GRACE_S = 15.0
+"""Time that a cancelled job has to save its work, before it is terminated, and again before it is killed."""
+INTERRUPTED = "The server ended before this job did. Start it again: it continues where it stopped."
+NUMBERS = ("done", "total", "rate", "seconds_left")
+
+
+class BusyError(GeograftError):
+    """A job is running already."""
+
+
+class MissingJobError(GeograftError):
+    """There is no job with this id."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job and its progress."""
+
+    id: int
+    kind: Literal["go"]
+    state: State = "queued"
+    step: str = ""
+    done: float | None = None
+    total: float | None = None
+    rate: float | None = None
+    """Units per second."""
+    seconds_left: float | None = None
+    message: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.state in ("queued", "running")
+
+
+class Latest:
+    """The latest data of each kind of event, numbered in the order of their changes. Memory does not grow."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._data: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self.closed = False
+        """Whether the server is about to end."""
+
+    def publish(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Replace the data of a kind, if they differ."""
+        with self._lock:
+            if kind not in self._data or self._data[kind][1] != data:
+                self._count += 1
+                self._data[kind] = self._count, data
+
+    def since(self, count: int) -> tuple[int, list[tuple[str, Mapping[str, Any]]]]:
+        """Return the number of the last change, and the data that have changed after change `count`, in order."""
+        with self._lock:
+            newer = sorted((number, kind) for kind, (number, _) in self._data.items() if number > count)
+            return self._count, [(kind, self._data[kind][1]) for _, kind in newer]
+
+
+class Jobs:
+    """Runs the jobs of a project, one at a time."""
+
+    def __init__(self, folder: Path, publish: Callable[[str, Mapping[str, Any]], None], command: Sequence[str] = ()):
+        """Take the project's folder and where to report progress; `command` is run in place of `geograft go`."""
+        self._folder, self._publish = folder, publish
+        self._command = tuple(command) or (sys.executable, "-P", "-m", "geograft", "go", str(folder))
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self._cancelled, self._ended = False, threading.Event()
+        self._job = self._interrupted_job()
+        if self._job:
+            publish("job", asdict(self._job))
+
+    @property
+    def all(self) -> list[Job]:
+        """The last job, if there was any."""
+        with self._lock:
+            return [self._job] if self._job else []
+
+    def start(self) -> Job:
+        """Start a job and return it.
+
+        Raises:
+            BusyError: if one is running.
+        """
+        with self._lock:
+            if self._job and self._job.is_active:
+                raise BusyError(f"Job {self._job.id} is running already. Wait for it or cancel it.")
+            self._cancelled = False
+            self._ended = threading.Event()
+            self._set(Job(self._job.id + 1 if self._job else 1, "go", "running"))
+            assert self._job is not None
+            self._thread = threading.Thread(target=self._run, name="geograft-job", daemon=True)
+            self._thread.start()
+            return self._job
+
+    def cancel(self, identity: int) -> Job:
+        """Cancel a job, which then saves what is finished; return it. One that has ended stays as it is.
+
+        Raises:
+            MissingJobError: if there is none with this id.
+        """
+        with self._lock:
+            if self._job is None or self._job.id != identity:
+                raise MissingJobError(f"There is no job {identity}.")
+            if self._job.is_active:
+                self._cancelled = True
+                self._close_input()
+                threading.Thread(target=self._enforce, daemon=True).start()
+            return self._job
+
+    def close(self) -> None:
+        """Cancel the job that is running, and wait until it has ended."""
+        with self._lock:
+            job, thread = self._job, self._thread
+        if job and job.is_active and thread:
+            self.cancel(job.id)
+            thread.join(3 * GRACE_S)
+
+    def _run(self) -> None:
+        try:
+            process = subprocess.Popen(
+                [*self._command, "--progress", "json"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._change(state="failed", message=f"The job cannot be started: {error.strerror}.")
+            return
+        with self._lock:
+            self._process = process
+            if self._cancelled:
+                self._close_input()
+        threading.Thread(target=self._reap, args=(process,), daemon=True).start()
+        last = self._follow(process)
+        self._ended.wait()
+        code = process.returncode
+        with self._lock:
+            self._close_input()
+            self._process = None
+            cancelled = self._cancelled or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+            state: State = "done" if code == 0 else "cancelled" if cancelled else "failed"
+            self._change(state=state, message=last or f"The job ended with exit code {code}.", seconds_left=None)
+
+    def _follow(self, process: "subprocess.Popen[bytes]") -> str:
+        """Report the progress of a process until it ends, and return the last thing that it said."""
+        assert process.stderr is not None
+        last = ""
+        with process.stderr as stream:
+            for line in _lines(stream):
+                event = _parse(line)
+                if event is None:
+                    last = line.strip()[:MAX_MESSAGE] or last
+                elif event.get("event") in ("progress", "epoch"):
+                    numbers = {name: _number(event.get(name)) for name in NUMBERS}
+                    self._change(step=str(event.get("step", ""))[:MAX_MESSAGE], **numbers)
+                elif "text" in event:
+                    last = str(event["text"])[:MAX_MESSAGE]
+                    self._change(message=last)
+        return last
+
+    def _change(self, **values: Any) -> None:
+        with self._lock:
+            if self._job:
+                self._set(replace(self._job, **values))
+
+    def _set(self, job: Job) -> None:
+        before, self._job = self._job, job
+        if before is None or (before.id, before.state) != (job.id, job.state):
+            # A disk without space does not stop a job; its state is then not known after a restart.
+            with suppress(GeograftError):
+                write_json(self._folder / RECORD, asdict(job))
+        self._publish("job", asdict(job))
+
+    def _close_input(self) -> None:
+        if self._process and self._process.stdin:
+            with suppress(OSError):
+                self._process.stdin.close()
+
+    def _reap(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for the end of a process, and end its children, which may outlive it if it was killed."""
+        if hasattr(os, "waitid"):
+            # Until it is reaped, no other process group can have its id.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            _signal_group(process, signal.SIGKILL)
+        process.wait()
+        self._ended.set()
+
+    def _enforce(self) -> None:
+        """End the process group of a cancelled job that does not end by itself."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._ended.wait(GRACE_S):
+                return
+            with self._lock:
+                if self._process and not self._ended.is_set():
+                    _signal_group(self._process, number)
+
+    def _interrupted_job(self) -> Job | None:
+        """Return the job of an earlier server, if it is known; one that had not ended is cancelled now."""
+        try:
+            job = TypeAdapter(Job).validate_json((self._folder / RECORD).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return replace(job, state="cancelled", message=INTERRUPTED, seconds_left=None) if job.is_active else job
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """Send a signal to a process and its children; to the process alone where there are no groups."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            # It leads a session of its own, so its group has its id, also while it is a zombie.
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+
+
+def _lines(stream: IO[bytes]) -> Any:
+    """Yield lines, cut after MAX_LINE bytes."""
+    while line := stream.readline(MAX_LINE):
+        yield line.decode("utf-8", "replace")
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line) if line.startswith("{") else None
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

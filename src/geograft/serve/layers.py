@@ -1,0 +1,256 @@
+"""What is shown: the layers of a project or of a run with rasters, found anew when their files change.
+
+A client names a layer by its id, which is looked up in this list: no path, address or expression comes from outside.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from geograft.errors import InputError
+from geograft.files import json_digest
+from geograft.geo.rasters.raster import Image, ImageInfo
+from geograft.geo.rasters.tags import THRESHOLD_TAG, legend_from_tags, sibling_path
+from geograft.geo.webmap import Place, Plane, is_on_earth, plane_of
+from geograft.legend import BACKGROUND_COLOUR, Legend
+
+Kind = Literal["image", "classes", "probability", "uncertainty", "applicability"]
+
+SIBLINGS: Mapping[Kind, str] = {
+    "probability": "probabilities",
+    "uncertainty": "uncertainty",
+    "applicability": "applicability",
+}
+"""What a file beside a map has, by the kind of its layers."""
+
+
+@dataclass(frozen=True)
+class ShownClass:
+    """A class, with its value in maps and its colour #RRGGBB."""
+
+    value: int
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one server shows."""
+
+    title: str
+    kind: Literal["project", "run"]
+    classes: tuple[ShownClass, ...]
+    """The classes to map, without the background."""
+    images: tuple[tuple[str, Path], ...]
+    """Name of the scene and file of each image; there is at least one image or map."""
+    maps: tuple[tuple[str, Path], ...]
+    """Name of the scene and file of each class map, which need not exist yet."""
+    folder: Path | None = None
+    """The folder of the project; None for a run."""
+    downloads: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
+    """Title and file of what can be downloaded, by name; files need not exist."""
+
+    @property
+    def label_file(self) -> Path | None:
+        """The GeoPackage of labels and areas of a project."""
+        return self.folder and self.folder / "labels.gpkg"
+
+    @property
+    def suggestions(self) -> Path | None:
+        """The GeoPackage of the areas to label next."""
+        return self.folder and self.folder / "suggested.gpkg"
+
+
+@dataclass(frozen=True)
+class ShownRaster:
+    """A raster and its place on the map."""
+
+    group: str
+    """Name of the scene."""
+    path: Path
+    info: ImageInfo
+    place: Place
+
+    @property
+    def revision(self) -> str:
+        """Changes when the file does."""
+        return file_revision(self.path)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A raster, or some bands of it, as the page shows it."""
+
+    id: str
+    kind: Kind
+    title: str
+    raster: ShownRaster
+    bands: tuple[int, ...]
+    """The bands to read, counted from 1; for an image those that are shown at first."""
+    colours: Mapping[int, str] = field(default_factory=dict)
+    """Colour of each value of a class map."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Name of each value of a class map."""
+    class_value: int | None = None
+    class_name: str = ""
+    """The class of a probability; empty for other kinds."""
+    threshold: float | None = None
+    """The probability from which the map has the class."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the page is told of the layer."""
+        coarsest, finest = self.raster.place.zooms
+        return {
+            "id": self.id,
+            "group": self.raster.group,
+            "kind": self.kind,
+            "title": self.title,
+            "bounds": self.raster.place.bounds,
+            "minzoom": coarsest,
+            "maxzoom": finest,
+            "bands": self.raster.info.band_names if self.kind == "image" else [],
+            "default_bands": self.bands if self.kind == "image" else [],
+            "revision": self.raster.revision,
+            "class_value": self.class_value,
+            "threshold": self.threshold,
+        }
+
+
+def file_revision(*paths: Path | None) -> str:
+    """Return a text that changes when one of the files does; files need not exist."""
+    states = [path and path.exists() and (path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+    return json_digest(states)[:16]
+
+
+def read_info(path: Path) -> ImageInfo:
+    """Return the metadata of an image or a map; it is read again when the file has changed.
+
+    Raises:
+        InputError: when the file is missing or cannot be read.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Restore it.") from error
+    return _read_info(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _read_info(path: Path, modified_ns: int, size: int) -> ImageInfo:
+    with Image.open(path) as image:
+        return image.info
+
+
+def layers_of(subject: Subject) -> list[Layer]:
+    """Return all layers of the files that exist now; images first, each scene's in the order of Kind.
+
+    Raises:
+        InputError: when a file that exists cannot be read.
+    """
+    plane = local_plane(subject)
+    found = [_image_layer(f"image-{i}", _raster(*each, plane)) for i, each in enumerate(subject.images)]
+    for i, each in enumerate(subject.maps):
+        if each[1].is_file():
+            found += _map_layers(str(i), _raster(*each, plane), subject, plane)
+    return found
+
+
+def local_plane(subject: Subject) -> Plane:
+    """Return the plane of rasters without CRS; that of the first raster if all have one.
+
+    Raises:
+        InputError: when a file that exists cannot be read.
+    """
+    paths = [path for _, path in (*subject.images, *subject.maps) if path.is_file()]
+    grids = [read_info(path).grid for path in paths]
+    if not grids:
+        raise InputError(f"{subject.title} has no raster left to show. Restore its images.")
+    return plane_of([grid for grid in grids if not is_on_earth(grid.crs)] or grids[:1])
+
+
+def _raster(group: str, path: Path, plane: Plane) -> ShownRaster:
+    info = read_info(path)
+    own = Plane(info.grid.crs) if is_on_earth(info.grid.crs) else plane
+    return ShownRaster(group, path, info, Place(info.grid, own))
+
+
+def _image_layer(identity: str, raster: ShownRaster) -> Layer:
+    in_colour = raster.info.bands >= 3 and not raster.info.palette
+    return Layer(identity, "image", "Image", raster, (1, 2, 3) if in_colour else (1,))
+
+
+def _map_layers(number: str, raster: ShownRaster, subject: Subject, plane: Plane) -> Iterator[Layer]:
+    legend = map_classes(raster.info)
+    for i, (band, title, names) in enumerate(_class_bands(legend)):
+        colours = _colours(legend, names, subject.classes)
+        yield Layer(f"classes-{number}-{i}", "classes", title, raster, (band,), colours, names)
+    for kind, what in SIBLINGS.items():
+        path = sibling_path(raster.path, what)
+        if path.is_file():
+            sibling = _raster(raster.group, path, plane)
+            if kind == "probability":
+                yield from _probability_layers(number, sibling, legend, _thresholds(raster.info))
+            else:
+                yield Layer(f"{kind}-{number}", kind, kind.capitalize(), sibling, (1,))
+
+
+def map_classes(info: ImageInfo) -> Legend:
+    """Return the classes of a map.
+
+    Raises:
+        InputError: when the file does not say them.
+    """
+    legend = legend_from_tags(info.tags)
+    if legend is None or info.bands != (len(legend.names) if legend.overlapping else 1):
+        raise InputError(
+            f"{info.path} is not a class map: it does not say its classes. Give one of `geograft predict`."
+        )
+    return legend
+
+
+def _class_bands(legend: Legend) -> list[tuple[int, str, Mapping[int, str]]]:
+    """Return band, title and names by value of each layer of classes."""
+    if legend.overlapping:
+        return [(i, f"Map of {name}", {1: name}) for i, name in enumerate(legend.names, start=1)]
+    return [(1, "Map", dict(zip(legend.values, legend.names, strict=True)))]
+
+
+def _colours(legend: Legend, names: Mapping[int, str], shown: Sequence[ShownClass]) -> dict[int, str]:
+    """Return the colour of each value, without the background: the subject's own, or the legend's."""
+    usual = dict(zip(legend.names, legend.colours, strict=True))
+    usual = {name: colour for name, colour in usual.items() if colour != BACKGROUND_COLOUR}
+    usual |= {each.name: each.colour for each in shown}
+    return {value: usual[name] for value, name in names.items() if name in usual}
+
+
+def _thresholds(info: ImageInfo) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in info.tags.get(THRESHOLD_TAG, "").split())
+    except ValueError:
+        return ()
+
+
+def _probability_layers(
+    number: str, raster: ShownRaster, legend: Legend, thresholds: Sequence[float]
+) -> Iterator[Layer]:
+    """Yield the layers of a file of probabilities: of the positive class, or of each class."""
+    first = 1 if legend.binary else 0
+    classes = list(enumerate(zip(legend.names, legend.values, strict=True)))[first:]
+    if raster.info.bands != len(legend.names):
+        raise InputError(
+            f"{raster.path} has {raster.info.bands} bands, but its map has {len(legend.names)} classes. Map it again."
+        )
+    for i, (name, value) in classes:
+        yield Layer(
+            f"probability-{number}-{i}",
+            "probability",
+            f"Probability of {name}",
+            raster,
+            (i + 1,),
+            class_value=value,
+            class_name=name,
+            threshold=thresholds[i - first] if len(thresholds) == len(classes) else None,
+        )

@@ -1,0 +1,106 @@
+"""`geograft serve` as a user starts it: what it shows, what it refuses, and how it ends."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geograft.commands.serve import listening_socket, project_subject, serve, served_subject
+from geograft.errors import InputError, SettingError
+from geograft.serve.layers import layers_of
+from tests.support.rasters import textured, write_raster
+from tests.support.runs import TREES, make_run
+from tests.support.serving import PIXELS, write_map
+
+START = "import sys; from geograft.cli import main; main(sys.argv[1:])"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    from geograft.commands.project import project
+    from geograft.config.projects import AreaConfig
+
+    image = write_raster(tmp_path / "scene.tif", textured(3, 128, 128))
+    areas = AreaConfig(scoring_areas=2, area_px=32)
+    return project(tmp_path / "trees", image, ["tree", "water"], areas).folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run", TREES)
+
+
+def test_a_project_is_shown_with_its_classes_and_what_go_makes(project: Path) -> None:
+    subject = project_subject(project)
+    assert [layer.kind for layer in layers_of(subject)] == ["image"]
+    assert [(one.value, one.name) for one in subject.classes] == [(1, "tree"), (2, "water")]
+    assert subject.maps == (("scene", project / "maps" / "scene.tif"),)
+    write_map(project / "maps" / "scene.tif", np.zeros((PIXELS, PIXELS), np.uint8))
+    assert [layer.kind for layer in layers_of(subject)] == ["image", "classes", "probability"]
+
+
+def test_a_run_is_shown_with_images_and_maps(run: Path, tmp_path: Path) -> None:
+    image = write_raster(tmp_path / "scene.tif", textured(3, PIXELS, PIXELS))
+    made = write_map(tmp_path / "map.tif", np.full((PIXELS, PIXELS), 200, np.uint8))
+    subject = served_subject(run, (image, made))
+    assert [(layer.raster.group, layer.kind) for layer in layers_of(subject)] == [
+        ("scene", "image"), ("map", "classes"), ("map", "probability"),
+    ]  # fmt: skip
+    assert [(one.value, one.name) for one in subject.classes] == [(2, "trees")]
+    assert {"map.tif", "map.probabilities.tif", "map.gpkg"} <= set(subject.downloads)
+
+
+def test_what_cannot_be_shown_is_refused(run: Path, project: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.tif"
+    text.write_text("no image")
+    for path, rasters in ((run, ()), (run, (text,)), (tmp_path, ()), (tmp_path / "none", ()), (text, ())):
+        with pytest.raises(InputError):
+            serve(path, rasters)
+    with pytest.raises(SettingError):
+        serve(project, text)
+    (project / "project.toml").write_text("title =")
+    with pytest.raises(SettingError):
+        serve(project)
+
+
+def test_a_port_that_is_in_use_or_impossible_is_refused() -> None:
+    with listening_socket(0) as taken:
+        for port in (taken.getsockname()[1], -1, 70_000):
+            with pytest.raises(SettingError, match=str(port)):
+                listening_socket(port)
+
+
+def fetch(address: str, token: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(address, headers={"X-Geograft-Token": token})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_server_prints_its_address_answers_and_ends_at_an_interrupt(project: Path) -> None:
+    command = [sys.executable, "-c", START, "serve", str(project), "--port", "0"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        match = re.search(r"(http://127\.0\.0\.1:(\d+))/#(\S+)$", server.stderr.readline())
+        assert match is not None
+        address, port, token = match.groups()
+        assert fetch(f"{address}/api/project", token)[0] == 200
+        assert fetch(f"{address}/api/project", "wrong")[0] == 401
+        assert fetch(f"http://localhost:{port}/api/labels", token)[0] == 200
+        # Not reachable by other addresses of this machine.
+        with socket.socket() as other:
+            other.settimeout(5)
+            assert other.connect_ex(("127.0.0.2", int(port))) != 0
+        server.send_signal(signal.SIGINT)
+        rest = server.stderr.read()
+        assert server.wait(60) == 0
+    assert "Traceback" not in rest
