@@ -11,6 +11,7 @@ from tests.support.docs import PAGES, ROOT, DocumentedCommand, code_blocks, comm
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
 NOT_RUN = {
     "README.md": "the commands are those of docs/quickstart.md, which run",
+    "docs/adapt.md": "needs a trained run and a tile set of another place; see tests/commands/test_adapt.py",
     "docs/area.md": "needs the labelled sample of the demo, which takes minutes",
     "docs/compare.md": "trains several networks on the demo's scene",
     "docs/curve.md": "trains many networks; the images of the Amazon are not part of the repository",

@@ -11,6 +11,7 @@ import pytest
 
 import geograft
 from geograft.config import (
+    AdaptConfig,
     EvaluateConfig,
     ExportConfig,
     ModelConfig,
@@ -41,6 +42,7 @@ VERBS = (
     "compare",
     "curve",
     "find",
+    "adapt",
     "calibrate",
     "evaluate",
     "review",
@@ -226,6 +228,7 @@ def test_every_verb_has_a_page(verb: str) -> None:
         PrepareConfig,
         ModelConfig,
         TrainConfig,
+        AdaptConfig,
         PredictConfig,
         EvaluateConfig,
         ExportConfig,

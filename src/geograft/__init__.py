@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geograft.api.run import Run, load
     from geograft.api.tile_sets import prepare_coco, prepare_dstl, prepare_masks, prepare_vector
+    from geograft.commands.adapt import adapt
     from geograft.commands.area import area
     from geograft.commands.audit import audit
     from geograft.commands.calibrate import calibrate
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from geograft.commands.suggest import suggest
     from geograft.commands.train import train
     from geograft.config import (
+        AdaptConfig,
         EvaluateConfig,
         ExportConfig,
         ModelConfig,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(
         (
+            "AdaptConfig",
             "EvaluateConfig",
             "ExportConfig",
             "ModelConfig",
@@ -90,6 +93,7 @@ _MODULES = {
     **{
         verb: f"geograft.commands.{verb}"
         for verb in (
+            "adapt",
             "area",
             "audit",
             "calibrate",
@@ -119,6 +123,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AdaptConfig",
     "AreaConfig",
     "CocoSource",
     "DstlSource",
@@ -143,6 +148,7 @@ __all__ = [
     "Variant",
     "VectorSource",
     "WeightsError",
+    "adapt",
     "area",
     "audit",
     "calibrate",

@@ -41,6 +41,7 @@ MAX_BYTES: Mapping[str, int] = {
     "scores-*.json": 64 * MIB,
     "area*.json": 16 * MIB,
     "places/*.json": 16 * MIB,
+    "adaptation.json": 16 * MIB,
     THUMBNAIL: 4 * MIB,
 }
 """Patterns of the members' names, and their maximum sizes; * stands for no slash. A bundle has no others."""

@@ -16,7 +16,7 @@ from geograft.commands.evaluate import Evaluation, evaluate
 from geograft.commands.predict import Prediction, predict
 from geograft.commands.review import Review, review
 from geograft.commands.suggest import Suggestions, suggest
-from geograft.config import EvaluateConfig, InferenceConfig, PredictConfig, ReviewConfig, SuggestConfig
+from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, PredictConfig, ReviewConfig, SuggestConfig
 from geograft.dataset.tileset import Split
 from geograft.errors import SettingError
 from geograft.files import StrPath, json_digest, to_paths
@@ -25,6 +25,7 @@ from geograft.mapping.models import RunModel
 from geograft.text import html_table
 
 if TYPE_CHECKING:
+    import geograft.commands.adapt
     import geograft.commands.report
 
 
@@ -133,6 +134,15 @@ class Run:
         With `objects`, the name of a class, also how its objects are cleaned.
         """
         return calibrate(self._only_path("calibrate"), tiles, config, objects, out)
+
+    @keyword_settings(AdaptConfig)
+    def adapt(
+        self, tiles: StrPath, out: StrPath, *, source: StrPath | None = None, config: AdaptConfig
+    ) -> "geograft.commands.adapt.AdaptedRun":
+        """Train the run further on a few labelled tiles of another place, if that is better. See `geograft.adapt`."""
+        from geograft.commands.adapt import adapt  # noqa: PLC0415  (imports torch)
+
+        return adapt(self._only_path("adapt"), tiles, out, config, source)
 
     @keyword_settings(SuggestConfig)
     def suggest(

@@ -116,6 +116,11 @@ add_command(
     "calibrate runs/trees",
 )  # fmt: skip
 add_command(
+    app, 6, "learning:adapt",
+    "Train a run further on a few labelled tiles of another place, if that makes it better there. Resumable.",
+    "adapt runs/trees --tiles hill/ --out runs/hill",
+)  # fmt: skip
+add_command(
     app, 7, "learning:evaluate",
     "Score a run on the tiles of one split, with 95 % confidence intervals. Each pixel counts once.",
     "evaluate runs/trees --split test",
@@ -276,7 +281,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 HOW_TO_RESUME = {"train": "continue with --resume"} | dict.fromkeys(
-    ("predict", "polygons", "compare", "curve", "find", "demo"), "run the same command again to resume"
+    ("predict", "polygons", "compare", "curve", "find", "adapt", "demo"), "run the same command again to resume"
 )
 """What an interrupted command says, by name. All others write their result in one piece at the end."""
 

@@ -1,4 +1,4 @@
-"""Command-line functions of `model`, `show`, `train`, `compare`, `curve`, `find`, `calibrate` and `evaluate`."""
+"""Command-line functions of `model`, `show`, `train`, `compare`, `curve`, `find`, `adapt`, `calibrate`, `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, recipe_from, recipe_with, settings, with_progress
-from geograft.config import EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
+from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
 from geograft.errors import SettingError
 
 Split = Literal["train", "val", "test"]
@@ -190,6 +190,34 @@ def find(
 
     names = [name.strip() for name in encoders.split(",") if name.strip()]
     print_result(find(tiles, out, recipe_from(recipe, chosen), trials, minutes, names))
+
+
+@with_progress
+@settings(adapt=AdaptConfig)
+def adapt(
+    run: Path,
+    /,
+    *,
+    tiles: Path,
+    out: Path,
+    source: Path | None = None,
+    **chosen: Any,
+) -> None:
+    """Train a run further on a few labelled tiles of another place, if that makes it better there.
+
+    Tiles of the run's own place are rehearsed, so that it does not forget them. The scores are those of models that
+    were not trained on the tiles they are scored on. If they are no better than those of the run itself, no run is
+    written. Run the same command again to resume.
+
+    Args:
+        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        tiles: Folder of a tile set of the other place, with three or more tiles; all splits are used.
+        out: Folder of the adapted run.
+        source: Folder of the run's own tile set, if it was moved.
+    """
+    from geograft.commands.adapt import adapt
+
+    print_result(adapt(run, tiles, out, config_from(AdaptConfig, AdaptConfig(), chosen), source))
 
 
 @with_progress

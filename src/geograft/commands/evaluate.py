@@ -20,7 +20,7 @@ from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths, write_json
 from geograft.locks import lock_output
 from geograft.mapping.models import RunModel
-from geograft.mapping.places import refuse_used_tiles
+from geograft.mapping.places import refuse_adapted_tiles, refuse_used_tiles
 from geograft.mapping.plan import resolution_note, tile_set_band_notes
 from geograft.mapping.scoring import (
     Confusion,
@@ -426,6 +426,8 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
         raise InputError(f"{tile_set.title} has no {split} tiles. Choose another --split.")
     for run in model.runs if config.place else ():
         refuse_used_tiles(run, config.place, tile_set, tiles)
+    for run in model.runs if tile_set.meta.fingerprint != card.data_fingerprint else ():
+        refuse_adapted_tiles(run, tile_set, tiles)
     names = card.legend.names
     objects = object_class_index(config.objects, names)
     cleaning = card.cleaning if card.cleaning and card.cleaning.objects == config.objects else None

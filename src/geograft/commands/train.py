@@ -191,7 +191,7 @@ def train(
         paths = TileSetPaths.of(tiles)
         tile_set = paths.open()
         is_main = rank_of(recipe.train) == 0
-        resuming = _refuse_other_run(out, resume) if is_main else _holds_run(out)
+        resuming = _refuse_other_run(out, resume) if is_main else holds_run(out)
         if chosen is not None and not resuming:
             plan = plan_training(tile_set, recipe, chosen)
             recipe = plan.recipe
@@ -200,12 +200,19 @@ def train(
         began = read_recipe(out) if resuming and minutes is not None else None
         if began is not None:
             recipe, minutes = replace(recipe, train=replace(recipe.train, epochs=began.train.epochs)), None
-        return _train(paths, tile_set, out, recipe, resuming, minutes)
+        return train_tile_set(paths, tile_set, out, recipe, resuming, minutes)
 
 
-def _train(
-    paths: TileSetPaths, tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes: float | None
+def train_tile_set(
+    paths: TileSetPaths, tile_set: TileSet, out: Path, recipe: Recipe, resuming: bool, minutes: float | None = None
 ) -> Training:
+    """Train on an open tile set, as `train` does for the one at `paths`, which the run names as its own.
+
+    The caller holds the lock of `out`. With `resuming`, `out` holds a run, which is resumed.
+
+    Raises:
+        InputError, SettingError, WeightsError, OutputError: as in `train`.
+    """
     # Of the processes that torchrun or Slurm started, rank 0 writes and prints.
     is_main = rank_of(recipe.train) == 0
     recipe, network, data, notes = _prepare_training(tile_set, recipe)
@@ -350,7 +357,7 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     Raises:
         OutputError: if it contains a run and `resume` is not set, or something else.
     """
-    exists = _holds_run(out)
+    exists = holds_run(out)
     if exists and not resume:
         raise OutputError(f"{out} already contains a run; nothing was changed. Give --resume, or choose another --out.")
     # What a training that was killed in its first epoch may leave.
@@ -360,7 +367,8 @@ def _refuse_other_run(out: Path, resume: bool) -> bool:
     return exists
 
 
-def _holds_run(out: Path) -> bool:
+def holds_run(out: Path) -> bool:
+    """Return whether a folder has the state of a training, or a run; an interrupted change of it is completed."""
     complete_update(out)
     return (out / STATE).exists() or (out / CARD).exists()
 

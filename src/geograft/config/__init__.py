@@ -12,9 +12,10 @@ from geograft.config.inference import (
     SuggestConfig,
 )
 from geograft.config.recipes import Recipe, Variant, describe_fault, load_recipe, parse_recipe, recipe_toml
-from geograft.config.training import ModelConfig, PrepareConfig, TrainConfig
+from geograft.config.training import AdaptConfig, ModelConfig, PrepareConfig, TrainConfig
 
 __all__ = [
+    "AdaptConfig",
     "Cleaning",
     "EvaluateConfig",
     "ExportConfig",

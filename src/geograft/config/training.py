@@ -177,3 +177,22 @@ class TrainConfig:
     """Also write TensorBoard events to the run folder."""
     mlflow: str = ""
     """Also log to MLflow: a folder or the URL of a tracking server."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdaptConfig:
+    """How a run is adapted to another place; all other settings of its training are those of the run's recipe."""
+
+    rehearsal: Annotated[float, Field(ge=0, le=0.95)] = 0.75
+    """Fraction of the training tiles that are drawn from the tiles of the run itself, so that it does not forget them.
+    0: train on the new tiles alone."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Number of folds of the new tiles, at most as many as there are scenes or blocks with tiles: each is scored by a
+    model that was not trained on it."""
+    steps: Positive = 120
+    """Approximate number of optimizer steps of each training; more where the new tiles would come less than once an
+    epoch."""
+    seed: Seed = 0
+    """Random seed of the folds, the rehearsal tiles, the order of tiles and the augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""

@@ -1,4 +1,4 @@
-"""Spatial cross-validation: folds of blocks, scenes or groups, each in the test split once.
+"""Spatial cross-validation: folds of blocks, scenes or groups, each in the test split once; or folds of a few tiles.
 
 Each fold is a derived tile set: it has an index and band statistics of its own and refers to the images and masks of
 the original tile set. Learning curves and searches write subsets of the training tiles in the same way.
@@ -6,13 +6,16 @@ the original tile set. Learning curves and searches write subsets of the trainin
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import chain
 from operator import add
 from pathlib import Path
 
+import shapely
+
 from geograft.config import PrepareConfig
+from geograft.dataset.joined import project_outlines
 from geograft.dataset.splits import (
     PlannedTile,
     SplitScene,
@@ -25,9 +28,10 @@ from geograft.dataset.splits import (
 from geograft.dataset.statistics import ClassCounts, Moments, band_moments, count_classes, labelled_tiles
 from geograft.dataset.stratify import SplitBlock, assign_folds, assign_splits
 from geograft.dataset.tileset import INDEX, META, SPLITS, Split, Tile, TileSet
+from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
 from geograft.files import atomic_folder, json_digest, write_json
-from geograft.geo.grid import Grid, Window, tiling
+from geograft.geo.grid import Grid, Window, WindowIndex, tiling
 from geograft.geo.rasters.raster import Image, close_labels
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.progress import track
@@ -188,3 +192,82 @@ def _write(whole: TileSet, planned: Sequence[PlannedTile], folder: Path) -> None
     if missing:
         raise InputError(f"{folder.name} has no labelled {' and no '.join(missing)} tile. Use fewer --folds.")
     write_derived_set(whole, tiles, folder)
+
+
+@dataclass(frozen=True)
+class TileFold:
+    """A fold of the tiles of a tile set, as positions among them."""
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def independent_units(tile_set: TileSet) -> tuple[str, ...]:
+    """Return the unit of each tile, whatever its split: the scene, group or block that `units_of` gives.
+
+    If that is one unit for all, such as one group of scenes, each scene is a unit; within one scene, each tile.
+    """
+    units = units_of(replace(tile_set, tiles=tuple(replace(tile, split="val") for tile in tile_set.tiles)), "val")
+    candidates = (
+        [units.cells[cell].unit for cell in units.cell_of],
+        [tile.scene for tile in tile_set.tiles],
+        [f"tile {number}" for number in range(len(tile_set.tiles))],
+    )
+    return tuple(next((names for names in candidates if len(set(names)) >= MIN_FOLDS), candidates[-1]))
+
+
+def plan_tile_folds(tile_set: TileSet, folds: int, seed: int) -> tuple[TileFold, ...]:
+    """Return folds of all tiles of a small tile set, whatever their split: each tile is in `test` of exactly one fold.
+
+    Tiles of one of the `independent_units` are in one fold; there are at most as many folds as units. Tiles nearer to
+    one of `test` than the buffer of the tile set, or that show the same area in another scene, are not in `train`.
+
+    Raises:
+        InputError: if a fold has no training tile left.
+    """
+    tiles, units = tile_set.tiles, independent_units(tile_set)
+    blocks = [
+        SplitBlock(tile.scene, tile.window, unit, _tile_pixels(tile)) for tile, unit in zip(tiles, units, strict=True)
+    ]
+    fold_of = assign_folds(blocks, min(folds, len(set(units))), seed)
+    near = _near_tiles(tile_set)
+    found = []
+    for fold in sorted(set(fold_of)):
+        test = [position for position, own in enumerate(fold_of) if own == fold]
+        excluded = set(test).union(*(near[position] for position in test))
+        found.append(TileFold(tuple(i for i in range(len(tiles)) if i not in excluded), tuple(test)))
+    if not all(fold.train for fold in found):
+        raise InputError(
+            f"{tile_set.title}: without the tiles of a fold and those within {tile_set.meta.settings.buffer_px} pixels "
+            "of them, no tile is left to train on. Label tiles that are farther apart."
+        )
+    return tuple(found)
+
+
+def _tile_pixels(tile: Tile) -> tuple[int, ...]:
+    """Return the labelled pixels of a tile, and those of each class, to balance the folds by."""
+    labelled = tile.valid * tile.window.height * tile.window.width
+    return (round(labelled), *(round(labelled * fraction) for fraction in tile.class_fractions))
+
+
+def _near_tiles(tile_set: TileSet) -> list[set[int]]:
+    """Return for each tile the positions of those within the buffer, and of those that show the same area."""
+    margin = tile_set.meta.settings.buffer_px
+    by_place: dict[str, list[int]] = defaultdict(list)
+    windows = []
+    for number, tile in enumerate(tile_set.tiles):
+        position = tile_set.scenes[tile.scene].position
+        by_place[position.place if position else tile.scene].append(number)
+        shift = (position.row, position.col) if position else (0, 0)
+        windows.append(replace(tile.window, row=tile.window.row + shift[0], col=tile.window.col + shift[1]))
+    near: list[set[int]] = [set() for _ in windows]
+    for mine in by_place.values():
+        index = WindowIndex([windows[number] for number in mine])
+        for number in mine:
+            near[number] |= {mine[i] for i in index.query(windows[number].pad(margin))}
+    outlines = project_outlines(tile_set)
+    if outlines is not None:
+        one, other = shapely.STRtree(outlines[0]).query(outlines[0], predicate="intersects")
+        for number, neighbour in zip(one.tolist(), other.tolist(), strict=True):
+            near[number].add(neighbour)
+    return near

@@ -16,7 +16,7 @@ from geograft.dataset.tileset import Split, TileSet
 from geograft.errors import InputError
 from geograft.mapping.logit_sample import LogitSample, sample_logits
 from geograft.mapping.models import RunModel
-from geograft.mapping.places import Place, UsedTile, place_file, refuse_place
+from geograft.mapping.places import Place, place_file, refuse_adapted_tiles, refuse_place, used_tiles
 from geograft.metrics.calibration import STEPS, ThresholdChoice, best_temperature, choose_threshold
 from geograft.text import format_table, pluralise
 
@@ -64,6 +64,7 @@ def fit_place(
 
     Raises:
         InputError: if the tile set does not fit the run, or has no labelled tiles in `splits`.
+        SettingError: if the run was adapted to these tiles.
     """
     refuse_place(config)
     model = RunModel.open(run, config, temperature=1.0)
@@ -71,18 +72,16 @@ def fit_place(
     chosen = tuple(replace(tile, split="val") for tile in tile_set.tiles if tile.split in splits)
     if not chosen:
         raise InputError(f"{tile_set.folder} has no {' or '.join(splits)} tiles. Give other --splits.")
+    refuse_adapted_tiles(run, tile_set, chosen)
     sample = sample_logits(model, replace(tile_set, tiles=chosen))
     few = len(chosen) < FEW_TILES
     temperature = _temperature(sample, model.card.temperature, few)
     choices = tuple(
-        _choice(sample.group_counts[:, i], own, model.card.temperature, few)
+        limited_choice(sample.group_counts[:, i], own, few, model.card.temperature)
         for i, own in enumerate(model.card.used_thresholds)
     )
     thresholds = tuple(_rescaled(choice.threshold, 1 / temperature) for choice in choices)
-    used = tuple(
-        UsedTile(tile_set.scenes[tile.scene].digest, tile.window.row, tile.window.col, tile.window.height)
-        for tile in chosen
-    )
+    used = used_tiles(tile_set, chosen)
     kept = tuple(choice.kept for choice in choices)
     folder = str(tile_set.folder.resolve())
     place = Place(name, model.card.weights_digest, folder, temperature, thresholds, kept, used)
@@ -95,8 +94,13 @@ def _temperature(sample: LogitSample, own: float, few: bool) -> float:
     return float(np.clip(best, *limits))
 
 
-def _choice(counts: Int64[ndarray, "groups 2 1001"], own: float, temperature: float, few: bool) -> ThresholdChoice:
-    """Return the choice of a threshold in probabilities at temperature 1; `own` is at the run's temperature."""
+def limited_choice(
+    counts: Int64[ndarray, "groups 2 1001"], own: float, few: bool, temperature: float = 1.0
+) -> ThresholdChoice:
+    """Return the choice of a threshold by `choose_threshold`, limited for `few` tiles.
+
+    `counts` are of probabilities at temperature 1; `own`, the threshold from before, is at `temperature`.
+    """
     limits = LIMITS if few else (1 / STEPS, 1 - 1 / STEPS)
     lowest, highest = (_rescaled(limit, temperature) for limit in limits)
     return choose_threshold(counts, _rescaled(own, temperature), lowest, highest)

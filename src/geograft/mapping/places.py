@@ -1,15 +1,18 @@
-"""Places: a run's thresholds and temperature for another area, RUN/places/NAME.json. The run itself does not change."""
+"""Other places of a run: RUN/places/NAME.json, thresholds and temperature there, which leave the run itself as it is.
+
+And RUN/adaptation.json of an adapted run: the tiles of another place that it was adapted to.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from geograft.card import ModelCard, read_card, read_cards
-from geograft.config import InferenceConfig, describe_fault
+from geograft.config import AdaptConfig, InferenceConfig, describe_fault
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.files import write_json
@@ -19,6 +22,7 @@ from geograft.text import join_names
 
 PLACES = "places"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}$"
+ADAPTATION = "adaptation.json"
 Limit = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -120,18 +124,79 @@ def read_cards_at(runs: Sequence[Path], place: str) -> tuple[ModelCard, ...]:
 
 def refuse_used_tiles(run: Path, place: str, tile_set: TileSet, tiles: Sequence[Tile]) -> None:
     """Raise SettingError if a place of a run was calibrated on one of `tiles`, or on a tile that overlaps one."""
-    used: dict[str, list[Window]] = {}
-    for each in read_place(run, place, read_card(run)).used:
-        used.setdefault(each.image, []).append(Window(each.row, each.col, each.size, each.size))
-    seen = sum(
-        any(tile.window.intersection(window) for window in used.get(tile_set.scenes[tile.scene].digest, []))
-        for tile in tiles
-    )
+    seen = count_used(read_place(run, place, read_card(run)).used, tile_set, tiles)
     if seen:
         raise SettingError(
             f"{seen:,} of the {len(tiles):,} tiles share pixels with those that the place {place} was calibrated on. "
             "Score other tiles of that place."
         )
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Adaptation:
+    """The content of adaptation.json in an adapted run."""
+
+    run: str
+    """The run that was adapted."""
+    weights: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of its weights."""
+    tiles: str
+    """Folder of the new tiles."""
+    source: tuple[str, ...]
+    """Folders of the tile sets of the rehearsal; empty without one."""
+    rehearsal_tiles: Annotated[int, Field(ge=0)]
+    settings: AdaptConfig
+    used: Annotated[tuple[UsedTile, ...], Field(min_length=1)]
+    """The new tiles, all of which the run was trained on."""
+    scores: dict[str, Any]
+    """Scores before and after, on the new tiles out of fold, and on the held-out tiles of the source."""
+
+
+def read_adaptation(run: Path) -> Adaptation | None:
+    """Return what a run remembers of its adaptation; None if it was not adapted.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = run_file(run, ADAPTATION)
+    try:
+        return TypeAdapter(Adaptation).validate_json(path.read_bytes())
+    except OSError:
+        return None
+    except ValidationError as error:
+        raise InputError(
+            f"{path}: {describe_fault(error)}. Copy the run again, or adapt it again with geograft adapt."
+        ) from error
+
+
+def refuse_adapted_tiles(run: Path, tile_set: TileSet, tiles: Sequence[Tile]) -> None:
+    """Raise SettingError if a run was adapted on one of `tiles`, or on a tile that overlaps one."""
+    adaptation = read_adaptation(run)
+    seen = count_used(adaptation.used, tile_set, tiles) if adaptation else 0
+    if seen:
+        raise SettingError(
+            f"{run} was adapted to {seen:,} of the {len(tiles):,} tiles, or to pixels of them. Scores there, of models "
+            f"that were not trained on them, are in its {ADAPTATION}. Score other tiles of that place."
+        )
+
+
+def used_tiles(tile_set: TileSet, tiles: Sequence[Tile]) -> tuple[UsedTile, ...]:
+    """Return the record of tiles, by which they are recognised in another tile set."""
+    return tuple(
+        UsedTile(tile_set.scenes[tile.scene].digest, tile.window.row, tile.window.col, tile.window.height)
+        for tile in tiles
+    )
+
+
+def count_used(used: Sequence[UsedTile], tile_set: TileSet, tiles: Sequence[Tile]) -> int:
+    """Return how many of `tiles` are among the used ones, or share pixels with one."""
+    windows: dict[str, list[Window]] = {}
+    for each in used:
+        windows.setdefault(each.image, []).append(Window(each.row, each.col, each.size, each.size))
+    return sum(
+        any(tile.window.intersection(window) for window in windows.get(tile_set.scenes[tile.scene].digest, []))
+        for tile in tiles
+    )
 
 
 def _known_places(run: Path) -> str:

@@ -27,7 +27,12 @@ from geograft.metrics.calibration import (
     probability_counts,
 )
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.metrics.intervals import Statistic, confidence_intervals, paired_confidence_intervals
+from geograft.metrics.intervals import (
+    Statistic,
+    certainty_of_gain,
+    confidence_intervals,
+    paired_confidence_intervals,
+)
 from geograft.metrics.scores import nanmean
 
 Confusion = Int64[ndarray, "..."]
@@ -179,6 +184,12 @@ class BootstrapEstimator:
         other_flat = other.counts.reshape(len(other.counts), -1)
         values = [statistic(counts.sum(axis=0, dtype=np.float64)[None])[0] for counts in (flat, other_flat)]
         return _metrics(names, values[0] - values[1], paired_confidence_intervals(flat, other_flat, statistic))
+
+    def certainty(self, other: "BootstrapEstimator", score: str) -> float:
+        """Return the fraction of bootstrap samples in which a metric is higher than that of another map."""
+        flat, statistic, names = self._flatten()
+        found = certainty_of_gain(flat, other.counts.reshape(len(other.counts), -1), statistic)
+        return float(found[names.index(score)])
 
     def _flatten(self) -> tuple[ndarray, Statistic, tuple[str, ...]]:
         shape = self.counts.shape[1:]

@@ -69,6 +69,21 @@ def paired_confidence_intervals(
     return confidence_intervals(np.hstack([first, second]), difference, draws, level, seed)
 
 
+def certainty_of_gain(
+    first: ndarray, second: ndarray, statistic: Statistic, draws: int = DRAWS, seed: int = 0
+) -> Float64[ndarray, " f"]:
+    """Return the fraction of bootstrap samples of the units in which each score is higher in the first of two maps.
+
+    Both count arrays are (u, c), as in `paired_confidence_intervals`. A draw where a score is undefined is no gain. For
+    few units, whose confidence interval always contains 0, and for a decision that must be made on them.
+    """
+    width, higher, total = first.shape[1], 0, 0
+    for sums in bootstrap_sums(np.hstack([first, second]), draws, seed):
+        gains = statistic(sums[:, :width]) > statistic(sums[:, width:])
+        higher, total = higher + gains.sum(axis=0), total + len(gains)
+    return np.asarray(higher / total, np.float64)
+
+
 def bootstrap_sums(counts: ndarray, draws: int, seed: int) -> Iterator[Float64[ndarray, "n c"]]:
     """Yield the summed counts of `draws` bootstrap samples of the units, in chunks of draws."""
     exact = counts.astype(np.float64)
