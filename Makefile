@@ -67,6 +67,7 @@ bench-places: $(READY)  ## thresholds from a few labelled tiles of another place
 
 bench-generalisation: $(READY)  ## what in training helps in other places, at no cost in place; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/label_free.py --data $(DATA)/../places
 
 bench-adapt: $(READY)  ## five labelled tiles of another place: adapted runs, and fractions of rehearsal; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_adapt.py --data $(DATA)/../places $(BENCH)

@@ -142,26 +142,17 @@ class Comparison:
         found = mean_iou(self.laboratory, self.variant, [("landslides", "sichuan", "nepal")], self.seeds, best=True)
         return f"{found.value:.3f}"
 
-    def row(self) -> list[str]:
-        """Return the row of the screen's table."""
+    def row(self, kinds: Sequence[str]) -> list[str]:
+        """Return the row of the screen's table, with a column for each of `kinds`; empty for those without runs."""
         asked = [(False, False), (True, False), (True, True)]
+        own = [replace(self, kinds=(kind,)) if kind in self.kinds else None for kind in kinds]
         if self.variant is VARIANTS[0]:
             cells = [f"{self.means(*each).value:.3f}" for each in asked]
-            cells += [f"{self._of(kind).means(elsewhere=True).value:.3f}" for kind in self._kinds]
+            cells += [f"{each.means(elsewhere=True).value:.3f}" if each else "" for each in own]
         else:
             cells = [difference_text(self.difference(*each)) for each in asked]
-            cells += [
-                f"{self._of(kind).difference(elsewhere=True).value:+.3f}" if is_possible(self.variant, kind) else ""
-                for kind in self._kinds
-            ]
+            cells += [f"{each.difference(elsewhere=True).value:+.3f}" if each else "" for each in own]
         return [self.variant.name, *cells, self.nepal()]
-
-    @property
-    def _kinds(self) -> list[str]:
-        return elsewhere_kinds(self.kinds)
-
-    def _of(self, kind: str) -> "Comparison":
-        return replace(self, kinds=(kind,))
 
 
 def elsewhere_kinds(kinds: Sequence[str]) -> list[str]:
@@ -179,9 +170,22 @@ def screen_table(comparisons: Sequence[Comparison]) -> str:
     """Return the table of all variants."""
     kinds = elsewhere_kinds(comparisons[0].kinds)
     head = ["variant", "in place", "elsewhere", "elsewhere, best thresholds", *kinds, "Nepal, best threshold"]
-    rows = [each.row() for each in comparisons]
+    rows = [each.row(kinds) for each in comparisons]
     rows[0][0] = f"**{rows[0][0]}**"
     return page.table(head, rows)
+
+
+def compared(
+    laboratory: Laboratory, variants: Sequence[Variant], kinds: Sequence[str], seeds: Sequence[int]
+) -> list[Comparison]:
+    """Return the comparisons of the variants, each on the kinds that it and the default have all runs of."""
+    found = []
+    for variant in variants:
+        needed = {kind: planned([VARIANTS[0], variant], [kind], seeds) for kind in kinds if is_possible(variant, kind)}
+        finished = tuple(kind for kind, runs in needed.items() if all(laboratory.path(run).exists() for run in runs))
+        if elsewhere_kinds(finished):
+            found.append(Comparison(laboratory, variant, finished, tuple(seeds)))
+    return found
 
 
 def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -241,21 +245,30 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(PLACES), choices=list(PLACES), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the screen (default 0)")
     parser.add_argument("--fresh-seeds", type=int, nargs="*", default=[1, 2], help="of the best three (default 1 2)")
+    parser.add_argument("--variants", nargs="+", default=[each.name for each in VARIANTS], help="default: all")
+    parser.add_argument("--encoder", default=LITE0["encoder"], help=f"default {LITE0['encoder']}; another --folder too")
+    parser.add_argument("--weights", default=LITE0["weights"], help=f"default {LITE0['weights']}")
+    parser.add_argument("--finished", action="store_true", help="train nothing: tables of the finished runs")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/places.md")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    laboratory = Laboratory(given.data, given.folder, load_recipe(Path("default")).with_settings(model=LITE0))
+    model = {"encoder": given.encoder, "weights": given.weights}
+    laboratory = Laboratory(given.data, given.folder, load_recipe(Path("default")).with_settings(model=model))
     kinds, seeds, fresh = tuple(given.kinds), tuple(given.seeds), tuple(given.fresh_seeds)
-    laboratory.fill(planned(VARIANTS, kinds, seeds))
-    screened = [Comparison(laboratory, variant, kinds, seeds) for variant in VARIANTS]
+    variants = [VARIANTS[0], *(each for each in VARIANTS[1:] if each.name in given.variants)]
+    if not given.finished:
+        laboratory.fill(planned(variants, kinds, seeds))
+    screened = compared(laboratory, variants, kinds, seeds)
     tables = [screen_table(screened)]
     print(tables[0], flush=True)
     chosen = best_of(screened)
-    if fresh:
+    if fresh and not given.finished:
         laboratory.fill(planned([VARIANTS[0], *chosen], kinds, fresh))
-        tables.append(confirmation_table([Comparison(laboratory, variant, kinds, fresh) for variant in chosen]))
+    confirmed = compared(laboratory, chosen, kinds, fresh) if fresh else []
+    if confirmed:
+        tables.append(confirmation_table(confirmed))
     about = (
         f"Screen: seed {' '.join(map(str, seeds))}; fresh seeds: {' '.join(map(str, fresh)) or 'none'}. "
         f"{machine.describe(('torch', 'timm'))}"

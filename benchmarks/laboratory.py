@@ -13,7 +13,7 @@ import torch
 from numpy import ndarray
 
 from geograft import MaskSource, prepare
-from geograft.card import STATE
+from geograft.card import STATE, WEIGHTS
 from geograft.commands.compare import slug
 from geograft.commands.train import scaling_of, training_data
 from geograft.config import Recipe
@@ -23,6 +23,7 @@ from geograft.files import atomic_write, json_digest
 from geograft.legend import IGNORE
 from geograft.metrics.calibration import probability_counts
 from geograft.networks.network import Network, build
+from geograft.training.checkpoint import load_weights
 from geograft.training.loader import Scaling
 from geograft.training.loop import fit
 from tile_changes import (
@@ -178,12 +179,18 @@ class Laboratory:
         (folder / STATE).unlink(missing_ok=True)
         return network, scaling
 
+    def trained(self, run: Run) -> tuple[Network, Scaling]:
+        """Return the network of a finished run, for prediction, and its scaling."""
+        recipe, tiles = self.recipe_of(run), self.joined(run)
+        network = build(recipe.model, tiles.meta.bands, 1, pretrained=False)
+        load_weights(self.path(run).with_suffix("") / WEIGHTS, network)
+        return network.eval(), scaling_of(tiles.meta, network, recipe.train.normalise)
+
     def predict(self, run: Run, network: Network, scaling: Scaling) -> Iterator[tuple[str, ndarray]]:
         """Yield the histograms of each scene that the run has not seen, by "place:scene"."""
         for place in PLACES[run.kind]:
             tiles = self.tiles(run.kind, place)
-            scenes = {tile.scene for tile in tiles.tiles if place not in run.sources or tile.split == "test"}
-            for scene in sorted(scenes):
+            for scene in held_out_scenes(tiles, place, run):
                 image, label = read_scene(tiles, scene)
                 image = standardise(image) if run.variant.per_image else image
                 yield f"{place}:{scene}", probability_histogram(network, scaling(image), label)
@@ -220,6 +227,11 @@ class StandardisedTiles:
         image, label = self.samples[index]
         mean, std = self.statistics[self.samples.tiles[index].scene]
         return ((image - mean) / std).astype(np.float32), label
+
+
+def held_out_scenes(tiles: TileSet, place: str, run: Run) -> list[str]:
+    """Return the scenes of a place that a run has not seen."""
+    return sorted({tile.scene for tile in tiles.tiles if place not in run.sources or tile.split == "test"})
 
 
 def read_scene(tiles: TileSet, scene: str) -> tuple[ndarray, ndarray]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
@@ -57,7 +57,7 @@ def test_the_package_has_all_weights_of_lite0() -> None:
     assert origin.scaling == PACKAGE_SCALING
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3", "test_vit"])
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "swin_tiny_patch4_window7_224", "inception_v3"])
 def test_networks_without_a_pyramid_are_rejected_in_one_line(name: str) -> None:
     with pytest.raises(SettingError, match=f"{name!r} .*tf_efficientnet_b0") as caught:
         build_pyramid(name, 3, "none")
@@ -74,3 +74,35 @@ def test_a_chain_is_split_and_shares_its_networks_weights() -> None:
     made = pyramid_from_network(network, "resnet18", 3)
     assert [list(stage._modules) for stage in made.stages[:2]] == [["conv1", "bn1", "act1"], ["maxpool", "layer1"]]
     assert made.stages[0].conv1 is network.conv1
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_dinov3_qkvb"])
+def test_a_plain_vision_transformer_has_a_simple_feature_pyramid(name: str) -> None:
+    made, _ = build_pyramid(name, 4, "none")
+    made = made.eval()
+    with torch.no_grad():
+        maps = made(image(4))
+        last = made.stages[0](image(4))[-1]
+    assert made.strides == (4, 8, 16, 32)
+    assert [each.shape[2:] for each in maps] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+    assert torch.equal(maps[2], last)
+    assert tuple(each.shape[1] for each in maps) == made.widths
+    trained = {key.partition(".")[0] for key, _ in made.named_parameters()}
+    assert trained == {"stages", "pyramid"}
+
+
+def test_a_vision_transformers_weights_are_read_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    classifier = timm.create_model("test_vit")
+    save_file(classifier.state_dict(), tmp_path / "vit.safetensors")
+    made, _ = build_pyramid("test_vit", 3, str(tmp_path / "vit.safetensors"))
+    with torch.no_grad():
+        square = torch.randn(1, 3, 160, 160)  # the size it was built for
+        expected = classifier.eval().forward_intermediates(square, indices=1, norm=False, intermediates_only=True)[-1]
+        assert torch.allclose(made.eval()(square)[2], expected, atol=1e-6)
+
+
+def test_dinov3_convnext_has_a_pyramid_of_four_maps() -> None:
+    made, origin = build_pyramid("convnext_tiny.dinov3_lvd1689m", 4, "none")
+    assert made.strides == (4, 8, 16, 32)
+    assert origin.description == "random"

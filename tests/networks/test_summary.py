@@ -10,6 +10,7 @@ UNET = ModelConfig(architecture="unet")
 B0 = ModelConfig(architecture="transfer")
 LIGHT = ModelConfig(architecture="light", encoder="mobilenetv3_small_050", frozen_stages=1)
 NO_CHAIN = ModelConfig(architecture="light", encoder="hrnet_w18_small", frozen_stages=0)
+VIT = ModelConfig(architecture="light", encoder="test_vit", frozen_stages=1)
 TINY = ModelConfig(architecture="transfer", encoder="test_efficientnet", frozen_stages=1)
 
 
@@ -36,7 +37,7 @@ def test_parts_in_the_order_of_the_image(transfer: ModelSummary) -> None:
     assert [part.trainable for part in transfer.parts[:2]] == [0, 0]
 
 
-@pytest.mark.parametrize("config", [UNET, TINY, LIGHT], ids=["unet", "transfer", "light"])
+@pytest.mark.parametrize("config", [UNET, TINY, LIGHT, VIT], ids=["unet", "transfer", "light", "vit"])
 def test_parts_sum_to_the_whole(config: ModelConfig) -> None:
     summary = describe(config, bands=4, outputs=3, size=64)
     network = build(config, 4, 3, pretrained=False).eval()

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from geograft.dataset.tileset import TileSet
 from geograft.serve import jobs as module
-from geograft.serve.jobs import RECORD, BusyError, Job, Jobs, Latest, MissingJobError
+from geograft.serve.jobs import RECORD, ROUNDS, BusyError, Job, Jobs, Latest, MissingJobError, Rounds
 from tests.support.serving import WRITE, client_of, make_project
 
 JOB = """
@@ -207,3 +208,27 @@ def test_a_page_follows_a_job_over_the_api(tmp_path: Path, monkeypatch: pytest.M
         assert seen["job"] == job
         assert seen["labels"]["revision"] == client.get("/api/labels").json()["revision"]
         assert seen["project"]["revision"] == client.get("/api/project").json()["revision"]
+
+
+def write_scores(folder: Path, iou: float | None, interval: list[float] | None) -> None:
+    (folder / "run").mkdir(exist_ok=True)
+    content = {"overall": {"iou": iou}, "overall_intervals": {"iou": interval}}
+    (folder / "run" / "scores-test.json").write_text(json.dumps(content))
+
+
+def test_scores_that_change_are_rounds_that_a_new_server_knows(tmp_path: Path, tiles: Path) -> None:
+    assert Rounds(tmp_path).update() == []
+    (tmp_path / "tiles").symlink_to(tiles)
+    write_scores(tmp_path, 0.5, [0.4, 0.6])
+    rounds = Rounds(tmp_path)
+    assert rounds.update() == rounds.update()
+    write_scores(tmp_path, None, None)
+    first, second = Rounds(tmp_path).update()
+    assert (first["round"], first["iou"], first["iou_low"], first["iou_high"]) == (1, 0.5, 0.4, 0.6)
+    assert first["tiles"] == len(TileSet.open(tiles).split("train"))
+    assert (second["round"], second["iou"], second["iou_low"]) == (2, None, None)
+    for damaged in ("", "[]", "{}", '{"overall": 3}', '{"overall": {}, "overall_intervals": {}}'):
+        (tmp_path / "run" / "scores-test.json").write_text(damaged)
+        assert Rounds(tmp_path).update() == [first, second]
+    (tmp_path / ROUNDS).write_text("[1]")
+    assert Rounds(tmp_path).update() == []

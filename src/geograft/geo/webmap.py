@@ -133,7 +133,7 @@ class Place:
 
     @cached_property
     def zooms(self) -> tuple[int, int]:
-        """The zooms at which the raster is about as large as one tile, and at which a tile's pixels are no larger."""
+        """The zooms at which the raster is about an eighth of a tile, and at which a tile's pixels are no larger."""
         middle = np.array([[self.grid.width / 2, self.grid.height / 2]])
         ends = self.to_lonlat(np.concatenate([middle, np.add(middle, (1, 0)), np.add(middle, (0, 1))]))
         square = np.stack(lonlat_to_mercator(ends), axis=1)
@@ -141,8 +141,9 @@ class Place:
         if not (np.isfinite(sizes) & (sizes > 0)).all():
             return 0, MAX_ZOOM
         finest = math.ceil(-math.log2(sizes.min() * TILE_PX) - 1e-6)
-        coarsest = math.floor(-math.log2(sizes.max() * max(self.grid.height, self.grid.width)))
-        return min(max(coarsest - 1, 0), MAX_ZOOM), min(max(finest, 0), MAX_ZOOM)
+        coarsest = math.floor(-math.log2(sizes.max() * max(self.grid.height, self.grid.width))) - 3
+        finest = min(max(finest, 0), MAX_ZOOM)
+        return min(max(coarsest, 0), finest), finest
 
 
 def mercator_to_lonlat(u: Float64[ndarray, " n"], v: Float64[ndarray, " n"]) -> Float64[ndarray, "n 2"]:

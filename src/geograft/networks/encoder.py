@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models import is_model_in_modules
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ MAX_STAGES = 5
 """Largest number of stages taken from a network."""
 
 PROBE_PX = 128
+
+PLAIN_VITS = ("vision_transformer", "eva")
+"""timm's modules of vision transformers that interpolate their position embeddings: ViT, DeiT III, DINO, EVA."""
 
 BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What timm raises for a network that cannot be built or run with the given arguments."""
@@ -71,15 +75,25 @@ def timm_network(name: str, bands: int, features: bool = False) -> nn.Module:
     """
     check_name(name)
     try:
-        network: nn.Module = timm.create_model(name, in_chans=bands, **features_only_option(features))
+        network: nn.Module = timm.create_model(name, in_chans=bands, **features_options(name, features))
     except BUILD_ERRORS as error:
         raise SettingError(f"encoder = {name!r} for {bands} bands cannot be built: {first_line(error)}.") from error
     return network
 
 
-def features_only_option(enabled: bool) -> dict[str, Any]:
-    """Return timm's features_only option if `enabled`, else nothing: some networks reject even features_only=False."""
-    return {"features_only": True} if enabled else {}
+def features_options(name: str, features: bool) -> dict[str, Any]:
+    """Return timm's options for feature maps of network `name`, if `features`.
+
+    Otherwise nothing: some networks reject even features_only=False. Plain vision transformers get images of any size.
+    """
+    if not features:
+        return {}
+    return {"features_only": True} | ({"dynamic_img_size": True} if is_plain_vit(name) else {})
+
+
+def is_plain_vit(name: str) -> bool:
+    """Return whether timm's network `name` is a vision transformer whose maps all have one stride."""
+    return bool(is_model_in_modules(name, PLAIN_VITS))
 
 
 def build_encoder(network: nn.Module, name: str, bands: int) -> Encoder:

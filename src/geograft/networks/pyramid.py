@@ -1,4 +1,7 @@
-"""Feature pyramids: all feature maps that timm lists for a network, from fine to coarse, in freezable stages."""
+"""Feature pyramids: all feature maps that timm lists for a network, from fine to coarse, in freezable stages.
+
+Plain vision transformers have maps of one stride, the size of their patches. They get a simple feature pyramid.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,9 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 from geograft.errors import SettingError
-from geograft.networks.encoder import BUILD_ERRORS, first_line, iter_modules, probe, strides_of
+from geograft.networks.encoder import BUILD_ERRORS, first_line, is_plain_vit, iter_modules, probe, strides_of
 from geograft.networks.weights import WeightsOrigin, pretrained_network, random_network, uninitialised_network
 
 
@@ -18,20 +22,22 @@ class Pyramid(nn.Module):
     """A chain of stages with ever coarser feature maps: the last map of a stage is the input of the next.
 
     Attributes:
+        pyramid: module that makes the maps from those of the stages; by default they are the maps.
         stages: the stages, from the image downwards; every parameter is in exactly one. A network that is a chain has
             one stage per map; any other (HRNet) is a single stage that returns all maps.
         widths: the channels of each map, from fine to coarse.
         strides: downsampling factor of each map relative to the image: 2, 4, 8, 16, 32 for most networks.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], bands: int) -> None:
-        """Take `stages` and measure widths and strides of their maps on one small image.
+    def __init__(self, stages: Sequence[nn.Module], bands: int, pyramid: nn.Module | None = None) -> None:
+        """Take `stages` and `pyramid`, and measure widths and strides of their maps on one small image.
 
         Raises:
             ValueError: if the outputs are not feature maps, or a map is not coarser than the one before.
         """
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.pyramid = pyramid or nn.Identity()
         maps = probe(self, bands)
         self.strides = strides_of(maps)
         self.widths = tuple(each.shape[1] for each in maps)
@@ -44,7 +50,32 @@ class Pyramid(nn.Module):
         for stage in self.stages:
             output = stage(maps[-1] if maps else image)
             maps += [output] if isinstance(output, Tensor) else output
-        return maps
+        made: list[Tensor] = self.pyramid(maps)
+        return made
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """Four maps from the last map of a vision transformer, of a quarter, half, once and twice its stride.
+
+    The finer ones are transposed convolutions, the coarsest is max pooling. Source: Y. Li et al., "Exploring Plain
+    Vision Transformer Backbones for Object Detection" (ECCV 2022), section 3; without its convolutions of each map to a
+    common width, because the decoder has its own.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.finer = nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)
+        self.finest = nn.Sequential(
+            nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2),
+            nn.GroupNorm(1, width // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 2, width // 4, kernel_size=2, stride=2),
+        )
+
+    def forward(self, maps: list[Float[Tensor, "n c h w"]]) -> list[Tensor]:
+        """Return the pyramid, from fine to coarse."""
+        last = maps[-1]
+        return [self.finest(last), self.finer(last), last, max_pool2d(last, 2)]
 
 
 def build_pyramid(name: str, bands: int, weights: str, pretrained: bool = True) -> tuple[Pyramid, WeightsOrigin]:
@@ -70,18 +101,26 @@ def build_pyramid(name: str, bands: int, weights: str, pretrained: bool = True) 
 def pyramid_from_network(network: nn.Module, name: str, bands: int) -> Pyramid:
     """Return timm's features_only `network` called `name` as a pyramid that shares its weights.
 
-    It is split into stages if these give exactly the same maps for a small image, and stays one stage otherwise.
+    It is split into stages if these give exactly the same maps for a small image, and stays one stage otherwise. A
+    plain vision transformer is one stage with a simple feature pyramid.
 
     Raises:
         SettingError: if its maps form no pyramid.
     """
     try:
+        if is_plain_vit(name):
+            return Pyramid([network], bands, SimpleFeaturePyramid(_last_width(network)))
         whole = Pyramid([network], bands)
         split = _split(network, bands)
         alike = split is not None and _same(probe(split, bands), probe(whole, bands))
     except BUILD_ERRORS as error:
         raise SettingError(_no_pyramid(name, first_line(error))) from error
     return split if split is not None and alike else whole
+
+
+def _last_width(network: nn.Module) -> int:
+    info: Any = network.feature_info
+    return int(info.channels()[-1])
 
 
 def _split(network: nn.Module, bands: int) -> Pyramid | None:

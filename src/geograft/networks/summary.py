@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from geograft.config import ModelConfig
+from geograft.networks.light import LightUNet
 from geograft.networks.network import Network, build, padded_size
 from geograft.text import format_table
 
 
-def count_flop(network: nn.Module, *given: Tensor) -> int:
+def count_flop(network: nn.Module, *given: Tensor | list[Tensor]) -> int:
     """Return the number of floating-point operations of one call; a multiply-add counts as two.
 
     Convolutions and matrix products count; batch norm, activations, pooling and resizing do not.
@@ -106,7 +107,13 @@ BYTES_PER_TRAINABLE = 3 * 4
 
 PartKind = Literal["encoder", "bottleneck", "decoder", "head"]
 KINDS: tuple[PartKind, ...] = ("encoder", "bottleneck", "decoder", "head")
-KIND_OF: dict[str, PartKind] = {"stem": "encoder", "neck": "bottleneck", "bottleneck": "bottleneck", "head": "head"}
+KIND_OF: dict[str, PartKind] = {
+    "stem": "encoder",
+    "pyramid": "bottleneck",
+    "neck": "bottleneck",
+    "bottleneck": "bottleneck",
+    "head": "head",
+}
 """The kind of a body's parts by name; all others belong to the decoder."""
 
 
@@ -254,7 +261,8 @@ def parts_of(network: Network, image: Tensor) -> list[Part]:
 def _modules(network: Network) -> dict[str, nn.Module]:
     """Return a network's parts by name: its stages, then the other modules of its body that have parameters."""
     named: dict[str, nn.Module] = {f"encoder {i}": stage for i, stage in enumerate(network.stages, 1)}
-    for key, child in network.body.named_children():
+    encoder = network.body.encoder if isinstance(network.body, LightUNet) else nn.Module()
+    for key, child in (*encoder.named_children(), *network.body.named_children()):
         if isinstance(child, nn.ModuleList):
             steps = {f"{key} {i}": step for i, step in enumerate(child, 1)}
         else:
@@ -285,10 +293,10 @@ def _steps_of(stage: Part, parts: Sequence[Part]) -> list[Part | None]:
 
 def _calls(
     network: Network, modules: list[nn.Module], image: Tensor
-) -> list[tuple[nn.Module, tuple[Tensor, ...], Tensor]]:
-    calls: list[tuple[nn.Module, tuple[Tensor, ...], Tensor]] = []
+) -> list[tuple[nn.Module, tuple[Any, ...], Tensor]]:
+    calls: list[tuple[nn.Module, tuple[Any, ...], Tensor]] = []
 
-    def keep(module: nn.Module, given: tuple[Tensor, ...], output: Tensor | list[Tensor]) -> None:
+    def keep(module: nn.Module, given: tuple[Any, ...], output: Tensor | list[Tensor]) -> None:
         calls.append((module, given, output if isinstance(output, Tensor) else output[-1]))
 
     hooks = [module.register_forward_hook(keep) for module in modules]

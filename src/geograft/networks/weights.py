@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from geograft.bundle import BundleMember
 from geograft.errors import WeightsError
 from geograft.files import file_digest
-from geograft.networks.encoder import BUILD_ERRORS, check_name, features_only_option, stage_modules, timm_network
+from geograft.networks.encoder import BUILD_ERRORS, check_name, features_options, stage_modules, timm_network
 
 StateDict = Mapping[str, Tensor]
 
@@ -317,7 +317,7 @@ def _from_hub(name: str, bands: int, features: bool) -> tuple[nn.Module, Weights
     try:
         overlay = {"file": str(path)}
         network = timm.create_model(
-            name, in_chans=bands, pretrained=True, pretrained_cfg_overlay=overlay, **features_only_option(features)
+            name, in_chans=bands, pretrained=True, pretrained_cfg_overlay=overlay, **features_options(name, features)
         )
     except (*BUILD_ERRORS, EOFError, OSError, SafetensorError) as error:
         raise WeightsError(

@@ -34,7 +34,7 @@ from geograft.geo.vectors.label_edits import ConflictError
 from geograft.geo.webmap import MAX_ZOOM, WebTile, is_on_earth, read_tile
 from geograft.serve import measures, pictures
 from geograft.serve.guard import Access, Guard
-from geograft.serve.jobs import BusyError, Jobs, Latest, MissingJobError
+from geograft.serve.jobs import SCORES, BusyError, Jobs, Latest, MissingJobError, Rounds
 from geograft.serve.labels import Feature, FeatureError, Labels, LayerName, MissingFeatureError, suggestions
 from geograft.serve.layers import Layer, Subject, file_revision, layers_of
 
@@ -64,6 +64,7 @@ class Service:
         self.labels, self.latest = Labels(subject), Latest()
         trains = subject.folder is not None and not access.read_only
         self.jobs = Jobs(subject.folder, self.latest.publish) if trains and subject.folder else None
+        self.rounds = Rounds(subject.folder, not access.read_only) if subject.folder else None
         self.streams = 0
         self._stop = threading.Event()
         self._labels_state = ""
@@ -72,7 +73,7 @@ class Service:
     def revision(self) -> str:
         """Changes when a raster or a file that can be downloaded does."""
         files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
-        return file_revision(*files, self.subject.suggestions)
+        return file_revision(*files, self.subject.suggestions, self.subject.folder and self.subject.folder / SCORES)
 
     @property
     def can_label(self) -> bool:
@@ -103,6 +104,8 @@ class Service:
     def report_changes(self) -> None:
         """Publish the revisions of the project and of the labels, which are read only if their file has changed."""
         self.latest.publish("project", {"revision": self.revision})
+        if self.rounds:
+            self.rounds.update()
         path = self.subject.label_file
         if path is None or not path.is_file():
             return
@@ -135,7 +138,20 @@ Bands = Annotated[str, Query(pattern=r"^([0-9]{1,4}(,[0-9]{1,4},[0-9]{1,4})?)?$"
 Version = Annotated[str, Query(max_length=100)]
 Match = Annotated[str, Header(max_length=100)]
 
-api = APIRouter(prefix="/api")
+
+class Problem(BaseModel):
+    """An error."""
+
+    detail: str
+    """What was seen and what to do, in one line."""
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 403, 404, 405, 409, 413, 414, 415, 421, 422, 428, 503)
+}
+NO_TILE: dict[int | str, dict[str, Any]] = {204: {"description": "The raster does not lie there."}}
+
+api = APIRouter(prefix="/api", responses=PROBLEMS)
 
 
 class FeatureBody(BaseModel):
@@ -178,7 +194,7 @@ def get_project(service: Shared) -> dict[str, Any]:
     }
 
 
-@api.get("/layers/{identity}/tiles/{z}/{x}/{y}.png", response_class=Response)
+@api.get("/layers/{identity}/tiles/{z}/{x}/{y}.png", response_class=Response, responses=NO_TILE)
 def get_tile(  # noqa: PLR0913, PLR0917 (the parts of an address)
     service: Shared,
     identity: Identity,
@@ -214,7 +230,7 @@ def get_tile(  # noqa: PLR0913, PLR0917 (the parts of an address)
     return _png(pictures.shaded(pictures.value_codes(*found), layer.kind == "uncertainty"))
 
 
-@api.get("/layers/{identity}/values/{z}/{x}/{y}.png", response_class=Response)
+@api.get("/layers/{identity}/values/{z}/{x}/{y}.png", response_class=Response, responses=NO_TILE)
 def get_values(service: Shared, identity: Identity, z: Zoom, x: Position, y: Position, v: Version = "") -> Response:
     """Return a tile of values from 0 to 1 as red in steps of 1/250, 255 where there is none."""
     layer, tile = service.layer(identity), _tile(z, x, y)
@@ -322,7 +338,7 @@ async def _stream(service: Service) -> AsyncIterator[str]:
 @api.get("/history")
 def get_history(service: Shared) -> list[dict[str, Any]]:
     """Return the scores of the rounds of labelling and training."""
-    return []
+    return service.rounds.update() if service.rounds else []
 
 
 @api.get("/files")

@@ -1,4 +1,4 @@
-"""The one job of a project, `geograft go`, as a process of its own, and the latest state of everything a page follows.
+"""The one job of a project, `geograft go`, as a process of its own, the scores of its rounds, and events for pages.
 
 The process writes its progress as JSON (docs/programs.md) and is cancelled by closing its standard input, whose other
 end this process holds: however the server ends, the job saves what is finished and stops. All results are in the
@@ -21,10 +21,12 @@ from typing import IO, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.errors import GeograftError
-from geograft.files import write_json
+from geograft.files import file_digest, write_json
+from geograft.geo.vectors.label_edits import read_features
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-RECORD = ".last-job.json"
+RECORD, ROUNDS = ".last-job.json", ".rounds.json"
+SCORES, TILE_INDEX = Path("run", "scores-test.json"), Path("tiles", "tiles.gpkg")
 MAX_LINE = 2**16
 MAX_MESSAGE = 500
 GRACE_S = 15.0
@@ -234,6 +236,72 @@ class Jobs:
         except (OSError, ValidationError):
             return None
         return replace(job, state="cancelled", message=INTERRUPTED, seconds_left=None) if job.is_active else job
+
+
+@dataclass(frozen=True)
+class Round:
+    """The scores of a project after one round of labelling and training."""
+
+    round: int
+    tiles: int | None
+    """Number of training tiles; None if unknown."""
+    iou: float | None
+    iou_low: float | None
+    iou_high: float | None
+    """95 % confidence interval."""
+    scores: str
+    """Digest of the file of scores."""
+    area_m2: float | None = None
+
+
+class Rounds:
+    """The rounds of a project, in a file of its folder: scores that have changed since the last one are a new round."""
+
+    def __init__(self, folder: Path, store: bool = True) -> None:
+        self._folder, self._store, self._lock = folder, store, threading.Lock()
+
+    def update(self) -> list[dict[str, Any]]:
+        """Return all rounds, with the present scores if there are any; a round that is new is stored."""
+        with self._lock:
+            rounds = self._known()
+            digest = self._scores_digest()
+            latest = None if digest in ["", *(each.scores for each in rounds[-1:])] else self._latest(rounds, digest)
+            if latest:
+                rounds.append(latest)
+                # In a folder that cannot be written, rounds are known only until the next scores.
+                with suppress(GeograftError):
+                    if self._store:
+                        write_json(self._folder / ROUNDS, [asdict(each) for each in rounds])
+        return [{name: value for name, value in asdict(each).items() if name != "scores"} for each in rounds]
+
+    def _known(self) -> list[Round]:
+        try:
+            return TypeAdapter(list[Round]).validate_json((self._folder / ROUNDS).read_bytes())
+        except (OSError, ValidationError):
+            return []
+
+    def _scores_digest(self) -> str:
+        try:
+            return file_digest(self._folder / SCORES)
+        except OSError:
+            return ""
+
+    def _latest(self, rounds: Sequence[Round], digest: str) -> Round | None:
+        try:
+            content = json.loads((self._folder / SCORES).read_bytes())
+            iou, interval = content["overall"]["iou"], content["overall_intervals"]["iou"] or (None, None)
+            low, high = (_number(value) for value in interval)
+            return Round(len(rounds) + 1, self._training_tiles(), _number(iou), low, high, digest)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _training_tiles(self) -> int | None:
+        try:
+            with read_features(self._folder / TILE_INDEX, None) as file:
+                rows = [row for layer in file.layers for row in file.rows(layer)]
+        except GeograftError:
+            return None
+        return sum(row.values.get("split") == "train" for row in rows)
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
