@@ -2,24 +2,32 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
+import rasterio
 import sklearn.metrics
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from geograft.commands.evaluate import evaluate
+from geograft.commands.evaluate import evaluate, score_split
+from geograft.commands.prepare import prepare
 from geograft.commands.report.sources import ScoreTable, read_json
 from geograft.commands.train import train
 from geograft.config import EvaluateConfig, PrepareConfig
+from geograft.dataset.places import place_names, scenes_in_place
+from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.grid import Window
-from geograft.legend import IGNORE
+from geograft.legend import IGNORE, Legend
+from geograft.mapping.models import RunModel
 from geograft.mapping.shapes import ShapeConfig, ShapeCounter
 from geograft.metrics.boundary import boundary_counts
 from geograft.metrics.objects import object_counts
@@ -27,6 +35,7 @@ from geograft.metrics.scores import confusion_matrix
 from geograft.training.history import read_history
 from tests.commands.test_train import SMALL
 from tests.dataset.test_units import grid_of, tile_set
+from tests.support.rasters import TENTH_METRE, write_raster
 from tests.support.runs import ContextPredictor, make_run
 from tests.support.tilewise import SCORED
 
@@ -184,3 +193,112 @@ def test_another_resolution_is_noted(tiles: Path, tmp_path: Path, monkeypatch: p
         (note,) = (note for note in found if pixel in note)
         assert str(tiles) in note
         assert "0.1 m" in note
+
+
+@pytest.fixture(scope="module")
+def three_places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tile set of three places of two scenes each; hill is the test split, with a test scene of the valley."""
+    folder = tmp_path_factory.mktemp("places")
+    for number, name in enumerate(("coast1", "coast2", "valley1", "valley2", "hill1", "hill2")):
+        values = np.random.default_rng(number).integers(1, 256, (3, 64, 64), dtype=np.uint8)
+        corner = TENTH_METRE @ Affine.translation(3000 * number, 0)
+        write_raster(folder / "images" / f"{name}.tif", values, corner)
+        write_raster(folder / "masks" / f"{name}.tif", (values[:1] > 128).astype(np.uint8), corner)
+    groups = "".join(f"{name}{i},{name}\n" for name in ("coast", "valley", "hill") for i in (1, 2))
+    (folder / "groups.csv").write_text(f"scene,group\n{groups}")
+    source = MaskSource(folder / "images", folder / "masks", {1: "tree", 0: "other"}, groups=folder / "groups.csv")
+    config = PrepareConfig(tile_px=32, split="group", val_groups=("coast",), test_groups=("hill",))
+    prepare(source, folder / "tiles", config)
+    return folder
+
+
+def with_split(tile_set: TileSet, **splits: str) -> TileSet:
+    """Return the tile set with other splits of some scenes."""
+    tiles = tuple(replace(tile, split=splits.get(tile.scene, tile.split)) for tile in tile_set.tiles)
+    return replace(tile_set, tiles=tiles)
+
+
+def test_a_place_is_a_group_or_a_tile_set(three_places: Path, tiles: Path) -> None:
+    own = TileSet.open(three_places / "tiles")
+    assert place_names(own) == {f"{name}{i}": name for name in ("coast", "valley", "hill") for i in (1, 2)}
+    assert set(place_names(TileSet.open(tiles)).values()) == {"tiles"}
+    assert scenes_in_place(own, "test", own) == set()
+    assert scenes_in_place(own, "val", own) == set()
+    assert scenes_in_place(own, "train", own) == {"valley1", "valley2"}
+    mixed = with_split(own, valley2="test")
+    assert scenes_in_place(mixed, "test", mixed) == {"valley2"}
+    # Without groups, the scenes of a tile set are one place, but those that --test-groups names.
+    alone = replace(own.meta, scenes=tuple(replace(scene, group=scene.name) for scene in own.meta.scenes))
+    ungrouped = replace(
+        mixed, meta=replace(alone, settings=replace(alone.settings, val_groups=(), test_groups=("hill1",)))
+    )
+    assert scenes_in_place(ungrouped, "test", ungrouped) == {"hill2", "valley2"}
+
+
+def test_scenes_of_other_tile_sets_are_in_place_by_image_group_or_land(three_places: Path) -> None:
+    own = TileSet.open(three_places / "tiles")
+    other = replace(with_split(own, coast1="test", valley1="test"), meta=replace(own.meta, fingerprint="other"))
+
+    def renamed(field: str) -> TileSet:
+        scenes = tuple(replace(scene, **{field: f"new {scene.name}"}) for scene in other.meta.scenes)
+        return replace(other, meta=replace(other.meta, scenes=scenes))
+
+    for case in (other, renamed("digest"), renamed("group")):
+        assert scenes_in_place(case, "test", own) == {"valley1"}
+    moved = replace(renamed("digest"), meta=replace(renamed("digest").meta, scenes=renamed("group").meta.scenes))
+    assert scenes_in_place(moved, "test", own) == {"valley1"}
+
+
+def test_scores_in_place_and_elsewhere_add_up(
+    three_places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
+    own = TileSet.open(three_places / "tiles")
+    mixed = with_split(own, valley2="test")
+    run = make_run(tmp_path / "run", Legend(("other", "tree"), (0, 1)), data_fingerprint=own.meta.fingerprint)
+    model = RunModel.open(run, SCORED)
+    result = score_split(model, mixed, "test", SCORED)
+    assert result.places is not None
+    parts = result.places.parts
+    assert {where: part.tiles for where, part in parts.items()} == {"in place": 9, "elsewhere": 8}
+    assert sum(part.tiles for part in parts.values()) == result.tiles_scored
+    tp, errors = np.zeros(2), np.zeros(2)
+    for scene, counts in result.by_scene.items():
+        where = int(scene.startswith("hill"))
+        tp[where] += counts[1, 1]
+        errors[where] += counts[0, 1] + counts[1, 0]
+    assert [part.overall["iou"].value for part in parts.values()] == pytest.approx((tp / (tp + errors)).tolist())
+    assert [(name, where, part.tiles) for name, where, part in result.places.by_place] == [
+        ("hill", "elsewhere", 8), ("valley", "in place", 9),
+    ]  # fmt: skip
+    assert len(result.places.lines()) == 5
+    # Another tile set is elsewhere; what is not known is not said.
+    assert set(score_split(model, own, "test", SCORED).places.parts) == {"elsewhere"}
+    unknown = make_run(tmp_path / "moved", Legend(("other", "tree"), (0, 1)), data_fingerprint="moved")
+    assert score_split(RunModel.open(unknown, SCORED), own, "test", SCORED).places is None
+
+
+def test_the_score_in_place_stands_beside_that_of_another_tile_set(
+    run: Path, tiles: Path, fields: Path, tmp_path: Path
+) -> None:
+    evaluate(run, "test", config=SCORED)
+    with rasterio.open(fields / "scene.tif") as scene:
+        pixels = scene.read()
+    far = TENTH_METRE @ Affine.translation(9000, 0)
+    write_raster(tmp_path / "far.tif", pixels[:, :96, :96], far)
+    moved = geopandas.read_file(fields / "fields.gpkg").translate(900, 0)
+    geopandas.GeoDataFrame({"kind": ["field"] * 16}, geometry=moved).to_file(tmp_path / "far.gpkg")
+    source = VectorSource(images=(tmp_path / "far.tif",), labels=tmp_path / "far.gpkg")
+    prepare(source, tmp_path / "other", PrepareConfig(tile_px=32, split="scene", val=0.0, test=1.0))
+    result = evaluate(run, "test", tiles=tmp_path / "other", config=SCORED)
+    own = json.loads((run / "scores-test.json").read_text())
+    assert result.places is not None
+    assert set(own["places"]) == {"in_place", "per_place"}
+    assert set(result.places.parts) == {"elsewhere"}
+    assert result.places.beside is not None
+    assert result.places.beside.overall["iou"].value == own["overall"]["iou"]
+    assert result.places.beside.tiles == own["tiles_scored"]
+    # With other settings it would be that of another map.
+    other = evaluate(run, "test", tiles=tmp_path / "other", config=replace(SCORED, tta=2), out=tmp_path / "tta.json")
+    assert other.places is not None
+    assert other.places.beside is None

@@ -18,11 +18,12 @@ from geograft.card import FEATURES_FILE
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
-from geograft.commands.suggest import suggest
+from geograft.commands.suggest import draw_first, suggest
 from geograft.commands.train import train
 from geograft.config import PredictConfig, PrepareConfig, Recipe, SuggestConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError, SettingError
+from geograft.geo.grid import Window
 from geograft.inference.embedding import CellEncoder
 from geograft.legend import Legend
 from geograft.mapping import pool
@@ -32,7 +33,7 @@ from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 from tests.support.runs import ContextPredictor, MeanEmbedder, PixelwisePredictor, make_run
 
 FIELDS = Legend(("background", "fields"))
-CPU = SuggestConfig(device="cpu", backend="torch", tiles=100)
+CPU = SuggestConfig(device="cpu", backend="torch", tiles=100, first=0)
 
 
 class BandMeans(MeanEmbedder, CellEncoder):
@@ -321,3 +322,51 @@ def test_another_resolution_is_noted(trained_m: float, noted: bool, tmp_path: Pa
     raster = write_raster(tmp_path / "scene.tif", flat(100, 128, 140))
     notes = suggest(run, raster, tmp_path / "out.gpkg", CPU).notes
     assert [("0.1 m" in note and "0.16 m" in note) for note in notes].count(True) == noted
+
+
+def candidates(values: ndarray) -> list[pool.Candidate]:
+    """Return tiles with these values as uncertainty, probability of the positive class and embedding."""
+    return [
+        pool.Candidate(0, Window(i, 0, 1, 1), v, 1.0, np.array([[v]]), np.array([v]), None, (1 - v, v), 0)
+        for i, v in enumerate(values.tolist())
+    ]
+
+
+def test_what_is_estimated_from_the_first_tiles_is_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 tiles, of which 20 are kept for comparison, five are drawn 600 times. The uncertain ones are others."""
+    monkeypatch.setattr(pool, "MAX_CANDIDATES", 20)
+    values = np.random.default_rng(0).beta(0.5, 1.5, 40)
+    means = []
+    for seed in range(600):
+        found = pool.Pool()
+        for one in candidates(values):
+            found.add(replace(one, lot=pool.draw_lot(seed, "scene.tif", one.window)))
+        found.prune()
+        means.append(np.mean([one.uncertainty for one in draw_first(found.sample, 5, seed)]))
+    assert abs(np.mean(means) - values.mean()) < 4 * np.std(means) / np.sqrt(len(means))
+    assert np.mean([one.uncertainty for one in found.candidates]) > values.mean() + 0.1
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_place_without_labels_begins_with_random_tiles(run: Path, half: Path, fields: Path, tmp_path: Path) -> None:
+    elsewhere = write_raster(tmp_path / "hill.tif", textured(3, 128, 192), TENTH_METRE @ Affine.translation(9000, 0))
+    config = replace(CPU, tiles=12, first=None)
+    found = suggest(run, elsewhere, tmp_path / "hill.gpkg", config, known=half)
+    assert [one.origin for one in found.tiles] == ["random"] * 5 + ["suggested"] * 7
+    assert len({one.window for one in found.tiles}) == 12
+    assert any("at random" in line for line in found.lines())
+    frame = layer(tmp_path / "hill.gpkg")
+    assert frame["origin"].tolist() == [one.origin for one in found.tiles]
+    assert (set(frame["role"]), set(frame["labelled"]), set(frame["scene"])) == ({"training"}, {False}, {"hill"})
+    # The same tiles again; others with another seed; fewer are the first of them; the uncertain ones without.
+    assert suggest(run, elsewhere, tmp_path / "again.gpkg", config, known=half).tiles == found.tiles
+    other = suggest(run, elsewhere, tmp_path / "other.gpkg", replace(config, seed=1), known=half)
+    assert {one.window for one in other.tiles[:5]} != {one.window for one in found.tiles[:5]}
+    few = suggest(run, elsewhere, tmp_path / "few.gpkg", replace(config, tiles=3), known=half)
+    assert [(one.rank, one.window, one.origin) for one in few.tiles] == [
+        (one.rank, one.window, one.origin) for one in found.tiles[:3]
+    ]
+    here = suggest(run, fields / "scene.tif", tmp_path / "here.gpkg", config, known=half)
+    assert {one.origin for one in here.tiles} == {"suggested"}
+    asked = suggest(run, fields / "scene.tif", tmp_path / "asked.gpkg", replace(config, first=2), known=half)
+    assert [one.origin for one in asked.tiles[:3]] == ["random", "random", "suggested"]

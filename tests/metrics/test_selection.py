@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy import ndarray
 from scipy.spatial.distance import cdist
 
-from geograft.metrics.selection import select_batch
+from geograft.metrics.selection import draw_balanced_sample, select_batch
 
 SEEDS = st.integers(0, 10**6)
 Patches = tuple[ndarray, ndarray, ndarray]
@@ -129,3 +129,62 @@ def test_no_candidates_give_an_empty_selection() -> None:
 def test_candidates_without_weight_are_selected_too() -> None:
     features, weights, owners = random_patches(0)
     assert sorted(select_batch(features, 0 * weights, owners, 12).positions.tolist()) == list(range(12))
+
+
+@given(SEEDS, st.integers(1, 40), st.integers(0, 45))
+def test_a_balanced_sample_has_the_size_asked_for_and_no_unit_twice(seed: int, units: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    sample = draw_balanced_sample(
+        [rng.normal(size=(units, 3)), rng.integers(0, 2, (units, 1)).astype(float)], count, rng
+    )
+    assert len(sample) == len(set(sample.tolist())) == min(units, count)
+    assert set(sample.tolist()) <= set(range(units))
+
+
+def test_every_unit_is_drawn_with_the_same_probability_also_as_the_first() -> None:
+    """13 units, of which 8 are equal, 3,000 draws: frequencies within four and a half standard errors."""
+    draws, units, count = 3000, 13, 5
+    features = np.concatenate([np.zeros((8, 2)), np.random.default_rng(0).normal(size=(5, 2))])
+    drawn, first = np.zeros(units), np.zeros(units)
+    for seed in range(draws):
+        sample = draw_balanced_sample([features], count, np.random.default_rng(seed))
+        drawn[sample] += 1
+        first[sample[0]] += 1
+    for found, chance in ((drawn, count / units), (first, 1 / units)):
+        assert abs(found - draws * chance).max() < 4.5 * np.sqrt(draws * chance * (1 - chance))
+
+
+def test_the_mean_of_a_balanced_sample_is_unbiased_and_varies_less_than_that_of_a_random_one() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(60, 4))
+    score = features[:, 0] + 0.3 * rng.normal(size=60) ** 2
+    balanced, random = (
+        np.array([score[draw(np.random.default_rng(seed))].mean() for seed in range(800)])
+        for draw in (
+            lambda own: draw_balanced_sample([features[:, :1], features[:, 1:]], 5, own),
+            lambda own: own.choice(60, 5, replace=False),
+        )
+    )
+    assert abs(balanced.mean() - score.mean()) < 4 * balanced.std() / np.sqrt(len(balanced))
+    assert balanced.std() < 0.9 * random.std()
+
+
+@given(SEEDS)
+def test_a_balanced_sample_does_not_depend_on_the_units_of_the_features(seed: int) -> None:
+    features = np.random.default_rng(seed).normal(size=(20, 3))
+    same = [
+        draw_balanced_sample([each], 4, np.random.default_rng(seed)) for each in (features, features * [2, 64, 8] + 1)
+    ]
+    assert same[0].tolist() == same[1].tolist()
+
+
+@given(SEEDS, st.integers(0, 4), st.integers(0, 12))
+def test_a_batch_begins_with_the_given_candidates_and_counts_what_they_cover(seed: int, few: int, count: int) -> None:
+    patches = random_patches(seed)
+    mine = np.random.default_rng(seed).permutation(12)[:few].tolist()
+    found = select_batch(*patches, count, mine)
+    assert found.positions.tolist()[:few] == mine[:count]
+    assert len(set(found.positions.tolist())) == count
+    # The whole batch covers the same, in whatever order its candidates are counted.
+    again = select_batch(*patches, count, found.positions.tolist()[::-1])
+    assert again.gains.sum() == pytest.approx(found.gains.sum(), rel=1e-4)

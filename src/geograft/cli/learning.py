@@ -90,13 +90,14 @@ def _weighted(tiles: tuple[Path, ...], text: str) -> dict[Path, float]:
 @with_progress
 @settings(model=ModelConfig, train=TrainConfig)
 def compare(
-    tiles: Path,
+    tiles: Annotated[tuple[Path, ...], Parameter(negative=())],
     /,
     *,
     recipe: Path,
     out: Path,
     seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
     folds: int = 0,
+    leave_one_place_out: Annotated[bool, Parameter(negative=())] = False,
     **chosen: Any,
 ) -> None:
     """Train all variants of a recipe with all seeds on the same tiles and compare them.
@@ -104,16 +105,18 @@ def compare(
     Run the same command again to resume an interrupted comparison.
 
     Args:
-        tiles: Folder of a tile set.
+        tiles: Folders of tile sets; several are trained on together.
         recipe: TOML file with [[variants]].
         out: Folder of the comparison.
         seeds: Random seeds to train every variant with, instead of the recipe's.
         folds: Number of folds for spatial cross-validation: each variant is trained once per fold. 0 disables it.
+        leave_one_place_out: Leave out one place at a time, a group of scenes or one of several tile sets: each variant
+            is trained in the other places, and scored there and in these.
     """
     from geograft.commands.compare import compare
 
     base = recipe_from(recipe, chosen)
-    print_result(compare(tiles, base.with_seeds(seeds), out, folds))
+    print_result(compare(tiles, base.with_seeds(seeds), out, folds, leave_one_place_out))
 
 
 @with_progress

@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +21,9 @@ from numpy import ndarray
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import check_trainings, train
 from geograft.config import EvaluateConfig, InferenceConfig, Recipe
-from geograft.dataset.folds import write_fold_sets
+from geograft.dataset.folds import write_fold_sets, write_place_folds
+from geograft.dataset.joined import TileSetPaths, open_run_tiles
+from geograft.dataset.places import scenes_in_place
 from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import unit_names_over_folds
 from geograft.errors import SettingError
@@ -49,6 +51,8 @@ from geograft.training.loader import image_mask
 
 FoldRun = tuple[str, int, int, Path]
 """Variant, fold, seed and run folder."""
+UnitCounts = dict[str, Int64[ndarray, "_ ..."]]
+"""Pixel counts of every unit by variant, summed over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,35 @@ class CrossValidation:
 
     units: tuple[str, ...]
     scheme: ConfusionScheme
-    by_unit: Mapping[str, Int64[ndarray, "u ..."]]
-    """Pixel counts of every unit by variant, summed over the seeds."""
+    by_unit: UnitCounts
     by_fold: Mapping[tuple[str, int, int], Confusion]
     """Pixel counts by variant, fold and seed."""
+    places: tuple[str, ...] = ()
+    """The place that each fold leaves out, in order; empty if folds are no places."""
+    in_place: UnitCounts = field(default_factory=dict)
+    """If folds are places: pixel counts of test tiles of the other places, summed over folds and seeds."""
+    by_place: Mapping[tuple[str, str], Int64[ndarray, "_ ..."]] = field(default_factory=dict)
+    """If folds are places: pixel counts of every unit by variant and place."""
 
     @cached_property
     def figures(self) -> dict[str, Metrics]:
         """The metrics of every variant over all folds."""
         return {
             name: BootstrapEstimator(counts, self.scheme.overall).estimate() for name, counts in self.by_unit.items()
+        }
+
+    @cached_property
+    def in_place_figures(self) -> dict[str, Metrics]:
+        """The metrics of every variant on test tiles of the places that it was trained in."""
+        return {
+            name: BootstrapEstimator(counts, self.scheme.overall).estimate() for name, counts in self.in_place.items()
+        }
+
+    @cached_property
+    def place_figures(self) -> dict[tuple[str, str], Metrics]:
+        """The metrics of every variant in each place that was left out, by variant and place."""
+        return {
+            key: BootstrapEstimator(counts, self.scheme.overall).estimate() for key, counts in self.by_place.items()
         }
 
     @cached_property
@@ -87,50 +110,120 @@ class CrossValidation:
                 {"variant": variant, "fold": fold, "seed": seed, **headline_scores(counts, self.scheme)}
                 for (variant, fold, seed), counts in self.by_fold.items()
             ],
+            **self._place_content(),
         }
+
+    def _place_content(self) -> dict[str, Any]:
+        if not self.places:
+            return {}
+        units = max((len(counts) for counts in self.in_place.values()), default=0)
+        in_place = {
+            "interval": {"level": LEVEL, "units": units, "warning": few_units_warning(units)},
+            "variants": [{"variant": name, **_plain(figures)} for name, figures in self.in_place_figures.items()],
+        }
+        rows = [
+            {"variant": variant, "place": place, "units": len(self.by_place[variant, place]), **_plain(figures)}
+            for (variant, place), figures in self.place_figures.items()
+        ]
+        return {"places": list(self.places), **({"in_place": in_place} if units else {}), "per_place": rows}
 
     def lines(self) -> list[str]:
         """Return the lines to print: the scores of each variant over all folds, then the paired differences."""
+        if self.places:
+            return self._place_lines()
         rows = [("over all folds", "IoU", "", "F1", "", "folds' IoU")]
         for name, figures in self.figures.items():
             ious = [self.scheme.headline(counts)["iou"] for (own, _, _), counts in self.by_fold.items() if own == name]
             fold_range = f"{np.nanmin(ious):.3f} to {np.nanmax(ious):.3f}" if not np.isnan(ious).all() else "-"
             rows.append((name, *figures["iou"].format(".3f"), *figures["f1"].format(".3f"), fold_range))
-        pairs: list[tuple[str, ...]] = [("difference", "IoU", "", "F1", "")]
-        for (one, other), figures in self.differences.items():
-            pairs.append((f"{one} - {other}", *figures["iou"].format("+.3f"), *figures["f1"].format("+.3f")))
         words = f"In brackets: 95 % confidence interval over {len(self.units)} units, each tested once."
         return [
             *format_table(rows),
-            *(format_table(pairs) if len(pairs) > 1 else []),
+            *self._difference_lines(),
             f"{words} {few_units_warning(len(self.units))}".strip(),
         ]
 
+    def _difference_lines(self) -> list[str]:
+        pairs: list[tuple[str, ...]] = [("difference", "IoU", "", "F1", "")]
+        for (one, other), figures in self.differences.items():
+            pairs.append((f"{one} - {other}", *figures["iou"].format("+.3f"), *figures["f1"].format("+.3f")))
+        return format_table(pairs) if len(pairs) > 1 else []
 
-def score_folds(runs: Sequence[FoldRun]) -> CrossValidation:
+    def _place_lines(self) -> list[str]:
+        """Return the lines to print if folds are places: IoU elsewhere and in place, and elsewhere by place."""
+        rows: list[tuple[str, ...]] = [("each place left out once", "IoU elsewhere", "", "IoU in place", "")]
+        for name, figures in self.figures.items():
+            here = self.in_place_figures[name]["iou"].format(".3f") if self.in_place else ("-", "")
+            rows.append((name, *figures["iou"].format(".3f"), *here))
+        table: list[tuple[str, ...]] = [("place left out", "units", "IoU", "", "F1", "")]
+        for (variant, place), figures in self.place_figures.items():
+            units = f"{len(self.by_place[variant, place]):,}"
+            cells = (*figures["iou"].format(".3f"), *figures["f1"].format(".3f"))
+            table.append((f"{place}: {variant}", units, *cells))
+        words = (
+            f"In brackets: 95 % confidence interval over {len(self.units)} units of {len(self.places)} places. Other "
+            "places may differ by more."
+        )
+        return [*format_table(rows), *format_table(table), *self._difference_lines(), words]
+
+
+def score_folds(runs: Sequence[FoldRun], places: Sequence[str] = ()) -> CrossValidation:
     """Score each run on the test tiles of its fold, write the scores as `evaluate` does, and return all of them.
 
-    Takes as long as predicting all tiles once per variant and seed.
+    `places` are the places that folds 1, 2, ... leave out; tiles of other places are then scored in place. Takes as
+    long as predicting all tiles once per variant and seed.
     """
     by_fold: dict[tuple[str, int, int], Confusion] = {}
-    total: dict[str, dict[str, Confusion]] = {}
+    tested, in_place = _Sums(), _Sums()
+    by_place: dict[tuple[str, str], _Sums] = {}
     for variant, fold, seed, run in runs:
         # Exporting a graph takes longer than scoring a fold.
         result = evaluate(run, "test", config=EvaluateConfig(backend="torch"))
-        by_fold[variant, fold, seed] = result.confusion
-        scheme = result.scheme
-        ground = unit_names_over_folds(TileSet.open(result.tiles), result.counts.units)
-        mine = total.setdefault(variant, {})
-        for unit, own in zip(ground, result.counts.confusion, strict=True):
-            mine[unit] = mine.get(unit, 0) + own
-    names = tuple(dict.fromkeys(_all_names(total)))
-    by_unit = {variant: np.stack([mine[name] for name in names]) for variant, mine in total.items()}
-    return CrossValidation(names, scheme, by_unit, by_fold)
+        scheme, tile_set = result.scheme, open_run_tiles(run)
+        here = scenes_in_place(tile_set, "test", tile_set) if places else frozenset()
+        for cell, unit, own in zip(
+            result.counts.units.cells,
+            unit_names_over_folds(tile_set, result.counts.units),
+            result.counts.confusion,
+            strict=True,
+        ):
+            if cell.scene in here:
+                in_place.add(variant, unit, own)
+                continue
+            tested.add(variant, unit, own)
+            by_fold[variant, fold, seed] = by_fold.get((variant, fold, seed), 0) + own
+            if places:
+                by_place.setdefault((variant, places[fold - 1]), _Sums()).add(variant, unit, own)
+    return CrossValidation(
+        tested.units,
+        scheme,
+        tested.by_variant(),
+        by_fold,
+        tuple(places),
+        in_place.by_variant(),
+        {key: sums.by_variant()[key[0]] for key, sums in by_place.items()},
+    )
 
 
-def _all_names(total: Mapping[str, Mapping[str, Confusion]]) -> Iterator[str]:
-    for mine in total.values():
-        yield from mine
+@dataclass
+class _Sums:
+    """Pixel counts by variant and unit, summed over runs."""
+
+    counts: dict[str, dict[str, Confusion]] = field(default_factory=dict)
+
+    def add(self, variant: str, unit: str, counts: Confusion) -> None:
+        """Add the pixel counts of one cell."""
+        mine = self.counts.setdefault(variant, {})
+        mine[unit] = mine.get(unit, 0) + counts
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The names of all units, in order of first appearance."""
+        return tuple(dict.fromkeys(name for mine in self.counts.values() for name in mine))
+
+    def by_variant(self) -> UnitCounts:
+        """Return the counts of all units by variant, in the order of `units`."""
+        return {variant: np.stack([mine[name] for name in self.units]) for variant, mine in self.counts.items()}
 
 
 def _plain(figures: Metrics) -> dict[str, Any]:
@@ -203,12 +296,22 @@ class Comparison:
         return min(self.by_variant()[variant], key=lambda row: row.best_val_loss)
 
 
-def compare(tiles: StrPath, recipe: Recipe, out: StrPath, folds: int = 0) -> Comparison:
-    """Train every variant of `recipe` with every seed on one tile set, and write the comparison to `out`.
+def compare(
+    tiles: StrPath | Sequence[StrPath],
+    recipe: Recipe,
+    out: StrPath,
+    folds: int = 0,
+    leave_one_place_out: bool = False,
+) -> Comparison:
+    """Train every variant of `recipe` with every seed on one or several tile sets, and write the comparison to `out`.
 
     With `folds`, the tile set is divided spatially into that many folds. Every variant and seed is trained once per
     fold, on the other folds, and scored on it. folds.json then contains the scores by fold and over all folds, and the
     paired differences of the variants, with confidence intervals.
+
+    With `leave_one_place_out`, each fold is a place: a group of scenes, or one of several tile sets. Every variant is
+    trained in all other places, with validation tiles of these, and scored in the place that is left out (elsewhere)
+    and on test tiles of the others (in place).
 
     Resumable: finished runs are kept, and an interrupted one is resumed.
 
@@ -216,29 +319,50 @@ def compare(tiles: StrPath, recipe: Recipe, out: StrPath, folds: int = 0) -> Com
         SettingError: if the recipe has no variants, two have the same name, or the area is too small for the folds.
         InputError, WeightsError, OutputError: as in `train`.
     """
-    tiles, out = Path(tiles), Path(out)
+    paths, out = TileSetPaths.of(tiles).folders, Path(out)
     check_variants(recipe)
     if folds < 0:
         raise SettingError(f"--folds {folds}: give the number of folds, or 0 for none.")
-    check_trainings(TileSet.open(tiles), (recipe.variant(variant, recipe.seeds[0]) for variant in recipe.variants))
+    if folds and leave_one_place_out:
+        raise SettingError("--folds and --leave-one-place-out are two ways to choose folds. Give one of them.")
+    if folds and len(paths) > 1:
+        raise SettingError("--folds divides one tile set. With several, give --leave-one-place-out, or no folds.")
+    check_trainings(
+        TileSetPaths.of(paths).open(), (recipe.variant(variant, recipe.seeds[0]) for variant in recipe.variants)
+    )
     # Of the processes that torchrun or Slurm started, rank 0 holds the lock for all.
     with lock_output(out, enabled=rank_of(recipe.train) == 0):
-        return _compare(tiles, recipe, out, folds)
+        if leave_one_place_out:
+            found = write_place_folds(paths, out / FOLDS)
+            sets = {number: fold.folders for number, fold in enumerate(found, start=1)}
+            return _compare(paths, recipe, out, sets, tuple(fold.place for fold in found))
+        if folds:
+            sets = {
+                number: (path,) for number, path in enumerate(write_fold_sets(paths[0], folds, out / FOLDS), start=1)
+            }
+            return _compare(paths, recipe, out, sets)
+        return _compare(paths, recipe, out, {0: paths})
 
 
-def _compare(tiles: Path, recipe: Recipe, out: Path, folds: int) -> Comparison:
-    sets = dict(enumerate(write_fold_sets(tiles, folds, out / FOLDS), start=1)) if folds else {0: tiles}
+Paths = tuple[Path, ...]
+
+
+def _compare(
+    tiles: Paths, recipe: Recipe, out: Path, sets: Mapping[int, Paths], places: Sequence[str] = ()
+) -> Comparison:
+    """Compare on the tile sets of each fold; fold 0 is that of a comparison without folds."""
     jobs = [(fold, seed, variant) for fold in sets for seed in recipe.seeds for variant in recipe.variants]
     rows = []
     for number, (fold, seed, variant) in enumerate(jobs, start=1):
         if rank_of(recipe.train) == 0:
-            announce(f"{number} of {len(jobs)}: {variant.name}, {f'fold {fold}, ' if fold else ''}seed {seed}")
+            where = f"without {places[fold - 1]}, " if places else f"fold {fold}, " if fold else ""
+            announce(f"{number} of {len(jobs)}: {variant.name}, {where}seed {seed}")
         rows.append(_row(sets[fold], recipe.variant(variant, seed), variant.name, out, fold))
     order = [variant.name for variant in recipe.variants]
     rows.sort(key=lambda row: (order.index(row.variant), row.fold, row.seed))
-    crossed = score_folds([(row.variant, row.fold, row.seed, out / row.run) for row in rows]) if folds else None
-    result = Comparison(out, recipe.title, tuple(rows), crossed)
-    _write(result, sets[min(sets)])
+    scored = [(row.variant, row.fold, row.seed, out / row.run) for row in rows if row.fold]
+    result = Comparison(out, recipe.title, tuple(rows), score_folds(scored, places) if scored else None)
+    _write(result, tiles, TileSetPaths.of(sets[min(sets)]).open())
     return result
 
 
@@ -266,7 +390,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _row(tiles: Path, recipe: Recipe, variant: str, out: Path, fold: int) -> RunSummary:
+def _row(tiles: Paths, recipe: Recipe, variant: str, out: Path, fold: int) -> RunSummary:
     seed = recipe.train.seed
     folder = "/".join([slug(variant), *([f"fold{fold}"] if fold else []), f"seed{seed}"])
     run = out / folder
@@ -287,15 +411,16 @@ def _row(tiles: Path, recipe: Recipe, variant: str, out: Path, fold: int) -> Run
     )
 
 
-def _write(result: Comparison, tiles: Path) -> None:
+def _write(result: Comparison, tiles: Paths, shown: TileSet) -> None:
     write_table(result)
     histories = {
         name: [read_history(result.folder / row.run) for row in rows] for name, rows in result.by_variant().items()
     }
     write_bytes(result.folder / "losses.png", loss_figure(histories))
     runs = {name: result.folder / rows[0].run for name, rows in result.by_variant().items()}
-    write_bytes(result.folder / "samples.png", _sample_figure(TileSet.open(tiles), runs))
-    content = {"title": result.title, "tiles": str(tiles.resolve()), "rows": [asdict(row) for row in result.rows]}
+    write_bytes(result.folder / "samples.png", _sample_figure(shown, runs))
+    folders = " and ".join(str(path) for path in tiles)
+    content = {"title": result.title, "tiles": folders, "rows": [asdict(row) for row in result.rows]}
     if result.cross_validation:
         write_json(result.folder / FOLD_SCORES, result.cross_validation.content())
     write_json(result.folder / COMPARISON, content)

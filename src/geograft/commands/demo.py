@@ -40,7 +40,7 @@ class Demo:
     """The run that predicted the map."""
     weights_from: str
     ious: Mapping[str, Mapping[str, Metric]]
-    """IoU by network, on "test" (held-out blocks of the training scene) and "elsewhere" (another scene)."""
+    """IoU by network, on "test" (in place: held-out blocks of the training scene) and "elsewhere" (another scene)."""
     outside_fraction: float | None
     """Fraction of the other scene outside the network's area of applicability."""
     crowns: PolygonSummary
@@ -66,7 +66,7 @@ class Demo:
         return [
             f"Encoder weights: {self.weights_from}",
             *([*self.comparison.lines()[:-1], ""] if self.comparison else []),
-            *format_table([("IoU of tree crowns, 95 % confidence interval", "held-out blocks", "other scene"), *rows]),
+            *format_table([("IoU of tree crowns, 95 % confidence interval", "in place", "elsewhere"), *rows]),
             "",
             *([f"The other scene was mapped with: {list(self.ious)[-1]}"] if self.comparison else []),
             *outside,

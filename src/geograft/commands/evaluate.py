@@ -1,7 +1,7 @@
 """`geograft evaluate`: score a run on one split, with confidence intervals. Every pixel of the split counts once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from geograft.card import ModelCard, read_card
 from geograft.commands.audit import audit_tile_set
 from geograft.config import EvaluateConfig
 from geograft.dataset.joined import check_fit, open_run_tiles
+from geograft.dataset.places import known_scenes_in_place, place_names
 from geograft.dataset.tileset import Split, TileSet
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
@@ -26,6 +27,7 @@ from geograft.mapping.scoring import (
     Confusion,
     Metric,
     Metrics,
+    PlaceScores,
     SplitCounts,
     class_key,
     count_split,
@@ -35,6 +37,8 @@ from geograft.mapping.scoring import (
     headline_scores,
     json_intervals,
     json_values,
+    read_scores_in_place,
+    score_places,
 )
 from geograft.mapping.shapes import ShapeConfig, ShapeCounter, object_class_index
 from geograft.metrics.calibration import (
@@ -71,6 +75,10 @@ class Evaluation:
     baseline: "Evaluation | None" = None
     """Evaluation of another run on the same tiles, to compare with."""
     notes: tuple[str, ...] = ()
+    places: PlaceScores | None = None
+    """The scores in place and elsewhere; None if the tile set of the run is not there."""
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+    """What the map depends on: digests of weights, and settings. Scores with equal ones can stand side by side."""
     verdict: str = ""
     """Whether the split leaks, by `geograft audit` without autocorrelation: OK, CAUTION or LEAK; empty on another tile
     set than that of training."""
@@ -132,6 +140,7 @@ class Evaluation:
             "classes": list(self.classes),
             "interval": self._interval(),
             "decision": _decision(self.card),
+            "prediction": dict(self.prediction),
             "confusion": self.confusion.tolist(),
             "overall": json_values(overall) | ece,
             "overall_intervals": json_intervals(overall),
@@ -144,6 +153,7 @@ class Evaluation:
                 {"unit": cell.unit, "scene": cell.scene, **asdict(cell.window), "confusion": counts.tolist()}
                 for cell, counts in zip(self.counts.units.cells, self.counts.confusion, strict=True)
             ],
+            **({"places": self.places.content()} if self.places else {}),
             "reliability": reliability_diagram(self.reliability),
             **self._curve(),
             **self._shapes(),
@@ -223,6 +233,7 @@ class Evaluation:
                 [CLASS_HEADER, *(_class_line(row) for row in content["per_class"]), self._mean_line(overall)]
             ),
             *(format_table([("scene", "IoU", "F1", "precision", "recall", "pixels"), *scenes]) if scenes else []),
+            *(self.places.lines() if self.places else []),
             *self._probability_lines(content),
             *_shape_lines(content),
             *_against_lines(content),
@@ -403,6 +414,9 @@ def _score_with_baseline(
     tile_set = open_run_tiles(runs[0], tiles)
     baseline = None if against is None else _open_baseline(against, model.card, tile_set, config)
     result = score_split(model, tile_set, split, config)
+    if result.places and "in place" not in result.places.parts:
+        beside = read_scores_in_place(runs[0], result.prediction)
+        result = replace(result, places=replace(result.places, beside=beside))
     if baseline is not None and against is not None:
         theirs = score_split(baseline, tile_set, split, config)
         result = replace(result, baseline=theirs, notes=(*result.notes, *_leakage_notes(against, tile_set)))
@@ -442,7 +456,26 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
     if cleaning:
         notes = (*notes, f"objects of {config.objects} are cleaned as by `geograft polygons`, with the run's settings.")
     notes = (*model.notes, *notes, *tile_set_band_notes(tile_set, card), *([resolution] if resolution else []))
-    return Evaluation(model.runs[0], split, tile_set.folder, card, len(tiles), counts, asdict(config), notes=notes)
+    in_place = known_scenes_in_place(model.runs, tile_set, split)
+    places = None if in_place is None else score_places(counts, place_names(tile_set), in_place)
+    return Evaluation(
+        model.runs[0],
+        split,
+        tile_set.folder,
+        card,
+        len(tiles),
+        counts,
+        asdict(config),
+        notes=notes,
+        places=places,
+        prediction=_prediction(model, config),
+    )
+
+
+def _prediction(model: RunModel, config: EvaluateConfig) -> dict[str, Any]:
+    """Return what the map of a model depends on."""
+    settings = {name: getattr(config, name) for name in ("window_px", "overlap", "tta", "place")}
+    return {"weights": [read_card(run).weights_digest for run in model.runs]} | settings | _decision(model.card)
 
 
 def _open_baseline(run: Path, card: ModelCard, tile_set: TileSet, config: EvaluateConfig) -> RunModel:

@@ -1,12 +1,13 @@
 """`geograft suggest`: choose the tiles to label next (active learning).
 
-Tiles are ranked by how much of the runs' uncertainty they cover, and written as a styled layer for a GIS.
+Tiles are ranked by how much of the runs' uncertainty they cover, after a few random ones where the run has no labels
+yet, and written as a styled layer for a GIS.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy import ndarray
@@ -28,6 +29,7 @@ from geograft.mapping.plan import MapSource, band_order_notes, map_sources, reso
 from geograft.mapping.pool import (
     Candidate,
     Embedder,
+    Pool,
     PoolRaster,
     check_candidates,
     collect_candidates,
@@ -35,9 +37,11 @@ from geograft.mapping.pool import (
     open_pool_model,
 )
 from geograft.metrics.applicability import Applicability
-from geograft.metrics.selection import select_batch
+from geograft.metrics.selection import draw_balanced_sample, select_batch
 from geograft.runs import run_file
 from geograft.text import format_table, html_table, pluralise
+
+Origin = Literal["random", "suggested"]
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,57 @@ class Suggestion:
     """Mean uncertainty over its pixels, 0 to 1."""
     dissimilarity: float | None
     """See `Candidate.dissimilarity`: above 1, the tile is outside the run's area of applicability."""
+    origin: Origin = "suggested"
+    """Whether it was drawn at random, all tiles with the same probability, or selected by its uncertainty."""
 
 
-def rank_candidates(candidates: Sequence[Candidate], count: int) -> tuple[Suggestion, ...]:
+def draw_first(sample: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
+    """Return `count` random candidates, all with the same probability, that represent all kinds of tiles.
+
+    Kinds are what the run predicts in a tile and the embeddings of its quarters: see `draw_balanced_sample`.
+    """
+    if not count or not sample:
+        return []
+    predicted = np.array([one.predicted for one in sample])
+    embeddings = np.stack([one.embeddings.mean(axis=0) for one in sample])
+    chosen = draw_balanced_sample([predicted, embeddings], count, np.random.default_rng(seed))
+    return [sample[position] for position in chosen]
+
+
+def rank_candidates(
+    candidates: Sequence[Candidate], count: int, first: Sequence[Candidate] = ()
+) -> tuple[Suggestion, ...]:
     """Return the best `count` candidates to label together; the first n of them are the best n.
 
-    See `geograft.metrics.selection`; the pieces are the quarters of the tiles. The order of the candidates does not
-    matter.
+    They begin with the random ones in `first`, which cover what resembles them. See `geograft.metrics.selection`; the
+    pieces are the quarters of the tiles. The order of the candidates does not matter.
     """
+    drawn = {(one.raster, one.window) for one in first}
+    candidates = [*first, *(one for one in candidates if (one.raster, one.window) not in drawn)]
     owners = np.repeat(np.arange(len(candidates)), [len(one.quarter_uncertainty) for one in candidates])
     features = np.concatenate([one.embeddings for one in candidates])
     weights = np.concatenate([one.quarter_uncertainty for one in candidates])
-    found = select_batch(features, weights, owners, count)
+    found = select_batch(features, weights, owners, count, range(len(first)))
     chosen = [candidates[position] for position in found.positions]
     return tuple(
-        Suggestion(rank, one.raster, one.window, float(gain), one.uncertainty, one.dissimilarity)
+        Suggestion(
+            rank,
+            one.raster,
+            one.window,
+            float(gain),
+            one.uncertainty,
+            one.dissimilarity,
+            "random" if rank <= len(first) else "suggested",
+        )
         for rank, (one, gain) in enumerate(zip(chosen, found.gains, strict=True), start=1)
     )
 
 
+NEW_PLACE_TILES = 5
+"""Random tiles with which the suggestions for a place without labels begin."""
 PRINTED_ROWS = 10
 """Number of suggestions that are printed; the file has all."""
-HEADER = ("rank", "score", "uncertainty", "dissimilarity", "row", "col", "raster")
+HEADER = ("rank", "origin", "score", "uncertainty", "dissimilarity", "row", "col", "raster")
 
 
 @dataclass(frozen=True)
@@ -96,11 +129,13 @@ class Suggestions:
     def lines(self) -> list[str]:
         """Return the summary that the command line prints: the first suggestions as a table, and notes."""
         tiles = pluralise(len(self.tiles), "tile")
+        random = sum(one.origin == "random" for one in self.tiles)
         return [
             f"{self.path}: {tiles} to label, of {self.unlabelled_tiles:,} unlabelled"
             + (f" ({self.labelled_tiles:,} are labelled)" if self.labelled_tiles else ""),
             *format_table([HEADER, *map(self._cells, self._top)]),
             *([f"and {len(self.tiles) - PRINTED_ROWS:,} more"] if len(self.tiles) > PRINTED_ROWS else []),
+            *([_random_line(random, len(self.tiles))] if random else []),
             f"Together they cover {sum(one.score for one in self.tiles):.0%} of the run's uncertainty.",
             *(f"Note: {note}" for note in self.notes),
         ]
@@ -125,12 +160,24 @@ class Suggestions:
             f"{one.window.row:,}",
             f"{one.window.col:,}",
         )
-        return (str(one.rank), *numbers, self.rasters[one.raster].name)
+        return (str(one.rank), one.origin, *numbers, self.rasters[one.raster].name)
+
+
+def _random_line(random: int, tiles: int) -> str:
+    first = "All are" if random == tiles else f"The first {random} are" if random > 1 else "The first is"
+    return (
+        f"{first} drawn at random, every tile with the same probability: thresholds (geograft calibrate --place-tiles) "
+        "and scores from them are unbiased."
+    )
 
 
 LAYER = "suggestions"
 ALIASES = {
     "rank": "Order in which to label",
+    "role": "Role of the area once it is labelled",
+    "origin": "Drawn at random or suggested",
+    "labelled": "Everything inside is labelled",
+    "scene": "Name of the raster",
     "score": "Fraction of the uncertainty covered in addition",
     "uncertainty": "Mean uncertainty, 0 to 1",
     "dissimilarity": "Dissimilarity to the training data, outside above 1",
@@ -157,6 +204,10 @@ def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Se
     shapes, crs = tile_outlines(windows, dict(zip(names, (grid for _, grid in rasters), strict=True)))
     columns: dict[str, Sequence[Any] | ndarray] = {
         "rank": np.array([one.rank for one in suggestions], np.int64),
+        "role": ["training" for _ in suggestions],
+        "origin": [one.origin for one in suggestions],
+        "labelled": np.zeros(len(suggestions), bool),
+        "scene": [rasters[one.raster][0].stem for one in suggestions],
         "score": np.array([one.score for one in suggestions], float),
         "uncertainty": np.array([one.uncertainty for one in suggestions], float),
         "dissimilarity": np.array(
@@ -186,11 +237,12 @@ def suggest(
     """Choose the tiles of `rasters` to label next, write them as a GeoPackage, the best first, and return them.
 
     A tile is worth labelling if the runs are uncertain of it and if it is similar to many other uncertain tiles, but
-    not to the tiles suggested before it: see `geograft.metrics.selection`. Uncertainty is computed from all runs,
-    embeddings from the first. `rasters` may also be one tile set, which stands for its images. Tiles of the tile set
-    `known`, of any split, count as labelled and are not suggested; by default it is the tile set given as `rasters`, or
-    the one that the first run was trained on, if it still exists. `aoi` is a vector file of polygons: only tiles in
-    them are suggested.
+    not to the tiles suggested before it: see `geograft.metrics.selection`. On rasters where no tile is labelled, the
+    first five are drawn at random instead, all tiles with the same probability (`first`). Uncertainty is computed from
+    all runs, embeddings from the first. `rasters` may also be one tile set, which stands for its images. Tiles of the
+    tile set `known`, of any split, count as labelled and are not suggested; by default it is the tile set given as
+    `rasters`, or the one that the first run was trained on, if it still exists. `aoi` is a vector file of polygons:
+    only tiles in them are suggested.
 
     On one machine, the same runs, rasters and settings give the same suggestions, and a smaller `tiles` gives the first
     of them. Takes about as long as `predict`, and a pass of the encoder. Memory does not grow with the rasters.
@@ -217,13 +269,21 @@ def suggest(
         embedder, [PoolRaster(i, *each) for i, each in enumerate(zip(sources, areas, again, strict=True))]
     )
     check_candidates(inputs.rasters, pool.unlabelled_tiles, pool.labelled_tiles)
-    tiles = rank_candidates(pool.candidates, config.tiles)
+    first = draw_first(pool.sample, _random_tiles(config, pool), config.seed)
+    tiles = rank_candidates(pool.candidates, config.tiles, first)
     write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
     notes = _notes(runs[0], embedder.training_features, labels)
     notes = (*embedder.model.notes, *notes, *_band_order_notes(card, inputs, sources, config))
     sizes = (resolution_note(source.mosaic.name, resolution_m(source.grid), card) for source in sources)
     notes = (*notes, *[note for note in sizes if note][:1])
     return Suggestions(out, inputs.rasters, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
+
+
+def _random_tiles(config: SuggestConfig, pool: Pool) -> int:
+    """Return the number of random tiles with which the suggestions begin."""
+    if config.first is not None:
+        return config.first
+    return 0 if pool.labelled_tiles else NEW_PLACE_TILES
 
 
 @dataclass(frozen=True)
@@ -288,7 +348,7 @@ def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig)
     path = run_file(runs[0], FEATURES_FILE)
     features = Applicability.read(path) if path.exists() else None
     encoder = load_cell_encoder(runs[0], card, config.device, config.backend, model.card.tile_px)
-    return Embedder(model, config.acquisition, encoder, features)
+    return Embedder(model, config.acquisition, encoder, features, config.seed)
 
 
 def _check_views(config: SuggestConfig, runs: Sequence[Path]) -> None:

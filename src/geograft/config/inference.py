@@ -140,6 +140,11 @@ class SuggestConfig(InferenceConfig):
 
     tiles: Positive = 20
     """Number of tiles to suggest."""
+    first: Annotated[int | None, Field(ge=0)] = None
+    """Number of tiles at the beginning that are drawn at random, all tiles with the same probability, so that
+    thresholds and scores from them are unbiased. Default: 5 where no tile of the rasters is labelled, else 0."""
+    seed: Seed = 0
+    """Random seed of these tiles."""
     acquisition: Literal["entropy", "margin", "disagreement"] = "entropy"
     """Acquisition function: entropy of the class probabilities, margin between the two highest, or disagreement among
     ensemble members (--ensemble) and augmented views (--tta)."""

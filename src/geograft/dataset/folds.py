@@ -1,11 +1,12 @@
 """Spatial cross-validation: folds of blocks, scenes or groups, each in the test split once; or folds of a few tiles.
 
-Each fold is a derived tile set: it has an index and band statistics of its own and refers to the images and masks of
-the original tile set. Learning curves and searches write subsets of the training tiles in the same way.
+With several places, each fold may also be one of them (`write_place_folds`). Each fold is a derived tile set: it has
+an index and band statistics of its own and refers to the images and masks of the original tile set. Learning curves and
+searches write subsets of the training tiles in the same way.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import chain
@@ -15,10 +16,12 @@ from pathlib import Path
 import shapely
 
 from geograft.config import PrepareConfig
-from geograft.dataset.joined import project_outlines
+from geograft.dataset.joined import join_tile_sets, project_outlines, set_names
+from geograft.dataset.places import place_names, refuse_overlapping_places
 from geograft.dataset.splits import (
     PlannedTile,
     SplitScene,
+    plan_tiles,
     planned_by_block,
     split_blocks,
     splits_by_block,
@@ -37,6 +40,8 @@ from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.progress import track
 
 MIN_FOLDS = 2
+MAX_HELD_OUT = 0.8
+"""Largest fraction of a place in its validation and test splits, where it is trained on."""
 
 
 def plan_folds(scenes: Sequence[SplitScene], config: PrepareConfig, folds: int) -> list[list[PlannedTile]]:
@@ -176,6 +181,97 @@ def write_fold_sets(tiles: Path, folds: int, out: Path) -> list[Path]:
     finally:
         close_labels()
     return found
+
+
+@dataclass(frozen=True)
+class PlaceFold:
+    """A place that is held out, and the tile sets of which the others are trained on."""
+
+    place: str
+    folders: tuple[Path, ...]
+    """One for each of the given tile sets, with the tiles of the place in the test split of one of them."""
+
+
+def write_place_folds(folders: Sequence[Path], out: Path) -> list[PlaceFold]:
+    """Write the tile sets of a cross-validation that leaves out one place at a time to fold1, fold2, ... in `out`.
+
+    Places are those of `geograft.dataset.places`. All tiles of the place that is left out are in the test split. Each
+    other place is split by itself, into scenes or blocks, with the fractions of its tile set: its validation tiles
+    choose the epoch, and its test tiles show the score in place. They are the same in all folds. Existing folds are
+    kept. Reads the masks, and the training pixels once per fold.
+
+    Raises:
+        InputError: if one of `folders` is not a tile set, the tile sets do not fit, or a place has no labelled tile.
+        SettingError: if there are fewer than two places, two share land, or one cannot be split.
+    """
+    joined = join_tile_sets([TileSet.open(folder) for folder in folders])
+    places = place_names(joined)
+    found = list(dict.fromkeys(places.values()))
+    if len(found) < MIN_FOLDS:
+        raise SettingError(
+            f"--leave-one-place-out: {joined.title} has one place. Prepare it with --groups, or give several tile sets."
+        )
+    joined.check_masks()
+    refuse_overlapping_places(joined, places)
+    names = iter(places.values())
+    members = joined.members or (joined,)
+    by_set = [dict(zip(each.scenes, names, strict=False)) for each in members]
+    try:
+        tiles = [_tiles_by_place(each, own) for each, own in zip(members, by_set, strict=True)]
+        return [
+            PlaceFold(place, tuple(_write_without(members, tiles, place, out / f"fold{number}")))
+            for number, place in enumerate(track(found, len(found), "folds", "folds"), start=1)
+        ]
+    finally:
+        close_labels()
+
+
+@dataclass(frozen=True)
+class _PlaceTiles:
+    """The tiles of one place in a tile set: divided into train, val and test, and all of them for testing."""
+
+    split: list[Tile]
+    tested: list[Tile]
+
+
+def _tiles_by_place(whole: TileSet, places: Mapping[str, str]) -> dict[str, _PlaceTiles]:
+    """Return the tiles of each place of a tile set; `places` are the names of the places of its scenes."""
+    config = replace(whole.meta.settings, split="auto", val_groups=(), test_groups=())
+    if whole.meta.settings.split == "article" or not config.val or config.val + config.test > MAX_HELD_OUT:
+        raise SettingError(
+            f"--leave-one-place-out trains on {whole.folder}, too: prepare it with --val above 0, --val and --test "
+            f"together up to {MAX_HELD_OUT:g}, and a --split other than article."
+        )
+    found = {}
+    for place in dict.fromkeys(places.values()):
+        # Scenes of a place show different parts of it, unless they are adjacent or overlap.
+        scenes = [
+            replace(SplitScene.of(scene, _stratification_counts(whole, scene.name)), group=scene.name)
+            for scene in whole.meta.scenes
+            if places[scene.name] == place
+        ]
+        tested: list[PlannedTile] = [
+            (s.name, window, "test") for s in scenes for window in tiling(s.window, config.tile_px, config.tile_px)
+        ]
+        count = partial(_count_window, whole)
+        split = labelled_tiles(plan_tiles(scenes, config), count, config.min_valid)
+        found[place] = _PlaceTiles(split, labelled_tiles(tested, count, config.min_valid))
+        if not found[place].tested:
+            raise InputError(f"{whole.folder}: the place {place} has no labelled tile. Leave out its scenes.")
+    return found
+
+
+def _write_without(
+    members: Sequence[TileSet], tiles: Sequence[Mapping[str, _PlaceTiles]], place: str, folder: Path
+) -> Iterator[Path]:
+    """Write the tile sets of the fold that leaves out a place, and yield their folders."""
+    names = set_names(members)
+    for whole, own, name in zip(members, tiles, names, strict=True):
+        chosen = [tile for each, mine in own.items() for tile in (mine.tested if each == place else mine.split)]
+        # The name of the place says that it was chosen, and that its scenes are the units of intervals.
+        settings = replace(whole.meta.settings, split="group", test_groups=(place,), val_groups=())
+        named = replace(whole, meta=replace(whole.meta, settings=settings))
+        yield write_derived_set(named, chosen, folder / name if len(members) > 1 else folder)
 
 
 def _count_window(whole: TileSet, scene: str, window: Window) -> ClassCounts:

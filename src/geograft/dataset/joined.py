@@ -121,7 +121,7 @@ def join_tile_sets(tile_sets: Sequence[TileSet], weights: Sequence[float] = ()) 
     first = tile_sets[0]
     for other in tile_sets[1:]:
         _check_joinable(first, other)
-    names = _set_names(tile_sets)
+    names = set_names(tile_sets)
     scenes, tiles, masks, factors = [], [], {}, {}
     for number, (name, each) in enumerate(zip(names, tile_sets, strict=True)):
         for scene in each.meta.scenes:
@@ -221,7 +221,7 @@ def _seen_by_network(meta: TileSetMeta) -> dict[str, Any]:
     }
 
 
-def _set_names(tile_sets: Sequence[TileSet]) -> list[str]:
+def set_names(tile_sets: Sequence[TileSet]) -> list[str]:
     """Return a name for each tile set: that of its folder, numbered where it occurs twice."""
     names = [each.folder.resolve().name for each in tile_sets]
     return [f"{name} {number}" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]

@@ -7,7 +7,7 @@ area, such as two dates, and are resampled together. Non-overlapping samples of 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -79,8 +79,9 @@ def units_of(tile_set: TileSet, split: Split) -> Units:
     """Return the units of the tiles of one split. Opens no image.
 
     Units are blocks if the split is by block, otherwise scenes or groups of scenes. If there are fewer than six scenes
-    or groups, which is too few for an interval, units are the blocks that a split by block would use. A tile belongs to
-    the cell that contains its centre.
+    or groups, which is too few for an interval, units are the blocks that a split by block would use. Groups that
+    --val-groups or --test-groups name are places, not units: their scenes are. A tile belongs to the cell that contains
+    its centre.
     """
     tiles = tile_set.split(split)
     kind, blocks = _unit_blocks(tile_set, {tile.scene for tile in tiles})
@@ -97,7 +98,7 @@ def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
 
     All folds together may have enough scenes even if a single fold does not.
     """
-    scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
+    scenes = _resampled_scenes(tile_set)
     group_of = unit_names(scenes)
     few = len(set(group_of.values())) < MIN_GROUPS
     if few or splits_by_block(scenes, tile_set.meta.settings):
@@ -107,7 +108,7 @@ def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
 
 def _unit_blocks(tile_set: TileSet, named: set[str]) -> tuple[UnitKind, list[SplitBlock]]:
     """Return the kind of unit and the blocks of the named scenes."""
-    scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
+    scenes = _resampled_scenes(tile_set)
     names = unit_names(scenes)
     groups = {names[scene.name] for scene in scenes if scene.name in named}
     settings = tile_set.meta.settings
@@ -115,6 +116,16 @@ def _unit_blocks(tile_set: TileSet, named: set[str]) -> tuple[UnitKind, list[Spl
         return "block", split_blocks(scenes, settings)
     kind: UnitKind = "scene" if len(groups) == len(named) else "group"
     return kind, whole_scenes(scenes)
+
+
+def _resampled_scenes(tile_set: TileSet) -> list[SplitScene]:
+    """Return the scenes as the units see them.
+
+    Groups that a split names are places, of which each scene shows another part; others show one area several times.
+    """
+    scenes = [SplitScene.of(scene) for scene in tile_set.meta.scenes]
+    named = tile_set.meta.settings.val_groups or tile_set.meta.settings.test_groups
+    return [replace(scene, group=scene.name) for scene in scenes] if named else scenes
 
 
 @dataclass(frozen=True)

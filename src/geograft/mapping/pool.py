@@ -4,6 +4,7 @@ Uncertainty is that of the map that `predict` writes with the same runs and sett
 run's encoder. Tiles inside the labelled area of a tile set are skipped.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from geograft.inference.embedding import CellEncoder
 from geograft.legend import Legend
 from geograft.mapping.batches import MirroredSource
 from geograft.mapping.blend import Strip
-from geograft.mapping.classmap import class_entropy, class_margin, ensemble_std
+from geograft.mapping.classmap import class_entropy, class_margin, class_probabilities, ensemble_std
 from geograft.mapping.held_out import PartOfInterest, assemble, blend_part
 from geograft.mapping.models import RunModel
 from geograft.mapping.plan import MapSource
@@ -119,6 +120,10 @@ class Candidate:
     """Dissimilarity index relative to the training data, divided by the threshold of the area of applicability.
 
     Above 1, the tile is outside that area. None if the run has no training features."""
+    predicted: tuple[float, ...] = ()
+    """Mean probability of each class over its pixels."""
+    lot: int = 0
+    """Random number of the tile: tiles with the lowest are a simple random sample of all."""
 
     @property
     def weight(self) -> float:
@@ -128,24 +133,37 @@ class Candidate:
 
 @dataclass
 class Pool:
-    """The most uncertain candidates, and the numbers of tiles considered and skipped."""
+    """The most uncertain candidates, a random sample of all, and the numbers of tiles considered and skipped."""
 
     candidates: list[Candidate] = field(default_factory=list)
+    sample: list[Candidate] = field(default_factory=list)
+    """All candidates, or a simple random sample of MAX_CANDIDATES of them, in random order."""
     unlabelled_tiles: int = 0
     labelled_tiles: int = 0
     """Tiles skipped because they are already labelled."""
 
     def add(self, candidate: Candidate) -> None:
-        """Add a candidate; it is kept while it is among the most uncertain."""
+        """Add a candidate; it is kept while it is among the most uncertain, or those with the lowest lots."""
         self.unlabelled_tiles += 1
         self.candidates.append(candidate)
-        if len(self.candidates) >= 2 * MAX_CANDIDATES:
+        self.sample.append(candidate)
+        if max(len(self.candidates), len(self.sample)) >= 2 * MAX_CANDIDATES:
             self.prune()
 
     def prune(self) -> None:
-        """Keep the MAX_CANDIDATES most uncertain candidates, in descending order."""
+        """Keep the MAX_CANDIDATES most uncertain candidates, in descending order, and those with the lowest lots."""
         self.candidates.sort(key=lambda one: (-one.weight, one.raster, one.window))
         del self.candidates[MAX_CANDIDATES:]
+        self.sample.sort(key=lambda one: (one.lot, one.raster, one.window))
+        del self.sample[MAX_CANDIDATES:]
+
+
+def draw_lot(seed: int, raster: str, window: Window) -> int:
+    """Return the random number of a tile. It depends on the seed, the raster's name and the tile's position alone.
+
+    So the sample of a raster does not depend on the order in which tiles are read.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {window.row} {window.col} {raster}".encode()).digest()[:8])
 
 
 Acquisition = Literal["entropy", "margin", "disagreement"]
@@ -175,6 +193,8 @@ class Embedder:
     acquisition: Acquisition
     encoder: CellEncoder
     training_features: Applicability | None
+    seed: int = 0
+    """Seed of the tiles' lots."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +256,8 @@ class _UncertainTile:
     """Its part inside the raster."""
     uncertainty: Float32[ndarray, "t t"]
     """Of each pixel of the whole tile; 0 beyond the raster's border."""
+    predicted: tuple[float, ...]
+    """Mean probability of each class over its mapped pixels."""
     mapped: Bool[ndarray, "t t"]
     """Whether a pixel of the whole tile has a prediction."""
 
@@ -245,16 +267,22 @@ def _uncertain_tiles(embedder: Embedder, raster: PoolRaster, windows: Sequence[W
     model, size = embedder.model, embedder.model.card.tile_px
 
     def extract(strip: Strip) -> list[ndarray]:
-        return [ACQUISITIONS[embedder.acquisition](strip, model.card.legend), strip.mapped[None]]
+        legend = model.card.legend
+        return [
+            ACQUISITIONS[embedder.acquisition](strip, legend),
+            strip.mapped[None],
+            class_probabilities(strip, legend),
+        ]
 
     if not windows:
         return
     part = PartOfInterest(raster.source, tuple(windows))
     with closing(blend_part(model, part, raster.source.mosaic)) as strips:
-        for position, (uncertainty, mapped) in assemble(strips, windows, extract):
+        for position, (uncertainty, (mapped,), probabilities) in assemble(strips, windows, extract):
             window = windows[position]
             padding = [(0, size - window.height), (0, size - window.width)]
-            tile = _UncertainTile(window, np.pad(uncertainty[0], padding), np.pad(mapped[0], padding))
+            means = mean_over_mask(probabilities, np.broadcast_to(mapped, probabilities.shape)).tolist()
+            tile = _UncertainTile(window, np.pad(uncertainty[0], padding), tuple(means), np.pad(mapped, padding))
             if tile.mapped.mean() >= MIN_VALID_FRACTION:
                 yield tile
 
@@ -278,13 +306,20 @@ def _candidates(embedder: Embedder, raster: PoolRaster, tiles: Sequence[_Uncerta
             dissimilarity = _dissimilarity(mine, embedder.training_features)
             quarters = pool_quarters(mine[usable[i][has_features[i]]], cell_uncertainty[i], usable[i])
             yield Candidate(
-                raster.index, tile.window, float(means[i]), float(tile.mapped.mean()), *quarters, dissimilarity
+                raster.index,
+                tile.window,
+                float(means[i]),
+                float(tile.mapped.mean()),
+                *quarters,
+                dissimilarity,
+                tile.predicted,
+                draw_lot(embedder.seed, raster.source.rasters[0].name, tile.window),
             )
 
 
-def mean_over_mask(uncertainty: Float32[ndarray, "n h w"], mask: Bool[ndarray, "n h w"]) -> Float64[ndarray, " n"]:
-    """Return the mean uncertainty of each tile over the pixels in `mask`; 0 if it is empty."""
-    total = np.where(mask, uncertainty, 0).sum(axis=(1, 2), dtype=np.float64)
+def mean_over_mask(values: Float32[ndarray, "n h w"], mask: Bool[ndarray, "n h w"]) -> Float64[ndarray, " n"]:
+    """Return the mean of each band of values over the pixels in `mask`; 0 if it is empty."""
+    total = np.where(mask, values, 0).sum(axis=(1, 2), dtype=np.float64)
     mean: Float64[ndarray, " n"] = total / np.maximum(mask.sum(axis=(1, 2)), 1)
     return mean
 

@@ -4,14 +4,18 @@ Counts are collected per cell (a block of a scene, or a scene), so that no pixel
 unit are bootstrapped to named metrics with confidence intervals.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 from numpy import ndarray
 
+from geograft.dataset.places import Where
 from geograft.dataset.tileset import Samples, TileSet
 from geograft.dataset.units import Units
 from geograft.legend import IGNORE
@@ -34,6 +38,11 @@ from geograft.metrics.intervals import (
     paired_confidence_intervals,
 )
 from geograft.metrics.scores import nanmean
+from geograft.runs import run_file
+from geograft.text import format_table
+
+OWN_SCORES = "scores-test.json"
+"""Where `geograft evaluate` writes the scores of a run's own test tiles."""
 
 Confusion = Int64[ndarray, "..."]
 """Confusion counts, with the layout of a `geograft.metrics.confusion.ConfusionScheme`."""
@@ -216,6 +225,125 @@ def estimators(counts: SplitCounts) -> dict[str, BootstrapEstimator]:
     if counts.shapes is not None and counts.shapes.objects is not None:
         groups["objects"] = BootstrapEstimator(units.sum_by_unit(counts.shapes.objects), _objects)
     return groups
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """The scores of some scenes of a split."""
+
+    tiles: int
+    units: int
+    """Number of units that its intervals resample."""
+    overall: Metrics
+
+    def content(self) -> dict[str, Any]:
+        """Return the scores for JSON."""
+        return {
+            "tiles": self.tiles,
+            "units": self.units,
+            "overall": json_values(self.overall),
+            "overall_intervals": json_intervals(self.overall),
+        }
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> "PartScores":
+        """Return the scores in JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: if something is missing or no number.
+        """
+        ends = content["overall_intervals"]
+        overall = {
+            name: Metric(
+                *(
+                    float("nan" if value is None else value)
+                    for value in (content["overall"][name], *(ends[name] or (None, None)))
+                )
+            )
+            for name in ("iou", "f1")
+        }
+        return cls(int(content["tiles"]), int(content["units"]), overall)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the cells of a table: tiles, IoU and F1 with their intervals."""
+        return (f"{self.tiles:,}", *self.overall["iou"].format(), *self.overall["f1"].format())
+
+
+def score_part(counts: SplitCounts, scenes: Collection[str]) -> PartScores | None:
+    """Return the scores of the tiles in `scenes`, with intervals over their units; None if there are none."""
+    inside = np.array([cell.scene in scenes for cell in counts.units.cells], bool)
+    if not inside.any():
+        return None
+    cells = tuple(cell for cell, chosen in zip(counts.units.cells, inside, strict=True) if chosen)
+    cell_of = (inside.cumsum() - 1)[counts.units.cell_of[inside[counts.units.cell_of]]]
+    units = replace(counts.units, scenes=len({cell.scene for cell in cells}), cells=cells, cell_of=cell_of)
+    estimator = BootstrapEstimator(units.sum_by_unit(counts.confusion[inside]), counts.scheme.overall)
+    return PartScores(len(units.cell_of), len(units.names), estimator.estimate())
+
+
+@dataclass(frozen=True)
+class PlaceScores:
+    """Scores in place, where the run has training tiles in the same place, and elsewhere."""
+
+    parts: Mapping[Where, PartScores]
+    """Without a part that has no tiles."""
+    by_place: Sequence[tuple[str, Where, PartScores]]
+    beside: PartScores | None = None
+    """Where all tiles are elsewhere: the scores in place of the run's own test tiles, where they are known."""
+
+    def content(self) -> dict[str, Any]:
+        """Return the scores for JSON."""
+        return {
+            **{where.replace(" ", "_"): part.content() for where, part in self.parts.items()},
+            "per_place": [{"place": name, "where": where} | part.content() for name, where, part in self.by_place],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the output of the command line."""
+        rows: list[tuple[str, ...]] = [(where, *part.cells()) for where, part in self.parts.items()]
+        if self.beside:
+            rows.insert(0, ("in place, own test tiles", *self.beside.cells()))
+        if len({name for name, _, _ in self.by_place}) > 1:
+            rows += [(f"{name}, {where}", *part.cells()) for name, where, part in self.by_place]
+        table = format_table([("place", "tiles", "IoU", "", "F1", ""), *rows]) if len(rows) > 1 else []
+        return [*table, *([ONLY_PART[where] for where in self.parts] if len(self.parts) == 1 else [])]
+
+
+ONLY_PART: Mapping[Where, str] = {
+    "in place": "These scores are in place: the run has training tiles in the same place.",
+    "elsewhere": "These scores are elsewhere: the run has no training tiles in this place.",
+}
+
+
+def score_places(counts: SplitCounts, places: Mapping[str, str], in_place: Collection[str]) -> PlaceScores:
+    """Return the scores in place and elsewhere, and of each place.
+
+    `places` are the names of the places of all scenes, `in_place` the scenes in whose place a run has training tiles.
+    """
+    scenes = {cell.scene for cell in counts.units.cells}
+    elsewhere = scenes - set(in_place)
+    split: dict[Where, Collection[str]] = {"in place": scenes - elsewhere, "elsewhere": elsewhere}
+    parts = {where: score_part(counts, inside) for where, inside in split.items()}
+    by_place = [
+        (name, where, found)
+        for name in sorted({places[scene] for scene in scenes})
+        for where, inside in split.items()
+        if (found := score_part(counts, {scene for scene in inside if places[scene] == name}))
+    ]
+    return PlaceScores({where: part for where, part in parts.items() if part}, by_place)
+
+
+def read_scores_in_place(run: Path, prediction: Mapping[str, Any]) -> PartScores | None:
+    """Return the scores in place in scores-test.json of a run, if its map is made as `prediction` says.
+
+    None otherwise, and for runs that were not evaluated, or by an earlier version.
+    """
+    try:
+        known = json.loads(run_file(run, OWN_SCORES).read_bytes())
+        same = any(prediction["weights"]) and known["prediction"] == json.loads(json.dumps(prediction))
+        return PartScores.from_content(known["places"]["in_place"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def class_key(index: int, score: str) -> str:

@@ -1,8 +1,9 @@
-"""Batch active learning: select candidates to label that are uncertain, representative and diverse.
+"""Select candidates to label: a random sample that is spread over all kinds, and a batch for active learning.
 
-Every candidate has patches. Each patch has a weight, its uncertainty, and a feature vector. Labelling a candidate
-informs the model about its patches and about similar ones, so candidates are selected greedily, each time the one that
-adds most to
+`draw_balanced_sample` draws candidates with equal probabilities, so that what is estimated from them is unbiased.
+`select_batch` selects candidates that are uncertain, representative and diverse. For this, every candidate has patches.
+Each patch has a weight, its uncertainty, and a feature vector. Labelling a candidate informs the model about its
+patches and about similar ones, so candidates are selected greedily, each time the one that adds most to
 
     sum over all patches of weight * similarity of its features to the nearest patch of a selected candidate.
 
@@ -12,6 +13,7 @@ greedy solution reaches at least 63 % of the optimum (Nemhauser, Wolsey and Fish
 section 4). Weighting by uncertainty follows Zhdanov (2019), "Diverse mini-batch active learning" (arXiv:1901.05954).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +33,64 @@ class Selection:
     """Fraction of the total weight that each candidate covers in addition to those before it."""
 
 
+def draw_balanced_sample(
+    blocks: Sequence[Float[ndarray, "n _"]], count: int, rng: np.random.Generator
+) -> Int64[ndarray, " k"]:
+    """Return a random sample of `count` of n units, or of all if there are fewer, in random order.
+
+    Each unit is drawn with the probability count / n, and any first units of the sample are such a sample themselves.
+    Of similar units only one is drawn, as far as possible, so the sample represents all kinds in proportion:
+    stratification without strata. `blocks` are features of the units; they are standardised, and each block has the
+    same weight. Exact ties apart, which units are similar does not depend on the units of the features.
+
+    This is the local pivotal method: two similar units repeatedly contend for their inclusion probabilities, until each
+    is 0 or 1 (Grafstrom, Lundstrom and Schelin 2012, doi:10.1111/j.1541-0420.2011.01699.x, LPM2). Time: about 2 s for
+    3,000 units with 200 features.
+    """
+    scaled = [_standardise(block) for block in blocks]
+    features = np.concatenate([block / np.sqrt(max(varying, 1)) for block, varying in scaled], axis=1)
+    total = len(features)
+    if count >= total:
+        return rng.permutation(total)
+    # Inclusion probabilities times the number of units, so that they stay exact.
+    chance = np.full(total, count, np.int64)
+    undecided = np.arange(total if count else 0)
+    while len(undecided) > 1:
+        one = int(undecided[rng.integers(len(undecided))])
+        other = _nearest(features, one, undecided)
+        chance[[one, other]] = _contend(int(chance[one]), int(chance[other]), total, rng)
+        undecided = undecided[(chance[undecided] > 0) & (chance[undecided] < total)]
+    return rng.permutation(np.flatnonzero(chance == total))
+
+
+def _nearest(features: Float64[ndarray, "n d"], one: int, undecided: Int64[ndarray, " m"]) -> int:
+    """Return the undecided unit that is most similar to `one`, other than itself."""
+    others = undecided[undecided != one]
+    return int(others[((features[others] - features[one]) ** 2).sum(axis=1).argmin()])
+
+
+def _contend(one: int, other: int, total: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Return the inclusion probabilities of two units after one of them is decided, times `total`.
+
+    Their sum stays, and so does the expected value of each.
+    """
+    both = one + other
+    if both < total:
+        return (both, 0) if rng.integers(both) < one else (0, both)
+    wins = rng.integers(2 * total - both) < total - other
+    return (total, both - total) if wins else (both - total, total)
+
+
 def select_batch(
-    features: Float[ndarray, "m d"], weights: Float[ndarray, " m"], owners: Integer[ndarray, " m"], count: int
+    features: Float[ndarray, "m d"],
+    weights: Float[ndarray, " m"],
+    owners: Integer[ndarray, " m"],
+    count: int,
+    given: Sequence[int] = (),
 ) -> Selection:
     """Return a selection of `count` candidates to label, or of all if there are fewer.
+
+    It begins with the candidates `given`, which are chosen already.
 
     `owners` are the candidates (0 to n - 1) that the patches belong to, at least one patch each. Features are
     standardised, so that units do not matter. Ties are resolved by the larger weight. Apart from exact ties the result
@@ -49,7 +105,8 @@ def select_batch(
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     patches = np.argsort(rank[owners], kind="stable")
-    greedy = _select_greedily(_similarity(features[patches], rank[owners[patches]]), weights[patches], count)
+    similarity = _similarity(features[patches], rank[owners[patches]])
+    greedy = _select_greedily(similarity, weights[patches], count, rank[list(given)].tolist())
     return Selection(order[greedy.positions].astype(np.int64), greedy.gains)
 
 
@@ -89,16 +146,19 @@ def _standardise(features: Float[ndarray, "m d"]) -> tuple[Float64[ndarray, "m d
     return scaled, int(varies.sum())
 
 
-def _select_greedily(similarity: Float32[ndarray, "m n"], weights: Float[ndarray, " m"], count: int) -> Selection:
-    """Return the greedy selection from candidates in descending order of weight."""
+def _select_greedily(
+    similarity: Float32[ndarray, "m n"], weights: Float[ndarray, " m"], count: int, given: Sequence[int]
+) -> Selection:
+    """Return the greedy selection from candidates in descending order of weight, after those that are `given`."""
     covered = np.zeros(len(similarity), np.float32)
     total = float(weights.sum()) or 1.0
     positions: list[int] = []
     gains: list[float] = []
-    for _ in range(min(count, similarity.shape[1])):
+    for number in range(min(count, similarity.shape[1])):
         gain = _gains(similarity, covered, weights)
         gain[positions] = -1
-        best = int(gain.argmax())  # the first of ties has the largest weight
+        # The first of ties has the largest weight.
+        best = given[number] if number < len(given) else int(gain.argmax())
         positions.append(best)
         gains.append(float(gain[best]) / total)
         covered = np.maximum(covered, similarity[:, best])

@@ -129,6 +129,9 @@ def scored_area(split: str, table: ScoreTable | None, count: int | None, leak: f
 
 def scored_area_of_folds(folds: FoldsFile, leak: float | None) -> str:
     """Return the number of units scored in cross-validation, and whether they are held out."""
+    if folds.places:
+        units = pluralise(folds.interval.units, "unit")
+        return f"{units} of {len(folds.places)} places, each left out of the training once"
     area = pluralise(folds.interval.units, "held-out unit" if leak == 0 else "unit") + " in cross-validation"
     return f"{area}, with {format_percent(leak)} of the pixels also in training tiles" if leak else area
 
@@ -184,6 +187,9 @@ def remarks(subject: Subject) -> list[str]:
         sentences = interval_warnings(IntervalInfo(subject.folds.interval.units, "unit", ""), 1)
     elif table and finite_values([table.iou]):
         sentences.append(_class_sentence(table, run.card.legend))
+    if table and table.where and not subject.folds:
+        known = "has training tiles in the same place" if table.where == "in place" else "has none in this place"
+        sentences.append(f"The {SPLIT_NAMES[measure]} tiles are {table.where}: the network {known}.")
     if measure == "val":
         sentences.append("The epoch was also chosen on these tiles, so expect slightly lower scores on new data.")
     sentences += [other_scores_sentence(other) for other in run.scores if other.name not in (measure, "val", "train")]
@@ -195,7 +201,9 @@ def other_scores_sentence(table: ScoreTable) -> str:
     """Return the IoU in a score file other than the headline's, in one sentence."""
     tiles = pluralise(table.tiles_scored, f"{table.split} tile")
     interval = interval_clause(table.overall_intervals.get("iou"))
-    return f"On “{table.name}” ({tiles} of {Path(table.tiles).name}) the IoU is {format_number(table.iou)}{interval}."
+    where = f"{capitalize_first(table.where)}, on" if table.where else "On"
+    of = f"“{table.name}” ({tiles} of {Path(table.tiles).name})"
+    return f"{where} {of} the IoU is {format_number(table.iou)}{interval}."
 
 
 def outdated_scores_notes(subject: Subject) -> list[str]:
@@ -224,9 +232,10 @@ def key_figures(subject: Subject, run: TrainedRun, overview: MapOverview | None 
         KeyFigure(
             "IoU",
             format_mean_std(subject.leader.ious(measure)),
-            f"on {SPLIT_NAMES[measure]} tiles{mean_over}",
+            f"on {SPLIT_NAMES[measure]} tiles{_headline_where(subject, run)}{mean_over}",
             format_estimate_interval(interval_of(headline_iou(subject))),
         ),
+        *_place_figures(subject, run),
         KeyFigure(
             "Recall",
             format_percent(overall.get("recall")),
@@ -241,6 +250,44 @@ def key_figures(subject: Subject, run: TrainedRun, overview: MapOverview | None 
         ),
         *_mapped_area(run.score(measure), overview),
     ]
+
+
+def _headline_where(subject: Subject, run: TrainedRun) -> str:
+    """Return ", in place" or ", elsewhere" for the tiles of the headline; empty if they are both, or it is unknown."""
+    measure = headline_split(subject)
+    if subject.folds and measure == "test":
+        return ", elsewhere" if subject.folds.places else ""
+    table = run.score(measure)
+    return f", {table.where}" if table and table.where else ""
+
+
+def _place_figures(subject: Subject, run: TrainedRun) -> list[KeyFigure]:
+    """Return the IoU in place and elsewhere, as far as the headline's does not say it."""
+    measure = headline_split(subject)
+    if subject.folds and measure == "test":
+        here = subject.folds.in_place_scores(subject.leader.name)
+        meaning = "on test tiles of the places trained in"
+        return [_part_figure("in place", here.overall, here.overall_intervals, meaning)] if here else []
+    table = run.score(measure)
+    if table is None or not table.places.parts:
+        return []
+    if not table.where:
+        return [
+            _part_figure(where, part.overall, part.overall_intervals, f"on {pluralise(part.tiles, 'tile')}")
+            for where, part in table.places.parts.items()
+        ]
+    others = [other for other in run.scores if other.where and other.where != table.where and other.split == "test"]
+    return [
+        _part_figure(other.where, other.overall, other.overall_intervals, f"on tiles of {Path(other.tiles).name}")
+        for other in others
+    ][:1]
+
+
+def _part_figure(
+    where: str, overall: Mapping[str, float | None], intervals: Mapping[str, Interval], meaning: str
+) -> KeyFigure:
+    interval = format_estimate_interval(intervals.get("iou"))
+    return KeyFigure(f"IoU {where}", format_number(overall.get("iou")), meaning, interval)
 
 
 def _mapped_area(table: ScoreTable | None, overview: MapOverview | None) -> list[KeyFigure]:
@@ -299,7 +346,8 @@ def _seed_sentences(subject: Subject) -> list[str]:
     if subject.kind == "run":
         return []
     if subject.folds:
-        return ["Each network was trained once per fold, on all other folds; ± is the standard deviation over folds."]
+        folds = "place, in all other places" if subject.folds.places else "fold, on all other folds"
+        return [f"Each network was trained once per {folds}; ± is the standard deviation over folds."]
     seeds = min(len(variant.rows) for variant in subject.variants)
     if seeds > 1:
         return [f"Each network was trained with {seeds} random seeds; ± is the standard deviation over seeds."]

@@ -131,6 +131,33 @@ class RunDifference:
 
 
 @record(frozen=True, config=LENIENT)
+class ScorePart:
+    """The scores in place or elsewhere, or those of one place."""
+
+    tiles: int
+    overall: dict[str, float | None]
+    overall_intervals: dict[str, Interval]
+    place: str = ""
+    where: str = ""
+    """"in place" or "elsewhere"; empty for a part that has no name."""
+
+
+@record(frozen=True, config=LENIENT)
+class ScoresByPlace:
+    """Scores in place, where the run has training tiles in the same place, and elsewhere."""
+
+    in_place: ScorePart | None = None
+    elsewhere: ScorePart | None = None
+    per_place: tuple[ScorePart, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, ScorePart]:
+        """The parts that have tiles, by name."""
+        both = {"in place": self.in_place, "elsewhere": self.elsewhere}
+        return {name: part for name, part in both.items() if part}
+
+
+@record(frozen=True, config=LENIENT)
 class ScoreTable:
     """The content of scores-NAME.json: the scores of one run on one split of one tile set."""
 
@@ -154,6 +181,13 @@ class ScoreTable:
     boundary: BoundaryScores | None = None
     objects: ObjectScores | None = None
     against: RunDifference | None = None
+    places: ScoresByPlace = Field(default_factory=ScoresByPlace)
+    """Without parts in files of earlier versions, and where the tile set of the run was not there."""
+
+    @property
+    def where(self) -> str:
+        """Where all tiles are, "in place" or "elsewhere"; empty if they are in both, or it is unknown."""
+        return next(iter(self.places.parts)) if len(self.places.parts) == 1 else ""
 
     @property
     def scheme(self) -> ConfusionScheme:
@@ -200,12 +234,28 @@ class FoldInterval:
 
 
 @record(frozen=True, config=LENIENT)
+class FoldPart:
+    """Scores over all folds of tiles in the places that a network was trained in."""
+
+    interval: FoldInterval
+    variants: tuple[FoldScores, ...]
+
+
+@record(frozen=True, config=LENIENT)
 class FoldsFile:
-    """The content of folds.json, written by `geograft compare --folds`."""
+    """The content of folds.json, written by `geograft compare --folds` and `--leave-one-place-out`."""
 
     interval: FoldInterval
     variants: tuple[FoldScores, ...]
     differences: tuple[FoldScores, ...] = ()
+    places: tuple[str, ...] = ()
+    """The places that the folds leave out: the scores are those elsewhere. Empty if folds are no places."""
+    in_place: FoldPart | None = None
+
+    def in_place_scores(self, variant: str) -> FoldScores | None:
+        """Return the scores of a network in the places that it was trained in; None if there are none."""
+        found = self.in_place.variants if self.in_place else ()
+        return next((one for one in found if one.variant == variant), None)
 
 
 @record(frozen=True, config=LENIENT)

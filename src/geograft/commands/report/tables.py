@@ -13,6 +13,7 @@ from geograft.commands.report.intervals import (
     interval_of,
     reported_difference,
     reported_iou,
+    score_tables_of,
 )
 from geograft.commands.report.scores import (
     AreaFile,
@@ -24,7 +25,7 @@ from geograft.commands.report.scores import (
     Score,
     ScoreTable,
 )
-from geograft.commands.report.sources import NetworkRuns, Subject
+from geograft.commands.report.sources import NetworkRuns, Subject, finite_values
 from geograft.commands.report.text import (
     DASH,
     NBSP,
@@ -107,10 +108,11 @@ def network_rows(subject: Subject) -> list[NetworkRow]:
 
 
 def score_tables(table: ScoreTable) -> list[Table]:
-    """Return the tables of a score file: by class, overall, confusion matrix, boundaries, objects, by scene."""
+    """Return the tables of a score file: by class, place and scene, overall, confusion matrix, boundaries, objects."""
     by_class = _scores("By class", "class", table.per_class)
     tables = [
         Table(by_class.caption, by_class.columns, (*by_class.rows, *_means(table))),
+        _places(table),
         _overall(table),
         _confusion(table),
         *([_boundaries(table.boundary, table.scheme.binary)] if table.boundary else []),
@@ -183,13 +185,43 @@ def _cells(subject: Subject, variant: NetworkRuns, extra: Sequence[str]) -> tupl
         ("validation IoU", format_mean_std(variant.ious("val")), ""),
         *(
             (
-                f"{name} IoU",
+                _iou_heading(subject, name),
                 format_mean_std(variant.ious(name)),
                 format_estimate_interval(interval_of(reported_iou(subject, variant, name))),
             )
             for name in extra
+            if not (name == "test" and subject.folds and subject.folds.places)
         ),
+        *_place_cells(subject, variant),
     )
+
+
+def _iou_heading(subject: Subject, name: str) -> str:
+    """Return the heading of the IoU in score files of a name, with where their tiles are, if that is one for all."""
+    tables = [table for variant in subject.variants for table in score_tables_of(variant, name)]
+    (where, *others) = dict.fromkeys(table.where for table in tables) or ("",)
+    return f"{name} IoU, {where}" if where and not others else f"{name} IoU"
+
+
+def _place_cells(subject: Subject, variant: NetworkRuns) -> list[tuple[str, str, str]]:
+    """Return the test IoU elsewhere and in place; empty if the test tiles of all networks are in one of them."""
+    if subject.folds and subject.folds.places:
+        here = subject.folds.in_place_scores(variant.name)
+        elsewhere = reported_iou(subject, variant, "test")
+        known = [("in place", here.overall.get("iou"), here.overall_intervals.get("iou"))] if here else []
+        cells = [("elsewhere", elsewhere.value, interval_of(elsewhere)), *known]
+        return [(f"IoU {name}", format_number(iou), format_estimate_interval(ends)) for name, iou, ends in cells]
+    parts = [table.places.parts for table in score_tables_of(variant, "test")]
+    if not parts or any(len(each) < 2 for each in parts):
+        return []
+    return [
+        (
+            f"test IoU, {where}",
+            format_mean_std(finite_values([each[where].overall.get("iou") for each in parts])),
+            format_estimate_interval(parts[0][where].overall_intervals.get("iou")) if len(parts) == 1 else "",
+        )
+        for where in parts[0]
+    ]
 
 
 def _difference_to_best(subject: Subject, variant: NetworkRuns, extra: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -238,6 +270,22 @@ def _means(table: ScoreTable) -> list[tuple[TableCell, ...]]:
         for kind, name in (("macro", "mean over classes"), ("weighted", "mean weighted by area"))
         if f"{kind}_iou" in values
     ]
+
+
+def _places(table: ScoreTable) -> Table:
+    """Return the scores in place and elsewhere, and by place if there are several; empty if all tiles are in one."""
+    parts = list(table.places.parts.items())
+    each = [(f"{one.place}, {one.where}", one) for one in table.places.per_place]
+    shown = parts + each if len({one.place for _, one in each}) > 1 else parts if len(parts) > 1 else []
+    rows = tuple(
+        (
+            TableCell(name),
+            *(_number(one.overall.get(score), one.overall_intervals.get(score)) for score in ("iou", "f1")),
+            TableCell(f"{one.tiles:,}"),
+        )
+        for name, one in shown
+    )
+    return Table("By place", ("place", "IoU", "F1", "tiles"), rows)
 
 
 def _overall(table: ScoreTable) -> Table:
