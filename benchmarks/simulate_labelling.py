@@ -120,22 +120,22 @@ def train_on(run: Path, source: TileSet, target: TileSet, chosen: Sequence[Tile]
     return iou
 
 
-def steps(seeds: int) -> Iterator[tuple[int, tuple[str, str, str], str]]:
+def steps(seeds: int, transfers: int) -> Iterator[tuple[int, tuple[str, str, str], str]]:
     """Yield the seed, the transfer and the strategy of each curve: `suggest` in all places first."""
     for seed in range(seeds):
         for strategy in STRATEGIES:
-            for transfer in TRANSFERS:
+            for transfer in TRANSFERS[:transfers]:
                 yield seed, transfer, strategy
 
 
-def simulate(data: Path, folder: Path, seeds: int) -> dict[str, float]:
+def simulate(data: Path, folder: Path, seeds: int, transfers: int) -> dict[str, float]:
     """Return the IoU in the new place by step; known ones are not computed again."""
     recipe, _ = with_weights(load_recipe(Path("demo")))
     split = replace(recipe.prepare, tile_px=TILE_PX, split="scene")
     halves = PrepareConfig(tile_px=TILE_PX, overlap=0.0, split="scene", val=0.0, test=0.5)
     path = folder / "labelling.json"
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for seed, (kind, here, there), strategy in steps(seeds):
+    for seed, (kind, here, there), strategy in steps(seeds, transfers):
         source, target = Place(kind, here, data, folder), Place(kind, there, data, folder)
         tiles = target.tiles("halves", halves)
         name = f"{kind}: {here} to {there}"
@@ -217,6 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/labelling"), help="where everything is cached")
     parser.add_argument("--seeds", type=int, default=1, help="orders of tiles and trainings (default 1)")
+    parser.add_argument("--transfers", type=int, default=len(TRANSFERS), help="only so many (default all)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is known")
     parser.add_argument("--write", action="store_true", help="put the table into docs/suggest.md")
     given = parser.parse_args()
@@ -224,7 +225,7 @@ def main() -> None:
     if given.table:
         found = json.loads((given.folder / "labelling.json").read_text(encoding="utf-8"))
     else:
-        found = simulate(given.data, given.folder, given.seeds)
+        found = simulate(given.data, given.folder, given.seeds, given.transfers)
     head = ["IoU after labelling", "order", *(f"{n} tiles" for n in (0, *COUNTS)), "all", "half the gap", "90 % of it"]
     about = f"One training per cell and seed, {given.seeds} seed(s). {machine.describe(('torch',))}"
     text = page.table(head, table_rows(found, given.seeds)) + f"\n\n{about}"

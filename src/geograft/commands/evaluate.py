@@ -27,7 +27,7 @@ from geograft.mapping.scoring import (
     Confusion,
     Metric,
     Metrics,
-    PlaceScores,
+    ScoresByPlace,
     SplitCounts,
     class_key,
     count_split,
@@ -75,7 +75,7 @@ class Evaluation:
     baseline: "Evaluation | None" = None
     """Evaluation of another run on the same tiles, to compare with."""
     notes: tuple[str, ...] = ()
-    places: PlaceScores | None = None
+    places: ScoresByPlace | None = None
     """The scores in place and elsewhere; None if the tile set of the run is not there."""
     prediction: Mapping[str, Any] = field(default_factory=dict)
     """What the map depends on: digests of weights, and settings. Scores with equal ones can stand side by side."""

@@ -282,7 +282,7 @@ def score_part(counts: SplitCounts, scenes: Collection[str]) -> PartScores | Non
 
 
 @dataclass(frozen=True)
-class PlaceScores:
+class ScoresByPlace:
     """Scores in place, where the run has training tiles in the same place, and elsewhere."""
 
     parts: Mapping[Where, PartScores]
@@ -315,7 +315,7 @@ ONLY_PART: Mapping[Where, str] = {
 }
 
 
-def score_places(counts: SplitCounts, places: Mapping[str, str], in_place: Collection[str]) -> PlaceScores:
+def score_places(counts: SplitCounts, places: Mapping[str, str], in_place: Collection[str]) -> ScoresByPlace:
     """Return the scores in place and elsewhere, and of each place.
 
     `places` are the names of the places of all scenes, `in_place` the scenes in whose place a run has training tiles.
@@ -330,7 +330,7 @@ def score_places(counts: SplitCounts, places: Mapping[str, str], in_place: Colle
         for where, inside in split.items()
         if (found := score_part(counts, {scene for scene in inside if places[scene] == name}))
     ]
-    return PlaceScores({where: part for where, part in parts.items() if part}, by_place)
+    return ScoresByPlace({where: part for where, part in parts.items() if part}, by_place)
 
 
 def read_scores_in_place(run: Path, prediction: Mapping[str, Any]) -> PartScores | None:

@@ -131,7 +131,7 @@ class RunDifference:
 
 
 @record(frozen=True, config=LENIENT)
-class ScorePart:
+class PartFile:
     """The scores in place or elsewhere, or those of one place."""
 
     tiles: int
@@ -143,15 +143,15 @@ class ScorePart:
 
 
 @record(frozen=True, config=LENIENT)
-class ScoresByPlace:
+class PlacesFile:
     """Scores in place, where the run has training tiles in the same place, and elsewhere."""
 
-    in_place: ScorePart | None = None
-    elsewhere: ScorePart | None = None
-    per_place: tuple[ScorePart, ...] = ()
+    in_place: PartFile | None = None
+    elsewhere: PartFile | None = None
+    per_place: tuple[PartFile, ...] = ()
 
     @property
-    def parts(self) -> dict[str, ScorePart]:
+    def parts(self) -> dict[str, PartFile]:
         """The parts that have tiles, by name."""
         both = {"in place": self.in_place, "elsewhere": self.elsewhere}
         return {name: part for name, part in both.items() if part}
@@ -181,7 +181,7 @@ class ScoreTable:
     boundary: BoundaryScores | None = None
     objects: ObjectScores | None = None
     against: RunDifference | None = None
-    places: ScoresByPlace = Field(default_factory=ScoresByPlace)
+    places: PlacesFile = Field(default_factory=PlacesFile)
     """Without parts in files of earlier versions, and where the tile set of the run was not there."""
 
     @property
