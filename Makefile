@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-adapt bench-generalisation bench-export docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-adapt bench-generalisation bench-export bench-serve docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -78,6 +78,9 @@ bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shap
 RUN ?= demo-out/run
 bench-export: $(READY)  ## size, agreement with torch and speed of exported files of a run, by default that of `make demo`; BENCH=--write: docs/export.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_export.py $(RUN) $(BENCH)
+
+bench-serve: $(READY)  ## the web server with 8 clients for 10 minutes: time of answers, memory, errors
+	$(BIN)/python benchmarks/bench_serve.py $(BENCH)
 
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py

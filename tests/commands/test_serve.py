@@ -7,17 +7,19 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from geograft.commands.serve import listening_socket, project_subject, serve, served_subject
+from geograft.commands.serve import listening_socket, project_subject, reduced_images, serve, served_subject
 from geograft.errors import InputError, SettingError
+from geograft.geo.webmap import lonlat_to_mercator
 from geograft.serve.layers import layers_of
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import TREES, make_run
-from tests.support.serving import PIXELS, write_map
+from tests.support.serving import PIXELS, client_of, write_map
 
 START = "import sys; from geograft.cli import main; main(sys.argv[1:])"
 
@@ -55,6 +57,29 @@ def test_a_run_is_shown_with_images_and_maps(run: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(one.value, one.name) for one in subject.classes] == [(2, "trees")]
     assert {"map.tif", "map.probabilities.tif", "map.gpkg"} <= set(subject.downloads)
+
+
+def test_a_large_image_without_overviews_gets_a_copy_once(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    subject = project_subject(project)
+    assert reduced_images(subject) == {}
+    monkeypatch.setattr("geograft.geo.webmap.LARGE_PX", 1000)
+    ((revision, copy),) = reduced_images(subject).items()
+    state = copy.stat()
+    assert reduced_images(subject) == {revision: copy} and copy.stat() == state
+    with client_of(replace(subject, reduced={revision: copy})) as client:
+        layer = client.get("/api/project").json()["layers"][0]
+        west, south, east, north = layer["bounds"]
+        z = layer["maxzoom"] - 4
+        u, v = lonlat_to_mercator(np.array([[(west + east) / 2, (south + north) / 2]]))
+        answer = client.get(f"/api/layers/{layer['id']}/tiles/{z}/{int(u[0] * 2**z)}/{int(v[0] * 2**z)}.png")
+        assert answer.status_code == 200
+        # A copy of another state of the image is not used.
+        write_raster(tmp_path / "scene.tif", textured(3, 128, 128, seed=1))
+        (layer,) = layers_of(subject)
+        assert layer.raster.revision != revision
 
 
 def test_what_cannot_be_shown_is_refused(run: Path, project: Path, tmp_path: Path) -> None:

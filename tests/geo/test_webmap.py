@@ -18,8 +18,10 @@ from geograft.geo.webmap import (
     WebTile,
     lonlat_to_mercator,
     mercator_to_lonlat,
+    needs_reduction,
     plane_of,
     read_tile,
+    write_reduced,
 )
 from tests.support.rasters import TENTH_METRE, textured, write_raster
 
@@ -119,3 +121,23 @@ def test_shapes_return_to_where_they_were() -> None:
     plane = Plane(UTM)
     shape = box(500_000, 4_979_000, 500_010, 4_979_020)
     assert plane.shape_from_lonlat(plane.shape_to_lonlat(shape)).hausdorff_distance(shape) < 1e-3
+
+
+def test_a_reduced_copy_shows_the_means_at_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.repeat(np.repeat(textured(3, 80, 60), 8, axis=1), 8, axis=2)
+    pixels[:, :64, :64] = 0
+    path = write_raster(tmp_path / "a.tif", pixels, ROTATED, nodata=0)
+    assert not needs_reduction(path)
+    monkeypatch.setattr("geograft.geo.webmap.LARGE_PX", 10_000)
+    assert needs_reduction(path)
+    write_reduced(path, tmp_path / "reduced.tif")
+    assert not needs_reduction(tmp_path / "reduced.tif")
+    with Image.open(path) as image, Image.open(tmp_path / "reduced.tif") as reduced:
+        place = place_of(image)
+        small = Place(reduced.info.grid, place.plane)
+        assert small.bounds == pytest.approx(place.bounds, abs=1e-9)
+        tile = tile_at(place, place.zooms[1] - 1)
+        found, other = read_tile(image, place, tile), read_tile(reduced, small, tile)
+    assert found is not None and other is not None
+    # The squares of 8 pixels are of one value, except where the larger image is sampled across an edge.
+    assert (found[1] == other[1]).mean() > 0.95 and (found[0] == other[0]).mean() > 0.8

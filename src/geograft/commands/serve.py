@@ -4,19 +4,23 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from geograft.card import read_card
 from geograft.config.projects import PROJECT_FILE, read_project
 from geograft.dataset.scenes import scene_names
 from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, to_paths
+from geograft.files import StrPath, json_digest, to_paths
 from geograft.geo.rasters.tags import sibling_path
+from geograft.geo.webmap import needs_reduction, write_reduced
 from geograft.interrupts import Interrupted
 from geograft.legend import BACKGROUND_COLOUR
 from geograft.progress import announce
-from geograft.serve.layers import SIBLINGS, ShownClass, Subject, layers_of, map_classes, read_info
+from geograft.serve.layers import SIBLINGS, ShownClass, Subject, file_revision, layers_of, map_classes, read_info
 
 HOST = "127.0.0.1"
 PORT = 8753
@@ -24,6 +28,8 @@ TOKEN_BYTES = 24
 MAX_CONNECTIONS = 200
 CLOSE_S = 5
 """Time that open requests have to end when the server does."""
+OVERVIEWS = "overviews"
+"""Folder of copies of images at lower resolution, in the user's cache folder."""
 PACKAGES = ("fastapi", "uvicorn", "PIL")
 
 
@@ -48,8 +54,33 @@ def serve(
         raise SettingError(f"geograft serve needs {', '.join(missing)}: pip install 'geograft[serve]'.")
     subject = served_subject(Path(path), to_paths(rasters))
     layers_of(subject)  # what cannot be shown is told now
+    subject = replace(subject, reduced=reduced_images(subject))
     with listening_socket(port) as listener:
         _run(subject, listener, open_browser, read_only)
+
+
+def reduced_images(subject: Subject) -> dict[str, Path]:
+    """Return a copy at lower resolution, by revision, of each large image without overviews.
+
+    Copies are made in the user's cache folder, and found there the next time.
+
+    Raises:
+        InputError: when an image cannot be read.
+        OutputError: when a copy cannot be written.
+    """
+    found = {}
+    for _, path in subject.images:
+        if needs_reduction(path):
+            revision = file_revision(path)
+            copy = (
+                user_cache_path("geograft", appauthor=False)
+                / OVERVIEWS
+                / f"{json_digest([str(path.resolve()), revision])}.tif"
+            )
+            if not copy.is_file():
+                write_reduced(path, copy)
+            found[revision] = copy
+    return found
 
 
 def listening_socket(port: int) -> socket.socket:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
@@ -19,10 +20,13 @@ from numpy import ndarray
 from pyproj import CRS, Transformer
 from shapely.geometry.base import BaseGeometry
 
-from geograft.geo.grid import Grid, Window, transform_points
+from geograft.geo.grid import Grid, Window, block_windows, transform_points
 from geograft.geo.measure import gis_transform
 from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.resample import Resampler
+from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, create_map
 from geograft.geo.vectors.reader import WGS84
+from geograft.progress import track
 
 TILE_PX = 256
 MAX_ZOOM = 26
@@ -31,6 +35,9 @@ STEP_PX = 8
 on, where 8 pixels are at most 80 km."""
 MAX_LATITUDE = 85.0511287798066
 """Where Web Mercator ends."""
+LARGE_PX, REDUCTION, REDUCED_ZOOMS = 2**24, 8, 3
+"""Images of more pixels need overviews. Without any, a copy at an eighth of the resolution, 2 to the power of 3, serves
+the zooms that are at least 3 below the finest."""
 SQUARE_SHARE = 8
 """The Mercator square is at least this many times as wide as a raster without CRS in it."""
 
@@ -226,3 +233,37 @@ def _pixels_per_pixel(exact: Float64[ndarray, "2 h w"], inside: Bool[ndarray, "h
     areas = areas[inside[:-1, :-1] & np.isfinite(areas)]
     mean = areas.mean() if len(areas) else window.height * window.width / inside.sum()
     return max(1.0, math.sqrt(mean))
+
+
+def needs_reduction(path: Path) -> bool:
+    """Return whether tiles of low zooms of an image would be slow: it is large and has no overviews.
+
+    Raises:
+        InputError: when the image cannot be opened.
+    """
+    with Image.open(path) as image:
+        grid = image.info.grid
+        return grid.height * grid.width > LARGE_PX and not image.has_overviews and not image.info.palette
+
+
+def write_reduced(path: Path, out: Path) -> None:
+    """Write a copy of an image at an eighth of its resolution, the means of its valid pixels, with overviews.
+
+    Reads every pixel once; memory does not grow with the image. A mask band is not copied.
+
+    Raises:
+        InputError: when the image cannot be read.
+        OutputError: when the copy cannot be written.
+    """
+    with Image.open(path) as image:
+        info = image.info
+        resampler = Resampler(info.grid, REDUCTION, REDUCTION)
+        usual = float("nan") if info.dtype.startswith("float") else 0 if info.alpha else None
+        nodata = usual if image.nodata[0] is None else image.nodata[0]
+        layout = MapLayout(info.bands, info.dtype, nodata, band_names=info.band_names, overviews="average")
+        windows = list(block_windows(resampler.grid.window, BLOCK_PX, BLOCK_PX))
+        with create_map(out, resampler.grid, layout) as writer:
+            for window in track(windows, len(windows), f"Overviews of {path.name}", "blocks"):
+                pixels, valid = resampler.read(image.read, window)
+                pixels[:, ~valid] = 0 if nodata is None else nodata
+                writer.write(pixels, window)

@@ -31,7 +31,7 @@ from geograft.errors import GeograftError
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.label_edits import ConflictError
-from geograft.geo.webmap import MAX_ZOOM, WebTile, is_on_earth, read_tile
+from geograft.geo.webmap import MAX_ZOOM, REDUCED_ZOOMS, Place, WebTile, is_on_earth, read_tile
 from geograft.serve import measures, pictures
 from geograft.serve.guard import Access, Guard
 from geograft.serve.jobs import SCORES, BusyError, Jobs, Latest, MissingJobError, Rounds
@@ -213,12 +213,14 @@ def get_tile(  # noqa: PLR0913, PLR0917 (the parts of an address)
     numbers = tuple(map(int, bands.split(","))) if bands and layer.kind == "image" else layer.bands
     if not all(1 <= number <= layer.raster.info.bands for number in numbers):
         raise HTTPException(422, f"bands are {bands}; this image has bands 1 to {layer.raster.info.bands}.")
-    with Image.open(layer.raster.path) as image:
-        found = read_tile(image, layer.raster.place, tile, numbers)
+    path = _file_for(service.subject, layer, z)
+    with Image.open(path) as image:
+        found = read_tile(image, Place(image.info.grid, layer.raster.place.plane), tile, numbers)
         if found is None:
             return EMPTY
         if layer.kind == "image" and not (layer.raster.info.palette and numbers == (1,)):
-            limits = _limits(layer.raster.path, layer.raster.revision, numbers, low, high)
+            sampled = _file_for(service.subject, layer, 0)
+            limits = _limits(sampled, layer.raster.revision, numbers, low, high)
             return _png(pictures.stretched(*found, limits))
         table = image.colour_table() if layer.kind == "image" else np.zeros((256, 3), np.uint8)
     if layer.kind == "image":
@@ -239,6 +241,12 @@ def get_values(service: Shared, identity: Identity, z: Zoom, x: Position, y: Pos
     with Image.open(layer.raster.path) as image:
         found = read_tile(image, layer.raster.place, tile, layer.bands)
     return EMPTY if found is None else _png(pictures.value_picture(pictures.value_codes(*found)))
+
+
+def _file_for(subject: Subject, layer: Layer, z: int) -> Path:
+    """Return the file for tiles of a layer at zoom `z`: the raster, or its copy at lower resolution for low zooms."""
+    far = z <= layer.raster.place.zooms[1] - REDUCED_ZOOMS
+    return subject.reduced.get(layer.raster.revision, layer.raster.path) if far else layer.raster.path
 
 
 def _tile(z: int, x: int, y: int) -> WebTile:

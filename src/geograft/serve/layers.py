@@ -52,6 +52,9 @@ class Subject:
     downloads: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
     """Title and file of what can be downloaded, by name; files need not exist."""
 
+    reduced: Mapping[str, Path] = field(default_factory=dict)
+    """A copy at lower resolution of large images without overviews, by the revision of the image."""
+
     @property
     def label_file(self) -> Path | None:
         """The GeoPackage of labels and areas of a project."""
