@@ -27,12 +27,28 @@ def source_hash() -> str:
     return found.hexdigest()
 
 
+CHROMIUM = os.environ.get("GEOGRAFT_CHROMIUM", "/usr/bin/chromium")
+
+
 def require_packages() -> None:
     """Skip the test where Node or the packages of web/ are missing."""
+    if reason := _missing():
+        pytest.skip(reason)
+
+
+def require_browser() -> None:
+    """Skip the test where Node, the packages of web/ or Chromium are missing; fail if the environment requires them."""
+    reason = _missing() or ("" if Path(CHROMIUM).is_file() else f"{CHROMIUM} is not installed")
+    if reason and os.environ.get("GEOGRAFT_REQUIRE_BROWSER"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+def _missing() -> str:
     if shutil.which("node") is None:
-        pytest.skip("Node is not installed")
-    if not (WEB / "node_modules").is_dir():
-        pytest.skip("the packages of web/ are not installed: run `npm ci` there")
+        return "Node is not installed"
+    return "" if (WEB / "node_modules").is_dir() else "the packages of web/ are not installed: run `npm ci` there"
 
 
 def run(*command: str, **environment: str) -> None:
@@ -81,3 +97,9 @@ def test_the_page_passes_its_own_tests() -> None:
     require_packages()
     run("typescript/bin/tsc", "--noEmit")
     run("vitest/vitest.mjs", "run")
+
+
+@pytest.mark.slow
+def test_the_page_does_in_a_browser_what_it_should() -> None:
+    require_browser()
+    run("../tests/browser.mjs", GEOGRAFT_CHROMIUM=CHROMIUM)

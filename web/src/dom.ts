@@ -43,6 +43,7 @@ const ICONS = {
   close: "M6 6l12 12M18 6L6 18",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   down: "M12 4v11M7 11l5 5 5-5M5 20h14",
+  eye: "M2.5 12s3.5-6 9.5-6 9.5 6 9.5 6-3.5 6-9.5 6-9.5-6-9.5-6zM12 12h.01",
   fit: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
 } as const;
 

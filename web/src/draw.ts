@@ -57,8 +57,8 @@ export class Drawing {
         callbacks.onEdited(geometry);
         return;
       }
-      // terra-draw still works on the feature in this call.
-      queueMicrotask(() => {
+      // Later: terra-draw still works on the feature, and the click that ends it would deselect the new shape.
+      setTimeout(() => {
         if (this.draw.hasFeature(id)) this.draw.removeFeatures([id]);
         callbacks.onDrawn(geometry);
       });

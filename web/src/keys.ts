@@ -16,6 +16,7 @@ export const KEYS: readonly (readonly [keys: string, does: string])[] = [
   ["Del", "delete what is selected"],
   ["Ctrl+Z, Ctrl+Shift+Z", "undo, redo"],
   ["N, B", "next, previous area to label"],
+  ["H", "show only the image, or the maps again"],
   ["?", "these keys"],
 ];
 
@@ -43,10 +44,10 @@ function pressWithControl(model: Model, event: KeyboardEvent): boolean {
 function press(model: Model, event: KeyboardEvent, showHelp: () => void): boolean {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "?") showHelp();
+  else if (key === "h") model.toggleMaps();
   else if (key === "Escape") model.select(null);
-  else if (model.canLabel) return pressToLabel(model, key);
-  else return false;
-  return key === "?";
+  else return model.canLabel && pressToLabel(model, key);
+  return key !== "Escape";
 }
 
 function pressToLabel(model: Model, key: string): boolean {

@@ -12,15 +12,15 @@ import type { Job, Revision } from "./types.ts";
 async function start(root: HTMLElement): Promise<void> {
   const api = new Api(takeToken());
   fill(root, h("main", { class: "blocked", "aria-busy": "true" }, h("p", { role: "status" }, "Reading the project …")));
-  try {
-    const model = new Model(api, await api.project());
-    buildPage(root, model);
-    if (model.project.kind === "project") await model.loadShapes();
-    await model.loadResults();
-    void listen(() => api.request("/events"), { onEvent: (event) => { hear(model, event); }, onState: (up) => { hearState(model, up); } }, new AbortController().signal);
-  } catch (error) {
+  const project = await api.project().catch((error: unknown) => {
     showFailure(root, error);
-  }
+  });
+  if (!project) return;
+  const model = new Model(api, project);
+  buildPage(root, model);
+  await Promise.all([model.loadShapes(), model.loadResults()]).catch(model.fail);
+  const listeners = { onEvent: (event: ServerEvent) => { hear(model, event); }, onState: (up: boolean) => { hearState(model, up); } };
+  await listen(() => api.request("/events"), listeners, new AbortController().signal);
 }
 
 function hear(model: Model, { name, data }: ServerEvent): void {
@@ -33,7 +33,7 @@ function hear(model: Model, { name, data }: ServerEvent): void {
 function hearState(model: Model, isConnected: boolean): void {
   const returned = isConnected && !model.isConnected;
   model.hearConnection(isConnected);
-  if (returned) void model.reload().catch(model.fail);
+  if (returned) void model.reload().then(() => model.loadShapes()).catch(model.fail);
 }
 
 function showFailure(root: HTMLElement, error: unknown): void {

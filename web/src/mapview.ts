@@ -46,6 +46,9 @@ export class MapView {
     this.map.on("mousemove", ({ lngLat }) => { this.showPosition(lngLat.lng, lngLat.lat); });
     this.map.on("click", (event) => { this.click(event); });
     this.map.on("load", () => { this.ready(); });
+    for (const [event, busy] of [["dataloading", "true"], ["idle", "false"]] as const) {
+      this.map.on(event, () => { elements.map.setAttribute("aria-busy", busy); });
+    }
   }
 
   private newMap(container: HTMLElement, interactive = true): MapLibreMap {
@@ -114,7 +117,8 @@ export class MapView {
   }
 
   private drawRasters(): void {
-    const { project, views, thresholds } = this.model;
+    const { project, thresholds, hidesMaps } = this.model;
+    const views = hidesMaps ? this.model.views.map((view) => ({ ...view, visible: view.visible && view.layer.kind === "image" })) : this.model.views;
     const look = { classes: project.classes, thresholds };
     showRasters(this.map, views, look, LOWEST);
     if (this.swipe) showRasters(this.swipe.map, this.compared(this.swipe.view), look);
@@ -192,7 +196,7 @@ export class MapView {
     const pixel = await this.model.api.pixel(layer.id, lng, lat);
     const rows = pixel.values.flatMap(({ name, value }) => [h("dt", {}, name), h("dd", {}, formatValue(value))]);
     const className = pixel.class === null ? null : h("span", { class: "tag" }, pixel.class);
-    return h("section", {}, h("h3", {}, layer.title, className), h("dl", {}, ...rows));
+    return h("section", {}, h("h2", {}, layer.title, className), h("dl", {}, ...rows));
   }
 
   private shapeText(key: string): HTMLElement {

@@ -24,6 +24,8 @@ export class Model {
   views: LayerView[];
   /** Thresholds that the user chose, by class value. */
   readonly thresholds = new Map<number, number>();
+  /** Whether only images are shown, to look at what the maps cover. */
+  hidesMaps = false;
   tool: Tool = "inspect";
   className: string;
   selected: string | null = null;
@@ -83,6 +85,7 @@ export class Model {
   }
 
   async loadShapes(): Promise<void> {
+    if (this.project.kind !== "project") return;
     await this.editor.load();
     this.suggestions = (await this.api.shapes("suggestions")).features;
     this.emit("shapes");
@@ -108,6 +111,11 @@ export class Model {
 
   changeView(view: LayerView, change: Partial<LayerView>): void {
     Object.assign(view, change);
+    this.emit("views");
+  }
+
+  toggleMaps(): void {
+    this.hidesMaps = !this.hidesMaps;
     this.emit("views");
   }
 

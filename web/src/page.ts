@@ -10,7 +10,7 @@ import { layersPanel } from "./panel-layers.ts";
 import { filesPanel, trainPanel } from "./panel-train.ts";
 
 export function buildPage(root: HTMLElement, model: Model): void {
-  const map = h("div", { class: "map", role: "application", "aria-label": "Map" });
+  const map = h("div", { class: "map", role: "application", "aria-label": "Map", "aria-busy": "true" });
   const over = h("div", { class: "overs" });
   const position = h("output", { class: "position", "aria-live": "off" });
   const help = helpDialog();
@@ -20,7 +20,7 @@ export function buildPage(root: HTMLElement, model: Model): void {
   fill(root, header(model, showHelp), h("main", {}, stage, side), help);
   const view = openMap(model, { map, over, position }, stage);
   if (view && model.canLabel) stage.append(toolbar(model));
-  if (view) stage.append(iconButton("fit", "Show everything", () => { view.fit(); }, { class: "icon-button fit" }));
+  if (view) stage.append(floatingButtons(model, view));
   side.append(...tabs(panels(model, view)));
   listenToKeys(model, showHelp);
   addEventListener("beforeunload", (event) => {
@@ -74,6 +74,14 @@ function toggleTheme(): void {
   const dark = dataset["theme"] ? dataset["theme"] === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   dataset["theme"] = dark ? "light" : "dark";
   localStorage.setItem(THEME, dataset["theme"]);
+}
+
+function floatingButtons(model: Model, view: MapView): HTMLElement {
+  const hide = iconButton("eye", "Only the image (H)", () => { model.toggleMaps(); });
+  const update = () => { hide.setAttribute("aria-pressed", String(model.hidesMaps)); };
+  model.on(["views"], update);
+  update();
+  return h("div", { class: "floating" }, iconButton("fit", "Show everything", () => { view.fit(); }), hide);
 }
 
 function toolbar(model: Model): HTMLElement {

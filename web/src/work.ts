@@ -28,8 +28,7 @@ function extent(geometry: Shape["geometry"]): string {
 
 function areaTask(area: Item): Task {
   const { geometry, properties } = area.content;
-  const origin = properties["origin"];
-  const reason = origin === "random" ? "a random area: what is labelled here measures the map's accuracy" : "an area that is not labelled yet";
+  const reason = isRandom(properties) ? "it belongs to the random sample that measures the map's accuracy" : "it is not labelled yet";
   return { key: area.key, geometry, role: textOf(properties["role"]) || "training", reason, properties };
 }
 
