@@ -5,10 +5,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import shapely
 
 ROOT = Path(__file__).parents[2]
 WEB, PAGE = ROOT / "web", ROOT / "src" / "geograft" / "serve" / "page"
@@ -51,11 +55,12 @@ def _missing() -> str:
     return "" if (WEB / "node_modules").is_dir() else "the packages of web/ are not installed: run `npm ci` there"
 
 
-def run(*command: str, **environment: str) -> None:
-    """Run a tool of web/node_modules with Node."""
+def run(*command: str, **environment: str) -> str:
+    """Run a tool of web/node_modules with Node and return what it prints."""
     tool = ["node", str(WEB / "node_modules" / command[0]), *command[1:]]
     done = subprocess.run(tool, cwd=WEB, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_bundle_is_built_from_these_sources() -> None:
@@ -103,3 +108,35 @@ def test_the_page_passes_its_own_tests() -> None:
 def test_the_page_does_in_a_browser_what_it_should() -> None:
     require_browser()
     run("../tests/browser.mjs", GEOGRAFT_CHROMIUM=CHROMIUM)
+
+
+def test_the_page_and_the_server_work_together(tmp_path: Path) -> None:
+    require_browser()
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    from geograft.geo.vectors.label_file import read_label_file
+    from geograft.serve.app import create_app
+    from geograft.serve.guard import Access
+    from tests.support.serving import TOKEN, make_project
+
+    # 64 x 64 pixels; the probability of column c is 3 c / 250, without the upper 8 rows.
+    subject = make_project(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        app = create_app(subject, Access(TOKEN, (host,), read_only=False))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            seen = json.loads(run("../tests/serve.mjs", f"http://{host}/#{TOKEN}", GEOGRAFT_CHROMIUM=CHROMIUM))
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert seen["errors"] == [] and seen["tileRequests"] == []
+    assert seen["counts"].split() == ["trees", "3", "1"]  # name, labels, key
+    found = read_label_file(tmp_path / "labels.gpkg")
+    drawn = found.polygons_in(None).shapes[-1]
+    assert shapely.get_num_interior_rings(shapely.get_geometry(drawn, 0)) == 1
+    assert len(found.areas) == 3 and found.areas[-1].labelled
+    assert (found.areas[-1].role, found.areas[-1].origin) == ("training", "drawn")
+    assert seen["area"]["pixels"] == 56 * int((np.arange(64) * 3 >= 175).sum())
+    assert "Probability of trees" in seen["values"]

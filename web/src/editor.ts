@@ -78,7 +78,10 @@ export class Editor {
   private queue: Step[] = [];
   private revision: Revision | null = null;
   private announced: Revision | null = null;
+  /** Revisions that our own writes made. */
+  private readonly written = new Set<string>();
   private keys = 0;
+  private changes = 0;
   private running: Promise<void> | null = null;
   private readonly storage: Storage;
   private readonly callbacks: Callbacks;
@@ -108,16 +111,30 @@ export class Editor {
     return this.queue.length > 0;
   }
 
-  /** Read both layers anew; changes that wait to be saved are kept. */
+  /** Read both layers anew. What was read before a change made meanwhile is out of date, and read again. */
   async load(): Promise<void> {
-    for (const kind of KINDS) this.adopt(kind, await this.storage.shapes(kind));
+    for (let before = -1; before !== this.changes; ) {
+      await this.running;
+      before = this.changes;
+      const [labels, areas] = await Promise.all([this.storage.shapes("labels"), this.storage.shapes("areas")]);
+      if (before !== this.changes) continue;
+      this.adopt("labels", labels);
+      this.adopt("areas", areas);
+    }
     this.callbacks.onChange();
   }
 
-  /** The server said that the file now has this revision. */
+  /** The server said that the file now has this revision; it says so of our own writes, too, sometimes late. */
   async hear(revision: Revision): Promise<void> {
+    if (this.written.has(String(revision))) return;
     this.announced = revision;
-    if (!this.hasUnsaved && String(revision) !== String(this.revision)) await this.load();
+    if (!this.hasUnsaved) await this.loadAnnounced();
+  }
+
+  private async loadAnnounced(): Promise<void> {
+    const { announced, revision } = this;
+    this.announced = null;
+    if (announced !== null && String(announced) !== String(revision)) await this.load();
   }
 
   create(kind: Kind, content: Content): string {
@@ -192,7 +209,11 @@ export class Editor {
   }
 
   private save(): void {
-    this.running ??= this.drain().finally(() => (this.running = null));
+    this.changes += 1;
+    this.running ??= this.drain().finally(() => {
+      this.running = null;
+      void this.loadAnnounced().catch(() => undefined);
+    });
   }
 
   private async drain(): Promise<void> {
@@ -208,7 +229,6 @@ export class Editor {
       }
     }
     this.callbacks.onStatus("saved");
-    if (this.announced !== null && String(this.announced) !== String(this.revision)) await this.load().catch(() => undefined);
   }
 
   private async recover(step: Step, error: unknown, pause: number): Promise<number> {
@@ -273,7 +293,10 @@ export class Editor {
   }
 
   private hold(written: Written): Shape[] {
-    if (written.revision !== null) this.revision = written.revision;
+    if (written.revision !== null) {
+      this.revision = written.revision;
+      this.written.add(String(written.revision));
+    }
     return written.features;
   }
 

@@ -1,4 +1,4 @@
-/** Geometry of longitudes and latitudes, and of rasters without CRS that fill the Mercator square. */
+/** Geometry of longitudes and latitudes, and of rasters without CRS, which lie somewhere in the Mercator square. */
 
 import type { MultiPolygon, Polygon, Position } from "geojson";
 
@@ -66,11 +66,16 @@ export function isSimple(geometry: Polygon | MultiPolygon): geometry is Polygon 
   return geometry.type === "Polygon" && geometry.coordinates.length === 1;
 }
 
-/** Return the pixel of a raster without CRS, which fills the Mercator square from its north-west corner. */
-export function pixelAt(lng: number, lat: number, layer: Pick<RasterLayer, "maxzoom">): { row: number; col: number } {
-  const size = TILE * 2 ** layer.maxzoom;
-  const y = 0.5 - Math.log(Math.tan(Math.PI / 4 + radians(lat) / 2)) / (2 * Math.PI);
-  return { row: Math.floor(y * size), col: Math.floor((0.5 + lng / 360) * size) };
+function mercator(lng: number, lat: number): [x: number, y: number] {
+  return [0.5 + lng / 360, 0.5 - Math.log(Math.tan(Math.PI / 4 + radians(lat) / 2)) / (2 * Math.PI)];
+}
+
+/** Return the pixel of a raster without CRS, whose pixels are those of the tiles at its highest zoom. */
+export function pixelAt(lng: number, lat: number, { bounds, maxzoom }: Pick<RasterLayer, "bounds" | "maxzoom">): { row: number; col: number } {
+  const size = TILE * 2 ** maxzoom;
+  const [west, , , north] = bounds;
+  const [[x, y], [left, top]] = [mercator(lng, lat), mercator(west, north)];
+  return { row: Math.floor((y - top) * size), col: Math.floor((x - left) * size) };
 }
 
 export interface Screen {

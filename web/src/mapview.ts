@@ -5,6 +5,7 @@ import "maplibre-gl/dist/maplibre-gl.css";
 import { Map as MapLibreMap, type MapMouseEvent, NavigationControl, Popup, ScaleControl, setWorkerUrl } from "maplibre-gl";
 import workerUrl from "maplibre-gl/dist/maplibre-gl-worker.mjs?url";
 
+import { ApiError } from "./api.ts";
 import { Drawing, type DrawMode } from "./draw.ts";
 import { h } from "./dom.ts";
 import { areaOf, boundsOf, isSimple, pixelAt } from "./geometry.ts";
@@ -193,7 +194,10 @@ export class MapView {
   }
 
   private async valuesOf({ layer }: LayerView, lng: number, lat: number): Promise<HTMLElement> {
-    const pixel = await this.model.api.pixel(layer.id, lng, lat);
+    const pixel = await this.model.api.pixel(layer.id, lng, lat).catch((error: unknown) => {
+      if (error instanceof ApiError && error.status === 404) return { values: [{ name: "no pixel here", value: null }], class: null };
+      throw error;
+    });
     const rows = pixel.values.flatMap(({ name, value }) => [h("dt", {}, name), h("dd", {}, formatValue(value))]);
     const className = pixel.class === null ? null : h("span", { class: "tag" }, pixel.class);
     return h("section", {}, h("h2", {}, layer.title, className), h("dl", {}, ...rows));
@@ -212,6 +216,7 @@ export class MapView {
     const { georeferenced, layers } = this.model.project;
     const image = layers.find((layer) => layer.kind === "image") ?? layers[0];
     if (georeferenced || !image) return formatPosition(lng, lat);
+    if (!contains(image.bounds, lng, lat)) return "outside of the image";
     const { row, col } = pixelAt(lng, lat, image);
     return `row ${row}, column ${col}`;
   }

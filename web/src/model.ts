@@ -98,9 +98,10 @@ export class Model {
   }
 
   hearJob(job: Job): void {
+    const before = this.jobs.find((each) => each.id === job.id)?.state;
     this.jobs = mergeJob(this.jobs, job);
     this.emit("jobs");
-    if (job.state === "done") void this.reload().then(() => this.loadShapes()).catch(this.fail);
+    if (job.state === "done" && before !== "done") void this.reload().then(() => this.loadShapes()).catch(this.fail);
   }
 
   hearConnection(isConnected: boolean): void {

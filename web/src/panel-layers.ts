@@ -86,7 +86,8 @@ async function showAreas(model: Model, views: LayerView[], results: HTMLElement,
     const lines = await Promise.all(views.map(async ({ layer }) => {
       const area = await model.api.area(layer.id, thresholdOf(layer, model.thresholds), signal);
       const size = area.m2 === null ? `${formatCount(area.pixels)} pixels` : formatArea(area.m2);
-      const score = area.iou === null ? "" : ` · IoU ${formatScore(area.iou, null, null)} on ${formatCount(area.n_scored ?? 0)} scoring areas`;
+      const scored = area.n_scored ?? 0;
+      const score = area.iou === null ? "" : ` · IoU ${formatScore(area.iou, null, null)} on ${formatCount(scored)} scoring ${scored === 1 ? "area" : "areas"}`;
       return h("p", {}, views.length > 1 && h("span", { class: "muted" }, `${layer.group}: `), h("strong", {}, size), score);
     }));
     fill(results, ...lines);

@@ -26,8 +26,8 @@ const browser = await chromium.launch({
 const blank = await browser.newPage();
 const problems = [];
 
-async function open(server, { width = 1000, height = 640, colorScheme = "light", token = true } = {}) {
-  const context = await browser.newContext({ viewport: { width, height }, colorScheme, reducedMotion: "reduce", acceptDownloads: true });
+async function open(server, { width = 900, height = 560, token = true } = {}) {
+  const context = await browser.newContext({ viewport: { width, height }, colorScheme: "light", reducedMotion: "reduce", acceptDownloads: true });
   const page = await context.newPage();
   page.on("pageerror", (error) => problems.push(String(error.stack)));
   page.setDefaultTimeout(10_000);
@@ -117,7 +117,7 @@ const tests = {
     return { page: other, server };
   },
 
-  async "the threshold moves without a request for tiles, exactly, and no value stays clear"() {
+  async "the threshold moves without a request for tiles, exactly; no value stays clear; bands and stretch change the image"() {
     const server = await startStandin("run");
     const page = await open(server);
     await page.getByRole("checkbox", { name: /ortho/ }).uncheck();
@@ -149,6 +149,13 @@ const tests = {
       }
     }
     assert.ok(tested > 90, `${tested} points`);
+    const before = server.state.requests.length;
+    await page.getByRole("checkbox", { name: /ortho/ }).check();
+    await page.getByText("Bands and stretch").click();
+    await page.getByRole("combobox", { name: "Red" }).selectOption("4");
+    await page.getByRole("combobox", { name: "Stretch" }).selectOption("0-100");
+    await until(() => server.state.requests.slice(before).some((each) => each.includes("bands=4,2,3&low=0&high=100")), "bands and stretch");
+    assert.ok(server.state.requests.slice(before).every((each) => each.includes("/layers/image/tiles/")));
     return { page, server };
   },
 
@@ -158,7 +165,7 @@ const tests = {
     await idle(server, page);
     const { labels } = server.state;
     const { width } = await stage(page);
-    const [x, y] = [width - 190, 440];
+    const [x, y] = [width - 190, 390];
     await page.keyboard.press("p");
     await page.keyboard.press("3");
     for (const [dx, dy] of [[0, 0], [70, 0], [70, 60]]) await page.mouse.click(x + dx, y + dy);
@@ -199,7 +206,7 @@ const tests = {
     await idle(server, page);
     await tab(page, "Labels");
     const { width } = await stage(page);
-    const [x, y] = [width - 190, 440];
+    const [x, y] = [width - 190, 390];
     await page.keyboard.press("r");
     await page.mouse.click(x, y);
     await page.mouse.click(x + 60, y + 60);
@@ -276,8 +283,8 @@ const tests = {
     await idle(server, page);
     server.state.down = true;
     await page.keyboard.press("r");
-    await page.mouse.click(500, 500);
-    await page.mouse.click(540, 540);
+    await page.mouse.click(450, 430);
+    await page.mouse.click(490, 470);
     await page.getByText("Not saved: the server does not answer").waitFor();
     server.state.down = false;
     await until(() => server.state.labels.length === 3, "saved");
@@ -326,20 +333,6 @@ const tests = {
     return { page, server };
   },
 
-  async "bands and stretch change the image's tiles only"() {
-    const server = await startStandin("run");
-    const page = await open(server);
-    await idle(server, page);
-    const before = server.state.requests.length;
-    await page.getByText("Bands and stretch").click();
-    await page.getByRole("combobox", { name: "Red" }).selectOption("4");
-    await until(() => server.state.requests.slice(before).some((each) => each.includes("bands=4,2,3&low=2&high=98")), "bands");
-    await page.getByRole("combobox", { name: "Stretch" }).selectOption("0-100");
-    await until(() => server.state.requests.slice(before).some((each) => each.includes("bands=4,2,3&low=0&high=100")), "stretch");
-    assert.ok(server.state.requests.slice(before).every((each) => each.includes("/layers/image/tiles/")));
-    return { page, server };
-  },
-
   async "rasters without CRS are shown with rows and columns, an empty project with what to do"() {
     const server = await startStandin("plain");
     const page = await open(server);
@@ -358,21 +351,19 @@ const tests = {
 
   async "every tab passes axe in light and dark, on a phone, too"() {
     const server = await startStandin();
-    for (const colorScheme of ["light", "dark"]) {
-      for (const width of [1000, 390]) {
-        const page = await open(server, { width, height: 700, colorScheme });
-        await page.getByRole("tab", { name: "Layers" }).waitFor();
-        for (const name of width === 390 ? ["Labels"] : ["Layers", "Labels", "Train", "Files"]) {
-          await tab(page, name);
-          await checkAccessibility(page, `${name}, ${colorScheme}, ${width}`);
-        }
-        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-        assert.ok(overflow <= 0, `${overflow} pixels too wide at ${width}`);
-        await page.context().close();
+    const page = await open(server);
+    for (const name of ["Layers", "Labels", "Train", "Files"]) {
+      await tab(page, name);
+      for (const colorScheme of ["light", "dark"]) {
+        await page.emulateMedia({ colorScheme });
+        await checkAccessibility(page, `${name}, ${colorScheme}`);
       }
     }
-    const page = await open(server);
-    await page.getByRole("tab", { name: "Layers" }).waitFor();
+    await page.setViewportSize({ width: 390, height: 700 });
+    await tab(page, "Labels");
+    await checkAccessibility(page, "on a phone");
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(overflow <= 0, `${overflow} pixels too wide for a phone`);
     await page.keyboard.press("?");
     await page.getByRole("dialog").waitFor();
     await checkAccessibility(page, "keys");

@@ -265,6 +265,38 @@ describe("a file changed by another program", () => {
     expect(count).toBe(0);
   });
 
+  it("does not take what it read before its own change for news", async () => {
+    const old = await file.shapes("labels");
+    const reads = file.shapes.bind(file);
+    const answers: (() => void)[] = [];
+    file.shapes = (kind) => new Promise((resolve) => answers.push(() => { resolve(kind === "labels" ? old : { ...old, features: [] }); }));
+    const hearing = editor.hear("of another program");
+    await Promise.resolve();
+    file.shapes = reads;
+    editor.update(key, label(0, "rock"));
+    await editor.settled();
+    expect(answers).toHaveLength(2);
+    for (const answer of answers) answer();
+    await hearing;
+    editor.undo();
+    await editor.settled();
+    editor.redo();
+    await editor.settled();
+    expect(classes()).toEqual(["rock", "water"]);
+    expect(shown()).toEqual(["rock", "water"]);
+    expect(conflicts).toEqual([]);
+  });
+
+  it("knows the revisions that it wrote, however late it hears of them", async () => {
+    const late = file.revision;
+    editor.update(key, label(0, "rock"));
+    await editor.settled();
+    file.shapes = () => Promise.reject(new Error("read without need"));
+    await editor.hear(late);
+    await editor.hear(file.revision);
+    expect(shown()).toEqual(["rock", "water"]);
+  });
+
   it("does not show a shape again that was deleted here and not there yet", async () => {
     file.edit(() => { relabel(1, "field"); });
     editor.remove(key);

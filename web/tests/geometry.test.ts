@@ -40,10 +40,12 @@ describe("bounds", () => {
 });
 
 describe("pixelAt", () => {
-  it("has its origin in the north-west corner of the Mercator square", () => {
-    expect(pixelAt(-179.999, 85.051, { maxzoom: 3 })).toEqual({ row: 0, col: 0 });
-    expect(pixelAt(0, 0, { maxzoom: 3 })).toEqual({ row: 1024, col: 1024 });
-    expect(pixelAt(179.999, -85.051, { maxzoom: 3 })).toEqual({ row: 2047, col: 2047 });
+  it("counts the pixels of the finest tiles from the raster's north-west corner", () => {
+    const north = (Math.atan(Math.sinh(Math.PI * (1 - 2 * 0.25))) * 180) / Math.PI; // a quarter of the square from the top
+    const layer = { bounds: [-90, -north, 90, north] as [number, number, number, number], maxzoom: 3 };
+    expect(pixelAt(-89.999, north - 0.001, layer)).toEqual({ row: 0, col: 0 });
+    expect(pixelAt(0, 0, layer)).toEqual({ row: 512, col: 512 });
+    expect(pixelAt(89.999, -north + 0.001, layer)).toEqual({ row: 1023, col: 1023 });
   });
 });
 

@@ -94,7 +94,16 @@ const PAINT = {
   uncertainty: ({ p }) => [...mix([255, 255, 229], [140, 45, 4], 1 - Math.abs(2 * p - 1)), 255],
 };
 
+/** Tiles drawn before, for all servers of a process. */
+const drawn = new Map();
+
 function tile(state, id, z, x, y) {
+  const key = [id, z, x, y, ...state.project.bounds].join();
+  if (!drawn.has(key)) drawn.set(key, drawTile(state, id, z, x, y));
+  return drawn.get(key);
+}
+
+function drawTile(state, id, z, x, y) {
   const size = 2 ** z;
   const nothing = id === "probability" ? [255, 0, 0, 255] : [0, 0, 0, 0];
   return png((col, row) => {

@@ -1,0 +1,86 @@
+/**
+ * The page with a real server in Chromium: draws, cuts and deletes labels, moves the threshold, reads a pixel.
+ *
+ * node tests/serve.mjs ADDRESS
+ *
+ * The address has its token. Prints what the page saw as JSON; tests/serve/test_page.py compares it with the files.
+ */
+
+import { chromium } from "playwright-core";
+
+const browser = await chromium.launch({
+  executablePath: process.env.GEOGRAFT_CHROMIUM ?? "/usr/bin/chromium",
+  args: ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"],
+});
+const page = await browser.newPage({ viewport: { width: 900, height: 600 }, reducedMotion: "reduce" });
+page.setDefaultTimeout(15_000);
+const errors = [];
+const requests = [];
+page.on("pageerror", (error) => errors.push(String(error.stack)));
+page.on("console", (message) => { if (message.type() === "error") errors.push(message.text()); });
+page.on("request", (request) => requests.push(new URL(request.url()).pathname));
+page.on("response", (response) => { if (response.status() >= 400) errors.push(`${response.status()} ${response.url()}`); });
+
+const settled = async () => {
+  await page.waitForTimeout(200);
+  await page.locator(".map[aria-busy=false]").waitFor();
+};
+const saved = async () => {
+  await page.waitForTimeout(100);
+  await page.locator("header .status", { hasText: /^Saved$/ }).waitFor();
+};
+
+try {
+  await page.goto(process.argv[2]);
+  await page.getByRole("tab", { name: "Layers" }).waitFor();
+  await settled();
+
+  const slider = page.getByRole("slider", { name: /Threshold/ });
+  const before = requests.length;
+  const measured = page.waitForResponse((response) => response.url().includes("/area?threshold=0.7"));
+  await slider.evaluate((element) => {
+    for (const value of ["0.6", "0.7"]) {
+      element.value = value;
+      element.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    element.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+  const area = await (await measured).json();
+  await settled();
+  const tileRequests = requests.slice(before).filter((path) => path.endsWith(".png"));
+
+  const box = await page.locator(".map").boundingBox();
+  const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+  await page.mouse.click(x, y);
+  await page.locator(".values dd").first().waitFor();
+  const values = await page.locator(".values").innerText();
+
+  await page.keyboard.press("r");
+  await page.mouse.click(x + 20, y - 150);
+  await page.mouse.click(x + 120, y - 60);
+  await saved();
+  await page.keyboard.press("s");
+  for (const [dx, dy] of [[45, -125], [95, -125], [95, -85]]) await page.mouse.click(x + dx, y + dy);
+  await page.keyboard.press("Enter");
+  await saved();
+  await page.keyboard.press("a");
+  await page.mouse.click(x - 150, y + 60);
+  await page.mouse.click(x - 60, y + 150);
+  await saved();
+  await page.getByRole("tab", { name: "Labels" }).click();
+  await page.getByLabel("Everything inside is labelled").check();
+  await saved();
+  await page.keyboard.press("Control+z");
+  await saved();
+  await page.keyboard.press("Control+Shift+z");
+  await saved();
+  await page.screenshot({ path: process.env.GEOGRAFT_SCREENSHOT ?? "/dev/null", type: "png" });
+  await page.reload();
+  await page.getByRole("tab", { name: "Labels" }).click();
+  await page.getByRole("button", { name: /trees/ }).waitFor();
+  await settled();
+  const counts = await page.getByRole("button", { name: /trees/ }).innerText();
+  console.log(JSON.stringify({ area, tileRequests, values, counts, errors }));
+} finally {
+  await browser.close();
+}
