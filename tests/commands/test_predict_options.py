@@ -22,8 +22,9 @@ from geograft.errors import InputError, OutputError
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.tags import BACKEND_TAG, SCALE_TAG
 from geograft.legend import Legend
-from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, BlendPlan, blend
+from geograft.mapping.blend import BlendPlan, blend
 from geograft.mapping.plan import COMPARED_WINDOWS
+from geograft.mapping.sums import PROBABILITY_STEPS, WEIGHT_SUM
 from geograft.mapping.windows import Lanes, TileGrid
 from tests.commands.test_predict import left_in, read
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster

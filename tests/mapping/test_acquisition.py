@@ -10,9 +10,10 @@ from numpy import ndarray
 
 from geograft.geo.grid import Window
 from geograft.legend import Legend
-from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, Strip
+from geograft.mapping.blend import Strip
 from geograft.mapping.classmap import class_entropy, class_margin, ensemble_std
 from geograft.mapping.pool import ACQUISITIONS, mean_over_mask
+from geograft.mapping.sums import PROBABILITY_STEPS, WEIGHT_SUM, ArraySums
 from tests.support.runs import TREES, USES
 
 THREE = Legend(("a", "b", "c"))
@@ -22,7 +23,7 @@ def strip_of(layers: ndarray) -> Strip:
     """Return a strip with (n, h, w) layers."""
     sums = np.rint(layers * PROBABILITY_STEPS).astype(np.uint32) * np.uint32(WEIGHT_SUM**2)
     window = Window(0, 0, *layers.shape[1:])
-    return Strip(0, window, 1, window, sums, np.ones(layers.shape[1:], bool), None)
+    return Strip(0, window, 1, window, ArraySums(sums), np.ones(layers.shape[1:], bool), None)
 
 
 def pixel(*layers: float) -> Strip:

@@ -12,7 +12,8 @@ from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.mapping.blend import PROBABILITY_STEPS, WEIGHT_SUM, BlendPlan, Strip, blend, blend_weights
+from geograft.mapping.blend import BlendPlan, Strip, blend
+from geograft.mapping.sums import PROBABILITY_STEPS, WEIGHT_SUM, blend_weights
 from geograft.mapping.windows import Lanes, TileGrid
 from tests.support.blending import (
     GRIDS,
@@ -72,9 +73,9 @@ def test_a_constant_model_gives_a_constant_map(tiles: TileGrid, value: float, pa
     sums, mapped = assemble(tiles, strips)
     assert mapped.all()
     assert (sums == round(value * np.float32(PROBABILITY_STEPS)) * WEIGHT_SUM**2).all()
-    filled = [strip for strip in strips if strip.sums.size]
-    assert all(abs(strip.layers - value).max() <= 0.5 / PROBABILITY_STEPS + 1e-7 for strip in filled)
-    assert all(strip.at_least(value).all() for strip in filled)
+    filled = [strip for strip in strips if strip.sums.array.size]
+    assert all(abs(strip.sums.layers() - value).max() <= 0.5 / PROBABILITY_STEPS + 1e-7 for strip in filled)
+    assert all(strip.sums.at_least(value).all() for strip in filled)
 
 
 @SEVERAL
@@ -112,7 +113,7 @@ def test_bits_do_not_depend_on_restarts_even_if_tiles_of_a_batch_did(
     again = blend_strips(tiles, scene, batch_dependent, finished=strips[:done], **cut)
     for one, other in zip(again, strips, strict=True):
         assert (one.lane, one.window, one.tiles, one.data) == (other.lane, other.window, other.tiles, other.data)
-        np.testing.assert_array_equal(one.sums, other.sums)
+        np.testing.assert_array_equal(one.sums.array, other.sums.array)
         np.testing.assert_array_equal(one.mapped, other.mapped)
         assert (one.carry_over is None) == (other.carry_over is None)
         np.testing.assert_array_equal(one.carry_over, other.carry_over)

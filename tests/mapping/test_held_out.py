@@ -52,10 +52,10 @@ def test_every_window_comes_once_with_the_pixels_of_the_whole_map(
     windows = data.draw(layouts(tiles.height, tiles.width))
     whole = np.zeros((1, tiles.height, tiles.width), np.uint32)
     for strip in blend(BlendPlan(Lanes(tiles, 10**9), 1), scene, contextual):
-        whole[:, *strip.data.slices] = np.where(strip.mapped, strip.sums, 0)
+        whole[:, *strip.data.slices] = np.where(strip.mapped, strip.sums.array, 0)
 
     def extract(strip: Strip) -> list[ndarray]:
-        return [np.where(strip.mapped, strip.sums, 0), strip.mapped[None]]
+        return [np.where(strip.mapped, strip.sums.array, 0), strip.mapped[None]]
 
     found = list(assemble(strips_of(tiles, scene, windows, panel_px), windows, extract))
     assert sorted(position for position, _ in found) == list(range(len(windows)))

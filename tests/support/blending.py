@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.geo.grid import Window
-from geograft.mapping.blend import BlendPlan, Model, Strip, blend
+from geograft.mapping.blend import BlendPlan, Strip, blend
+from geograft.mapping.sums import Model
 from geograft.mapping.windows import Lanes, TileGrid
 
 GRIDS = st.builds(
@@ -64,10 +65,10 @@ def blend_strips(
 
 def assemble(tiles: TileGrid, strips: Sequence[Strip]) -> tuple[ndarray, ndarray]:
     """Return the sums of all strips, 0 outside their data, and the mask of mapped pixels."""
-    sums = np.zeros((strips[0].sums.shape[0], tiles.height, tiles.width), np.uint32)
+    sums = np.zeros((strips[0].sums.array.shape[0], tiles.height, tiles.width), np.uint32)
     mapped = np.zeros((tiles.height, tiles.width), bool)
     for strip in strips:
-        sums[:, *strip.data.slices] = strip.sums
+        sums[:, *strip.data.slices] = strip.sums.array
         mapped[strip.data.slices] = strip.mapped
     return np.where(mapped, sums, 0), mapped
 

@@ -108,7 +108,8 @@ def _fields(config: Any) -> list[tuple[str, Any]]:
 
 
 def _flag(name: str, info: Any, table: str) -> inspect.Parameter:
-    default = "the run's" if info.default is None else info.default
+    unset = "auto" if info.annotation == bool | None else "the run's"
+    default = unset if info.default is None else info.default
     help_text = f"{' '.join(info.description.split())} [default: {default}]"
     several = True if get_origin(info.annotation) is tuple else None
     parameter = Parameter(help=help_text, group=Group(f"Settings: {table}"), consume_multiple=several)

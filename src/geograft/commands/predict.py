@@ -16,7 +16,6 @@ from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.locks import lock_output
 from geograft.mapping.batches import nonempty_columns
-from geograft.mapping.blend import Model
 from geograft.mapping.job import MapResult, finished_map, write_map
 from geograft.mapping.ledger import read_finished_strips
 from geograft.mapping.models import RunModel
@@ -30,6 +29,7 @@ from geograft.mapping.plan import (
     resolution_notes,
     time_batch,
 )
+from geograft.mapping.sums import Model
 from geograft.text import html_table
 
 PLOT_PX = 900

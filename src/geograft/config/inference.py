@@ -25,7 +25,8 @@ class InferenceConfig:
     """Test-time augmentation: number of flips and rotations over which predictions are averaged. Time grows in
     proportion."""
     batch_size: Annotated[int, Field(ge=0)] = 0
-    """Windows per batch. 0: as many as fit into 32 MB, from 1 to 8. On a CPU the result does not depend on it."""
+    """Windows per batch. 0: as many as fit into 32 MB, from 1 to 8; on an NVIDIA GPU 128 MB, from 1 to 64. On a CPU the
+    result does not depend on it."""
     backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
     """Inference backend. auto: on a CPU the fastest one that is installed and agrees with torch; on a GPU torch."""
     device: str = "auto"
@@ -56,8 +57,9 @@ class PredictConfig(InferenceConfig):
     """Minimum probability of the positive class, or of each overlapping class in order. Default: the run's own."""
     resample: bool = False
     """Resample rasters to the pixel size of the training images while reading; the map has that pixel size."""
-    compile: bool = False
-    """Compile the network with torch.compile. Takes one or two minutes; worth it for large rasters."""
+    compile: bool | None = None
+    """Compile the network with torch.compile. Takes one or two minutes; worth it for large rasters. Default: no, but on
+    an NVIDIA GPU it is captured as a CUDA graph, which takes a moment; --no-compile disables that too."""
 
 
 Area = Annotated[float, Field(ge=0)]

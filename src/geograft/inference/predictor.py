@@ -7,7 +7,7 @@ backend's own library suffice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped
@@ -25,6 +25,9 @@ from geograft.inference.probability import (
     undo_flip_rotate,
 )
 from geograft.inference.runners import BackendOptions, Runner, TileWorkers, TrainedNetwork
+
+if TYPE_CHECKING:
+    from geograft.inference.device_predictor import DevicePredictor
 
 Tta: TypeAlias = Literal[1, 2, 4, 8]
 Layers: TypeAlias = Float32[ndarray, "n layers t t"]
@@ -53,7 +56,7 @@ class PredictorOptions(TypedDict, total=False):
     window_px: int
     """Size of the windows; by default that of the ensemble's card."""
     tta: Tta
-    compile: bool
+    compile: bool | None
     spread: bool
     """Whether to add the standard deviation of the probabilities as last layer: over the runs."""
     spread_views: bool
@@ -79,8 +82,10 @@ class EnsemblePredictor:
         difference: the largest difference of the probabilities from torch's in float32, on the sample; 0 for torch
             in float32.
         notes: remarks for the user, one line each.
+        on_device: the same on an NVIDIA GPU, for callers that take layers there; else None.
     """
 
+    on_device: "DevicePredictor | None" = None
     backend = "torch"
     precision = "float32"
     difference = 0.0
@@ -145,7 +150,32 @@ class EnsemblePredictor:
         predictor.backend, predictor.precision = choice.backend, choice.precision
         predictor.notes = (*unfinished_notes(cards), *choice.notes)
         predictor.difference = choice.difference
+        if choice.device == "cuda":
+            batch = max(1, options.get("batch_size", 1))
+            typical = np.resize(pixels, (batch, *pixels.shape[1:])), np.resize(valid, (batch, *valid.shape[1:]))
+            predictor.notes += predictor.move_to(choice.device, *typical, compiled=options.get("compile"))
         return predictor
+
+    def move_to(
+        self, device: str, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"], *, compiled: bool | None
+    ) -> tuple[str, ...]:
+        """Compute everything on `device` from now on, where the networks are already. Returns remarks for the user.
+
+        `pixels` are a batch of typical size; see `DevicePredictor.warm_up`.
+        """
+        import torch  # noqa: PLC0415  (loaded already)
+
+        from geograft.inference.device_predictor import DeviceMember, DevicePredictor  # noqa: PLC0415  (imports torch)
+
+        place = torch.device(device)
+        self.on_device = DevicePredictor(
+            [DeviceMember.of(m.runner, m.mean, m.std, m.temperature, place) for m in self._members],  # type: ignore[arg-type]
+            place,
+            transforms=self._transforms,
+            overlapping=self.card.legend.overlapping,
+            spread=("views" if self._spread_views else "runs") if self._spread else "none",
+        )
+        return self.on_device.warm_up(pixels, valid, compiled)
 
     def __call__(self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]) -> Layers:
         """Return the layers of square tiles, each from 0 to 1.
@@ -154,6 +184,8 @@ class EnsemblePredictor:
         the standard deviation of the probability over the runs, for the class where it is largest. `pixels` are not
         yet scaled, in the images' dtype; where not `valid`, they are replaced by the band's mean.
         """
+        if self.on_device is not None:
+            return self.on_device(pixels, valid)
         return self._workers.map(self._predict, pixels, valid)
 
     def _predict(self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]) -> Layers:

@@ -6,13 +6,14 @@ side: the identity; the half turn; the quarter turns; the flips.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 from numpy import ndarray
 
 Item = TypeVar("Item")
+Term = TypeVar("Term")
 
 
 def output_layers(logits: Float32[ndarray, "n o h w"], overlapping: bool = False) -> Float32[ndarray, "n o h w"]:
@@ -35,16 +36,19 @@ def pairwise_mean(
     """
     if len(items) == 1:
         return term(items[0])
-    mean: Float32[ndarray, "*size"] = _sum_over(items, term) / np.float32(len(items))
+    mean: Float32[ndarray, "*size"] = pairwise_sum(items, term) / np.float32(len(items))
     return mean
 
 
-def _sum_over(items: Sequence[Item], term: Callable[[Item], Float32[ndarray, "*size"]]) -> Float32[ndarray, "*size"]:
+def pairwise_sum(items: Sequence[Item], term: Callable[[Item], Term]) -> Term:
+    """Return the sum of `term` over `items` by pairwise summation in their order, of arrays or tensors."""
     if len(items) == 1:
         return term(items[0])
     half = len(items) // 2
-    total: Float32[ndarray, "*size"] = _sum_over(items[:half], term) + _sum_over(items[half:], term)
-    return total
+    total: Any = pairwise_sum(items[:half], term)
+    total = total + pairwise_sum(items[half:], term)
+    found: Term = total
+    return found
 
 
 class FlipRotation(NamedTuple):

@@ -127,7 +127,8 @@ class BackendOptions:
 
     backend: str = "auto"
     device: str = "auto"
-    compile: bool = False
+    compile: bool | None = None
+    """None: on a GPU networks are captured as CUDA graphs, and not compiled."""
     batch_size: int = 0
     """Windows per batch; 0 if it depends on their size."""
     compare: bool = True
@@ -148,6 +149,7 @@ class LoadedBackend:
     precision: str = "float32"
     difference: float = 0.0
     """Largest difference of the probabilities from torch's in float32, on the samples."""
+    device: str = "cpu"
 
 
 def library_version(library: str) -> str:

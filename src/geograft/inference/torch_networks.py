@@ -6,7 +6,8 @@ A network computes the logits of pixels; its encoder alone computes the features
 import copy
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ TOLERANCE = 1e-3
 """Largest allowed difference of a backend's probabilities from torch's."""
 HALF_TOLERANCE = 0.02
 """Largest allowed difference of probabilities in half precision from those in float32: bfloat16 has 8 bits."""
+WARM_UP_RUNS = 3
+"""Runs of a network before it is captured: libraries choose their algorithms in them."""
 
 
 def read_network(run: Path, card: ModelCard) -> Network:
@@ -58,13 +61,14 @@ class TorchRunner:
     """A network on a device: from scaled images to logits, both on the CPU. Thread-safe on a CPU, one core per thread.
 
     Attributes:
-        note: the reason if compiling failed, else empty.
+        note: the reason if compiling or capturing the network failed, else empty.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
         """Move a network to a device; it computes in half precision if `dtype` is one."""
         self._device, self._dtype, self.note = device, dtype, ""
         self._network: Any = network.to(device, memory_format=memory_format_for(device)).eval()  # type: ignore[call-overload]
+        self._plain = self._network
         self._threads = threading.local()
         self._batch = 0
 
@@ -72,39 +76,102 @@ class TorchRunner:
         """Return the logits of scaled images."""
         if self._device.type == "cpu":
             self._use_one_core()
-        batch = self._padded(images)
-        tensor = torch.from_numpy(np.ascontiguousarray(batch))
+        tensor = torch.from_numpy(np.ascontiguousarray(images))
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()
         tensor = tensor.to(self._device, memory_format=memory_format_for(self._device), non_blocking=True)
-        half = torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
-        with torch.inference_mode(), deterministic_algorithms(self._device), half:
-            logits: ndarray = self._network(tensor).float().numpy(force=True)
-        return logits[: len(images)]
+        logits: ndarray = self.logits(tensor).numpy(force=True)
+        return logits
+
+    def logits(self, images: Float32[Tensor, "n b t t"]) -> Float32[Tensor, "n o h w"]:
+        """Return the logits of scaled images on the device, there. Does not wait for them."""
+        missing = self._batch - len(images)
+        batch = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else images
+        with self._inference():
+            found: Tensor = self._network(batch).float()
+        return found[: len(images)]
 
     def compile(self, images: Float32[ndarray, "n b t t"], workers: TileWorkers) -> None:
         """Compile the network for batches like `images`; if torch cannot, set `note` and keep the uncompiled network.
 
         Takes a minute or two. Smaller batches are filled up, because each size would be compiled.
         """
-        plain = self._network
-        self._network, self._batch = torch.compile(plain, dynamic=False), 0 if workers.count else len(images)
+        self._network, self._batch = torch.compile(self._plain, dynamic=False), 0 if workers.count else len(images)
         try:
             with suppress_warnings():
                 workers.map(self, images)
         except Exception as error:  # a compiler, its toolchain or its driver may raise anything
-            self._network, self._batch = plain, 0
+            self.release()
             self.note = f"torch cannot compile the network here ({short_message(error)}); it runs without compiling"
 
-    def _padded(self, images: Float32[ndarray, "n b t t"]) -> Float32[ndarray, "m b t t"]:
-        missing = self._batch - len(images)
-        return np.concatenate([images, images[-1:].repeat(missing, axis=0)]) if missing > 0 else images
+    def capture(self, images: Float32[Tensor, "n b t t"]) -> None:
+        """Capture the network as a CUDA graph for batches of the shape of `images`; smaller ones are filled up.
+
+        A graph starts hundreds of kernels at once, for which Python would need longer than they run. If torch cannot,
+        set `note` and keep the network as it is.
+
+        Raises:
+            torch.OutOfMemoryError: if the graph does not fit into the device's memory.
+        """
+        before = self._network
+        try:
+            with self._inference():
+                self._network, self._batch = CapturedNetwork(before, images), len(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # an operator that cannot be captured, or a driver, may raise anything
+            self.note = (
+                f"torch cannot capture the network as a CUDA graph ({short_message(error)}); it runs without one"
+            )
+
+    def release(self) -> None:
+        """Run the network without compiling or a graph from now on, and free the graph's memory."""
+        self._network, self._batch = self._plain, 0
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        # A graph must hold the conversions of the weights to half precision, which autocast would cache outside of it.
+        half = torch.autocast(
+            self._device.type,
+            dtype=self._dtype,
+            enabled=self._dtype is not None,
+            cache_enabled=self._device.type == "cpu",
+        )
+        with torch.inference_mode(), deterministic_algorithms(self._device), half:
+            yield
 
     def _use_one_core(self) -> None:
         # Torch's number of threads is a setting of each thread.
         if not getattr(self._threads, "limited", False):
             torch.set_num_threads(1)
             self._threads.limited = True
+
+
+class CapturedNetwork:
+    """A network captured as a CUDA graph for batches of one shape. Used by one thread, which may change.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs".
+    """
+
+    def __init__(self, network: Any, images: Float32[Tensor, "n b t t"]) -> None:
+        """Run the network a few times, as capturing requires, and capture it. Waits for the device."""
+        self._images = images.clone()
+        warm_up: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            for _ in range(WARM_UP_RUNS):
+                network(self._images)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        self._graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._logits: Tensor = network(self._images)
+        torch.cuda.synchronize()
+
+    def __call__(self, images: Float32[Tensor, "n b t t"]) -> Tensor:
+        """Return the logits of a batch of the captured shape, in a tensor of their own."""
+        self._images.copy_(images)
+        self._graph.replay()
+        return self._logits.clone()
 
 
 class CellFeatures(nn.Module):
@@ -174,13 +241,13 @@ def load_on_torch(
             )
             dtype, difference = None, 0.0
     runners = tuple(TorchRunner(network, target, dtype) for network in plain)
-    if options.compile:
+    if options.compile and target.type != "cuda":
         for runner, each in zip(runners, networks, strict=True):
             size = max(options.batch_size, 1)
             runner.compile(np.resize(each.sample, (size, *each.shape)), workers)
             notes += [runner.note] if runner.note else []
     precision = _name(dtype or torch.float32)
-    return LoadedBackend(TORCH, runners, workers, tuple(dict.fromkeys(notes)), precision, difference)
+    return LoadedBackend(TORCH, runners, workers, tuple(dict.fromkeys(notes)), precision, difference, device)
 
 
 def compare_backends(

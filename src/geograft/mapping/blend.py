@@ -1,39 +1,31 @@
-"""Blending the probabilities of overlapping tiles into one map, with sums that are exact.
+"""Blending the probabilities of overlapping tiles into one map, strip by strip, with sums that are exact.
 
-Tiles are weighted by a Hann window, highest at the centre and lowest at the edge (Pielawski and Wählby 2020,
-doi:10.1371/journal.pone.0229839), divided by the sum of all windows at the pixel.
-
-Probabilities and weights are integers: a probability has PROBABILITY_STEPS steps, the weights at a pixel add up to
-WEIGHT_SUM in each direction, and the sums fit into 32 bits. Therefore weights sum to one exactly, and the result
-depends neither on the order of the tiles nor on the width of the panels.
+`geograft.mapping.sums` says how tiles are weighted and added.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped, UInt32
+from jaxtyping import Bool, UInt32
 from numpy import ndarray
 
-from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.mapping.batches import CHUNK_TILES, RasterSource, RasterTile, TileBatch, batch_tiles, iterate_tiles
+from geograft.inference.predictor import EnsemblePredictor
+from geograft.mapping.batches import CHUNK_TILES, RasterSource, RasterTile, batch_tiles, iterate_tiles
 from geograft.mapping.prefetch import prefetch
+from geograft.mapping.sums import ArrayBlending, ArrayPanel, ArraySums, Model, blend_weights, shift_rows
 from geograft.mapping.windows import Lanes
 
-PROBABILITY_STEPS = 2**18 - 1
-"""The integer that represents probability 1."""
-WEIGHT_SUM = 2**7
-"""Sum of the weights at a pixel, in each direction: PROBABILITY_STEPS * WEIGHT_SUM**2 fits into 32 bits."""
-MAX_WAITING = 2
-"""Predicted batches that wait for blending at most."""
+if TYPE_CHECKING:
+    from geograft.mapping.device_blend import DeviceBlending, TensorPanel, TensorSums
 
-Model: TypeAlias = Callable[[Shaped[ndarray, "n b t t"], Bool[ndarray, "n t t"]], Float32[ndarray, "n layers t t"]]
-"""A batch of tiles as stored and the mask of their valid pixels -> layers from 0 to 1."""
-TileLayers: TypeAlias = tuple[TileBatch, Float32[ndarray, "n layers t t"]]
+MAX_WAITING, MAX_WAITING_BYTES = 2, 2**28
+"""Predicted batches that wait for blending at most, and their bytes; one batch may always wait."""
+
 CarryOver: TypeAlias = Callable[[int], UInt32[ndarray, "layers h s"] | None]
 """Number of a finished lane -> the `carry_over` of its strip."""
 
@@ -49,24 +41,12 @@ class Strip:
     """Number of tiles of the lane that were predicted."""
     data: Window
     """Columns of `window` from the first to the last mapped pixel; no columns if there is none."""
-    sums: UInt32[ndarray, "layers h w"]
-    """Weighted sums in `data`, in steps of 1 / (PROBABILITY_STEPS * WEIGHT_SUM**2)."""
+    sums: "ArraySums | TensorSums"
+    """Weighted sums in `data`; on a GPU's memory if the network runs there."""
     mapped: Bool[ndarray, "h w"]
     """Mask of the pixels in `data` that have a value: those that are valid and of interest."""
     carry_over: UInt32[ndarray, "layers h s"] | None
     """What the lane's tiles add to the first pixel columns of the next panel; None for nothing."""
-
-    @property
-    def layers(self) -> Float32[ndarray, "layers h w"]:
-        """Layers in `data`, from 0 to 1."""
-        return self.sums.astype(np.float32) / np.float32(PROBABILITY_STEPS * WEIGHT_SUM**2)
-
-    def at_least(self, *probabilities: float) -> Bool[ndarray, "some h w"]:
-        """Return where the first layers reach these probabilities, one per layer, rounded as the layers are."""
-        steps = np.rint(np.array(probabilities, np.float32) * np.float32(PROBABILITY_STEPS)).astype(np.uint32)
-        minimum = steps * np.uint32(WEIGHT_SUM**2)
-        reached: ndarray = self.sums[: len(minimum)] >= minimum[:, None, None]
-        return reached
 
 
 @dataclass(frozen=True)
@@ -90,12 +70,14 @@ def blend(
 ) -> Generator[Strip, None, None]:
     """Predict the tiles of a raster and yield its strips in order, without those that are `finished`.
 
-    Tiles are read in one thread and predicted in another; strips are summed in the thread that iterates. Batches span
-    lanes. A tile has the same position in the same batch after a restart: a batch that was interrupted is predicted
-    again, including its tiles of finished lanes. Closing the generator waits for the batch that is being predicted.
+    Tiles are read in one thread and predicted in another; strips are summed in the thread that iterates: in NumPy, or
+    on the GPU if the network runs there. Batches span lanes. A tile has the same position in the same batch after a
+    restart: a batch that was interrupted is predicted again, including its tiles of finished lanes. Closing the
+    generator waits for the batch that is being predicted.
 
-    Memory: for each pixel column of a panel 4 bytes per layer and row of a tile; `MAX_WAITING` + 3 batches; two strips.
-    Without `carry_over` also what one panel adds to the next.
+    Memory: for each pixel column of a panel 4 bytes per layer and row of a tile, or 8 on a GPU; `MAX_WAITING` + 3
+    batches, or fewer if the waiting ones exceed MAX_WAITING_BYTES; two strips. Without `carry_over` also what one panel
+    adds to the next.
 
     Args:
         plan: how the work is divided.
@@ -113,32 +95,23 @@ def blend(
     needed = plan.lanes.first_overlapping(len(finished))
     first, skipped = _batch_start(finished, needed, plan.batch_size)
     tiles = islice(iterate_tiles(plan.lanes, source, first, plan.chunk_tiles), skipped, None)
+    blending = _blending(model)
+    waiting = min(MAX_WAITING, MAX_WAITING_BYTES // (4 * plan.batch_size * plan.layers * plan.lanes.tiles.tile_px**2))
     with (
         closing(prefetch(batch_tiles(tiles, plan.batch_size))) as batches,
-        closing(prefetch(_predictions(model, batches), MAX_WAITING)) as predictions,
+        closing(prefetch((blending.predict(batch) for batch in batches), max(1, waiting))) as predictions,
     ):
-        for strip in _strips(plan, predictions, needed, carry_over):
+        for strip in _strips(plan, blending, predictions, needed, carry_over):
             if strip.lane >= len(finished):
                 yield strip
 
 
-def blend_weights(starts: Sequence[int], size: int) -> UInt32[ndarray, "tiles size"]:
-    """Return the weights of each pixel of windows of `size` pixels that start at `starts` (ascending).
+def _blending(model: Model) -> "ArrayBlending | DeviceBlending":
+    if isinstance(model, EnsemblePredictor) and model.on_device is not None:
+        from geograft.mapping.device_blend import DeviceBlending  # noqa: PLC0415  (imports torch)
 
-    At every pixel that a window covers, the weights of all windows add up to WEIGHT_SUM.
-    """
-    window = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    total = np.zeros(starts[-1] - starts[0] + size)
-    for start in starts:
-        total[start - starts[0] :][:size] += window
-    running, result = np.zeros_like(total), np.empty((len(starts), size), np.uint32)
-    for row, start in zip(result, starts, strict=True):
-        here = slice(start - starts[0], start - starts[0] + size)
-        # Rounding the running sum instead of each weight makes the last weight complete WEIGHT_SUM.
-        before = np.rint(WEIGHT_SUM * running[here] / total[here])
-        running[here] += window
-        row[:] = np.rint(WEIGHT_SUM * running[here] / total[here]) - before
-    return result
+        return DeviceBlending(model.on_device)
+    return ArrayBlending(model)
 
 
 def _batch_start(counts: Sequence[int], lane: int, size: int) -> tuple[int, int]:
@@ -153,39 +126,34 @@ def _batch_start(counts: Sequence[int], lane: int, size: int) -> tuple[int, int]
     return first, -extra
 
 
-def _predictions(model: Model, batches: Iterable[TileBatch]) -> Iterator[TileLayers]:
-    for batch in batches:
-        yield batch, model(batch.pixels, batch.valid)
-
-
 def _strips(
-    plan: BlendPlan, predictions: Iterable[TileLayers], first: int, carry_over: CarryOver | None
+    plan: BlendPlan,
+    blending: "ArrayBlending | DeviceBlending",
+    predictions: Iterable[Any],
+    first: int,
+    carry_over: CarryOver | None,
 ) -> Iterator[Strip]:
     """Yield the strips from lane `first` on. Tiles of earlier lanes are ignored."""
-    lane, sums = first, _Sums(plan, first, carry_over)
-    for tile, levels in _quantised_tiles(predictions):
-        while lane < tile.lane:
-            yield sums.finish_lane()
-            lane += 1
-        if tile.lane >= first:
-            sums.add(tile, levels)
+    lane, sums = first, _Sums(plan, blending, first, carry_over)
+    for prediction in predictions:
+        for tile, levels in blending.levels(prediction):
+            while lane < tile.lane:
+                yield sums.finish_lane()
+                lane += 1
+            if tile.lane >= first:
+                sums.add(tile, levels)
     for _ in range(lane, len(plan.lanes)):
         yield sums.finish_lane()
 
 
-def _quantised_tiles(predictions: Iterable[TileLayers]) -> Iterator[tuple[RasterTile, UInt32[ndarray, "layers t t"]]]:
-    for batch, layers in predictions:
-        if np.isnan(layers).any():
-            raise InputError("The network's output contains NaN: its weights are damaged. Train the run again.")
-        scaled = layers.clip(0, 1) * np.float32(PROBABILITY_STEPS)
-        yield from zip(batch.tiles, np.rint(scaled).astype(np.uint32), strict=True)
-
-
 class _Sums:
-    """Weighted sums over the pixel rows of the current lane's tiles, for the pixel columns of its panel."""
+    """The current lane: which tiles add to its panel, which pixels are mapped, and what they make a strip of."""
 
-    def __init__(self, plan: BlendPlan, lane: int, carry_over: CarryOver | None) -> None:
+    def __init__(
+        self, plan: BlendPlan, blending: "ArrayBlending | DeviceBlending", lane: int, carry_over: CarryOver | None
+    ) -> None:
         self._lanes, self._tiles, self._layers = plan.lanes, plan.lanes.tiles, plan.layers
+        self._blending = blending
         size = self._tiles.tile_px
         self._row_weights, self._col_weights = (
             blend_weights(starts, size) for starts in (self._tiles.tops, self._tiles.lefts)
@@ -195,12 +163,11 @@ class _Sums:
         self._carry_over = carry_over or self._take
         self._start_panel()
 
-    def add(self, tile: RasterTile, levels: UInt32[ndarray, "layers t t"]) -> None:
+    def add(self, tile: RasterTile, levels: Any) -> None:
         """Add a tile of the current lane."""
         _, row = self._lanes.position(tile.lane)
         left, size = self._tiles.lefts[tile.column] - self._left, self._tiles.tile_px
-        weights = np.outer(self._row_weights[row], self._col_weights[tile.column])
-        self._sums[:, :, left : left + size] += levels * weights
+        self._panel.add(left, levels, self._row_weights[row], self._col_weights[tile.column])
         self._mapped[:, left : left + size] |= tile.mapped
         self._nonzero_rows, self._count = size, self._count + 1
 
@@ -212,7 +179,10 @@ class _Sums:
         last = self._lanes.is_last_in_panel(self._lane)
         if not last and self._nonzero_rows:
             _, row = self._lanes.position(self._lane)
-            self._shift_rows(self._tiles.tops[row + 1] - self._tiles.tops[row])
+            step = self._tiles.tops[row + 1] - self._tiles.tops[row]
+            self._panel.shift_rows(step)
+            shift_rows(self._mapped, step)
+            self._nonzero_rows = max(0, self._nonzero_rows - step)
         self._lane, self._count = self._lane + 1, 0
         if last and self._lane < len(self._lanes):
             self._start_panel()
@@ -226,7 +196,7 @@ class _Sums:
         columns, _ = self._lanes.position(self._lane)
         self._left = self._tiles.lefts[columns.start]
         width = self._tiles.lefts[columns.stop - 1] - self._left + self._tiles.tile_px
-        self._sums = np.zeros((self._layers, self._tiles.tile_px, width), np.uint32)
+        self._panel: ArrayPanel | TensorPanel = self._blending.panel(self._layers, self._tiles.tile_px, width)
         self._mapped = np.zeros((self._tiles.tile_px, width), bool)
         self._nonzero_rows = 0
         """All rows from here on are 0."""
@@ -239,29 +209,23 @@ class _Sums:
         if not self._nonzero_rows and carried is None:
             return _empty_strip(self._lane, window, self._layers)
         top = window.row - self._tiles.tops[row]
-        sums, mapped = self._sums[:, top : top + window.height], self._mapped[top : top + window.height]
+        rows = slice(top, top + window.height)
         if carried is not None:
-            sums[:, :, : carried.shape[2]] += carried
+            self._panel.add_carried(top, carried)
             # Also where no tile of this lane was predicted: otherwise these rows would remain for the next lane.
-            self._nonzero_rows = max(self._nonzero_rows, top + window.height)
-        left = window.col - self._left
+            self._nonzero_rows = max(self._nonzero_rows, rows.stop)
+        left, mapped = window.col - self._left, self._mapped[rows]
         extent = _mapped_columns(mapped[:, left : left + window.width])
         data = Window(window.row, window.col + extent.start, window.height, extent.stop - extent.start)
         inside = slice(left + extent.start, left + extent.stop)
-        pixels = sums[:, :, inside].copy(), mapped[:, inside].copy()
-        return Strip(self._lane, window, self._count, data, *pixels, self._beyond_panel(sums, columns.stop))
+        beyond = self._beyond_panel(rows, columns.stop)
+        pixels = self._panel.copy(rows, inside), mapped[:, inside].copy()
+        return Strip(self._lane, window, self._count, data, *pixels, beyond)
 
-    def _beyond_panel(self, sums: UInt32[ndarray, "layers h w"], column: int) -> UInt32[ndarray, "layers h s"] | None:
+    def _beyond_panel(self, rows: slice, column: int) -> UInt32[ndarray, "layers h s"] | None:
         if column == len(self._tiles.lefts):
             return None
-        beyond = sums[:, :, self._tiles.lefts[column] - self._left :]
-        return beyond.copy() if beyond.any() else None
-
-    def _shift_rows(self, step: int) -> None:
-        for array in (self._sums, self._mapped):
-            array[..., : -step or None, :] = array[..., step:, :]
-            array[..., self._tiles.tile_px - step :, :] = 0
-        self._nonzero_rows = max(0, self._nonzero_rows - step)
+        return self._panel.beyond(rows, self._tiles.lefts[column] - self._left)
 
 
 def _mapped_columns(mapped: Bool[ndarray, "h w"]) -> slice:
@@ -273,4 +237,5 @@ def _mapped_columns(mapped: Bool[ndarray, "h w"]) -> slice:
 def _empty_strip(lane: int, window: Window, layers: int) -> Strip:
     data = Window(window.row, window.col, window.height, 0)
     shape = (window.height, 0)
-    return Strip(lane, window, 0, data, np.zeros((layers, *shape), np.uint32), np.zeros(shape, bool), None)
+    sums = ArraySums(np.zeros((layers, *shape), np.uint32))
+    return Strip(lane, window, 0, data, sums, np.zeros(shape, bool), None)

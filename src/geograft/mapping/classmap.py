@@ -7,7 +7,6 @@ standard deviation over the runs for an ensemble's uncertainty. A map of overlap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
@@ -20,13 +19,12 @@ from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, class_layout, creat
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.blend import Strip
 from geograft.mapping.ledger import Ledger
+from geograft.mapping.sums import EncodingDtype
 
 MAX_STD = np.float32(0.5)
 """Maximum standard deviation of values between 0 and 1."""
 CLASSES, PROBABILITIES, UNCERTAINTY = "classes", "probabilities", "uncertainty"
 """Names of a strip's arrays in the ledger."""
-
-EncodingDtype = Literal["uint8", "float16"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,12 @@ class ProbabilityEncoding:
         result[:, ~strip.mapped] = self.nodata
         return result
 
+    def encode_probabilities(self, strip: Strip, legend: Legend) -> Shaped[ndarray, "classes h w"]:
+        """Return the encoded probability of every class; on a GPU they are encoded there."""
+        found = strip.sums.encoded_probabilities(legend.outputs, legend.binary, self.dtype, self.maximum)
+        found[:, ~strip.mapped] = self.nodata
+        return found
+
 
 def class_values(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> UInt8[ndarray, "bands h w"]:
     """Return the bands of the class map in a strip's data; 255 where it is not mapped.
@@ -82,16 +86,14 @@ def class_values(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> U
 def class_indices(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> UInt8[ndarray, "bands h w"]:
     """Return the same classes as indices into the legend, also where a strip's data is not mapped."""
     if legend.overlapping or legend.binary:
-        reached: UInt8[ndarray, "bands h w"] = strip.at_least(*thresholds).astype(np.uint8)
+        reached: UInt8[ndarray, "bands h w"] = strip.sums.at_least(*thresholds).astype(np.uint8)
         return reached
-    most_probable: UInt8[ndarray, "bands h w"] = strip.sums[: legend.outputs].argmax(axis=0).astype(np.uint8)[None]
-    return most_probable
+    return strip.sums.most_probable(legend.outputs)[None]
 
 
 def class_probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w"]:
     """Return the probability of every class in a strip's data."""
-    layers = strip.layers[: legend.outputs]
-    return np.concatenate([1 - layers, layers]) if legend.binary else layers
+    return strip.sums.probabilities(legend.outputs, legend.binary)
 
 
 def class_entropy(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
@@ -130,7 +132,7 @@ def entropy(p: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:
 
 def ensemble_std(strip: Strip) -> Float32[ndarray, "1 h w"]:
     """Return the last layer, the standard deviation over the runs, divided by its maximum 0.5: 0 to 1."""
-    return (strip.layers[-1:] / MAX_STD).clip(0, 1)
+    return (strip.sums.layers(slice(-1, None)) / MAX_STD).clip(0, 1)
 
 
 def write_class_map(path: Path, grid: Grid, ledger: Ledger, legend: Legend, tags: dict[str, str]) -> PixelCounts:

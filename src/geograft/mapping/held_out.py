@@ -21,7 +21,7 @@ from geograft.mapping.batches import RasterSource
 from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import class_indices, class_probabilities
 from geograft.mapping.models import RunModel
-from geograft.mapping.plan import plan_windows, sample_windows
+from geograft.mapping.plan import decoding_threads, plan_windows, sample_windows
 from geograft.progress import progress_bar
 
 Extract = Callable[[Strip], Sequence[Shaped[ndarray, "bands h w"]]]
@@ -160,7 +160,8 @@ def _scene_mosaic(tile_set: TileSet, scene: str, model: RunModel) -> Mosaic:
         info = image.info
     # A tile beyond the border of another image would never be complete.
     tile_set.check_image(scene, info)
-    return Mosaic((info,), tile_set.meta.settings.bands, None, model.card.indices)
+    threads = decoding_threads(model.settings)
+    return Mosaic((info,), tile_set.meta.settings.bands, None, model.card.indices, threads)
 
 
 def predict_classes(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile]) -> list[UInt8[ndarray, "*k h w"]]:

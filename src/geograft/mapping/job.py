@@ -16,14 +16,13 @@ from geograft.geo.rasters.raster import raster_state
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
-from geograft.mapping.blend import Model, Strip, blend
+from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import (
     CLASSES,
     PROBABILITIES,
     UNCERTAINTY,
     ProbabilityEncoding,
     class_entropy,
-    class_probabilities,
     class_values,
     ensemble_std,
     write_class_map,
@@ -32,6 +31,7 @@ from geograft.mapping.classmap import (
 )
 from geograft.mapping.ledger import Ledger
 from geograft.mapping.plan import MapTask, map_tags_of
+from geograft.mapping.sums import Model
 from geograft.progress import progress_bar
 from geograft.resume import differences, is_complete, keep_ledger_on_error, refuse_foreign_ledger, remove_ledger
 
@@ -163,7 +163,7 @@ def _arrays(task: MapTask, strip: Strip) -> dict[str, ndarray]:
     legend, settings, encoding = task.card.legend, task.settings, _encoding(task)
     arrays[CLASSES] = class_values(strip, legend, task.card.output_thresholds)
     if settings.probabilities != "none":
-        arrays[PROBABILITIES] = encoding.encode(class_probabilities(strip, legend), strip)
+        arrays[PROBABILITIES] = encoding.encode_probabilities(strip, legend)
     if settings.uncertainty:
         uncertainty = ensemble_std(strip) if task.has_std_layer else class_entropy(strip, legend)
         arrays[UNCERTAINTY] = encoding.encode(uncertainty, strip)

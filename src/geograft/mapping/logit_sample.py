@@ -11,9 +11,9 @@ from scipy.special import expit, softmax
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.legend import IGNORE
-from geograft.mapping.blend import PROBABILITY_STEPS
 from geograft.mapping.held_out import predict_tiles
 from geograft.mapping.models import RunModel
+from geograft.mapping.sums import PROBABILITY_STEPS
 from geograft.metrics.calibration import STEPS, class_reliability_counts, probability_counts
 from geograft.metrics.confusion import ConfusionScheme
 

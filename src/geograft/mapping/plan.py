@@ -19,6 +19,7 @@ from numpy import ndarray
 
 from geograft.card import CARD, FEATURES_FILE, WEIGHTS, ModelCard, ensemble_card
 from geograft.config import InferenceConfig, PredictConfig
+from geograft.cores import usable_cores
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import check_output, file_digest
@@ -29,6 +30,7 @@ from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
+from geograft.inference.backends import backend_device
 from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
 from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
@@ -45,6 +47,9 @@ BATCH_BYTES = 2**25
 """Size of a batch of windows, as stored, if the settings leave it open."""
 MAX_BATCH_WINDOWS = 8
 """Maximum number of windows in such a batch."""
+GPU_BATCH_BYTES, MAX_GPU_WINDOWS = 2**27, 64
+"""The same on an NVIDIA GPU, which computes fewer at once if its memory is short."""
+MAX_DECODING_THREADS = 8
 COMPARED_WINDOWS = 2
 """Number of windows that backends are compared on."""
 MAP_SUFFIXES = (".tif", ".tiff")
@@ -164,8 +169,23 @@ def plan_blend(
         size, fitted = fit_window(size, overlap, *shape, card.tile_px)
         overlap = fitted if settings.overlap is None else round(size * settings.overlap)
     tiles = TileGrid(*shape, size, overlap / size)
-    batch = settings.batch_size or max(1, min(MAX_BATCH_WINDOWS, BATCH_BYTES // (size**2 * pixel_bytes)))
+    batch = settings.batch_size or _batch_windows(settings, size**2 * pixel_bytes)
     return BlendPlan(Lanes(tiles, panel_width(tiles, layers, pixel_bytes)), layers, batch, min(batch, CHUNK_TILES))
+
+
+def decoding_threads(settings: InferenceConfig) -> int:
+    """Return the number of threads that decode a raster: one beside a network on a CPU, several beside a GPU."""
+    return min(MAX_DECODING_THREADS, usable_cores()) if _on_gpu(settings) else 1
+
+
+def _on_gpu(settings: InferenceConfig) -> bool:
+    return backend_device(settings.backend, settings.device) == "cuda"
+
+
+def _batch_windows(settings: InferenceConfig, window_bytes: int) -> int:
+    """Return the number of windows of `window_bytes` bytes in a batch, if the settings leave it open."""
+    room, most = (GPU_BATCH_BYTES, MAX_GPU_WINDOWS) if _on_gpu(settings) else (BATCH_BYTES, MAX_BATCH_WINDOWS)
+    return max(1, min(most, room // window_bytes))
 
 
 def first_windows(plan: BlendPlan, source: RasterSource, count: int) -> TileBatch | None:
@@ -226,7 +246,7 @@ def map_sources(
         for info in infos:
             _check_fits(info, card, settings)
         resolution = _resolution(card) if settings.resample else None
-        mosaic = Mosaic(infos, settings.bands, resolution, card.indices)
+        mosaic = Mosaic(infos, settings.bands, resolution, card.indices, decoding_threads(settings))
         check_memory(mosaic, card, settings)
         area = AreaOfInterest.read(aoi, mosaic.grid) if aoi else None
         paths, names = tuple(info.path for info in infos), tuple(info.band_names for info in infos)

@@ -248,6 +248,23 @@ def test_the_error_for_a_truncated_file_names_file_and_window(tmp_path: Path, co
             image.read(Window(350, 10, 50, 50))
 
 
+@pytest.mark.parametrize("compress", ["none", "deflate", "lzw", "zstd"])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_several_threads_decode_the_same_pixels_and_refuse_a_truncated_file(
+    tmp_path: Path, compress: str, interleave: str
+) -> None:
+    path = write_raster(tmp_path / "cut.tif", textured(3, 400, 400), compress=compress, interleave=interleave)
+    with Image.open(path, threads=4) as image:
+        for window in (Window(0, 0, 400, 400), Window(30, 70, 200, 300)):
+            np.testing.assert_array_equal(image.read(window)[0], textured(3, 400, 400)[:, *window.slices])
+        mosaic = Mosaic((image.info,), (3, 1), threads=4)
+    np.testing.assert_array_equal(mosaic.read(Window(0, 0, 400, 400))[0], textured(3, 400, 400)[[2, 0]])
+    mosaic.close()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with Image.open(path, threads=4) as image, pytest.raises(InputError, match=r"cut\.tif: rows 0 to 400"):
+        image.read(Window(0, 0, 400, 400))
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("bands", [1, 3])
 def test_a_truncated_picture_is_not_filled_with_grey(tmp_path: Path, suffix: str, bands: int) -> None:

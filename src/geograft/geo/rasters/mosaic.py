@@ -32,11 +32,12 @@ class Mosaic:
         bands: Sequence[int] = (),
         resolution_m: float | None = None,
         indices: Sequence[Index] = (),
+        threads: int = 1,
     ) -> None:
         """Align the rasters of `infos` with the grid of the first. Opens no file. Their rules of validity hold.
 
         `bands` are the bands to read, in this order, counted from 1 without alpha; default: all. `indices` (spectral
-        indices) are computed from them after resampling and appended.
+        indices) are computed from them after resampling and appended. GeoTIFFs are decoded by as many `threads`.
 
         Raises:
             InputError: when a raster does not match the first, or lacks one of the bands, or when `resolution_m` is
@@ -56,7 +57,7 @@ class Mosaic:
         native = first.grid.crop(Window(top, left, height, width))
         check_on_earth(str(first.path), native)
         self._infos, self._bands, self._index = tuple(infos), tuple(bands), WindowIndex(self.windows)
-        self._indices = tuple(indices)
+        self._indices, self._threads = tuple(indices), threads
         self._scaling = make_resampler(native, resolution_m, self.name) if resolution_m else None
         self.grid: Grid = self._scaling.grid if self._scaling else native
         """The grid of the mosaic, after resampling."""
@@ -129,7 +130,7 @@ class Mosaic:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
             info = self._infos[number]
-            image = Image.open(info.path, validity=info.validity)
+            image = Image.open(info.path, validity=info.validity, threads=self._threads)
         self._open[number] = image  # least recently used first
         return image
 

@@ -133,11 +133,12 @@ class Image:
         resolution_m: float | None = None,
         bands: Sequence[int] = (),
         validity: ValidityRule = DEFAULT_RULE,
+        threads: int = 1,
     ) -> "Image":
         """Open an image; with `resolution_m`, resample it to that pixel size while it is read.
 
         With `bands`, counted from 1 without alpha, it has only these, in this order. `validity` tells how invalid
-        pixels are recognised.
+        pixels are recognised. The blocks of a GeoTIFF are decoded by as many `threads`.
 
         `info.grid` is then the resampled grid: same CRS, orientation and upper left corner, with square pixels of
         `resolution_m` metres at the image's centre (see `geograft.geo.rasters.resample`).
@@ -146,7 +147,8 @@ class Image:
             InputError: when the file is missing, corrupt or not an image, when its dtype is not real, when it lacks
                 one of `bands`, or when `resolution_m` is given and it has no CRS.
         """
-        raster = open_raster(Path(path))
+        several = threads > 1 and raster_driver(Path(path)) == "GTiff"
+        raster = open_raster(Path(path), **({"num_threads": threads} if several else {}))
         try:
             return cls(Path(path), raster, resolution_m, bands, validity)
         except InputError:
