@@ -196,14 +196,16 @@ def data(setup: Setup) -> int:
     """Make the tile set and the large raster."""
     import numpy as np
     import rasterio
+    from rasterio.windows import Window
 
     from rasters import SCENE, dense_raster
 
     scene = SCENE
     if setup.small:
         with rasterio.open(SCENE) as source:
+            part = Window(900, 900, 480, 480)
             profile = {**source.profile, "height": 480, "width": 480, "compress": "deflate", "photometric": "rgb"}
-            pixels = source.read(window=((0, 480), (0, 480)))
+            profile["transform"], pixels = source.window_transform(part), source.read(window=part)
         scene = setup.folder / "scene.tif"
         scene.unlink(missing_ok=True)
         with rasterio.open(scene, "w", **profile) as target:

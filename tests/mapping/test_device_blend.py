@@ -16,7 +16,7 @@ from numpy import ndarray
 from geograft.card import WEIGHTS, ModelCard
 from geograft.commands.predict import predict
 from geograft.config import InferenceConfig, ModelConfig, PredictConfig
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.inference.device_predictor import DeviceBatch, DevicePredictor
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.legend import Legend
@@ -116,6 +116,16 @@ def test_nan_is_refused() -> None:
     tiles = TileGrid(20, 20, 16, 0.5)
     with pytest.raises(InputError, match="NaN"):
         run(tiles, Scene(noise(1, 20, 20)), OnDevice(constant(float("nan"))), 10**9, [])
+
+
+def test_memory_too_short_for_the_sums_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("geograft.mapping.device_blend.torch.zeros", short)
+    with pytest.raises(SettingError, match=r"2\.00 GiB.*--batch-size") as caught:
+        run(TileGrid(20, 20, 16, 0.5), Scene(noise(1, 20, 20)), OnDevice(constant(0.5)), 10**9, [])
+    assert "\n" not in str(caught.value)
 
 
 def test_batches_are_larger_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

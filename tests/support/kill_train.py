@@ -16,6 +16,7 @@ import torch
 
 from geograft.config import TrainConfig
 from geograft.files import complete_update
+from geograft.training import loader
 from geograft.training.checkpoint import STATE
 from geograft.training.loop import fit
 from tests.support.processes import Fuse, run_in_child
@@ -92,6 +93,8 @@ def try_moment(folder: Path, arm: Callable[[], None]) -> str:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    # Tiles are read in every epoch, to be killed at any of these reads.
+    loader.CACHE_BYTES = 0
     (folder / "whole").mkdir()
     assert run_in_child(lambda: train(folder / "whole")) == 0
     # An epoch reads 18 + 5 tiles. It saves 5 times in between, with 3 renames each: the file, the commit, and into

@@ -86,6 +86,10 @@ class Tiles(list[Tile]):
             raise InterruptedError
         return super().__getitem__(index)
 
+    def random_crop(self, index: int, _: np.random.Generator, /) -> Tile:
+        """Return the tile itself. Crops are read again in each epoch."""
+        return self[index]
+
 
 class TilesWithNames(Tiles):
     """Tiles with names."""
@@ -139,19 +143,39 @@ def test_two_processes_reach_the_weights_and_scores_of_one(case: str, tmp_path: 
 
 @pytest.mark.slow
 def test_two_processes_interrupted_and_resumed_end_with_the_same_bits(tmp_path: Path) -> None:
-    config = replace(TWO, save_minutes=1e-9)
-    whole = fit(TinyNetwork(), data(), config, tmp_path / "whole")
+    config, tiles = replace(TWO, save_minutes=1e-9, crops=True), Tiles(blocks(18, 0))
+    whole = fit(TinyNetwork(), data(train=tiles), config, tmp_path / "whole")
     stopping = Tiles(blocks(18, 0))
-    stopping.left = 14
+    # One is read to try the memory.
+    stopping.left = 15
     # Either the process that stops fails first, or the one that waits for it.
     with pytest.raises(ProcessRaisedException, match=r"InterruptedError|Connection"):
         fit(TinyNetwork(), data(train=stopping), config, tmp_path / "stopped")
     progress = torch.load(tmp_path / "stopped" / STATE, weights_only=True)["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 1)
-    resumed = fit(TinyNetwork(seed=9), data(), config, tmp_path / "stopped", resume=True)
+    resumed = fit(TinyNetwork(seed=9), data(train=tiles), config, tmp_path / "stopped", resume=True)
     assert figures(resumed) == figures(whole)
     for file in (LAST, WEIGHTS):
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+class SmallOnOne(Deterministic):
+    """A network that one of the processes has memory for two tiles of, in training."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.training and len(image) > 2 and torch.distributed.get_rank() == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        found: Tensor = super().forward(image)
+        return found
+
+
+@pytest.mark.slow
+def test_short_memory_of_one_process_splits_the_batches_of_all(tmp_path: Path) -> None:
+    # Shards of four tiles; the last batch of 18 has one tile for each process, which is one chunk.
+    history = fit(SmallOnOne(), data(), replace(TWO, batch_size=8, epochs=1), tmp_path)
+    (note,) = history.notes
+    assert "2 chunks" in note
+    assert math.isfinite(history.epochs[0].train_loss)
 
 
 @pytest.mark.slow

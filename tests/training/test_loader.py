@@ -139,12 +139,30 @@ class RecordingTiles(list[Tile]):
 
 def test_starting_in_the_middle_reads_only_the_remaining_tiles() -> None:
     tiles = RecordingTiles(blocks(18, 0))
-    loaded = TileLoader(training_data(train=tiles), TrainConfig(batch_size=4, workers=0), CPU)
-    whole = list(loaded.train(2))
-    tiles.read.clear()
-    rest = list(loaded.train(2, start=3))
-    assert same(rest, whole[3:])
+    config = TrainConfig(batch_size=4, workers=0)
+    rest = list(TileLoader(training_data(train=tiles), config, CPU).train(2, start=3))
     assert tiles.read == epoch_order(18, 0, 2)[12:]
+    assert same(rest, list(TileLoader(training_data(), config, CPU).train(2))[3:])
+
+
+@pytest.mark.parametrize("kept", [18, 5, 0])
+@pytest.mark.parametrize("options", [{}, {"copy_paste": 0.5}, {"scale_jitter": 0.5}], ids=str)
+def test_decoded_tiles_stay_in_memory_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, kept: int, options: dict[str, Any]
+) -> None:
+    (image, label), *_ = plain = blocks(18, 0)
+    monkeypatch.setattr(loader, "CACHE_BYTES", kept * (image.nbytes + label.nbytes))
+    tiles = RecordingTiles(plain)
+    for array in (array for tile in plain for array in tile):
+        array.flags.writeable = False
+    config = TrainConfig(batch_size=4, workers=0, augment="colour", **options)
+    fractions = np.full((18, 2), 0.5)
+    loaded = TileLoader(training_data(train=tiles, class_fractions=fractions), config, CPU)
+    list(loaded.train(0))
+    tiles.read.clear()
+    again = list(loaded.train(1))
+    assert len(set(tiles.read)) == 18 - kept
+    assert same(again, list(TileLoader(training_data(class_fractions=fractions), config, CPU).train(1)))
 
 
 class CroppedTiles(list[Tile]):

@@ -32,6 +32,12 @@ ARTICLE = TrainConfig(optimizer="adam", schedule="exponential", warmup_epochs=0,
 CONFIG = replace(ARTICLE, epochs=3, batch_size=4, decoder_lr=3e-3, encoder_lr=3e-3, workers=0, device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def without_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read tiles in every epoch: some of them stop the training when they are read."""
+    monkeypatch.setattr("geograft.training.loader.CACHE_BYTES", 0)
+
+
 def weights(path: Path) -> bytes:
     return path.read_bytes()
 

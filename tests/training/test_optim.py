@@ -98,6 +98,24 @@ def test_without_gradients_adamw_shrinks_weights_by_rate_times_decay() -> None:
         torch.testing.assert_close(value, before[name] * (1 - found[0][name] * found[1][name]))
 
 
+@pytest.mark.parametrize("config", [ADAMW, replace(ADAMW, optimizer="adam")], ids=["adamw", "adam"])
+def test_fused_updates_are_the_same_but_for_rounding_and_their_state_can_be_exchanged(config: TrainConfig) -> None:
+    networks = TinyNetwork(), TinyNetwork()
+    plain, fused = (build_optimizer(network, config, fused=each == 1) for each, network in enumerate(networks))
+    images = torch.randn(2, 3, 8, 8)
+    for step in range(6):
+        for optimizer, network in zip((plain, fused), networks, strict=True):
+            optimizer.zero_grad()
+            network.eval()(images).square().mean().backward()
+            optimizer.step()
+        if step == 2:
+            fused.load_state_dict(fused.state_dict())
+            assert has_matching_shapes(fused)
+    assert fused.param_groups[0]["fused"]
+    for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
 def test_the_decoder_group_is_last() -> None:
     assert parameter_groups(TinyNetwork(), ADAMW)[-1]["lr"] == 1e-3
 

@@ -16,6 +16,7 @@ from geograft.training.step import (
     NonFiniteLossError,
     Step,
     TensorPair,
+    chunks_that_fit,
     confusion,
     group_batches,
     is_out_of_memory,
@@ -137,6 +138,29 @@ def test_a_retry_gives_what_its_chunks_give_at_once_to_the_bit(most: int, chunks
     (losses, *tensors), (other_losses, *other_tensors) = found
     assert losses == other_losses
     torch.testing.assert_close(tensors, other_tensors, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("most", "chunks"), [(8, 1), (7, 2), (3, 4), (1, 8)])
+def test_the_number_of_chunks_is_found_without_a_trace(most: int, chunks: int) -> None:
+    network = Small()
+    network.most = most
+    before = [tensor.clone() for tensor in (*network.buffers(), *network.parameters())]
+    torch.manual_seed(5)
+    group = ProcessGroup(Fabric(accelerator="cpu", devices=1))
+    assert chunks_that_fit(group, network.train(), batch(8), LossConfig()) == chunks
+    drawn = torch.rand(5)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(5))
+    torch.testing.assert_close([*network.buffers(), *network.parameters()], before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_too_little_memory_for_one_tile_is_found_too() -> None:
+    network = Small()
+    network.most = 0
+    group = ProcessGroup(Fabric(accelerator="cpu", devices=1))
+    with pytest.raises(SettingError, match="single tile"):
+        chunks_that_fit(group, network.train(), batch(4), LossConfig())
 
 
 @pytest.mark.parametrize("chunks", [0, -1, 1.5, "2", None])

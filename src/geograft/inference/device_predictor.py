@@ -18,7 +18,7 @@ from torch import Tensor
 from geograft.errors import SettingError
 from geograft.inference.probability import FlipRotation, pairwise_sum
 from geograft.inference.runners import TileWorkers
-from geograft.inference.torch_networks import TorchRunner
+from geograft.inference.torch_networks import TorchRunner, refuse_short_memory
 from geograft.networks.device import memory_format_for
 
 Spread = Literal["none", "runs", "views"]
@@ -88,6 +88,8 @@ class DevicePredictor:
         self.device, self.windows = device, 0
         self._streams: Any = torch.get_device_module(device)
         self._copies, self._networks = self._streams.Stream(), self._streams.Stream()
+        # The networks were moved to the device on another stream.
+        self._streams.synchronize()
 
     def __call__(
         self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]
@@ -137,7 +139,7 @@ class DevicePredictor:
         uint16 = pixels.dtype == np.uint16
         if pixels.dtype not in (np.uint8, np.int8, np.int16, np.uint16, np.float16):
             pixels = pixels.astype(np.float32, copy=False)
-        with self._streams.stream(self._copies):
+        with self._streams.stream(self._copies), refuse_short_memory():
             there = self._copy(pixels.view(np.int16) if uint16 else pixels), self._copy(valid)
             return DeviceBatch(*there, uint16, self._copies.record_event())
 
@@ -148,8 +150,12 @@ class DevicePredictor:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run what the block computes on the stream of the networks, without gradients."""
-        with self._streams.stream(self._networks), torch.inference_mode():
+        """Run what the block computes on the stream of the networks, without gradients.
+
+        Raises:
+            SettingError: if memory is too short.
+        """
+        with self._streams.stream(self._networks), torch.inference_mode(), refuse_short_memory():
             yield
 
     def event(self) -> Any:

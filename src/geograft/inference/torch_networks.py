@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from geograft.card import WEIGHTS, ModelCard, check_weights
+from geograft.errors import SettingError
 from geograft.inference.graphs import exported_graph, suppress_warnings
 from geograft.inference.probability import output_layers
 from geograft.inference.runners import (
@@ -174,6 +175,17 @@ class CapturedNetwork:
         return self._logits.clone()
 
 
+@contextmanager
+def refuse_short_memory() -> Iterator[None]:
+    """Raise SettingError where a GPU's memory is too short, for what cannot be computed in smaller parts."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"{short_message(error)}. Give a smaller --batch-size or --window-px, or --device cpu; or free the GPU."
+        ) from error
+
+
 class CellFeatures(nn.Module):
     """The mean of each channel of all encoder stages in square cells of an image, (n, d, rows, cols).
 
@@ -219,7 +231,15 @@ def load_on_torch(
 
     Raises:
         InputError: if weights are missing, truncated or from another network.
+        SettingError: if the device's memory is too short for the networks or the samples.
     """
+    with refuse_short_memory():
+        return _load_on_torch(networks, device, workers, options)
+
+
+def _load_on_torch(
+    networks: Sequence[TrainedNetwork], device: str, workers: TileWorkers, options: BackendOptions
+) -> LoadedBackend:
     target, dtype = torch.device(device), half_precision(torch.device(device))
     if any(each.cell_px for each in networks):
         # They are compared with features of the training tiles, and are a small part of the work.

@@ -8,6 +8,7 @@ The same code runs on torch's CPU device, for tests. Imported only where a GPU i
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from geograft.inference.device_predictor import DevicePredictor
+from geograft.inference.torch_networks import refuse_short_memory
 from geograft.mapping.batches import RasterTile, TileBatch
 from geograft.mapping.sums import FULL_SUM, PROBABILITY_STEPS, EncodingDtype, minimum_sums, nan_error
 
@@ -46,9 +48,15 @@ class SumStream:
         # Few windows have weights of their own: those at the border.
         self._weights: dict[bytes, Int64[Tensor, " t"]] = {}
 
-    def __call__(self) -> Any:
-        """Return a context in which this thread uses the stream."""
-        return self._module.stream(self._stream)
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Let this thread use the stream inside the block.
+
+        Raises:
+            SettingError: if memory is too short.
+        """
+        with self._module.stream(self._stream), refuse_short_memory():
+            yield
 
     def wait_for(self, prediction: DeviceLevels) -> None:
         """Let what follows on the stream wait until `prediction` is computed."""

@@ -135,6 +135,14 @@ class ProcessGroup:
         summed: Tensor = _AllReduce.apply(values) if self.world_size > 1 else values
         return summed
 
+    def all_max(self, value: int) -> int:
+        """Return the largest `value` of all processes."""
+        if self.world_size == 1:
+            return value
+        largest = torch.tensor(value, device=self.fabric.device)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest)
+
     def sync_parameters(self, network: nn.Module) -> None:
         """Broadcast the parameters and buffers of `network` from rank 0."""
         if self.world_size > 1:

@@ -36,6 +36,9 @@ from geograft.training.sampling import (
     weighted_order,
 )
 
+CACHE_BYTES = 2**29
+"""Maximum size of the decoded tiles that a loader keeps in memory, over all of its worker processes."""
+
 TrainingSplit = Literal["train", "val"]
 TrainingBatch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h w"] | Float32[Tensor, "n o h w"]]
 
@@ -159,7 +162,7 @@ class TileLoader:
         self._batches_to_read: list[list[TileKey]] = []
         workers = worker_count(config.workers, device.type)
         self._loader = DataLoader(
-            _TileDataset(data, config),
+            _TileDataset(data, config, CACHE_BYTES // max(1, workers)),
             # The list is changed in place for each pass, so that the workers persist.
             batch_sampler=self._batches_to_read,
             num_workers=workers,
@@ -221,10 +224,15 @@ class TileLoader:
 
 
 class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Tiles as the network takes them: augmented, normalised, 0 where there is no image data."""
+    """Tiles as the network takes them: augmented, normalised, 0 where there is no image data.
 
-    def __init__(self, data: TrainingData, config: TrainConfig) -> None:
+    The first tiles that it reads, up to `cache_bytes`, are kept as decoded, so that later epochs need not read them.
+    """
+
+    def __init__(self, data: TrainingData, config: TrainConfig, cache_bytes: int) -> None:
         self._tiles: dict[TrainingSplit, Tiles] = {"train": data.train, "val": data.val}
+        self._cache: dict[tuple[TrainingSplit, int], TrainingTile] = {}
+        self._room = cache_bytes
         self._scaling, self._config = data.scaling, config
         any_class = data.class_fractions is not None and bool(data.class_fractions.any())
         self._fractions = data.class_fractions if config.copy_paste and any_class else None
@@ -236,7 +244,7 @@ class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
         if key.split == "train":
             image, label, valid = self._augment(key)
         else:
-            image, label = self._tiles[key.split][key.tile]
+            image, label = self._decoded(key.split, key.tile)
             valid = image_mask(image, label)
         scaled = np.where(valid, self._scaling(image), np.float32(0))
         return torch.from_numpy(scaled), torch.from_numpy(np.array(label))
@@ -257,7 +265,19 @@ class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _read(self, tile: int, rng: np.random.Generator) -> TrainingTile:
         tiles = self._tiles["train"]
-        return tiles.random_crop(tile, rng) if self._config.crops and isinstance(tiles, CroppableTiles) else tiles[tile]
+        if self._config.crops and isinstance(tiles, CroppableTiles):
+            return tiles.random_crop(tile, rng)
+        return self._decoded("train", tile)
+
+    def _decoded(self, split: TrainingSplit, index: int) -> TrainingTile:
+        """Return a tile that is not to be changed, from memory if it is there."""
+        if (split, index) in self._cache:
+            return self._cache[split, index]
+        image, label = self._tiles[split][index]
+        size = image.nbytes + label.nbytes
+        if size <= self._room:
+            self._cache[split, index], self._room = (image, label), self._room - size
+        return image, label
 
     def _read_flipped(self, tile: int, rng: np.random.Generator) -> TrainingTile:
         """Return a tile under a random symmetry, unless augmentation is off."""

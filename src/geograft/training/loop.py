@@ -50,6 +50,7 @@ from geograft.training.step import (
     NonFiniteLossError,
     Step,
     TensorPair,
+    chunks_that_fit,
     group_batches,
     nonfinite_message,
     nonfinite_tiles,
@@ -143,23 +144,35 @@ class _Run:
         self._loader = TileLoader(data, config, self._fabric.device, group.rank, group.world_size)
         network.to(memory_format=memory_format_for(self._fabric.device))
         network.set_deep_supervision(enabled=config.auxiliary_weight > 0)
+        self._loss_config = build_loss_config(config, data.legend, data.class_fractions, data.labelled_fractions)
+        chunks = self._chunks_that_fit() if group.world_size > 1 else 1
         group.convert_batchnorm(network)
-        self._optimizer = build_optimizer(network, config)
+        self._optimizer = build_optimizer(network, config, fused=self._fabric.device.type == "cuda")
         # Torch compiles at the first step. Fabric unwraps a compiled module and compiles its own wrapper instead.
         model: Any = torch.compile(network) if config.compile else network
         self._model, self._stepper = self._fabric.setup(model, self._optimizer)
-        self._loss_config = build_loss_config(config, data.legend, data.class_fractions, data.labelled_fractions)
         group.sync_parameters(network)
         self._step = Step(group, self._model, self._loss_config, self._scheme.classes)
         self._ema = ModelEMA(network, config.ema) if config.ema else None
         self._schedule = Schedule(config, -(-len(self._loader.batch_indices(0)) // config.accumulate))
         self._identity = run_identity(config, data)
         self.progress = self._initial_progress(resume)
+        self._step.chunks = max(self._step.chunks, chunks)
         self._trackers = (
             trackers(config, folder.path, self.progress.epoch) if group.is_main and not self.finished() else []
         )
         self._ticked = self._saved = time.monotonic()
         self._durations: list[float] = []
+
+    def _chunks_that_fit(self) -> int:
+        """Return the number of chunks of a batch that every process has the memory for."""
+        image, label = self._data.train[0]
+        count = -(-min(self._config.batch_size, len(self._data.train)) // self._group.world_size)
+        device = self._fabric.device
+        tiles = torch.tensor(image), torch.tensor(label)
+        images, labels = (each.to(device).expand(count, *each.shape).contiguous() for each in tiles)
+        images = images.contiguous(memory_format=memory_format_for(device))
+        return chunks_that_fit(self._group, self._network.to(device).train(), (images, labels), self._loss_config)
 
     def finished(self) -> bool:
         """Return whether training is over: all epochs are done, or early stopping applies."""

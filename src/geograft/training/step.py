@@ -209,10 +209,9 @@ class Step:
         return self._batch_result(self._losses(logits, label)[1], main_logits(logits), label)
 
     def _batch_gradients(self, index: int, batch: TrainingBatch, batches: int) -> BatchResult:
-        total_labelled, chunks = max(1, count_labelled(batch[1])), split_batch(batch, self.chunks)
+        chunks = split_batch(batch, self._chunk_count(batch))
         result = BatchResult(0.0, self._scheme.zeros(), 0)
-        for number, (images, label) in enumerate(chunks):
-            weight = count_labelled(label) / total_labelled if self.chunks > 1 else 1.0
+        for number, ((images, label), weight) in enumerate(zip(chunks, self._chunk_weights(chunks), strict=True)):
             is_last = index == batches - 1 and number == len(chunks) - 1
             with self._group.skip_gradient_sync(self._model, enabled=not is_last):
                 with self._group.sync_batchnorm():
@@ -226,6 +225,20 @@ class Step:
             interrupted = result.interrupted or chunk.interrupted
             result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles, interrupted)
         return result
+
+    def _chunk_count(self, batch: TensorPair) -> int:
+        """Return the number of chunks of a batch: the same in all processes, which meet in each of them."""
+        if self.chunks == 1:
+            return 1
+        return -self._group.all_max(-min(self.chunks, len(batch[0])))
+
+    def _chunk_weights(self, chunks: Sequence[TensorPair]) -> list[float]:
+        """Return the fraction of the batch's labelled pixels in each chunk, over all processes."""
+        if self.chunks == 1:
+            return [1.0]
+        own = torch.tensor([count_labelled(label) for _, label in chunks], device=self._group.fabric.device)
+        counts = self._group.all_reduce(own).tolist()
+        return [count / max(1, sum(counts)) for count in counts]
 
     def _losses(self, logits: Logits | MultiScaleLogits, label: LabelTensor) -> tuple[Tensor, Tensor]:
         """Return `segmentation_losses` over the tiles of all processes, from sums or, if necessary, from all logits."""
@@ -250,17 +263,56 @@ class Step:
 
     def _split_further(self, tiles: int, error: RuntimeError) -> None:
         if self._group.world_size > 1:
-            # The other processes wait in a collective, so this one cannot retry alone.
+            # The other processes wait in a collective, so this one cannot retry alone; see `chunks_that_fit`.
             raise SettingError(
                 "Out of memory in one of several processes. Lower batch_size and raise accumulate by the same factor."
             ) from error
         if self.chunks >= tiles:
-            raise SettingError(
-                "Out of memory with a single tile. Prepare smaller tiles (--tile-px), or choose a smaller encoder or "
-                "another device."
-            ) from error
+            raise _single_tile_error() from error
         self.chunks *= 2
         announce(*self.notes())
+
+
+def chunks_that_fit(group: ProcessGroup, network: nn.Module, batch: TensorPair, loss_config: LossConfig) -> int:
+    """Return the number of chunks in which every process of a group can compute a batch like its `batch`.
+
+    Each tries it without the others, before batch norm and gradients are synchronised: later, when one runs out of
+    memory, the others wait for it. The state of `network` is as before.
+
+    Raises:
+        SettingError: in all processes, if one has too little memory for a single tile.
+    """
+    before, chunks = _StateBeforeStep.read(network, group.fabric.device), 1
+    while chunks <= len(batch[0]) and not _fits(group, network, split_batch(batch, chunks)[0], loss_config):
+        _empty_cache(group.fabric.device)
+        before.restore()
+        chunks *= 2
+    network.zero_grad()
+    before.restore()
+    failed = group.all_max(int(chunks > len(batch[0])))
+    if failed:
+        raise _single_tile_error()
+    return group.all_max(chunks)
+
+
+def _fits(group: ProcessGroup, network: nn.Module, batch: TensorPair, loss_config: LossConfig) -> bool:
+    """Return whether a process can compute the gradients of a batch."""
+    try:
+        with group.fabric.autocast():
+            loss, _ = segmentation_losses(network(batch[0]), batch[1], loss_config)
+        torch.autograd.backward(loss)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def _single_tile_error() -> SettingError:
+    return SettingError(
+        "Out of memory with a single tile. Prepare smaller tiles (--tile-px), or choose a smaller encoder or another "
+        "device."
+    )
 
 
 @dataclass(frozen=True)
