@@ -82,6 +82,9 @@ bench-export: $(READY)  ## size, agreement with torch and speed of exported file
 bench-serve: $(READY)  ## the web server with 8 clients for 10 minutes: time of answers, memory, errors
 	$(BIN)/python benchmarks/bench_serve.py $(BENCH)
 
+bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
+	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
+
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py
 
