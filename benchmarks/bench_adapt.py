@@ -26,7 +26,7 @@ import page
 from bench_places import KINDS, mask_set
 from geograft import Recipe, load_recipe, train
 from geograft.card import CARD, ModelCard, read_card
-from geograft.commands.adapt import adapt, adaptation_recipe, choose_rehearsal
+from geograft.commands.adapt import adapt, adaptation_recipe, choose_rehearsal, step_tiles
 from geograft.commands.demo import ALL_TEST, with_weights
 from geograft.config import AdaptConfig, InferenceConfig
 from geograft.dataset.folds import write_derived_set
@@ -109,8 +109,7 @@ def trained(case: Case, ratio: float, folder: Path) -> tuple[float, float]:
     new = write_derived_set(five, [replace(tile, split="train") for tile in five.tiles], folder / "target")
     sets: dict[Path, float] = {new: 1.0}
     if ratio:
-        batch_size = adaptation_recipe(case.run, config, COUNT, 0).train.batch_size
-        chosen = choose_rehearsal(case.source, COUNT, config, batch_size)
+        chosen = choose_rehearsal(case.source, COUNT, config, step_tiles(case.run))
         own = case.source.split("train")
         sets = {new: (1 - ratio) / ratio * len(chosen) / COUNT}
         sets[write_derived_set(case.source, [own[i] for i in chosen], folder / "source1")] = 1.0

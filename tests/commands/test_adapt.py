@@ -282,8 +282,11 @@ def test_without_the_source_there_is_no_rehearsal(run: Path, hill: Path, tmp_pat
     found = adapt(lost, hill, tmp_path / "out", replace(SHORT, rehearsal=0))
     assert found.run and found.source is None
     assert [path.name for path in (found.run / "tiles").iterdir()] == ["target"]
-    kept = adapt(lost, hill, tmp_path / "kept", SHORT, tiles_of(run))
+    whole = TileSet.open(tiles_of(run))
+    half = write_derived_set(whole, whole.tiles[::2], tmp_path / "half")
+    kept = adapt(lost, hill, tmp_path / "kept", SHORT, half)
     assert kept.source and kept.source.figures[RUN]["iou"].value > 0.8
+    assert str(half) in kept.notes[0]
 
 
 def test_damaged_records_are_refused(adapted: AdaptedRun, tmp_path: Path, dark: Path) -> None:

@@ -23,7 +23,7 @@ from geograft.dataset.folds import TileFold, derived_fingerprint, independent_un
 from geograft.dataset.joined import TileSetPaths, check_fit, join_tile_sets, open_run_tiles
 from geograft.dataset.splits import stratified_order
 from geograft.dataset.tileset import Split, TileSet
-from geograft.dataset.units import units_of
+from geograft.dataset.units import sum_by_name, units_of
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import (
     StrPath,
@@ -38,7 +38,6 @@ from geograft.locks import lock_output
 from geograft.mapping.adaptation import ADAPTED, FITTED, RUN, PlaceScores, TileCounts, count_tiles
 from geograft.mapping.models import RunModel
 from geograft.mapping.places import ADAPTATION, Adaptation, count_used, refuse_adapted_tiles, used_tiles
-from geograft.mapping.scoring import Confusion
 from geograft.metrics.calibration import MIN_CERTAINTY
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.progress import announce
@@ -101,11 +100,7 @@ class AdaptedRun:
 
     def _reason(self, sure: str) -> list[str]:
         before = self.target.best_before
-        advice = (
-            " `geograft calibrate RUN --place-tiles TILES` makes a place with this threshold."
-            if before == FITTED
-            else ""
-        )
+        advice = " `geograft calibrate RUN --place-tiles TILES` fits the threshold." if before == FITTED else ""
         return [
             f"No run was written: on tiles that they were not trained on, the adapted models are {sure} than "
             f"{before}, and {100 * MIN_CERTAINTY:.0f} % are needed. Label more tiles.{advice}"
@@ -203,7 +198,7 @@ def _open_job(run: Path, tiles: Path, out: Path, config: AdaptConfig, given: Pat
         _refuse_shared(run, source, target)
         if config.rehearsal:
             join_tile_sets([target, *(source.members or (source,))])
-            rehearsal = choose_rehearsal(source, len(target.tiles), config, _base_recipe(run).train.batch_size)
+            rehearsal = choose_rehearsal(source, len(target.tiles), config, step_tiles(run))
     recipe = adaptation_recipe(run, config, len(target.tiles), len(rehearsal))
     folds = plan_tile_folds(target, config.folds, config.seed)
     return _Job(Path(run_location(run)), card, target, source, rehearsal, folds, config, recipe, out)
@@ -257,14 +252,23 @@ def _base_recipe(run: Path) -> Recipe:
         raise SettingError(f"{path} is not a TOML file: {error}. Copy the run again.") from error
 
 
-def _draws(tiles: int, config: AdaptConfig, batch_size: int) -> float:
+def step_tiles(run: Path) -> int:
+    """Return the number of tiles in an optimizer step, by the recipe of a run."""
+    config = _base_recipe(run).train
+    return config.batch_size * config.accumulate
+
+
+def _draws(tiles: int, config: AdaptConfig, in_step: int) -> float:
     """Return the number of tiles to draw in an epoch: for the chosen steps, and each new tile at least once."""
-    return max(config.steps * batch_size / EPOCHS, tiles / (1 - config.rehearsal))
+    return max(config.steps * in_step / EPOCHS, tiles / (1 - config.rehearsal))
 
 
-def choose_rehearsal(source: TileSet, tiles: int, config: AdaptConfig, batch_size: int) -> tuple[int, ...]:
-    """Return training tiles of the source, stratified by unit: with the new tiles, as many as are drawn in an epoch."""
-    count = max(1, round(_draws(tiles, config, batch_size)) - tiles)
+def choose_rehearsal(source: TileSet, tiles: int, config: AdaptConfig, in_step: int) -> tuple[int, ...]:
+    """Return training tiles of the source, stratified by unit: with the new tiles, as many as are drawn in an epoch.
+
+    As positions among its training tiles. `in_step` is the number of tiles in an optimizer step.
+    """
+    count = max(1, round(_draws(tiles, config, in_step)) - tiles)
     units = units_of(source, "train")
     order = stratified_order([units.cells[cell].unit for cell in units.cell_of], config.seed)
     return tuple(sorted(order[:count]))
@@ -277,7 +281,7 @@ def adaptation_recipe(run: Path, config: AdaptConfig, tiles: int, rehearsal: int
     of the rehearsal.
     """
     base = _base_recipe(run)
-    per_epoch = _draws(tiles, config, base.train.batch_size * base.train.accumulate)
+    per_epoch = _draws(tiles, config, step_tiles(run))
     changes = {
         "epochs": EPOCHS,
         "repeat": max(1, round(per_epoch / (tiles + rehearsal))),
@@ -306,7 +310,7 @@ def _adapt(job: _Job) -> AdaptedRun:
     before = count_tiles(RunModel.open(job.run, job.inference()), job.tiles, range(len(job.tiles.tiles)))
     after = _count_folds(job, paths, whole)
     target = _compare_on_target(job, before, after)
-    notes = unfinished_notes([job.card])
+    notes = (*unfinished_notes([job.card]), *_source_notes(job))
     if not target.is_better:
         remove_ledger(job.part)
         return AdaptedRun(target, notes=notes)
@@ -317,6 +321,15 @@ def _adapt(job: _Job) -> AdaptedRun:
     source = _compare_on_source(job, card)
     _write_run(job, card, paths, target, source)
     return AdaptedRun(target, source, job.out, card, notes)
+
+
+def _source_notes(job: _Job) -> tuple[str, ...]:
+    if job.source is None or job.source.meta.fingerprint == job.card.data_fingerprint:
+        return ()
+    return (
+        f"{job.source.title} is not the tile set that the run was trained on, so the run may have seen its held-out "
+        "tiles: scores there may be optimistic.",
+    )
 
 
 def _write_sets(job: _Job) -> tuple[TileSetPaths, TileSet]:
@@ -416,19 +429,11 @@ def _compare_on_target(job: _Job, before: TileCounts, after: TileCounts) -> Plac
         maps[FITTED] = before.with_fitted_thresholds(job.folds, own)
     maps[ADAPTED] = after.with_fitted_thresholds(job.folds, (THRESHOLD,) * len(own))
     units = independent_units(job.tiles)
-    names = list(dict.fromkeys(units))
-    number = np.array([names.index(unit) for unit in units])
-    words = pluralise(len(names), "tile") if len(names) == len(units) else f"{len(names)} scenes or blocks"
-    count = len(job.tiles.tiles)
-    title = f"{job.tiles.folder.resolve().name}: {count} new tiles, in {len(job.folds)} folds"
-    by_unit = {name: _sum_by_unit(counts, number, len(names)) for name, counts in maps.items()}
+    count = len(set(units))
+    words = pluralise(count, "tile") if count == len(units) else f"{count} scenes or blocks"
+    title = f"{job.tiles.folder.resolve().name}: {len(units)} new tiles, in {len(job.folds)} folds"
+    by_unit = {name: sum_by_name(counts, units) for name, counts in maps.items()}
     return PlaceScores(title, words, before.scheme, by_unit)
-
-
-def _sum_by_unit(counts: Confusion, number: ndarray, units: int) -> Confusion:
-    total = np.zeros((units, *counts.shape[1:]), np.int64)
-    np.add.at(total, number, counts)
-    return total
 
 
 def _final_card(job: _Job, card: ModelCard, after: TileCounts) -> ModelCard:

@@ -67,12 +67,12 @@ class Units:
 
     def sum_by_unit(self, counts: ndarray) -> ndarray:
         """Return counts by unit from counts by cell (cells, ...)."""
-        return _summed(counts, [cell.unit for cell in self.cells])
+        return sum_by_name(counts, [cell.unit for cell in self.cells])
 
     def sum_by_scene(self, counts: ndarray) -> dict[str, ndarray]:
         """Return counts by scene from counts by cell (cells, ...)."""
         names = [cell.scene for cell in self.cells]
-        return dict(zip(dict.fromkeys(names), _summed(counts, names), strict=True))
+        return dict(zip(dict.fromkeys(names), sum_by_name(counts, names), strict=True))
 
 
 def units_of(tile_set: TileSet, split: Split) -> Units:
@@ -156,7 +156,7 @@ def _grids(blocks: Sequence[SplitBlock]) -> dict[str, _BlockGrid]:
     }
 
 
-def _summed(counts: ndarray, names: Sequence[str]) -> ndarray:
+def sum_by_name(counts: ndarray, names: Sequence[str]) -> ndarray:
     """Return the sums of rows with the same name, in order of first appearance."""
     position = {name: i for i, name in enumerate(dict.fromkeys(names))}
     total = np.zeros((len(position), *counts.shape[1:]), counts.dtype)
