@@ -46,6 +46,7 @@ def test_parameters_over_efficientnet_b0() -> None:
         ("resnet10t", (2, 4, 8, 16, 32)),
         ("convnext_atto", (4, 8, 16, 32)),
         ("vgg11_bn", (1, 2, 4, 8, 16, 32)),
+        ("test_vit", (4, 8, 16, 32)),
     ],
 )
 def test_decoders_fit_the_strides_of_any_pyramid(encoder: str, strides: tuple[int, ...]) -> None:
