@@ -160,6 +160,54 @@ def test_random_and_uninitialised_networks() -> None:
     assert uninitialised_network(LITE0, 3, "package")[1].scaling == PACKAGE_SCALING
 
 
+# ONNX
+
+
+def onnx_file(path: Path, state: dict[str, torch.Tensor], names: dict[str, str]) -> Path:
+    """Write half-precision initializers under other names, as exports of other implementations have them."""
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    tensors = [onnx.numpy_helper.from_array(each.half().numpy(), names.get(key, key)) for key, each in state.items()]
+    graph = onnx.helper.make_graph([], "weights", [], [], initializer=tensors)
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
+def test_initializers_of_an_onnx_file_fill_an_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    name = "tf_efficientnet_lite0"
+    donor = timm.create_model(name, features_only=True, in_chans=4)
+    state = {key: each for key, each in donor.state_dict().items() if "num_b" not in key}
+    names = {key: f"model.encoder.layer{i}.{key.rpartition('.')[2]}" for i, key in enumerate(state)}
+    names |= {"conv_stem.weight": "model.encoder._conv_stem.weight"}
+    path = onnx_file(tmp_path / "lite0.onnx", state, names)
+    network, origin = pretrained_network(name, 4, str(path), features=True)
+    for key, tensor in network.state_dict().items():
+        if key in state:
+            assert torch.equal(tensor, state[key].half().float()), key
+    assert origin.description.startswith("file lite0.onnx, sha256 ")
+    with pytest.raises(WeightsError, match="those of a TensorFlow network, unlike efficientnet_lite0"):
+        pretrained_network("efficientnet_lite0", 4, str(path), features=True)
+
+
+def test_an_onnx_file_cannot_name_other_files(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    tensor = onnx.TensorProto(name="secret", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="other.bin")
+    (tmp_path / "other.bin").write_bytes(bytes(16))
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "weights", [], [], initializer=[tensor]))
+    (tmp_path / "weights.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(WeightsError, match="secret is in another file"):
+        read_tensors(tmp_path / "weights.onnx")
+
+
+def test_a_damaged_onnx_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    (tmp_path / "weights.onnx").write_bytes(b"no protobuf at all")
+    with pytest.raises(WeightsError) as caught:
+        read_tensors(tmp_path / "weights.onnx")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 # The package
 
 

