@@ -5,7 +5,7 @@ import type { Polygon, Position } from "geojson";
 import { type HexColor, TerraDraw, TerraDrawPolygonMode, TerraDrawRectangleMode, TerraDrawSelectMode } from "terra-draw";
 import { TerraDrawMapLibreGLAdapter } from "terra-draw-maplibre-gl-adapter";
 
-import { type Screen, snap } from "./geometry.ts";
+import { boundsOf, boundsOverlap, REACH, type Screen, snap } from "./geometry.ts";
 import type { Shape } from "./types.ts";
 
 export type DrawMode = "polygon" | "rectangle";
@@ -15,7 +15,7 @@ export interface DrawCallbacks {
   onEdited: (geometry: Polygon) => void;
   onEditEnd: () => void;
   /** The shapes whose outlines attract the pointer. */
-  neighbours: () => readonly Shape[];
+  neighbours: () => readonly Shape["geometry"][];
   color: () => string;
 }
 
@@ -28,8 +28,11 @@ export class Drawing {
 
   constructor(map: MapLibreMap, callbacks: DrawCallbacks) {
     const color = () => callbacks.color() as HexColor;
-    const toCustom = ({ containerX: x, containerY: y }: { containerX: number; containerY: number }, view: { project: Projector }) =>
-      snap({ x, y }, callbacks.neighbours(), ([lng = 0, lat = 0]) => view.project(lng, lat));
+    const toCustom = ({ containerX: x, containerY: y }: { containerX: number; containerY: number }, view: Projection) => {
+      const [low, high] = [view.unproject(x - REACH, y + REACH), view.unproject(x + REACH, y - REACH)];
+      const near = callbacks.neighbours().filter((each) => boundsOverlap(boundsOf(each), [low.lng, low.lat, high.lng, high.lat]));
+      return snap({ x, y }, near, ([lng = 0, lat = 0]) => view.project(lng, lat));
+    };
     const fill = { fillColor: color, fillOpacity: 0.3, outlineColor: color, outlineWidth: 3 } as const;
     const coordinates = { draggable: true, midpoints: true, deletable: true, snappable: { toCustom } };
     this.draw = new TerraDraw({
@@ -101,7 +104,10 @@ export class Drawing {
   }
 }
 
-type Projector = (lng: number, lat: number) => Screen;
+interface Projection {
+  project: (lng: number, lat: number) => Screen;
+  unproject: (x: number, y: number) => { lng: number; lat: number };
+}
 
 function rounded({ coordinates }: Polygon): Polygon {
   const round = (position: Position): Position => position.map((value) => Number(value.toFixed(DECIMALS)));

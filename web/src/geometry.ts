@@ -46,7 +46,16 @@ export function areaOf(geometry: Polygon | MultiPolygon): number {
   return sum;
 }
 
+const known = new WeakMap<Polygon | MultiPolygon, Bounds>();
+
+/** Return the bounding box of polygons, which must not be changed in place: it is computed once for each. */
 export function boundsOf(geometry: Polygon | MultiPolygon): Bounds {
+  const bounds = known.get(geometry) ?? computeBounds(geometry);
+  known.set(geometry, bounds);
+  return bounds;
+}
+
+function computeBounds(geometry: Polygon | MultiPolygon): Bounds {
   const bounds: Bounds = [Infinity, Infinity, -Infinity, -Infinity];
   for (const [x = 0, y = 0] of polygonsOf(geometry).flat(2)) {
     bounds[0] = Math.min(bounds[0], x);
@@ -89,14 +98,16 @@ function nearestOnSegment(at: Screen, a: Screen, b: Screen): number {
   return length2 === 0 ? 0 : Math.min(1, Math.max(0, ((at.x - a.x) * dx + (at.y - a.y) * dy) / length2));
 }
 
+export const REACH = 10; // pixels of the screen
+
 /**
- * Return the position on the shapes' outlines that is nearest to `at`, within `reach` pixels of the screen, or undefined.
+ * Return the position on the shapes' outlines that is nearest to `at`, within REACH, or undefined.
  * A vertex within reach wins over an edge, so that neighbours share corners.
  */
-export function snap(at: Screen, shapes: readonly Shape[], project: (position: Position) => Screen, reach = 10): Position | undefined {
+export function snap(at: Screen, shapes: readonly Shape["geometry"][], project: (position: Position) => Screen): Position | undefined {
   let [vertex, edge]: [Position | undefined, Position | undefined] = [undefined, undefined];
-  let [toVertex, toEdge] = [reach, reach];
-  for (const ring of shapes.flatMap((shape) => polygonsOf(shape.geometry).flat())) {
+  let [toVertex, toEdge] = [REACH, REACH];
+  for (const ring of shapes.flatMap((shape) => polygonsOf(shape).flat())) {
     for (let i = 0; i + 1 < ring.length; i++) {
       const [from, to] = [ring[i] ?? [], ring[i + 1] ?? []];
       const [a, b] = [project(from), project(to)];

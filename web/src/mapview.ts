@@ -104,7 +104,7 @@ export class MapView {
       },
       neighbours: () => [...model.editor.list("labels"), ...model.editor.list("areas")]
         .filter(({ key }) => key !== this.editing)
-        .map(({ content }) => ({ type: "Feature", ...content })),
+        .map(({ content }) => content.geometry),
       color: () => this.drawColor(),
     });
   }

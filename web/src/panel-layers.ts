@@ -113,7 +113,9 @@ function layerRow(model: Model, view: LayerView): HTMLElement {
     settings.hidden = !box.checked;
     model.changeView(view, { visible: box.checked });
   });
-  return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, layer.title), h("span", { class: "tag" }, KIND_NAMES[layer.kind])), settings);
+  const kind = KIND_NAMES[layer.kind];
+  const tag = layer.title.startsWith(kind) ? null : h("span", { class: "tag" }, kind);
+  return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, layer.title), tag), settings);
 }
 
 function styleOption(model: Model, view: LayerView): HTMLElement {
@@ -152,7 +154,8 @@ function shapesGroup(model: Model, view: MapView): HTMLElement | null {
     const names = { labels: "Labels", areas: "Areas", suggestions: "Suggestions" };
     return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, names[source]), h("span", { class: `line ${source}` })));
   });
-  return h("section", { class: "group" }, h("h2", {}, "Drawn"), h("ul", {}, ...rows));
+  const legend = h("p", { class: "muted" }, "Areas: blue for training, orange for scoring; dashed: not labelled yet.");
+  return h("section", { class: "group" }, h("h2", {}, "Drawn"), h("ul", {}, ...rows), legend);
 }
 
 function legend(model: Model): HTMLElement | null {

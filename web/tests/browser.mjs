@@ -222,6 +222,15 @@ const tests = {
     await page.mouse.up();
     await until(() => JSON.stringify(server.state.labels[2].geometry) !== before, "a moved vertex");
     await page.keyboard.press("Escape");
+    await page.keyboard.press("p");
+    for (const [dx, dy] of [[-4, -3], [-4, 30], [-50, 30]]) await page.mouse.click(x + dx, y + dy); // near a corner, near an edge, free
+    await page.keyboard.press("Enter");
+    await until(() => server.state.labels.length === 4, "a neighbour");
+    const [[square], [drawn]] = server.state.labels.slice(2).map((each) => each.geometry.coordinates);
+    const [corner] = square.toSorted((a, b) => a[0] - b[0] || b[1] - a[1]);
+    const onEdge = ([lng, lat]) => Math.abs(lng - corner[0]) < 1e-8 && lat < corner[1];
+    assert.ok(drawn.some((each) => each[0] === corner[0] && each[1] === corner[1]), "shares the corner");
+    assert.equal(drawn.filter(onEdge).length, 1);
     await page.keyboard.press("a");
     await page.mouse.click(x - 20, y - 20);
     await page.mouse.click(x + 90, y + 90);

@@ -50,7 +50,7 @@ describe("pixelAt", () => {
 });
 
 describe("snap", () => {
-  const shapes = [{ type: "Feature" as const, geometry: box(0, 0, 100, 100), properties: {} }];
+  const shapes = [box(0, 0, 100, 100)];
   const project = ([x = 0, y = 0]: Position) => ({ x, y });
 
   it("takes a vertex within reach, although an edge is nearer", () => {
