@@ -26,7 +26,8 @@ def prepare_vector(
 ) -> TileSet:
     """Make a tile set from images and polygons, like `geograft prepare vector`.
 
-    `images` are one or more rasters, `labels` a GeoPackage, GeoJSON or Shapefile in any CRS, `out` the new folder.
+    `images` are one or more rasters, `labels` a GeoPackage, GeoJSON or Shapefile in any CRS, `out` the new folder. From
+    the labels.gpkg of a project, its random scoring areas are the test split.
     `geograft.VectorSource` describes class_field, aoi, groups, overlapping and fractional.
     """
     return prepare(VectorSource(images, labels, class_field, aoi, groups, overlapping, fractional), out, config)

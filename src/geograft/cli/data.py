@@ -61,7 +61,7 @@ def vector(
 
     Args:
         images: GeoTIFFs or other rasters that GDAL reads.
-        labels: Polygons: GeoPackage, GeoJSON or Shapefile.
+        labels: Polygons: GeoPackage, GeoJSON or Shapefile; or labels.gpkg of a project, with its labelled areas.
         out: Folder of the tile set.
         class_field: Attribute with the class. Without it all polygons belong to one class.
         aoi: Polygons of the annotated area; pixels outside are ignored in training and scoring.

@@ -330,7 +330,7 @@ def audit_tiles(
     area_of = {scene.name: scene.name if scene.group in unaligned else scene.group for scene in scenes}
     windows: dict[Split, list[SceneWindow]] = {split: [] for split in SPLITS}
     for tile in tiles:
-        windows[tile.split].append((area_of[tile.scene], tile.window))
+        windows[tile.split].append((area_of[tile.scene], tile.part))
     train = windows["train"]
     return Audit(
         title=f"{title}: {len(tiles):,} tiles of {len(scenes):,} {'scene' if len(scenes) == 1 else 'scenes'}",
@@ -478,7 +478,7 @@ def _compare_structures(result: Audit, tile_set: TileSet) -> Audit:
 def _with_duplicates(result: Audit, tile_set: TileSet, duplicates: dict[Split, DuplicateArea]) -> Audit:
     held_out = []
     for one in result.held_out:
-        area = np.array([tile.window.height * tile.window.width for tile in tile_set.split(one.split)], float)
+        area = np.array([tile.part.height * tile.part.width for tile in tile_set.split(one.split)], float)
         fraction = float(area @ duplicates[one.split].fractions / area.sum())
         held_out.append(replace(one, duplicate_fraction=fraction))
     pairs = dict.fromkeys(pair for found in duplicates.values() for pair in found.duplicates)

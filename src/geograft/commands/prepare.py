@@ -18,6 +18,7 @@ from numpy import ndarray
 
 from geograft.config import PrepareConfig
 from geograft.dataset.adjacent import by_block, find_adjacent
+from geograft.dataset.areas import area_notes, area_settings, check_area_splits, labelled_area_tiles, plan_area_tiles
 from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
 from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource
 from geograft.dataset.splits import SplitScene, plan_tiles, training_stride
@@ -33,7 +34,7 @@ from geograft.dataset.statistics import (
 from geograft.dataset.tileset import IMAGES, INDEX, MASKS, META, Scene, Split, Tile, TileSet, TileSetMeta
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, atomic_folder, file_digest, json_digest, refuse_existing, write_json
-from geograft.geo.grid import Window, block_windows
+from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.nodata import ValidityRule, needs_all_bands
 from geograft.geo.rasters.raster import Image, ImageInfo, close_labels
@@ -120,13 +121,15 @@ def _rasterize(
     ):
         for cell in block_windows(grid.window, *COUNT_BLOCK):
             labels = label(cell)
-            pixels, valid, partial = opened.read_counted(cell)
-            labels[..., ~valid] = IGNORE
-            partial_px += int(partial.sum())
-            if accumulator:
-                accumulator.add(pixels, valid, labels, cell)
             bands = labels if fractional else labels[None]
-            writer.write(bands, cell)
+            # Of a large image with few labelled areas, most blocks need not be read.
+            if accumulator or not gathered.areas or (labels != IGNORE).any():
+                pixels, valid, partial = opened.read_counted(cell)
+                labels[..., ~valid] = IGNORE
+                partial_px += int(partial.sum())
+                if accumulator:
+                    accumulator.add(pixels, valid, labels, cell)
+                writer.write(bands, cell)
             digest.update(labels.tobytes())
             counts.append(count_labels(bands, legend, fractional))
             bar.advance(cell.height * cell.width / 1e6)
@@ -171,10 +174,9 @@ def write_tile_set(
         InputError: if an image cannot be read, or a spectral index is not finite at any training pixel.
         OutputError: if a file cannot be written.
     """
-    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.class_fractions) for tile in tiles]
-    shapes, crs = tile_outlines(
-        [row[:2] for row in rows], {scene.scene.name: scene.scene.info.grid for scene in rasterized}
-    )
+    rows = [tile.record for tile in tiles]
+    grids = {scene.scene.name: scene.scene.info.grid for scene in rasterized}
+    shapes, crs = tile_outlines([(tile.scene, tile.part) for tile in tiles], grids)
     write_tiles(folder / INDEX, rows, shapes, gathered.legend.names, crs)
     parts = [scene.structures for scene in rasterized if scene.structures is not None]
     structures = np.stack(parts) if parts else None
@@ -194,10 +196,12 @@ def write_tile_set(
         | _duplicates_note(_other_places(gathered.scenes, find_duplicate_scenes(gathered.scenes, structures)))
         | _non_finite_note(indices, moments)
         | _partial_nodata_note(rasterized)
-        | _alpha_note(gathered.scenes),
+        | _alpha_note(gathered.scenes)
+        | (area_notes(gathered.areas, tiles) if gathered.areas else {}),
         fingerprint=_fingerprint(gathered, rasterized, tiles, indices),
         indices=indices,
         fractional=gathered.fractional,
+        areas=tuple(dict.fromkeys(tile.area for tile in tiles if tile.area)),
     )
     write_json(folder / META, asdict(meta))
 
@@ -285,7 +289,7 @@ def _fingerprint(
     gathered: LabelledScenes, rasterized: Sequence[RasterizedScene], tiles: Sequence[Tile], indices: Sequence[Index]
 ) -> str:
     scenes = [(scene.scene.name, scene.image_digest, scene.labels_digest) for scene in rasterized]
-    content = {"legend": gathered.legend.content, "scenes": scenes, "tiles": [asdict(tile) for tile in tiles]}
+    content = {"legend": gathered.legend.content, "scenes": scenes, "tiles": [tile.content for tile in tiles]}
     # Optional fields are included only if set, so that they do not change the fingerprints of other tile sets.
     optional = {
         "indices": [asdict(index) for index in indices],
@@ -345,16 +349,22 @@ def prepare(source: LabelSource, out: StrPath, config: PrepareConfig | None = No
     out = Path(out)
     settings = config or PrepareConfig()
     refuse_existing(out)
-    gathered = find_adjacent(_select_bands(source.gather(), settings), settings)
+    gathered = _select_bands(source.gather(), settings)
+    if gathered.areas:
+        settings = area_settings(settings)
+    elif settings.split == "areas":
+        raise SettingError("--split areas needs the labels.gpkg of a project, with a layer areas. Omit it.")
+    else:
+        gathered = find_adjacent(gathered, settings)
     indices = parse_indices(settings.index, band_names(gathered.scenes))
     _check_effective(gathered.scenes, settings)
     _check_tile_fits(gathered.scenes, settings.tile_px)
-    _check_tile_count(gathered.scenes, settings)
+    _check_tile_count([area.window for area in gathered.areas] or [s.info.grid for s in gathered.scenes], settings)
     with atomic_folder(out) as folder:
         try:
             rasterized = rasterize_labels(gathered, folder)
-            tiles = _labelled_tiles(rasterized, settings)
-            _check_splits(tiles, settings)
+            tiles = _labelled_tiles(gathered, rasterized, settings)
+            _check_splits(gathered, tiles, settings)
             _check_classes(gathered, rasterized, tiles)
             write_tile_set(folder, gathered, rasterized, tiles, settings, indices)
         finally:
@@ -407,12 +417,23 @@ def _check_effective(scenes: Sequence[LabelledScene], settings: PrepareConfig) -
     )
 
 
-def _labelled_tiles(rasterized: Sequence[RasterizedScene], settings: PrepareConfig) -> list[Tile]:
+def _labelled_tiles(
+    gathered: LabelledScenes, rasterized: Sequence[RasterizedScene], settings: PrepareConfig
+) -> list[Tile]:
     """Return the planned tiles with enough labelled pixels, with their class fractions."""
-    planned = plan_tiles([scene.split_scene for scene in rasterized], settings)
+    split_scenes = [scene.split_scene for scene in rasterized]
     scenes = {scene.scene.name: scene for scene in rasterized}
-    tracked = track(planned, len(planned), "Counting classes", "tiles")
-    return labelled_tiles(tracked, lambda name, window: scenes[name].count_classes(window), settings.min_valid)
+
+    def count(name: str, window: Window) -> ClassCounts:
+        return scenes[name].count_classes(window)
+
+    if gathered.areas:
+        grids = {name: scene.scene.info.grid for name, scene in scenes.items()}
+        tiles = plan_area_tiles(gathered.areas, split_scenes, grids, settings)
+        counting = track(tiles, len(tiles), "Counting classes", "tiles")
+        return labelled_area_tiles(counting, gathered.areas, count, settings.min_valid)
+    planned = plan_tiles(split_scenes, settings)
+    return labelled_tiles(track(planned, len(planned), "Counting classes", "tiles"), count, settings.min_valid)
 
 
 def _check_tile_fits(scenes: Sequence[LabelledScene], tile_px: int) -> None:
@@ -425,14 +446,16 @@ def _check_tile_fits(scenes: Sequence[LabelledScene], tile_px: int) -> None:
         )
 
 
-def _check_tile_count(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> None:
+def _check_tile_count(extents: Sequence[Grid | Window], settings: PrepareConfig) -> None:
     stride = training_stride(settings)
-    grids = [scene.info.grid for scene in scenes]
-    tiles = sum(-(-grid.height // stride) * -(-grid.width // stride) for grid in grids)
+    tiles = sum(-(-extent.height // stride) * -(-extent.width // stride) for extent in extents)
     check_tile_count(tiles, settings.tile_px, stride)
 
 
-def _check_splits(tiles: Sequence[Tile], settings: PrepareConfig) -> None:
+def _check_splits(gathered: LabelledScenes, tiles: Sequence[Tile], settings: PrepareConfig) -> None:
+    if gathered.areas:
+        check_area_splits(gathered.areas, tiles, settings)
+        return
     train = settings.split == "article" or settings.val + settings.test < 1
     val, test = settings.val > 0 or bool(settings.val_groups), settings.test > 0 or bool(settings.test_groups)
     required: dict[Split, bool] = {"train": train, "val": val, "test": test}
@@ -462,7 +485,8 @@ def _check_classes(gathered: LabelledScenes, rasterized: Sequence[RasterizedScen
         )
     unseen = [names[index] for index in needed if not any(tile.class_fractions[index] for tile in train)]
     if unseen:
+        remedy = "Use another --seed, lower --val and --test, or use --split block."
         raise InputError(
             f"no training tile has a pixel of class {', '.join(unseen)}, only val or test tiles do. "
-            "Use another --seed, lower --val and --test, or use --split block."
+            f"{'Label it in a training area.' if gathered.areas else remedy}"
         )

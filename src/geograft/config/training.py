@@ -28,9 +28,10 @@ class PrepareConfig:
     """Tile size in pixels."""
     overlap: Fraction = 0.5
     """Overlap of adjacent training tiles, as a fraction of the tile size. Validation and test tiles do not overlap."""
-    split: Literal["auto", "scene", "block", "group", "article"] = "auto"
-    """Unit of the split: whole scenes, square blocks, groups of scenes (--groups), or the article's random split, which
-    leaks. auto: scenes if there are at least six, else blocks."""
+    split: Literal["auto", "scene", "block", "group", "article", "areas"] = "auto"
+    """Unit of the split: whole scenes, square blocks, groups of scenes (--groups), the labelled areas of a project, or
+    the article's random split, which leaks. auto: areas if there are any, else scenes if there are at least six, else
+    blocks."""
     val: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Fraction of the area used for validation, which selects the best epoch."""
     test: Annotated[float, Field(ge=0, le=1)] = 0.15

@@ -56,6 +56,11 @@ def plan_folds(scenes: Sequence[SplitScene], config: PrepareConfig, folds: int) 
     """
     if folds < MIN_FOLDS:
         raise SettingError(f"--folds {folds} is below the minimum of {MIN_FOLDS}: use a larger number.")
+    if config.split == "areas":
+        raise SettingError(
+            "--folds: the test split of this tile set is its random scoring areas, and stays the same. Compare with "
+            "--seeds instead."
+        )
     if config.split == "article" or not config.val:
         raise SettingError(
             "--folds needs a tile set with --val above 0 and a --split other than article: prepare the tile set again."
@@ -97,7 +102,7 @@ def _plan(scenes: Sequence[SplitScene], config: PrepareConfig, by_block: bool, s
 
 def derived_fingerprint(whole: TileSet, tiles: Sequence[Tile]) -> str:
     """Return the fingerprint of the tile set with `tiles` over the images and masks of `whole`."""
-    return json_digest({"of": whole.meta.fingerprint, "tiles": [asdict(tile) for tile in tiles]})
+    return json_digest({"of": whole.meta.fingerprint, "tiles": [tile.content for tile in tiles]})
 
 
 def write_derived_set(whole: TileSet, tiles: Sequence[Tile], folder: Path) -> Path:
@@ -124,8 +129,8 @@ def write_derived_set(whole: TileSet, tiles: Sequence[Tile], folder: Path) -> Pa
         masks=str((whole.folder / meta.masks).resolve()),
         fingerprint=fingerprint,
     )
-    rows = [(tile.scene, tile.window, tile.split, tile.valid, tile.class_fractions) for tile in tiles]
-    shapes, crs = tile_outlines([row[:2] for row in rows], _grids(whole))
+    rows = [tile.record for tile in tiles]
+    shapes, crs = tile_outlines([(tile.scene, tile.part) for tile in tiles], _grids(whole))
     with atomic_folder(folder) as part:
         write_tiles(part / INDEX, rows, shapes, meta.legend.names, crs)
         write_json(part / META, asdict(own))

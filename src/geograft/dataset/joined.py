@@ -23,6 +23,7 @@ from geograft.dataset.splits import SplitScene, splits_by_block
 from geograft.dataset.tileset import INDEX, FilePath, Scene, TileSet, TileSetMeta
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, to_json
+from geograft.geo.coverage import AreaWindow
 from geograft.geo.vectors.reader import read_outlines
 from geograft.legend import Legend
 from geograft.runs import run_file
@@ -122,14 +123,18 @@ def join_tile_sets(tile_sets: Sequence[TileSet], weights: Sequence[float] = ()) 
     for other in tile_sets[1:]:
         _check_joinable(first, other)
     names = set_names(tile_sets)
-    scenes, tiles, masks, factors = [], [], {}, {}
+    scenes, tiles, areas, masks, factors = [], [], [], {}, {}
     for number, (name, each) in enumerate(zip(names, tile_sets, strict=True)):
         for scene in each.meta.scenes:
             own = _renamed(scene, name, each.image_path(scene.name))
             scenes.append(own)
             masks[own.name] = each.mask_path(scene.name)
             factors[own.name] = weights[number] if weights else 1.0
-        tiles += [replace(tile, scene=_joined(name, tile.scene)) for tile in each.tiles]
+        areas += [_renamed_area(area, name) for area in each.meta.areas]
+        tiles += [
+            replace(tile, scene=_joined(name, tile.scene), area=tile.area and _renamed_area(tile.area, name))
+            for tile in each.tiles
+        ]
     mean, std = _statistics(tile_sets)
     meta = replace(
         first.meta,
@@ -143,6 +148,7 @@ def join_tile_sets(tile_sets: Sequence[TileSet], weights: Sequence[float] = ()) 
             for what, note in each.meta.source.items()
         },
         fingerprint=_fingerprint(tile_sets, weights),
+        areas=tuple(areas),
     )
     return TileSet(first.folder, meta, tuple(tiles), tuple(tile_sets), masks, factors if weights else {})
 
@@ -235,6 +241,10 @@ def _renamed(scene: Scene, tile_set: str, image: Path) -> Scene:
     position = scene.position and replace(scene.position, place=_joined(tile_set, scene.position.place))
     name, group = _joined(tile_set, scene.name), _joined(tile_set, scene.group)
     return replace(scene, name=name, group=group, image=str(image.resolve()), position=position)
+
+
+def _renamed_area(area: AreaWindow, tile_set: str) -> AreaWindow:
+    return replace(area, name=_joined(tile_set, area.name), scene=_joined(tile_set, area.scene))
 
 
 def _by_block(tile_set: TileSet) -> bool:

@@ -83,6 +83,8 @@ def near_fractions(
 def buffer_advice(tile_set: TileSet, buffer_px: int) -> str:
     """Return how to prepare a tile set whose held-out tiles lie `buffer_px` from training, if its scenes allow it."""
     settings = tile_set.meta.settings
+    if tile_set.meta.areas:
+        return f"Prepare the tile set again with --buffer-px {buffer_px}, or label training areas farther away."
     wanted = {split for split in SPLITS if tile_set.split(split)}
     # Blocks twice as wide as needed leave more training tiles, if there are enough of them.
     for block_px in (0, 2 * (settings.tile_px + 2 * buffer_px)):
@@ -210,7 +212,8 @@ def align_duplicates(
 
 def _boxes(tiles: Sequence[Tile], transform: Affine) -> Shaped[ndarray, " n"]:
     """Return the windows of tiles as rectangles, transformed."""
-    corners = np.array([(t.window.col, t.window.row, t.window.stop_col, t.window.stop_row) for t in tiles], float)
+    parts = [tile.part for tile in tiles]
+    corners = np.array([(part.col, part.row, part.stop_col, part.stop_row) for part in parts], float)
     left, top, right, bottom = corners.reshape(-1, 4).T
     x0, x1 = (transform.a * x + transform.c for x in (left, right))
     y0, y1 = (transform.e * y + transform.f for y in (top, bottom))

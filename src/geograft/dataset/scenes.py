@@ -17,6 +17,7 @@ from numpy import ndarray
 from geograft.dataset.tileset import Position
 from geograft.errors import InputError
 from geograft.files import check_input_file
+from geograft.geo.coverage import AreaWindow
 from geograft.geo.grid import Window
 from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -61,6 +62,8 @@ class LabelledScenes:
     """Whether class 0 is everything that no label covers, so it may be absent if other classes are present."""
     fractional: bool = False
     """Whether labels are class fractions; always true for overlapping classes."""
+    areas: tuple[AreaWindow, ...] = ()
+    """The labelled areas of a project, which then are the units of the split; empty without such areas."""
 
 
 @runtime_checkable

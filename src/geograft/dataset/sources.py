@@ -10,6 +10,7 @@ from pathlib import Path
 from geograft.dataset import coco, dstl
 from geograft.dataset import masks as mask_images
 from geograft.dataset import vector_labels as polygon_layers
+from geograft.dataset.areas import SceneLabels, place_label_file
 from geograft.dataset.masks import REMAINDER, FractionBands, MaskValues, parse_colour
 from geograft.dataset.scenes import (
     Groups,
@@ -21,14 +22,14 @@ from geograft.dataset.scenes import (
     scene_groups,
     scene_names,
 )
-from geograft.dataset.vector_labels import LabelEncoding, polygon_reader, rasterized_label_reader
+from geograft.dataset.vector_labels import BACKGROUND, LabelEncoding, polygon_reader, rasterized_label_reader
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, to_paths
 from geograft.geo.rasters.raster import ImageInfo
+from geograft.geo.vectors.label_file import is_label_file
 from geograft.legend import IGNORE, Legend
 from geograft.text import join_names, pluralise
 
-BACKGROUND = "background"
 MAX_NAME = 100
 """Maximum length of a class name, which stands in tables, figures and fields of layers."""
 
@@ -40,6 +41,9 @@ class VectorSource:
     If polygons of two classes overlap, the later one in the file wins. Images without CRS need polygons without CRS, in
     the image's coordinates: columns and rows if it is not georeferenced. If all y are negative then, they are measured
     upwards from the top edge, as a GIS draws such images.
+
+    A project's labels.gpkg (`geograft.geo.vectors.label_file`) is recognised by its layer `areas`: then its areas say
+    what is annotated, and which of them are the test split.
     """
 
     images: Sequence[StrPath] | StrPath
@@ -65,6 +69,8 @@ class VectorSource:
         if not images:
             raise InputError("no images. Pass at least one.")
         infos, names = read_image_infos(images), scene_names(images)
+        if is_label_file(path):
+            return self._gather_areas(path, infos, names)
         groups, group_note = scene_groups(self.groups, names)
         labels = polygon_layers.place_polygons(path, infos, self.class_field)
         aoi = polygon_layers.place_polygons(Path(self.aoi), infos) if self.aoi else None
@@ -83,6 +89,31 @@ class VectorSource:
         return LabelledScenes(
             encoding.legend, scenes, notes, implicit_background=not self.overlapping, fractional=encoding.fractional
         )
+
+    def _gather_areas(self, path: Path, infos: Sequence[ImageInfo], names: Sequence[str]) -> LabelledScenes:
+        for flag, given in {"--class-field": self.class_field, "--aoi": self.aoi, "--groups": self.groups}.items():
+            if given:
+                raise SettingError(
+                    f"{flag} cannot be used with {path}, whose layer areas says what is annotated, and whose field "
+                    "class the class. Omit it."
+                )
+        found = place_label_file(path, infos, names)
+        classes = _class_names(found.classes, path.stem)
+        encoding = LabelEncoding(_legend(classes, self.overlapping), self.fractional)
+        index_of = {name: index for index, name in enumerate(classes)}
+        scenes = tuple(
+            LabelledScene(name, info, name, partial(_area_reader, labels, index_of, encoding))
+            for name, info, labels in zip(names, infos, found.scenes, strict=True)
+        )
+        notes = {"labels": polygon_layers.layer_summary(path, [labels.polygons for labels in found.scenes])}
+        implied, fractional = not self.overlapping, encoding.fractional
+        return LabelledScenes(
+            encoding.legend, scenes, notes | dict(found.notes), None, implied, fractional, found.windows
+        )
+
+
+def _area_reader(labels: SceneLabels, index_of: Mapping[str, int], encoding: LabelEncoding) -> LabelReader:
+    return polygon_reader(labels.polygons.shapes(index_of), labels.labelled, encoding)
 
 
 @dataclass(frozen=True)

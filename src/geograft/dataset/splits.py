@@ -238,22 +238,47 @@ def block_tiles(
         yield from ((window, split) for window in tiles if not any(window.intersection(block) for block in taken))
 
 
-def training_tiles(scene: Window, forbidden: Sequence[Window], size: int, stride: int) -> list[Window]:
-    """Return tiles of `size` that cover every pixel of `scene` that a tile outside `forbidden` can cover.
+def training_tiles(
+    scene: Window, forbidden: Sequence[Window], size: int, stride: int, area: Window | None = None
+) -> list[Window]:
+    """Return tiles of `size` that cover every pixel of `area` that a tile of `scene` outside `forbidden` can cover.
 
-    Most lie on a grid of `stride`. Where the grid leaves pixels uncovered, tiles aligned to the edges of the forbidden
-    windows are added if they cover pixels that no other tile covers. 100,000 forbidden windows take seconds.
+    Most lie on a grid of `stride` over `area` (default: the scene). Where the grid leaves pixels uncovered, tiles
+    aligned to the edges of the forbidden windows are added if they cover pixels that no other tile covers. 100,000
+    forbidden windows take seconds.
     """
+    area = area or scene
     forbidden_boxes = window_boxes(forbidden)
-    rows, cols = window_offsets(scene.height, size, stride), window_offsets(scene.width, size, stride)
-    flush_rows = _flush_offsets(forbidden_boxes[:, [0, 2]] - scene.row, size, scene.height, rows)
-    flush_cols = _flush_offsets(forbidden_boxes[:, [1, 3]] - scene.col, size, scene.width, cols)
+    rows, cols = covering_offsets(scene, area, size, stride)
+    flush_rows = _flush_offsets(forbidden_boxes[:, [0, 2]], size, (scene.row, scene.stop_row), rows)
+    flush_cols = _flush_offsets(forbidden_boxes[:, [1, 3]], size, (scene.col, scene.stop_col), cols)
+    flush_rows = [row for row in flush_rows if area.row - size < row < area.stop_row]
+    flush_cols = [col for col in flush_cols if area.col - size < col < area.stop_col]
+    low, high = window_boxes([area])[0, :2], window_boxes([area])[0, 2:]
     kept = window_boxes(())
     for these_rows, these_cols in ((rows, cols), (rows, flush_cols), (flush_rows, [*cols, *flush_cols])):
-        tiles = _tiles_at(scene, these_rows, these_cols, size)
+        tiles = _tiles_at(these_rows, these_cols, size)
         tiles = tiles[covered_pixels(tiles, forbidden_boxes) == 0]
-        kept = np.concatenate([kept, tiles[covered_pixels(tiles, kept) < box_areas(tiles)]])
+        inside = np.hstack([np.maximum(tiles[:, :2], low), np.minimum(tiles[:, 2:], high)])
+        kept = np.concatenate([kept, tiles[covered_pixels(inside, kept) < box_areas(inside)]])
     return [Window(row, col, size, size) for row, col in sorted(kept[:, :2].tolist())]
+
+
+def covering_offsets(scene: Window, area: Window, size: int, stride: int) -> tuple[list[int], list[int]]:
+    """Return the rows and the columns at which tiles of `size` start that cover `area`.
+
+    Where the area is smaller than a tile, one tile is centred on it, as far as the scene allows.
+    """
+    return (
+        _offsets(area.row, area.height, size, stride, (scene.row, scene.stop_row)),
+        _offsets(area.col, area.width, size, stride, (scene.col, scene.stop_col)),
+    )
+
+
+def _offsets(start: int, length: int, size: int, stride: int, limits: tuple[int, int]) -> list[int]:
+    if length >= size:
+        return [start + offset for offset in window_offsets(length, size, stride)]
+    return [max(min(start - (size - length) // 2, limits[1] - size), limits[0])]
 
 
 def article_tiles(
@@ -302,7 +327,7 @@ def _split_fractions(config: PrepareConfig) -> dict[Split, float]:
 
 def _by_block(scenes: Sequence[SplitScene], config: PrepareConfig, fractions: Mapping[Split, float]) -> bool:
     if config.split != "auto":
-        return config.split == "block"
+        return config.split in ("block", "areas")
     if config.val_groups or config.test_groups:
         return False
     groups = len(set(unit_names(scenes).values()))
@@ -425,15 +450,17 @@ def _block_edges(length: int, block_px: int, min_px: int) -> list[int]:
     return [*edges[:-1], length]
 
 
-def _flush_offsets(boxes: Int64[ndarray, "n 2"], size: int, length: int, regular: Sequence[int]) -> list[int]:
+def _flush_offsets(
+    boxes: Int64[ndarray, "n 2"], size: int, limits: tuple[int, int], regular: Sequence[int]
+) -> list[int]:
     offsets = np.union1d(boxes[:, 0] - size, boxes[:, 1])
-    inside = offsets[(offsets >= 0) & (offsets <= length - size)]
+    inside = offsets[(offsets >= limits[0]) & (offsets <= limits[1] - size)]
     return [int(start) for start in np.setdiff1d(inside, regular)]
 
 
-def _tiles_at(scene: Window, rows: Sequence[int], cols: Sequence[int], size: int) -> Int64[ndarray, "_ 4"]:
+def _tiles_at(rows: Sequence[int], cols: Sequence[int], size: int) -> Int64[ndarray, "_ 4"]:
     tops, lefts = np.meshgrid(np.array(rows, dtype=np.int64), np.array(cols, dtype=np.int64), indexing="ij")
-    corner = np.column_stack([tops.ravel() + scene.row, lefts.ravel() + scene.col])
+    corner = np.column_stack([tops.ravel(), lefts.ravel()])
     return np.hstack([corner, corner + size])
 
 

@@ -14,7 +14,7 @@ that contain no held-out pixel.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from geograft.card import BandNames, DtypeName, Finite, PositiveFinite, check_ba
 from geograft.config import PrepareConfig, describe_fault
 from geograft.errors import InputError
 from geograft.files import StrPath
-from geograft.geo.coverage import SceneWindow, TrainingArea, earlier_overlaps
+from geograft.geo.coverage import AreaWindow, TrainingArea, ignored_windows
 from geograft.geo.grid import Window
 from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import DEFAULT_RULE, Image, ImageInfo, read_mask
@@ -62,6 +62,24 @@ class Tile:
     """Fraction of its pixels that are labelled and valid."""
     class_fractions: tuple[float, ...] = ()
     """Fraction of each class among these pixels, by class index."""
+    area: AreaWindow | None = None
+    """The labelled area that a validation or test tile belongs to, in a tile set of such areas."""
+
+    @property
+    def part(self) -> Window:
+        """The part of the window whose labels count for the tile: that in its area, or all of it."""
+        return (self.window.intersection(self.area.window) if self.area else None) or self.window
+
+    @property
+    def record(self) -> tuple[Any, ...]:
+        """The row of the index."""
+        own = (self.scene, self.window, self.split, self.valid, self.class_fractions)
+        return (*own, self.area.name) if self.area else own
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The fields for digests; `area` only if there is one, so that digests of other tile sets stay valid."""
+        return {name: value for name, value in asdict(self).items() if name != "area" or value}
 
 
 FilePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -124,6 +142,8 @@ class TileSetMeta:
     """Spectral indices, the last of the bands, computed when pixels are read."""
     fractional: bool = False
     """Whether masks have class fractions instead of class indices; always true for overlapping classes."""
+    areas: tuple[AreaWindow, ...] = ()
+    """The labelled areas of the validation and test tiles; empty if the split is of scenes or blocks."""
 
     def __post_init__(self) -> None:
         check_indices(self.indices, self.bands)
@@ -212,7 +232,7 @@ class TileSet:
     def training_area(self) -> TrainingArea:
         """Return the area from which random training crops are taken."""
         train = [(tile.scene, tile.window) for tile in self.tiles if tile.split == "train"]
-        held_out = [(tile.scene, tile.window) for tile in self.tiles if tile.split != "train"]
+        held_out = [(tile.scene, tile.part) for tile in self.tiles if tile.split != "train"]
         return TrainingArea.from_tiles(
             {name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held_out
         )
@@ -285,28 +305,20 @@ class TileSet:
             )
 
     def check_masks(self) -> None:
-        """Raise InputError if a mask has other bands, size or dtype than tileset.json says; missing ones are ignored.
-
-        Before blocks are made of the sizes in tileset.json, of which a wrong one could mean millions.
-        """
+        """Raise InputError if a mask that exists has other bands, size or dtype than tileset.json says."""
         for name, scene in self.scenes.items():
             path = self.mask_path(name)
             if path.exists():
                 _check_mask(path, (self.meta.mask_bands, scene.height, scene.width))
 
     def samples(self, split: Split, unique_pixels: bool = False, means: Sequence[float] = ()) -> "Samples":
-        """Return the tiles of one split as arrays, read on demand.
+        """Return the tiles of one split as arrays, read on demand. A tile of a labelled area has no labels outside it.
 
         `means` are those of all bands in the run's card, if the run was trained on another tile set. With
-        `unique_pixels`, a pixel in several tiles is labelled in the first of them only, so that sums over the tiles
-        count every pixel once.
+        `unique_pixels`, a pixel in several tiles is labelled in the first of them only, and so is counted once.
         """
         tiles = self.split(split)
-        masked_windows = (
-            earlier_overlaps([(tile.scene, tile.window) for tile in tiles])
-            if unique_pixels
-            else tuple(() for _ in tiles)
-        )
+        masked_windows = ignored_windows([(tile.scene, tile.window, tile.part) for tile in tiles], unique_pixels)
         paths = {tile.scene: (self.image_path(tile.scene), self.mask_path(tile.scene)) for tile in tiles}
         fill_values = tuple((means or self.meta.mean)[self.meta.bands :])
         return Samples(
@@ -330,19 +342,23 @@ class TileSet:
 def _read_tiles(path: Path, meta: TileSetMeta) -> tuple[Tile, ...]:
     """Return the tiles of an index, or raise InputError for the first that does not fit tileset.json."""
     scenes = {scene.name: scene for scene in meta.scenes}
-    seen: set[SceneWindow] = set()
+    areas = {(area.scene, area.name): area for area in meta.areas}
+    seen: set[tuple[str, Window, AreaWindow | None]] = set()
     tiles = []
-    for number, row in enumerate(read_tiles(path), start=1):
+    for number, (*row, name) in enumerate(read_tiles(path), start=1):
         scene, window, split, *_ = row
+        area = areas.get((scene, name))
         fault = "" if split in SPLITS else f"its split is {split!r}, not {', '.join(SPLITS)}"
-        if (scene, window) in seen:
+        if (scene, window, area) in seen:
             fault = fault or f"its row {window.row} and col {window.col} are those of an earlier tile"
+        if name and (area is None or not window.intersection(area.window)):
+            fault = fault or f"its area {name!r} is not one of {META} that it overlaps"
         if not fault:
-            tiles.append(Tile(*row))
+            tiles.append(Tile(*row, area=area))
             fault = _tile_fault(tiles[-1], scenes, meta)
         if fault:
             raise InputError(f"{path}: tile {number}: {fault}. Prepare the tile set again.")
-        seen.add((scene, window))
+        seen.add((scene, window, area))
     return tuple(tiles)
 
 
@@ -392,9 +408,8 @@ class Samples:
     """Tiles as pairs of arrays: the image float32 (B, H, W) in its own units, the label uint8 (H, W).
 
     Channels are the image's bands in use, then the indices. Invalid pixels are 0 in all channels and 255 in the label.
-    A valid pixel without a finite index value (0/0) gets the mean of the index, which standardisation maps to 0.
-    Fractional labels are float32 (outputs, H, W) with NaN instead of 255. Can be pickled for worker processes; open
-    files are not included.
+    A valid pixel without a finite index value (0/0) gets the mean of the index. Fractional labels are float32
+    (outputs, H, W) with NaN instead of 255. Can be pickled for worker processes, without the open files.
     """
 
     tiles: Sequence[Tile]

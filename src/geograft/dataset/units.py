@@ -1,7 +1,8 @@
-"""Resampling units for confidence intervals: the blocks, scenes or groups of the split.
+"""Resampling units for confidence intervals: the blocks, scenes, groups or labelled areas of the split.
 
-A cell is a block of a scene or a whole scene; counts are kept by cell. A unit is one or more cells that show the same
-area, such as two dates, and are resampled together. Non-overlapping samples of tiles are numbered by unit too.
+A cell is a block of a scene, a labelled area on it or a whole scene; counts are kept by cell. A unit is one or more
+cells that show the same area, such as two dates, and are resampled together. Non-overlapping samples of tiles are
+numbered by unit too.
 """
 
 from bisect import bisect_right
@@ -17,17 +18,17 @@ from numpy import ndarray
 
 from geograft.dataset.splits import MIN_GROUPS, SplitScene, split_blocks, splits_by_block, unit_names, whole_scenes
 from geograft.dataset.stratify import SplitBlock
-from geograft.dataset.tileset import Split, TileSet
-from geograft.geo.coverage import SceneWindow
+from geograft.dataset.tileset import Split, Tile, TileSet
+from geograft.geo.coverage import SAMPLE, AreaKind, SceneWindow
 from geograft.geo.grid import Window
 from geograft.text import pluralise
 
-UnitKind = Literal["scene", "group", "block"]
+UnitKind = Literal["scene", "group", "block"] | AreaKind
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A block of a scene, or a whole scene, with counts of its own."""
+    """A block of a scene, a labelled area on it, or a whole scene, with counts of its own."""
 
     scene: str
     window: Window
@@ -56,14 +57,16 @@ class Units:
     def description(self) -> str:
         """The number and kind of the units, such as "6 scenes" or "12 blocks of 2 scenes"."""
         count = pluralise(len(self.names), self.kind)
-        return f"{count} of {pluralise(self.scenes, 'scene')}" if self.kind == "block" else count
+        return count if self.kind in ("scene", "group") else f"{count} of {pluralise(self.scenes, 'scene')}"
 
     @property
     def caveat(self) -> str:
         """A limit of intervals over these units; empty if units are scenes or groups."""
-        if self.kind != "block":
+        if self.kind in ("scene", "group"):
             return ""
-        return f"All blocks lie in {pluralise(self.scenes, 'scene')}: other areas may differ by more."
+        if self.kind == SAMPLE:
+            return f"They are a sample of {pluralise(self.scenes, 'scene')}: other places may differ by more."
+        return f"All {self.kind}s lie in {pluralise(self.scenes, 'scene')}: other areas may differ by more."
 
     def sum_by_unit(self, counts: ndarray) -> ndarray:
         """Return counts by unit from counts by cell (cells, ...)."""
@@ -78,12 +81,14 @@ class Units:
 def units_of(tile_set: TileSet, split: Split) -> Units:
     """Return the units of the tiles of one split. Opens no image.
 
-    Units are blocks if the split is by block, otherwise scenes or groups of scenes. If there are fewer than six scenes
-    or groups, which is too few for an interval, units are the blocks that a split by block would use. Groups that
-    --val-groups or --test-groups name are places, not units: their scenes are. A tile belongs to the cell that contains
-    its centre.
+    Units are the labelled areas if all tiles have one, blocks if the split is by block, otherwise scenes or groups of
+    scenes. If there are fewer than six scenes or groups, which is too few for an interval, units are the blocks that a
+    split by block would use. Groups that --val-groups or --test-groups name are places, not units: their scenes are. A
+    tile belongs to its area, or to the cell that contains its centre.
     """
     tiles = tile_set.split(split)
+    if tiles and all(tile.area for tile in tiles):
+        return _area_units(tiles)
     kind, blocks = _unit_blocks(tile_set, {tile.scene for tile in tiles})
     grids = _grids(blocks)
     blocks_of_tiles = [grids[tile.scene].block_at(tile.window) for tile in tiles]
@@ -91,6 +96,16 @@ def units_of(tile_set: TileSet, split: Split) -> Units:
     position = {(cell.scene, cell.window): i for i, cell in enumerate(cells)}
     cell_of = np.array([position[block.scene, block.window] for block in blocks_of_tiles], np.int64)
     return Units(kind, len({tile.scene for tile in tiles}), tuple(cells), cell_of)
+
+
+def _area_units(tiles: Sequence[Tile]) -> Units:
+    areas = [tile.area for tile in tiles if tile.area]
+    cells = [Cell(area.scene, area.window, area.name) for area in areas]
+    position = {cell: i for i, cell in enumerate(sorted(set(cells)))}
+    kinds = {area.kind for area in areas}
+    kind: UnitKind = kinds.pop() if len(kinds) == 1 else "block"
+    scenes = len({tile.scene for tile in tiles})
+    return Units(kind, scenes, tuple(position), np.array([position[cell] for cell in cells], np.int64))
 
 
 def unit_names_over_folds(tile_set: TileSet, units: Units) -> list[str]:
@@ -189,7 +204,7 @@ def sample_non_overlapping_tiles(
 
     If there are more, a random sample with a fixed seed is taken. For units see `units_of`.
     """
-    positions = non_overlapping_tiles([(tile.scene, tile.window) for tile in tile_set.split(split)])
+    positions = non_overlapping_tiles([(tile.scene, tile.part) for tile in tile_set.split(split)])
     if len(positions) > max_tiles:
         positions = sorted(np.random.default_rng(0).choice(positions, max_tiles, replace=False).tolist())
     units = units_of(tile_set, split)

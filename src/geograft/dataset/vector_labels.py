@@ -27,6 +27,8 @@ from geograft.labels import MAX_CODE, encode_exclusive_fractions, encode_fractio
 from geograft.legend import IGNORE, Legend
 from geograft.text import pluralise
 
+BACKGROUND = "background"
+"""Name of class 0: pixels outside all polygons, and polygons of this class."""
 SUBPIXELS = 8
 """Subpixels per row and column of a pixel, from which fractions are computed: the bits of a byte."""
 LABEL_BLOCK = (512, 512)
@@ -156,8 +158,8 @@ def place_polygons(
         key = crs.to_wkt() if crs else ""
         if key not in layers:
             layers[key] = read_polygons(path, crs, class_field)
-        _check_crs(path, layers[key].crs, info)
-        placed.append(_place(layers[key], info.grid))
+        check_crs(path, layers[key].crs, info)
+        placed.append(place(layers[key], info.grid))
     if not any(len(placement.hits) for placement in placed):
         raise InputError(_no_overlap_message(path, placed[0].polygons, infos))
     return tuple(placed)
@@ -184,17 +186,25 @@ def layer_summary(path: Path, placed: Sequence[PlacedPolygons]) -> str:
     return ", ".join(parts)
 
 
-def _place(polygons: Polygons, grid: Grid) -> PlacedPolygons:
-    to_pixels = ~grid.transform
-    if grid.crs is None and polygons.bounds[3] <= 0 and grid.transform.e > 0:
-        # A GIS draws an image that is not georeferenced below y = 0, and polygons over it.
-        to_pixels @= Affine.scale(1, -1)
+def place(polygons: Polygons, grid: Grid) -> PlacedPolygons:
+    """Return the polygons of a layer, in the CRS of `grid`, on its image."""
+    to_pixels = pixel_transform(grid, polygons.bounds)
     corners = [~to_pixels @ corner for corner in ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))]
     hits = np.sort(polygons.tree.query(shapely.Polygon(corners), predicate="intersects"))
     return PlacedPolygons(polygons, hits, to_pixels)
 
 
-def _check_crs(path: Path, crs: CRS | None, info: ImageInfo) -> None:
+def pixel_transform(grid: Grid, bounds: tuple[float, float, float, float]) -> Affine:
+    """Return the transform to pixels of a layer with these bounds: minimum x, minimum y, maximum x, maximum y."""
+    to_pixels: Affine = ~grid.transform
+    if grid.crs is None and bounds[3] <= 0 and grid.transform.e > 0:
+        # A GIS draws an image that is not georeferenced below y = 0, and polygons over it.
+        to_pixels @= Affine.scale(1, -1)
+    return to_pixels
+
+
+def check_crs(path: Path, crs: CRS | None, info: ImageInfo) -> None:
+    """Raise InputError if polygons have a CRS, but the image has none."""
     if info.grid.crs is None and crs is not None:
         raise InputError(
             f"{info.path} has no CRS, but {path} has one ({crs.name}), so the polygons cannot be placed. "

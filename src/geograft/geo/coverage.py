@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Literal
 
 import numpy as np
 import shapely
@@ -15,6 +16,22 @@ from geograft.geo.grid import Window
 
 SceneWindow = tuple[str, Window]
 """The name of a scene, and a window of it."""
+
+AreaKind = Literal["random scoring area", "training area", "block"]
+SAMPLE: AreaKind = "random scoring area"
+
+
+@dataclass(frozen=True)
+class AreaWindow:
+    """The window of a labelled area on one scene. Areas that overlap there are one."""
+
+    name: str
+    """Equal for one area on several scenes."""
+    scene: str
+    kind: AreaKind
+    """block: a part of a training area."""
+    window: Window
+
 
 OUTWARDS = np.array([-1, -1, 1, 1])
 CHUNK_CELLS = 1 << 22
@@ -95,6 +112,37 @@ def earlier_overlaps(tiles: Sequence[SceneWindow]) -> tuple[tuple[Window, ...], 
         for later, parts in _earlier_in_scene(windows):
             overlaps[indices[later]] = parts
     return tuple(overlaps)
+
+
+def ignored_windows(tiles: Sequence[tuple[str, Window, Window]], unique_pixels: bool) -> tuple[tuple[Window, ...], ...]:
+    """Return for each tile the windows, in its own pixels, whose labels do not count; they may overlap.
+
+    A tile is (scene, window, part): only labels of its `part` count, and with `unique_pixels` only those that are in no
+    part of an earlier tile.
+    """
+    overlaps: Iterable[tuple[Window, ...]] = [()] * len(tiles)
+    if unique_pixels:
+        overlaps = earlier_overlaps([(scene, part) for scene, _, part in tiles])
+    return tuple(
+        (*_around(window, part), *(_shift(one, part.relative_to(window)) for one in earlier))
+        for (_, window, part), earlier in zip(tiles, overlaps, strict=True)
+    )
+
+
+def _around(window: Window, part: Window) -> list[Window]:
+    """Return the windows, in pixels of `window`, that with `part` partition it."""
+    inner, height, width = part.relative_to(window), window.height, window.width
+    sides = (
+        Window(0, 0, inner.row, width),
+        Window(inner.stop_row, 0, height - inner.stop_row, width),
+        Window(inner.row, 0, inner.height, inner.col),
+        Window(inner.row, inner.stop_col, inner.height, width - inner.stop_col),
+    )
+    return [side for side in sides if side.height and side.width]
+
+
+def _shift(window: Window, by: Window) -> Window:
+    return Window(window.row + by.row, window.col + by.col, window.height, window.width)
 
 
 def window_boxes(windows: Iterable[Window]) -> Int64[ndarray, "n 4"]:

@@ -147,8 +147,9 @@ def test_other_files_are_not_label_files(tmp_path: Path) -> None:
     assert not is_label_file(write_layer(tmp_path / "crowns.gpkg", [box(0, 0, 1, 1)]))
     with pytest.raises(InputError, match="no layer 'labels'"):
         read_label_file(write_layer(tmp_path / "crowns.gpkg", [box(0, 0, 1, 1)]))
+    assert not is_label_file(tmp_path / "missing.gpkg")
     with pytest.raises(InputError, match=r"missing.gpkg"):
-        is_label_file(tmp_path / "missing.gpkg")
+        read_label_file(tmp_path / "missing.gpkg")
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000, 40000])

@@ -8,6 +8,7 @@ from geograft.commands.report.pictures import MAX_RANKED_TILES
 from geograft.commands.report.scores import IntervalInfo, ScoreTable
 from geograft.commands.report.sources import Subject, TrainedRun, mean, standard_deviation
 from geograft.dataset.tileset import TileSet
+from geograft.geo.coverage import SAMPLE
 from geograft.legend import Legend
 from geograft.metrics.intervals import MIN_UNITS
 from geograft.text import pluralise
@@ -21,8 +22,8 @@ IOU_EXPLANATION = (
 )
 INTERVALS_EXPLANATION = (
     f"Small figures are 95{NBSP}% confidence intervals: an interval computed this way contains the true value in about "
-    "19 of 20 cases. They are bootstrap intervals over whole scenes or blocks, because neighbouring pixels are not "
-    "independent."
+    "19 of 20 cases. They are bootstrap intervals over whole scenes, blocks or areas, because neighbouring pixels are "
+    "not independent."
 )
 GRAPHS_EXPLANATION = (
     "Left: the encoder turns the image into smaller feature maps. Right: the decoder upsamples them to the class map. "
@@ -173,7 +174,7 @@ def scores_title(table: ScoreTable) -> str:
 def scores_explanation(table: ScoreTable) -> str:
     """Return what the confidence intervals are over, and how to read kappa and the object scores."""
     interval = table.interval
-    elsewhere = "; other areas may differ more" if interval and interval.unit == "block" else ""
+    elsewhere = "; other areas may differ more" if interval and interval.unit not in ("scene", "group") else ""
     sentences = [f"Confidence intervals: bootstrap over {interval.description}{elsewhere}."] if interval else []
     if interval and interval.units < MIN_UNITS:
         sentences += interval_warnings(interval, table.scene_count)[:1]
@@ -190,7 +191,7 @@ def scores_explanation(table: ScoreTable) -> str:
 
 
 def interval_warnings(interval: IntervalInfo | None, scenes: int) -> list[str]:
-    """Return the limits of an interval in sentences: too few units, or all blocks in a few scenes."""
+    """Return the limits of an interval in sentences: too few units, or all blocks or areas in a few scenes."""
     if interval is None:
         return []
     units = pluralise(interval.units, interval.unit)
@@ -201,8 +202,10 @@ def interval_warnings(interval: IntervalInfo | None, scenes: int) -> list[str]:
         sentences.append(
             f"Only {units} were scored, too few for a reliable confidence interval: the true value may lie outside it."
         )
-    if interval.unit == "block":
-        where = "one scene" if scenes == 1 else pluralise(scenes, "scene")
+    where = "one scene" if scenes == 1 else pluralise(scenes, "scene")
+    if interval.unit == SAMPLE:
+        sentences.append(f"The {units} are a sample of {where}; other places may differ more.")
+    elif interval.unit not in ("scene", "group"):
         sentences.append(f"All {units} lie in {where}; other areas may differ more.")
     return sentences
 

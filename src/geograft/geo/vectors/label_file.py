@@ -24,6 +24,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geograft.errors import InputError
 from geograft.files import atomic_write
+from geograft.geo.formats import read_header
 from geograft.geo.vectors.reader import Features, PolygonLayer, Polygons, class_names, layer_fields, read_layer
 from geograft.geo.vectors.writer import NO_DATE, Layer, add_layer, fixed_date, output_errors, write_geopackage
 
@@ -137,11 +138,13 @@ class LabelFile:
 
 
 def is_label_file(path: Path) -> bool:
-    """Return whether a vector file has a layer `areas` with a field `role`.
+    """Return whether a path is a GeoPackage that has a layer `areas` with a field `role`.
 
     Raises:
-        InputError: when the file is missing or cannot be read.
+        InputError: when it is a GeoPackage that cannot be read.
     """
+    if not path.is_file() or not read_header(path).startswith(b"SQLite format 3"):
+        return False
     return ROLE in layer_fields(path).get(AREAS_LAYER, ())
 
 

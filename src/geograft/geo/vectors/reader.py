@@ -43,6 +43,7 @@ MAX_EDGE_M = 500.0
 """Longer edges are densified before reprojection; a chord of 500 m deviates by 5 mm from the earth's curve."""
 WINDOW_FIELDS = ("row", "col", "height", "width")
 FRACTION_PREFIX = "fraction_"
+AREA_FIELD = "area"
 VECTOR_ERRORS = (
     DataLayerError,
     DataSourceError,
@@ -204,7 +205,9 @@ def reproject(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
 
 
 def read_tiles(path: Path) -> list[tuple[Any, ...]]:
-    """Return the rows of a tile index in file order: scene, Window, split, valid fraction, class fractions.
+    """Return the rows of a tile index in file order: scene, Window, split, valid fraction, class fractions, area.
+
+    The area is the name of a labelled area; empty if there is none.
 
     Raises:
         InputError: when the file is missing or not a tile index, or has windows that are not whole numbers.
@@ -214,11 +217,13 @@ def read_tiles(path: Path) -> list[tuple[Any, ...]]:
         frame = pyogrio.read_dataframe(source, layer=TILES_LAYER, read_geometry=False)
         names = [name for name in frame.columns if name.startswith(FRACTION_PREFIX)]
         numbers = dict.fromkeys(WINDOW_FIELDS, "integer") | dict.fromkeys(["valid", *names], "real")
-        _check_types(path, source, dict.fromkeys(("scene", "split"), "text") | numbers)
+        texts = [name for name in ("scene", "split", AREA_FIELD) if name != AREA_FIELD or AREA_FIELD in frame.columns]
+        _check_types(path, source, dict.fromkeys(texts, "text") | numbers)
         windows = [Window(*map(int, row)) for row in frame[list(WINDOW_FIELDS)].to_numpy()]
         fractions = frame[names].to_numpy(float).tolist()
         columns = (frame["scene"].tolist(), windows, frame["split"].tolist(), frame["valid"].tolist())
-    return list(zip(*columns, map(tuple, fractions), strict=True))
+        areas = frame[AREA_FIELD].tolist() if AREA_FIELD in frame.columns else [""] * len(frame)
+    return list(zip(*columns, map(tuple, fractions), areas, strict=True))
 
 
 @contextmanager

@@ -28,7 +28,15 @@ from geograft.errors import OutputError
 from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.arrow import record_batches
-from geograft.geo.vectors.reader import FRACTION_PREFIX, TILES_LAYER, VECTOR_ERRORS, WGS84, Features, reproject
+from geograft.geo.vectors.reader import (
+    AREA_FIELD,
+    FRACTION_PREFIX,
+    TILES_LAYER,
+    VECTOR_ERRORS,
+    WGS84,
+    Features,
+    reproject,
+)
 from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style
 from geograft.legend import SPLIT_COLOURS
 
@@ -80,14 +88,16 @@ def write_tiles(
 ) -> None:
     """Write the index of a tile set as a GeoPackage: one feature per tile, in order, with its outline in `crs`.
 
-    A row is (scene, Window, split, valid fraction, class fractions), the fields of Tile in order.
+    A row is (scene, Window, split, valid fraction, class fractions), and the name of an area for tiles that have one.
 
     Raises:
         OutputError: when the file cannot be written.
     """
-    scenes, windows, splits, valid, fractions = zip(*rows, strict=True)
+    scenes, windows, splits, valid, fractions = zip(*(row[:5] for row in rows), strict=True)
     columns: dict[str, Any] = {"scene": scenes, "split": splits}
     columns |= {side: [getattr(window, side) for window in windows] for side in ("row", "col", "height", "width")}
+    if any(len(row) > 5 for row in rows):
+        columns[AREA_FIELD] = np.array([row[5] if len(row) > 5 else "" for row in rows], object)
     columns["valid"] = np.array(valid, float)
     table = np.array(fractions, float).reshape(len(rows), -1)
     columns |= {f"{FRACTION_PREFIX}{i}_{name}": table[:, i] for i, name in enumerate(class_names) if i < table.shape[1]}
