@@ -14,7 +14,7 @@ from geograft.commands.train import train
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import read_labels
+from geograft.geo.rasters.raster import Image, read_labels
 from geograft.geo.vectors.label_file import write_label_file
 from geograft.legend import IGNORE, Legend
 from tests.commands.test_train import SMALL
@@ -95,19 +95,17 @@ def test_a_truncated_label_file_is_one_line_and_leaves_nothing(length: int, tmp_
 
 
 def test_most_of_a_large_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from geograft.commands import prepare as module
-
     source = write_project(tmp_path)
     write_label_file(tmp_path / "labels.gpkg", project_areas(TRAINING[:1], []), trees(TRAINING[:1]), GRID.crs)
     read: list[Window] = []
-    original = module.Image.read_counted
+    original = Image.read_counted
 
-    def read_counted(image: module.Image, window: Window) -> object:
+    def read_counted(image: Image, window: Window) -> object:
         read.append(window)
         return original(image, window)
 
-    monkeypatch.setattr(module, "COUNT_BLOCK", (64, 64))
-    monkeypatch.setattr(module.Image, "read_counted", read_counted)
+    monkeypatch.setattr("geograft.commands.prepare.COUNT_BLOCK", (64, 64))
+    monkeypatch.setattr(Image, "read_counted", read_counted)
     made = geograft.prepare_vector(source.images, source.labels, tmp_path / "tiles", tile_px=48, val=0)
     assert read == [Window(0, 0, 64, 64)]
     mask = read_labels(made.mask_path("scene"), GRID.window)

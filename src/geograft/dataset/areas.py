@@ -288,10 +288,8 @@ def _notes(content: LabelFile, scenes: Sequence[_Scene], windows: Sequence[AreaW
     ]
     seen = {one.number for scene in scenes for one in scene.areas}
     parts += [f"{len(labelled) - len(seen)} outside all images"] if len(seen) < len(labelled) else []
-    training, scoring = (
-        [one for one in windows if (one.kind == "training area") is trained] for trained in (True, False)
-    )
-    cut = {one.name for one in training for other in scoring if _overlap(one, other)}
+    scoring = [one for one in windows if one.kind == SAMPLE]
+    cut = {one.name for one in windows if one not in scoring and any(_overlap(one, other) for other in scoring)}
     parts += [f"{pluralise(len(cut), 'training area')} cut by scoring areas"] if cut else []
     notes = {"areas": ", ".join(parts)}
     ranks = {area.rank for area in samples if area.labelled and area.rank}
@@ -489,13 +487,10 @@ def area_notes(areas: Sequence[AreaWindow], tiles: Sequence[Tile]) -> dict[str, 
     val = {tile.area for tile in tiles if tile.split == "val" and tile.area}
     notes = {}
     if val:
-        blocks = any(area.kind == "block" for area in val)
-        count = len({area.name for area in val})
-        notes["validation"] = (
-            f"{pluralise(count, 'block')} of training areas" if blocks else f"{pluralise(count, 'whole training area')}"
-        )
-    sampled = {tile.area.name for tile in tiles if tile.split == "test" and tile.area}
-    empty = {area.name for area in areas if area.kind == SAMPLE} - sampled
-    if empty:
+        blocks, count = any(area.kind == "block" for area in val), len({area.name for area in val})
+        kind = pluralise(count, "block" if blocks else "whole training area")
+        notes["validation"] = f"{kind} of training areas" if blocks else kind
+    scored = {tile.area.name for tile in tiles if tile.split == "test" and tile.area}
+    if empty := {area.name for area in areas if area.kind == SAMPLE} - scored:
         notes["without valid pixels"] = join_names(sorted(empty), "; ")
     return notes

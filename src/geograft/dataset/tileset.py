@@ -345,8 +345,7 @@ def _read_tiles(path: Path, meta: TileSetMeta) -> tuple[Tile, ...]:
     areas = {(area.scene, area.name): area for area in meta.areas}
     seen: set[tuple[str, Window, AreaWindow | None]] = set()
     tiles = []
-    for number, (*row, name) in enumerate(read_tiles(path), start=1):
-        scene, window, split, *_ = row
+    for number, (scene, window, split, valid, fractions, name) in enumerate(read_tiles(path), start=1):
         area = areas.get((scene, name))
         fault = "" if split in SPLITS else f"its split is {split!r}, not {', '.join(SPLITS)}"
         if (scene, window, area) in seen:
@@ -354,7 +353,7 @@ def _read_tiles(path: Path, meta: TileSetMeta) -> tuple[Tile, ...]:
         if name and (area is None or not window.intersection(area.window)):
             fault = fault or f"its area {name!r} is not one of {META} that it overlaps"
         if not fault:
-            tiles.append(Tile(*row, area=area))
+            tiles.append(Tile(scene, window, split, valid, fractions, area))
             fault = _tile_fault(tiles[-1], scenes, meta)
         if fault:
             raise InputError(f"{path}: tile {number}: {fault}. Prepare the tile set again.")
