@@ -1,5 +1,6 @@
-"""Formatting of text: counts with nouns, lists of names, tables, text in XML, and HTML tables for notebooks."""
+"""Formatting of text: counts with nouns, lists of names, numbers, tables, text in XML, HTML tables for notebooks."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -27,6 +28,32 @@ def join_names(names: Iterable[str], separator: str = ", ", limit: int = 20) -> 
     names = list(names)
     more = [f"and {len(names) - limit} more"] if len(names) > limit else []
     return separator.join([*names[:limit], *more])
+
+
+def format_percentage(fraction: float) -> str:
+    """Return a fraction as text, never rounding a small value to zero or a large one to 100 %.
+
+    >>> format_percentage(0.93978), format_percentage(0.0), format_percentage(0.00001), format_percentage(0.9999)
+    ('94.0 %', '0.0 %', '<0.1 %', '>99.9 %')
+    """
+    if 0.9995 <= fraction < 1:
+        return ">99.9 %"
+    return "<0.1 %" if 0 < fraction < 0.0005 else f"{fraction:.1%}".replace("%", " %")
+
+
+def format_distance(distance: float, unit: str) -> str:
+    """Return a distance as text.
+
+    >>> format_distance(7.62, "m"), format_distance(926.3, "m"), format_distance(18_300, "m")
+    ('7.6 m', '926 m', '18 km')
+    >>> format_distance(41.8, "px"), format_distance(float("inf"), "px")
+    ('42 px', '-')
+    """
+    if not math.isfinite(distance):
+        return "-"
+    if unit == "m" and distance >= 10_000:
+        return f"{distance / 1000:,.0f} km"
+    return f"{distance:.1f} m" if unit == "m" and distance < 100 else f"{distance:,.0f} {unit}"
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -22,6 +22,7 @@ from geograft.commands.prepare import prepare
 from geograft.commands.trials import subset
 from geograft.config import PrepareConfig
 from geograft.dataset.areas import labelled_area_tiles, pixel_windows, place_label_file, plan_area_tiles
+from geograft.dataset.autocorrelation import estimate_autocorrelation
 from geograft.dataset.folds import write_derived_set, write_fold_sets
 from geograft.dataset.joined import join_tile_sets
 from geograft.dataset.sources import VectorSource, _area_reader
@@ -266,6 +267,24 @@ def _moved(window: Window, by: tuple[int, int]) -> Window:
     return Window(window.row + by[0], window.col + by[1], window.height, window.width)
 
 
+def test_scenes_in_two_crs_share_no_pixel_between_training_and_scoring(tmp_path: Path) -> None:
+    source = write_project(tmp_path)
+    centre = GRID.footprint().centroid
+    other = CRS.from_epsg(32613)
+    x, y = _to(centre, other).coords[0]
+    turned = Affine(0.1, 0, x - 12.8, 0, -0.1, y + 12.8)
+    write_raster(tmp_path / "other.tif", textured(3, GRID.height, GRID.width, seed=1), turned, "EPSG:32613")
+    training = [*TRAINING, Window(20, 100, 200, 60)]
+    write_label_file(tmp_path / "labels.gpkg", project_areas(training), trees([*training, *SCORING]), GRID.crs)
+    both = replace(source, images=(tmp_path / "scene.tif", tmp_path / "other.tif"))
+    tiles = prepare(both, tmp_path / "tiles", AREAS)
+    assert Counter(tile.scene for tile in tiles.split("test")) == {"scene": 4, "other": 4}
+    assert {tile.scene for tile in tiles.split("train")} == {"scene", "other"}
+    found = audit_tile_set(tiles)
+    assert not found.leaks
+    assert all(one.distances.min() >= 0.8 * AREAS.buffer_px * 0.1 for one in found.held_out)
+
+
 def test_an_area_with_a_scene_counts_there_alone(tmp_path: Path) -> None:
     source = write_project(tmp_path)
     write_raster(tmp_path / "later.tif", textured(3, GRID.height, GRID.width, seed=1))
@@ -429,9 +448,12 @@ def test_equal_labels_give_equal_tile_sets(tmp_path: Path) -> None:
 def test_the_audit_counts_only_what_is_scored_and_finds_a_leak(tmp_path: Path) -> None:
     tiles = prepare(write_project(tmp_path), tmp_path / "tiles", AREAS)
     found = audit_tile_set(tiles)
-    assert not found.leaks
+    assert (found.verdict, found.sampled) == ("OK", True)
     assert all(one.overlap.shared_pixels == 0 and one.duplicate_fraction == 0 for one in found.held_out)
     assert all((one.gap_px or 0) >= AREAS.buffer_px for one in found.held_out)
+    measured = replace(found, autocorrelation=estimate_autocorrelation(tiles))
+    assert measured.verdict == "OK"
+    assert "random areas of the images" in measured.conclusion
     part = tiles.split("test")[0].part
     leak = Tile("scene", Window(part.row, part.col - 40, 48, 48), "train", 1.0, (1.0, 0.0))
     planted = audit_tile_set(TileSet.open(write_derived_set(tiles, [*tiles.tiles, leak], tmp_path / "leak")))

@@ -35,13 +35,17 @@ from geograft.dataset.tileset import SPLITS, Split, Tile, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.files import StrPath, optional_path, write_bytes
-from geograft.geo.coverage import SceneWindow, smallest_gap, tile_overlap
+from geograft.geo.coverage import SAMPLE, SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.rasters.raster import check_complete
 from geograft.locks import lock_output
-from geograft.text import format_table, join_names
+from geograft.text import format_distance, format_percentage, format_table, join_names
 
 Verdict = Literal["OK", "CAUTION", "LEAK"]
 MAX_LISTED = 5
+SAMPLED = (
+    "The test tiles are random areas of the images: scores on test hold for the map of these images, and may be higher "
+    "than in other places."
+)
 BUFFER_MARGIN = 1.25
 """Ratio of the suggested buffer to the autocorrelation range, which is estimated to a fifth."""
 MIN_IMBALANCE_RATIO, MIN_IMBALANCE_DIFFERENCE = 2.0, 0.02
@@ -52,32 +56,6 @@ EVIDENCE_TEXT = {
     "image": "by image similarity",
     "labels": "by label similarity",
 }
-
-
-def format_percentage(fraction: float) -> str:
-    """Return a fraction as text, never rounding a small value to zero or a large one to 100 %.
-
-    >>> format_percentage(0.93978), format_percentage(0.0), format_percentage(0.00001), format_percentage(0.9999)
-    ('94.0 %', '0.0 %', '<0.1 %', '>99.9 %')
-    """
-    if 0.9995 <= fraction < 1:
-        return ">99.9 %"
-    return "<0.1 %" if 0 < fraction < 0.0005 else f"{fraction:.1%}".replace("%", " %")
-
-
-def format_distance(distance: float, unit: str) -> str:
-    """Return a distance as text.
-
-    >>> format_distance(7.62, "m"), format_distance(926.3, "m"), format_distance(18_300, "m")
-    ('7.6 m', '926 m', '18 km')
-    >>> format_distance(41.8, "px"), format_distance(float("inf"), "px")
-    ('42 px', '-')
-    """
-    if not np.isfinite(distance):
-        return "-"
-    if unit == "m" and distance >= 10_000:
-        return f"{distance / 1000:,.0f} km"
-    return f"{distance:.1f} m" if unit == "m" and distance < 100 else f"{distance:,.0f} {unit}"
 
 
 def overlap_lines(tiles: Mapping[Split, int], held_out: Sequence[HeldOutSplit]) -> list[str]:
@@ -245,6 +223,8 @@ class Audit:
     """Checks that were not possible."""
     advice: str = ""
     """What to do about held-out tiles within the autocorrelation range of training."""
+    sampled: bool = False
+    """Whether the test tiles are random areas of the images: then distances do not affect the verdict."""
 
     @property
     def leaks(self) -> bool:
@@ -257,7 +237,8 @@ class Audit:
         """The result in one word.
 
         LEAK if training contains held-out data. CAUTION if many held-out tiles lie within the autocorrelation range of
-        training, or if that range is unknown or a check was not possible. OK otherwise.
+        training, or if that range is unknown or a check was not possible. OK otherwise. Random scoring areas are as
+        near to training as the map's other pixels, so distances do not matter to their score.
         """
         if not self.held_out or "train" not in self.tiles:
             return "OK"
@@ -266,7 +247,8 @@ class Audit:
         reach = self.autocorrelation_range
         near = any(np.isfinite(one.distances).any() for one in self.held_out)
         unknown = near and reach is not None and not reach.resolved
-        return "CAUTION" if self.notes or unknown or near_fractions(self.held_out, reach) else "OK"
+        too_near = not self.sampled and (unknown or near_fractions(self.held_out, reach))
+        return "CAUTION" if self.notes or too_near else "OK"
 
     @property
     def autocorrelation_range(self) -> AutocorrelationRange | None:
@@ -290,6 +272,7 @@ class Audit:
             return f"LEAK: {leak_message(self.held_out, self.divided_groups, self.duplicates)}"
         names = " or ".join(one.split for one in self.held_out)
         distance = distance_message(self.held_out, self.autocorrelation_range, self.unit, self.advice)
+        distance = SAMPLED if self.sampled else distance
         checks = "But not all checks were possible." if self.notes else ""
         parts = (f"{self.verdict}: no {names} pixel lies in a training tile.", distance, checks)
         return " ".join(part for part in parts if part)
@@ -331,7 +314,7 @@ def audit_tiles(
     windows: dict[Split, list[SceneWindow]] = {split: [] for split in SPLITS}
     for tile in tiles:
         windows[tile.split].append((area_of[tile.scene], tile.part))
-    train = windows["train"]
+    train, test = windows["train"], [tile for tile in tiles if tile.split == "test"]
     return Audit(
         title=f"{title}: {len(tiles):,} tiles of {len(scenes):,} {'scene' if len(scenes) == 1 else 'scenes'}",
         tiles={split: len(some) for split, some in windows.items() if some},
@@ -349,6 +332,7 @@ def audit_tiles(
             if windows[split]
         },
         classes=classes,
+        sampled=bool(test) and all(tile.area is not None and tile.area.kind == SAMPLE for tile in test),
     )
 
 
@@ -398,7 +382,7 @@ def _audit(tile_set: TileSet, figure: Path | None) -> Audit:
 def _with_advice(result: Audit, tile_set: TileSet) -> Audit:
     """Return the audit with what to do about held-out tiles within the autocorrelation range."""
     reach = result.autocorrelation_range
-    if result.leaks or reach is None or not near_fractions(result.held_out, reach):
+    if result.leaks or result.sampled or reach is None or not near_fractions(result.held_out, reach):
         return result
     # Windows of other tiles give another estimate of the range.
     buffer_px = 10 * int(np.ceil(BUFFER_MARGIN * reach.distance / result.pixel_size / 10))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from geograft.commands.audit import Audit, audit_figure, format_distance, imbalance_lines
+from geograft.commands.audit import Audit, audit_figure, imbalance_lines
 from geograft.commands.report.sources import TrainedRun
 from geograft.commands.report.tables import Table, TableCell
 from geograft.commands.report.text import DASH, NBSP, SPLIT_NAMES, capitalize_first, format_percent
@@ -14,6 +14,7 @@ from geograft.commands.report.view import PageImage, data_uri
 from geograft.dataset.autocorrelation import Variogram
 from geograft.dataset.leakage import HeldOutSplit
 from geograft.dataset.tileset import TileSet
+from geograft.text import format_distance
 
 
 @dataclass
