@@ -194,7 +194,7 @@ def count_used(used: Sequence[UsedTile], tile_set: TileSet, tiles: Sequence[Tile
     for each in used:
         windows.setdefault(each.image, []).append(Window(each.row, each.col, each.size, each.size))
     return sum(
-        any(tile.window.intersection(window) for window in windows.get(tile_set.scenes[tile.scene].digest, []))
+        any(tile.part.intersection(window) for window in windows.get(tile_set.scenes[tile.scene].digest, []))
         for tile in tiles
     )
 
