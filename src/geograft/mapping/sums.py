@@ -119,8 +119,11 @@ class ArrayBlending:
         batch, layers = prediction
         if np.isnan(layers).any():
             raise nan_error()
-        scaled = layers.clip(0, 1) * np.float32(PROBABILITY_STEPS)
-        yield from zip(batch.tiles, np.rint(scaled).astype(np.uint32), strict=True)
+        # Tile by tile and in place, because a tile fits into a core's cache, and a batch does not.
+        for tile, own in zip(batch.tiles, layers, strict=True):
+            scaled = own.clip(0, 1)
+            scaled *= np.float32(PROBABILITY_STEPS)
+            yield tile, np.rint(scaled, out=scaled).astype(np.uint32)
 
     def panel(self, layers: int, height: int, width: int) -> "ArrayPanel":
         """Return the sums of a panel, all 0."""
