@@ -172,7 +172,18 @@ def screen_table(comparisons: Sequence[Comparison]) -> str:
     head = ["variant", "in place", "elsewhere", "elsewhere, best thresholds", *kinds, "Nepal, best threshold"]
     rows = [each.row(kinds) for each in comparisons]
     rows[0][0] = f"**{rows[0][0]}**"
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return page.table(head, rows)
+
+
+def transfer_table(laboratory: Laboratory, kinds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Return the table of the default's IoU by transfer."""
+    default, rows = VARIANTS[0], []
+    for pair in ((kind, *each) for kind in kinds for each in transfers(kind)):
+        cells = [f"{mean_iou(laboratory, default, [pair], seeds, best).value:.3f}" for best in (False, True)]
+        rows.append([f"{pair[0]}: {pair[1]} to {pair[2]}", *cells])
+    return page.table(["the default", "at 0.5", "at the best threshold"], rows)
 
 
 def compared(
@@ -261,7 +272,7 @@ def main() -> None:
     if not given.finished:
         laboratory.fill(planned(variants, kinds, seeds))
     screened = compared(laboratory, variants, kinds, seeds)
-    tables = [screen_table(screened)]
+    tables = [screen_table(screened), transfer_table(laboratory, screened[0].kinds, seeds)]
     print(tables[0], flush=True)
     chosen = best_of(screened)
     if fresh and not given.finished:

@@ -22,6 +22,7 @@ from bench_generalisation import (
     ious,
     scene_weights,
     screen_table,
+    transfer_table,
 )
 from geograft.commands.train import training_data
 from geograft.config import Recipe
@@ -155,5 +156,6 @@ def test_the_table_has_the_kinds_that_are_finished(tmp_path: Path) -> None:
     default, frozen, smoothing = (line.split(" | ") for line in screen_table(found).splitlines()[2:])
     assert len(default) == len(frozen) == len(smoothing)
     assert frozen[2] == "+0.000 (+0.000 to +0.000)"
-    assert smoothing[-2] == ""
+    assert smoothing[-1] == " |"
+    assert len(transfer_table(found[0].laboratory, ["roads"], [0]).splitlines()) == 2 + 4
     assert confirmation_table(found[1:]).count("+0.000 (+0.000 to +0.000)") == 6
