@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-adapt bench-generalisation bench-export bench-serve bench-gpu docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -68,6 +68,9 @@ bench-places: $(READY)  ## thresholds from a few labelled tiles of another place
 bench-generalisation: $(READY)  ## what in training helps in other places, at no cost in place; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/label_free.py --data $(DATA)/../places
+
+bench-labelling: $(READY)  ## tiles to label in a new place, simulated; BENCH=--write: docs/suggest.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simulate_labelling.py --data $(DATA)/../places $(BENCH)
 
 bench-adapt: $(READY)  ## five labelled tiles of another place: adapted runs, and fractions of rehearsal; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_adapt.py --data $(DATA)/../places $(BENCH)
