@@ -43,10 +43,10 @@ function classList(model: Model): HTMLElement[] {
     const key = i < 9 ? h("kbd", {}, String(i + 1)) : null;
     const parts = [h("span", { class: "swatch", "data-color": color }), h("span", { class: "grow" }, name), h("span", { class: "muted" }, String(counts.get(name) ?? 0)), key];
     const onclick = () => { model.chooseClass(name); };
-    return h("button", { type: "button", class: "choice", "aria-pressed": String(name === current), "data-focus": `class-${name}`, onclick }, ...parts);
+    return h("button", { type: "button", class: "choice", "aria-pressed": String(name === current), "data-focus": `class-${name}`, disabled: !model.canLabel, onclick }, ...parts);
   });
   const total = model.editor.list("labels").length;
-  const hint = total === 0 ? h("p", { class: "muted" }, "No labels yet. Choose a class and draw on the map: P for polygons, R for rectangles.") : null;
+  const hint = total === 0 && model.canLabel ? h("p", { class: "muted" }, "No labels yet. Choose a class and draw on the map: P for polygons, R for rectangles.") : null;
   return [h("h2", {}, "Classes"), paintSwatches(h("div", { class: "choices" }, ...rows)), ...(hint ? [hint] : [])];
 }
 

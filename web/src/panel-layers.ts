@@ -1,6 +1,6 @@
 /** The panel of layers: thresholds, what is shown and how, and what to compare with. */
 
-import { button, fill, h } from "./dom.ts";
+import { button, fill, h, iconButton } from "./dom.ts";
 import { formatArea, formatCount, formatScore } from "./format.ts";
 import { byScene, colorOf, KIND_NAMES, type LayerView, STRETCHES, thresholdOf } from "./layers.ts";
 import type { MapView } from "./mapview.ts";
@@ -19,7 +19,7 @@ export function layersPanel(model: Model, view: MapView): HTMLElement {
     fill(thresholds, ...[...adjustable].map(([value, views]) => thresholdControl(model, value, views)));
   };
   const build = () => {
-    const groups = [...byScene(model.views)].map(([name, views]) => sceneGroup(model, name, views));
+    const groups = [...byScene(model.views)].map(([name, views], _, scenes) => sceneGroup(model, name, views, scenes.length > 1 ? view : null));
     const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view), legend(model), compareControl(model, view)];
     fill(scenes, ...parts);
   };
@@ -98,8 +98,11 @@ async function showAreas(model: Model, views: LayerView[], results: HTMLElement,
   }
 }
 
-function sceneGroup(model: Model, name: string, views: readonly LayerView[]): HTMLElement {
-  return h("section", { class: "group" }, h("h2", {}, name), h("ul", {}, ...views.map((view) => layerRow(model, view))));
+/** `map`: where there are several scenes, which a button shows one at a time. */
+function sceneGroup(model: Model, name: string, views: readonly LayerView[], map: MapView | null): HTMLElement {
+  const [first] = views;
+  const fit = map && first ? iconButton("fit", `Show ${name}`, () => { map.fit(first.layer.bounds); }, { class: "icon-button small" }) : null;
+  return h("section", { class: "group" }, h("div", { class: "row" }, h("h2", { class: "grow" }, name), fit), h("ul", {}, ...views.map((view) => layerRow(model, view))));
 }
 
 function layerRow(model: Model, view: LayerView): HTMLElement {
