@@ -21,7 +21,7 @@ from geograft.commands.audit import audit_tile_set
 from geograft.commands.prepare import prepare
 from geograft.commands.trials import subset
 from geograft.config import PrepareConfig
-from geograft.dataset.areas import labelled_area_tiles, pixel_windows, place_label_file, plan_area_tiles
+from geograft.dataset.areas import labelled_area_tiles, place_label_file, plan_area_tiles
 from geograft.dataset.autocorrelation import estimate_autocorrelation
 from geograft.dataset.folds import write_derived_set, write_fold_sets
 from geograft.dataset.joined import join_tile_sets
@@ -30,7 +30,7 @@ from geograft.dataset.splits import SplitScene
 from geograft.dataset.statistics import ClassCounts, count_labels
 from geograft.dataset.tileset import SPLITS, Split, Tile, TileSet
 from geograft.dataset.units import units_of
-from geograft.dataset.vector_labels import LabelEncoding
+from geograft.dataset.vector_labels import LabelEncoding, pixel_windows
 from geograft.errors import InputError, SettingError
 from geograft.geo.coverage import ignored_windows
 from geograft.geo.grid import Grid, Window
@@ -209,6 +209,7 @@ def test_training_keeps_the_part_of_an_area_beyond_the_buffer_of_a_scoring_area(
     trained, near = labels_of(tiles, "train").astype(bool), scoring[0].pad(AREAS.buffer_px)
     assert (trained == (inside(training) & ~inside([near]))).all()
     assert "1 training area cut by scoring areas" in tiles.meta.source["areas"]
+    assert tiles.meta.source["unused"].startswith(f"{1 - trained.sum() / inside(training).sum():.0%} of the training")
 
 
 def test_areas_for_scoring_alone_make_a_test_split(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def write_tile_set(
         | _non_finite_note(indices, moments)
         | _partial_nodata_note(rasterized)
         | _alpha_note(gathered.scenes)
-        | (area_notes(gathered.areas, tiles) if gathered.areas else {}),
+        | (area_notes(gathered.areas, tiles, settings) if gathered.areas else {}),
         fingerprint=_fingerprint(gathered, rasterized, tiles, indices),
         indices=indices,
         fractional=gathered.fractional,

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import shapely
-from affine import Affine
 from jaxtyping import Bool
 from numpy import ndarray
 from pyproj import CRS
@@ -33,18 +32,18 @@ from geograft.dataset.splits import (
 from geograft.dataset.statistics import ClassCounts
 from geograft.dataset.stratify import SplitBlock, assign_splits
 from geograft.dataset.tileset import Split, Tile
-from geograft.dataset.vector_labels import BACKGROUND, PlacedPolygons, check_crs, pixel_transform, place
+from geograft.dataset.vector_labels import BACKGROUND, PlacedPolygons, check_crs, pixel_transform, pixel_windows, place
 from geograft.errors import InputError, SettingError
 from geograft.geo.coverage import SAMPLE, AreaKind, AreaWindow, covered_pixels, window_boxes
-from geograft.geo.grid import Grid, Window, WindowIndex, transform_points
+from geograft.geo.grid import Grid, Window, WindowIndex
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.geo.rasters.rasterize import PixelShapes, to_pixel_shapes
 from geograft.geo.vectors.label_file import Area, LabelFile, Role, list_areas, read_label_file
 from geograft.geo.vectors.reader import Polygons, reproject
 from geograft.text import join_names, pluralise
 
-EDGE_TOLERANCE = 0.01
-"""Fraction of a pixel by which the edge of an area may miss that of a pixel."""
+MAX_UNUSED = 0.1
+"""Fraction of the training areas that may be in no tile before a note says so."""
 MIN_BLOCKS_IN_AREAS = 4
 """With fewer blocks in all training areas, validation takes a whole area instead."""
 
@@ -202,23 +201,6 @@ class _Layers:
         polygons = place(self.polygons, grid)
         hits = polygons.hits[self.in_areas[polygons.hits]]
         return _Scene(name, tuple(placed), replace(polygons, hits=hits))
-
-
-def pixel_windows(shapes: ndarray, to_pixels: Affine) -> list[Window]:
-    """Return the window around each of (n,) shapes that contains all pixels whose centre is inside."""
-    points, owners = shapely.get_coordinates(shapes, return_index=True)
-    columns_rows = transform_points(points, to_pixels)
-    low, high = np.full((len(shapes), 2), np.inf), np.full((len(shapes), 2), -np.inf)
-    np.minimum.at(low, owners, columns_rows)
-    np.maximum.at(high, owners, columns_rows)
-    # A shape that a CRS cannot represent is empty.
-    low[~np.isfinite(low)] = high[~np.isfinite(high)] = 0
-    first = np.floor(low + EDGE_TOLERANCE).astype(np.int64)
-    stop = np.ceil(high - EDGE_TOLERANCE).astype(np.int64)
-    return [
-        Window(row, col, max(stop_row - row, 0), max(stop_col - col, 0))
-        for (col, row), (stop_col, stop_row) in zip(first.tolist(), stop.tolist(), strict=True)
-    ]
 
 
 def _merge(role: Role, scenes: Sequence[_Scene]) -> list[AreaWindow]:
@@ -482,15 +464,31 @@ def check_area_splits(areas: Sequence[AreaWindow], tiles: Sequence[Tile], config
         )
 
 
-def area_notes(areas: Sequence[AreaWindow], tiles: Sequence[Tile]) -> dict[str, str]:
-    """Return notes on what is validated on, and on labelled areas without a valid pixel."""
+def area_notes(areas: Sequence[AreaWindow], tiles: Sequence[Tile], config: PrepareConfig) -> dict[str, str]:
+    """Return notes on what is validated on, on unused parts of areas, and on areas without a valid pixel."""
     val = {tile.area for tile in tiles if tile.split == "val" and tile.area}
     notes = {}
     if val:
         blocks, count = any(area.kind == "block" for area in val), len({area.name for area in val})
         kind = pluralise(count, "block" if blocks else "whole training area")
         notes["validation"] = f"{kind} of training areas" if blocks else kind
+    if (unused := _unused_fraction(areas, tiles)) > MAX_UNUSED:
+        notes["unused"] = (
+            f"{unused:.0%} of the training areas, where no tile of {config.tile_px} px keeps {config.buffer_px} px "
+            "from validation and scoring areas. A smaller --tile-px uses more"
+        )
     scored = {tile.area.name for tile in tiles if tile.split == "test" and tile.area}
     if empty := {area.name for area in areas if area.kind == SAMPLE} - scored:
         notes["without valid pixels"] = join_names(sorted(empty), "; ")
     return notes
+
+
+def _unused_fraction(areas: Sequence[AreaWindow], tiles: Sequence[Tile]) -> float:
+    """Return the fraction of the windows of training areas that is in no training or validation tile."""
+    training = [area for area in areas if area.kind == "training area"]
+    total = sum(area.window.height * area.window.width for area in training)
+    used = 0
+    for area in training:
+        parts = [tile.part for tile in tiles if tile.split != "test" and tile.scene == area.scene]
+        used += int(covered_pixels(window_boxes([area.window]), window_boxes(parts))[0])
+    return 1 - used / total if total else 0.0

@@ -19,7 +19,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geograft.dataset.scenes import LabelReader
 from geograft.errors import InputError
-from geograft.geo.grid import Grid, Window, block_windows
+from geograft.geo.grid import Grid, Window, block_windows, transform_points
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.geo.rasters.rasterize import PixelShapes, rasterize_window, to_pixel_shapes
 from geograft.geo.vectors.reader import Polygons, read_polygons
@@ -29,6 +29,8 @@ from geograft.text import pluralise
 
 BACKGROUND = "background"
 """Name of class 0: pixels outside all polygons, and polygons of this class."""
+EDGE_TOLERANCE = 0.01
+"""Fraction of a pixel by which the edge of an area may miss that of a pixel."""
 SUBPIXELS = 8
 """Subpixels per row and column of a pixel, from which fractions are computed: the bits of a byte."""
 LABEL_BLOCK = (512, 512)
@@ -201,6 +203,23 @@ def pixel_transform(grid: Grid, bounds: tuple[float, float, float, float]) -> Af
         # A GIS draws an image that is not georeferenced below y = 0, and polygons over it.
         to_pixels @= Affine.scale(1, -1)
     return to_pixels
+
+
+def pixel_windows(shapes: ndarray, to_pixels: Affine) -> list[Window]:
+    """Return the window around each of (n,) shapes that contains all pixels whose centre is inside."""
+    points, owners = shapely.get_coordinates(shapes, return_index=True)
+    columns_rows = transform_points(points, to_pixels)
+    low, high = np.full((len(shapes), 2), np.inf), np.full((len(shapes), 2), -np.inf)
+    np.minimum.at(low, owners, columns_rows)
+    np.maximum.at(high, owners, columns_rows)
+    # A shape that a CRS cannot represent is empty.
+    low[~np.isfinite(low)] = high[~np.isfinite(high)] = 0
+    first = np.floor(low + EDGE_TOLERANCE).astype(np.int64)
+    stop = np.ceil(high - EDGE_TOLERANCE).astype(np.int64)
+    return [
+        Window(row, col, max(stop_row - row, 0), max(stop_col - col, 0))
+        for (col, row), (stop_col, stop_row) in zip(first.tolist(), stop.tolist(), strict=True)
+    ]
 
 
 def check_crs(path: Path, crs: CRS | None, info: ImageInfo) -> None:
