@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import machine
 import page
-from bench_generalisation import HALF, Means, difference_text, ious, pairs_of, scene_weights
+from bench_generalisation import HALF, THRESHOLDS, Means, difference_text, ious, pairs_of, scene_weights
 from geograft import load_recipe
 from geograft.commands.demo import LITE0
 from geograft.files import atomic_write
@@ -109,11 +109,14 @@ def recorded_statistics(
 
 
 REMEDIES: dict[str, Predict] = {
-    "as it is": as_it_is,
     "batch-norm statistics mixed with 0.25 of the place's": with_mixed_statistics,
     "colour TTA": with_colour_tta,
 }
+AS_IT_IS = "as it is"
 ENSEMBLE, EXPECTED = "ensemble of the seeds", "threshold of the highest expected IoU"
+CHOSEN = "threshold that is best on the held-out scenes in place"
+"""With labels in place: what `geograft calibrate` does. Its score in place is on the scenes that it was chosen on."""
+ALL = (AS_IT_IS, EXPECTED, CHOSEN, *REMEDIES, ENSEMBLE)
 
 
 def expected_threshold(counts: ndarray) -> int:
@@ -136,6 +139,8 @@ class LabelFree:
 
     def counts(self, remedy: str, kind: str, source: str, target: str) -> ndarray:
         """Return the histograms of the scenes of one transfer, (scenes, 2, 1001)."""
+        if remedy == AS_IT_IS:
+            return self._laboratory.counts(Run(DEFAULT, kind, (source,), self._seeds[0]), target)
         seeds = self._seeds if remedy == ENSEMBLE else self._seeds[:1]
         name = f"{kind}-{source}-{target}-{'+'.join(map(str, seeds))}.npy"
         path = self._laboratory.folder / "label-free" / remedy.replace(" ", "-") / name
@@ -162,8 +167,13 @@ class LabelFree:
         by_place: dict[tuple[str, str], list[ndarray]] = {}
         units = []
         for kind, source, target in pairs_of(DEFAULT, kinds, elsewhere):
-            counts = self.counts("as it is" if remedy == EXPECTED else remedy, kind, source, target)
-            threshold = expected_threshold(counts) if remedy == EXPECTED else HALF
+            counts = self.counts(AS_IT_IS if remedy in (EXPECTED, CHOSEN) else remedy, kind, source, target)
+            threshold = HALF
+            if remedy == EXPECTED:
+                threshold = expected_threshold(counts)
+            if remedy == CHOSEN:
+                own = self.counts(AS_IT_IS, kind, source, source)
+                threshold = int(THRESHOLDS[ious(own, np.ones((1, len(own))), THRESHOLDS).argmax()])
             draws = ious(counts, scene_weights(target, len(counts)), np.array([threshold]))[:, 0]
             by_place.setdefault((kind, target), []).append(draws)
             units.append(len(counts))
@@ -172,8 +182,8 @@ class LabelFree:
 
     def row(self, remedy: str, kinds: Sequence[str]) -> list[str]:
         """Return the row of the table."""
-        sides = [(self.means(remedy, kinds, where), self.means("as it is", kinds, where)) for where in (False, True)]
-        if remedy == "as it is":
+        sides = [(self.means(remedy, kinds, where), self.means(AS_IT_IS, kinds, where)) for where in (False, True)]
+        if remedy == AS_IT_IS:
             return [f"**{remedy}**", *(f"{own.value:.3f}" for own, _ in sides)]
         return [remedy, *(difference_text(own - default) for own, default in sides)]
 
@@ -185,13 +195,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/generalisation"), help="of bench_generalisation.py")
     parser.add_argument("--kinds", nargs="+", default=["trees", "roads"], help="default trees roads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the ensemble (default 0 1 2)")
+    parser.add_argument("--remedies", nargs="+", default=list(ALL), choices=ALL, help="default: all")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     torch.set_num_threads(1)
     laboratory = Laboratory(given.data, given.folder, load_recipe(Path("default")).with_settings(model=LITE0))
     found = LabelFree(laboratory, given.seeds)
-    ensemble = [ENSEMBLE] if len(given.seeds) > 1 else []
-    rows = [found.row(remedy, given.kinds) for remedy in (*REMEDIES, EXPECTED, *ensemble)]
+    rows = [found.row(remedy, given.kinds) for remedy in dict.fromkeys((AS_IT_IS, *given.remedies))]
     print(page.table(["without labels", "in place", "elsewhere"], rows))
     print(f"\nSeeds: {' '.join(map(str, given.seeds))}. {machine.describe(('torch', 'timm'))}")
 
