@@ -175,7 +175,7 @@ def test_seeds_on_the_command_line_override_the_recipe(monkeypatch: pytest.Monke
 
     asked: list[tuple[int, ...]] = []
 
-    def compared(tiles: Path, recipe: Recipe, out: Path, folds: int) -> None:
+    def compared(_tiles: tuple[Path, ...], recipe: Recipe, *_others: object) -> None:
         asked.append(recipe.seeds)
         raise SettingError("stop here")
 
