@@ -102,10 +102,17 @@ def _ancestry(runs: Sequence[Path]) -> Iterator[tuple[Path, ModelCard | None]]:
         if run in seen:
             continue
         seen.add(run)
-        # A run to start from may be on the hub, and is not downloaded for this.
-        card = read_card(run) if run in runs or (run / CARD).is_file() or run.is_file() else None
+        card = read_card(run) if run in runs else _card_here(run)
         yield run, card
         waiting += [Path(card.model.start)] if card and card.model.start else []
+
+
+def _card_here(run: Path) -> ModelCard | None:
+    """Return the card of a run that another was started from; None if it is not here. Nothing is downloaded."""
+    try:
+        return read_card(run) if (run / CARD).is_file() or run.is_file() else None
+    except InputError:
+        return None
 
 
 def _tiles_of(run: Path, card: ModelCard, scored: TileSet) -> TileSet | None:
