@@ -4,7 +4,7 @@
 
 Half of the scenes of the new place are for scoring; the tiles of the others are labelled one by one, in the order of
 `geograft suggest` (five at random, then the uncertain ones) or at random. After 3, 5, 10, 20 and 40 tiles, training
-goes on from the run of the other place with these tiles and 24 of its own. The end is a run trained on all of these
+continues from the run of the other place with these tiles and 24 of its own. The end is a run trained on all of these
 tiles of the new place alone, from ImageNet. Kinds: street trees in three cities, roads in two. --write puts the table
 into docs/suggest.md. Trained runs and scores are cached in --folder, so the same command resumes.
 """
