@@ -243,7 +243,7 @@ def _tiles_by_place(whole: TileSet, places: Mapping[str, str]) -> dict[str, _Pla
     """Return the tiles of each place of a tile set; `places` are the names of the places of its scenes."""
     if whole.meta.settings.split == "areas":
         raise SettingError(
-            f"--leave-one-place-out: {whole.folder} is split by the labelled areas of a project, which stays. Give tile "
+            f"--leave-one-place-out: {whole.folder} is split by the labelled areas of a project, which stay. Give tile "
             "sets that are split by scene, group or block."
         )
     config = replace(whole.meta.settings, split="auto", val_groups=(), test_groups=())
