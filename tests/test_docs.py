@@ -26,6 +26,8 @@ NOT_RUN = {
     "docs/polygons.md": "tests/commands/test_polygons_steps.py runs them and compares what they print",
     "docs/predict.md": "each variant is tested in tests/commands/test_predict*.py",
     "docs/project.md": "tests/commands/test_project.py makes projects",
+    "docs/go.md": "tests/commands/test_go.py trains a small network on a project",
+    "docs/first-project.md": "takes minutes and a person who draws; scripts/make_first_project.py runs them",
     "docs/prepare.md": "each form of labels is tested in tests/dataset and tests/commands/test_prepare*.py",
     "docs/push.md": "publishes on a model hub; tests/commands/test_push.py does it on a local stand-in",
     "docs/qgis.md": "tests/commands/test_qgis.py installs the plugin and runs it where QGIS is found",

@@ -35,6 +35,7 @@ PLUGIN = SOURCE / "qgis_plugin"
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if PLUGIN not in path.parents)
 VERBS = (
     "project",
+    "go",
     "prepare",
     "audit",
     "model",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from geograft.commands.evaluate import evaluate
     from geograft.commands.export import export
     from geograft.commands.find import find
+    from geograft.commands.go import go
     from geograft.commands.jaccard import jaccard
     from geograft.commands.model import model
     from geograft.commands.polygons import polygons
@@ -103,6 +104,7 @@ _MODULES = {
             "evaluate",
             "export",
             "find",
+            "go",
             "jaccard",
             "model",
             "polygons",
@@ -158,6 +160,7 @@ __all__ = [
     "evaluate",
     "export",
     "find",
+    "go",
     "jaccard",
     "load",
     "load_recipe",

@@ -17,6 +17,7 @@ import pytest
 import rasterio
 
 from geograft.commands.qgis import COMMAND, METADATA, PLUGIN, qgis
+from geograft.config.projects import read_project
 from geograft.dataset.tileset import TileSet
 from geograft.errors import OutputError
 from tests.support.gis import PYTHON, require_qgis, run_qgis
@@ -249,6 +250,18 @@ def test_every_algorithm_runs_in_qgis(home: Path, fields: Path, run: Path, tmp_p
     assert len(geopandas.read_file(found, layer="suggestions")) <= 3
     scores = run_algorithm(home, "evaluate", RUN=run, SPLIT=0, OUTPUT=tmp_path / "scores.json")
     assert scores["IOU"] == json.loads((tmp_path / "scores.json").read_text())["overall"]["iou"]
+
+
+@pytest.mark.slow
+def test_a_project_is_made_and_trained_in_qgis(home: Path, fields: Path, tmp_path: Path) -> None:
+    made = run_algorithm(
+        home, "project", RASTERS=fields / "scene.tif", CLASSES="field,road", SCORING_AREAS=0, OUTPUT=tmp_path / "new"
+    )
+    settings, _ = read_project(Path(made["OUTPUT"]))
+    assert settings.names == ("field", "road")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run_algorithm(home, "go", PROJECT=tmp_path / "new", MINUTES=1)
+    assert "no labelled training area" in failed.value.stdout + failed.value.stderr
 
 
 @pytest.mark.slow

@@ -51,6 +51,11 @@ add_command(
     "project trees/ scene.tif --classes tree",
 )  # fmt: skip
 add_command(
+    app, 0, "learning:go",
+    "Train, score, map and suggest what to label next, from the labels of a project folder. Resumable.",
+    "go trees/",
+)  # fmt: skip
+add_command(
     prepare, 1, "data:vector",
     "Make a tile set from images and polygons. Labels are reprojected to the CRS of the images.",
     "prepare vector scene.tif --labels crowns.gpkg --out tiles/",
@@ -281,7 +286,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 HOW_TO_RESUME = {"train": "continue with --resume"} | dict.fromkeys(
-    ("predict", "polygons", "compare", "curve", "find", "adapt", "demo"), "run the same command again to resume"
+    ("predict", "polygons", "compare", "curve", "find", "adapt", "demo", "go"), "run the same command again to resume"
 )
 """What an interrupted command says, by name. All others write their result in one piece at the end."""
 

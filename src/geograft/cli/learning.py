@@ -1,4 +1,4 @@
-"""Command-line functions of `model`, `show`, `train`, `compare`, `curve`, `find`, `adapt`, `calibrate`, `evaluate`."""
+"""Command-line functions of `go`, `model`, `show` and the commands that train, calibrate or evaluate networks."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +11,21 @@ from geograft.errors import SettingError
 
 Split = Literal["train", "val", "test"]
 ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@with_progress
+def go(folder: Path, /, *, minutes: float | None = None) -> None:
+    """Train, score, map and suggest what to label next, from the labels of a project folder.
+
+    Steps whose inputs have not changed are skipped. Run the same command again to resume an interrupted one.
+
+    Args:
+        folder: Folder of a project, from `geograft project`.
+        minutes: Lower the number of epochs so that training takes about this long.
+    """
+    from geograft.commands.go import go
+
+    print_result(go(folder, minutes))
 
 
 def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, draw_to: Path | None = None) -> None:

@@ -13,6 +13,7 @@ import shapely
 from numpy import ndarray
 from pyproj import CRS
 
+from geograft.config import PredictConfig
 from geograft.config.projects import PROJECT_FILE, AreaConfig, ProjectClass, ProjectSettings
 from geograft.dataset.scenes import read_image_infos, scene_names
 from geograft.errors import InputError, SettingError
@@ -86,6 +87,7 @@ class ProjectFolder:
             *([f"{LABELS_FILE} has {count} of {size}"] if self.areas else [NO_SCORING_AREAS]),
             f"Open {self.folder / QGIS_FILE} in QGIS. In the layer areas, draw areas to train on. Inside of each area, "
             "draw every object of the classes in the layer labels, then check labelled.",
+            f"Then: geograft go {self.folder}",
         ]
 
 
@@ -102,7 +104,7 @@ def project(
     """Make a project folder for one or several images and return it.
 
     It has project.toml (settings), labels.gpkg (layers to draw in, with the scoring areas), project.qgz (for QGIS) and
-    results.qgs (its group of results). The images stay where they are.
+    results.qgs (its group of results, which `geograft go` replaces). The images stay where they are.
 
     Scoring areas are squares at random positions of the images that have mostly valid pixels; they do not overlap. With
     `area_m`, their side is given in metres instead of pixels. Reads the pixels of the areas, and a sample for display.
@@ -181,6 +183,8 @@ def _settings(folder: Path, paths: Sequence[Path], classes: Sequence[str], areas
         images=tuple(relative_path(path, folder) for path in paths),
         classes=tuple(ProjectClass(*each) for each in zip(names, colours, strict=True)),
         areas=areas,
+        # Polygons then have the mean probability of their class.
+        predict=PredictConfig(probabilities="uint8"),
     )
 
 

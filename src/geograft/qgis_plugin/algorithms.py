@@ -7,6 +7,7 @@ from qgis.core import (
     QgsProcessing,
     QgsProcessingAlgorithm,
     QgsProcessingException,
+    QgsProcessingOutputFolder,
     QgsProcessingOutputNumber,
     QgsProcessingOutputRasterLayer,
     QgsProcessingParameterBoolean,
@@ -19,6 +20,7 @@ from qgis.core import (
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterDestination,
     QgsProcessingParameterRasterLayer,
+    QgsProcessingParameterString,
     QgsProcessingParameterVectorDestination,
     QgsProcessingParameterVectorLayer,
     QgsProcessingUtils,
@@ -170,6 +172,55 @@ def _area(text):
 
 def _number(name, text, kind=QgsProcessingParameterNumber.Integer, minimum=0):
     return QgsProcessingParameterNumber(name, text, kind, None, optional=True, minValue=minimum)
+
+
+class Project(GeograftAlgorithm):
+    """`geograft project`."""
+
+    NAME, TITLE = "project", "Make a project"
+    HELP = (
+        "Makes a folder with layers to draw labels in, random scoring areas that measure the accuracy of the map, and "
+        "project.qgz: open it to draw."
+    )
+
+    def initAlgorithm(self, configuration=None):  # noqa: N802
+        """Declare the parameters."""
+        self.add(
+            _rasters("Images"),
+            QgsProcessingParameterString("CLASSES", "Classes, separated by commas"),
+            _number("SCORING_AREAS", "Number of random scoring areas"),
+            _number("AREA_M", "Length of their sides in metres", QgsProcessingParameterNumber.Double),
+            QgsProcessingParameterFolderDestination(OUTPUT, "Project"),
+        )
+
+    def command(self, given):
+        """Return the arguments and outputs."""
+        out = given.file()
+        options = given.options({"CLASSES": "--classes", "SCORING_AREAS": "--scoring-areas", "AREA_M": "--area-m"})
+        return ["project", out, *given.rasters("RASTERS"), *options], {OUTPUT: out}
+
+
+class Go(GeograftAlgorithm):
+    """`geograft go`."""
+
+    NAME, TITLE = "go", "Train and map a project"
+    HELP = (
+        "Trains on the labelled areas of a project, and refreshes its scores, maps and suggestions. Save the edits of "
+        "its layers before; Project > Revert shows the results."
+    )
+
+    def initAlgorithm(self, configuration=None):  # noqa: N802
+        """Declare the parameters and outputs."""
+        self.add(
+            QgsProcessingParameterFile("PROJECT", "Project (folder)", QgsProcessingParameterFile.Folder),
+            _number("MINUTES", "Minutes that training may take", QgsProcessingParameterNumber.Double),
+        )
+        self.addOutput(QgsProcessingOutputFolder(OUTPUT, "Project"))
+
+    def command(self, given):
+        """Return the arguments and outputs."""
+        folder = given.text("PROJECT")
+        return ["go", folder, *given.options({"MINUTES": "--minutes"})], {OUTPUT: folder}
 
 
 class Prepare(GeograftAlgorithm):
@@ -346,4 +397,4 @@ class Evaluate(GeograftAlgorithm):
         return {**outputs, "IOU": scores["overall"]["iou"]}
 
 
-ALGORITHMS = (Prepare, Train, Predict, Polygons, Suggest, Evaluate)
+ALGORITHMS = (Project, Go, Prepare, Train, Predict, Polygons, Suggest, Evaluate)

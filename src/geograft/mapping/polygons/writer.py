@@ -61,6 +61,16 @@ LAYER_NAME, RESERVED_NAMES = (
 )
 
 
+def layer_name(path: Path) -> str:
+    """Return the name of the layer in a file of polygons: the file's, unless a GeoPackage reserves or refuses it.
+
+    >>> layer_name(Path("map.gpkg")), layer_name(Path("sqlite_a.gpkg"))
+    ('map', 'polygons')
+    """
+    name = path.stem
+    return LAYER if RESERVED_NAMES.match(name) or not LAYER_NAME.fullmatch(name) else name
+
+
 @dataclass(frozen=True)
 class PolygonTarget:
     """The output file of polygons, and what its format needs."""
@@ -84,9 +94,8 @@ class PolygonTarget:
 
     @property
     def layer(self) -> str:
-        """The layer's name: the file's, unless a GeoPackage reserves or refuses it."""
-        name = self.path.stem
-        return LAYER if RESERVED_NAMES.match(name) or not LAYER_NAME.fullmatch(name) else name
+        """The layer's name."""
+        return layer_name(self.path)
 
 
 def check_target(target: PolygonTarget) -> None:

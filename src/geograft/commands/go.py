@@ -1,0 +1,500 @@
+"""`geograft go`: from the labels of a project folder to its map: the whole workflow, repeated after each labelling.
+
+Tile set, run, maps and suggestions are made in the hidden folder .go of the project, and replace those of the last time
+when they are finished. done.json there says what each was made from: a step whose inputs have not changed is not
+repeated, and an interrupted one is resumed.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from geograft.card import CARD, TILES_FILE
+from geograft.commands.calibrate import calibrate
+from geograft.commands.demo import with_weights
+from geograft.commands.evaluate import evaluate
+from geograft.commands.polygons import polygons
+from geograft.commands.predict import format_seconds, predict
+from geograft.commands.prepare import prepare
+from geograft.commands.project import LABELS_FILE, QGIS_FILE, RESULTS_FILE, results_project
+from geograft.commands.report import PAGE, report
+from geograft.commands.suggest import ALIASES, LAYER, suggest
+from geograft.commands.train import read_recipe, train
+from geograft.config import InferenceConfig, PredictConfig, Recipe
+from geograft.config.projects import PROJECT_FILE, ProjectSettings, read_project
+from geograft.dataset.joined import TileSetPaths
+from geograft.dataset.scenes import scene_names
+from geograft.dataset.sources import VectorSource
+from geograft.dataset.tileset import META, TileSet
+from geograft.errors import InputError, OutputError
+from geograft.files import (
+    StrPath,
+    atomic_update,
+    complete_update,
+    file_digest,
+    json_digest,
+    translate_write_errors,
+    write_json,
+    write_text,
+)
+from geograft.geo.qgis_project import ProjectLayer
+from geograft.geo.rasters.raster import Image, raster_state
+from geograft.geo.rasters.styles import classes_style, sidecar_paths
+from geograft.geo.rasters.tags import map_legend, sibling_path
+from geograft.geo.vectors.label_file import CLASS, ORIGIN, ROLE, Area, LabelFile, read_label_file
+from geograft.geo.vectors.reader import read_frame
+from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style, ranked_style
+from geograft.locks import lock_output
+from geograft.mapping.polygons.writer import layer_name
+from geograft.progress import announce
+from geograft.text import join_names, pluralise
+
+STAGING, DONE_FILE, INPUTS_FILE, READY_FILE = ".go", "done.json", "inputs.json", "ready.json"
+TILES, RUN, MAPS, SUGGESTED = "tiles", "run", "maps", "suggested.gpkg"
+TRAIN, SCORE, SUGGEST, REPORT = "train", "evaluate", "suggest", "report"
+"""Names of the steps; those of maps are `map NAME`."""
+NO_LIMIT_MINUTES = 1e6
+"""With it, training says how long it will take."""
+FEW_AREAS = 6
+"""Below this number of scoring areas, a confidence interval is uncertain itself."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of `go`: what each step printed when it was last done."""
+
+    folder: Path
+    steps: Mapping[str, Sequence[str]]
+    """Lines of each step, in order."""
+    repeated: tuple[str, ...]
+    """The steps that were done now; the inputs of all others had not changed."""
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the accuracy, the maps and the suggestions as text."""
+        unchanged = {name: "" if name in self.repeated else " (unchanged)" for name in self.steps}
+        news = f"Project > Revert in QGIS shows the new layers of {self.folder / QGIS_FILE} in the group Results."
+        return [
+            *(line for name, lines in self.steps.items() for line in (f"{name}{unchanged[name]}", *lines, "")),
+            *(f"Note: {note}" for note in self.notes),
+            news if self.repeated else "Nothing has changed since the last time.",
+        ]
+
+
+@dataclass
+class Work:
+    """A project folder, what of it is done, and what is not."""
+
+    folder: Path
+    settings: ProjectSettings
+    chosen: frozenset[str]
+    """The settings of network and training that project.toml has."""
+    minutes: float | None
+    labels: LabelFile
+    notes: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    """The steps of this call, in order, done now or before."""
+    repeated: list[str] = field(default_factory=list)
+
+    @cached_property
+    def images(self) -> dict[str, Path]:
+        """The images by their names."""
+        paths = [self.folder / path for path in self.settings.images]
+        return dict(zip(scene_names(paths), paths, strict=True))
+
+    @cached_property
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Size and time of the images, by their names."""
+        return {name: raster_state(path) for name, path in self.images.items()}
+
+    @property
+    def staging(self) -> Path:
+        """The folder of what is in progress."""
+        return self.folder / STAGING
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run."""
+        return self.folder / RUN
+
+    @cached_property
+    def done(self) -> dict[str, dict[str, Any]]:
+        """What was done, by step: a digest of its inputs, its lines and seconds. Empty if the file is damaged."""
+        return read_steps(self.staging / DONE_FILE)
+
+    @cached_property
+    def training_digest(self) -> str:
+        """A digest of all that the run depends on. Polygons outside of labelled areas do not count."""
+        areas, layer = self.labels.labelled_areas, self.labels.polygons_in(None)
+        inside = shapely.intersects(layer.shapes, shapely.union_all([area.shape for area in areas])).tolist()
+        rows = zip(layer.shapes, layer.classes, self.labels.suggested.tolist(), inside, strict=True)
+        content = {
+            "areas": [(area.shape.wkb_hex, area.role, area.origin, area.scene) for area in areas],
+            "polygons": [(shape.wkb_hex, name, suggested) for shape, name, suggested, kept in rows if kept],
+            "images": self.states,
+            "classes": self.settings.names,
+            "minutes": self.minutes,
+        }
+        return json_digest(content | {"recipe": asdict(self.settings.recipe)})
+
+    def digest_with_run(self, *inputs: Any) -> str:
+        """Return a digest of the run as it is now, which may have been calibrated since, and of other inputs."""
+        return json_digest([file_digest(self.run / CARD), *inputs])
+
+    def do(self, step: str, inputs: str, action: Callable[[], Sequence[str]], *files: Path) -> None:
+        """Do a step and record it, unless it was done with these inputs and its files are there."""
+        self.steps.append(step)
+        known = self.done.get(step)
+        if known is not None and known["inputs"] == inputs and all(file.exists() for file in files):
+            return
+        announce(f"{step} ...")
+        if known is None:
+            # Before the step writes anything, which would else be taken for files of others after a kill.
+            self.record({step: {"inputs": "", "lines": [], "seconds": 0.0}})
+        started = time.monotonic()
+        lines = list(action())
+        entries = {step: {"inputs": inputs, "lines": lines, "seconds": time.monotonic() - started}}
+        if step == TRAIN:
+            write_json(self.staging / READY_FILE, entries)
+            self.complete_training()
+        else:
+            self.record(entries)
+        self.repeated.append(step)
+
+    def record(self, entries: Mapping[str, dict[str, Any]]) -> None:
+        """Record steps that are done."""
+        self.done.update(entries)
+        write_json(self.staging / DONE_FILE, self.done)
+
+    def complete_training(self) -> None:
+        """Move tile set and run to their places and record the step, if they are ready: now, or after a kill."""
+        ready = self.staging / READY_FILE
+        entries = read_steps(ready)
+        if TRAIN in entries:
+            for name in (TILES, RUN):
+                _replace_folder(self.staging / name, self.folder / name)
+            self.record(entries)
+        ready.unlink(missing_ok=True)
+
+    def refuse_foreign(self, path: Path, step: str) -> None:
+        """Raise OutputError if there is something at `path` that no earlier `go` wrote in `step`."""
+        if os.path.lexists(path) and step not in self.done:
+            raise OutputError(
+                f"{path} was not written by `geograft go`, which needs this name; nothing was changed. Move it "
+                "elsewhere or remove it."
+            )
+
+
+def read_steps(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the digest of the inputs, the lines and the seconds of each step in a file; empty if it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+        return {
+            name: {"inputs": str(one["inputs"]), "lines": [*map(str, one["lines"])], "seconds": float(one["seconds"])}
+            for name, one in content.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def go(folder: StrPath, minutes: float | None = None) -> Outcome:
+    """Train on the labelled areas of a project, and refresh its scores, maps, polygons, suggestions and report.
+
+    Needs one labelled training area. Without labelled scoring areas, nothing is scored. What depends on labels, images
+    and settings that have not changed is not repeated. After an interruption the same call resumes. Each output
+    replaces the last one when it is finished; labels.gpkg, project.toml and project.qgz are only read.
+
+    `minutes` is how long training may take; by default as long as project.toml says.
+
+    Raises:
+        InputError: if the folder is not a project, or its labels or images cannot be used.
+        SettingError: for invalid settings in project.toml.
+        OutputError: if another process writes to the project, or something else is at the place of an output.
+    """
+    folder = Path(folder)
+    settings, chosen = read_project(folder)
+    with lock_output(folder):
+        work = Work(folder, settings, chosen, minutes, read_label_file(folder / LABELS_FILE))
+        _check_labels(work)
+        _check_outputs(work)
+        for line in plan_lines(work):
+            announce(line)
+        with translate_write_errors(work.staging):
+            work.staging.mkdir(exist_ok=True)
+        complete_update(folder / MAPS)
+        work.complete_training()
+        _refresh_run(work)
+        _refresh_scores(work)
+        for name in work.images:
+            _refresh_map(work, name)
+        _refresh_suggestions(work)
+        _refresh_report(work)
+        write_text(folder / RESULTS_FILE, results_project(settings.title, result_layers(work), _crs(work)))
+        for stale in work.staging.glob("map-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+    return Outcome(folder, {s: work.done[s]["lines"] for s in work.steps}, tuple(work.repeated), tuple(work.notes))
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+def plan_lines(work: Work) -> list[str]:
+    """Return what is labelled, what will be done and how long it took the last time, and what is missing."""
+    training, scoring = _areas(work, "training"), _areas(work, "scoring")
+    maps = join_names((f"map {name}" for name in work.images), limit=3)
+    score = f"{SCORE}, " if any(area.labelled for area in scoring) else ""
+    seconds = sum(float(each["seconds"]) for each in work.done.values())
+    earlier = f" (the last time took {format_seconds(seconds)})" if seconds else ""
+    return [
+        f"labelled: {_count(training)} training areas and {_count(scoring)} random scoring areas",
+        f"plan: {TRAIN}, calibrate, {score}{maps}, polygons, {SUGGEST}, {REPORT}; unchanged steps are skipped{earlier}",
+        *scoring_advice(scoring),
+    ]
+
+
+def _areas(work: Work, role: str) -> list[Area]:
+    return [area for area in work.labels.areas if area.role == role and (role == "training" or area.is_sample)]
+
+
+def _count(areas: Sequence[Area]) -> str:
+    return f"{sum(area.labelled for area in areas)} of {len(areas)}"
+
+
+def scoring_advice(areas: Sequence[Area]) -> list[str]:
+    """Return what is missing for an accuracy figure, and which random areas to label next; empty if nothing is."""
+    done = sum(area.labelled for area in areas)
+    waiting = sorted(area.rank or area.id for area in areas if not area.labelled)
+    following = f" Label number {' then '.join(map(str, waiting[:3]))} next." if waiting else ""
+    if not done:
+        return [f"missing: no random scoring area is labelled, so the accuracy of the map is unknown.{following}"]
+    if done < FEW_AREAS:
+        few = pluralise(done, "random scoring area")
+        return [f"missing: with {few} the confidence interval is wide; {FEW_AREAS} or more are better.{following}"]
+    return []
+
+
+def _check_labels(work: Work) -> None:
+    """Raise InputError if nothing can be trained on, or a polygon has a class that the project lacks."""
+    if not any(area.labelled for area in _areas(work, "training")):
+        drawn = pluralise(len(_areas(work, "training")), "training area")
+        raise InputError(
+            f"{work.labels.path} has no labelled training area, of {drawn}. In QGIS, draw one in the layer areas, draw "
+            "every object of the classes inside of it in the layer labels, check labelled, and save the edits."
+        )
+    unknown = sorted(set(work.labels.polygons_in(None).classes) - set(work.settings.names))
+    if unknown:
+        raise InputError(
+            f"{work.labels.path} has polygons of class {join_names(unknown)}, but the classes of {PROJECT_FILE} are "
+            f"{join_names(work.settings.names)}. Correct the polygons, or add the class there."
+        )
+
+
+def _check_outputs(work: Work) -> None:
+    """Raise OutputError if an output is not ours, or another program has unsaved changes in it."""
+    for name in (TILES, RUN):
+        work.refuse_foreign(work.folder / name, TRAIN)
+    for name in work.images:
+        work.refuse_foreign(work.folder / MAPS / f"{name}.tif", _map_step(name))
+    work.refuse_foreign(work.folder / SUGGESTED, SUGGEST)
+    for path in (work.folder / SUGGESTED, *(work.folder / MAPS / f"{name}.gpkg" for name in work.images)):
+        journal = path.with_name(f"{path.name}-wal")
+        if journal.is_file() and journal.stat().st_size:
+            raise OutputError(
+                f"{path} has changes of a program that has it open ({journal.name}); nothing was changed. Close it "
+                "there, or copy its changes to another file first."
+            )
+
+
+# ------------------------------------------------------------------------------------------------------- tiles and run
+
+
+def _refresh_run(work: Work) -> None:
+    inputs = work.training_digest
+    work.do(TRAIN, inputs, lambda: _train(work, inputs), work.folder / TILES / META, work.run / CARD)
+
+
+def _train(work: Work, inputs: str) -> list[str]:
+    """Make tile set and run in the staging folder, and return lines about them."""
+    tiles, run, settings = work.staging / TILES, work.staging / RUN, work.settings
+    _start_over_if_changed(work, inputs)
+    if not (tiles / META).exists():
+        prepare(VectorSource(tuple(work.images.values()), work.labels.path), tiles, settings.prepare)
+    single = settings.train.devices * settings.train.nodes == 1
+    minutes = NO_LIMIT_MINUTES if single and work.minutes is None else work.minutes
+    recipe = read_recipe(run) or _recipe(work)
+    lines = train(tiles, run, recipe, resume=True, minutes=minutes, chosen=work.chosen).lines()[:-1]
+    tile_set = TileSet.open(tiles)
+    missing = [name for name in settings.names if name not in tile_set.meta.legend.names]
+    lines += [f"not mapped, since no polygon has that class: {join_names(missing)}"] if missing else []
+    if tile_set.split("val"):
+        found = calibrate(run, tiles, _inference(settings.predict)).after
+        threshold = "" if found.thresholds else f", threshold {found.threshold:.3f}"
+        lines.append(f"calibrated on the validation tiles: temperature {found.temperature:.3f}{threshold}")
+    write_text(run / TILES_FILE, TileSetPaths.of(work.folder / TILES).text())
+    return lines
+
+
+def _inference(settings: PredictConfig) -> InferenceConfig:
+    """Return how pixels are predicted in maps, for the calibration of their thresholds."""
+    return InferenceConfig(**{each.name: getattr(settings, each.name) for each in fields(InferenceConfig)})
+
+
+def _recipe(work: Work) -> Recipe:
+    """Return the recipe of the project; with an encoder from a package if the hub of the default does not respond."""
+    recipe = work.settings.recipe
+    if work.chosen & {"architecture", "encoder", "weights", "start"}:
+        return recipe
+    available, origin = with_weights(recipe)
+    if available != recipe:
+        announce(f"plan: the hub with the weights of {recipe.model.encoder} does not respond; encoder: {origin}")
+    return available
+
+
+def _start_over_if_changed(work: Work, inputs: str) -> None:
+    """Remove a tile set and a run in progress that were made from other inputs."""
+    path = work.staging / INPUTS_FILE
+    known = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if known == inputs:
+        return
+    with translate_write_errors(work.staging):
+        for name in (TILES, RUN):
+            shutil.rmtree(work.staging / name, ignore_errors=True)
+    write_text(path, inputs)
+
+
+def _replace_folder(new: Path, place: Path) -> None:
+    """Move a folder to its place, if it is not there yet, and remove the one that was there."""
+    if not new.exists():
+        return
+    old = new.with_name(f"old-{new.name}")
+    with translate_write_errors(place):
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            place.replace(old)
+        new.replace(place)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------- scores, maps and suggestions
+
+
+def _refresh_scores(work: Work) -> None:
+    scored = len(TileSet.open(work.folder / TILES).split("test"))
+    if not scored:
+        work.notes += scoring_advice([area for area in work.labels.areas if area.is_sample])
+        return
+    path = work.run / "scores-test.json"
+    inputs = work.digest_with_run(asdict(work.settings.evaluate))
+    work.do(SCORE, inputs, lambda: evaluate(work.run, config=work.settings.evaluate).lines(), path)
+
+
+def _map_step(name: str) -> str:
+    return f"map {name}"
+
+
+def _refresh_map(work: Work, name: str) -> None:
+    settings = work.settings
+    inputs = work.digest_with_run(work.states[name], asdict(settings.predict), asdict(settings.polygons))
+    files = [work.folder / MAPS / f"{name}{suffix}" for suffix in (".tif", ".gpkg")]
+    work.do(_map_step(name), inputs, lambda: _map(work, name, inputs), *files)
+
+
+def _map(work: Work, name: str, inputs: str) -> list[str]:
+    """Make a map and its polygons in the staging folder, and move them to their place: all files, or none."""
+    part = work.staging / f"map-{inputs[:16]}"
+    target, outlines = part / f"{name}.tif", part / f"{name}.gpkg"
+    lines = [] if target.exists() else predict(work.run, work.images[name], target, work.settings.predict).lines()
+    if outlines.exists():
+        outlines.unlink()
+    lines += polygons(target, outlines, work.settings.polygons).lines()
+    with atomic_update(work.folder / MAPS) as update, translate_write_errors(work.folder / MAPS):
+        for file in _map_files(update / target.name):
+            made = part / file.name
+            if made.exists():
+                made.replace(file)
+            elif (work.folder / MAPS / file.name).exists():
+                file.touch()  # removes the one of the last time
+    shutil.rmtree(part, ignore_errors=True)
+    return [line.replace(str(part), str(work.folder / MAPS)) for line in lines]
+
+
+def _map_files(path: Path) -> list[Path]:
+    """Return all files that a map at `path` may have: the map, its layers, their sidecar files, and the polygons."""
+    rasters = [path, *(sibling_path(path, what) for what in ("probabilities", "uncertainty", "applicability"))]
+    return [path.with_suffix(".gpkg"), *(file for raster in rasters for file in (raster, *sidecar_paths(raster)))]
+
+
+def _refresh_suggestions(work: Work) -> None:
+    inputs = work.digest_with_run(work.states, asdict(work.settings.suggest))
+    work.do(SUGGEST, inputs, lambda: _suggest(work))
+
+
+def _suggest(work: Work) -> list[str]:
+    part, place = work.staging / SUGGESTED, work.folder / SUGGESTED
+    with translate_write_errors(place):
+        part.unlink(missing_ok=True)
+        try:
+            lines = suggest(work.run, tuple(work.images.values()), part, work.settings.suggest).lines()
+        except InputError as error:  # there may be no tile without labels
+            place.unlink(missing_ok=True)
+            return [f"no suggestions: {error}"]
+        part.replace(place)
+    return [line.replace(str(part), str(place)) for line in lines]
+
+
+def _refresh_report(work: Work) -> None:
+    first = next(iter(work.images))
+    page = work.run / PAGE
+    inputs = work.digest_with_run({name: known["inputs"] for name, known in work.done.items() if name != REPORT})
+    work.do(REPORT, inputs, lambda: report(work.run, class_map=work.folder / MAPS / f"{first}.tif").lines(), page)
+
+
+# ------------------------------------------------------------------------------------------------------ shown in QGIS
+
+
+def result_layers(work: Work) -> list[ProjectLayer]:
+    """Return suggestions, polygons and maps as QGIS shows them: by the colours of project.toml.
+
+    Fields that labels.gpkg has and these layers lack are added with one value, which is copied with a feature.
+    """
+    colours = {each.name: each.colour for each in work.settings.classes}
+    layers = [_suggestions_layer(work)] if (work.folder / SUGGESTED).exists() else []
+    maps = {name: work.folder / MAPS / f"{name}.tif" for name in work.images}
+    form = FieldForm(constants={ORIGIN: "suggested"})
+    style = categorized_style(CLASS, [Entry(name, name, colour) for name, colour in colours.items()], "area", form)
+    for name in maps:
+        source = f"{MAPS}/{name}.gpkg"
+        layer = layer_name(Path(source))
+        layers.append(ProjectLayer(f"{name}: polygons", source, _crs(work, name), style, layer, read_only=True))
+    for name, path in maps.items():
+        with Image.open(path) as image:
+            legend = map_legend(image.info)
+        assert legend is not None, "a map has a legend"
+        own = {
+            value: colours.get(each, plain)
+            for value, each, plain in zip(legend.values, legend.names, legend.colours, strict=True)
+        }
+        shown = classes_style(dict(zip(legend.values, legend.names, strict=True)), own)
+        layers.append(ProjectLayer(f"{name}: map", f"{MAPS}/{name}.tif", _crs(work, name), shown, shown=False))
+    return layers
+
+
+def _suggestions_layer(work: Work) -> ProjectLayer:
+    frame = read_frame(work.folder / SUGGESTED)
+    form = FieldForm(ALIASES, label="rank", constants={ROLE: "training", ORIGIN: "suggested"})
+    style = ranked_style("rank", len(frame), form)
+    return ProjectLayer("label next", SUGGESTED, frame.crs, style, LAYER, read_only=True)
+
+
+def _crs(work: Work, name: str = "") -> Any:
+    """Return the CRS of an image; by default of the first, which is that of labels.gpkg."""
+    with Image.open(work.images[name or next(iter(work.images))]) as image:
+        return image.info.grid.crs
