@@ -37,6 +37,7 @@ def all_cases(inputs: Path) -> list[Case]:
         output_cases(),
         option_cases(),
         recipe_cases(),
+        project_cases(),
         damage_cases(),
     )
     return [case for family in families for case in family]
@@ -526,6 +527,63 @@ def recipe_cases() -> Iterator[Case]:
             yield Case("recipe", f"{name}, {command.arguments[0]}", command, edit, quick, expected)
 
 
+GO = f.Command(("go", "p"), ("p", "scene.tif"))
+"""Trains if it is not refused, so it has no valid case."""
+
+
+def project_cases() -> Iterator[Case]:
+    """Write wrong settings of a project, and edit its areas and labels."""
+    valid = 'title = "p"\nimages = ["../scene.tif"]\nclasses = [{ name = "field", colour = "#009E73" }]\n'
+    texts = {
+        "empty": "",
+        "no TOML": valid + "[train",
+        "zero bytes": "\0" * 50,
+        "no classes": valid.partition("classes")[0] + "classes = []\n",
+        "a class twice": valid.replace("}]", '}, { name = "field", colour = "#000000" }]'),
+        "another class": valid.replace("field", "forest"),
+        "a colour in words": valid.replace("#009E73", "green"),
+        "no image": valid.replace("../scene.tif", "missing.tif"),
+        "an image on a server": valid.replace("../scene.tif", "{server}/a.tif"),
+        "an image twice": valid.replace('["../scene.tif"]', '["../scene.tif", "../scene.tif"]'),
+        "a folder as image": valid.replace("../scene.tif", ".."),
+        "images as text": valid.replace('["../scene.tif"]', '"../scene.tif"'),
+        "an unknown table": valid + "[nonsense]\na = 1\n",
+        "an unknown key": valid + "[train]\nepoch = 1\n",
+        "a tile size of 10^9": valid + "[prepare]\ntile_px = 1000000000\n",
+        "a threshold nan": valid + "[predict]\nthreshold = [nan]\n",
+        "areas of 0 pixels": valid + "[areas]\narea_px = 0\n",
+        "a title as number": valid.replace('"p"', "1"),
+        "a deep table": valid + "[" + ".".join("a" * 500) + "]\n",
+    }
+    for name, text in texts.items():
+        yield Case("project", f"project.toml: {name}", GO, f.replaced("p/project.toml", text), expected=REFUSED)
+    for name in ("project.toml", "labels.gpkg"):
+        yield Case("project", f"without {name}", GO, g.removed(f"p/{name}"), expected=REFUSED)
+    statements = {
+        "an unknown role": ("UPDATE areas SET role = 'x'", REFUSED),
+        "no role": ("UPDATE areas SET role = NULL", REFUSED),
+        "an unknown origin": ("UPDATE areas SET origin = 'x'", REFUSED),
+        "drawn scoring areas": ("UPDATE areas SET origin = 'drawn'", REFUSED),
+        "suggested polygons": ("UPDATE labels SET origin = 'suggested'", REFUSED),
+        "polygons of no class": ("UPDATE labels SET class = NULL", REFUSED),
+        "a class of 3000 letters": (f"UPDATE labels SET class = '{'n' * 3000}'", REFUSED),
+        "labelled as text": ("UPDATE areas SET labelled = 'yes'", ANY),
+        "a rank of 1e300": ("UPDATE areas SET rank = 1e300", ANY),
+        "a rank below 0": ("UPDATE areas SET rank = -5", ANY),
+        "nothing labelled": ("UPDATE areas SET labelled = 0", REFUSED),
+        "areas without geometry": ("UPDATE areas SET geom = NULL", REFUSED),
+        "no areas": ("DELETE FROM areas", REFUSED),
+        "no polygons": ("DELETE FROM labels", REFUSED),
+        "no layer labels": ("DROP TABLE labels", REFUSED),
+        "no field class": ("ALTER TABLE labels DROP COLUMN class", REFUSED),
+        "no field labelled": ("ALTER TABLE areas DROP COLUMN labelled", REFUSED),
+    }
+    for name, (statement, expected) in statements.items():
+        yield Case(
+            "project", f"labels.gpkg: {name}", f.AREAS, f.edited_table("p/labels.gpkg", statement), expected=expected
+        )
+
+
 def damage_cases() -> Iterator[Case]:
     """Damage bytes of every kind of file at random."""
     files = {
@@ -551,6 +609,8 @@ def damage_cases() -> Iterator[Case]:
         "map.tif": f.POLYGONS,
         "points.gpkg": f.AREA,
         "recipe.toml": f.RECIPE,
+        "p/labels.gpkg": f.AREAS,
+        "run.graft": f.BUNDLE,
     }
     for name, command in files.items():
         for number, way in enumerate(WAYS):

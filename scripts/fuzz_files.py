@@ -94,6 +94,9 @@ AREA = command("area map.tif points.gpkg", "map.tif", "points.gpkg")
 JACCARD = command(f"jaccard {SCENE}.csv --labels dstl", f"{SCENE}.csv", "dstl")
 REPORT = command("report run", "run")
 MODEL = command("model unet")
+PROJECT = command("project new scene.tif --classes field --scoring-areas 2 --area-px 32", "scene.tif")
+AREAS = command("prepare vector scene.tif --labels p/labels.gpkg --out q --tile-px 32 --buffer-px 4", "scene.tif", "p")
+BUNDLE = command("show run.graft", "run.graft")
 COMPARE = command("compare tiles --recipe recipe.toml --out c", "tiles", "recipe.toml", options=("--device", "cpu"))
 RECIPE = command("train tiles --out new --recipe recipe.toml --device cpu --workers 0", "tiles", "recipe.toml")
 
@@ -136,9 +139,12 @@ def write_inputs(folder: Path, run: Callable[..., Any]) -> None:
         ("evaluate", "run"),
         ("predict", "run", "scene.tif", "--out", "map.tif", "--probabilities", "uint8", *TORCH),
         ("sample", "map.tif", "--out", "points.gpkg"),
+        ("project", "p", *PROJECT.arguments[2:]),
+        ("export", "run", "--for", "bundle", "--out", "run.graft"),
     ):
         _check(run(arguments, folder), arguments)
     _label_points(folder / "points.gpkg")
+    _label_areas(folder / "p" / "labels.gpkg", areas)
     _write_interrupted(folder)
     (folder / f"{SCENE}.csv").write_text(f'ImageId,ClassType,MultipolygonWKT\n{SCENE},5,"{_TREES}"\n')
 
@@ -184,6 +190,18 @@ def _label_points(path: Path) -> None:
     points = geopandas.read_file(path, layer="points")
     points["reference"] = ["labels" if number % 3 else "background" for number in range(len(points))]
     points.to_file(path, layer="points")
+
+
+def _label_areas(path: Path, fields: Sequence[Any]) -> None:
+    """Label the random areas of a project and two training areas."""
+    from geograft.geo.vectors.label_file import Area, Label, read_label_file, write_label_file
+
+    content = read_label_file(path)
+    random = [Area(area.shape, "scoring", "random", True, area.rank) for area in content.areas]
+    corners = [(left, left + 96) for left in (0, 128)]
+    drawn = [box(*(TENTH_METRE @ (left, 112)), *(TENTH_METRE @ (right, 0))) for left, right in corners]
+    training = [Area(shape, "training", labelled=True) for shape in drawn]
+    write_label_file(path, [*random, *training], [Label(field, "field") for field in fields], content.crs)
 
 
 def _write_interrupted(folder: Path) -> None:
