@@ -33,6 +33,10 @@ DETAIL = (528055, 4978925, 528125, 4978985)
 """What pictures of details show: minimum x, minimum y, maximum x, maximum y."""
 
 
+PROGRESS = re.compile(r"^(?!epoch)[\w .]+: [\d.,]+ of [\d.,]+ .* left$|^epoch ([2-9]|1\d) of (?!\1:)")
+"""Lines of bars, and of epochs but the first and the last, which are left out of the page."""
+
+
 def training_areas() -> list[Area]:
     """Return the areas that a person draws to train on."""
     side = TRAINING_PX * PIXEL_M
@@ -56,7 +60,8 @@ def run(folder: Path, *arguments: str) -> str:
     """Return what a command prints, messages first; it runs in `folder`."""
     command = [sys.executable, "-m", "geograft", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return f"{done.stderr}{done.stdout}".rstrip()
+    lines = f"{done.stderr}{done.stdout}".replace(f"{folder.resolve()}/", "").rstrip().splitlines()
+    return "\n".join(line for line in lines if not PROGRESS.search(line))
 
 
 def draw(project: Path, name: str, extent: tuple[float, ...] = ()) -> None:

@@ -232,6 +232,7 @@ def test_qgis_shows_the_results_in_the_project(first: tuple[Path, Outcome], tmp_
     assert polygons["constants"] == {"origin": "'suggested'"}
     assert polygons["legend"] == ["field"]
     assert polygons["read_only"]
+    assert [name for name, layer in found["layers"].items() if not layer["shown"]] == ["scene: map"]
     assert found["layers"]["scene: map"]["legend"][1:] == ["background", "field"]
     with Image.open(picture) as drawn:
         assert np.ptp(np.asarray(drawn)) > 0

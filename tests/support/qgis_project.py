@@ -33,6 +33,7 @@ def describe_layer(layer):
         "name": layer.name(),
         "valid": layer.isValid(),
         "crs": layer.crs().authid(),
+        "shown": QgsProject.instance().layerTreeRoot().findLayer(layer.id()).isVisible(),
         "legend": [node.data(Qt.DisplayRole) for node in nodes],
     }
     if isinstance(layer, QgsVectorLayer) and layer.isValid():

@@ -24,7 +24,7 @@ from geograft.commands.evaluate import evaluate
 from geograft.commands.polygons import polygons
 from geograft.commands.predict import format_seconds, predict
 from geograft.commands.prepare import prepare
-from geograft.commands.project import LABELS_FILE, QGIS_FILE, RESULTS_FILE, results_project
+from geograft.commands.project import LABELS_FILE, MAPS, QGIS_FILE, RESULTS_FILE, map_layer, results_project
 from geograft.commands.report import PAGE, report
 from geograft.commands.suggest import ALIASES, LAYER, suggest
 from geograft.commands.train import read_recipe, train
@@ -58,7 +58,7 @@ from geograft.progress import announce
 from geograft.text import join_names, pluralise
 
 STAGING, DONE_FILE, INPUTS_FILE, READY_FILE = ".go", "done.json", "inputs.json", "ready.json"
-TILES, RUN, MAPS, SUGGESTED = "tiles", "run", "maps", "suggested.gpkg"
+TILES, RUN, SUGGESTED = "tiles", "run", "suggested.gpkg"
 TRAIN, SCORE, SUGGEST, REPORT = "train", "evaluate", "suggest", "report"
 """Names of the steps; those of maps are `map NAME`."""
 NO_LIMIT_MINUTES = 1e6
@@ -483,7 +483,7 @@ def result_layers(work: Work) -> list[ProjectLayer]:
             for value, each, plain in zip(legend.values, legend.names, legend.colours, strict=True)
         }
         shown = classes_style(dict(zip(legend.values, legend.names, strict=True)), own)
-        layers.append(ProjectLayer(f"{name}: map", f"{MAPS}/{name}.tif", _crs(work, name), shown, shown=False))
+        layers.append(map_layer(name, _crs(work, name), shown))
     return layers
 
 

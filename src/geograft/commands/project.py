@@ -47,7 +47,7 @@ from geograft.memory import MAX_TILE_PX
 from geograft.text import join_names, pluralise
 
 LABELS_FILE, QGIS_FILE, RESULTS_FILE = "labels.gpkg", "project.qgz", "results.qgs"
-RESULTS_GROUP = "Results"
+RESULTS_GROUP, MAPS = "Results", "maps"
 MIN_VALID = 0.9
 """Minimum fraction of valid pixels in a random area."""
 MAX_FAILURES = 1000
@@ -262,7 +262,7 @@ def _qgis_project(
     extent = (*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist())
     groups = (
         Group("Draw", drawing),
-        Group(RESULTS_GROUP, project=RESULTS_FILE),
+        Group(RESULTS_GROUP, project=RESULTS_FILE, hidden=[map_layer(name, crs).id for name in names]),
         Group("Images", images),
     )
     return zip_project(project_xml(groups, View(settings.title, crs, extent)), f"{Path(QGIS_FILE).stem}.qgs")
@@ -271,6 +271,11 @@ def _qgis_project(
 def results_project(title: str, layers: Sequence[ProjectLayer], crs: CRS) -> str:
     """Return the content of results.qgs, whose group project.qgz shows."""
     return project_xml([Group(RESULTS_GROUP, layers)], View(f"{title}: results", crs))
+
+
+def map_layer(name: str, crs: CRS, style: str = "") -> ProjectLayer:
+    """Return the map of an image, which covers it and is not drawn at first."""
+    return ProjectLayer(f"{name}: map", f"{MAPS}/{name}.tif", crs, style, shown=False)
 
 
 def drawing_layers(settings: ProjectSettings, crs: CRS) -> tuple[ProjectLayer, ProjectLayer]:

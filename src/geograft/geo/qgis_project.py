@@ -77,6 +77,8 @@ class Group:
     layers: Sequence[ProjectLayer] = ()
     project: str = ""
     """Path of another project whose group of this name is shown in place of `layers`."""
+    hidden: Sequence[str] = ()
+    """Identifiers of layers there that are not drawn when this project is opened."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ def _add_group(tree: Element, group: Group) -> None:
         options = SubElement(SubElement(node, "customproperties"), "Option", {"type": "Map"})
         for name, value in {"embedded": "1", "embedded_project": f"./{group.project}"}.items():
             SubElement(options, "Option", {"type": "QString", "name": name, "value": value})
+        hidden = SubElement(options, "Option", {"type": "StringList", "name": "embedded-invisible-layers"})
+        for identifier in group.hidden:
+            SubElement(hidden, "Option", {"type": "QString", "value": identifier})
     for layer in group.layers:
         attributes = {"id": layer.id, "name": xml_text(layer.name), "source": layer.datasource}
         state = {"providerKey": layer.provider, "checked": CHECKED if layer.shown else UNCHECKED, "expanded": "1"}
