@@ -222,14 +222,18 @@ def test_a_second_process_is_refused(first: tuple[Path, Outcome], capsys: pytest
 
 def test_qgis_shows_the_results_in_the_project(first: tuple[Path, Outcome], tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
-    found = qgis_project(first[0] / "project.qgz", "--picture", str(picture))
+    pairs = "scene: polygons=labels,label next=areas"
+    found = qgis_project(first[0] / "project.qgz", "--picture", str(picture), "--paste", pairs)
     assert found["groups"]["Results"] == ["label next", "scene: polygons", "scene: map"]
     assert found["not_shown"] == []
     assert all(layer["valid"] for layer in found["layers"].values())
     suggested, polygons = found["layers"]["label next"], found["layers"]["scene: polygons"]
-    # What is copied to labels.gpkg is marked as suggested.
     assert suggested["constants"] == {"role": "'training'", "origin": "'suggested'"}
     assert polygons["constants"] == {"origin": "'suggested'"}
+    # What is copied to labels.gpkg is marked as suggested.
+    assert {"class": "field", "origin": "suggested"}.items() <= found["pasted"]["labels"].items()
+    area = {"role": "training", "origin": "suggested", "labelled": False, "rank": 1}
+    assert area.items() <= found["pasted"]["areas"].items()
     assert polygons["legend"] == ["field"]
     assert polygons["read_only"]
     assert [name for name, layer in found["layers"].items() if not layer["shown"]] == ["scene: map"]

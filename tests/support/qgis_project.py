@@ -1,8 +1,9 @@
 """Print as JSON what QGIS reads from a project. Runs under the Python that has QGIS, not under that of the tests.
 
-usage: qgis_project.py PROJECT [--add] [--save COPY] [--picture FILE.png [--extent XMIN,YMIN,XMAX,YMAX]]
+usage: qgis_project.py PROJECT [--add] [--paste FROM=TO,...] [--save COPY] [--picture FILE [--extent XMIN,YMIN,XMAX,YMAX]]
 
 --add draws a square in each layer of labels.gpkg, as a person would: with the default values of the layer.
+--paste copies the first feature of a layer to another, as Edit > Paste Features does, without saving it.
 --save writes the project to a copy, and reads that.
 """
 
@@ -11,6 +12,7 @@ import sys
 
 from qgis.core import (
     QgsApplication,
+    QgsFeatureSink,
     QgsGeometry,
     QgsLayerTreeLayer,
     QgsMapRendererSequentialJob,
@@ -73,9 +75,27 @@ def add_features(project):
         if not layer.commitChanges():
             raise SystemExit(str(layer.commitErrors()))
         newest = max(layer.getFeatures(), key=lambda feature: feature.id())
-        values = zip(layer.fields().names(), newest.attributes(), strict=True)
-        added[layer.name()] = {name: value if isinstance(value, (str, bool, int)) else None for name, value in values}
+        added[layer.name()] = plain_values(layer, newest)
     return added
+
+
+def paste(project, pairs):
+    """Return the values that the first feature of a layer would have in another layer, by the name of that."""
+    layers, pasted = {layer.name(): layer for layer in project.mapLayers().values()}, {}
+    for source, target in (pair.split("=") for pair in pairs.split(",")):
+        layer = layers[target]
+        copied = [next(layers[source].getFeatures())]
+        (fitting,) = QgsVectorLayerUtils.makeFeaturesCompatible(copied, layer, QgsFeatureSink.RegeneratePrimaryKey)
+        data = QgsVectorLayerUtils.QgsFeatureData(fitting.geometry(), dict(enumerate(fitting.attributes())))
+        (new,) = QgsVectorLayerUtils.createFeatures(layer, [data], layer.createExpressionContext())
+        pasted[target] = plain_values(layer, new)
+    return pasted
+
+
+def plain_values(layer, feature):
+    """Return the texts and numbers of a feature by the name of their field; None for NULL."""
+    values = zip(layer.fields().names(), feature.attributes(), strict=True)
+    return {name: value if isinstance(value, (str, bool, int)) else None for name, value in values}
 
 
 def describe(project):
@@ -115,17 +135,17 @@ def main(arguments):
     """Read the project and do what the arguments ask for."""
     application = QgsApplication([], False)
     application.initQgis()
-    options = {
-        name: arguments[arguments.index(name) + 1] for name in ("--save", "--picture", "--extent") if name in arguments
-    }
+    names = ("--save", "--picture", "--extent", "--paste")
+    options = {name: arguments[arguments.index(name) + 1] for name in names if name in arguments}
     project = QgsProject.instance()
     if not project.read(arguments[0]):
         raise SystemExit(project.error())
     if "--save" in options and not (project.write(options["--save"]) and project.read(options["--save"])):
         raise SystemExit(project.error())
     added = add_features(project) if "--add" in arguments else {}
+    pasted = paste(project, options["--paste"]) if "--paste" in options else {}
     found = describe(project)
-    sys.stdout.write(json.dumps({**found, "added": added}))
+    sys.stdout.write(json.dumps({**found, "added": added, "pasted": pasted}))
     if "--picture" in options:
         extent = [float(side) for side in options.get("--extent", "").split(",") if side] or found["extent"]
         draw(project, options["--picture"], extent)
