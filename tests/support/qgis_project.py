@@ -1,6 +1,6 @@
 """Print as JSON what QGIS reads from a project. Runs under the Python that has QGIS, not under that of the tests.
 
-usage: qgis_project.py PROJECT [--add] [--paste FROM=TO,...] [--save COPY] [--picture FILE [--extent XMIN,YMIN,XMAX,YMAX]]
+usage: qgis_project.py PROJECT [--add] [--paste FROM=TO,...] [--save COPY] [--picture FILE [--extent X,Y,X,Y]]
 
 --add draws a square in each layer of labels.gpkg, as a person would: with the default values of the layer.
 --paste copies the first feature of a layer to another, as Edit > Paste Features does, without saving it.
