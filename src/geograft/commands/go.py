@@ -225,6 +225,7 @@ def go(folder: StrPath, minutes: float | None = None) -> Outcome:
         work = Work(folder, settings, chosen, minutes, read_label_file(folder / LABELS_FILE))
         _check_labels(work)
         _check_outputs(work)
+        _ = work.states  # an image that cannot be read is told before anything is written
         for line in plan_lines(work):
             announce(line)
         with translate_write_errors(work.staging):
@@ -253,11 +254,12 @@ def plan_lines(work: Work) -> list[str]:
     score = f"{SCORE}, " if any(area.labelled for area in scoring) else ""
     seconds = sum(float(each["seconds"]) for each in work.done.values())
     earlier = f" (the last time took {format_seconds(seconds)})" if seconds else ""
-    return [
-        f"labelled: {_count(training)} training areas and {_count(scoring)} random scoring areas",
-        f"plan: {TRAIN}, calibrate, {score}{maps}, polygons, {SUGGEST}, {REPORT}; unchanged steps are skipped{earlier}",
+    lines = (
+        f"{_count(training)} training areas and {_count(scoring)} random scoring areas are labelled",
+        f"{TRAIN}, calibrate, {score}{maps}, polygons, {SUGGEST}, {REPORT}; unchanged steps are skipped{earlier}",
         *scoring_advice(scoring),
-    ]
+    )
+    return [f"plan: {line}" for line in lines]
 
 
 def _areas(work: Work, role: str) -> list[Area]:
@@ -274,10 +276,10 @@ def scoring_advice(areas: Sequence[Area]) -> list[str]:
     waiting = sorted(area.rank or area.id for area in areas if not area.labelled)
     following = f" Label number {' then '.join(map(str, waiting[:3]))} next." if waiting else ""
     if not done:
-        return [f"missing: no random scoring area is labelled, so the accuracy of the map is unknown.{following}"]
+        return [f"no random scoring area is labelled, so the accuracy of the map is unknown.{following}"]
     if done < FEW_AREAS:
         few = pluralise(done, "random scoring area")
-        return [f"missing: with {few} the confidence interval is wide; {FEW_AREAS} or more are better.{following}"]
+        return [f"with {few} the confidence interval is wide; {FEW_AREAS} or more are better.{following}"]
     return []
 
 
