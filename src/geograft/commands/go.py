@@ -249,13 +249,13 @@ def go(folder: StrPath, minutes: float | None = None) -> Outcome:
 
 def plan_lines(work: Work) -> list[str]:
     """Return what is labelled, what will be done and how long it took the last time, and what is missing."""
-    training, scoring = _areas(work, "training"), _areas(work, "scoring")
+    scoring = _areas(work, "scoring")
     maps = join_names((f"map {name}" for name in work.images), limit=3)
     score = f"{SCORE}, " if any(area.labelled for area in scoring) else ""
     seconds = sum(float(each["seconds"]) for each in work.done.values())
     earlier = f" (the last time took {format_seconds(seconds)})" if seconds else ""
     lines = (
-        f"{_count(training)} training areas and {_count(scoring)} random scoring areas are labelled",
+        f"{_count(_areas(work, 'training'))} training areas and {_count(scoring)} random scoring areas are labelled",
         f"{TRAIN}, calibrate, {score}{maps}, polygons, {SUGGEST}, {REPORT}; unchanged steps are skipped{earlier}",
         *scoring_advice(scoring),
     )
@@ -304,7 +304,7 @@ def _check_outputs(work: Work) -> None:
     for name in (TILES, RUN):
         work.refuse_foreign(work.folder / name, TRAIN)
     for name in work.images:
-        work.refuse_foreign(work.folder / MAPS / f"{name}.tif", _map_step(name))
+        work.refuse_foreign(work.folder / MAPS / f"{name}.tif", f"map {name}")
     work.refuse_foreign(work.folder / SUGGESTED, SUGGEST)
     for path in (work.folder / SUGGESTED, *(work.folder / MAPS / f"{name}.gpkg" for name in work.images)):
         journal = path.with_name(f"{path.name}-wal")
@@ -389,24 +389,19 @@ def _replace_folder(new: Path, place: Path) -> None:
 
 
 def _refresh_scores(work: Work) -> None:
-    scored = len(TileSet.open(work.folder / TILES).split("test"))
-    if not scored:
+    if not TileSet.open(work.folder / TILES).split("test"):
         work.notes += scoring_advice([area for area in work.labels.areas if area.is_sample])
         return
-    path = work.run / "scores-test.json"
-    inputs = work.digest_with_run(asdict(work.settings.evaluate))
-    work.do(SCORE, inputs, lambda: evaluate(work.run, config=work.settings.evaluate).lines(), path)
-
-
-def _map_step(name: str) -> str:
-    return f"map {name}"
+    config = work.settings.evaluate
+    inputs = work.digest_with_run(asdict(config))
+    work.do(SCORE, inputs, lambda: evaluate(work.run, config=config).lines(), work.run / "scores-test.json")
 
 
 def _refresh_map(work: Work, name: str) -> None:
     settings = work.settings
     inputs = work.digest_with_run(work.states[name], asdict(settings.predict), asdict(settings.polygons))
     files = [work.folder / MAPS / f"{name}{suffix}" for suffix in (".tif", ".gpkg")]
-    work.do(_map_step(name), inputs, lambda: _map(work, name, inputs), *files)
+    work.do(f"map {name}", inputs, lambda: _map(work, name, inputs), *files)
 
 
 def _map(work: Work, name: str, inputs: str) -> list[str]:
