@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         Variant,
         load_recipe,
     )
-    from geograft.config.projects import AreaConfig
+    from geograft.config.recipes import AreaConfig
     from geograft.dataset.sources import CocoSource, DstlSource, MaskSource, VectorSource
     from geograft.dataset.tileset import TileSet
     from geograft.errors import GeograftError, InputError, OutputError, SettingError, WeightsError
@@ -90,7 +90,7 @@ _MODULES = {
     **dict.fromkeys(("Run", "load"), "geograft.api.run"),
     **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),
     "load_recipe": "geograft.config",
-    "AreaConfig": "geograft.config.projects",
+    "AreaConfig": "geograft.config.recipes",
     **{
         verb: f"geograft.commands.{verb}"
         for verb in (

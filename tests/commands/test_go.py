@@ -19,7 +19,7 @@ from geograft.commands import go as steps
 from geograft.commands.go import Outcome, go
 from geograft.commands.project import project
 from geograft.config import EvaluateConfig, ModelConfig, PredictConfig, PrepareConfig, SuggestConfig, TrainConfig
-from geograft.config.projects import AreaConfig
+from geograft.config.recipes import AreaConfig
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.vectors.label_file import Area, Label, read_label_file, write_label_file
 from geograft.geo.vectors.reader import read_frame

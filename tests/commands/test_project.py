@@ -12,7 +12,7 @@ from pyproj import CRS
 
 from geograft.cli import main
 from geograft.commands.project import MIN_VALID, ProjectFolder, draw_areas, project
-from geograft.config.projects import AreaConfig, ProjectSettings, read_project
+from geograft.config.recipes import AreaConfig, ProjectSettings, read_project
 from geograft.dataset.scenes import read_image_infos
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.rasters.raster import Image

@@ -17,7 +17,7 @@ import pytest
 import rasterio
 
 from geograft.commands.qgis import COMMAND, METADATA, PLUGIN, qgis
-from geograft.config.projects import read_project
+from geograft.config.recipes import read_project
 from geograft.dataset.tileset import TileSet
 from geograft.errors import OutputError
 from tests.support.gis import PYTHON, require_qgis, run_qgis

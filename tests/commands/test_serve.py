@@ -27,7 +27,7 @@ START = "import sys; from geograft.cli import main; main(sys.argv[1:])"
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     from geograft.commands.project import project
-    from geograft.config.projects import AreaConfig
+    from geograft.config.recipes import AreaConfig
 
     image = write_raster(tmp_path / "scene.tif", textured(3, 128, 128))
     areas = AreaConfig(scoring_areas=2, area_px=32)

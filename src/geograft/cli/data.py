@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
 from geograft.config import PrepareConfig, Recipe, load_recipe
-from geograft.config.projects import AreaConfig
+from geograft.config.recipes import AreaConfig
 from geograft.errors import SettingError
 
 Flag = Annotated[bool, Parameter(negative=())]

@@ -29,7 +29,7 @@ from geograft.commands.report import PAGE, report
 from geograft.commands.suggest import ALIASES, LAYER, suggest
 from geograft.commands.train import read_recipe, train
 from geograft.config import InferenceConfig, PredictConfig, Recipe
-from geograft.config.projects import PROJECT_FILE, ProjectSettings, read_project
+from geograft.config.recipes import PROJECT_FILE, ProjectSettings, read_project
 from geograft.dataset.joined import TileSetPaths
 from geograft.dataset.scenes import scene_names
 from geograft.dataset.sources import VectorSource

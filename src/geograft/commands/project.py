@@ -14,7 +14,7 @@ from numpy import ndarray
 from pyproj import CRS
 
 from geograft.config import PredictConfig
-from geograft.config.projects import PROJECT_FILE, AreaConfig, ProjectClass, ProjectSettings
+from geograft.config.recipes import PROJECT_FILE, AreaConfig, ProjectClass, ProjectSettings
 from geograft.dataset.scenes import read_image_infos, scene_names
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, atomic_folder, refuse_existing, to_paths, write_bytes, write_text

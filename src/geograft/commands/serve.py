@@ -11,7 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from geograft.card import read_card
-from geograft.config.projects import PROJECT_FILE, read_project
+from geograft.config.recipes import PROJECT_FILE, read_project
 from geograft.dataset.scenes import scene_names
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, to_paths

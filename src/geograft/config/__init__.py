@@ -11,11 +11,23 @@ from geograft.config.inference import (
     SampleConfig,
     SuggestConfig,
 )
-from geograft.config.recipes import Recipe, Variant, describe_fault, load_recipe, parse_recipe, recipe_toml
+from geograft.config.recipes import (
+    AreaConfig,
+    ProjectClass,
+    ProjectSettings,
+    Recipe,
+    Variant,
+    describe_fault,
+    load_recipe,
+    parse_recipe,
+    read_project,
+    recipe_toml,
+)
 from geograft.config.training import AdaptConfig, ModelConfig, PrepareConfig, TrainConfig
 
 __all__ = [
     "AdaptConfig",
+    "AreaConfig",
     "Cleaning",
     "EvaluateConfig",
     "ExportConfig",
@@ -24,6 +36,8 @@ __all__ = [
     "PolygonConfig",
     "PredictConfig",
     "PrepareConfig",
+    "ProjectClass",
+    "ProjectSettings",
     "Recipe",
     "ReviewConfig",
     "SampleConfig",
@@ -33,5 +47,6 @@ __all__ = [
     "describe_fault",
     "load_recipe",
     "parse_recipe",
+    "read_project",
     "recipe_toml",
 ]
