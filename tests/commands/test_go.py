@@ -227,8 +227,7 @@ def test_qgis_shows_the_results_in_the_project(first: tuple[Path, Outcome], tmp_
     assert found["groups"]["Results"] == ["label next", "scene: polygons", "scene: map"]
     assert found["not_shown"] == []
     assert all(layer["valid"] for layer in found["layers"].values())
-    suggested, polygons = found["layers"]["label next"], found["layers"]["scene: polygons"]
-    assert suggested["constants"] == {"role": "'training'", "origin": "'suggested'"}
+    polygons = found["layers"]["scene: polygons"]
     assert polygons["constants"] == {"origin": "'suggested'"}
     # What is copied to labels.gpkg is marked as suggested.
     assert {"class": "field", "origin": "suggested"}.items() <= found["pasted"]["labels"].items()

@@ -49,7 +49,7 @@ from geograft.geo.qgis_project import ProjectLayer
 from geograft.geo.rasters.raster import Image, raster_state
 from geograft.geo.rasters.styles import classes_style, sidecar_paths
 from geograft.geo.rasters.tags import map_legend, sibling_path
-from geograft.geo.vectors.label_file import CLASS, ORIGIN, ROLE, Area, LabelFile, read_label_file
+from geograft.geo.vectors.label_file import CLASS, ORIGIN, Area, LabelFile, read_label_file
 from geograft.geo.vectors.reader import read_frame
 from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style, ranked_style
 from geograft.locks import lock_output
@@ -486,8 +486,7 @@ def result_layers(work: Work) -> list[ProjectLayer]:
 
 def _suggestions_layer(work: Work) -> ProjectLayer:
     frame = read_frame(work.folder / SUGGESTED)
-    form = FieldForm(ALIASES, label="rank", constants={ROLE: "training", ORIGIN: "suggested"})
-    style = ranked_style("rank", len(frame), form)
+    style = ranked_style("rank", len(frame), FieldForm(ALIASES, label="rank"))
     return ProjectLayer("label next", SUGGESTED, frame.crs, style, LAYER, read_only=True)
 
 
