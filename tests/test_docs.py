@@ -33,7 +33,7 @@ NOT_RUN = {
     "docs/qgis.md": "tests/commands/test_qgis.py installs the plugin and runs it where QGIS is found",
     "docs/report.md": "reports of comparisons that take minutes to train; see tests/commands/test_report*.py",
     "docs/review.md": "reviews of runs that take minutes to train; see tests/commands/test_review*.py",
-    "docs/serve.md": "runs until it is interrupted; tests/serve and tests/commands/test_serve.py",
+    "docs/serve.md": "runs until it is interrupted; tests/server and tests/commands/test_serve.py",
     "docs/show.md": "shows runs that take minutes to train; see tests/commands/test_show.py",
     "docs/suggest.md": "suggestions of runs that take minutes to train; see tests/commands/test_suggest.py",
     "docs/train.md": "trains for minutes",

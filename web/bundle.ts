@@ -5,7 +5,7 @@ import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Plugin } from "vite";
 
-/** What the bundle is made from; tests/serve/test_page.py reads the same list. */
+/** What the bundle is made from; tests/server/test_page.py reads the same list. */
 export const SOURCES = ["bundle.ts", "index.html", "package-lock.json", "package.json", "public", "src", "tsconfig.json", "vite.config.ts"];
 
 interface Manifest {

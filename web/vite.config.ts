@@ -9,7 +9,7 @@ export default defineConfig({
   base: "/",
   plugins: [stamp(root)],
   build: {
-    outDir: process.env["GEOGRAFT_PAGE_OUT"] ?? "../src/geograft/serve/page",
+    outDir: process.env["GEOGRAFT_PAGE_OUT"] ?? "../src/geograft/server/page",
     emptyOutDir: true,
     assetsInlineLimit: 0,
     chunkSizeWarningLimit: 1500,

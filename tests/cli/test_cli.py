@@ -131,7 +131,7 @@ def test_errors_in_the_arguments_are_json_too(wrong: tuple[str, ...], capsys: py
 
 
 @pytest.mark.parametrize(
-    "command", [each for each in COMMANDS if each[0] not in ("model", "jaccard", "qgis")], ids=" ".join
+    "command", [each for each in COMMANDS if each[0] not in ("model", "jaccard", "qgis", "serve")], ids=" ".join
 )
 def test_every_long_command_has_progress(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     app([*command, "--help"], result_action="return_value")

@@ -16,7 +16,7 @@ import pytest
 from geograft.commands.serve import listening_socket, project_subject, reduced_images, serve, served_subject
 from geograft.errors import InputError, SettingError
 from geograft.geo.webmap import lonlat_to_mercator
-from geograft.serve.layers import layers_of
+from geograft.server.layers import layers_of
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import TREES, make_run
 from tests.support.serving import PIXELS, client_of, write_map

@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from geograft.geo.rasters.tags import THRESHOLD_TAG, sibling_path
 from geograft.geo.vectors.label_file import Area, Label, write_label_file
-from geograft.serve.app import create_app
-from geograft.serve.guard import Access
-from geograft.serve.layers import ShownClass, Subject
+from geograft.server.app import create_app
+from geograft.server.guard import Access
+from geograft.server.layers import ShownClass, Subject
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 
 HOST = "127.0.0.1:8000"

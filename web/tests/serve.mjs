@@ -3,7 +3,7 @@
  *
  * node tests/serve.mjs ADDRESS
  *
- * The address has its token. Prints what the page saw as JSON; tests/serve/test_page.py compares it with the files.
+ * The address has its token. Prints what the page saw as JSON; tests/server/test_page.py compares it with the files.
  */
 
 import { chromium } from "playwright-core";

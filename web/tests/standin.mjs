@@ -10,7 +10,7 @@ import { readFileSync, existsSync } from "node:fs";
 import { extname, join, normalize } from "node:path";
 import { crc32, deflateSync } from "node:zlib";
 
-const PAGE = process.env.GEOGRAFT_PAGE_OUT ?? join(import.meta.dirname, "../../src/geograft/serve/page");
+const PAGE = process.env.GEOGRAFT_PAGE_OUT ?? join(import.meta.dirname, "../../src/geograft/server/page");
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".txt": "text/plain" };
 const POLICY = "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 export const TOKEN = "stand-in-token";

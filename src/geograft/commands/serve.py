@@ -20,7 +20,7 @@ from geograft.geo.webmap import needs_reduction, write_reduced
 from geograft.interrupts import Interrupted
 from geograft.legend import BACKGROUND_COLOUR
 from geograft.progress import announce
-from geograft.serve.layers import SIBLINGS, ShownClass, Subject, file_revision, layers_of, map_classes, read_info
+from geograft.server.layers import SIBLINGS, ShownClass, Subject, file_revision, layers_of, map_classes, read_info
 
 HOST = "127.0.0.1"
 PORT = 8753
@@ -104,8 +104,8 @@ def listening_socket(port: int) -> socket.socket:
 def _run(subject: Subject, listener: socket.socket, open_browser: bool, read_only: bool) -> None:
     import uvicorn  # noqa: PLC0415 (an extra)
 
-    from geograft.serve.app import create_app  # noqa: PLC0415 (needs the extra)
-    from geograft.serve.guard import Access  # noqa: PLC0415
+    from geograft.server.app import create_app  # noqa: PLC0415 (needs the extra)
+    from geograft.server.guard import Access  # noqa: PLC0415
 
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(TOKEN_BYTES)

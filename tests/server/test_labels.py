@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from geograft.geo.vectors.label_edits import decode_geometry, edit_features, encode_geometry, read_features
 from geograft.geo.vectors.label_file import read_label_file
-from geograft.serve.labels import LAYERS
+from geograft.server.labels import LAYERS
 from tests.support.gis import PYTHON, require_qgis, start_qgis
 from tests.support.serving import WRITE, client_of, make_project, square
 

@@ -36,7 +36,7 @@ from geograft.geo.vectors.label_file import (
 )
 from geograft.geo.vectors.reader import repair_polygons, reproject
 from geograft.geo.webmap import Plane, is_on_earth
-from geograft.serve.layers import Layer, Subject, local_plane
+from geograft.server.layers import Layer, Subject, local_plane
 
 LayerName = Literal["labels", "areas"]
 LAYERS = (LABELS_LAYER, AREAS_LAYER)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from geograft.dataset.tileset import TileSet
-from geograft.serve import jobs as module
-from geograft.serve.jobs import RECORD, ROUNDS, BusyError, Job, Jobs, Latest, MissingJobError, Rounds
+from geograft.server import jobs as module
+from geograft.server.jobs import RECORD, ROUNDS, BusyError, Job, Jobs, Latest, MissingJobError, Rounds
 from tests.support.serving import WRITE, client_of, make_project
 
 JOB = """
@@ -144,7 +144,7 @@ def test_the_end_of_the_server_ends_the_job(tmp_path: Path) -> None:
 def test_kill_9_of_the_server_loses_nothing(tmp_path: Path) -> None:
     """The job notices that its standard input is closed, and the next server knows of it."""
     code = (
-        "import sys, time; from pathlib import Path; from geograft.serve.jobs import Jobs\n"
+        "import sys, time; from pathlib import Path; from geograft.server.jobs import Jobs\n"
         "folder, script = Path(sys.argv[1]), sys.argv[2]\n"
         "jobs = Jobs(folder, lambda *_: None, (sys.executable, '-c', script, str(folder / 'mark'))); jobs.start()\n"
         "while jobs.all[0].step != 'training': time.sleep(0.01)\n"

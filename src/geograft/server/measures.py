@@ -24,8 +24,8 @@ from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.rasterize import PixelShapes, rasterize_window, to_pixel_shapes
 from geograft.geo.rasters.tags import BYTE_SCALE
 from geograft.legend import IGNORE
-from geograft.serve.layers import Layer
-from geograft.serve.pictures import value_codes
+from geograft.server.layers import Layer
+from geograft.server.pictures import value_codes
 
 CODES = IGNORE + 1
 BLOCK_PX = 512

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from geograft.serve.guard import MAX_BODY_BYTES, Access, Guard
+from geograft.server.guard import MAX_BODY_BYTES, Access, Guard
 from tests.support.serving import HOST, TOKEN, WRITE, client_of, make_project, polygon
 
 OWN = {"x-geograft-token": TOKEN}
@@ -153,7 +153,7 @@ def test_a_vrt_in_disguise_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_a_link_in_the_page_leads_nowhere_else(tmp_path: Path) -> None:
-    from geograft.serve.app import create_app
+    from geograft.server.app import create_app
 
     page = tmp_path / "page"
     (page / "assets").mkdir(parents=True)

@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from geograft.errors import InputError
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.rasterize import rasterize_window, to_pixel_shapes
 from geograft.geo.webmap import lonlat_to_mercator
-from geograft.serve.layers import layers_of
+from geograft.server.layers import ShownClass, layers_of
 from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.serving import PIXELS, client_of, make_project, square, write_map
 
@@ -69,6 +70,13 @@ def test_a_project_says_what_it_shows(client: TestClient) -> None:
     assert kinds["image"]["bands"] == ["red", "green", "blue"] and kinds["image"]["default_bands"] == [1, 2, 3]
     west, south, east, north = project["bounds"]
     assert west < east and south < north and east - west < 1e-3
+
+
+def test_a_probability_has_the_number_of_its_class_in_the_project(tmp_path: Path) -> None:
+    # The map's trees are 2; in the project they are the third class, and nobody has drawn water yet.
+    classes = (ShownClass(1, "water", "#0072B2"), ShownClass(3, "trees", "#009E73"))
+    with client_of(replace(make_project(tmp_path), classes=classes)) as client:
+        assert layer_of(client, "probability")["class_value"] == 3
 
 
 def test_an_image_is_stretched_between_its_percentiles(client: TestClient) -> None:

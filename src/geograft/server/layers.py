@@ -4,7 +4,7 @@ A client names a layer by its id, which is looked up in this list: no path, addr
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,7 @@ class Layer:
     names: Mapping[int, str] = field(default_factory=dict)
     """Name of each value of a class map."""
     class_value: int | None = None
+    """The number of the class among those of the subject, for probabilities."""
     class_name: str = ""
     """The class of a probability; empty for other kinds."""
     threshold: float | None = None
@@ -186,7 +187,7 @@ def _image_layer(identity: str, raster: ShownRaster) -> Layer:
 
 
 def _map_layers(number: str, raster: ShownRaster, subject: Subject, plane: Plane) -> Iterator[Layer]:
-    legend = map_classes(raster.info)
+    legend, shown = map_classes(raster.info), {each.name: each.value for each in subject.classes}
     for i, (band, title, names) in enumerate(_class_bands(legend)):
         colours = _colours(legend, names, subject.classes)
         yield Layer(f"classes-{number}-{i}", "classes", title, raster, (band,), colours, names)
@@ -195,7 +196,9 @@ def _map_layers(number: str, raster: ShownRaster, subject: Subject, plane: Plane
         if path.is_file():
             sibling = _raster(raster.group, path, plane)
             if kind == "probability":
-                yield from _probability_layers(number, sibling, legend, _thresholds(raster.info))
+                for layer in _probability_layers(number, sibling, legend, _thresholds(raster.info)):
+                    # A project numbers classes in its own order, a map those that had labels.
+                    yield replace(layer, class_value=shown.get(layer.class_name, layer.class_value))
             else:
                 yield Layer(f"{kind}-{number}", kind, kind.capitalize(), sibling, (1,))
 

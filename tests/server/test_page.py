@@ -15,7 +15,7 @@ import pytest
 import shapely
 
 ROOT = Path(__file__).parents[2]
-WEB, PAGE = ROOT / "web", ROOT / "src" / "geograft" / "serve" / "page"
+WEB, PAGE = ROOT / "web", ROOT / "src" / "geograft" / "server" / "page"
 
 
 def source_hash() -> str:
@@ -114,8 +114,8 @@ def test_the_page_and_the_server_work_together(tmp_path: Path) -> None:
     require_browser()
     uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     from geograft.geo.vectors.label_file import read_label_file
-    from geograft.serve.app import create_app
-    from geograft.serve.guard import Access
+    from geograft.server.app import create_app
+    from geograft.server.guard import Access
     from tests.support.serving import TOKEN, make_project
 
     # 64 x 64 pixels; the probability of column c is 3 c / 250, without the upper 8 rows.

@@ -1,4 +1,4 @@
-"""The web application: the page, and the API under /api that it uses. Every request passes `geograft.serve.guard`.
+"""The web application: the page, and the API under /api that it uses. Every request passes `geograft.server.guard`.
 
 Requests are handled in a few threads, one at a time in each; rasters are opened for a request and closed after it, so
 that a map that was replaced is shown at once.
@@ -32,11 +32,11 @@ from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.label_edits import ConflictError
 from geograft.geo.webmap import MAX_ZOOM, REDUCED_ZOOMS, Place, WebTile, is_on_earth, read_tile
-from geograft.serve import measures, pictures
-from geograft.serve.guard import Access, Guard
-from geograft.serve.jobs import SCORES, BusyError, Jobs, Latest, MissingJobError, Rounds
-from geograft.serve.labels import Feature, FeatureError, Labels, LayerName, MissingFeatureError, suggestions
-from geograft.serve.layers import Layer, Subject, file_revision, layers_of
+from geograft.server import measures, pictures
+from geograft.server.guard import Access, Guard
+from geograft.server.jobs import SCORES, BusyError, Jobs, Latest, MissingJobError, Rounds
+from geograft.server.labels import Feature, FeatureError, Labels, LayerName, MissingFeatureError, suggestions
+from geograft.server.layers import Layer, Subject, file_revision, layers_of
 
 THREADS = 4
 POLL_S, HEARTBEAT_S = 1.0, 15.0
