@@ -9,8 +9,10 @@ import pytest
 from geograft.card import read_card
 from geograft.cli import app
 from geograft.commands.export import TARGETS, export
+from geograft.commands.prepare import prepare
 from geograft.commands.train import train
-from geograft.config import ExportConfig
+from geograft.config import ExportConfig, PrepareConfig
+from geograft.dataset.sources import VectorSource
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.exports import quantize
 from geograft.inference.predictor import EnsemblePredictor
@@ -58,6 +60,37 @@ def test_each_kind_of_run_goes_through_each_export(kind: str, target: str, tmp_p
     if target != "deepness":
         pixels, valid = images(read_card(run), 2, 46)
         np.testing.assert_allclose(predict(pixels, valid), reference(run, pixels, valid), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def soft_run(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained on fractional labels."""
+    folder = tmp_path_factory.mktemp("soft")
+    config = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=64, buffer_px=0, val=0.2, test=0.2)
+    source = VectorSource(images=(fields / "scene.tif",), labels=fields / "fields.gpkg", fractional=True)
+    prepare(source, folder / "tiles", config)
+    return train(folder / "tiles", folder / "run", SMALL.with_settings(train={"epochs": 1})).run
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_run_with_fractional_labels_goes_through_each_export(target: str, soft_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"model{SUFFIXES.get(target, '.graft' if target == 'bundle' else '.json')}"
+    config = ExportConfig(window_px=32 if target == "deepness" else 0)
+    assert export(soft_run, out, target, config).path == out
+    if target == "bundle":
+        assert read_card(out) == read_card(soft_run)
+    if target in SUFFIXES:
+        pixels, valid = images(read_card(soft_run), 2, 32)
+        np.testing.assert_allclose(opened(out, target)(pixels, valid), reference(soft_run, pixels, valid), atol=1e-4)
+
+
+def test_8_bit_integers_are_tried_on_fractional_labels(
+    soft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "MIN_SPEEDUP", 0.0)
+    monkeypatch.setattr(quantize, "MAX_IOU_LOSS", 1.0)
+    made = export(soft_run, tmp_path / "int8.onnx", "onnx", ExportConfig(int8=True))
+    assert any("times as fast" in line for line in made.lines())
 
 
 @pytest.mark.usefixtures("_tiny")
