@@ -37,7 +37,7 @@ from geograft.commands.trials import CurveJob, ScoredRun, read_scored_run, score
 from geograft.config import EvaluateConfig, Recipe, load_recipe
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, TileSet
-from geograft.files import write_json
+from geograft.files import file_digest, write_json
 from geograft.inference.backends import cpu_threads
 from geograft.inference.predictor import EnsembleMember, EnsemblePredictor
 from geograft.inference.runners import TileWorkers
@@ -104,7 +104,8 @@ class Ablation:
         history = fit(network, data, job.recipe.train, run, resume=run.exists())
         load_weights(run / WEIGHTS, network)
         # Tiles and settings are those of the default, so only the epoch differs.
-        card = replace(read_card(base), epoch=history.best.epoch)
+        card = replace(read_card(base), epoch=history.best.epoch, weights_digest=file_digest(run / WEIGHTS))
+        card.write(run)
         return score_and_save(job, self.tile_set, run, NetworkModel((run,), card, EvaluateConfig(), network=network))
 
 

@@ -15,6 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL_S = 0.2
@@ -187,3 +191,25 @@ def _receive(number: int, _frame: FrameType | None) -> None:
             child.terminate()
     elif not _state.postponed:
         raise Interrupted
+
+
+def signal_group(process: "subprocess.Popen[bytes]", kill: bool) -> None:
+    """End a process that leads a session of its own, and its children: by SIGTERM, or by SIGKILL if `kill`.
+
+    Where there are no process groups, the process is ended alone.
+    """
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            # The group has the process's id, also while that is a zombie.
+            os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+        else:
+            (process.kill if kill else process.terminate)()
+
+
+def reap_group(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the end of a process that leads a session of its own, and end its children, which may outlive it."""
+    if hasattr(os, "waitid"):
+        # Until it is reaped, no other process group can have its id.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        signal_group(process, kill=True)
+    process.wait()

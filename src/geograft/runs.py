@@ -38,7 +38,14 @@ def local_run(run: Path) -> Path:
 
 def is_bundle(run: Path) -> bool:
     """Return whether a run is a file, not a folder. Commands read it, but never write into it or beside it."""
-    return local_run(run).is_file()
+    return _is_file(local_run(run))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def run_file(run: Path, name: str) -> Path | BundleMember:
@@ -48,7 +55,7 @@ def run_file(run: Path, name: str) -> Path | BundleMember:
         InputError: if the run is on the hub and cannot be downloaded.
     """
     place = local_run(run)
-    return BundleMember(place, name) if place.is_file() else place / name
+    return BundleMember(place, name) if _is_file(place) else place / name
 
 
 def run_files(run: Path, pattern: str) -> Sequence[Path | BundleMember]:
@@ -58,7 +65,7 @@ def run_files(run: Path, pattern: str) -> Sequence[Path | BundleMember]:
         InputError: if the run is a damaged bundle, or is on the hub and cannot be downloaded.
     """
     place = local_run(run)
-    if place.is_file():
+    if _is_file(place):
         names = sorted(read_manifest(place).members)
         return [BundleMember(place, name) for name in names if matches(name, pattern)]
     return sorted(place.glob(pattern))

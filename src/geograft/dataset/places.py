@@ -102,15 +102,15 @@ def _ancestry(runs: Sequence[Path]) -> Iterator[tuple[Path, ModelCard | None]]:
         if run in seen:
             continue
         seen.add(run)
-        card = read_card(run) if run in runs else _card_here(run)
+        card = _card_here(run, named=run in runs)
         yield run, card
         waiting += [Path(card.model.start)] if card and card.model.start else []
 
 
-def _card_here(run: Path) -> ModelCard | None:
-    """Return the card of a run that another was started from; None if it is not here. Nothing is downloaded."""
+def _card_here(run: Path, named: bool) -> ModelCard | None:
+    """Return the card of a run; None if it is not here. Only for a run that the user named, something is downloaded."""
     try:
-        return read_card(run) if (run / CARD).is_file() or run.is_file() else None
+        return read_card(run) if named or (run / CARD).is_file() or run.is_file() else None
     except InputError:
         return None
 

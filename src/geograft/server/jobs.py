@@ -7,7 +7,6 @@ that starts again can say that a job was interrupted.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from geograft.errors import GeograftError
 from geograft.files import file_digest, write_json
 from geograft.geo.vectors.label_edits import read_features
+from geograft.interrupts import reap_group, signal_group
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 RECORD, ROUNDS = ".last-job.json", ".rounds.json"
@@ -212,22 +212,17 @@ class Jobs:
                 self._process.stdin.close()
 
     def _reap(self, process: "subprocess.Popen[bytes]") -> None:
-        """Wait for the end of a process, and end its children, which may outlive it if it was killed."""
-        if hasattr(os, "waitid"):
-            # Until it is reaped, no other process group can have its id.
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            _signal_group(process, signal.SIGKILL)
-        process.wait()
+        reap_group(process)
         self._ended.set()
 
     def _enforce(self) -> None:
         """End the process group of a cancelled job that does not end by itself."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for kill in (False, True):
             if self._ended.wait(GRACE_S):
                 return
             with self._lock:
                 if self._process and not self._ended.is_set():
-                    _signal_group(self._process, number)
+                    signal_group(self._process, kill)
 
     def _interrupted_job(self) -> Job | None:
         """Return the job of an earlier server, if it is known; one that had not ended is cancelled now."""
@@ -302,16 +297,6 @@ class Rounds:
         except GeograftError:
             return None
         return sum(row.values.get("split") == "train" for row in rows)
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Send a signal to a process and its children; to the process alone where there are no groups."""
-    with suppress(OSError):
-        if hasattr(os, "killpg"):
-            # It leads a session of its own, so its group has its id, also while it is a zombie.
-            os.killpg(process.pid, number)
-        else:
-            process.kill()
 
 
 def _lines(stream: IO[bytes]) -> Any:
