@@ -1,6 +1,7 @@
 """What runs on a GPU, here on torch's CPU device: the layers of the NumPy path, in parts where memory is short."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from geograft.card import ModelCard
-from geograft.config import ModelConfig
 from geograft.errors import SettingError
 from geograft.inference.device_predictor import DeviceMember
 from geograft.inference.predictor import EnsembleMember, EnsemblePredictor, Tta, scaled_pixels
 from geograft.inference.runners import TileWorkers
 from geograft.inference.torch_networks import TorchRunner
 from geograft.legend import Legend
+from tests.support.exports import BINARY
 from tests.support.training import TinyNetwork
 
 CPU = torch.device("cpu")
@@ -59,20 +60,7 @@ def test_scaling_on_the_device_gives_numpys_bits(dtype: str, seed: int, fraction
 
 
 def card(legend: Legend) -> ModelCard:
-    return ModelCard(
-        name="noise",
-        model=ModelConfig(architecture="unet"),
-        weights_from="random",
-        legend=legend,
-        band_names=("red", "green", "blue"),
-        dtype="uint8",
-        mean=(130.0,) * 3,
-        std=(30.0,) * 3,
-        tile_px=16,
-        resolution_m=None,
-        threshold=0.5,
-        epoch=1,
-    )
+    return replace(BINARY, legend=legend, tile_px=16, resolution_m=None, threshold=0.5, temperature=1.0)
 
 
 def member(outputs: int, seed: int = 0) -> EnsembleMember:

@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from geograft.card import WEIGHTS, ModelCard
 from geograft.commands.predict import predict
-from geograft.config import InferenceConfig, ModelConfig, PredictConfig
+from geograft.config import InferenceConfig, PredictConfig
 from geograft.errors import InputError, SettingError
 from geograft.inference.device_predictor import DeviceBatch, DevicePredictor
 from geograft.inference.predictor import EnsemblePredictor
@@ -27,6 +27,7 @@ from geograft.mapping.sums import FULL_SUM, ArraySums, Model
 from geograft.mapping.windows import TileGrid
 from geograft.training.checkpoint import save_weights
 from tests.support.blending import GRIDS, PANELS, Scene, batch_dependent, blend_strips, constant, noise, pointwise
+from tests.support.exports import BINARY
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, TREES, USES, make_run
 from tests.support.training import TinyNetwork
@@ -176,17 +177,5 @@ def test_a_map_made_on_the_device_is_that_of_numpy(
 
 
 def read_card_of(legend: Legend) -> ModelCard:
-    return ModelCard(
-        name="run",
-        model=ModelConfig(architecture="unet"),
-        weights_from="random",
-        legend=legend,
-        band_names=("red", "green", "blue"),
-        dtype="uint8",
-        mean=(90.0,) * 3,
-        std=(50.0,) * 3,
-        tile_px=32,
-        resolution_m=None,
-        threshold=0.5,
-        epoch=1,
-    )
+    card = replace(BINARY, legend=legend, mean=(90.0,) * 3, std=(50.0,) * 3)
+    return replace(card, resolution_m=None, threshold=0.5, temperature=1.0)
