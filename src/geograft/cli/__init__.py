@@ -46,7 +46,7 @@ def add_command(parent: App, place: int, home: str, text: str, example: str) -> 
 
 
 add_command(
-    app, 0, "data:project",
+    app, -1, "data:project",
     "Make a project folder for a map: settings, layers to label in, random scoring areas, and a project for QGIS.",
     "project trees/ scene.tif --classes tree",
 )  # fmt: skip
