@@ -139,7 +139,7 @@ def sorted_jobs(found: Sequence[Case], folder: Path) -> dict[str, Callable[[], A
     for case in found:
         jobs[f"{case.name}, before"] = partial(case.ious, case.run, read_card(case.run))
         for ratio in sorted(RATIOS, key=lambda ratio: abs(ratio - AdaptConfig().rehearsal)):
-            jobs[f"{case.name}, {ratio}"] = partial(trained, case, ratio, folder / "ratio")
+            jobs[f"{case.name}, {ratio}"] = partial(trained, case, ratio, folder / f"ratio-{case.five.name}-{ratio:g}")
     return jobs | {f"{case.name}, adapt": partial(adapted, case, folder) for case in found}
 
 

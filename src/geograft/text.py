@@ -13,10 +13,11 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def pluralise(count: int, noun: str) -> str:
     """Return a count with its noun in the singular or plural.
 
-    >>> pluralise(1, "tile"), pluralise(1150, "tile")
-    ('1 tile', '1,150 tiles')
+    >>> pluralise(1, "tile"), pluralise(1150, "tile"), pluralise(2, "class")
+    ('1 tile', '1,150 tiles', '2 classes')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def join_names(names: Iterable[str], separator: str = ", ", limit: int = 20) -> str:

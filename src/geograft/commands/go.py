@@ -24,12 +24,12 @@ from geograft.commands.evaluate import evaluate
 from geograft.commands.polygons import polygons
 from geograft.commands.predict import format_seconds, predict
 from geograft.commands.prepare import prepare
-from geograft.commands.project import LABELS_FILE, MAPS, QGIS_FILE, RESULTS_FILE, map_layer, results_project
+from geograft.commands.project import QGIS_FILE, RESULTS_FILE, map_layer, results_project
 from geograft.commands.report import PAGE, report
 from geograft.commands.suggest import ALIASES, LAYER, suggest
 from geograft.commands.train import read_recipe, train
 from geograft.config import InferenceConfig, PredictConfig, Recipe
-from geograft.config.recipes import PROJECT_FILE, ProjectSettings, read_project
+from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, TILES, ProjectSettings, read_project
 from geograft.dataset.joined import TileSetPaths
 from geograft.dataset.scenes import scene_names
 from geograft.dataset.sources import VectorSource
@@ -58,7 +58,6 @@ from geograft.progress import announce
 from geograft.text import join_names, pluralise
 
 STAGING, DONE_FILE, INPUTS_FILE, READY_FILE = ".go", "done.json", "inputs.json", "ready.json"
-TILES, RUN, SUGGESTED = "tiles", "run", "suggested.gpkg"
 TRAIN, SCORE, SUGGEST, REPORT = "train", "evaluate", "suggest", "report"
 """Names of the steps; those of maps are `map NAME`."""
 NO_LIMIT_MINUTES = 1e6
@@ -222,7 +221,7 @@ def go(folder: StrPath, minutes: float | None = None) -> Outcome:
     folder = Path(folder)
     settings, chosen = read_project(folder)
     with lock_output(folder):
-        work = Work(folder, settings, chosen, minutes, read_label_file(folder / LABELS_FILE))
+        work = Work(folder, settings, chosen, minutes, read_label_file(folder / LABEL_FILE))
         _check_labels(work)
         _check_outputs(work)
         _ = work.states  # an image that cannot be read is told before anything is written

@@ -14,7 +14,7 @@ from numpy import ndarray
 from pyproj import CRS
 
 from geograft.config import PredictConfig
-from geograft.config.recipes import PROJECT_FILE, AreaConfig, ProjectClass, ProjectSettings
+from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, AreaConfig, ProjectClass, ProjectSettings
 from geograft.dataset.scenes import read_image_infos, scene_names
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, atomic_folder, refuse_existing, to_paths, write_bytes, write_text
@@ -46,8 +46,8 @@ from geograft.locks import lock_output
 from geograft.memory import MAX_TILE_PX
 from geograft.text import join_names, pluralise
 
-LABELS_FILE, QGIS_FILE, RESULTS_FILE = "labels.gpkg", "project.qgz", "results.qgs"
-RESULTS_GROUP, MAPS = "Results", "maps"
+QGIS_FILE, RESULTS_FILE = "project.qgz", "results.qgs"
+RESULTS_GROUP = "Results"
 MIN_VALID = 0.9
 """Minimum fraction of valid pixels in a random area."""
 MAX_FAILURES = 1000
@@ -83,15 +83,15 @@ class ProjectFolder:
         count = pluralise(len(self.areas), "random scoring area")
         return [
             f"{self.folder}: {pluralise(len(self.settings.images), 'image')}, "
-            f"{pluralise(len(self.settings.classes), 'class').replace('classs', 'classes')}: {names}",
-            *([f"{LABELS_FILE} has {count} of {size}"] if self.areas else [NO_SCORING_AREAS]),
+            f"{pluralise(len(self.settings.classes), 'class')}: {names}",
+            *([f"{LABEL_FILE} has {count} of {size}"] if self.areas else [NO_SCORING_AREAS]),
             f"Open {self.folder / QGIS_FILE} in QGIS. In the layer areas, draw areas to train on. Inside of each area, "
             "draw every object of the classes in the layer labels, then check labelled.",
             f"Then: geograft go {self.folder}",
         ]
 
 
-NO_SCORING_AREAS = f"{LABELS_FILE} has no scoring areas, so the accuracy of the map will be unknown"
+NO_SCORING_AREAS = f"{LABEL_FILE} has no scoring areas, so the accuracy of the map will be unknown"
 
 
 def project(
@@ -129,7 +129,7 @@ def project(
             write_text(part / PROJECT_FILE, settings.toml())
             drawing = drawing_layers(settings, crs)
             styles = drawing[1].style, drawing[0].style
-            write_label_file(part / LABELS_FILE, _ranked(drawn), (), crs, styles)
+            write_label_file(part / LABEL_FILE, _ranked(drawn), (), crs, styles)
             write_bytes(part / QGIS_FILE, _qgis_project(settings, drawing, infos, names, crs))
             write_text(part / RESULTS_FILE, results_project(settings.title, (), crs))
     return ProjectFolder(folder, settings, drawn, resolution)
@@ -303,7 +303,7 @@ def drawing_layers(settings: ProjectSettings, crs: CRS) -> tuple[ProjectLayer, P
         categorized_style(CLASS, classes, "area", label_form),
     )
     areas, labels = (
-        ProjectLayer(name, LABELS_FILE, crs, style, layer=name)
+        ProjectLayer(name, LABEL_FILE, crs, style, layer=name)
         for name, style in zip((AREAS_LAYER, LABELS_LAYER), styles, strict=True)
     )
     return areas, labels

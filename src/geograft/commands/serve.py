@@ -11,7 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from geograft.card import read_card
-from geograft.config.recipes import PROJECT_FILE, read_project
+from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, read_project
 from geograft.dataset.scenes import scene_names
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, to_paths
@@ -157,11 +157,11 @@ def project_subject(folder: Path) -> Subject:
     paths = [folder / path for path in settings.images]
     names = scene_names(paths)
     classes = tuple(ShownClass(i, each.name, each.colour) for i, each in enumerate(settings.classes, start=1))
-    maps = tuple((name, folder / "maps" / f"{name}.tif") for name in names)
+    maps = tuple((name, folder / MAPS / f"{name}.tif") for name in names)
     own = {
-        "report.html": ("Report", folder / "run" / "report.html"),
-        "labels.gpkg": ("Labels and areas", folder / "labels.gpkg"),
-        "suggested.gpkg": ("Areas to label next", folder / "suggested.gpkg"),
+        "report.html": ("Report", folder / RUN / "report.html"),
+        LABEL_FILE: ("Labels and areas", folder / LABEL_FILE),
+        SUGGESTED: ("Areas to label next", folder / SUGGESTED),
     }
     images = tuple(zip(names, paths, strict=True))
     return Subject(settings.title, "project", classes, images, maps, folder, map_downloads(maps) | own)

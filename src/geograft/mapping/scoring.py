@@ -250,7 +250,7 @@ class PartScores:
         """Return the scores in JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: if something is missing or no number.
+            KeyError, TypeError, ValueError: if something is missing or not a number.
         """
         ends = content["overall_intervals"]
         overall = {

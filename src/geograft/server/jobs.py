@@ -19,6 +19,7 @@ from typing import IO, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from geograft.config.recipes import RUN, TILES
 from geograft.errors import GeograftError
 from geograft.files import file_digest, write_json
 from geograft.geo.vectors.label_edits import read_features
@@ -26,7 +27,7 @@ from geograft.interrupts import reap_group, signal_group
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 RECORD, ROUNDS = ".last-job.json", ".rounds.json"
-SCORES, TILE_INDEX = Path("run", "scores-test.json"), Path("tiles", "tiles.gpkg")
+SCORES, TILE_INDEX = Path(RUN, "scores-test.json"), Path(TILES, "tiles.gpkg")
 MAX_LINE = 2**16
 MAX_MESSAGE = 500
 GRACE_S = 15.0

@@ -4,11 +4,12 @@ A client names a layer by its id, which is looked up in this list: no path, addr
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from geograft.config.recipes import LABEL_FILE, SUGGESTED
 from geograft.errors import InputError
 from geograft.files import json_digest
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -58,12 +59,12 @@ class Subject:
     @property
     def label_file(self) -> Path | None:
         """The GeoPackage of labels and areas of a project."""
-        return self.folder and self.folder / "labels.gpkg"
+        return self.folder and self.folder / LABEL_FILE
 
     @property
     def suggestions(self) -> Path | None:
         """The GeoPackage of the areas to label next."""
-        return self.folder and self.folder / "suggested.gpkg"
+        return self.folder and self.folder / SUGGESTED
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _image_layer(identity: str, raster: ShownRaster) -> Layer:
 
 
 def _map_layers(number: str, raster: ShownRaster, subject: Subject, plane: Plane) -> Iterator[Layer]:
-    legend, shown = map_classes(raster.info), {each.name: each.value for each in subject.classes}
+    legend = map_classes(raster.info)
     for i, (band, title, names) in enumerate(_class_bands(legend)):
         colours = _colours(legend, names, subject.classes)
         yield Layer(f"classes-{number}-{i}", "classes", title, raster, (band,), colours, names)
@@ -196,9 +197,7 @@ def _map_layers(number: str, raster: ShownRaster, subject: Subject, plane: Plane
         if path.is_file():
             sibling = _raster(raster.group, path, plane)
             if kind == "probability":
-                for layer in _probability_layers(number, sibling, legend, _thresholds(raster.info)):
-                    # A project numbers classes in its own order, a map those that had labels.
-                    yield replace(layer, class_value=shown.get(layer.class_name, layer.class_value))
+                yield from _probability_layers(number, sibling, legend, _thresholds(raster.info), subject.classes)
             else:
                 yield Layer(f"{kind}-{number}", kind, kind.capitalize(), sibling, (1,))
 
@@ -240,9 +239,11 @@ def _thresholds(info: ImageInfo) -> tuple[float, ...]:
 
 
 def _probability_layers(
-    number: str, raster: ShownRaster, legend: Legend, thresholds: Sequence[float]
+    number: str, raster: ShownRaster, legend: Legend, thresholds: Sequence[float], shown: Sequence[ShownClass]
 ) -> Iterator[Layer]:
     """Yield the layers of a file of probabilities: of the positive class, or of each class."""
+    # A project numbers classes in its own order, a map those that had labels.
+    numbers = {each.name: each.value for each in shown}
     first = 1 if legend.binary else 0
     classes = list(enumerate(zip(legend.names, legend.values, strict=True)))[first:]
     if raster.info.bands != len(legend.names):
@@ -256,7 +257,7 @@ def _probability_layers(
             f"Probability of {name}",
             raster,
             (i + 1,),
-            class_value=value,
+            class_value=numbers.get(name, value),
             class_name=name,
             threshold=thresholds[i - first] if len(thresholds) == len(classes) else None,
         )
