@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from geograft.server.app import Service
+from geograft.server.service import Service
 from tests.support.serving import WRITE, client_of, make_project
 
 STREAM, JOBS = "/api/events", "/api/jobs"

@@ -4,12 +4,10 @@ Requests are handled in a few threads, one at a time in each; rasters are opened
 that a map that was replaced is shown at once.
 """
 
-import asyncio
-import json
 import mimetypes
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -18,8 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from anyio import to_thread
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
-from fastapi import Path as PathParameter
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel
@@ -31,18 +28,29 @@ from geograft.errors import GeograftError
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.label_edits import ConflictError
-from geograft.geo.webmap import MAX_ZOOM, REDUCED_ZOOMS, Place, WebTile, is_on_earth, read_tile
+from geograft.geo.webmap import REDUCED_ZOOMS, Place, WebTile, is_on_earth, read_tile
 from geograft.server import measures, pictures
 from geograft.server.guard import Access, Guard
-from geograft.server.jobs import SCORES, BusyError, Jobs, Latest, MissingJobError, Rounds
-from geograft.server.labels import Feature, FeatureError, Labels, LayerName, MissingFeatureError, suggestions
-from geograft.server.layers import Layer, Subject, file_revision, layers_of
+from geograft.server.jobs import BusyError, MissingJobError
+from geograft.server.labels import Feature, FeatureError, LayerName, MissingFeatureError, suggestions
+from geograft.server.layers import Layer, Subject, layers_of
+from geograft.server.service import (
+    MAX_STREAMS,
+    PROBLEMS,
+    Bands,
+    FeatureId,
+    Identity,
+    Match,
+    Percentile,
+    Position,
+    Service,
+    Shared,
+    Version,
+    Zoom,
+    stream_changes,
+)
 
 THREADS = 4
-POLL_S, HEARTBEAT_S = 1.0, 15.0
-"""How often files are looked at for changes, and how often a stream says that it is alive."""
-STREAM_S = 0.25
-MAX_STREAMS = 32
 EMPTY = Response(status_code=204)
 STATUS: tuple[tuple[type[GeograftError], int], ...] = (
     (MissingFeatureError, 404),
@@ -54,101 +62,6 @@ STATUS: tuple[tuple[type[GeograftError], int], ...] = (
 PAGE = Path(__file__).with_name("page")
 ETAG = '"{}"'
 IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
-
-
-class Service:
-    """What the requests of one server share."""
-
-    def __init__(self, subject: Subject, access: Access) -> None:
-        self.subject, self.access = subject, access
-        self.labels, self.latest = Labels(subject), Latest()
-        trains = subject.folder is not None and not access.read_only
-        self.jobs = Jobs(subject.folder, self.latest.publish) if trains and subject.folder else None
-        self.rounds = Rounds(subject.folder, not access.read_only) if subject.folder else None
-        self.streams = 0
-        self._stop = threading.Event()
-        self._labels_state = ""
-
-    @property
-    def revision(self) -> str:
-        """Changes when a raster or a file that can be downloaded does."""
-        files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
-        return file_revision(*files, self.subject.suggestions, self.subject.folder and self.subject.folder / SCORES)
-
-    @property
-    def can_label(self) -> bool:
-        """Whether labels can be changed."""
-        path = self.subject.label_file
-        return path is not None and path.is_file() and not self.access.read_only
-
-    def layer(self, identity: str) -> Layer:
-        """Return a layer by its id.
-
-        Raises:
-            HTTPException: 404 if there is none.
-            InputError: when the rasters cannot be read.
-        """
-        for layer in layers_of(self.subject):
-            if layer.id == identity:
-                return layer
-        raise HTTPException(404, f"There is no layer {identity[:60]!r}.")
-
-    def watch(self) -> None:
-        """Report changes of files until `close`."""
-        while not self._stop.is_set():
-            # A file that cannot be read now, such as one that is locked, is read again later.
-            with suppress(GeograftError, OSError):
-                self.report_changes()
-            self._stop.wait(POLL_S)
-
-    def report_changes(self) -> None:
-        """Publish the revisions of the project and of the labels, which are read only if their file has changed."""
-        self.latest.publish("project", {"revision": self.revision})
-        if self.rounds:
-            self.rounds.update()
-        path = self.subject.label_file
-        if path is None or not path.is_file():
-            return
-        state = file_revision(path, path.with_name(f"{path.name}-wal"))
-        if state != self._labels_state:
-            self.latest.publish("labels", {"revision": self.labels.revision()})
-            self._labels_state = state
-
-    def close(self) -> None:
-        """End the streams, and the job with its work saved."""
-        self._stop.set()
-        self.latest.closed = True
-        if self.jobs:
-            self.jobs.close()
-
-
-def service_of(request: Request) -> Service:
-    """Return the service of the application."""
-    service: Service = request.app.state.service
-    return service
-
-
-Shared = Annotated[Service, Depends(service_of)]
-Identity = Annotated[str, PathParameter(max_length=60)]
-Zoom = Annotated[int, PathParameter(ge=0, le=MAX_ZOOM)]
-Position = Annotated[int, PathParameter(ge=0, lt=2**MAX_ZOOM)]
-FeatureId = Annotated[int, PathParameter(ge=1, lt=2**63)]
-Percentile = Annotated[float, Query(ge=0, le=100)]
-Bands = Annotated[str, Query(pattern=r"^([0-9]{1,4}(,[0-9]{1,4},[0-9]{1,4})?)?$")]
-Version = Annotated[str, Query(max_length=100)]
-Match = Annotated[str, Header(max_length=100)]
-
-
-class Problem(BaseModel):
-    """An error."""
-
-    detail: str
-    """What was seen and what to do, in one line."""
-
-
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 403, 404, 405, 409, 413, 414, 415, 421, 422, 428, 503)
-}
 NO_TILE: dict[int | str, dict[str, Any]] = {204: {"description": "The raster does not lie there."}}
 
 api = APIRouter(prefix="/api", responses=PROBLEMS)
@@ -323,24 +236,7 @@ async def get_events(service: Shared) -> StreamingResponse:
     """Return changes of the job, the project and the labels as they happen, as server-sent events."""
     if service.streams >= MAX_STREAMS:
         raise HTTPException(503, f"There are {MAX_STREAMS} pages open already. Close some.")
-    return StreamingResponse(_stream(service), media_type="text/event-stream")
-
-
-async def _stream(service: Service) -> AsyncIterator[str]:
-    count, quiet_s = 0, 0.0
-    service.streams += 1
-    try:
-        while not service.latest.closed:
-            count, changes = service.latest.since(count)
-            for kind, data in changes:
-                yield f"event: {kind}\ndata: {json.dumps(data)}\n\n"
-            quiet_s = 0.0 if changes else quiet_s + STREAM_S
-            if quiet_s >= HEARTBEAT_S:
-                quiet_s = 0.0
-                yield ": still here\n\n"
-            await asyncio.sleep(STREAM_S)
-    finally:
-        service.streams -= 1
+    return StreamingResponse(stream_changes(service), media_type="text/event-stream")
 
 
 @api.get("/history")

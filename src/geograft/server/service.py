@@ -1,0 +1,137 @@
+"""What the requests of one server share: what is shown, its labels and jobs, who may ask, and the stream of changes."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, HTTPException, Query, Request
+from fastapi import Path as PathParameter
+from pydantic import BaseModel
+
+from geograft.errors import GeograftError
+from geograft.geo.webmap import MAX_ZOOM
+from geograft.server.guard import Access
+from geograft.server.jobs import SCORES, Jobs, Latest, Rounds
+from geograft.server.labels import Labels
+from geograft.server.layers import Layer, Subject, file_revision, layers_of
+
+POLL_S, HEARTBEAT_S = 1.0, 15.0
+"""How often files are looked at for changes, and how often a stream says that it is alive."""
+STREAM_S = 0.25
+MAX_STREAMS = 32
+
+
+class Service:
+    """What the requests of one server share."""
+
+    def __init__(self, subject: Subject, access: Access) -> None:
+        self.subject, self.access = subject, access
+        self.labels, self.latest = Labels(subject), Latest()
+        trains = subject.folder is not None and not access.read_only
+        self.jobs = Jobs(subject.folder, self.latest.publish) if trains and subject.folder else None
+        self.rounds = Rounds(subject.folder, not access.read_only) if subject.folder else None
+        self.streams = 0
+        self._stop = threading.Event()
+        self._labels_state = ""
+
+    @property
+    def revision(self) -> str:
+        """Changes when a raster or a file that can be downloaded does."""
+        files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
+        return file_revision(*files, self.subject.suggestions, self.subject.folder and self.subject.folder / SCORES)
+
+    @property
+    def can_label(self) -> bool:
+        """Whether labels can be changed."""
+        path = self.subject.label_file
+        return path is not None and path.is_file() and not self.access.read_only
+
+    def layer(self, identity: str) -> Layer:
+        """Return a layer by its id.
+
+        Raises:
+            HTTPException: 404 if there is none.
+            InputError: when the rasters cannot be read.
+        """
+        for layer in layers_of(self.subject):
+            if layer.id == identity:
+                return layer
+        raise HTTPException(404, f"There is no layer {identity[:60]!r}.")
+
+    def watch(self) -> None:
+        """Report changes of files until `close`."""
+        while not self._stop.is_set():
+            # A file that cannot be read now, such as one that is locked, is read again later.
+            with suppress(GeograftError, OSError):
+                self.report_changes()
+            self._stop.wait(POLL_S)
+
+    def report_changes(self) -> None:
+        """Publish the revisions of the project and of the labels, which are read only if their file has changed."""
+        self.latest.publish("project", {"revision": self.revision})
+        if self.rounds:
+            self.rounds.update()
+        path = self.subject.label_file
+        if path is None or not path.is_file():
+            return
+        state = file_revision(path, path.with_name(f"{path.name}-wal"))
+        if state != self._labels_state:
+            self.latest.publish("labels", {"revision": self.labels.revision()})
+            self._labels_state = state
+
+    def close(self) -> None:
+        """End the streams, and the job with its work saved."""
+        self._stop.set()
+        self.latest.closed = True
+        if self.jobs:
+            self.jobs.close()
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of the application."""
+    service: Service = request.app.state.service
+    return service
+
+
+async def stream_changes(service: Service) -> AsyncIterator[str]:
+    """Yield changes of the job, the project and the labels as server-sent events, until the server ends."""
+    count, quiet_s = 0, 0.0
+    service.streams += 1
+    try:
+        while not service.latest.closed:
+            count, changes = service.latest.since(count)
+            for kind, data in changes:
+                yield f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+            quiet_s = 0.0 if changes else quiet_s + STREAM_S
+            if quiet_s >= HEARTBEAT_S:
+                quiet_s = 0.0
+                yield ": still here\n\n"
+            await asyncio.sleep(STREAM_S)
+    finally:
+        service.streams -= 1
+
+
+Shared = Annotated[Service, Depends(service_of)]
+Identity = Annotated[str, PathParameter(max_length=60)]
+Zoom = Annotated[int, PathParameter(ge=0, le=MAX_ZOOM)]
+Position = Annotated[int, PathParameter(ge=0, lt=2**MAX_ZOOM)]
+FeatureId = Annotated[int, PathParameter(ge=1, lt=2**63)]
+Percentile = Annotated[float, Query(ge=0, le=100)]
+Bands = Annotated[str, Query(pattern=r"^([0-9]{1,4}(,[0-9]{1,4},[0-9]{1,4})?)?$")]
+Version = Annotated[str, Query(max_length=100)]
+Match = Annotated[str, Header(max_length=100)]
+
+
+class Problem(BaseModel):
+    """An error."""
+
+    detail: str
+    """What was seen and what to do, in one line."""
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 403, 404, 405, 409, 413, 414, 415, 421, 422, 428, 503)
+}
