@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,38 +59,81 @@ def check_training_features(run: Path) -> None:
     Applicability.read(features)
 
 
-def write_applicability(
-    path: Path, task: MapTask, tags: dict[str, str], check: Callable[[], None]
-) -> ApplicabilityCounts:
-    """Write the dissimilarity index of each cell of a map divided by its threshold, one pixel per cell.
+@dataclass(frozen=True)
+class ApplicabilityMapper:
+    """Computes the area of applicability of a map, in the features of the first run's encoder."""
 
-    Features are those of the first run's encoder. NaN if no pixel of a cell is mapped, or less than half of it is
-    valid. `check` is called after the last read, before the file is moved to `path`. Cost: one pass of the encoder over
-    the raster; memory: a batch of frames. Deterministic on one machine.
+    task: MapTask
+    encoder: CellEncoder
+    known: Applicability
+    """The training features."""
 
-    Raises:
-        InputError: if a raster cannot be read, or by `check`.
-        OutputError: if the file cannot be written.
-    """
-    encoder = _encoder(task)
-    grid = coarsen_grid(task.source.grid, encoder.cell_px)
-    known = Applicability.read(run_file(task.runs[0], FEATURES_FILE))
-    tags = tags | {SCALE_TAG: DESCRIPTION}
-    style = applicability_style()
-    layout = MapLayout(1, "float32", np.nan, tags=tags, band_names=(BAND,), overviews="average", style=style)
-    pixels_with_index = outside_px = 0
-    with create_map(path, grid, layout) as writer:
-        for cells in _cells(task, encoder, known):
-            part = cells.window.intersection(grid.window) or cells.window
-            writer.write(cells.index[None, : part.height, : part.width], part)
-            pixels_with_index += int(cells.mapped_px[~np.isnan(cells.index)].sum())
-            outside_px += int(cells.mapped_px[cells.index > 1].sum())
-        check()
-    return ApplicabilityCounts(pixels_with_index, outside_px)
+    @classmethod
+    def load(cls, task: MapTask) -> "ApplicabilityMapper":
+        """Load the encoder and the training features of a map's first run."""
+        return cls(task, _encoder(task), Applicability.read(run_file(task.runs[0], FEATURES_FILE)))
+
+    def write(
+        self, path: Path, tags: dict[str, str], check: Callable[[], None], part: Window | None = None
+    ) -> ApplicabilityCounts:
+        """Write the dissimilarity index of each cell of a map divided by its threshold, one pixel per cell.
+
+        NaN if no pixel of a cell is mapped, or less than half of it is valid. `check` is called after the last read,
+        before the file is moved to `path`. Cost: one pass of the encoder over the raster; memory: a batch of frames.
+        Deterministic on one machine. With `part`, which begins with a cell, the file has only the cells there.
+
+        Raises:
+            InputError: if a raster cannot be read, or by `check`.
+            OutputError: if the file cannot be written.
+        """
+        grid = coarsen_grid(self.task.source.grid, self.encoder.cell_px)
+        wanted = grid.window if part is None else _cells_of(part, self.encoder.cell_px)
+        pixels_with_index = outside_px = 0
+        with create_map(path, grid.crop(wanted), applicability_layout(tags)) as writer:
+            for cells in self._cells(part):
+                shared = cells.window.intersection(wanted)
+                if shared is None:
+                    continue
+                here = shared.relative_to(cells.window).slices
+                index, mapped_px = cells.index[here], cells.mapped_px[here]
+                writer.write(index[None], shared.relative_to(wanted))
+                pixels_with_index += int(mapped_px[~np.isnan(index)].sum())
+                outside_px += int(mapped_px[index > 1].sum())
+            check()
+        return ApplicabilityCounts(pixels_with_index, outside_px)
+
+    def _cells(self, part: Window | None) -> Iterator["_FrameCells"]:
+        """Yield the cells of all frames with a mapped pixel, in reading order; with `part`, those that touch it."""
+        task, encoder = self.task, self.encoder
+        lanes, edge = replace(_lanes(task, encoder), part=part), encoder.frame_px // encoder.cell_px
+        name, total = f"applicability {task.source.path.name}", float(len(lanes))
+        shown = part is None
+        with closing(task.source.mosaic), progress_bar(name, total, "rows of frames", enabled=shown) as bar:
+            previous_lane = 0
+            for batch in _batches(task, lanes):
+                for tile, index in zip(batch.tiles, _indices(batch, encoder, self.known), strict=False):
+                    mapped = tile.mapped.reshape(edge, encoder.cell_px, edge, encoder.cell_px).sum(axis=(1, 3))
+                    _, row = lanes.position(tile.lane)
+                    window = Window(row * edge, tile.column * edge, edge, edge)
+                    yield _FrameCells(window, np.where(mapped > 0, index, np.float32(np.nan)), mapped)
+                bar.advance(batch.tiles[-1].lane - previous_lane)
+                previous_lane = batch.tiles[-1].lane
+
+
+def applicability_layout(tags: dict[str, str]) -> MapLayout:
+    """Return the layout of a file with the area of applicability."""
+    tags, style = tags | {SCALE_TAG: DESCRIPTION}, applicability_style()
+    return MapLayout(1, "float32", np.nan, tags=tags, band_names=(BAND,), overviews="average", style=style)
+
+
+def _cells_of(part: Window, cell_px: int) -> Window:
+    """Return the cells of a part of the raster that begins with a cell."""
+    sides = (-(-length // cell_px) for length in (part.height, part.width))
+    return Window(part.row // cell_px, part.col // cell_px, *sides)
 
 
 def estimate_seconds(task: MapTask) -> float:
-    """Return an upper bound for the seconds of `write_applicability`: the number of batches times the first one's."""
+    """Return an upper bound for the seconds that the index takes: the number of batches times the first one's."""
     encoder = _encoder(task)
     lanes = _lanes(task, encoder)
     with closing(task.source.mosaic):
@@ -108,22 +151,6 @@ class _FrameCells:
     """Dissimilarity index divided by the threshold; NaN where there is none."""
     mapped_px: Int64[ndarray, "rows cols"]
     """Number of mapped pixels in each cell."""
-
-
-def _cells(task: MapTask, encoder: CellEncoder, known: Applicability) -> Iterator[_FrameCells]:
-    """Yield the cells of all frames with a mapped pixel, in reading order."""
-    lanes, edge = _lanes(task, encoder), encoder.frame_px // encoder.cell_px
-    name, total = f"applicability {task.source.path.name}", float(len(lanes))
-    with closing(task.source.mosaic), progress_bar(name, total, "rows of frames") as bar:
-        previous_lane = 0
-        for batch in _batches(task, lanes):
-            for tile, index in zip(batch.tiles, _indices(batch, encoder, known), strict=False):
-                mapped = tile.mapped.reshape(edge, encoder.cell_px, edge, encoder.cell_px).sum(axis=(1, 3))
-                _, row = lanes.position(tile.lane)
-                window = Window(row * edge, tile.column * edge, edge, edge)
-                yield _FrameCells(window, np.where(mapped > 0, index, np.float32(np.nan)), mapped)
-            bar.advance(batch.tiles[-1].lane - previous_lane)
-            previous_lane = batch.tiles[-1].lane
 
 
 def _indices(batch: TileBatch, encoder: CellEncoder, known: Applicability) -> Float32[ndarray, "n rows cols"]:

@@ -223,7 +223,7 @@ class _Sums:
         return Strip(self._lane, window, self._count, data, *pixels, beyond)
 
     def _beyond_panel(self, rows: slice, column: int) -> UInt32[ndarray, "layers h s"] | None:
-        if column == len(self._tiles.lefts):
+        if column == self._lanes.columns.stop:
             return None
         return self._panel.beyond(rows, self._tiles.lefts[column] - self._left)
 

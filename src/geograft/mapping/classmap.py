@@ -7,6 +7,7 @@ standard deviation over the runs for an ensemble's uncertainty. A map of overlap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
@@ -18,13 +19,27 @@ from geograft.geo.rasters.tags import BYTE_SCALE, SCALE_TAG, band_legend
 from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, class_layout, create_map
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.blend import Strip
-from geograft.mapping.ledger import Ledger
 from geograft.mapping.sums import EncodingDtype
 
 MAX_STD = np.float32(0.5)
 """Maximum standard deviation of values between 0 and 1."""
 CLASSES, PROBABILITIES, UNCERTAINTY = "classes", "probabilities", "uncertainty"
 """Names of a strip's arrays in the ledger."""
+
+
+@runtime_checkable
+class MapValues(Protocol):
+    """The values of a finished map's outputs: in a `Ledger`, or in the files of its units."""
+
+    @property
+    def panels(self) -> list[tuple[int, int]]:
+        """First column and width of adjacent groups of columns, in which values are read fastest."""
+
+    def data_extent(self, window: Window) -> Window | None:
+        """Return the part of `window` between the first and the last column with data; None if there is none."""
+
+    def read(self, name: str, window: Window, blank: Shaped[ndarray, "..."]) -> Shaped[ndarray, "..."]:
+        """Return the array `name` in `window`, and the values of `blank`, of the same shape, where there is none."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,8 @@ def ensemble_std(strip: Strip) -> Float32[ndarray, "1 h w"]:
     return (strip.sums.layers(slice(-1, None)) / MAX_STD).clip(0, 1)
 
 
-def write_class_map(path: Path, grid: Grid, ledger: Ledger, legend: Legend, tags: dict[str, str]) -> PixelCounts:
-    """Write the class map of a finished ledger, with names and colours, and return its pixel counts.
+def write_class_map(path: Path, grid: Grid, values: MapValues, legend: Legend, tags: dict[str, str]) -> PixelCounts:
+    """Write the class map, with names and colours, and return its pixel counts.
 
     GeoTIFF supports a colour table for single-band files only: a map of overlapping classes has a style for QGIS.
 
@@ -147,17 +162,17 @@ def write_class_map(path: Path, grid: Grid, ledger: Ledger, legend: Legend, tags
         names = tuple(dict(enumerate(band_legend(name).names)) for name in legend.names)
         style = overlapping_style(len(legend.names))
         layout = MapLayout(len(names), nodata=IGNORE, tags=tags, band_names=legend.names, categories=names, style=style)
-        counts = _write(path, grid, ledger, CLASSES, layout)
+        counts = _write(path, grid, values, CLASSES, layout)
         return PixelCounts(int(counts[0, :IGNORE].sum()), dict(zip(legend.names, counts[:, 1].tolist(), strict=True)))
-    counts = _write(path, grid, ledger, CLASSES, class_layout(legend, legend.values, tags))
+    counts = _write(path, grid, values, CLASSES, class_layout(legend, legend.values, tags))
     pixels = {name: int(counts[0, value]) for name, value in zip(legend.names, legend.values, strict=True)}
     return PixelCounts(sum(pixels.values()), pixels)
 
 
 def write_probabilities(
-    path: Path, grid: Grid, ledger: Ledger, legend: Legend, dtype: EncodingDtype, tags: dict[str, str]
+    path: Path, grid: Grid, values: MapValues, legend: Legend, dtype: EncodingDtype, tags: dict[str, str]
 ) -> None:
-    """Write the probabilities of a finished ledger, one band per class.
+    """Write the probabilities, one band per class.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -165,20 +180,20 @@ def write_probabilities(
     tags = tags | {SCALE_TAG: f"probability of the class: {ProbabilityEncoding(dtype).scale}"}
     # The second band of a binary map is the positive class.
     style = ramp_style(2 if legend.binary else 1, ProbabilityEncoding(dtype).maximum, VIRIDIS)
-    _write(path, grid, ledger, PROBABILITIES, _layout(dtype, legend.names, tags, style))
+    _write(path, grid, values, PROBABILITIES, _layout(dtype, legend.names, tags, style))
 
 
 def write_uncertainty(
-    path: Path, grid: Grid, ledger: Ledger, dtype: EncodingDtype, tags: dict[str, str], what: str
+    path: Path, grid: Grid, values: MapValues, dtype: EncodingDtype, tags: dict[str, str], what: str
 ) -> None:
-    """Write the uncertainty of a finished ledger; `what` describes the measure in the file's metadata.
+    """Write the uncertainty; `what` describes the measure in the file's metadata.
 
     Raises:
         OutputError: if the file cannot be written.
     """
     tags = tags | {SCALE_TAG: f"{what}: {ProbabilityEncoding(dtype).scale}"}
     style = ramp_style(1, ProbabilityEncoding(dtype).maximum, INFERNO)
-    _write(path, grid, ledger, UNCERTAINTY, _layout(dtype, (UNCERTAINTY,), tags, style))
+    _write(path, grid, values, UNCERTAINTY, _layout(dtype, (UNCERTAINTY,), tags, style))
 
 
 def _layout(dtype: EncodingDtype, names: tuple[str, ...], tags: dict[str, str], style: str) -> MapLayout:
@@ -186,26 +201,26 @@ def _layout(dtype: EncodingDtype, names: tuple[str, ...], tags: dict[str, str], 
     return MapLayout(len(names), dtype, nodata, tags=tags, band_names=names, overviews="average", style=style)
 
 
-def _write(path: Path, grid: Grid, ledger: Ledger, name: str, layout: MapLayout) -> Int64[ndarray, "bands 256"]:
-    """Write an array of a ledger's strips, and return the histogram of each band of a class map.
+def _write(path: Path, grid: Grid, values: MapValues, name: str, layout: MapLayout) -> Int64[ndarray, "bands 256"]:
+    """Write an array of a map, and return the histogram of each band of a class map.
 
     Memory: 512 rows of all bands of a panel. Areas without data are skipped.
     """
     counts = np.zeros((layout.bands, IGNORE + 1), np.int64)
     with create_map(path, grid, layout) as writer:
-        for window in _windows(grid, ledger):
+        for window in _windows(grid, values):
             blank = np.full((layout.bands, window.height, window.width), layout.nodata, layout.dtype)
-            pixels = ledger.read(name, window, blank)
+            pixels = values.read(name, window, blank)
             if name == CLASSES:
                 counts += [np.bincount(band.ravel(), minlength=IGNORE + 1) for band in pixels]
             writer.write(pixels.astype(np.float32) if layout.dtype == "float16" else pixels, window)
     return counts
 
 
-def _windows(grid: Grid, ledger: Ledger) -> Iterator[Window]:
+def _windows(grid: Grid, values: MapValues) -> Iterator[Window]:
     """Yield windows that cover all data, by rows of blocks and panels, each as wide as the data of its strips."""
     for row in range(0, grid.height, BLOCK_PX):
-        for col, width in ledger.panels:
-            window = ledger.data_extent(Window(row, col, min(BLOCK_PX, grid.height - row), width))
+        for col, width in values.panels:
+            window = values.data_extent(Window(row, col, min(BLOCK_PX, grid.height - row), width))
             if window is not None:
                 yield window

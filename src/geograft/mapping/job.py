@@ -1,17 +1,18 @@
 """Writing one map: predict its strips, store them in the ledger, then write its files."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numpy import ndarray
 
 from geograft.errors import InputError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
+from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import raster_state
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
@@ -21,6 +22,8 @@ from geograft.mapping.classmap import (
     CLASSES,
     PROBABILITIES,
     UNCERTAINTY,
+    MapValues,
+    PixelCounts,
     ProbabilityEncoding,
     class_entropy,
     class_values,
@@ -35,6 +38,11 @@ from geograft.mapping.sums import Model
 from geograft.progress import progress_bar
 from geograft.resume import differences, is_complete, keep_ledger_on_error, refuse_foreign_ledger, remove_ledger
 
+if TYPE_CHECKING:
+    from geograft.mapping.applicability import ApplicabilityCounts
+
+CellWriter: TypeAlias = "Callable[[Path, dict[str, str]], ApplicabilityCounts]"
+"""Writes the area of applicability to a path with these tags."""
 CARRY_OVER = "carry_over"
 """Name of a strip's contribution to the next panel, in the ledger."""
 ENTROPY_DESCRIPTION = "entropy of the class probabilities divided by its maximum, log(number of classes)"
@@ -137,10 +145,10 @@ def write_map(task: MapTask, model: Model) -> MapResult:
         _check_unchanged(task, ledger)
         _check_not_empty(task, ledger)
         ledger.finish()
-        outputs = _write_files(task, ledger)
+        counts = write_files(task, ledger, partial(_write_cells, task, partial(_check_unchanged, task, ledger)))
     ledger.remove()
     computed_px = task.source.grid.height * task.source.grid.width - earlier_px
-    return _result(task, computed_px=computed_px, seconds=seconds, **outputs)
+    return _result(task, counts, computed_px=computed_px, seconds=seconds)
 
 
 def _predict_strips(task: MapTask, ledger: Ledger, model: Model) -> None:
@@ -151,17 +159,17 @@ def _predict_strips(task: MapTask, ledger: Ledger, model: Model) -> None:
         carry_over = partial(ledger.read_array, name=CARRY_OVER)
         with closing(blend(task.plan, task.source, model, ledger.tile_counts, carry_over)) as strips:
             for strip in strips:
-                ledger.add(strip.window, strip.tiles, strip.data, _arrays(task, strip))
+                carried = {} if strip.carry_over is None else {CARRY_OVER: strip.carry_over}
+                ledger.add(strip.window, strip.tiles, strip.data, carried | map_values(task, strip))
                 bar.advance(strip.window.height * strip.window.width / 1e6)
 
 
-def _arrays(task: MapTask, strip: Strip) -> dict[str, ndarray]:
-    """Return what the ledger stores of a strip, by name."""
-    arrays: dict[str, ndarray] = {} if strip.carry_over is None else {CARRY_OVER: strip.carry_over}
+def map_values(task: MapTask, strip: Strip) -> dict[str, ndarray]:
+    """Return the values of the outputs in a strip's data, by the name of their array in the ledger."""
     if not (strip.data.width and strip.data.height):
-        return arrays
+        return {}
     legend, settings, encoding = task.card.legend, task.settings, _encoding(task)
-    arrays[CLASSES] = class_values(strip, legend, task.card.output_thresholds)
+    arrays: dict[str, ndarray] = {CLASSES: class_values(strip, legend, task.card.output_thresholds)}
     if settings.probabilities != "none":
         arrays[PROBABILITIES] = encoding.encode_probabilities(strip, legend)
     if settings.uncertainty:
@@ -170,35 +178,59 @@ def _arrays(task: MapTask, strip: Strip) -> dict[str, ndarray]:
     return arrays
 
 
-def _write_files(task: MapTask, ledger: Ledger) -> dict[str, Any]:
-    """Write the outputs of a finished ledger, and return what `MapResult` says of them."""
-    legend, grid, dtype = task.card.legend, task.source.grid, _encoding(task).dtype
+@dataclass(frozen=True)
+class OutputCounts:
+    """The mapped pixels of the outputs, or of a part of them."""
+
+    classes: PixelCounts
+    applicability: "ApplicabilityCounts | None" = None
+    """Mapped pixels by the area of applicability; None if it was not requested."""
+
+
+def write_files(task: MapTask, values: MapValues, write_cells: CellWriter, part: Window | None = None) -> OutputCounts:
+    """Write the outputs of a map, given its values, and return their counts.
+
+    With `part` they have only this part of the map, and `values` count rows and columns from there. `write_cells`
+    writes the area of applicability, whose values are not among them.
+    """
+    legend, dtype = task.card.legend, _encoding(task).dtype
+    grid = task.source.grid if part is None else task.source.grid.crop(part)
     tags = map_tags(task.card, json_digest(task.origin))
     tags |= {BACKEND_TAG: str(task.origin["backend"]), PRECISION_TAG: task.precision}
-    outside = None
     if task.probabilities:
-        write_probabilities(task.probabilities, grid, ledger, legend, dtype, tags)
+        write_probabilities(task.probabilities, grid, values, legend, dtype, tags)
     if task.uncertainty:
         description = STD_DESCRIPTION if task.has_std_layer else ENTROPY_DESCRIPTION
-        write_uncertainty(task.uncertainty, grid, ledger, dtype, tags, description)
-    if task.applicability:
-        from geograft.mapping.applicability import write_applicability  # noqa: PLC0415  (imports SciPy)
-
-        check = partial(_check_unchanged, task, ledger)
-        outside = write_applicability(task.applicability, task, tags, check).fraction
+        write_uncertainty(task.uncertainty, grid, values, dtype, tags, description)
+    cells = write_cells(task.applicability, tags) if task.applicability else None
     # The map is written last, after its names and style: if it exists, all outputs exist.
-    counts = write_class_map(task.source.path, grid, ledger, legend, tags)
-    return {"pixels": counts.by_class, "mapped_px": counts.pixels, "outside_fraction": outside}
+    return OutputCounts(write_class_map(task.source.path, grid, values, legend, tags), cells)
 
 
 def _encoding(task: MapTask) -> ProbabilityEncoding:
     return ProbabilityEncoding("float16" if task.settings.probabilities == "float16" else "uint8")
 
 
-def _result(task: MapTask, **outputs: Any) -> MapResult:
+def _write_cells(task: MapTask, check: Callable[[], None], path: Path, tags: dict[str, str]) -> "ApplicabilityCounts":
+    from geograft.mapping.applicability import ApplicabilityMapper  # noqa: PLC0415  (imports SciPy)
+
+    return ApplicabilityMapper.load(task).write(path, tags, check)
+
+
+def _result(task: MapTask, counts: OutputCounts | None = None, **speed: Any) -> MapResult:
     shape = task.source.grid.height, task.source.grid.width
-    values: dict[str, Any] = {"applicability": task.applicability, "pixels": {}} | outputs
-    return MapResult(task.source.path, task.probabilities, task.uncertainty, shape, **values)
+    found = counts or OutputCounts(PixelCounts(0, {}))
+    return MapResult(
+        task.source.path,
+        task.probabilities,
+        task.uncertainty,
+        shape,
+        found.classes.by_class,
+        applicability=task.applicability,
+        outside_fraction=None if found.applicability is None else found.applicability.fraction,
+        mapped_px=found.classes.pixels,
+        **speed,
+    )
 
 
 def _check_not_empty(task: MapTask, ledger: Ledger) -> None:
@@ -212,14 +244,19 @@ def _check_not_empty(task: MapTask, ledger: Ledger) -> None:
 
 def _check_unchanged(task: MapTask, ledger: Ledger) -> None:
     """Raise InputError if a raster changed while it was read: the strips are then useless."""
-    state = [raster_state(path) for path in task.source.rasters]
-    changed = differences({"rasters": task.origin["rasters"]}, {"rasters": state})
+    changed = raster_changes(task)
     if changed:
         ledger.remove()
         raise InputError(
             f"{task.source.mosaic.name} changed while it was read: {changed[0]}. No map was written. "
             "Repeat the command once the raster no longer changes."
         )
+
+
+def raster_changes(task: MapTask) -> list[str]:
+    """Return what has changed in the rasters since the origin of a map was recorded, a line each."""
+    state = [raster_state(path) for path in task.source.rasters]
+    return differences({"rasters": task.origin["rasters"]}, {"rasters": state})
 
 
 def _progress(task: MapTask, ledger: Ledger) -> str:

@@ -7,7 +7,7 @@ A raster is processed in panels, groups of adjacent tile columns, from left to r
 A lane is one row of tiles within one panel. When a lane has been predicted, the pixels of its strip are complete.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,27 +85,45 @@ class Lanes:
 
     tiles: TileGrid
     panel_px: int
+    part: Window | None = None
+    """Part of the raster whose pixels are wanted: the lanes have only the tiles that share a pixel with it. None: all
+    of the raster."""
+
+    @cached_property
+    def rows(self) -> range:
+        """The tile rows."""
+        part = self.part
+        return range(len(self.tiles.tops)) if part is None else self._touching(self.tiles.tops, part.row, part.stop_row)
+
+    @cached_property
+    def columns(self) -> range:
+        """The tile columns."""
+        part = self.part
+        if part is None:
+            return range(len(self.tiles.lefts))
+        return self._touching(self.tiles.lefts, part.col, part.stop_col)
 
     @cached_property
     def panels(self) -> tuple[range, ...]:
         """Tile columns of each panel, distributed as evenly as possible."""
-        total = len(self.tiles.lefts)
+        total = len(self.columns)
         number = -(-total // max(1, self.panel_px // self.tiles.stride))
-        cuts = [total * i // number for i in range(number + 1)]
+        cuts = [self.columns.start + total * i // number for i in range(number + 1)]
         return tuple(range(first, stop) for first, stop in pairwise(cuts))
 
     def __len__(self) -> int:
-        return len(self.panels) * len(self.tiles.tops)
+        return len(self.panels) * len(self.rows)
 
     def position(self, lane: int) -> tuple[range, int]:
         """Return the tile columns and the tile row of a lane."""
-        panel, row = divmod(lane, len(self.tiles.tops))
-        return self.panels[panel], row
+        panel, row = divmod(lane, len(self.rows))
+        return self.panels[panel], self.rows[row]
 
     def strip(self, lane: int) -> Window:
         """Return the window of the pixels that `lane` completes.
 
-        The strips of all lanes partition the raster. A strip may have no rows or no columns.
+        The strips of all lanes partition the raster. A strip may have no rows or no columns. With `part` they partition
+        an area around it, and only pixels of the part are complete.
         """
         columns, row = self.position(lane)
         top, bottom = _between(self.tiles.tops, row, row + 1, self.tiles.height)
@@ -114,18 +132,23 @@ class Lanes:
 
     def left_neighbour(self, lane: int) -> int | None:
         """Return the lane of the same tile row in the panel to the left; None in the first panel."""
-        left = lane - len(self.tiles.tops)
+        left = lane - len(self.rows)
         return left if left >= 0 else None
 
     def first_overlapping(self, lane: int) -> int:
         """Return the first lane of the same panel whose tiles overlap the strip of `lane`."""
         _, row = self.position(lane)
         tops = self.tiles.tops
-        return lane - row + bisect_right(tops, max(0, tops[row]) - self.tiles.tile_px)
+        first = bisect_right(tops, max(0, tops[row]) - self.tiles.tile_px)
+        return lane - row + max(self.rows.start, first)
 
     def is_last_in_panel(self, lane: int) -> bool:
         """Whether `lane` is the last one of its panel."""
-        return (lane + 1) % len(self.tiles.tops) == 0
+        return (lane + 1) % len(self.rows) == 0
+
+    def _touching(self, begins: Sequence[int], start: int, stop: int) -> range:
+        """Return which of the tiles that begin at `begins` share a pixel with the range from `start` to `stop`."""
+        return range(bisect_right(begins, start - self.tiles.tile_px), bisect_left(begins, stop))
 
 
 def panel_width(tiles: TileGrid, layers: int, pixel_bytes: int) -> int:

@@ -1,0 +1,195 @@
+"""Units: block-aligned squares of a map that can be computed apart, in any order and by any number of machines.
+
+A unit computes every window that shares a pixel with it, with the positions and weights that the window has in the
+whole map, and writes exactly its own pixels. Because windows are added in whole numbers (`geograft.mapping.sums`), the
+units of a map are the whole map, to the bit. What they cost more is the halo: windows on the border of two units are
+computed twice.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from numpy import ndarray
+
+from geograft.errors import InputError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.writer import BLOCK_PX
+from geograft.mapping.blend import BlendPlan, Strip, blend
+from geograft.mapping.held_out import PartOfInterest
+from geograft.mapping.job import OutputCounts, map_values, raster_changes, write_files
+from geograft.mapping.ledger import Ledger
+from geograft.mapping.plan import MapTask
+from geograft.mapping.sums import Model
+from geograft.mapping.windows import TileGrid
+
+if TYPE_CHECKING:
+    from geograft.mapping.applicability import ApplicabilityCounts, ApplicabilityMapper
+
+UNIT_PX, LARGE_UNIT_PX, MIN_UNIT_PX = 8192, 16384, 2048
+"""Side of a unit; of one for windows so large that the halo of the first would cost more than MAX_HALO; and the side
+that units of small rasters have at least."""
+MAX_HALO = 0.1
+MIN_UNITS = 16
+"""Number of units below which they are made smaller, so that several workers have something to do."""
+
+
+@dataclass(frozen=True)
+class UnitGrid:
+    """The units of a raster of `height` x `width` pixels, row by row. The last ones of a row or column are smaller."""
+
+    height: int
+    width: int
+    unit_px: int
+    """Side of a unit in pixels, a multiple of the block size of maps."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of units."""
+        return -(-self.height // self.unit_px)
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of units."""
+        return -(-self.width // self.unit_px)
+
+    def __len__(self) -> int:
+        return self.rows * self.columns
+
+    def window(self, index: int) -> Window:
+        """Return the pixels of a unit."""
+        row, col = (place * self.unit_px for place in divmod(index, self.columns))
+        return Window(row, col, min(self.unit_px, self.height - row), min(self.unit_px, self.width - col))
+
+    def name(self, index: int) -> str:
+        """Return the name of a unit: its row and column among the units.
+
+        >>> UnitGrid(9000, 30000, 8192).name(5)
+        'r00001-c00001'
+        """
+        row, col = divmod(index, self.columns)
+        return f"r{row:05d}-c{col:05d}"
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self.window(index) for index in range(len(self)))
+
+
+def plan_units(tiles: TileGrid, cell_px: int = 1) -> UnitGrid:
+    """Return the units of a raster. They depend on its size and its windows alone, never on the number of workers.
+
+    Each consists of whole blocks of the map's file, and of whole cells of `cell_px` pixels.
+
+    >>> [plan_units(TileGrid(side, side, 640, 0.125)).unit_px for side in (3000, 20_000, 40_000, 200_000)]
+    [2048, 4096, 8192, 16384]
+    >>> plan_units(TileGrid(200_000, 200_000, 224, 0.5)).unit_px, plan_units(TileGrid(9000, 9000, 50, 0.5), 50).unit_px
+    (8192, 12800)
+    """
+    side = UNIT_PX if halo_cost(tiles.tile_px, UNIT_PX) <= MAX_HALO else LARGE_UNIT_PX
+    while side > MIN_UNIT_PX and len(UnitGrid(tiles.height, tiles.width, side)) < MIN_UNITS:
+        side //= 2
+    step = math.lcm(BLOCK_PX, cell_px)
+    return UnitGrid(tiles.height, tiles.width, max(step, side // step * step))
+
+
+def halo_cost(tile_px: int, unit_px: int) -> float:
+    """Return how many more windows of `tile_px` pixels units compute than the whole map, as a fraction; on average.
+
+    A window shares pixels with a unit if it begins in the unit or less than its size before; see `count_windows`.
+
+    >>> f"{halo_cost(224, 8192):.1%}"
+    '5.5%'
+    """
+    return (1 + tile_px / unit_px) ** 2 - 1
+
+
+def unit_plan(plan: BlendPlan, unit: Window) -> BlendPlan:
+    """Return how a unit is computed: the windows of the whole map that share a pixel with it."""
+    return replace(plan, lanes=replace(plan.lanes, part=unit))
+
+
+def count_windows(plan: BlendPlan, units: UnitGrid) -> int:
+    """Return how many windows all units compute, if none is empty."""
+    parts = (replace(plan.lanes, part=unit) for unit in units)
+    return sum(len(lanes.rows) * len(lanes.columns) for lanes in parts)
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What was computed of one unit."""
+
+    windows: int
+    """Windows that were predicted."""
+    counts: OutputCounts | None
+    """Its mapped pixels; None if it has none, and therefore no files."""
+
+
+@dataclass(frozen=True)
+class UnitWriter:
+    """Computes units of one map."""
+
+    task: MapTask
+    model: Model
+    cells: "ApplicabilityMapper | None" = None
+    """Computes the area of applicability, if that is requested."""
+
+    def write(self, unit: Window, path: Path, advance: Callable[[int], None]) -> UnitResult:
+        """Compute a unit, and write its class map at `path` and its other outputs beside it. Overwrites older files.
+
+        `advance` is called with the numbers of pixels that are finished. Memory: that of `blend`, with the columns of a
+        unit at most. Temporary files, of at most the size of the outputs, are in the folder `.NAME.part` beside them.
+
+        Raises:
+            InputError: if a raster cannot be read, or has changed since the task was planned.
+            OutputError: if a file cannot be written.
+        """
+        task = replace(self.task, source=replace(self.task.source, path=path))
+        ledger = Ledger(task.folder, {"unit": str(unit)}, unit_plan(task.plan, unit).lanes)
+        try:
+            self._predict(unit, ledger, advance)
+            self._check_unchanged()
+            windows = sum(ledger.tile_counts)
+            if not any(entry.data_width for entry in ledger.entries):
+                return UnitResult(windows, None)
+            return UnitResult(windows, write_files(task, ledger, partial(self._write_cells, unit), unit))
+        finally:
+            ledger.remove()
+
+    def _predict(self, unit: Window, ledger: Ledger, advance: Callable[[int], None]) -> None:
+        source = PartOfInterest(self.task.source, (unit,))
+        with (
+            closing(self.task.source.mosaic),
+            closing(blend(unit_plan(self.task.plan, unit), source, self.model)) as strips,
+        ):
+            for strip in strips:
+                finished = strip.window.intersection(unit)
+                if finished is not None:
+                    _add(ledger, strip, finished, unit, map_values(self.task, strip))
+                    advance(finished.height * finished.width)
+
+    def _write_cells(self, unit: Window, path: Path, tags: dict[str, str]) -> "ApplicabilityCounts":
+        assert self.cells is not None
+        return self.cells.write(path, tags, self._check_unchanged, unit)
+
+    def _check_unchanged(self) -> None:
+        changed = raster_changes(self.task)
+        if changed:
+            raise InputError(
+                f"{self.task.source.mosaic.name} changed while it was read: {changed[0]}. Start a new job once the "
+                "raster no longer changes."
+            )
+
+
+def _add(ledger: Ledger, strip: Strip, finished: Window, unit: Window, values: dict[str, ndarray]) -> None:
+    """Add the pixels of a strip that are in a unit to its ledger, with rows and columns counted from the unit."""
+    data = strip.data.intersection(unit) if values else None
+    if data is None:
+        place = finished.relative_to(unit)
+        ledger.add(place, strip.tiles, replace(place, width=0), {})
+        return
+    here = data.relative_to(strip.data).slices
+    arrays = {name: array[..., *here] for name, array in values.items()}
+    ledger.add(finished.relative_to(unit), strip.tiles, data.relative_to(unit), arrays)
