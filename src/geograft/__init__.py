@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from geograft.commands.export import export
     from geograft.commands.find import find
     from geograft.commands.go import go
+    from geograft.commands.import_labels import import_labels
     from geograft.commands.jaccard import jaccard
     from geograft.commands.model import model
     from geograft.commands.polygons import polygons
@@ -105,6 +106,7 @@ _MODULES = {
             "export",
             "find",
             "go",
+            "import_labels",
             "jaccard",
             "model",
             "polygons",
@@ -161,6 +163,7 @@ __all__ = [
     "export",
     "find",
     "go",
+    "import_labels",
     "jaccard",
     "load",
     "load_recipe",

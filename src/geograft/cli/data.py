@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,29 +12,51 @@ from geograft.config.recipes import AreaConfig
 from geograft.errors import SettingError
 
 Flag = Annotated[bool, Parameter(negative=())]
+Origin = Literal["drawn", "suggested"]
 
 
 @with_progress
 @settings(project=AreaConfig)
 def project(
     folder: Path,
-    images: Annotated[tuple[Path, ...], Parameter(negative=())],
+    images: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
     /,
     *,
-    classes: str,
+    classes: str = "",
     area_m: float | None = None,
+    imported: Annotated[tuple[Path, ...], Parameter(name="--import", negative=(), consume_multiple=True)] = (),
+    class_name: Annotated[str, Parameter(name="--class")] = "",
+    class_field: str | None = None,
+    origin: Origin | None = None,
     **chosen: Any,
 ) -> None:
     """Make a project folder for a map: settings, layers to label in, random scoring areas, and a project for QGIS.
 
+    With --import, add polygons and masks of other programs to the labels of a project that exists.
+
     Args:
-        folder: Folder of the project, which must not exist.
+        folder: Folder of the project, which must not exist; with --import, of an existing one.
         images: GeoTIFFs or other rasters that GDAL reads, with a CRS.
         classes: Names of the classes to map, separated by commas; the rest of the images is background.
         area_m: Length of the sides of the scoring areas in metres, instead of --area-px.
+        imported: Polygons (GeoPackage, GeoJSON, Shapefile) and masks (GeoTIFF, PNG) to add to the labels.
+        class_name: With --import: class of everything in the files; or class by value, such as 1=tree,2=water.
+        class_field: With --import: attribute of polygons with the class or its value. [default: class]
+        origin: With --import: drawn, if a person drew or checked the outlines. [default: suggested]
     """
+    if imported:
+        from geograft.commands.import_labels import import_labels
+
+        if images or classes or area_m is not None or any(value is not None for value in chosen.values()):
+            raise SettingError(
+                f"--import adds to the labels of {folder}, whose images and areas stay. Give only these."
+            )
+        print_result(import_labels(folder, imported, class_name, class_field, origin))
+        return
     from geograft.commands.project import project
 
+    if class_name or class_field or origin:
+        raise SettingError("--class, --class-field and --origin are of what --import adds. Give --import FILE.")
     if chosen.get("area_px") is not None and area_m is not None:
         raise SettingError("--area-px and --area-m both say how large the scoring areas are. Give one of them.")
     areas = config_from(AreaConfig, AreaConfig(), chosen)

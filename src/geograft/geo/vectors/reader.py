@@ -312,6 +312,19 @@ def layer_fields(path: Path) -> dict[str, tuple[str, ...]]:
         return {name: tuple(pyogrio.read_info(source, layer=name)["fields"]) for name in names}
 
 
+def describe_polygons(path: Path, name: str = "") -> tuple[tuple[str, ...], int]:
+    """Return the fields of the layer `name` of a vector file, or of its only layer of polygons, and its feature count.
+
+    Raises:
+        InputError: when the file is missing or unreadable, or has no such layer.
+    """
+    with input_errors(path):
+        source = vector_source(path)
+        layer = name or _polygon_layer(path, source)
+        info = pyogrio.read_info(source, layer=layer, force_feature_count=True)
+        return tuple(info["fields"]), int(info["features"])
+
+
 def _polygon_layer(path: Path, source: str) -> str:
     layers = pyogrio.list_layers(source)
     spatial = [str(name) for name, kind in layers if kind is not None]

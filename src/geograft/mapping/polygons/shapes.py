@@ -44,10 +44,13 @@ def label_regions(
     """
     labels = np.zeros(values.shape, np.int32)
     label_values: list[int] = []
-    for value in np.unique(values[valid]):
-        found, count = ndimage.label(valid & (values == value), NEIGHBOURS[connectivity], output=np.int32)
-        labels += np.where(found, found + len(label_values), 0).astype(np.int32)
-        label_values += [int(value)] * count
+    distinct = np.unique(values[valid])
+    ranks = np.where(valid, np.searchsorted(distinct, values) + 1, 0)
+    # Each value is labelled where it occurs: a mask of numbered objects has thousands of values.
+    for rank, place in enumerate(ndimage.find_objects(ranks), start=1):
+        found, count = ndimage.label(ranks[place] == rank, NEIGHBOURS[connectivity], output=np.int32)
+        labels[place] += np.where(found, found + len(label_values), 0).astype(np.int32)
+        label_values += [int(distinct[rank - 1])] * count
     return labels, np.array(label_values, np.int64)
 
 
