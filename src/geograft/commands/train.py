@@ -289,9 +289,9 @@ def training_data(tile_set: TileSet, recipe: Recipe, scaling: Scaling) -> Traini
         raise InputError(
             f"{tile_set.title} has no train tiles. Prepare it again with other --val and --test fractions."
         )
-    val = tile_set.samples("val", unique_pixels=True)
+    val = replace(tile_set.samples("val", unique_pixels=True), stored=True)
     repeated = replace(tile_set, tiles=tile_set.split("train") * recipe.train.repeat)
-    samples = repeated.samples("train")
+    samples = replace(repeated.samples("train"), stored=True)
     if recipe.train.crops:
         samples = replace(samples, training_area=tile_set.training_area())
     data = TrainingData(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float64, Shaped, UInt8
 from numpy import ndarray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
@@ -429,19 +429,21 @@ class Samples:
     """Band numbers of the images, counted from 1; empty: all."""
     validity: ValidityRule = DEFAULT_RULE
     """How invalid pixels are recognised."""
+    stored: bool = False
+    """Whether images of at most 16 bits without indices keep their dtype, instead of float32."""
     _open: dict[str, Image] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, index: int) -> tuple[Float32[ndarray, "b h w"], Label]:
+    def __getitem__(self, index: int) -> tuple[Shaped[ndarray, "b h w"], Label]:
         tile = self.tiles[index]
         image, label = self._read(tile.scene, tile.window)
         for window in self.masked_windows[index]:
             label[..., *window.slices] = missing_value(label)
         return image, label
 
-    def random_crop(self, index: int, rng: np.random.Generator) -> tuple[Float32[ndarray, "b h w"], Label]:
+    def random_crop(self, index: int, rng: np.random.Generator) -> tuple[Shaped[ndarray, "b h w"], Label]:
         """Return a random crop near a tile, inside the training area; the tile itself without a training area."""
         tile = self.tiles[index]
         window = (
@@ -451,7 +453,7 @@ class Samples:
         )
         return self._read(tile.scene, window)
 
-    def _read(self, scene: str, window: Window) -> tuple[Float32[ndarray, "b h w"], Label]:
+    def _read(self, scene: str, window: Window) -> tuple[Shaped[ndarray, "b h w"], Label]:
         image_path, mask_path = self.paths[scene]
         pixels, valid = self._image(image_path, mask_path).read(window)
         bands = read_mask(mask_path, window)
@@ -459,8 +461,10 @@ class Samples:
             raise InputError(f"{mask_path} has class indices above {self.classes - 1}. Prepare the tile set again.")
         label = decode_fractions(bands) if self.fractional else bands[0]
         label[..., ~valid] = missing_value(label)
-        image = append_indices(pixels, valid, self.indices).astype(np.float32, copy=False)
-        return fill_missing(image, self.fill_values), label
+        image = append_indices(pixels, valid, self.indices)
+        if self.stored and image.itemsize <= 2:
+            return image, label
+        return fill_missing(image.astype(np.float32, copy=False), self.fill_values), label
 
     def name(self, index: int, /) -> str:
         """Return the position of a tile for messages: its scene, rows and columns."""

@@ -19,7 +19,7 @@ from geograft.errors import SettingError
 from geograft.inference.probability import FlipRotation, pairwise_sum
 from geograft.inference.runners import TileWorkers
 from geograft.inference.torch_networks import TorchRunner, refuse_short_memory
-from geograft.networks.device import memory_format_for
+from geograft.networks.device import memory_format_for, stored_values, transfer_form
 
 Spread = Literal["none", "runs", "views"]
 """What the standard deviation in the last layer is over; "views": over the TTA views of each run, too."""
@@ -62,7 +62,7 @@ class DeviceBatch:
 
     def stored(self) -> Shaped[Tensor, "n b t t"]:
         """Return the pixels as they are stored."""
-        return self.pixels.to(torch.int32) & 0xFFFF if self.uint16 else self.pixels
+        return stored_values(self.pixels, self.uint16)
 
 
 class DevicePredictor:
@@ -136,11 +136,9 @@ class DevicePredictor:
 
     def upload(self, pixels: Shaped[ndarray, "n b t t"], valid: Bool[ndarray, "n t t"]) -> DeviceBatch:
         """Start to copy a batch to the device."""
-        uint16 = pixels.dtype == np.uint16
-        if pixels.dtype not in (np.uint8, np.int8, np.int16, np.uint16, np.float16):
-            pixels = pixels.astype(np.float32, copy=False)
+        pixels, uint16 = transfer_form(pixels)
         with self._streams.stream(self._copies), refuse_short_memory():
-            there = self._copy(pixels.view(np.int16) if uint16 else pixels), self._copy(valid)
+            there = self._copy(pixels), self._copy(valid)
             return DeviceBatch(*there, uint16, self._copies.record_event())
 
     def _copy(self, array: Shaped[ndarray, "*shape"]) -> Shaped[Tensor, "*shape"]:

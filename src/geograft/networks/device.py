@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Shaped
+from numpy import ndarray
+from torch import Tensor
 
 from geograft.errors import SettingError
 
@@ -68,6 +72,22 @@ def half_precision(device: torch.device) -> torch.dtype | None:
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+SMALL_DTYPES = ("uint8", "int8", "int16", "uint16", "float16")
+"""dtypes of pixels that are copied to a device as they are stored; others become float32."""
+
+
+def transfer_form(pixels: Shaped[ndarray, "*shape"]) -> tuple[Shaped[ndarray, "*shape"], bool]:
+    """Return pixels in a dtype that torch can compute with, and whether they are uint16, whose bits are then int16."""
+    if pixels.dtype == np.uint16:
+        return pixels.view(np.int16), True
+    return pixels if pixels.dtype.name in SMALL_DTYPES else pixels.astype(np.float32, copy=False), False
+
+
+def stored_values(pixels: Shaped[Tensor, "*shape"], uint16: bool) -> Shaped[Tensor, "*shape"]:
+    """Return the values of pixels in the form of `transfer_form`."""
+    return pixels.to(torch.int32) & 0xFFFF if uint16 else pixels
 
 
 @contextmanager

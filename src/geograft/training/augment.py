@@ -1,9 +1,10 @@
 """Data augmentation in plain numpy: flips and rotations, scale, colour jitter and copy-paste.
 
-Functions that draw random numbers take the generator as an argument: equal generators give equal tiles.
+Functions that draw random numbers take the generator as an argument: equal generators give equal tiles. Those of
+`geograft.training.batch_augment` do the same to whole batches on a device, with the same draws.
 """
 
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
@@ -13,12 +14,46 @@ from geograft.labels import Label
 
 Augment = Literal["none", "dihedral", "colour"]
 
-TrainingTile: TypeAlias = tuple[Float32[ndarray, "b h w"], Label]
+TrainingTile: TypeAlias = tuple[Shaped[ndarray, "b h w"], Label]
 """Image in its own units, and label."""
 
 JITTER = 0.3
 """Largest change: of the brightness, in standard deviations of a band, once for all bands and once for each band; of
 contrast and saturation, as a fraction."""
+
+
+class Draws(NamedTuple):
+    """What was drawn at random for a tile. The defaults leave it as it is."""
+
+    element: int = 0
+    """Symmetry of the square, see `dihedral`."""
+    scale: float = 1.0
+    offset: tuple[float, float] = (0.0, 0.0)
+    """See `rescale`."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    brightness: tuple[float, ...] = ()
+    """By band, see `jitter_colours`; empty: no colour jitter."""
+
+
+def draw_colours_and_symmetry(shape: tuple[int, ...], bands: int, augment: Augment, rng: np.random.Generator) -> Draws:
+    """Return the random symmetry of a tile of `shape` (height, width), and its colours if `augment` is "colour".
+
+    `bands` is the number of bands that are jittered. Tiles that are not square are not transposed.
+    """
+    if augment == "none":
+        return Draws()
+    colours: tuple[float, float, tuple[float, ...]] = (0.0, 0.0, ())
+    if augment == "colour":
+        common, contrast, saturation, *by_band = rng.uniform(-JITTER, JITTER, 3 + bands)
+        colours = contrast, saturation, tuple(common + np.array(by_band))
+    return Draws(int(rng.integers(8 if shape[0] == shape[1] else 4)), 1.0, (0.0, 0.0), *colours)
+
+
+def draw_scale(jitter: float, rng: np.random.Generator) -> tuple[float, tuple[float, float]]:
+    """Return a random scale, log-uniform from 1 / (1 + jitter) to 1 + jitter, and a random offset."""
+    power, row, col = rng.random(3)
+    return float((1 + jitter) ** (2 * power - 1)), (float(row), float(col))
 
 
 def dihedral(pixels: Shaped[ndarray, "*n h w"], element: int) -> Shaped[ndarray, "*n i j"]:
@@ -77,14 +112,11 @@ def augment_tile(
     hardly depend on the light, follow them. Tiles that are not square are flipped but not transposed, and keep their
     shape.
     """
-    if augment == "none":
-        return image, label, valid
-    if augment == "colour":
-        common, contrast, saturation, *by_band = rng.uniform(-JITTER, JITTER, 3 + len(std))
-        colours = jitter_colours(image[: len(std)], valid, std, common + np.array(by_band), contrast, saturation)
-        image = np.concatenate([colours, image[len(std) :]])
-    element = int(rng.integers(8 if valid.shape[0] == valid.shape[1] else 4))
-    return dihedral(image, element), dihedral(label, element), dihedral(valid, element)
+    drawn = draw_colours_and_symmetry(valid.shape, len(std), augment, rng)
+    if drawn.brightness:
+        colours = np.array(drawn.brightness), drawn.contrast, drawn.saturation
+        image = np.concatenate([jitter_colours(image[: len(std)], valid, std, *colours), image[len(std) :]])
+    return dihedral(image, drawn.element), dihedral(label, drawn.element), dihedral(valid, drawn.element)
 
 
 def rescale(
@@ -128,9 +160,8 @@ def jitter_scale(
     jitter: float,
     rng: np.random.Generator,
 ) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
-    """Return the tile at a random scale, log-uniform from 1 / (1 + jitter) to 1 + jitter; see `rescale`."""
-    power, row, col = rng.random(3)
-    return rescale(image, label, valid, float((1 + jitter) ** (2 * power - 1)), (float(row), float(col)))
+    """Return the tile at a random scale; see `draw_scale` and `rescale`."""
+    return rescale(image, label, valid, *draw_scale(jitter, rng))
 
 
 def paste_class(tile: TrainingTile, other: TrainingTile, index: int) -> TrainingTile:

@@ -1,17 +1,18 @@
 """The data loader: reads tiles ahead, augments and normalises them, and yields batches.
 
-The content of a batch depends only on the seed, the epoch and the indices of its tiles, not on the number of workers or
-on earlier batches, so that a run can be resumed in the middle of an epoch.
+On a CPU this is done tile by tile where tiles are read. On a GPU tiles are uploaded as they are stored, and augmented
+and normalised there in whole batches. The content of a batch depends only on the seed, the epoch and the indices of its
+tiles, not on the number of workers or on earlier batches, so that a run can be resumed in the middle of an epoch.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -23,7 +24,18 @@ from geograft.interrupts import block_signals_in_children
 from geograft.labels import Label, labelled_mask
 from geograft.legend import Legend
 from geograft.networks.device import memory_format_for
-from geograft.training.augment import Augment, TrainingTile, augment_tile, jitter_scale, paste_class
+from geograft.training.augment import (
+    Augment,
+    Draws,
+    TrainingTile,
+    augment_tile,
+    dihedral,
+    draw_colours_and_symmetry,
+    draw_scale,
+    jitter_scale,
+    paste_class,
+)
+from geograft.training.batch_augment import BatchAugmenter, StoredBatch, collate_stored
 from geograft.training.sampling import (
     ClassFractions,
     check_batch_size,
@@ -45,10 +57,11 @@ TrainingBatch: TypeAlias = tuple[Float32[Tensor, "n b h w"], UInt8[Tensor, "n h 
 
 @runtime_checkable
 class Tiles(Protocol):
-    """Tiles by index: the image float32 (B, H, W) in its own units, the label uint8 (H, W), or float32 (O, H, W).
+    """Tiles by index: the image (B, H, W) in its own units, the label uint8 (H, W), or float32 (O, H, W).
 
-    All have one shape. A pixel with label 255 (fractional labels: NaN) is ignored in training and scores; if it is also
-    0 in every band, it has no image data. Must be picklable for worker processes.
+    Images are float32, or have at most 16 bits. All have one shape. A pixel with label 255 (fractional labels: NaN) is
+    ignored in training and scores; if it is also 0 in every band, it has no image data. Must be picklable for worker
+    processes.
     """
 
     def __len__(self) -> int: ...
@@ -111,7 +124,7 @@ class TileKey(NamedTuple):
     """How often the tile has come earlier in the epoch."""
 
 
-def image_mask(image: Float32[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
+def image_mask(image: Shaped[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
     """Return the mask of pixels with image data: all but those that are 0 in every band and unlabelled."""
     mask: Bool[ndarray, "h w"] = labelled_mask(label) | image.any(axis=0)
     return mask
@@ -142,6 +155,8 @@ def _sampling_weights(data: TrainingData, config: TrainConfig) -> Float64[ndarra
 class TileLoader:
     """Training and validation batches on `device`, from persistent worker processes.
 
+    With `whole_batches`, by default on CUDA, they are augmented and scaled on the device.
+
     In distributed training each process has a loader and gets the shard `rank` of every batch; together the shards are
     the batches of a single process, `config.batch_size` tiles each.
 
@@ -151,7 +166,13 @@ class TileLoader:
     """
 
     def __init__(
-        self, data: TrainingData, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        data: TrainingData,
+        config: TrainConfig,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        whole_batches: bool | None = None,
     ) -> None:
         self._lengths: dict[TrainingSplit, int] = {"train": len(data.train), "val": len(data.val)}
         self._rank, self._world_size = rank, world_size
@@ -160,9 +181,11 @@ class TileLoader:
         self._weights = _sampling_weights(data, config)
         self._seed, self._size, self._device = config.seed, config.batch_size, device
         self._batches_to_read: list[list[TileKey]] = []
+        whole_batches = device.type == "cuda" if whole_batches is None else whole_batches
+        self._augmenter = _batch_augmenter(data, config, device) if whole_batches else None
         workers = worker_count(config.workers, device.type)
         self._loader = DataLoader(
-            _TileDataset(data, config, CACHE_BYTES // max(1, workers)),
+            _TileDataset(data, config, CACHE_BYTES // max(1, workers), stored=whole_batches),
             # The list is changed in place for each pass, so that the workers persist.
             batch_sampler=self._batches_to_read,
             num_workers=workers,
@@ -184,11 +207,11 @@ class TileLoader:
 
         Every process gets the same number of batches, none of them empty.
         """
-        return self._pass(self._batches(epoch)[start:])
+        return self._pass(self._batches(epoch)[start:], "train")
 
     def val(self) -> Iterator[TrainingBatch]:
         """Return the validation batches in order, not augmented. A process may get one batch fewer than another."""
-        return self._pass(self._val_batches())
+        return self._pass(self._val_batches(), "val")
 
     @property
     def val_steps(self) -> int:
@@ -210,7 +233,7 @@ class TileLoader:
             repetitions[tile] += 1
         return make_batches(keys, self._size, self._world_size)
 
-    def _pass(self, batches: Sequence[Sequence[TileKey]]) -> Iterator[TrainingBatch]:
+    def _pass(self, batches: Sequence[Sequence[TileKey]], split: TrainingSplit) -> Iterator[TrainingBatch]:
         shards = (shard(batch, self._rank, self._world_size) for batch in batches)
         self._batches_to_read[:] = [batch for batch in shards if batch]
         with block_signals_in_children():
@@ -218,18 +241,31 @@ class TileLoader:
         for batch in loaded:
             if isinstance(batch, GeograftError):
                 raise batch
-            images, label = batch
-            images = images.to(self._device, non_blocking=True, memory_format=memory_format_for(self._device))
-            yield images, label.to(self._device, non_blocking=True)
+            yield self._uploaded(batch, split)
+
+    def _uploaded(self, batch: list[Tensor] | StoredBatch, split: TrainingSplit) -> TrainingBatch:
+        if self._augmenter is not None and isinstance(batch, StoredBatch):
+            return self._augmenter.train(batch) if split == "train" else self._augmenter.val(batch)
+        images, label = batch[0], batch[1]
+        images = images.to(self._device, non_blocking=True, memory_format=memory_format_for(self._device))
+        return images, label.to(self._device, non_blocking=True)
+
+
+def _batch_augmenter(data: TrainingData, config: TrainConfig, device: torch.device) -> BatchAugmenter:
+    colours = len(data.scaling.std) - data.indices
+    scaling, rescales = data.scaling, config.scale_jitter > 0
+    return BatchAugmenter(scaling.mean, scaling.std, colours, config.augment, rescales=rescales, device=device)
 
 
 class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
     """Tiles as the network takes them: augmented, normalised, 0 where there is no image data.
 
-    The first tiles that it reads, up to `cache_bytes`, are kept as decoded, so that later epochs need not read them.
+    With `stored`, tiles as they are stored, and what is drawn for them, for `BatchAugmenter`. The first tiles that it
+    reads, up to `cache_bytes`, are kept as decoded, so that later epochs need not read them.
     """
 
-    def __init__(self, data: TrainingData, config: TrainConfig, cache_bytes: int) -> None:
+    def __init__(self, data: TrainingData, config: TrainConfig, cache_bytes: int, stored: bool = False) -> None:
+        self._stored = stored
         self._tiles: dict[TrainingSplit, Tiles] = {"train": data.train, "val": data.val}
         self._cache: dict[tuple[TrainingSplit, int], TrainingTile] = {}
         self._room = cache_bytes
@@ -246,22 +282,41 @@ class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
         else:
             image, label = self._decoded(key.split, key.tile)
             valid = image_mask(image, label)
-        scaled = np.where(valid, self._scaling(image), np.float32(0))
+        scaled = np.where(valid, self._scaling(image.astype(np.float32, copy=False)), np.float32(0))
         return torch.from_numpy(scaled), torch.from_numpy(np.array(label))
 
     def _augment(self, key: TileKey) -> tuple[Float32[ndarray, "b h w"], Label, Bool[ndarray, "h w"]]:
-        config, number = self._config, key.tile + key.repetition * len(self._tiles["train"])
-        # Each augmentation has its own random stream, so that none of them changes what another draws.
-        common = generator(config.seed, key.epoch, number)
-        crop, paste, other, scale = (generator(config.seed, key.epoch, number, stream) for stream in range(1, 5))
-        tile = self._read(key.tile, crop)
-        if self._fractions is not None and paste.random() < config.copy_paste:
-            donating, index = choose_donor(self._fractions, paste)
-            tile = paste_class(tile, self._read_flipped(donating, other), index)
-        image, label, valid = (*tile, image_mask(*tile))
+        config, streams = self._config, self._streams(key)
+        tile = self._pasted(key, streams)
+        image, label, valid = tile[0].astype(np.float32, copy=False), tile[1], image_mask(*tile)
         if config.scale_jitter:
-            image, label, valid = jitter_scale(image, label, valid, config.scale_jitter, scale)
-        return augment_tile(image, label, valid, self._colours, config.augment, common)
+            image, label, valid = jitter_scale(image, label, valid, config.scale_jitter, streams.scale)
+        return augment_tile(image, label, valid, self._colours, config.augment, streams.common)
+
+    def _draw(self, key: TileKey) -> tuple[Shaped[ndarray, "b h w"], Label, Draws]:
+        """Return a tile as it is stored, and what `_augment` draws for it."""
+        if key.split == "val":
+            return *self._decoded(key.split, key.tile), Draws()
+        config, streams = self._config, self._streams(key)
+        image, label = self._pasted(key, streams)
+        drawn = draw_colours_and_symmetry(image.shape[1:], len(self._colours), config.augment, streams.common)
+        if config.scale_jitter:
+            scale, offset = draw_scale(config.scale_jitter, streams.scale)
+            drawn = drawn._replace(scale=scale, offset=offset)
+        return image, label, drawn
+
+    def _streams(self, key: TileKey) -> "_Streams":
+        number = key.tile + key.repetition * len(self._tiles["train"])
+        seed = (self._config.seed, key.epoch, number)
+        return _Streams(generator(*seed), *(generator(*seed, stream) for stream in range(1, 5)))
+
+    def _pasted(self, key: TileKey, streams: "_Streams") -> TrainingTile:
+        """Return a tile, with pixels of a rare class pasted from another one if so drawn."""
+        tile = self._read(key.tile, streams.crop)
+        if self._fractions is not None and streams.paste.random() < self._config.copy_paste:
+            donating, index = choose_donor(self._fractions, streams.paste)
+            tile = paste_class(tile, self._read_flipped(donating, streams.other), index)
+        return tile
 
     def _read(self, tile: int, rng: np.random.Generator) -> TrainingTile:
         tiles = self._tiles["train"]
@@ -283,20 +338,32 @@ class _TileDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return a tile under a random symmetry, unless augmentation is off."""
         image, label = self._read(tile, rng)
         symmetry: Augment = "none" if self._config.augment == "none" else "dihedral"
-        image, label, _ = augment_tile(image, label, image_mask(image, label), self._colours, symmetry, rng)
-        return image, label
+        element = draw_colours_and_symmetry(image.shape[1:], 0, symmetry, rng).element
+        return dihedral(image, element), dihedral(label, element)
 
-    def __getitems__(self, keys: list[TileKey]) -> list[tuple[Tensor, Tensor]] | GeograftError:
+    def __getitems__(self, keys: list[TileKey]) -> list[Any] | GeograftError:
         # Returned rather than raised: an error raised in a worker arrives with its traceback in the message.
         try:
-            return [self[key] for key in keys]
+            return [self._draw(key) if self._stored else self[key] for key in keys]
         except GeograftError as error:
             return error
 
 
-def _collate(tiles: list[tuple[Tensor, Tensor]] | GeograftError) -> list[Tensor] | GeograftError:
+class _Streams(NamedTuple):
+    """The random streams of a tile: one for each augmentation, so that none of them changes what another draws."""
+
+    common: np.random.Generator
+    crop: np.random.Generator
+    paste: np.random.Generator
+    other: np.random.Generator
+    scale: np.random.Generator
+
+
+def _collate(tiles: list[Any] | GeograftError) -> list[Tensor] | StoredBatch | GeograftError:
     if isinstance(tiles, GeograftError):
         return tiles
+    if isinstance(tiles[0][-1], Draws):
+        return collate_stored(tiles)
     batch: list[Tensor] = default_collate(tiles)
     return batch
 

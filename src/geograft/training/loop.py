@@ -169,7 +169,7 @@ class _Run:
         image, label = self._data.train[0]
         count = -(-min(self._config.batch_size, len(self._data.train)) // self._group.world_size)
         device = self._fabric.device
-        tiles = torch.tensor(image), torch.tensor(label)
+        tiles = torch.tensor(image).float(), torch.tensor(label)
         images, labels = (each.to(device).expand(count, *each.shape).contiguous() for each in tiles)
         images = images.contiguous(memory_format=memory_format_for(device))
         return chunks_that_fit(self._group, self._network.to(device).train(), (images, labels), self._loss_config)
