@@ -139,7 +139,7 @@ def append_indices(
     return found
 
 
-def fill_missing(image: Float32[ndarray, "c h w"], values: Sequence[float]) -> Float32[ndarray, "c h w"]:
+def fill_missing(image: Shaped[ndarray, "c h w"], values: Sequence[float]) -> Shaped[ndarray, "c h w"]:
     """Replace NaN in the last bands of `image` by `values`, one per band, in place; returns `image`."""
     for band, value in zip(image[len(image) - len(values) :], values, strict=True):
         band[np.isnan(band)] = value

@@ -462,9 +462,8 @@ class Samples:
         label = decode_fractions(bands) if self.fractional else bands[0]
         label[..., ~valid] = missing_value(label)
         image = append_indices(pixels, valid, self.indices)
-        if self.stored and image.itemsize <= 2:
-            return image, label
-        return fill_missing(image.astype(np.float32, copy=False), self.fill_values), label
+        dtype = image.dtype if self.stored and image.itemsize <= 2 else np.float32
+        return fill_missing(image.astype(dtype, copy=False), self.fill_values), label
 
     def name(self, index: int, /) -> str:
         """Return the position of a tile for messages: its scene, rows and columns."""
