@@ -1,10 +1,11 @@
-"""What five labelled tiles of another place are worth: `geograft adapt`, and how many of the run's own to rehearse.
+"""What five labelled tiles of another place are worth: `geograft adapt`, and what decided its defaults.
 
     python benchmarks/bench_adapt.py --data ../shared/data/places [--folder build/places] [--write]
 
 Runs and tile sets are those of bench_places.py, and two of roads. Of each target, five tiles are drawn at random, at
 least one with the class; the tiles of all other scenes are scored. Runs are adapted by `geograft adapt`, as a user
-would; and trainings with several fractions of rehearsal are compared, each scored at threshold 0.5 on both places.
+would; and trainings with several fractions of rehearsal and of the run's own weights are compared, each scored at
+threshold 0.5 on both places, and at its own place at the threshold that is best on the validation tiles there.
 Results are cached in the folder, so that an interrupted benchmark is resumed, and tables have what is complete. --write
 puts them into docs/places.md.
 """
@@ -20,19 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 import machine
 import page
 from bench_places import KINDS, mask_set
 from geograft import Recipe, load_recipe, train
 from geograft.card import CARD, ModelCard, read_card
-from geograft.commands.adapt import adapt, adaptation_recipe, choose_rehearsal, step_tiles
+from geograft.commands.adapt import adapt
 from geograft.commands.demo import ALL_TEST, with_weights
+from geograft.commands.rehearsal import adaptation_recipe, choose_rehearsal, step_tiles
 from geograft.config import AdaptConfig, InferenceConfig
 from geograft.dataset.folds import write_derived_set
 from geograft.dataset.tileset import META, TileSet
-from geograft.mapping.adaptation import ADAPTED, FITTED, RUN, count_tiles
+from geograft.mapping.adaptation import ADAPTED, FITTED, RUN, confusion_at, count_tiles
 from geograft.mapping.models import RunModel
+from geograft.metrics.calibration import STEPS
 
 KINDS["roads"] = ("japan", "vegas", {1: "road", 0: "other"})
 TRANSFERS = (
@@ -46,7 +50,8 @@ TRANSFERS = (
 NAMES = [f"{kind}: {here} to {there}" for kind, here, there in TRANSFERS]
 STORY = 0
 """Position of the transfer whose adaptation is shown as it is printed."""
-RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9)
+SETTINGS = ((0.0, 0.0), (0.5, 0.0), (0.75, 0.0), (0.0, 0.25), (0.5, 0.25), (0.75, 0.25), (0.5, 0.5))
+"""Fractions of rehearsal, and of the run's own weights in the average."""
 COUNT, TILE_PX, MIDDLE = 5, 128, 500
 CPU = InferenceConfig(backend="torch", device="cpu")
 
@@ -63,13 +68,27 @@ class Case:
     rest: tuple[int, ...]
     """Positions of the target's tiles in scenes other than those of the five."""
 
-    def ious(self, run: Path, card: ModelCard) -> tuple[float, float]:
-        """Return the IoU at the card's threshold on the rest of the target, and on the test tiles of the source."""
+    def ious(self, run: Path, card: ModelCard) -> tuple[float, float, float]:
+        """Return the IoU on the rest of the target, and on the test tiles of the source with and without a fitted one.
+
+        That is: at the card's threshold there, at the card's threshold here, and at the best one of the validation
+        tiles here.
+        """
         model = RunModel((run,), card, CPU, {"cards": (card,)})
-        test = [i for i, tile in enumerate(self.source.tiles) if tile.split == "test"]
-        counts = count_tiles(model, self.target, self.rest), count_tiles(model, self.source, test)
-        found = [each.scheme.headline(each.confusion.sum(axis=0))["iou"] for each in counts]
-        return found[0], found[1]
+        splits = ([i for i, tile in enumerate(self.source.tiles) if tile.split == split] for split in ("test", "val"))
+        test, val = (count_tiles(model, self.source, positions).probability.sum(axis=0)[0] for positions in splits)
+        there = count_tiles(model, self.target, self.rest).probability.sum(axis=0)[0]
+        own = card.threshold
+        return iou_at(there, own), iou_at(test, own), iou_at(test, max(THRESHOLDS, key=partial(iou_at, val)))
+
+
+THRESHOLDS = [index / STEPS for index in range(10, STEPS, 10)]
+
+
+def iou_at(histogram: ndarray, threshold: float) -> float:
+    """Return the IoU at a threshold, from the histogram of a probability, (2, 1001)."""
+    table = confusion_at(histogram, threshold)
+    return float(table[1, 1] / max(table.sum() - table[0, 0], 1))
 
 
 def cases(folder: Path, data: Path, recipe: Recipe) -> Iterator[Case]:
@@ -100,9 +119,9 @@ def draw(tile_set: TileSet) -> list[int]:
             return chosen
 
 
-def trained(case: Case, ratio: float, folder: Path) -> tuple[float, float]:
+def trained(case: Case, ratio: float, start_fraction: float, folder: Path) -> tuple[float, float, float]:
     """Train on the five tiles with a fraction of rehearsal, as the last training of `adapt`, and return the IoUs."""
-    config = AdaptConfig(rehearsal=ratio, device="cpu")
+    config = AdaptConfig(rehearsal=ratio, start_fraction=start_fraction, device="cpu")
     chosen: tuple[int, ...] = ()
     five = TileSet.open(case.five)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +148,9 @@ def adapted(case: Case, folder: Path) -> dict[str, object]:
     run = result.run or case.run
     figures = {name: each["iou"].value for name, each in result.target.figures.items()}
     lines = [line.replace(str(folder), "runs").replace("adapted/", "") for line in result.lines()]
-    return {"lines": lines, "figures": figures, "written": bool(result.run), "rest": case.ious(run, read_card(run))}
+    own = result.source.figures[ADAPTED]["iou"].value if result.source else None
+    rest = case.ious(run, read_card(run))[0]
+    return {"lines": lines, "figures": figures, "written": bool(result.run), "rest": rest, "own": own}
 
 
 def sorted_jobs(found: Sequence[Case], folder: Path) -> dict[str, Callable[[], Any]]:
@@ -138,9 +159,12 @@ def sorted_jobs(found: Sequence[Case], folder: Path) -> dict[str, Callable[[], A
     jobs: dict[str, Callable[[], Any]] = {f"{case.name}, adapt": partial(adapted, case, folder) for case in story}
     for case in found:
         jobs[f"{case.name}, before"] = partial(case.ious, case.run, read_card(case.run))
-        for ratio in sorted(RATIOS, key=lambda ratio: abs(ratio - AdaptConfig().rehearsal)):
-            jobs[f"{case.name}, {ratio}"] = partial(trained, case, ratio, folder / f"ratio-{case.five.name}-{ratio:g}")
-    return jobs | {f"{case.name}, adapt": partial(adapted, case, folder) for case in found}
+    jobs |= {f"{case.name}, adapt": partial(adapted, case, folder) for case in found}
+    for setting in SETTINGS:
+        for case in found:
+            part = folder / f"setting-{case.five.name}-{setting[0]:g}-{setting[1]:g}"
+            jobs[f"{case.name}, {setting}"] = partial(trained, case, *setting, part)
+    return jobs
 
 
 def main() -> None:
@@ -167,9 +191,20 @@ def main() -> None:
         page.write_section("adapt", content, page.PAGE.with_name("places.md"))
 
 
-def shown(pair: tuple[float, float] | None) -> str:
+def shown(found: Sequence[float] | None) -> str:
     """Return the IoU there and at the own place; nothing for what is not computed."""
-    return f"{pair[0]:.3f} / {pair[1]:.3f}" if pair else ""
+    return " / ".join(f"{value:.3f}" for value in found) if found else ""
+
+
+def titles() -> dict[str, str]:
+    """Return the rows of the table of settings: what is known of each by its key."""
+    default = AdaptConfig()
+    found = {"before": "before"}
+    for rehearsal, fraction in SETTINGS:
+        words = f"rehearsal {rehearsal:g}, own weights {fraction:g}"
+        is_default = (rehearsal, fraction) == (default.rehearsal, default.start_fraction)
+        found[f"{(rehearsal, fraction)}"] = f"**{words}**" if is_default else words
+    return found
 
 
 def tables(known: Mapping[str, Any], weights_from: str) -> str:
@@ -179,19 +214,18 @@ def tables(known: Mapping[str, Any], weights_from: str) -> str:
     for name in done:
         found, before = known[f"{name}, adapt"], known[f"{name}, before"]
         own = [f"{found['figures'][each]:.3f}" for each in (RUN, FITTED, ADAPTED)]
-        after = [f"{value:.3f}" for value in found["rest"]] if found["written"] else ["not written", ""]
-        rows.append([name, *own, f"{before[0]:.3f}", after[0], f"{before[1]:.3f}", after[1]])
+        after = [f"{found[key]:.3f}" for key in ("rest", "own")] if found["written"] else ["not written", ""]
+        rows.append([name, *own, f"{before[0]:.3f}", after[0], *(f"{value:.3f}" for value in before[1:]), after[1]])
     head = ["IoU", f"five tiles: {RUN}", "threshold fitted", "adapted", "other tiles: before", "**after**"]
-    settings = ("before", *RATIOS)
-    ratios = [[name, *(shown(known.get(f"{name}, {key}")) for key in settings)] for name in NAMES]
-    ratios = [row for row in ratios if any(row[2:])]
-    columns = ["there / its own place", "before", *(f"rehearsal {ratio:g}" for ratio in RATIOS)]
+    compared = [name for name in NAMES if f"{name}, before" in known and f"{name}, {SETTINGS[0]}" in known]
+    ratios = [[words, *(shown(known.get(f"{name}, {key}")) for name in compared)] for key, words in titles().items()]
+    columns = ["there / its own place / with a threshold of its own", *compared]
     story = [f"    {line}" for line in known[f"{NAMES[STORY]}, adapt"]["lines"]] if NAMES[STORY] in done else []
     about = (
         f"Encoder weights: {weights_from}; five random tiles, one seed. "
         f"{machine.describe(('torch', 'onnxruntime', 'openvino'))}"
     )
-    adapted_table = page.table([*head, "its own place: before", "**after**"], rows)
+    adapted_table = page.table([*head, "its own place: before", "threshold fitted", "**after**"], rows)
     return "\n\n".join([about, "\n".join(story), adapted_table, page.table(columns, ratios)])
 
 

@@ -132,6 +132,13 @@ def double_width(network: Network) -> None:
         network.body = LightUNet(encoder, bands, outputs)
 
 
+def double_context(network: Network) -> None:
+    """Put a second context block at the coarsest stride."""
+    body = _light(network)
+    width = body.neck[0][0].out_channels  # type: ignore[index]
+    body.neck.append(light.Context(width))
+
+
 CHANGES: dict[str, Callable[[Network], None]] = {
     "no path at stride 2": remove_fine_path,
     "bilinear upsampling instead of sub-pixel": use_bilinear_upsampling,

@@ -1,8 +1,8 @@
-"""Trainings in one place, scored in others, for `bench_generalisation.py`: variants, runs, cached scores."""
+"""Trainings in one place, scored there and in others, for the benchmarks of variants: runs and cached scores."""
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ class Variant:
     """Whether the bands of every scene are standardised by its own mean and standard deviation."""
     all_others: bool = False
     """Whether it trains on all places but the one that it is scored in, for as many steps."""
+    rebuild: Callable[[Network], None] | None = None
+    """Changes the network after it was built with its pretrained weights."""
+    lengthening: int = 1
+    """Factor of the number of steps."""
 
 
 VARIANTS = (
@@ -125,7 +129,7 @@ class Laboratory:
         """Return the recipe of a run, with as many epochs as make STEPS steps."""
         config = self.recipe.train
         per_epoch = -(-len(self.joined(run).split("train")) // config.batch_size)
-        epochs = max(1, round(STEPS / per_epoch))
+        epochs = max(1, round(run.variant.lengthening * STEPS / per_epoch))
         train = {"epochs": epochs, "warmup_epochs": epochs / 10, "seed": run.seed, "device": "cpu"}
         changed = {"crops": run.variant.change is not None}
         return self.recipe.with_settings(model=run.variant.model, train=train | changed | run.variant.train)
@@ -134,7 +138,9 @@ class Laboratory:
         """Return the path of a run's scores. Other changes, steps or tiles have another path."""
         own = run.variant
         change = own.change.__name__ if own.change else ""
+        rebuilt = [own.rebuild.__name__ if own.rebuild else "", own.lengthening, self.recipe.model.encoder]
         settings = [own.model, own.train, change, own.per_image, STEPS, TILE_PX, self.joined(run).meta.fingerprint]
+        settings += rebuilt
         name = f"{run.kind}-{'+'.join(run.sources)}-{run.seed}-{json_digest(settings)[:8]}.npz"
         return self.folder / slug(own.name) / name
 
@@ -167,7 +173,7 @@ class Laboratory:
         """Return the trained network and its scaling; an interrupted training goes on."""
         recipe, tiles = self.recipe_of(run), self.joined(run)
         torch.manual_seed(run.seed)
-        network = build(recipe.model, tiles.meta.bands, 1)
+        network = self.build(run, recipe, tiles.meta.bands)
         scaling = scaling_of(tiles.meta, network, recipe.train.normalise)
         data = training_data(tiles, recipe, scaling)
         if run.variant.per_image:
@@ -179,10 +185,18 @@ class Laboratory:
         (folder / STATE).unlink(missing_ok=True)
         return network, scaling
 
+    @staticmethod
+    def build(run: Run, recipe: Recipe, bands: int) -> Network:
+        """Return the network of a run before training."""
+        network = build(recipe.model, bands, 1)
+        if run.variant.rebuild:
+            run.variant.rebuild(network)
+        return network
+
     def trained(self, run: Run) -> tuple[Network, Scaling]:
         """Return the network of a finished run, for prediction, and its scaling."""
         recipe, tiles = self.recipe_of(run), self.joined(run)
-        network = build(recipe.model, tiles.meta.bands, 1, pretrained=False)
+        network = self.build(run, recipe, tiles.meta.bands)
         load_weights(self.path(run).with_suffix("") / WEIGHTS, network)
         return network.eval(), scaling_of(tiles.meta, network, recipe.train.normalise)
 

@@ -40,10 +40,10 @@ def load_encoder_weights(encoder: nn.Module, weights: Path) -> None:
 class SmpBody(nn.Module):
     """An smp network as the body of Geograft's `Network`: its stages are a pyramid over the modules of its encoder."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, bands: int = 3) -> None:
         super().__init__()
         self.network = network
-        pyramid = pyramid_from_network(network.get_submodule("encoder.model"), ENCODER, bands=3)
+        pyramid = pyramid_from_network(network.get_submodule("encoder.model"), ENCODER, bands)
         self.strides, self.stride = pyramid.strides, pyramid.strides[-1]
         self._pyramid = (pyramid,)  # in a tuple, so that no parameter is registered twice
 
@@ -75,3 +75,22 @@ def smp_in_geograft(kind: str, weights: Path, frozen: int) -> Network:
     network = Network(LightUNet(body.encoder, 3, 1), origin, frozen, trained=True)
     network.body = body  # type: ignore[assignment]
     return network
+
+
+def use_smp_unet(network: Network) -> None:
+    """Replace the body of Geograft's `network` by smp's U-Net, over the same encoder with the same weights.
+
+    Raises:
+        NotRunnableError: if the encoder is another one.
+    """
+    own = network.body.encoder.state_dict()
+    bands = next(each.in_channels for each in network.body.encoder.modules() if isinstance(each, nn.Conv2d))
+    peer: nn.Module = smp.Unet(f"tu-{ENCODER}", encoder_weights=None, in_channels=bands)
+    encoder = peer.get_submodule("encoder.model")
+    # The names differ: a pyramid's are those of its stages. Modules and their order are the same.
+    if [each.shape for each in encoder.state_dict().values()] != [each.shape for each in own.values()]:
+        raise NotRunnableError(f"the encoder of smp's U-Net is {ENCODER}. Give --encoder {ENCODER}")
+    encoder.load_state_dict(dict(zip(encoder.state_dict(), own.values(), strict=True)))
+    network.body = SmpBody(peer, bands)  # type: ignore[assignment]
+    for stage in network.stages[: network.frozen]:
+        stage.requires_grad_(requires_grad=False)

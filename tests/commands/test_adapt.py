@@ -17,6 +17,7 @@ from geograft.api.run import load
 from geograft.card import FEATURES_FILE, WEIGHTS, read_card
 from geograft.cli import app
 from geograft.commands import adapt as command
+from geograft.commands import rehearsal
 from geograft.commands.adapt import AdaptedRun, adapt
 from geograft.commands.calibrate import calibrate_place
 from geograft.commands.evaluate import evaluate
@@ -33,7 +34,7 @@ from geograft.files import file_digest, write_json
 from geograft.locks import lock_output
 from geograft.mapping.adaptation import ADAPTED, FITTED, RUN, PlaceScores, confusion_at, count_tiles
 from geograft.mapping.models import RunModel
-from geograft.mapping.places import ADAPTATION, read_adaptation
+from geograft.mapping.places import ADAPTATION, read_adaptation, read_place, used_tiles
 from geograft.metrics.intervals import certainty_of_gain
 from geograft.training.checkpoint import LAST
 from tests.support.overlapping import overlapping_set
@@ -100,7 +101,7 @@ def hill(dark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapted(run: Path, hill: Path) -> AdaptedRun:
     before = digests(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "EPOCHS", 4)
+        patch.setattr(rehearsal, "EPOCHS", 4)
         found = adapt(run, hill, run.parent / "adapted", CONFIG)
     assert digests(run) == before
     return found
@@ -109,7 +110,7 @@ def adapted(run: Path, hill: Path) -> AdaptedRun:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each training take one step, and every adapted run be better."""
-    monkeypatch.setattr(command, "EPOCHS", 1)
+    monkeypatch.setattr(rehearsal, "EPOCHS", 1)
     monkeypatch.setattr(PlaceScores, "is_better", True)
 
 
@@ -127,8 +128,15 @@ def test_an_adapted_run_is_better_there_and_an_ordinary_run(adapted: AdaptedRun,
     assert 0.1 <= card.threshold <= 0.9
     assert {path.name for path in adapted.run.parent.iterdir()} == {"run", "adapted"}
     # Its own tile set has the held-out tiles of the source, and its scores there are those that were printed.
-    scores = evaluate(adapted.run, "test", config=EvaluateConfig(backend="torch", device="cpu"))
+    assert adapted.own_place
+    there = EvaluateConfig(backend="torch", device="cpu", place=adapted.own_place.name)
+    scores = evaluate(adapted.run, "test", config=there)
     assert scores.headline["iou"] == adapted.source.figures[ADAPTED]["iou"]
+    source = open_run_tiles(run)
+    assert read_place(adapted.run, adapted.own_place.name, card) == adapted.own_place
+    assert adapted.own_place.used == used_tiles(source, source.split("val"))
+    # The adapted run is the average of the run and a training that started from it.
+    assert card.model.start_fraction == CONFIG.start_fraction == 0.25
     record = read_adaptation(adapted.run)
     assert record and record.weights == file_digest(run / WEIGHTS) and len(record.used) == 6
     text = "\n".join(adapted.lines())
@@ -157,10 +165,10 @@ def test_no_run_is_written_where_it_is_not_better(
     run: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step at a place that looks like the run's own, which the run maps almost without an error."""
-    monkeypatch.setattr(command, "EPOCHS", 1)
+    monkeypatch.setattr(rehearsal, "EPOCHS", 1)
     bright = few(write_place(tmp_path / "bright", 150), tmp_path / "few")
     before = digests(run)
-    found = adapt(run, bright, tmp_path / "out", SHORT)
+    found = adapt(run, bright, tmp_path / "out", replace(SHORT, start_fraction=0.0))
     assert found.target.figures[found.target.best_before]["iou"].value > 0.8
     assert (found.run, found.card, found.source) == (None, None, None)
     assert "No run was written" in found.lines()[-1]

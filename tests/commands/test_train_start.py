@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from geograft.card import CARD, WEIGHTS, read_card
@@ -62,13 +63,47 @@ def test_training_starts_from_the_weights_of_another_run(first: Path, tiles: Pat
     assert training.history.epochs[0].train_loss < read_history(first).epochs[0].train_loss
 
 
-def test_resuming_is_bit_identical_and_needs_the_same_start(first: Path, tiles: Path, tmp_path: Path) -> None:
-    whole = train(tiles, tmp_path / "whole", recipe_from(first, epochs=2)).run
-    train(tiles, tmp_path / "halves", recipe_from(first))
-    halves = train(tiles, tmp_path / "halves", recipe_from(first, epochs=2), resume=True).run
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_resuming_is_bit_identical_and_needs_the_same_start(
+    fraction: float, first: Path, tiles: Path, tmp_path: Path
+) -> None:
+    one, two = (
+        recipe_from(first, epochs=epochs).with_settings(model={"start_fraction": fraction}) for epochs in (1, 2)
+    )
+    whole = train(tiles, tmp_path / "whole", two).run
+    train(tiles, tmp_path / "halves", one)
+    halves = train(tiles, tmp_path / "halves", two, resume=True).run
     assert (halves / LAST).read_bytes() == (whole / LAST).read_bytes()
     with pytest.raises(SettingError, match="start was"):
         train(tiles, halves, recipe_from(whole, epochs=2), resume=True)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_saved_weights_are_averaged_with_those_of_the_start(
+    ema: float, first: Path, tiles: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_from(first, ema=ema)
+    trained = train(tiles, tmp_path / "trained", recipe)
+    averaged = train(tiles, tmp_path / "averaged", recipe.with_settings(model={"start_fraction": 0.25}))
+    before, after, saved = (load_file(run / WEIGHTS) for run in (first, trained.run, averaged.run))
+    for name, value in saved.items():
+        expected = 0.25 * before[name] + 0.75 * after[name] if value.is_floating_point() else after[name]
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+    # The training is the same, and the saved weights are those that are validated.
+    rows = trained.history.epochs[0], averaged.history.epochs[0]
+    assert rows[0].train_loss == rows[1].train_loss and rows[0].val_loss != rows[1].val_loss
+    assert averaged.card.model.start_fraction == load_recipe(averaged.run / "recipe.toml").model.start_fraction == 0.25
+
+
+def test_an_average_needs_a_start_with_the_same_layers(first: Path, tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="start"):
+        train(tiles, tmp_path / "run", SMALL.with_settings(model={"start_fraction": 0.25}))
+    named = Path(shutil.copytree(tiles, tmp_path / "named"))
+    names = [*TileSet.open(tiles).meta.band_names[:2], "nir"]
+    write_json(named / META, json.loads((tiles / META).read_text()) | {"band_names": names})
+    with pytest.raises(SettingError, match="band nir new"):
+        train(named, tmp_path / "run", recipe_from(first).with_settings(model={"start_fraction": 0.25}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_start_flag(first: Path, tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ are better than those of the run itself, a last model is trained on all tiles an
 """
 
 import shutil
-import tomllib
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +16,14 @@ from numpy import ndarray
 
 from geograft.card import STATE, TILES_FILE, WEIGHTS, ModelCard, read_card, unfinished_notes
 from geograft.commands.evaluate import score_split
-from geograft.commands.train import RECIPE, THRESHOLD, holds_run, train_tile_set
-from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, Recipe, parse_recipe
+from geograft.commands.rehearsal import adaptation_recipe, choose_rehearsal, step_tiles
+from geograft.commands.train import THRESHOLD, holds_run, train_tile_set
+from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, Recipe
 from geograft.dataset.folds import TileFold, derived_fingerprint, independent_units, plan_tile_folds, write_derived_set
 from geograft.dataset.joined import TileSetPaths, check_fit, join_tile_sets, open_run_tiles
-from geograft.dataset.splits import stratified_order
 from geograft.dataset.tileset import Split, TileSet
-from geograft.dataset.units import sum_by_name, units_of
-from geograft.errors import InputError, OutputError, SettingError
+from geograft.dataset.units import sum_by_name
+from geograft.errors import InputError, OutputError
 from geograft.files import (
     StrPath,
     atomic_update,
@@ -37,7 +36,16 @@ from geograft.files import (
 from geograft.locks import lock_output
 from geograft.mapping.adaptation import ADAPTED, FITTED, RUN, PlaceScores, TileCounts, count_tiles
 from geograft.mapping.models import RunModel
-from geograft.mapping.places import ADAPTATION, Adaptation, count_used, refuse_adapted_tiles, used_tiles
+from geograft.mapping.place_calibration import fit_place
+from geograft.mapping.places import (
+    ADAPTATION,
+    Adaptation,
+    Place,
+    count_used,
+    place_name,
+    refuse_adapted_tiles,
+    used_tiles,
+)
 from geograft.metrics.calibration import MIN_CERTAINTY
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.progress import announce
@@ -52,13 +60,11 @@ from geograft.resume import (
     to_json_types,
     unreadable_error,
 )
-from geograft.runs import run_file, run_file_digest, run_location
+from geograft.runs import run_file_digest, run_location
 from geograft.text import join_names, pluralise
 
 DEFAULT = AdaptConfig()
 MIN_TILES = 3
-EPOCHS = 10
-"""Number of epochs of each training; the number of steps is that of the settings."""
 FINAL = "run"
 TILES = "tiles"
 """Folders of the last training and of the tile sets, in the partial result."""
@@ -75,6 +81,8 @@ class AdaptedRun:
     run: Path | None = None
     """None if the adapted models are not better."""
     card: ModelCard | None = None
+    own_place: Place | None = None
+    """The place of the run that was adapted, with thresholds of its own; None without validation tiles of it."""
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -96,7 +104,12 @@ class AdaptedRun:
 
     def _threshold_lines(self, card: ModelCard) -> list[str]:
         names = card.legend.names if card.legend.overlapping else card.legend.names[-1:]
-        return [f"threshold of {name}: {value:.3f}" for name, value in zip(names, card.used_thresholds, strict=False)]
+        own = self.own_place
+        places = [f"; {value:.3f} with --place {own.name}" for value in own.thresholds] if own else [""] * len(names)
+        return [
+            f"threshold of {name}: {value:.3f}{place}"
+            for name, value, place in zip(names, card.used_thresholds, places, strict=False)
+        ]
 
     def _reason(self, sure: str) -> list[str]:
         before = self.target.best_before
@@ -163,7 +176,10 @@ def adapt(
     with thresholds chosen on the other folds. The scores are compared with those of the run itself, and of the run
     with thresholds that are fitted in the same way. If the IoU is not higher than both, also in 80 % of the bootstrap
     samples of the scenes or blocks, nothing is written. Otherwise a model is trained on all tiles, with the thresholds
-    chosen on all folds, limited to 0.1 to 0.9 for fewer than 30 tiles.
+    chosen on all folds, limited to 0.1 to 0.9 for fewer than 30 tiles. For its own place, thresholds are fitted to the
+    validation tiles of the source: they are a place of the adapted run (`geograft predict --place`).
+
+    The weights of each model are an average of those before and after its training (`config.start_fraction`).
 
     `run` does not change. Resumable: the same call continues an interrupted one, with the same result to the bit.
 
@@ -241,65 +257,6 @@ def _refuse_shared(run: Path, source: TileSet, target: TileSet) -> None:
         )
 
 
-def _base_recipe(run: Path) -> Recipe:
-    """Return the recipe of a run; the default one if it does not have it."""
-    path = run_file(run, RECIPE)
-    try:
-        return parse_recipe(tomllib.loads(path.read_bytes().decode()), str(path))
-    except OSError:
-        return Recipe()
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is not a TOML file: {error}. Copy the run again.") from error
-
-
-def step_tiles(run: Path) -> int:
-    """Return the number of tiles in an optimizer step, by the recipe of a run."""
-    config = _base_recipe(run).train
-    return config.batch_size * config.accumulate
-
-
-def _draws(tiles: int, config: AdaptConfig, in_step: int) -> float:
-    """Return the number of tiles to draw in an epoch: for the chosen steps, and each new tile at least once."""
-    return max(config.steps * in_step / EPOCHS, tiles / (1 - config.rehearsal))
-
-
-def choose_rehearsal(source: TileSet, tiles: int, config: AdaptConfig, in_step: int) -> tuple[int, ...]:
-    """Return training tiles of the source, stratified by unit: with the new tiles, as many as are drawn in an epoch.
-
-    As positions among its training tiles. `in_step` is the number of tiles in an optimizer step.
-    """
-    count = max(1, round(_draws(tiles, config, in_step)) - tiles)
-    units = units_of(source, "train")
-    order = stratified_order([units.cells[cell].unit for cell in units.cell_of], config.seed)
-    return tuple(sorted(order[:count]))
-
-
-def adaptation_recipe(run: Path, config: AdaptConfig, tiles: int, rehearsal: int) -> Recipe:
-    """Return the recipe of each training: that of the run, with another length, and nothing that the folds forbid.
-
-    Crops would show pixels of the tiles that a fold keeps out, and class-balanced sampling would change the proportion
-    of the rehearsal.
-    """
-    base = _base_recipe(run)
-    per_epoch = _draws(tiles, config, step_tiles(run))
-    changes = {
-        "epochs": EPOCHS,
-        "repeat": max(1, round(per_epoch / (tiles + rehearsal))),
-        "sampling": "tiles",
-        "crops": False,
-        "normalise": "auto",
-        "patience": 0,
-        "devices": 1,
-        "nodes": 1,
-        "tensorboard": False,
-        "mlflow": "",
-        "seed": config.seed,
-        "device": config.device,
-    }
-    recipe = replace(base, variants=())
-    return recipe.with_settings(model={"start": run_location(run)}, train=changes)
-
-
 def _adapt(job: _Job) -> AdaptedRun:
     paths, whole = _write_sets(job)
     rehearsed = f"; {100 * job.config.rehearsal:.0f} % of the draws from {len(job.rehearsal)} of its own tiles"
@@ -318,9 +275,10 @@ def _adapt(job: _Job) -> AdaptedRun:
     final = job.part / FINAL
     trained = train_tile_set(paths, _training_part(job, whole, None), final, job.recipe, holds_run(final))
     card = _final_card(job, trained.card, after)
-    source = _compare_on_source(job, card)
+    place = _fit_own_place(job, card)
+    source = _compare_on_source(job, card, place)
     _write_run(job, card, paths, target, source)
-    return AdaptedRun(target, source, job.out, card, notes)
+    return AdaptedRun(target, source, job.out, card, place, notes)
 
 
 def _source_notes(job: _Job) -> tuple[str, ...]:
@@ -446,14 +404,34 @@ def _final_card(job: _Job, card: ModelCard, after: TileCounts) -> ModelCard:
     return replace(card.with_thresholds(thresholds), calibrated=words) if own else card
 
 
-def _compare_on_source(job: _Job, card: ModelCard) -> PlaceScores | None:
-    """Return the scores of the run and the adapted one on the held-out tiles of the source; None without any."""
+def _fit_own_place(job: _Job, card: ModelCard) -> Place | None:
+    """Return the run's own place, fitted to the adapted run on the validation tiles of the source; None without any.
+
+    The thresholds of the adapted run are those of the new tiles, which another proportion of the class moves.
+    """
+    if job.source is None or not job.source.split("val") or not card.used_thresholds:
+        return None
+    final = job.part / FINAL
+    with atomic_update(final) as part:
+        card.write(part)
+    name = place_name(job.source.folders[0].resolve().name)
+    place = fit_place(final, job.source, name, ("val",), job.inference()).place
+    place.write(final)
+    return place
+
+
+def _compare_on_source(job: _Job, card: ModelCard, place: Place | None) -> PlaceScores | None:
+    """Return the scores of the run and the adapted one on the held-out tiles of the source; None without any.
+
+    The adapted run uses the thresholds of `place`, unless they were fitted to these tiles.
+    """
     held_out: tuple[Split, ...] = ("test", "val")
     split = next((each for each in held_out if job.source and job.source.split(each)), None)
     if split is None or job.source is None:
         return None
     final = job.part / FINAL
     config = EvaluateConfig(**asdict(job.inference()))
+    card = place.card(card) if place and split == "test" else card
     models = {
         RUN: RunModel.open(job.run, job.inference()),
         ADAPTED: RunModel((final,), card, job.inference(), {"cards": (card,)}),

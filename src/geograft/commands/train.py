@@ -74,10 +74,13 @@ class StartingRun:
         )
         return replace(network, start=str(self.run), frozen_stages=frozen)
 
-    def load_into(self, network: Network, meta: TileSetMeta) -> str:
+    def load_into(self, network: Network, meta: TileSetMeta, fraction: float) -> str:
         """Load the run's weights into `network` and return a line that says which parts are new.
 
+        They have the weight `fraction` in the average that is saved.
+
         Raises:
+            SettingError: for an average with layers that the run does not have.
             InputError: if the run's weights do not match the network in its model card.
             WeightsError: if they are missing or damaged.
         """
@@ -91,8 +94,14 @@ class StartingRun:
                 f"{path} does not match the network in its model card: {error}. Give a run that geograft train wrote."
             ) from error
         check_weights(self.run, self.card, digest)
+        if fraction and new:
+            raise SettingError(
+                f"start_fraction = {fraction:g} averages with the weights of {self.run}, which lack layers: "
+                f"{'; '.join(new)}. Set it to 0."
+            )
         if has_new_bands(before.bands, now.bands):
             new = (*new, "no stage frozen")
+        network.start_fraction = fraction
         words = "; ".join(new) or "nothing new"
         first = f"first {self.card.weights_from}"
         network.weights_from = f"run {self.card.name}, sha256 {digest[:12]} ({words}), {first}"
@@ -245,13 +254,19 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
     _check_memory(tile_set, recipe.train)
     check_devices(recipe.train)
     start = StartingRun.from_config(recipe.model)
+    if recipe.model.start_fraction and not start:
+        raise SettingError(
+            f"start_fraction = {recipe.model.start_fraction:g} needs a run to start from. Set start, or start_fraction "
+            "to 0."
+        )
     recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
     notes = () if tile_set.split("val") else ("no validation tiles: the weights are those of the last epoch.",)
     if start:
-        notes = (*notes, *unfinished_notes([start.card]), start.load_into(network, tile_set.meta))
+        line = start.load_into(network, tile_set.meta, recipe.model.start_fraction)
+        notes = (*notes, *unfinished_notes([start.card]), line)
         scaling = start.scaling(tile_set.meta, scaling) if recipe.train.normalise == "auto" else scaling
     data = training_data(tile_set, recipe, scaling)
     check_start(data, recipe.train)
@@ -376,6 +391,8 @@ def holds_run(out: Path) -> bool:
 def _network_settings(model: ModelConfig) -> dict[str, str | int]:
     """Return the settings that define the network; the original U-Net ignores those of encoders."""
     ignored = {"encoder", "weights"} if model.architecture == "unet" else set()
+    if not model.start_fraction:
+        ignored.add("start_fraction")
     if model.architecture == "unet" and not model.start:
         ignored.add("frozen_stages")
     return {name: value for name, value in asdict(model).items() if name not in ignored}

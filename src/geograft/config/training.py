@@ -79,6 +79,9 @@ class ModelConfig:
     start: str = ""
     """Run folder whose weights initialise the network, for fine-tuning on another tile set. architecture, encoder and
     weights are taken from that run; layers for new bands or other classes are initialised again."""
+    start_fraction: Fraction = 0.0
+    """Fraction of the weights of `start` in those that are validated and saved, an average of the weights before and
+    after training. It keeps more of what the run could do. 0: the trained weights alone."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -184,9 +187,12 @@ class TrainConfig:
 class AdaptConfig:
     """How a run is adapted to another place; all other settings of its training are those of the run's recipe."""
 
-    rehearsal: Annotated[float, Field(ge=0, le=0.95)] = 0.75
+    rehearsal: Annotated[float, Field(ge=0, le=0.95)] = 0.5
     """Fraction of the training tiles that are drawn from the tiles of the run itself, so that it does not forget them.
     0: train on the new tiles alone."""
+    start_fraction: Fraction = 0.25
+    """Fraction of the run's own weights in those of the adapted run, an average of the weights before and after
+    training. 0: the trained weights alone."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Number of folds of the new tiles, at most as many as there are scenes or blocks with tiles: each is scored by a
     model that was not trained on it."""

@@ -3,6 +3,7 @@
 And RUN/adaptation.json of an adapted run: the tiles of another place that it was adapted to.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,6 +71,15 @@ class Place:
 def place_file(name: str) -> str:
     """Return the name of a place's file in a run folder."""
     return f"{PLACES}/{name}.json"
+
+
+def place_name(title: str) -> str:
+    """Return a title as the name of a place: other characters become hyphens.
+
+    >>> place_name("_Niederösterreich/2024")
+    'Nieder-sterreich-2024'
+    """
+    return re.sub(r"[^A-Za-z0-9 ._-]", "-", title).lstrip(" ._-")[:80] or "place"
 
 
 def check_name(name: str) -> None:

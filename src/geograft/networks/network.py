@@ -38,6 +38,7 @@ class Network(nn.Module):
         pretrained_encoder: whether the encoder is pretrained.
         weights_from: description of the origin of its weights.
         input_scaling: scaling of the images in pretraining; None without pretraining.
+        start_fraction: fraction of its present weights in those that a training validates and saves.
     """
 
     def __init__(self, body: Body, origin: WeightsOrigin = RANDOM, frozen: int = 0, trained: bool = False) -> None:
@@ -47,6 +48,7 @@ class Network(nn.Module):
         self.pretrained_encoder = trained
         self.weights_from = origin.description
         self.input_scaling: InputScaling | None = origin.scaling
+        self.start_fraction = 0.0
         for stage in self.stages[:frozen]:
             stage.requires_grad_(requires_grad=False)
 

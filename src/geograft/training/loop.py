@@ -39,6 +39,7 @@ from geograft.training.loader import TileLoader, TrainingBatch, TrainingData
 from geograft.training.optim import (
     ModelEMA,
     Schedule,
+    StartAverage,
     build_optimizer,
     freeze_encoder,
     has_matching_shapes,
@@ -154,6 +155,7 @@ class _Run:
         group.sync_parameters(network)
         self._step = Step(group, self._model, self._loss_config, self._scheme.classes)
         self._ema = ModelEMA(network, config.ema) if config.ema else None
+        self._start = StartAverage(deepcopy(network), network.start_fraction) if network.start_fraction else None
         self._schedule = Schedule(config, -(-len(self._loader.batch_indices(0)) // config.accumulate))
         self._identity = run_identity(config, data)
         self.progress = self._initial_progress(resume)
@@ -242,7 +244,7 @@ class _Run:
     def validate(self, bar: ProgressBar) -> EpochTotals:
         """Return loss and confusion over the validation tiles."""
         totals = self._new_totals()
-        model = self._model if self._ema is None else self._ema.network
+        model = self._model if self._ema is None and self._start is None else self._evaluated_network()
         model.eval()
         with torch.no_grad(), self._fabric.autocast():
             for _, batch in zip_longest(range(self._loader.val_steps), self._loader.val()):
@@ -264,17 +266,17 @@ class _Run:
     def _write(self, row: Epoch) -> None:
         for tracker in self._trackers:
             tracker.write(row.epoch, tracked_metrics(row))
-        self._folder.write_epoch(self._evaluated_network, self._parts, self.progress, self._identity)
+        self._folder.write_epoch(self._evaluated_network(), self._parts, self.progress, self._identity)
         self._saved = self._ticked = time.monotonic()
 
     def end(self) -> History:
-        """Load the EMA weights, if any, restore the frozen stages, and return the history with messages."""
+        """Load the averaged weights, if any, restore the frozen stages, and return the history with messages."""
         freeze_encoder(self._network, self._frozen)
         if self.progress.step:
             # The run ends at fewer epochs than it was started with, and the steps of an unfinished epoch are dropped.
             load_weights(self._folder.path / LAST, self._network)
-        elif self._ema is not None:
-            self._network.load_state_dict(self._ema.network.state_dict())
+        else:
+            self._network.load_state_dict(self._evaluated_network().state_dict())
         tracked = tuple(line for tracker in self._trackers for line in tracker.close())
         return replace(self.progress.history, notes=(*self._step.notes(), *self._stopped_early(), *tracked))
 
@@ -313,10 +315,10 @@ class _Run:
         }
         return parts if self._ema is None else {**parts, "ema": self._ema}
 
-    @property
     def _evaluated_network(self) -> Network:
-        """The network that is validated and saved: the EMA, if there is one, else the trained network."""
-        return self._network if self._ema is None else self._ema.network
+        """The network that is validated and saved: the trained one or its EMA, averaged with the starting weights."""
+        latest = self._network if self._ema is None else self._ema.network
+        return latest if self._start is None else self._start.of(latest)
 
     def _begin_epoch(self) -> None:
         """Freeze stages, and seed torch at the start of an epoch; a resumed epoch has its saved random state."""

@@ -1,7 +1,8 @@
-"""Optimization: parameter groups, learning-rate schedule, frozen stages, and an EMA of the weights."""
+"""Optimization: parameter groups, learning-rate schedule, frozen stages, and averages of the weights."""
 
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, cast
@@ -153,6 +154,31 @@ class ModelEMA(AveragedModel):
     def network(self) -> Network:
         """The network that holds the average."""
         return cast("Network", self.module)
+
+
+@dataclass(frozen=True)
+class StartAverage:
+    """Average of the weights that a training started from and of its present ones.
+
+    It keeps more of what the first could do than the second does. Source: M. Wortsman et al., "Robust Fine-Tuning of
+    Zero-Shot Models", CVPR 2022 (arXiv:2109.01903), section 3. Batch-norm statistics are averaged as well; integer
+    buffers are the present ones.
+    """
+
+    start: Network
+    """A copy of the network before the training."""
+    fraction: float
+    """Weight of `start` in the average."""
+
+    def of(self, network: Network) -> Network:
+        """Return a copy of `network` with averaged weights, in evaluation mode."""
+        averaged = deepcopy(network).eval()
+        before = self.start.state_dict()
+        with torch.no_grad():
+            for name, value in averaged.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(before[name].to(value), self.fraction)
+        return averaged
 
 
 @torch.no_grad()
