@@ -76,7 +76,7 @@ USES = {
     "figures": {"metrics"},
     "exports": {"metrics", "losses", "networks", "training", "inference"},
     "mapping": {"geo", "metrics", "dataset", "losses", "networks", "training", "inference"},
-    "server": {"geo"},
+    "server": {"geo", "metrics"},
     "commands": {
         *("geo", "metrics", "dataset", "losses", "networks", "training", "inference", "figures", "exports", "mapping"),
         "server",

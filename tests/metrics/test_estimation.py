@@ -10,6 +10,7 @@ from geograft.metrics.estimation import (
     ErrorMatrix,
     allocate_points,
     estimate_accuracy,
+    estimate_class_areas,
     sample_size,
     undersampled_strata,
 )
@@ -193,3 +194,39 @@ def test_allocation_respects_minimum_pixels_and_total(pixels: list[int], points:
 def test_points_of_a_small_stratum_are_redistributed() -> None:
     weights = np.array([0.5, 0.5])  # few pixels, large ones
     assert allocate_points(weights, np.array([10, 10_000]), 100, 5).tolist() == [10, 90]
+
+
+@given(st.lists(st.lists(st.integers(1, 50), min_size=9, max_size=9), min_size=2, max_size=6))
+def test_areas_from_random_areas_are_those_of_equation_9(rows: list[list[int]]) -> None:
+    """The pixels of the areas are the sample; labels are in rows there, in columns of an error matrix."""
+    units = np.array(rows).reshape(-1, 3, 3)
+    mapped = np.array([100.0, 0.0, 900.0])
+    found = estimate_class_areas(units, mapped)
+    expected = estimate_accuracy(ErrorMatrix.from_counts(units.sum(axis=0).T), mapped).area.value
+    np.testing.assert_allclose(found[:, 0], expected)
+    assert (found[:, 1] <= found[:, 0] + 1e-9).all() and (found[:, 0] <= found[:, 2] + 1e-9).all()
+
+
+def test_the_interval_over_random_areas_covers_the_true_area_as_often_as_it_says() -> None:
+    """Random squares of a field of patches, with a map that is wrong in patches: pixels of a square are alike."""
+    rng = np.random.default_rng(0)
+    side, size, draws = 240, 20, 200
+    rough = rng.normal(size=(side // 10, side // 10))
+    truth = np.kron(rough, np.ones((10, 10))) > 0.3
+    wrong = np.kron(rng.random((side // 15, side // 15)) < 0.2, np.ones((15, 15), bool))
+    mapped = truth ^ wrong
+    areas = np.array([(~mapped).sum(), mapped.sum()], float)
+    inside = 0
+    for _ in range(draws):
+        corners = rng.integers(0, side - size + 1, (12, 2))
+        squares = [(slice(row, row + size), slice(col, col + size)) for row, col in corners]
+        units = np.stack([np.bincount((2 * truth[s] + mapped[s]).ravel(), minlength=4).reshape(2, 2) for s in squares])
+        _, low, high = estimate_class_areas(units, areas)[1]
+        inside += low <= truth.sum() <= high
+    assert inside / draws > 0.88
+
+
+def test_areas_are_unknown_where_a_class_is_mapped_but_in_no_random_area() -> None:
+    units = np.array([[[5, 0], [1, 0]], [[6, 0], [0, 0]]])
+    assert np.isnan(estimate_class_areas(units, np.array([9.0, 1.0]))).all()
+    assert not np.isnan(estimate_class_areas(units, np.array([9.0, 0.0]))).any()

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from geograft.dataset.tileset import TileSet
+from geograft.errors import InputError
 from geograft.server import jobs as module
-from geograft.server.jobs import RECORD, ROUNDS, BusyError, Job, Jobs, Latest, MissingJobError, Rounds
+from geograft.server.jobs import RECORD, BusyError, Job, Jobs, Latest, MissingJobError, Task, model_files
+from tests.support.runs import make_run
 from tests.support.serving import WRITE, client_of, make_project
 
 JOB = """
@@ -65,7 +67,8 @@ class Recorder:
 
 
 def jobs_of(folder: Path, script: str, recorder: Recorder | None = None) -> Jobs:
-    return Jobs(folder, recorder or Recorder(), (sys.executable, "-c", script, str(folder / "mark")))
+    task = Task((sys.executable, "-c", script, str(folder / "mark")), folder / "mark")
+    return Jobs(folder, recorder or Recorder(), lambda kind: task)
 
 
 def wait_for(jobs: Jobs) -> Job:
@@ -93,7 +96,7 @@ def wait_until(path: Path) -> str:
 def test_a_job_tells_its_progress_and_how_it_ended(tmp_path: Path, end: str, state: str, message: str) -> None:
     recorder = Recorder()
     jobs = jobs_of(tmp_path, ENDS[end], recorder)
-    assert jobs.start().state == "running"
+    assert jobs.start("go").state == "running"
     job = wait_for(jobs)
     assert (job.state, job.id) == (state, 1) and message in job.message
     assert job.step == ("3" if end == "odd" else "training")
@@ -104,15 +107,15 @@ def test_a_job_tells_its_progress_and_how_it_ended(tmp_path: Path, end: str, sta
     assert json.loads((tmp_path / RECORD).read_text())["state"] == state
     # Another server knows it, and the next job has another number.
     again = jobs_of(tmp_path, ENDS["done"])
-    assert again.all == [job] and again.start().id == 2
+    assert again.all == [job] and again.start("go").id == 2
     wait_for(again)
 
 
 def test_one_job_at_a_time_and_cancelling_lets_it_save(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, WAITS)
-    jobs.start()
+    jobs.start("go")
     with pytest.raises(BusyError):
-        jobs.start()
+        jobs.start("go")
     with pytest.raises(MissingJobError):
         jobs.cancel(7)
     jobs.cancel(1)
@@ -125,7 +128,7 @@ def test_one_job_at_a_time_and_cancelling_lets_it_save(tmp_path: Path) -> None:
 def test_a_job_that_does_not_end_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GRACE_S", 0.05)
     jobs = jobs_of(tmp_path, STUBBORN)
-    jobs.start()
+    jobs.start("go")
     child = int(wait_until(tmp_path / "mark"))
     jobs.cancel(1)
     assert wait_for(jobs).state == "cancelled"
@@ -133,31 +136,79 @@ def test_a_job_that_does_not_end_is_killed_with_its_children(tmp_path: Path, mon
         time.sleep(0.01)
 
 
-def test_the_end_of_the_server_ends_the_job(tmp_path: Path) -> None:
+def test_a_job_is_resumed_after_the_end_of_its_server_but_not_if_it_was_cancelled(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, WAITS)
-    jobs.start()
+    jobs.start("go")
     jobs.close()
-    assert jobs.all[0].state == "cancelled" and (tmp_path / "mark").read_text() == "saved"
+    assert jobs.all[0].state == "queued" and (tmp_path / "mark").read_text() == "saved"
+    # A server that is read-only does not touch it, and so it stays; another resumes it under its number.
+    again = jobs_of(tmp_path, ENDS["done"])
+    assert again.all == jobs.all
+    again.resume()
+    assert again.all[0].state == "running"
+    assert (wait_for(again).id, again.all[0].state) == (1, "done")
+    again.resume()
+    assert again.all[0].state == "done"
+    cancelled = jobs_of(tmp_path, WAITS)
+    cancelled.start("go")
+    cancelled.cancel(2)
+    cancelled.close()
+    last = jobs_of(tmp_path, ENDS["done"])
+    last.resume()
+    assert last.all[0].state == "cancelled" and not last.is_running
+
+
+def test_a_job_that_waits_to_be_resumed_can_be_cancelled_or_replaced(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text('{"id": 4, "kind": "go", "state": "running"}')
+    assert jobs_of(tmp_path, ENDS["done"]).cancel(4).state == "cancelled"
+    (tmp_path / RECORD).write_text('{"id": 4, "kind": "go", "state": "running"}')
+    jobs = jobs_of(tmp_path, ENDS["done"])
+    assert jobs.start("go").id == 5
+    wait_for(jobs)
+
+    def task(kind: str) -> Task:
+        raise InputError("nothing to export")
+
+    (tmp_path / RECORD).write_text('{"id": 4, "kind": "onnx", "state": "running"}')
+    jobs = Jobs(tmp_path, Recorder(), task)
+    jobs.resume()
+    assert (jobs.all[0].state, jobs.all[0].message) == ("failed", "nothing to export")
+
+
+SAVES_SLOWLY = (
+    JOB
+    + """
+from pathlib import Path
+from geograft.locks import lock_output
+with lock_output(Path(sys.argv[1])):
+    say(event="progress", step="locked", done=1, total=4)
+    sys.stdin.read()
+    time.sleep(0.5)
+    open(sys.argv[1], "w").write("saved")
+"""
+)
+CONTINUES = JOB + 'say(event="result", text=open(sys.argv[1]).read())'
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX")
 def test_kill_9_of_the_server_loses_nothing(tmp_path: Path) -> None:
-    """The job notices that its standard input is closed, and the next server knows of it."""
+    """The job notices that its standard input is closed; the next server waits until it has saved, and resumes it."""
     code = (
-        "import sys, time; from pathlib import Path; from geograft.server.jobs import Jobs\n"
+        "import sys, time; from pathlib import Path; from geograft.server.jobs import Jobs, Task\n"
         "folder, script = Path(sys.argv[1]), sys.argv[2]\n"
-        "jobs = Jobs(folder, lambda *_: None, (sys.executable, '-c', script, str(folder / 'mark'))); jobs.start()\n"
-        "while jobs.all[0].step != 'training': time.sleep(0.01)\n"
+        "task = Task((sys.executable, '-c', script, str(folder / 'mark')), folder / 'mark')\n"
+        "jobs = Jobs(folder, lambda *_: None, lambda kind: task); jobs.start('go')\n"
+        "while jobs.all[0].step != 'locked': time.sleep(0.01)\n"
         "print('ready', flush=True); time.sleep(300)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path), WAITS], stdout=subprocess.PIPE) as server:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path), SAVES_SLOWLY], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None and server.stdout.readline() == b"ready\n"
         server.send_signal(signal.SIGKILL)
-    assert wait_until(tmp_path / "mark") == "saved"
-    jobs = jobs_of(tmp_path, ENDS["done"])
-    job = jobs.all[0]
-    assert job.state == "cancelled" and "continues" in job.message
-    assert jobs.start().id == 2 and wait_for(jobs).state == "done"
+    jobs = jobs_of(tmp_path, CONTINUES)
+    assert jobs.all[0].state == "running" and not jobs.is_running
+    jobs.resume()
+    job = wait_for(jobs)
+    assert (job.id, job.state, job.message) == (1, "done", "saved")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{", '{"id": "x"}', '{"id": 1, "kind": "rm", "state": "running"}'])
@@ -167,8 +218,8 @@ def test_a_damaged_record_is_no_job(tmp_path: Path, content: str) -> None:
 
 
 def test_a_program_that_is_not_there_is_a_failed_job(tmp_path: Path) -> None:
-    jobs = Jobs(tmp_path, Recorder(), (str(tmp_path / "missing"),))
-    jobs.start()
+    jobs = Jobs(tmp_path, Recorder(), lambda kind: Task((str(tmp_path / "missing"),), tmp_path))
+    jobs.start("go")
     assert wait_for(jobs).state == "failed"
 
 
@@ -190,6 +241,7 @@ def test_a_page_follows_a_job_over_the_api(tmp_path: Path, monkeypatch: pytest.M
         assert client.get("/api/jobs").json() == []
         assert client.delete("/api/jobs/1", headers=WRITE).status_code == 404
         assert client.post("/api/jobs", json={"kind": "rm"}, headers=WRITE).status_code == 422
+        assert client.post("/api/jobs", json={"kind": "onnx"}, headers=WRITE).status_code == 422
         started = client.post("/api/jobs", json={"kind": "go"}, headers=WRITE)
         assert started.json()["state"] == "running"
         assert client.post("/api/jobs", json={}, headers=WRITE).status_code == 409
@@ -210,25 +262,40 @@ def test_a_page_follows_a_job_over_the_api(tmp_path: Path, monkeypatch: pytest.M
         assert seen["project"]["revision"] == client.get("/api/project").json()["revision"]
 
 
-def write_scores(folder: Path, iou: float | None, interval: list[float] | None) -> None:
-    (folder / "run").mkdir(exist_ok=True)
-    content = {"overall": {"iou": iou}, "overall_intervals": {"iou": interval}}
-    (folder / "run" / "scores-test.json").write_text(json.dumps(content))
+def test_a_model_is_exported_by_a_job_and_then_one_of_the_files(tmp_path: Path) -> None:
+    subject = make_project(tmp_path)
+    subject = replace(subject, run=make_run(tmp_path / "run"))
+    with client_of(subject, read_only=True) as client:
+        assert {each["kind"] for each in client.get("/api/files").json()} == {""}
+    with client_of(subject) as client:
+        before = {each["kind"]: each for each in client.get("/api/files").json()}
+        assert set(before) == {"", "bundle", "onnx", "deepness"}
+        name = before["bundle"]["name"]
+        assert before["bundle"]["bytes"] is None and client.get(f"/api/files/{name}").status_code == 404
+        assert client.post("/api/jobs", json={"kind": "bundle"}, headers=WRITE).status_code == 200
+        while client.get("/api/jobs").json()[0]["state"] == "running":
+            time.sleep(0.05)
+        (job,) = client.get("/api/jobs").json()
+        assert (job["state"], job["kind"]) == ("done", "bundle"), job
+        assert client.post("/api/jobs", json={"kind": "bundle"}, headers=WRITE).status_code == 422
+        content = client.get(f"/api/files/{name}").content
+        assert content == (tmp_path / "exports" / name).read_bytes()
+    with client_of(subject, read_only=True) as client:
+        shown = {each["kind"]: each["bytes"] for each in client.get("/api/files").json()}
+        assert set(shown) == {"", "bundle"} and shown["bundle"] == len(content)
+    # The file is that of this run: after another training it is not shown as the new model.
+    make_run(tmp_path / "other", epoch=4)
+    with client_of(replace(subject, run=tmp_path / "other"), read_only=True) as client:
+        assert {each["kind"] for each in client.get("/api/files").json()} == {""}
 
 
-def test_scores_that_change_are_rounds_that_a_new_server_knows(tmp_path: Path, tiles: Path) -> None:
-    assert Rounds(tmp_path).update() == []
-    (tmp_path / "tiles").symlink_to(tiles)
-    write_scores(tmp_path, 0.5, [0.4, 0.6])
-    rounds = Rounds(tmp_path)
-    assert rounds.update() == rounds.update()
-    write_scores(tmp_path, None, None)
-    first, second = Rounds(tmp_path).update()
-    assert (first["round"], first["iou"], first["iou_low"], first["iou_high"]) == (1, 0.5, 0.4, 0.6)
-    assert first["tiles"] == len(TileSet.open(tiles).split("train"))
-    assert (second["round"], second["iou"], second["iou_low"]) == (2, None, None)
-    for damaged in ("", "[]", "{}", '{"overall": 3}', '{"overall": {}, "overall_intervals": {}}'):
-        (tmp_path / "run" / "scores-test.json").write_text(damaged)
-        assert Rounds(tmp_path).update() == [first, second]
-    (tmp_path / ROUNDS).write_text("[1]")
-    assert Rounds(tmp_path).update() == []
+def test_the_model_of_a_run_without_a_project_is_exported_beside_it_but_not_trained(tmp_path: Path) -> None:
+    subject = replace(make_project(tmp_path), kind="run", folder=None, run=make_run(tmp_path / "trees"))
+    files = model_files(subject)
+    assert {path.parent for path in files.values()} == {tmp_path / "trees" / "exports"}
+    assert all(path.name.startswith("trees-") for path in files.values())
+    with client_of(subject) as client:
+        assert client.post("/api/jobs", json={"kind": "go"}, headers=WRITE).status_code == 403
+        can = client.get("/api/project").json()["can"]
+        assert can["export"] and not can["train"]
+    assert model_files(replace(subject, run=None)) == {} == model_files(replace(subject, run=tmp_path / "none"))

@@ -1,6 +1,6 @@
 /** Requests to the server, with its token. */
 
-import type { AreaOfClass, Download, Job, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
+import type { AreaOfClass, Download, Job, JobKind, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
 
 const HEADER = "X-Geograft-Token";
 const STORED = "geograft-token";
@@ -129,8 +129,8 @@ export class Api {
     return this.read("/jobs");
   }
 
-  async startJob(): Promise<void> {
-    await this.write("POST", "/jobs", null, { kind: "go" });
+  async startJob(kind: JobKind): Promise<void> {
+    await this.write("POST", "/jobs", null, { kind });
   }
 
   async cancelJob(id: string): Promise<void> {

@@ -10,6 +10,11 @@ export function formatArea(m2: number): string {
   return `${NUMBER.format(m2 / 1_000_000)} km²`;
 }
 
+/** Return an area in m², or in pixels where there is no CRS. */
+export function formatSize(value: number, unit: "m2" | "px"): string {
+  return unit === "px" ? `${formatCount(value)} pixels` : formatArea(value);
+}
+
 export function formatCount(count: number): string {
   return WHOLE.format(count);
 }

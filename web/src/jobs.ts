@@ -1,7 +1,7 @@
 /** Jobs in words. */
 
 import { formatCount, formatSeconds } from "./format.ts";
-import type { Job } from "./types.ts";
+import type { Job, JobKind } from "./types.ts";
 
 export interface JobSummary {
   title: string;
@@ -24,14 +24,25 @@ export function mergeJob(jobs: readonly Job[], job: Job): Job[] {
   return jobs.some((each) => each.id === job.id) ? jobs.map((each) => (each.id === job.id ? job : each)) : [...jobs, job];
 }
 
+const STARTING: Record<JobKind, string> = {
+  go: "starting",
+  bundle: "packing the model",
+  onnx: "exporting the model to ONNX",
+  deepness: "exporting the model for Deepness",
+};
+
+function capitalized(text: string): string {
+  return text.slice(0, 1).toUpperCase() + text.slice(1);
+}
+
 export function summarize(job: Job): JobSummary {
   const active = isActive(job);
   if (job.state === "running") {
     const { done, total } = job;
     const fraction = done !== null && total !== null && total > 0 ? Math.min(1, done / total) : null;
-    return { title: job.step ?? "Starting", fraction, detail: progressOf(job), isActive: active };
+    return { title: capitalized(job.step || STARTING[job.kind]), fraction, detail: progressOf(job), isActive: active };
   }
-  const titles = { queued: "Waiting", done: "Done", failed: "Failed", cancelled: "Cancelled" };
+  const titles = { queued: "Waiting for the server to start again", done: "Done", failed: "Failed", cancelled: "Cancelled" };
   return { title: titles[job.state], fraction: null, detail: job.message ?? "", isActive: active };
 }
 

@@ -37,6 +37,7 @@ export class Model {
   status: Status = "saved";
   isConnected = true;
   notice: Notice | null = null;
+  private heardJobs = 0;
   private readonly listeners = new Map<Topic, (() => void)[]>();
 
   constructor(api: Api, project: Project) {
@@ -92,12 +93,18 @@ export class Model {
   }
 
   async loadResults(): Promise<void> {
-    [this.rounds, this.files, this.jobs] = await Promise.all([this.api.history(), this.api.files(), this.api.jobs()]);
+    const heard = this.heardJobs;
+    const [rounds, files, jobs] = await Promise.all([this.api.history(), this.api.files(), this.api.jobs()]);
+    this.rounds = rounds;
+    this.files = files;
+    // What the stream told meanwhile is newer.
+    if (heard === this.heardJobs) this.jobs = jobs;
     this.emit("results");
     this.emit("jobs");
   }
 
   hearJob(job: Job): void {
+    this.heardJobs += 1;
     const before = this.jobs.find((each) => each.id === job.id)?.state;
     this.jobs = mergeJob(this.jobs, job);
     this.emit("jobs");

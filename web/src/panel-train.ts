@@ -1,11 +1,13 @@
 /** The panels for training and mapping, and for the files to take away. */
 
-import { historyChart, historyTable } from "./chart.ts";
+import { areaFigures, axisTop, describeArea, historyChart, historyTable, iouFigures } from "./chart.ts";
 import { button, fill, h, icon } from "./dom.ts";
-import { formatArea, formatBytes, formatScore } from "./format.ts";
-import { currentJob, summarize } from "./jobs.ts";
+import { formatBytes, formatScore, formatSize } from "./format.ts";
+import { currentJob, isActive, summarize } from "./jobs.ts";
 import type { Model } from "./model.ts";
-import type { Download, Job } from "./types.ts";
+import type { Download, Job, JobKind, Round } from "./types.ts";
+
+const MAX_AREA_CHARTS = 3;
 
 export function trainPanel(model: Model): HTMLElement {
   const job = h("section", { class: "card" });
@@ -19,12 +21,15 @@ export function trainPanel(model: Model): HTMLElement {
 
 function jobParts(model: Model): (HTMLElement | null)[] {
   const job = currentJob(model.jobs);
-  const summary = job ? summarize(job) : null;
-  if (job && summary?.isActive) return [progress(job), cancelButton(model, job)];
-  const start = button("Train and map", () => void model.api.startJob().then(() => model.loadResults()).catch(model.fail), { class: "primary wide", disabled: !model.canTrain });
+  if (job && isActive(job)) return [progress(job), cancelButton(model, job)];
+  const start = button("Train and map", () => { startJob(model, "go"); }, { class: "primary wide", disabled: !model.canTrain });
   const labelled = model.editor.list("areas").filter((area) => area.content.properties["labelled"] === true).length;
   const text = labelled === 0 ? "Label an area first: draw it, label all inside, and say so." : `From ${labelled} labelled ${labelled === 1 ? "area" : "areas"}.`;
-  return [start, h("p", { class: "muted" }, text), job && summary ? outcome(job, summary.title, summary.detail) : null];
+  return [start, h("p", { class: "muted" }, text), job?.kind === "go" ? outcome(job) : null];
+}
+
+function startJob(model: Model, kind: JobKind): void {
+  void model.api.startJob(kind).then(() => model.loadResults()).catch(model.fail);
 }
 
 function progress(job: Job): HTMLElement {
@@ -37,7 +42,8 @@ function cancelButton(model: Model, job: Job): HTMLElement {
   return button("Cancel", () => void model.api.cancelJob(job.id).catch(model.fail));
 }
 
-function outcome(job: Job, title: string, detail: string): HTMLElement {
+function outcome(job: Job): HTMLElement {
+  const { title, detail } = summarize(job);
   const isError = job.state === "failed";
   return h("p", { class: isError ? "error" : "muted", role: isError ? "alert" : "status" }, `Last time: ${title.toLowerCase()}${detail ? `. ${detail}` : "."}`);
 }
@@ -46,25 +52,51 @@ function historyParts(model: Model): (HTMLElement | null)[] {
   const { rounds } = model;
   const last = rounds.at(-1);
   const title = h("h2", {}, "Rounds");
-  if (!last) return [title, h("p", { class: "muted" }, "After the first training, its score and mapped area are shown here.")];
-  const area = last.area_m2 === null ? null : h("p", {}, "Mapped area ", h("strong", {}, formatArea(last.area_m2)));
+  if (!last) return [title, h("p", { class: "muted" }, "After the first training, its score and the areas of the classes are shown here.")];
   const score = last.iou === null ? h("p", { class: "muted" }, "Not scored: that needs labelled random areas.") : h("p", {}, h("strong", {}, `IoU ${formatScore(last.iou, last.iou_low, last.iou_high)}`));
-  const chart = h("div", {});
-  if (rounds.some((round) => round.iou !== null)) chart.append(historyChart(rounds));
-  return [title, score, area, chart, h("details", {}, h("summary", {}, "As a table"), historyTable(rounds))];
+  const scores = iouFigures(rounds);
+  const chart = scores.length > 0 ? historyChart("IoU", scores, 1, String) : null;
+  return [title, score, chart && h("div", {}, chart), ...areaParts(rounds, last), h("details", {}, h("summary", {}, "As a table"), historyTable(rounds))];
+}
+
+function areaParts(rounds: readonly Round[], last: Round): HTMLElement[] {
+  const charts = last.areas.length <= MAX_AREA_CHARTS;
+  return last.areas.map((area) => {
+    const text = h("p", {}, `Area of ${area.name}: `, h("strong", {}, describeArea(area, last.unit)), h("span", { class: "muted" }, `; mapped ${formatSize(area.mapped, last.unit)}`));
+    const figures = charts ? areaFigures(rounds, area.name) : [];
+    const top = axisTop(Math.max(...figures.map(({ value, high }) => high ?? value)));
+    const chart = figures.length > 1 ? historyChart(`Area of ${area.name}`, figures, top, (value) => (value === 0 ? "0" : formatSize(value, last.unit))) : null;
+    return h("div", {}, text, chart && h("div", {}, chart));
+  });
 }
 
 export function filesPanel(model: Model): HTMLElement {
   const list = h("section", { class: "group" });
+  const job = h("section", {});
   const update = () => {
-    const { files } = model;
+    const made = model.files.filter(({ bytes }) => bytes !== null);
     const empty = h("p", { class: "muted" }, "There are no files yet. After training, the maps, polygons, report and model are here.");
-    fill(list, h("h2", {}, "Downloads"), files.length === 0 ? empty : h("ul", {}, ...files.map((file) => fileRow(model, file))));
+    fill(list, h("h2", {}, "Downloads"), made.length === 0 ? empty : h("ul", {}, ...made.map((file) => fileRow(model, file))));
+    fill(job, ...exportParts(model));
   };
-  model.on(["results", "project"], update);
+  model.on(["results", "project", "jobs"], update);
   update();
   const licences = h("a", { href: "/LICENSES.txt", target: "_blank", rel: "noopener" }, "Licences of this page's libraries");
-  return h("div", {}, list, h("p", { class: "muted" }, licences));
+  return h("div", {}, list, job, h("p", { class: "muted" }, licences));
+}
+
+/** Return the files of the model that a job can make, and how that job goes. */
+function exportParts(model: Model): (HTMLElement | null)[] {
+  const missing = model.files.filter(({ bytes }) => bytes === null);
+  const job = currentJob(model.jobs);
+  const own = job && job.kind !== "go" ? job : null;
+  const active = job !== null && isActive(job);
+  if (own && active) return [h("div", { class: "card" }, progress(own), cancelButton(model, own))];
+  const failed = own?.state === "failed" ? outcome(own) : null;
+  if (missing.length === 0) return [failed];
+  const rows = missing.map(({ title, kind }) => h("li", { class: "row export" }, h("span", { class: "grow" }, title), button("Prepare", () => { if (kind) startJob(model, kind); }, { disabled: active, "aria-label": `Prepare: ${title}` })));
+  const hint = active ? h("p", { class: "muted" }, "When the training has ended, its model can be exported.") : null;
+  return [h("h2", {}, "The model"), h("ul", {}, ...rows), hint, failed];
 }
 
 function fileRow(model: Model, file: Download): HTMLElement {
@@ -73,7 +105,7 @@ function fileRow(model: Model, file: Download): HTMLElement {
     void save(model, file).catch(model.fail).finally(() => (row.disabled = false));
   };
   const text = h("span", { class: "grow" }, file.title, h("small", { class: "muted" }, file.name));
-  const row = h("button", { type: "button", class: "choice", onclick }, text, h("span", { class: "muted" }, formatBytes(file.bytes)), icon("down"));
+  const row = h("button", { type: "button", class: "choice", onclick }, text, h("span", { class: "muted" }, formatBytes(file.bytes ?? 0)), icon("down"));
   return h("li", {}, row);
 }
 

@@ -52,9 +52,12 @@ export interface Shapes extends FeatureCollection<Polygon | MultiPolygon> {
 
 export type Shape = Feature<Polygon | MultiPolygon>;
 
+/** Training and mapping, or one of the files that the model can be exported to. */
+export type JobKind = "go" | "bundle" | "onnx" | "deepness";
+
 export interface Job {
   id: string;
-  kind: string;
+  kind: JobKind;
   state: "queued" | "running" | "done" | "failed" | "cancelled";
   step: string | null;
   done: number | null;
@@ -70,7 +73,18 @@ export interface Round {
   iou: number | null;
   iou_low: number | null;
   iou_high: number | null;
-  area_m2: number | null;
+  areas: ClassArea[];
+  unit: "m2" | "px";
+}
+
+/** The area of a class in all images. */
+export interface ClassArea {
+  name: string;
+  mapped: number;
+  /** From the labelled random areas, with its 95 % confidence interval; null if they do not determine it. */
+  estimate: number | null;
+  low: number | null;
+  high: number | null;
 }
 
 export interface AreaOfClass {
@@ -90,7 +104,9 @@ export interface PixelValues {
 export interface Download {
   name: string;
   title: string;
-  bytes: number;
+  /** Null: a job of its kind can make it. */
+  bytes: number | null;
+  kind: JobKind | "";
 }
 
 export type { Feature, Geometry, MultiPolygon, Polygon };

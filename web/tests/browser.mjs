@@ -323,6 +323,25 @@ const tests = {
     return { page, server };
   },
 
+  async "the model is exported by a job, and then one of the files; a failure says why"() {
+    const server = await startStandin();
+    const page = await open(server);
+    await tab(page, "Files");
+    await page.getByRole("button", { name: /Prepare: .*ONNX/ }).click();
+    await page.getByRole("heading", { name: "Exporting the model to ONNX" }).waitFor();
+    await checkAccessibility(page, "exporting");
+    server.state.files.find(({ kind }) => kind === "onnx").bytes = 24_000_000;
+    changeJob(server.state, "job1", { state: "done" });
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: /trees-1a2b3c4d.onnx/ }).click()]);
+    assert.equal(download.suggestedFilename(), "trees-1a2b3c4d.onnx");
+    await page.getByRole("button", { name: "Prepare: Model for Geograft" }).click();
+    await page.getByRole("button", { name: "Cancel" }).waitFor();
+    changeJob(server.state, "job2", { state: "failed", message: "The disk is full." });
+    await page.getByRole("alert").getByText("The disk is full.").waitFor();
+    await checkAccessibility(page, "a failed export");
+    return { page, server };
+  },
+
   async "a click shows the values there; swiping compares; files are saved"() {
     const server = await startStandin();
     const page = await open(server);

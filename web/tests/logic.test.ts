@@ -1,12 +1,12 @@
 import { describe, expect, it } from "vitest";
 
 import { featuresOf, revisionOf } from "../src/api.ts";
-import { chartPoints } from "../src/chart.ts";
+import { areaFigures, axisTop, chartPoints, describeArea, iouFigures } from "../src/chart.ts";
 import { EventParser } from "../src/events.ts";
 import { formatArea, formatBytes, formatPosition, formatScore, formatSeconds } from "../src/format.ts";
 import { currentJob, mergeJob, summarize } from "../src/jobs.ts";
 import { byScene, initialViews, renewViews, thresholdOf, tileUrl } from "../src/layers.ts";
-import type { Job, RasterLayer, Shape } from "../src/types.ts";
+import type { Job, RasterLayer, Round, Shape } from "../src/types.ts";
 import { areaProperties, isRandom, tasksOf } from "../src/work.ts";
 
 function layer(id: string, kind: RasterLayer["kind"], more: Partial<RasterLayer> = {}): RasterLayer {
@@ -135,15 +135,29 @@ describe("numbers", () => {
   });
 });
 
-describe("the chart", () => {
-  it("has a point for each scored round, higher for a higher IoU, inside its interval", () => {
-    const round = (n: number, iou: number | null) => ({ round: n, tiles: 1, iou, iou_low: iou === null ? null : iou - 0.1, iou_high: iou === null ? null : iou + 0.1, area_m2: null });
-    const points = chartPoints([round(1, 0.4), round(2, null), round(3, 0.8)]);
-    expect(points.map((point) => point.round.round)).toEqual([1, 3]);
+describe("the charts", () => {
+  const round = (n: number, iou: number | null, estimate: number | null = null): Round => ({
+    round: n, tiles: 1, iou, iou_low: iou === null ? null : iou - 0.1, iou_high: iou === null ? null : iou + 0.1,
+    areas: [{ name: "forest", mapped: 5e4, estimate, low: estimate && 0.9 * estimate, high: estimate && 1.1 * estimate }], unit: "m2",
+  });
+
+  it("have a point for each scored round, higher for a higher IoU, inside its interval", () => {
+    const points = chartPoints(iouFigures([round(1, 0.4), round(2, null), round(3, 0.8)]), 1);
+    expect(points.map((point) => point.figure.round)).toEqual([1, 3]);
     const [first, last] = points;
     if (!first || !last) throw new Error("two points");
     expect(last.y).toBeLessThan(first.y);
     expect(last.x).toBeGreaterThan(first.x);
     for (const { y, yLow, yHigh } of points) expect(yHigh < y && y < yLow).toBe(true);
+  });
+
+  it("show areas where they are known, in their unit, below the top of the axis", () => {
+    const history = [round(1, 0.4), round(2, 0.5, 40_000), round(3, 0.8, 52_000)];
+    expect(areaFigures(history, "forest").map(({ round: n, value }) => [n, value])).toEqual([[2, 40_000], [3, 52_000]]);
+    expect(areaFigures(history, "water")).toEqual([]);
+    const [unknown, , known] = history.map(({ areas: [area], unit }) => (area ? describeArea(area, unit) : ""));
+    expect(unknown).toMatch(/^unknown/);
+    expect(known).toBe("5.2 ha (95 % CI 4.68 ha to 5.72 ha)");
+    expect([0.3, 1, 57_200, 200].map(axisTop)).toEqual([0.5, 1, 100_000, 200]);
   });
 });

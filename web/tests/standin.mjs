@@ -131,8 +131,9 @@ export async function startStandin(scenario = "demo", port = 0) {
 }
 
 function addResults(state) {
-  state.rounds = [[1, 40, 0.52, 0.38, 0.66, 90e4], [2, 72, 0.61, 0.5, 0.72, 84e4], [3, 110, 0.68, 0.59, 0.77, 81e4]].map(([round, tiles, iou, low, high, area]) => ({ round, tiles, iou, iou_low: low, iou_high: high, area_m2: area }));
-  state.files = [{ name: "map.tif", title: "Map (GeoTIFF)", bytes: 1_843_200 }, { name: "map.gpkg", title: "Polygons (GeoPackage)", bytes: 421_888 }, { name: "report.html", title: "Report", bytes: 912_000 }];
+  state.rounds = [[1, 40, 0.52, 0.38, 0.66, 90e4], [2, 72, 0.61, 0.5, 0.72, 84e4], [3, 110, 0.68, 0.59, 0.77, 81e4]].map(([round, tiles, iou, low, high, area]) => ({ round, tiles, iou, iou_low: low, iou_high: high, unit: "m2", areas: [{ name: "forest", mapped: 1.1 * area, estimate: area, low: 0.85 * area, high: 1.15 * area }] }));
+  state.files = [{ name: "map.tif", title: "Map (GeoTIFF)", bytes: 1_843_200 }, { name: "map.gpkg", title: "Polygons (GeoPackage)", bytes: 421_888 }, { name: "report.html", title: "Report", bytes: 912_000 }].map((file) => ({ ...file, kind: "" }));
+  if (!state.project.read_only) state.files.push({ name: "trees-1a2b3c4d.graft", title: "Model for Geograft", bytes: null, kind: "bundle" }, { name: "trees-1a2b3c4d.onnx", title: "Model for other programs (ONNX)", bytes: null, kind: "onnx" });
 }
 
 function emit(state, name, data) {
@@ -226,12 +227,21 @@ function answerFile(state, response, id) {
 
 async function answerJobs(state, request, response, id) {
   if (request.method === "GET") return send(response, 200, state.jobs);
-  await bodyOf(request);
+  const body = await bodyOf(request);
   if (request.method === "DELETE") {
     changeJob(state, id, { state: "cancelled", message: "cancelled by the user" });
     return send(response, 200, {});
   }
-  const job = { id: `job${state.jobs.length + 1}`, kind: "go", state: "running", step: "Training", done: 3, total: 12, rate: 1.2, seconds_left: 190, message: null };
+  const kind = body.kind;
+  if (kind !== "go") return startExport(state, response, kind);
+  const job = { id: `job${state.jobs.length + 1}`, kind, state: "running", step: "Training", done: 3, total: 12, rate: 1.2, seconds_left: 190, message: null };
+  state.jobs.push(job);
+  emit(state, "job", job);
+  return send(response, 200, { id: job.id });
+}
+
+function startExport(state, response, kind) {
+  const job = { id: `job${state.jobs.length + 1}`, kind, state: "running", step: "", done: null, total: null, rate: null, seconds_left: null, message: "" };
   state.jobs.push(job);
   emit(state, "job", job);
   return send(response, 200, { id: job.id });

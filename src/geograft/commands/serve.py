@@ -164,7 +164,7 @@ def project_subject(folder: Path) -> Subject:
         SUGGESTED: ("Areas to label next", folder / SUGGESTED),
     }
     images = tuple(zip(names, paths, strict=True))
-    return Subject(settings.title, "project", classes, images, maps, folder, map_downloads(maps) | own)
+    return Subject(settings.title, "project", classes, images, maps, folder, folder / RUN, map_downloads(maps) | own)
 
 
 def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
@@ -188,7 +188,9 @@ def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
         for value, name, colour in zip(legend.values, legend.names, legend.colours, strict=True)
         if colour != BACKGROUND_COLOUR
     )
-    return Subject(card.name, "run", classes, images, maps, downloads=map_downloads(maps))
+    own = {"report.html": ("Report", run / "report.html"), run.name: ("Model for Geograft", run)}
+    folder = run if run.is_dir() else None
+    return Subject(card.name, "run", classes, images, maps, None, folder, map_downloads(maps) | own)
 
 
 def _is_class_map(path: Path) -> bool:

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 from numpy import ndarray
 
+from geograft.metrics.intervals import confidence_intervals
+
 Z95 = 1.96
 """Half-width of a 95 % confidence interval in standard errors, as in the paper."""
 MIN_POINTS = 2
@@ -107,6 +109,29 @@ def estimate_accuracy(
     area = Estimate(true * mapped.sum(), np.where(sampled, area_error, np.nan))
     producers = _producers_accuracy(correct, true, weighted_variance, sampled)
     return AccuracyEstimates(overall, users, producers, area, proportions)
+
+
+def estimate_class_areas(units: Int64[ndarray, "u k k"], mapped: Float64[ndarray, " k"]) -> Float64[ndarray, "k 3"]:
+    """Return the area of each class with its 95 % confidence interval, from the pixels of sampled areas.
+
+    `units` are the confusion matrices of areas at random places, all of whose pixels are labelled: labels in rows, the
+    map in columns. The estimate is that of eq. 9, with these pixels as the sample. Pixels of one area are alike, so the
+    interval is a bootstrap over the areas, as that of scores, in place of eq. 10. NaN where the sample does not
+    determine it: for all classes if a class is mapped somewhere, but in none of the areas.
+    """
+    k = len(mapped)
+
+    def areas(sums: Float64[ndarray, "n c"]) -> Float64[ndarray, "n k"]:
+        counts = sums.reshape(-1, k, k)
+        sampled = counts.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            within = np.where((sampled > 0) | (mapped > 0), counts / sampled, 0)
+        found: Float64[ndarray, "n k"] = within @ mapped
+        return found
+
+    flat = units.reshape(len(units), -1)
+    value = areas(flat.sum(axis=0, dtype=np.float64)[None])[0]
+    return np.column_stack([value, confidence_intervals(flat, areas)])
 
 
 def undersampled_strata(

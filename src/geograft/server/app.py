@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from anyio import to_thread
@@ -31,7 +31,7 @@ from geograft.geo.vectors.label_edits import ConflictError
 from geograft.geo.webmap import REDUCED_ZOOMS, Place, WebTile, is_on_earth, read_tile
 from geograft.server import measures, pictures
 from geograft.server.guard import Access, Guard
-from geograft.server.jobs import BusyError, MissingJobError
+from geograft.server.jobs import MODEL_FILES, BusyError, Kind, MissingJobError, model_files
 from geograft.server.labels import Feature, FeatureError, LayerName, MissingFeatureError, suggestions
 from geograft.server.layers import Layer, Subject, layers_of
 from geograft.server.service import (
@@ -39,6 +39,7 @@ from geograft.server.service import (
     PROBLEMS,
     Bands,
     FeatureId,
+    FileName,
     Identity,
     Match,
     Percentile,
@@ -82,7 +83,7 @@ class GeometryBody(BaseModel):
 class JobBody(BaseModel):
     """A job to start."""
 
-    kind: Literal["go"] = "go"
+    kind: Kind = "go"
 
 
 @api.get("/project")
@@ -102,7 +103,7 @@ def get_project(service: Shared) -> dict[str, Any]:
         "bounds": [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()],
         "classes": [{"value": one.value, "name": one.name, "color": one.colour} for one in subject.classes],
         "layers": [layer.content for layer in layers],
-        "can": {"label": service.can_label, "train": service.jobs is not None, "export": bool(subject.downloads)},
+        "can": {"label": service.can_label, "train": service.can_train, "export": service.jobs is not None},
         "revision": service.revision,
     }
 
@@ -211,10 +212,10 @@ def get_suggestions(service: Shared) -> dict[str, Any]:
 
 @api.post("/jobs")
 def post_job(service: Shared, body: JobBody) -> dict[str, Any]:
-    """Start a job: train and map."""
-    if service.jobs is None:
-        raise HTTPException(403, "Only the server of a project starts jobs.")
-    return asdict(service.jobs.start())
+    """Start a job: train and map (go), or export the model, which is then one of the files."""
+    if service.jobs is None or (body.kind == "go" and not service.can_train):
+        raise HTTPException(403, "A run is not trained here. Serve the project that it belongs to.")
+    return asdict(service.jobs.start(body.kind))
 
 
 @api.get("/jobs")
@@ -242,20 +243,26 @@ async def get_events(service: Shared) -> StreamingResponse:
 @api.get("/history")
 def get_history(service: Shared) -> list[dict[str, Any]]:
     """Return the scores of the rounds of labelling and training."""
-    return service.rounds.update() if service.rounds else []
+    return service.rounds.all if service.rounds else []
 
 
 @api.get("/files")
 def get_files(service: Shared) -> list[dict[str, Any]]:
-    """Return the files that can be downloaded."""
+    """Return the files that can be downloaded, and those that a job can make: without bytes, with its kind."""
     existing = [(name, *entry) for name, entry in service.subject.downloads.items() if entry[1].is_file()]
-    return [{"name": name, "title": title, "bytes": path.stat().st_size} for name, title, path in existing]
+    found = [{"name": name, "title": title, "bytes": path.stat().st_size, "kind": ""} for name, title, path in existing]
+    for kind, path in model_files(service.subject).items():
+        if path.is_file() or service.jobs is not None:
+            size = path.stat().st_size if path.is_file() else None
+            found.append({"name": path.name, "title": MODEL_FILES[kind][0], "bytes": size, "kind": kind})
+    return found
 
 
 @api.get("/files/{name}", response_class=FileResponse)
-def get_file(service: Shared, name: Identity) -> FileResponse:
+def get_file(service: Shared, name: FileName) -> FileResponse:
     """Return one of these files."""
     _, path = service.subject.downloads.get(name, ("", None))
+    path = path or next((each for each in model_files(service.subject).values() if each.name == name), None)
     if path is None or not path.is_file():
         raise HTTPException(404, f"There is no file {name[:60]!r}.")
     return FileResponse(path, filename=name, media_type="application/octet-stream")
@@ -350,6 +357,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     to_thread.current_default_thread_limiter().total_tokens = THREADS
+    if service.jobs:
+        service.jobs.resume()
     watcher = threading.Thread(target=service.watch, name="geograft-watch", daemon=True)
     watcher.start()
     try:

@@ -1,9 +1,9 @@
-"""The one job of a project, `geograft go`, as a process of its own, the scores of its rounds, and events for pages.
+"""The one job of a project or run: training and mapping, or the export of a model, as a process of its own.
 
 The process writes its progress as JSON (docs/programs.md) and is cancelled by closing its standard input, whose other
 end this process holds: however the server ends, the job saves what is finished and stops. All results are in the
-project's folder, and `go` continues from there. The state of the last job is kept in a small file, so that a server
-that starts again can say that a job was interrupted.
+project's folder, and `go` continues from there. The state of the last job is kept in a small file: a job that had not
+ended when the server did is resumed when the server starts again; one that a user cancelled is not.
 """
 
 import json
@@ -15,24 +15,38 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from geograft.config.recipes import RUN, TILES
-from geograft.errors import GeograftError
+from geograft.bundle import SUFFIX
+from geograft.card import CARD
+from geograft.errors import GeograftError, InputError, OutputError
 from geograft.files import file_digest, write_json
-from geograft.geo.vectors.label_edits import read_features
 from geograft.interrupts import reap_group, signal_group
+from geograft.locks import lock_output
+from geograft.progress import announce
+from geograft.server.layers import Subject
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-RECORD, ROUNDS = ".last-job.json", ".rounds.json"
-SCORES, TILE_INDEX = Path(RUN, "scores-test.json"), Path(TILES, "tiles.gpkg")
+ExportKind = Literal["bundle", "onnx", "deepness"]
+Kind = Literal["go", ExportKind]
+RECORD, EXPORTS = ".last-job.json", "exports"
+START = (sys.executable, "-P", "-m", "geograft")
+MODEL_FILES: Mapping[ExportKind, tuple[str, str]] = {
+    "bundle": ("Model for Geograft", SUFFIX),
+    "onnx": ("Model for other programs (ONNX)", ".onnx"),
+    "deepness": ("Model for Deepness in QGIS (ONNX)", "-deepness.onnx"),
+}
+"""Title, and end of the name, of the files that a run can be exported to."""
+DIGEST_LENGTH = 8
 MAX_LINE = 2**16
 MAX_MESSAGE = 500
 GRACE_S = 15.0
 """Time that a cancelled job has to save its work, before it is terminated, and again before it is killed."""
-INTERRUPTED = "The server ended before this job did. Start it again: it continues where it stopped."
+POLL_S = 0.2
+SUSPENDED = "The server ended before this job did. It is resumed when the server starts again."
+RESUMED = "Resumed after the end of the server."
 NUMBERS = ("done", "total", "rate", "seconds_left")
 
 
@@ -49,8 +63,9 @@ class Job:
     """A job and its progress."""
 
     id: int
-    kind: Literal["go"]
+    kind: Kind
     state: State = "queued"
+    """Queued: it waits for the server to start again."""
     step: str = ""
     done: float | None = None
     total: float | None = None
@@ -63,6 +78,49 @@ class Job:
     def is_active(self) -> bool:
         """Whether it has not ended yet."""
         return self.state in ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job runs."""
+
+    command: Sequence[str]
+    output: Path
+    """What the command locks while it writes."""
+
+
+def task_of(subject: Subject, kind: Kind) -> Task:
+    """Return what a job of a kind runs for a project or a run.
+
+    Raises:
+        InputError: if there is no run to export, or its file is there already.
+    """
+    if kind == "go":
+        folder = subject.folder
+        assert folder is not None, "only projects are trained"
+        return Task((*START, "go", str(folder)), folder)
+    path = model_files(subject).get(kind)
+    if subject.run is None or path is None:
+        raise InputError("There is no run to export yet. Train first.")
+    if path.exists():
+        raise InputError(f"{path.name} is there already.")
+    return Task((*START, "export", str(subject.run), "--out", str(path), "--for", kind), path)
+
+
+def model_files(subject: Subject) -> dict[ExportKind, Path]:
+    """Return the files that the run, as it is now, can be exported to; they need not exist. Empty without a run.
+
+    Names have a digest of the run: the file of an older run is never taken for that of a newer one.
+    """
+    home = subject.folder or subject.run
+    try:
+        digest = file_digest(subject.run / CARD)[:DIGEST_LENGTH] if subject.run else ""
+    except OSError:
+        return {}
+    if not digest or home is None:
+        return {}
+    name = home.resolve().name
+    return {kind: home / EXPORTS / f"{name}-{digest}{MODEL_FILES[kind][1]}" for kind in get_args(ExportKind)}
 
 
 class Latest:
@@ -90,17 +148,18 @@ class Latest:
 
 
 class Jobs:
-    """Runs the jobs of a project, one at a time."""
+    """Runs the jobs of a project or a run, one at a time."""
 
-    def __init__(self, folder: Path, publish: Callable[[str, Mapping[str, Any]], None], command: Sequence[str] = ()):
-        """Take the project's folder and where to report progress; `command` is run in place of `geograft go`."""
-        self._folder, self._publish = folder, publish
-        self._command = tuple(command) or (sys.executable, "-P", "-m", "geograft", "go", str(folder))
+    def __init__(
+        self, folder: Path, publish: Callable[[str, Mapping[str, Any]], None], task: Callable[[Kind], Task]
+    ) -> None:
+        """Take where the state is kept, where to report progress, and what is run for each kind of job."""
+        self._folder, self._publish, self._task = folder, publish, task
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
-        self._cancelled, self._ended = False, threading.Event()
-        self._job = self._interrupted_job()
+        self._cancelled, self._closing, self._ended = threading.Event(), False, threading.Event()
+        self._job = self._last_job()
         if self._job:
             publish("job", asdict(self._job))
 
@@ -110,22 +169,44 @@ class Jobs:
         with self._lock:
             return [self._job] if self._job else []
 
-    def start(self) -> Job:
+    @property
+    def is_running(self) -> bool:
+        """Whether this server runs a job now."""
+        return self._job is not None and self._job.state == "running" and self._thread is not None
+
+    def start(self, kind: Kind) -> Job:
         """Start a job and return it.
 
         Raises:
             BusyError: if one is running.
+            InputError: if there is nothing to do for a job of this kind.
         """
         with self._lock:
-            if self._job and self._job.is_active:
-                raise BusyError(f"Job {self._job.id} is running already. Wait for it or cancel it.")
-            self._cancelled = False
-            self._ended = threading.Event()
-            self._set(Job(self._job.id + 1 if self._job else 1, "go", "running"))
-            assert self._job is not None
-            self._thread = threading.Thread(target=self._run, name="geograft-job", daemon=True)
-            self._thread.start()
-            return self._job
+            if self.is_running:
+                raise BusyError("A job is running already. Wait for it or cancel it.")
+            task = self._task(kind)
+            return self._launch(Job(self._job.id + 1 if self._job else 1, kind, "running"), task, resumed=False)
+
+    def resume(self) -> None:
+        """Start the job again that had not ended when an earlier server did, if there is one."""
+        with self._lock:
+            job = self._job
+            if job is None or not job.is_active or self.is_running:
+                return
+            try:
+                task = self._task(job.kind)
+            except InputError as error:
+                self._change(state="failed", message=str(error))
+                return
+            announce("Resuming the job that had not finished when the server ended.")
+            self._launch(replace(job, state="running", message=RESUMED), task, resumed=True)
+
+    def _launch(self, job: Job, task: Task, resumed: bool) -> Job:
+        self._cancelled, self._ended = threading.Event(), threading.Event()
+        self._set(job)
+        self._thread = threading.Thread(target=self._run, args=(task, resumed), name="geograft-job", daemon=True)
+        self._thread.start()
+        return job
 
     def cancel(self, identity: int) -> Job:
         """Cancel a job, which then saves what is finished; return it. One that has ended stays as it is.
@@ -136,24 +217,30 @@ class Jobs:
         with self._lock:
             if self._job is None or self._job.id != identity:
                 raise MissingJobError(f"There is no job {identity}.")
-            if self._job.is_active:
-                self._cancelled = True
+            if self.is_running:
+                self._cancelled.set()
                 self._close_input()
                 threading.Thread(target=self._enforce, daemon=True).start()
+            elif self._job.is_active:
+                self._change(state="cancelled")
             return self._job
 
     def close(self) -> None:
-        """Cancel the job that is running, and wait until it has ended."""
+        """Let the job that is running save its work, to be resumed by the next server, and wait until it has ended."""
         with self._lock:
             job, thread = self._job, self._thread
-        if job and job.is_active and thread:
-            self.cancel(job.id)
-            thread.join(3 * GRACE_S)
+            if job is None or thread is None or not self.is_running:
+                return
+            self._closing = not self._cancelled.is_set()
+        self.cancel(job.id)
+        thread.join(3 * GRACE_S)
 
-    def _run(self) -> None:
+    def _run(self, task: Task, resumed: bool) -> None:
+        if resumed:
+            self._wait_for_output(task.output)
         try:
             process = subprocess.Popen(
-                [*self._command, "--progress", "json"],
+                [*task.command, "--progress", "json"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -164,7 +251,7 @@ class Jobs:
             return
         with self._lock:
             self._process = process
-            if self._cancelled:
+            if self._cancelled.is_set():
                 self._close_input()
         threading.Thread(target=self._reap, args=(process,), daemon=True).start()
         last = self._follow(process)
@@ -173,9 +260,21 @@ class Jobs:
         with self._lock:
             self._close_input()
             self._process = None
-            cancelled = self._cancelled or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-            state: State = "done" if code == 0 else "cancelled" if cancelled else "failed"
-            self._change(state=state, message=last or f"The job ended with exit code {code}.", seconds_left=None)
+            cancelled = self._cancelled.is_set() or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+            stopped: State = "queued" if self._closing else "cancelled"
+            state: State = "done" if code == 0 else stopped if cancelled else "failed"
+            message = SUSPENDED if state == "queued" else last or f"The job ended with exit code {code}."
+            self._change(state=state, message=message, seconds_left=None)
+
+    def _wait_for_output(self, output: Path) -> None:
+        """Wait while the job of a server that was killed saves its work, but not for ever: another may work there."""
+        for _ in range(int(GRACE_S / POLL_S)):
+            try:
+                with lock_output(output):
+                    return
+            except OutputError:
+                if self._cancelled.wait(POLL_S):
+                    return
 
     def _follow(self, process: "subprocess.Popen[bytes]") -> str:
         """Report the progress of a process until it ends, and return the last thing that it said."""
@@ -187,7 +286,7 @@ class Jobs:
                 if event is None:
                     last = line.strip()[:MAX_MESSAGE] or last
                 elif event.get("event") in ("progress", "epoch"):
-                    numbers = {name: _number(event.get(name)) for name in NUMBERS}
+                    numbers = {name: number_or_none(event.get(name)) for name in NUMBERS}
                     self._change(step=str(event.get("step", ""))[:MAX_MESSAGE], **numbers)
                 elif "text" in event:
                     last = str(event["text"])[:MAX_MESSAGE]
@@ -225,79 +324,12 @@ class Jobs:
                 if self._process and not self._ended.is_set():
                     signal_group(self._process, kill)
 
-    def _interrupted_job(self) -> Job | None:
-        """Return the job of an earlier server, if it is known; one that had not ended is cancelled now."""
+    def _last_job(self) -> Job | None:
+        """Return the job of an earlier server, if it is known."""
         try:
-            job = TypeAdapter(Job).validate_json((self._folder / RECORD).read_bytes())
+            return TypeAdapter(Job).validate_json((self._folder / RECORD).read_bytes())
         except (OSError, ValidationError):
             return None
-        return replace(job, state="cancelled", message=INTERRUPTED, seconds_left=None) if job.is_active else job
-
-
-@dataclass(frozen=True)
-class Round:
-    """The scores of a project after one round of labelling and training."""
-
-    round: int
-    tiles: int | None
-    """Number of training tiles; None if unknown."""
-    iou: float | None
-    iou_low: float | None
-    iou_high: float | None
-    """95 % confidence interval."""
-    scores: str
-    """Digest of the file of scores."""
-    area_m2: float | None = None
-
-
-class Rounds:
-    """The rounds of a project, in a file of its folder: scores that have changed since the last one are a new round."""
-
-    def __init__(self, folder: Path, store: bool = True) -> None:
-        self._folder, self._store, self._lock = folder, store, threading.Lock()
-
-    def update(self) -> list[dict[str, Any]]:
-        """Return all rounds, with the present scores if there are any; a round that is new is stored."""
-        with self._lock:
-            rounds = self._known()
-            digest = self._scores_digest()
-            latest = None if digest in ["", *(each.scores for each in rounds[-1:])] else self._latest(rounds, digest)
-            if latest:
-                rounds.append(latest)
-                # In a folder that cannot be written, rounds are known only until the next scores.
-                with suppress(GeograftError):
-                    if self._store:
-                        write_json(self._folder / ROUNDS, [asdict(each) for each in rounds])
-        return [{name: value for name, value in asdict(each).items() if name != "scores"} for each in rounds]
-
-    def _known(self) -> list[Round]:
-        try:
-            return TypeAdapter(list[Round]).validate_json((self._folder / ROUNDS).read_bytes())
-        except (OSError, ValidationError):
-            return []
-
-    def _scores_digest(self) -> str:
-        try:
-            return file_digest(self._folder / SCORES)
-        except OSError:
-            return ""
-
-    def _latest(self, rounds: Sequence[Round], digest: str) -> Round | None:
-        try:
-            content = json.loads((self._folder / SCORES).read_bytes())
-            iou, interval = content["overall"]["iou"], content["overall_intervals"]["iou"] or (None, None)
-            low, high = (_number(value) for value in interval)
-            return Round(len(rounds) + 1, self._training_tiles(), _number(iou), low, high, digest)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _training_tiles(self) -> int | None:
-        try:
-            with read_features(self._folder / TILE_INDEX, None) as file:
-                rows = [row for layer in file.layers for row in file.rows(layer)]
-        except GeograftError:
-            return None
-        return sum(row.values.get("split") == "train" for row in rows)
 
 
 def _lines(stream: IO[bytes]) -> Any:
@@ -314,5 +346,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-def _number(value: Any) -> float | None:
+def number_or_none(value: Any) -> float | None:
+    """Return a number of JSON, or None for anything else."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

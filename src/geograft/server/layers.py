@@ -50,6 +50,8 @@ class Subject:
     """Name of the scene and file of each class map, which need not exist yet."""
     folder: Path | None = None
     """The folder of the project; None for a run."""
+    run: Path | None = None
+    """The run, to export: its folder, which need not exist yet; None for a bundle, which is a file."""
     downloads: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
     """Title and file of what can be downloaded, by name; files need not exist."""
 

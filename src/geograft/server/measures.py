@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 from shapely.geometry.base import BaseGeometry
 
+from geograft.errors import InputError
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import pixel_areas
 from geograft.geo.rasters.raster import Image
@@ -71,8 +72,7 @@ def area_above(layer: Layer, threshold: float) -> dict[str, Any]:
     Raises:
         InputError: when the raster cannot be read.
     """
-    state = layer.raster.path.stat()
-    sums = _code_sums(layer.raster.path, layer.bands[0], state.st_mtime_ns, state.st_size)
+    sums = value_sums(layer.raster.path, layer.bands[0])
     above = slice(lowest_code(threshold), IGNORE)
     area = None if layer.raster.info.grid.crs is None else float(sums.m2[above].sum())
     return {"pixels": int(sums.pixels[above].sum()), "m2": area}
@@ -87,8 +87,23 @@ def lowest_code(threshold: float) -> int:
     return max(0, ceil(threshold * BYTE_SCALE - ROUNDING))
 
 
+def value_sums(path: Path, band: int) -> CodeSums:
+    """Return the pixels and areas of a band by the code of their value; of a class map by value, up to 250.
+
+    Reads the file once, and again when it has changed.
+
+    Raises:
+        InputError: when the raster cannot be read.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Restore it.") from error
+    return _value_sums(path, band, state.st_mtime_ns, state.st_size)
+
+
 @lru_cache(maxsize=64)
-def _code_sums(path: Path, band: int, modified_ns: int, size: int) -> CodeSums:
+def _value_sums(path: Path, band: int, modified_ns: int, size: int) -> CodeSums:
     pixels, m2 = np.zeros(CODES, np.int64), np.zeros(CODES)
     with Image.open(path) as image:
         grid = image.info.grid

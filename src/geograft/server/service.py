@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from geograft.errors import GeograftError
 from geograft.geo.webmap import MAX_ZOOM
 from geograft.server.guard import Access
-from geograft.server.jobs import SCORES, Jobs, Latest, Rounds
+from geograft.server.jobs import Jobs, Kind, Latest, Task, model_files, task_of
 from geograft.server.labels import Labels
 from geograft.server.layers import Layer, Subject, file_revision, layers_of
+from geograft.server.rounds import Rounds
 
 POLL_S, HEARTBEAT_S = 1.0, 15.0
 """How often files are looked at for changes, and how often a stream says that it is alive."""
@@ -30,18 +31,19 @@ class Service:
     def __init__(self, subject: Subject, access: Access) -> None:
         self.subject, self.access = subject, access
         self.labels, self.latest = Labels(subject), Latest()
-        trains = subject.folder is not None and not access.read_only
-        self.jobs = Jobs(subject.folder, self.latest.publish) if trains and subject.folder else None
-        self.rounds = Rounds(subject.folder, not access.read_only) if subject.folder else None
+        home = subject.folder or subject.run
+        self.jobs = Jobs(home, self.latest.publish, self._task) if home and not access.read_only else None
+        self.rounds = Rounds(subject, not access.read_only) if subject.folder else None
         self.streams = 0
         self._stop = threading.Event()
         self._labels_state = ""
 
     @property
     def revision(self) -> str:
-        """Changes when a raster or a file that can be downloaded does."""
+        """Changes when a raster, a file that can be downloaded, or a round does."""
         files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
-        return file_revision(*files, self.subject.suggestions, self.subject.folder and self.subject.folder / SCORES)
+        files += model_files(self.subject).values()
+        return file_revision(*files, self.subject.suggestions) + (self.rounds.revision if self.rounds else "")
 
     @property
     def can_label(self) -> bool:
@@ -61,19 +63,29 @@ class Service:
                 return layer
         raise HTTPException(404, f"There is no layer {identity[:60]!r}.")
 
+    @property
+    def can_train(self) -> bool:
+        """Whether a job can train and map."""
+        return self.jobs is not None and self.subject.folder is not None
+
+    def _task(self, kind: Kind) -> Task:
+        return task_of(self.subject, kind)
+
     def watch(self) -> None:
         """Report changes of files until `close`."""
         while not self._stop.is_set():
             # A file that cannot be read now, such as one that is locked, is read again later.
             with suppress(GeograftError, OSError):
                 self.report_changes()
+            if self.rounds:
+                self.rounds.measure()
             self._stop.wait(POLL_S)
 
     def report_changes(self) -> None:
         """Publish the revisions of the project and of the labels, which are read only if their file has changed."""
-        self.latest.publish("project", {"revision": self.revision})
         if self.rounds:
             self.rounds.update()
+        self.latest.publish("project", {"revision": self.revision})
         path = self.subject.label_file
         if path is None or not path.is_file():
             return
@@ -116,6 +128,7 @@ async def stream_changes(service: Service) -> AsyncIterator[str]:
 
 Shared = Annotated[Service, Depends(service_of)]
 Identity = Annotated[str, PathParameter(max_length=60)]
+FileName = Annotated[str, PathParameter(max_length=300)]
 Zoom = Annotated[int, PathParameter(ge=0, le=MAX_ZOOM)]
 Position = Annotated[int, PathParameter(ge=0, lt=2**MAX_ZOOM)]
 FeatureId = Annotated[int, PathParameter(ge=1, lt=2**63)]
