@@ -4,6 +4,7 @@
   + InputError      an image, a label file, a tile set or a run cannot be used
     - DivergedError  the training loss became NaN or infinite
     - RunChangedError  a run was trained further while it was read
+    - RasterChangedError  a remote raster is another file than when it was opened first
     - ResumeError    partial results are damaged or belong to other inputs, and cannot be resumed
   + SettingError    a recipe, a flag or an argument has an invalid value
   + WeightsError    pretrained weights cannot be downloaded, read or loaded into the network
@@ -32,6 +33,10 @@ class DivergedError(InputError):
 
 class RunChangedError(InputError):
     """A run was trained further while it was read: its card and its weights are of two epochs."""
+
+
+class RasterChangedError(InputError):
+    """A remote raster is another file, by its ETag, than when it was opened first."""
 
 
 class ResumeError(InputError):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -67,10 +68,14 @@ class Location:
         """The suffix of the name, such as `.tif`."""
         return PurePosixPath(self.name).suffix
 
+    @property
+    def parent(self) -> "Location":
+        """The folder."""
+        return Location(self.scheme, self.host, self.key.rstrip("/").rpartition("/")[0], self.query, self.user)
+
     def with_name(self, name: str) -> "Location":
         """Return the location with another last part of the path; the query, which may be a signature, stays."""
-        folder = self.key.rpartition("/")[0]
-        return Location(self.scheme, self.host, f"{folder}/{name}".lstrip("/"), self.query, self.user)
+        return self.parent / name
 
     def __truediv__(self, name: str) -> "Location":
         return Location(self.scheme, self.host, f"{self.key.rstrip('/')}/{name}".lstrip("/"), self.query, self.user)
@@ -111,9 +116,11 @@ def to_place(text: StrPath | Location) -> Place:
     return _checked(Location(scheme, host, key))
 
 
-def to_places(places: "StrPath | Location | tuple[StrPath | Location, ...]") -> tuple[Place, ...]:
+def to_places(places: StrPath | Location | Sequence[StrPath | Location]) -> tuple[Place, ...]:
     """Return one place or several, as `to_place`."""
-    return tuple(map(to_place, places)) if isinstance(places, tuple | list) else (to_place(places),)
+    if isinstance(places, (str, os.PathLike, Location)):
+        return (to_place(places),)
+    return tuple(map(to_place, places))
 
 
 def redact(text: str) -> str:

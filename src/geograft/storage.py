@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
@@ -208,7 +209,8 @@ class Bucket:
             InputError: if it cannot be read.
         """
         with self._errors(key, InputError):
-            return with_retries(lambda: self._get(_checked_key(key)))
+            read = partial(self._library.get, self._store, _checked_key(key))
+            return with_retries(self._transient(lambda: bytes(read().bytes())))
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """Return the bytes from `start` to `stop`, exclusive; fewer at the end of the object.
@@ -217,7 +219,8 @@ class Bucket:
             FileNotFoundError, InputError: as `get`.
         """
         with self._errors(key, InputError):
-            return with_retries(lambda: self._get_range(_checked_key(key), start, stop))
+            read = partial(self._library.get_range, self._store, _checked_key(key), start=start, end=stop)
+            return with_retries(self._transient(lambda: bytes(read())))
 
     def head(self, key: str) -> StoredObject | None:
         """Return size, ETag and time of an object; None if there is none.
@@ -228,6 +231,20 @@ class Bucket:
         with suppress(FileNotFoundError), self._errors(key, InputError):
             return _stored(self._library.head(self._store, _checked_key(key)))
         return None
+
+    def begin(self, key: str, count: int) -> tuple[bytes, StoredObject]:
+        """Return the first `count` bytes of an object, and its size, ETag and time, by one request.
+
+        Raises:
+            FileNotFoundError, InputError: as `get`.
+        """
+
+        def attempt() -> tuple[bytes, StoredObject]:
+            found = self._library.get(self._store, _checked_key(key), options={"range": (0, count)})
+            return bytes(found.bytes()), _stored(found.meta)
+
+        with self._errors(key, InputError):
+            return with_retries(self._transient(attempt))
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         """Return the objects whose keys begin with `prefix`, by key.
@@ -268,12 +285,6 @@ class Bucket:
 
         with atomic_write(path) as part, self._errors(key, InputError):
             with_retries(self._transient(attempt))
-
-    def _get(self, key: str) -> bytes:
-        return self._transient(lambda: bytes(self._library.get(self._store, key).bytes()))()
-
-    def _get_range(self, key: str, start: int, stop: int) -> bytes:
-        return self._transient(lambda: bytes(self._library.get_range(self._store, key, start=start, end=stop)))()
 
     def _transient(self, action: Callable[[], Result]) -> Callable[[], Result]:
         """Return an action that raises TransientError for a body that was cut; obstore repeats only requests."""

@@ -26,7 +26,8 @@ from geograft.files import atomic_folder, atomic_write, refuse_existing
 from geograft.geo.grid import Grid, grid_fault
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.mosaic import Mosaic
-from geograft.geo.rasters.raster import Image, check_complete
+from geograft.geo.rasters.opening import check_complete
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.vectors.points import read_points
 from geograft.geo.vectors.reader import read_polygons

@@ -22,7 +22,8 @@ from shapely import box
 from geograft.errors import InputError
 from geograft.geo.formats import raster_driver, remote_name
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image, raster_state
+from geograft.geo.rasters.opening import raster_state
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.writer import copy_tiled
 from geograft.geo.vectors.points import read_points
 from geograft.geo.vectors.reader import read_outlines, read_polygons, read_tiles

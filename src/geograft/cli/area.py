@@ -11,7 +11,7 @@ from geograft.config import ReviewConfig, SampleConfig
 
 @with_progress
 @settings(sample=SampleConfig)
-def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
+def sample(map: str, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (the word on the command line)
     """Draw a random sample of a map's pixels, stratified by class, for labelling in a GIS.
 
     Args:
@@ -24,7 +24,7 @@ def sample(map: Path, /, *, out: Path, **chosen: Any) -> None:  # noqa: A002 (th
 
 
 @with_progress
-def area(map: Path, points: Path, /, *, out: Path | None = None) -> None:  # noqa: A002
+def area(map: str, points: Path, /, *, out: Path | None = None) -> None:  # noqa: A002
     """Estimate class areas and map accuracy from a labelled sample, with 95 % confidence intervals.
 
     Args:

@@ -66,7 +66,7 @@ def project(
 @with_progress
 @settings(prepare=PrepareConfig)
 def vector(
-    images: Annotated[tuple[Path, ...], Parameter(negative=())],
+    images: Annotated[tuple[str, ...], Parameter(negative=())],
     /,
     *,
     labels: Path,

@@ -15,7 +15,7 @@ from geograft.config import ExportConfig, PolygonConfig, PredictConfig, SuggestC
 @settings(predict=PredictConfig)
 def predict(
     run: Path,
-    rasters: Annotated[tuple[Path, ...], Parameter(negative=())],
+    rasters: Annotated[tuple[str, ...], Parameter(negative=())],
     /,
     *,
     out: Path,
@@ -28,7 +28,7 @@ def predict(
 
     Args:
         run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
-        rasters: Rasters with the bands that the run was trained on, .vrt included.
+        rasters: Rasters with the bands of the run, .vrt included; GeoTIFFs also from https://, s3://, gs:// and az://.
         out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one map per raster.
         ensemble: Further runs; the probabilities of all runs are averaged.
         aoi: Vector file; only pixels inside its polygons are mapped.
@@ -47,7 +47,7 @@ def predict(
 @with_progress
 @settings(polygons=PolygonConfig)
 def polygons(
-    map: Path,  # noqa: A002 (the word on the command line)
+    map: str,  # noqa: A002 (the word on the command line)
     /,
     *,
     out: Path,
@@ -70,7 +70,7 @@ def polygons(
 @settings(suggest=SuggestConfig)
 def suggest(
     run: Path,
-    rasters: Annotated[tuple[Path, ...], Parameter(negative=())],
+    rasters: Annotated[tuple[str, ...], Parameter(negative=())],
     /,
     *,
     out: Path,

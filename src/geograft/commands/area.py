@@ -16,6 +16,7 @@ from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.tags import has_band_per_class
 from geograft.geo.vectors.points import REFERENCE, LabelledPoints, read_points
+from geograft.locations import Location, Place, to_place
 from geograft.locks import locks_output
 from geograft.mapping.strata import Strata, areas_at, pixels_at, read_strata, stratum_at
 from geograft.metrics.estimation import AccuracyEstimates, ErrorMatrix, Estimate, estimate_accuracy, undersampled_strata
@@ -29,7 +30,7 @@ HECTARE, MIN_AREA_IN_HECTARES = 1e4, 1e5
 class AreaReport:
     """Areas and accuracies of the classes of a map, estimated from a sample."""
 
-    map: Path
+    map: Place
     points: Path
     unit: str
     """Unit of areas: m2, or px if the map has no CRS."""
@@ -161,7 +162,7 @@ def _number(value: float) -> str:
 
 
 @locks_output
-def area(map: StrPath, points: StrPath, out: StrPath | None = None) -> AreaReport:  # noqa: A002
+def area(map: StrPath | Location, points: StrPath, out: StrPath | None = None) -> AreaReport:  # noqa: A002
     """Return the area of each class and the accuracies of a map, with 95 % confidence intervals, from labelled points.
 
     `points` is the output of `sample` for `map`, with the field `reference` filled in with class names or values of the
@@ -175,7 +176,7 @@ def area(map: StrPath, points: StrPath, out: StrPath | None = None) -> AreaRepor
             class of the map has fewer than two labelled points.
         OutputError: when `out` exists or cannot be written.
     """
-    map, points, out = Path(map), Path(points), optional_path(out)  # noqa: A001
+    map, points, out = to_place(map), Path(points), optional_path(out)  # noqa: A001
     if out is not None:
         refuse_existing(out)
     with Image.open(map) as image:
@@ -228,7 +229,7 @@ def _labels(path: Path, strata: Strata, sample: LabelledPoints) -> Int64[ndarray
     return np.array([index[label] for label in sample.references], np.int64)
 
 
-def _check_same_map(map_path: Path, path: Path, strata: Strata, sample: LabelledPoints) -> None:
+def _check_same_map(map_path: Place, path: Path, strata: Strata, sample: LabelledPoints) -> None:
     counts = dict(zip(strata.names, strata.pixels.tolist(), strict=True))
     for name, pixels in (sample.strata or {}).items():
         if counts.get(name) != pixels:
@@ -238,7 +239,7 @@ def _check_same_map(map_path: Path, path: Path, strata: Strata, sample: Labelled
             )
 
 
-def _check_on_map(map_path: Path, path: Path, mapped: Int64[ndarray, " n"]) -> None:
+def _check_on_map(map_path: Place, path: Path, mapped: Int64[ndarray, " n"]) -> None:
     outside = int((mapped < 0).sum())
     if outside:
         raise InputError(
@@ -284,7 +285,7 @@ def _class_notes(strata: Strata, error_matrix: ErrorMatrix, complete: Bool[ndarr
             )
 
 
-def _area_notes(path: Path, grid: Grid, strata: Strata) -> Iterator[str]:
+def _area_notes(path: Place, grid: Grid, strata: Strata) -> Iterator[str]:
     """Yield how areas are measured, and which pixels are left out."""
     if not grid.crs:
         yield f"{path} has no CRS: areas are in pixels."

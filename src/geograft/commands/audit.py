@@ -36,7 +36,7 @@ from geograft.errors import InputError, SettingError
 from geograft.figures.variogram import VariogramCurve, variogram_figure
 from geograft.files import StrPath, optional_path, write_bytes
 from geograft.geo.coverage import SAMPLE, SceneWindow, smallest_gap, tile_overlap
-from geograft.geo.rasters.raster import check_complete
+from geograft.geo.rasters.opening import check_complete
 from geograft.locks import lock_output
 from geograft.text import format_distance, format_percentage, format_table, join_names
 

@@ -46,7 +46,8 @@ from geograft.files import (
     write_text,
 )
 from geograft.geo.qgis_project import ProjectLayer
-from geograft.geo.rasters.raster import Image, raster_state
+from geograft.geo.rasters.opening import raster_state
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.styles import classes_style, sidecar_paths
 from geograft.geo.rasters.tags import map_legend, sibling_path
 from geograft.geo.vectors.label_file import CLASS, ORIGIN, Area, LabelFile, read_label_file

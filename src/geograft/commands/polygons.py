@@ -18,11 +18,13 @@ from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, optional_path, refuse_existing, scratch_path
 from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
-from geograft.geo.rasters.raster import Image, raster_state
+from geograft.geo.rasters.opening import raster_state, remote_state
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.tags import check_class_map, map_cleaning, map_legend, sibling_path
 from geograft.geo.vectors.reader import Features, read_frame
 from geograft.interrupts import note_kept
 from geograft.legend import PALETTE, Legend
+from geograft.locations import Location, Place, to_place
 from geograft.locks import locks_output
 from geograft.mapping.polygons.ledger import LazyArrays, PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder, inside_holes
@@ -192,9 +194,10 @@ class PolygonResult:
         info = self.class_map.image.info
         yield from _cleaning_notes(self.class_map)
         if not self.class_map.probabilities:
-            missing = sibling_path(info.path, "probabilities").name
+            missing = f"{info.path.stem}.probabilities.tif"
             yield (
-                f"{missing} is not next to the map, so mean_probability and uncertain_fraction are not written. "
+                f"{missing} is not next to the map, or the map is not a local file, so mean_probability and "
+                "uncertain_fraction are not written. "
                 "`geograft predict --probabilities uint8` writes it."
             )
         if not info.grid.crs:
@@ -294,7 +297,7 @@ class PolygonSummary:
 
 @locks_output
 def polygons(
-    map: StrPath,  # noqa: A002 (the word on the command line)
+    map: StrPath | Location,  # noqa: A002 (the word on the command line)
     out: StrPath,
     config: PolygonConfig | None = None,
     dstl_grid: StrPath | None = None,
@@ -323,7 +326,7 @@ def polygons(
         SettingError: when settings contradict each other.
         OutputError: when `out` exists, has an unknown suffix, or cannot be written.
     """
-    map, out, dstl_grid = Path(map), Path(out), optional_path(dstl_grid)  # noqa: A001
+    map, out, dstl_grid = to_place(map), Path(out), optional_path(dstl_grid)  # noqa: A001
     settings = config or PolygonConfig()
     _check_settings(settings)
     folder = scratch_path(out)
@@ -356,7 +359,7 @@ def polygons(
 
 def _open_class_map(image: Image, settings: PolygonConfig, files: ExitStack) -> ClassMap:
     """Return the map with its classes, and with their probabilities if the file exists."""
-    legend, path = map_legend(image.info), sibling_path(image.info.path, "probabilities")
+    legend, own = map_legend(image.info), image.info.path
     cleaning = map_cleaning(image.info)
     found = ClassMap(image, legend, settings, cleaning, None)
     used = cleaning if cleaning and found.is_of_objects(cleaning) else NO_CLEANING
@@ -364,10 +367,11 @@ def _open_class_map(image: Image, settings: PolygonConfig, files: ExitStack) -> 
     found = replace(found, settings=replace(settings, **chosen))
     if found.settings.close_px and found.background is None and found.layer_count == 1:
         raise SettingError(f"--close-px fills background, and {image.info.path} has none. Leave it out.")
-    if not path.exists():
+    # Nothing but the map is asked of a server.
+    if not isinstance(own, Path) or not sibling_path(own, "probabilities").exists():
         return found
     names = dict(zip(legend.values, legend.names, strict=True)) if legend else {}
-    raster = files.enter_context(Image.open(path))
+    raster = files.enter_context(Image.open(sibling_path(own, "probabilities")))
     probabilities = match_probabilities(raster, image.info.grid, names, settings.uncertain_below)
     return replace(found, probabilities=probabilities)
 
@@ -428,8 +432,10 @@ def _origin(class_map: ClassMap, settings: PolygonConfig) -> dict[str, Any]:
     return {"layout": LEDGER_LAYOUT, "settings": asdict(settings), **files}
 
 
-def _modified(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+def _modified(place: Place) -> datetime:
+    if isinstance(place, Location):
+        return remote_state(place).modified or datetime.fromtimestamp(0, UTC)
+    return datetime.fromtimestamp(place.stat().st_mtime, UTC)
 
 
 def _progress(ledger: PolygonLedger) -> str:

@@ -14,6 +14,7 @@ from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.tags import map_legend
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
+from geograft.locations import Location, to_places
 from geograft.locks import lock_output
 from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.job import MapResult, finished_map, write_map
@@ -227,7 +228,7 @@ def _carry_over_bytes(task: MapTask, lanes: int) -> int:
 
 def predict(
     run: StrPath | Sequence[StrPath],
-    rasters: StrPath | Sequence[StrPath],
+    rasters: StrPath | Location | Sequence[StrPath | Location],
     out: StrPath,
     config: PredictConfig | None = None,
     aoi: StrPath | None = None,
@@ -259,7 +260,7 @@ def predict(
         SettingError: if the device or the backend is not available, or the thresholds do not fit the classes.
         OutputError: if a map exists already or cannot be written.
     """
-    rasters, out, aoi = to_paths(rasters), Path(out), optional_path(aoi)
+    rasters, out, aoi = to_places(rasters), Path(out), optional_path(aoi)
     settings = config or PredictConfig()
     runs = to_paths(run)
     card = map_card(runs, settings)

@@ -142,7 +142,8 @@ def _rasterize(
 
 
 def _readable_image(scene: LabelledScene, folder: Path) -> Path:
-    if scene.info.windowed:
+    # A remote image is copied once: training reads its pixels many times.
+    if scene.info.windowed and isinstance(scene.info.path, Path):
         return scene.info.path.resolve()
     copy_tiled(scene.info.path, folder / IMAGES / f"{scene.name}.tif")
     return folder / IMAGES / f"{scene.name}.tif"

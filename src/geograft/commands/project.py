@@ -21,7 +21,8 @@ from geograft.files import StrPath, atomic_folder, refuse_existing, to_paths, wr
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.qgis_project import Group, ProjectLayer, View, project_xml, zip_project
-from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
+from geograft.geo.rasters.opening import raster_state
+from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.styles import image_style
 from geograft.geo.vectors.label_file import (
     AREA_ORIGINS,

@@ -12,6 +12,7 @@ from geograft.errors import SettingError
 from geograft.files import StrPath, refuse_existing
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.points import REFERENCE, write_points
+from geograft.locations import Location, Place, to_place
 from geograft.locks import locks_output
 from geograft.mapping.strata import Strata, draw_pixels, pixel_centres, read_strata
 from geograft.metrics.estimation import allocate_points, sample_size
@@ -25,7 +26,7 @@ MAX_POINTS = 1_000_000
 class SampleSummary:
     """The sample written by `sample`."""
 
-    map: Path
+    map: Place
     path: Path
     strata: Strata
     points: Int64[ndarray, " k"]
@@ -45,7 +46,7 @@ class SampleSummary:
 
 
 @locks_output
-def sample(map: StrPath, out: StrPath, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
+def sample(map: StrPath | Location, out: StrPath, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
     """Draw a stratified random sample of the pixels of a class map, and write their centres as a GeoPackage.
 
     The strata are the classes of the map; all pixels of a class are equally likely. The layer `points` has an id and an
@@ -64,7 +65,7 @@ def sample(map: StrPath, out: StrPath, config: SampleConfig | None = None) -> Sa
         SettingError: when the sample would have more than MAX_POINTS points.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
-    map, out = Path(map), Path(out)  # noqa: A001
+    map, out = to_place(map), Path(out)  # noqa: A001
     refuse_existing(out)
     config = config or SampleConfig()
     with Image.open(map) as image:

@@ -24,6 +24,7 @@ from geograft.geo.vectors.reader import Features, read_frame
 from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
+from geograft.locations import Location, Place, to_places
 from geograft.locks import locks_output
 from geograft.mapping.plan import MapSource, band_order_notes, map_sources, resolution_note, tile_set_band_notes
 from geograft.mapping.pool import (
@@ -117,7 +118,7 @@ class Suggestions:
     """The result of `suggest`."""
 
     path: Path
-    rasters: tuple[Path, ...]
+    rasters: tuple[Place, ...]
     tiles: tuple[Suggestion, ...]
     """Suggestions in the order in which to label them."""
     unlabelled_tiles: int
@@ -193,7 +194,7 @@ def check_suffix(path: Path) -> None:
         raise OutputError(f"{path}: unknown suffix for suggestions. Use .gpkg.")
 
 
-def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Sequence[tuple[Path, Grid]]) -> None:
+def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Sequence[tuple[Place, Grid]]) -> None:
     """Write suggestions with their outlines, in the rasters' CRS, or in WGS 84 if they have several.
 
     Raises:
@@ -228,7 +229,7 @@ DEFAULT = SuggestConfig()
 @locks_output
 def suggest(
     run: StrPath | Sequence[StrPath],
-    rasters: StrPath | Sequence[StrPath],
+    rasters: StrPath | Location | Sequence[StrPath | Location],
     out: StrPath,
     config: SuggestConfig = DEFAULT,
     known: StrPath | None = None,
@@ -253,7 +254,7 @@ def suggest(
         SettingError: when the device or backend is not available, or for disagreement of one run without TTA.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
-    runs, rasters = to_paths(run), to_paths(rasters)
+    runs, rasters = to_paths(run), to_places(rasters)
     out, known, aoi = Path(out), optional_path(known), optional_path(aoi)
     refuse_existing(out)
     check_suffix(out)
@@ -288,13 +289,13 @@ def _random_tiles(config: SuggestConfig, pool: Pool) -> int:
 
 @dataclass(frozen=True)
 class _Inputs:
-    rasters: tuple[Path, ...]
+    rasters: tuple[Place, ...]
     tile_set: TileSet | None = None
 
 
-def _inputs(card: ModelCard, rasters: Sequence[Path]) -> _Inputs:
+def _inputs(card: ModelCard, rasters: Sequence[Place]) -> _Inputs:
     """Return the given rasters, or the images of the given tile set."""
-    sets = [path for path in rasters if (path / META).exists()]
+    sets = [path for path in rasters if isinstance(path, Path) and (path / META).exists()]
     if not sets:
         return _Inputs(tuple(rasters))
     if len(rasters) > 1:
@@ -317,7 +318,7 @@ def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path 
         batch_size=config.batch_size,
         window_px=config.window_px,
     )
-    return [map_sources(card, (raster,), raster.with_suffix(".tif"), settings, aoi)[0] for raster in rasters]
+    return [map_sources(card, (raster,), Path(f"{raster.stem}.tif"), settings, aoi)[0] for raster in rasters]
 
 
 def _band_order_notes(

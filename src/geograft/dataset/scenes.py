@@ -22,6 +22,7 @@ from geograft.geo.grid import Window
 from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.legend import Legend
+from geograft.locations import Place
 from geograft.memory import check_scene_size
 from geograft.text import join_names
 
@@ -78,7 +79,7 @@ class LabelSource(Protocol):
         """
 
 
-def read_image_infos(paths: Iterable[Path]) -> tuple[ImageInfo, ...]:
+def read_image_infos(paths: Iterable[Place]) -> tuple[ImageInfo, ...]:
     """Return the metadata of images.
 
     Raises:
@@ -96,7 +97,7 @@ def read_image_infos(paths: Iterable[Path]) -> tuple[ImageInfo, ...]:
     return tuple(infos)
 
 
-def scene_names(paths: Sequence[Path]) -> tuple[str, ...]:
+def scene_names(paths: Sequence[Place]) -> tuple[str, ...]:
     """Return a name per path, unique regardless of case: the stem, prefixed with the folder name if needed.
 
     >>> scene_names([Path("a/x.tif"), Path("b/x.tif"), Path("y.tiff_1.png")])

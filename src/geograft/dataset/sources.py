@@ -24,10 +24,11 @@ from geograft.dataset.scenes import (
 )
 from geograft.dataset.vector_labels import BACKGROUND, LabelEncoding, polygon_reader, rasterized_label_reader
 from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, to_paths
+from geograft.files import StrPath
 from geograft.geo.rasters.raster import ImageInfo
 from geograft.geo.vectors.label_file import is_label_file
 from geograft.legend import IGNORE, Legend
+from geograft.locations import Location, to_places
 from geograft.text import join_names, pluralise
 
 MAX_NAME = 100
@@ -46,7 +47,7 @@ class VectorSource:
     what is annotated, and which of them are the test split.
     """
 
-    images: Sequence[StrPath] | StrPath
+    images: Sequence[StrPath | Location] | StrPath | Location
     labels: StrPath
     class_field: str | None = None
     """Attribute with the class. If None, all polygons belong to one class, named after the file."""
@@ -65,7 +66,7 @@ class VectorSource:
             InputError: if images or labels cannot be used, or no polygon lies on an image.
             SettingError: if `overlapping` is set for a single class.
         """
-        images, path = to_paths(self.images), Path(self.labels)
+        images, path = to_places(self.images), Path(self.labels)
         if not images:
             raise InputError("no images. Pass at least one.")
         infos, names = read_image_infos(images), scene_names(images)

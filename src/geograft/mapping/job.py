@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numpy import ndarray
 
-from geograft.errors import InputError
+from geograft.errors import InputError, RasterChangedError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import raster_state
+from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
@@ -140,7 +140,12 @@ def write_map(task: MapTask, model: Model) -> MapResult:
     earlier_px, started = ledger.finished_px, time.perf_counter()
     progress = partial(_progress, task, ledger)
     with note_kept("the map", progress, ledger.remove), keep_ledger_on_error(task.folder, progress):
-        _predict_strips(task, ledger, model)
+        try:
+            _predict_strips(task, ledger, model)
+        except RasterChangedError:
+            # The strips are of two versions.
+            ledger.remove()
+            raise
         seconds = time.perf_counter() - started
         _check_unchanged(task, ledger)
         _check_not_empty(task, ledger)

@@ -27,12 +27,14 @@ from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.nodata import ValidityRule
-from geograft.geo.rasters.raster import Image, ImageInfo, raster_state
+from geograft.geo.rasters.opening import raster_state
+from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
 from geograft.inference.backends import backend_device
 from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
+from geograft.locations import Location, Place
 from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.places import place_file, read_cards_at
@@ -60,7 +62,7 @@ class MapSource:
     """The rasters of one map and where it is written. Tiles are read from it (`RasterSource`)."""
 
     path: Path
-    rasters: tuple[Path, ...]
+    rasters: tuple[Place, ...]
     mosaic: Mosaic
     aoi: Path | None
     area: AreaOfInterest | None
@@ -232,7 +234,7 @@ def map_card(runs: Sequence[Path], settings: PredictConfig) -> ModelCard:
 
 
 def map_sources(
-    card: ModelCard, rasters: Sequence[Path], out: Path, settings: PredictConfig, aoi: Path | None
+    card: ModelCard, rasters: Sequence[Place], out: Path, settings: PredictConfig, aoi: Path | None
 ) -> list[MapSource]:
     """Return the maps to write from `rasters`, after checking that these fit the run of `card`.
 
@@ -319,7 +321,7 @@ def band_order_note(
     )
 
 
-def _pairs(rasters: Sequence[Path], out: Path, rule: ValidityRule) -> list[tuple[tuple[ImageInfo, ...], Path]]:
+def _pairs(rasters: Sequence[Place], out: Path, rule: ValidityRule) -> list[tuple[tuple[ImageInfo, ...], Path]]:
     """Return the rasters of each map and its path. `rule` tells how invalid pixels are recognised."""
     check_output(out)
     infos = tuple(_info(path, rule) for path in rasters)
@@ -329,15 +331,25 @@ def _pairs(rasters: Sequence[Path], out: Path, rule: ValidityRule) -> list[tuple
         return [(infos, out)]
     if out.suffix and not out.is_dir():
         raise OutputError(f"{out}: maps are written as .tif. Choose this suffix, or a folder for one map per raster.")
-    duplicates = [name for name, count in Counter(info.path.stem for info in infos).items() if count > 1]
+    names = _map_names([info.path for info in infos])
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
         raise InputError(
             f"Several rasters are called {duplicates[0]}, and so would their maps be. Map them separately."
         )
-    return [((info,), out / f"{info.path.stem}.tif") for info in infos]
+    return [((info,), out / f"{name}.tif") for info, name in zip(infos, names, strict=True)]
 
 
-def _info(path: Path, validity: ValidityRule) -> ImageInfo:
+def _map_names(places: Sequence[Place]) -> list[str]:
+    """Return the names of maps: stems of the rasters; of remote ones with their folder, where that tells them apart."""
+    count = Counter(place.stem for place in places)
+    return [
+        f"{place.parent.name}_{place.stem}" if isinstance(place, Location) and count[place.stem] > 1 else place.stem
+        for place in places
+    ]
+
+
+def _info(path: Place, validity: ValidityRule) -> ImageInfo:
     with Image.open(path, validity=validity) as image:
         return image.info
 

@@ -24,6 +24,7 @@ from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.vectors.reader import read_polygons
 from geograft.inference.embedding import CellEncoder
 from geograft.legend import Legend
+from geograft.locations import Place
 from geograft.mapping.batches import MirroredSource
 from geograft.mapping.blend import Strip
 from geograft.mapping.classmap import class_entropy, class_margin, class_probabilities, ensemble_std
@@ -56,7 +57,7 @@ class LabelledArea:
         return float(shapely.intersection(outline, shapely.union_all(near)).area / outline.area)
 
 
-def labelled_area(raster: Path, grid: Grid, tile_set: TileSet | None) -> LabelledArea:
+def labelled_area(raster: Place, grid: Grid, tile_set: TileSet | None) -> LabelledArea:
     """Return the area of a tile set's tiles, of all splits, on a raster with `grid`; an empty area without a tile set.
 
     Tiles are located by their coordinates. An image of the tile set that is not georeferenced is located by its path,
@@ -69,8 +70,9 @@ def labelled_area(raster: Path, grid: Grid, tile_set: TileSet | None) -> Labelle
     return LabelledArea(grid, shapely.STRtree(shapes))
 
 
-def _shapes(raster: Path, grid: Grid, tile_set: TileSet) -> Shaped[ndarray, " n"]:
-    scenes = {scene for scene in tile_set.scenes if tile_set.image_path(scene).resolve() == raster.resolve()}
+def _shapes(raster: Place, grid: Grid, tile_set: TileSet) -> Shaped[ndarray, " n"]:
+    own = raster.resolve() if isinstance(raster, Path) else None
+    scenes = {scene for scene in tile_set.scenes if tile_set.image_path(scene).resolve() == own}
     if scenes and grid.crs is None:
         return np.array([grid.footprint(tile.window) for tile in tile_set.tiles if tile.scene in scenes], object)
     if grid.crs is None:
@@ -80,7 +82,7 @@ def _shapes(raster: Path, grid: Grid, tile_set: TileSet) -> Shaped[ndarray, " n"
     return np.concatenate([np.zeros(0, object), *shapes])
 
 
-def check_candidates(rasters: Sequence[Path], tiles: int, labelled: int) -> None:
+def check_candidates(rasters: Sequence[Place], tiles: int, labelled: int) -> None:
     """Raise InputError if there is no tile to suggest, with the reason."""
     if tiles:
         return

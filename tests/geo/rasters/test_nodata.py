@@ -118,7 +118,7 @@ def test_a_truncated_file_is_an_error_or_empty(tmp_path: Path, driver: str) -> N
 
 def test_empty_windows_are_known_in_a_forked_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(write_sparse(tmp_path / "a.tif", nodata=0)) as image:
-        monkeypatch.setattr("geograft.geo.rasters.raster.os.getpid", lambda: -1)
+        monkeypatch.setattr("geograft.geo.rasters.opening.os.getpid", lambda: -1)
         assert image.is_empty(Window(0, 0, 20, 20))
         assert not image.is_empty(HELD)
 

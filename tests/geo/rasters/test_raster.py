@@ -277,10 +277,10 @@ def test_a_truncated_picture_is_not_filled_with_grey(tmp_path: Path, suffix: str
 
 def test_a_forked_process_opens_the_file_again(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(scene) as image:
-        before, opened = image.read(ALL), image._raster
-        monkeypatch.setattr("geograft.geo.rasters.raster.os.getpid", lambda: -1)
+        before, opened = image.read(ALL), image._file.dataset
+        monkeypatch.setattr("geograft.geo.rasters.opening.os.getpid", lambda: -1)
         after = image.read(ALL)
-        assert image._raster is not opened
+        assert image._file.dataset is not opened
         opened.close()
     assert np.array_equal(before[0], after[0])
 

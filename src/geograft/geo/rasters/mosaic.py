@@ -9,6 +9,7 @@ from numpy import ndarray
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, WindowIndex
 from geograft.geo.measure import check_on_earth
+from geograft.geo.rasters.opening import changed_error
 from geograft.geo.rasters.raster import Image, ImageInfo, check_bands
 from geograft.geo.rasters.resample import make_resampler
 from geograft.indices import Index, append_indices
@@ -131,6 +132,9 @@ class Mosaic:
                 self._open.pop(next(iter(self._open))).close()
             info = self._infos[number]
             image = Image.open(info.path, validity=info.validity, threads=self._threads)
+            if image.info.etag != info.etag:
+                image.close()
+                raise changed_error(info.path, info.etag, image.info.etag)
         self._open[number] = image  # least recently used first
         return image
 

@@ -1,21 +1,16 @@
-"""Windowed reading of images and label masks, and a raster's state (size and time of its files).
+"""Windowed reading of images and label masks.
 
-`geograft.geo.rasters.writer` writes rasters. Geograft opens every raster file through one of the two.
+`geograft.geo.rasters.writer` writes rasters; both open them by `geograft.geo.rasters.opening`.
 """
 
-import os
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import rasterio
 from jaxtyping import Bool, Shaped, UInt8, UInt16
 from numpy import ndarray
 from pyproj import CRS
@@ -24,13 +19,15 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
 from geograft.errors import InputError
-from geograft.files import json_digest
-from geograft.geo.formats import raster_driver, remote_name
+from geograft.files import StrPath
+from geograft.geo.formats import raster_driver
 from geograft.geo.grid import Grid, Window, grid_fault, is_horizontal
-from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
+from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason
 from geograft.geo.rasters.nodata import EmptyRegions, ValidityRule, cast_nodata, empty_regions, valid_pixels
+from geograft.geo.rasters.opening import RasterFile
 from geograft.geo.rasters.resample import make_resampler
 from geograft.legend import IGNORE
+from geograft.locations import Location, Place, to_place
 from geograft.memory import check_band_count
 
 MAX_OPEN_FILES = 16
@@ -39,8 +36,6 @@ PROBE_PX, MAX_DECODED_PX = 256, 2**20
 """An image supports windowed reading when a window of 256 x 256 pixels decodes at most this many pixels."""
 SEQUENTIAL_DRIVERS = ("PNG", "JPEG", "GIF", "WEBP", "JP2OpenJPEG")
 """Formats that decode from the start of the file, or in units of their own, for any window."""
-LENIENT_DRIVERS = ("PNG", "JPEG", "VRT")
-"""Formats, or containers of formats, whose truncated files GDAL decodes without an error by default."""
 
 DEFAULT_RULE = ValidityRule()
 _labels = threading.local()
@@ -50,7 +45,7 @@ _labels = threading.local()
 class ImageInfo:
     """An image's metadata."""
 
-    path: Path
+    path: Place
     grid: Grid
     bands: int
     """Number of bands without alpha."""
@@ -69,6 +64,8 @@ class ImageInfo:
     """How invalid pixels are recognised."""
     alpha: int = 0
     """Number of the band in the file that is a mask, because it is tagged alpha; 0: none."""
+    etag: str = ""
+    """ETag of a remote file; empty for a local one."""
 
     def select(self, bands: Sequence[int]) -> "ImageInfo":
         """Return the metadata of the same image with only these bands, in this order; all if there are none.
@@ -97,27 +94,26 @@ class Image:
 
     def __init__(
         self,
-        path: Path,
-        raster: DatasetReader,
+        file: RasterFile,
         resolution_m: float | None = None,
         bands: Sequence[int] = (),
         validity: ValidityRule = DEFAULT_RULE,
     ) -> None:
+        path, raster = file.place, file.dataset
         if not raster.count:
             raise InputError(f"{path} has no bands. Export one of its data sets as GeoTIFF.")
         check_band_count(str(path), raster.count)
-        self._opened = raster
-        self._process = os.getpid()
+        self._file = file
         self._indexes = [
             i
             for i, kind in zip(raster.indexes, raster.colorinterp, strict=True)
             if kind != ColorInterp.alpha or not validity.alpha
         ]
         self._alpha = next((i for i in raster.indexes if i not in self._indexes), None)
-        self._decoding = strict_decoding if raster.driver in LENIENT_DRIVERS else nullcontext
         flags = raster.mask_flag_enums[0]
         self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and self._alpha is None
         info = replace(_info(path, raster, self._indexes), validity=validity, alpha=self._alpha or 0).select(bands)
+        info = replace(info, etag=file.state.etag) if file.state else info
         self._indexes = [self._indexes[band - 1] for band in bands] if bands else self._indexes
         self.nodata = [cast_nodata(raster.nodatavals[i - 1], info.dtype) for i in self._indexes]
         """Per band; None without a nodata value that the dtype can represent."""
@@ -128,7 +124,7 @@ class Image:
     @classmethod
     def open(
         cls,
-        path: Path | str,
+        path: StrPath | Location,
         *,
         resolution_m: float | None = None,
         bands: Sequence[int] = (),
@@ -147,12 +143,14 @@ class Image:
             InputError: when the file is missing, corrupt or not an image, when its dtype is not real, when it lacks
                 one of `bands`, or when `resolution_m` is given and it has no CRS.
         """
-        several = threads > 1 and raster_driver(Path(path)) == "GTiff"
-        raster = open_raster(Path(path), **({"num_threads": threads} if several else {}))
+        place = to_place(path)
+        # With several threads, GDAL 3.10 does not repeat requests.
+        several = threads > 1 and isinstance(place, Path) and raster_driver(place) == "GTiff"
+        file = RasterFile(place, **({"num_threads": threads} if several else {}))
         try:
-            return cls(Path(path), raster, resolution_m, bands, validity)
+            return cls(file, resolution_m, bands, validity)
         except InputError:
-            raster.close()
+            file.close()
             raise
 
     def read(
@@ -204,7 +202,10 @@ class Image:
         """
         needed = self._scaling.source_window(window) if self._scaling else window
         inside = needed.intersection(self._window)
-        return inside is None or (self._gaps is not None and self._gaps.is_empty(self._raster, inside))
+        if inside is None or self._gaps is None:
+            return inside is None
+        gaps = self._gaps
+        return self._file.read(lambda raster: gaps.is_empty(raster, inside), _describe(inside))
 
     def read_reduced(
         self, window: Window, shape: tuple[int, int], bands: Sequence[int] | None = None
@@ -229,7 +230,7 @@ class Image:
     @property
     def has_overviews(self) -> bool:
         """Whether the file has overviews."""
-        return bool(self._raster.overviews(1))
+        return bool(self._file.dataset.overviews(1))
 
     def read_raw(self, window: Window) -> Shaped[ndarray, "b h w"]:
         """Return the stored pixels of `window`, which lies inside the image, ignoring nodata and masks.
@@ -245,14 +246,14 @@ class Image:
     def colour_table(self) -> UInt8[ndarray, "256 3"]:
         """Return red, green and blue of each value of an image with a colour table; black for values that it lacks."""
         table = np.zeros((256, 3), np.uint8)
-        for value, colour in self._raster.colormap(1).items():
+        for value, colour in self._file.dataset.colormap(1).items():
             if 0 <= value < len(table):
                 table[value] = colour[:3]
         return table
 
     def close(self) -> None:
         """Close the file, which must not be read afterwards."""
-        self._opened.close()
+        self._file.close()
 
     def __enter__(self) -> "Image":
         return self
@@ -264,14 +265,7 @@ class Image:
 
     @cached_property
     def _gaps(self) -> EmptyRegions | None:
-        return empty_regions(self._raster, self._indexes, self._alpha, self._masked)
-
-    @property
-    def _raster(self) -> DatasetReader:
-        if os.getpid() != self._process:
-            # A forked process shares the file offset with its parent.
-            self._opened, self._process = open_raster(self.info.path), os.getpid()
-        return self._opened
+        return empty_regions(self._file.dataset, self._indexes, self._alpha, self._masked)
 
     def _read(
         self, window: Window, bands: Sequence[int] | None = None
@@ -308,18 +302,18 @@ class Image:
     def _decode(
         self, window: Window, indexes: list[int], masks: bool = False, shape: tuple[int, int] | None = None
     ) -> Shaped[ndarray, "b h w"]:
-        read = self._raster.read_masks if masks else self._raster.read
         out_shape = None if shape is None else (len(indexes), *shape)
-        try:
-            with self._decoding():
-                pixels: ndarray = read(indexes, window=window.to_rasterio(), out_shape=out_shape)
-        except (*RASTER_ERRORS, OSError) as error:
-            raise InputError(
-                f"{self.info.path}: rows {window.row} to {window.stop_row}, columns {window.col} to {window.stop_col}, "
-                f"cannot be read: {error_reason(error)}. "
-                "The file is damaged or truncated; get it again."
-            ) from error
-        return pixels
+
+        def read(raster: DatasetReader) -> ndarray:
+            decode = raster.read_masks if masks else raster.read
+            pixels: ndarray = decode(indexes, window=window.to_rasterio(), out_shape=out_shape)
+            return pixels
+
+        return self._file.read(read, _describe(window))
+
+
+def _describe(window: Window) -> str:
+    return f"rows {window.row} to {window.stop_row}, columns {window.col} to {window.stop_col}"
 
 
 def read_labels(path: Path, window: Window) -> UInt8[ndarray, "h w"]:
@@ -355,49 +349,6 @@ def close_labels() -> None:
         cache.popitem()[1].close()
 
 
-def check_complete(path: Path) -> None:
-    """Raise InputError if a GeoTIFF cannot be opened or is shorter than its blocks need. Decodes none of them."""
-    with open_raster(path) as raster:
-        high, wide = raster.block_shapes[0]
-        tags = (
-            [raster.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=band) for what in ("OFFSET", "SIZE")]
-            for band in raster.indexes
-            for row in range(-(-raster.height // high))
-            for col in range(-(-raster.width // wide))
-        )
-        needed = max((int(offset) + int(size) for offset, size in tags if offset and size), default=0)
-    size = path.stat().st_size
-    if needed > size:
-        raise InputError(f"{path} is truncated: it has {size:,} bytes, but its blocks need {needed:,}. Get it again.")
-
-
-def open_raster(path: Path, **options: Any) -> DatasetReader:
-    """Open a raster file with rasterio, with the one driver that `geograft.geo.formats` finds for it.
-
-    Raises:
-        InputError: when the file is missing or not a raster, or refers to files that are not local.
-    """
-    driver = raster_driver(path)
-    try:
-        # Absolute: in the working directory, GDAL would take names of parts of a file, such as /vsicurl/..., as is.
-        # GDAL's PNG driver needs the option both here and when pixels are read.
-        with ignore_not_georeferenced(), strict_decoding(), _own_files_only(path):
-            raster = rasterio.open(remote_name(path) or path.absolute(), driver=driver, **options)
-    except (*RASTER_ERRORS, OSError) as error:
-        raise InputError(f"{path} cannot be opened as an image: {error_reason(error)}. Check or replace it.") from error
-    if any(name.casefold() == "overview_file" for name in raster.tags(ns="OVERVIEWS")):
-        raster.close()
-        raise InputError(
-            f"{path} refers to another file (OVERVIEW_FILE), which is not read. Remove this metadata item."
-        )
-    return raster
-
-
-def _own_files_only(path: Path) -> AbstractContextManager[Any]:
-    """Keep GDAL from reading masks and metadata next to a remote file, whose content is not checked."""
-    return rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR") if remote_name(path) else nullcontext()
-
-
 def _label_image(path: Path) -> Image:
     # The key includes the modification time, since a tile set may be prepared again under the same name.
     try:
@@ -413,7 +364,7 @@ def _label_image(path: Path) -> Image:
     return cache[key]
 
 
-def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
+def _info(path: Place, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
     if not indexes:
         raise InputError(f"{path} has only an alpha band. Provide an image with at least one other band.")
     dtypes = {raster.dtypes[i - 1] for i in indexes}
@@ -439,7 +390,7 @@ def _info(path: Path, raster: DatasetReader, indexes: list[int]) -> ImageInfo:
     )
 
 
-def _crs(path: Path, raster: DatasetReader) -> CRS | None:
+def _crs(path: Place, raster: DatasetReader) -> CRS | None:
     try:
         crs = _parsed_crs(raster.crs.to_wkt()) if raster.crs else None
     except (CRSError, *RASTER_ERRORS) as error:
@@ -469,30 +420,3 @@ def _windowed(raster: DatasetReader) -> bool:
     decoded_px = -(-PROBE_PX // rows) * rows * -(-PROBE_PX // cols) * cols
     sequential = raster.driver in SEQUENTIAL_DRIVERS or raster.name.startswith("/vsi")
     return not sequential and decoded_px <= MAX_DECODED_PX
-
-
-AUX_SUFFIX = ".aux.xml"
-"""GDAL's sidecar file: names of classes, and statistics that viewers add; not part of the raster."""
-
-
-def raster_state(path: Path) -> dict[str, Any]:
-    """Return path, size and modification time of a raster and its sidecar files: masks, world files, a VRT's sources.
-
-    Reads no pixels.
-
-    Raises:
-        InputError: when the file is missing or not a raster.
-    """
-    if remote_name(path):
-        raise InputError(f"{path} is not a local file, so its changes would go unnoticed. Download or unpack it first.")
-    with open_raster(path) as raster:
-        files = sorted({Path(name) for name in raster.files if not name.endswith(AUX_SUFFIX)} | {path.absolute()})
-    states = [(file.name, state.st_size, state.st_mtime_ns) for file in files for state in [file.stat()]]
-    several = {"files": len(files), "state": json_digest(states)[:16]} if len(files) > 1 else {}
-    size, modified = sum(size for _, size, _ in states), max(time for *_, time in states)
-    return {"path": str(path.resolve()), "bytes": size, "modified": _utc(modified), **several}
-
-
-def _utc(ns: int) -> str:
-    """Format a time in UTC to the nanosecond."""
-    return f"{datetime.fromtimestamp(ns // 10**9, UTC):%Y-%m-%d %H:%M:%S}.{ns % 10**9:09d}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from geograft.geo.rasters.raster import AUX_SUFFIX
+from geograft.geo.rasters.opening import AUX_SUFFIX
 from geograft.legend import BACKGROUND_COLOUR, Legend
 from geograft.text import xml_attribute, xml_text
 

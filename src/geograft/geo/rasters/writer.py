@@ -25,10 +25,12 @@ from geograft.errors import InputError, OutputError
 from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
-from geograft.geo.rasters.raster import Image, open_raster
+from geograft.geo.rasters.opening import open_raster, remote_options
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.styles import VIRIDIS, aux_xml, classes_style, has_gaps, ramp_style, sidecar_paths
 from geograft.labels import MAX_CODE
 from geograft.legend import IGNORE, Legend
+from geograft.locations import Location, Place
 
 OverviewMethod = Literal["mode", "average"]
 """How an overview combines 2 x 2 pixels: by their most frequent value (classes) or their mean (numbers)."""
@@ -282,7 +284,7 @@ def create_labels(path: Path, grid: Grid, legend: Legend, fractional: bool = Fal
         _write_sidecars(part, path, layout)
 
 
-def copy_tiled(source: Path, path: Path) -> None:
+def copy_tiled(source: Place, path: Path) -> None:
     """Write a compressed copy of an image, with the same pixels and metadata, tiled for windowed reading.
 
     Memory: one block of `source`, which for some formats is the whole image.
@@ -296,7 +298,8 @@ def copy_tiled(source: Path, path: Path) -> None:
         options |= _packing(np.dtype(image.info.dtype))
     with atomic_write(path) as part, _output_errors(path):
         try:
-            with open_raster(source) as raster, strict_decoding(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            options_of = remote_options(source) if isinstance(source, Location) else strict_decoding()
+            with open_raster(source) as raster, options_of, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 rasterio.shutil.copy(raster, part, strict=False, **options)
             verify_file(part, path)
         except (*RASTER_ERRORS, OutputError):
@@ -304,7 +307,7 @@ def copy_tiled(source: Path, path: Path) -> None:
             raise
 
 
-def read_all(path: Path) -> None:
+def read_all(path: Place) -> None:
     """Decode every pixel of an image and discard it.
 
     Raises:
