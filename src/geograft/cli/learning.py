@@ -10,6 +10,7 @@ from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, ModelC
 from geograft.errors import SettingError
 
 Split = Literal["train", "val", "test"]
+LINEAR = "linear"
 ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -32,7 +33,7 @@ def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, dr
     """Summarise a network: shapes, parameters, GFLOP and memory of each stage. Can draw its graph.
 
     Args:
-        name: unet, transfer, light, the name of an encoder in timm, or a recipe file.
+        name: unet, transfer, linear, light, the name of an encoder in timm, or a recipe file.
         bands: Number of input bands.
         outputs: Number of output channels: 1 for binary segmentation, else the number of classes.
         size: Tile size in pixels.
@@ -69,6 +70,7 @@ def train(
     out: Path,
     recipe: Path | None = None,
     resume: bool = False,
+    quick: Annotated[bool, Parameter(negative=())] = False,
     minutes: float | None = None,
     set_weights: str = "",
     **chosen: Any,
@@ -83,6 +85,7 @@ def train(
         out: Folder of the run.
         recipe: TOML file with the tables [model] and [train]; flags override it.
         resume: Resume the interrupted run in --out, without --recipe with the settings that it was started with.
+        quick: Fit a linear classifier on the features of the frozen encoder, in seconds: --architecture linear.
         minutes: Lower the number of epochs so that training takes about this long.
         set_weights: How often tiles of each tile set are drawn, relative to the others, such as 1,3.
     """
@@ -90,9 +93,18 @@ def train(
 
     began = read_recipe(out) if resume and recipe is None else None
     base = began or recipe_from(recipe, {})
+    if quick:
+        chosen = chosen | {"architecture": _linear(chosen)}
     given = {name for name, value in chosen.items() if value is not None}
     sets = _weighted(tiles, set_weights) if set_weights else tiles
     print_result(train(sets, out, recipe_with(base, chosen), resume, minutes, None if recipe else given))
+
+
+def _linear(chosen: dict[str, Any]) -> str:
+    """Return the architecture that --quick stands for."""
+    if chosen.get("architecture") not in (None, LINEAR):
+        raise SettingError(f"--quick fits --architecture {LINEAR}, not {chosen['architecture']}. Omit one of them.")
+    return LINEAR
 
 
 def _weighted(tiles: tuple[Path, ...], text: str) -> dict[Path, float]:

@@ -10,15 +10,15 @@ from geograft.memory import MAX_TILE_PX, check_batch
 from geograft.networks.encoder import check_name
 from geograft.networks.summary import ModelSummary, describe
 
-ARCHITECTURES = ("light", "transfer", "unet")
+ARCHITECTURES = ("light", "linear", "transfer", "unet")
 
 
 def model(name_or_recipe: str, bands: int = 3, outputs: int = 1, size: int = 224) -> ModelSummary:
     """Return the size analysis of a network: its parts with shapes, parameters and GFLOP, and the memory per tile.
 
-    `name_or_recipe` is unet, transfer, light, a timm encoder, or the path of a recipe, whose [model] is used. `outputs`
-    is 1 for a binary legend, else the number of classes; `size` is the tile size in pixels. No weights are loaded.
-    Costs the time and memory of a few forward passes of one tile on the CPU.
+    `name_or_recipe` is unet, transfer, linear, light, a timm encoder, or the path of a recipe, whose [model] is used.
+    `outputs` is 1 for a binary legend, else the number of classes; `size` is the tile size in pixels. No weights are
+    loaded. Costs the time and memory of a few forward passes of one tile on the CPU.
 
     Raises:
         SettingError: if the name is none of these, the network cannot be an encoder, or a number is too small or too
@@ -34,7 +34,7 @@ def model(name_or_recipe: str, bands: int = 3, outputs: int = 1, size: int = 224
 
 
 def parse_model(name_or_recipe: str) -> ModelConfig:
-    """Return the model settings of unet, transfer, light, a timm encoder, or a recipe given by its path.
+    """Return the model settings of unet, transfer, linear, light, a timm encoder, or a recipe given by its path.
 
     Raises:
         SettingError: if the name is none of these, or the recipe cannot be read.
@@ -46,7 +46,7 @@ def parse_model(name_or_recipe: str) -> ModelConfig:
     try:
         check_name(name_or_recipe)
     except SettingError as error:
-        raise SettingError(f"{error} Or use unet, transfer, light, or the path of a recipe (.toml).") from error
+        raise SettingError(f"{error} Or use unet, transfer, linear, light, or the path of a recipe (.toml).") from error
     return ModelConfig(encoder=name_or_recipe)
 
 

@@ -105,9 +105,10 @@ def _model_fields(description: Description) -> dict[str, Any]:
     pretrained = card.weights_from.rpartition(", first ")[2] != RANDOM
     torch = card.versions.get("torch", "")
     encoder = "" if card.model.architecture == "unet" else f" with {card.model.encoder}"
+    kind = "Linear classifier" if card.model.architecture == "linear" else f"U-Net ({card.model.architecture})"
     return {
         "mlm:name": _model_name(card.name),
-        "mlm:architecture": f"U-Net ({card.model.architecture}){encoder}",
+        "mlm:architecture": f"{kind}{encoder}",
         "mlm:tasks": [TASK],
         "mlm:framework": "PyTorch",
         **({"mlm:framework_version": torch} if SEMVER.fullmatch(torch) else {}),

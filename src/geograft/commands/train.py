@@ -28,7 +28,7 @@ from geograft.inference.training_features import MAX_CELLS, fit_training_feature
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
-from geograft.mapping.window_choice import choose_window, window_candidates
+from geograft.mapping.window_choice import choose_window, window_candidates, with_window
 from geograft.memory import check_batch, check_training
 from geograft.metrics.applicability import Applicability
 from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
@@ -40,6 +40,7 @@ from geograft.text import pluralise
 from geograft.training.checkpoint import RunFolder
 from geograft.training.distributed import check_devices, rank_of
 from geograft.training.history import History
+from geograft.training.linear import fit_linear
 from geograft.training.loader import Scaling, TrainingData
 from geograft.training.loop import check_start, fit
 from geograft.training.tracking import EVENTS, RUN_ID
@@ -58,9 +59,18 @@ class StartingRun:
 
         Raises:
             InputError: if it is not a run, or has no finished epoch.
+            SettingError: if it is that of a linear classifier, or one is to be fitted.
         """
         run = Path(run_location(Path(model.start)))
-        return cls(run, read_card(run)) if model.start else None
+        if not model.start:
+            return None
+        found = cls(run, read_card(run))
+        if LINEAR in (model.architecture, found.card.model.architecture):
+            raise SettingError(
+                f"start = {model.start!r}: a linear classifier has a frozen encoder as it was pretrained, from which "
+                "every training starts. Train without start, and with architecture = light to train the encoder."
+            )
+        return found
 
     def model_config(self, chosen: ModelConfig, meta: TileSetMeta) -> ModelConfig:
         """Return `chosen` with the network of the starting run.
@@ -122,6 +132,8 @@ def _ends(bands: tuple[str, ...], legend: Legend) -> Signature:
 
 
 RECIPE = "recipe.toml"
+LINEAR = "linear"
+"""The architecture that is fitted, not trained."""
 DEFAULT_RECIPE = Recipe()
 THRESHOLD = 0.5
 
@@ -201,7 +213,7 @@ def train(
         tile_set = paths.open()
         is_main = rank_of(recipe.train) == 0
         resuming = _refuse_other_run(out, resume) if is_main else holds_run(out)
-        if chosen is not None and not resuming:
+        if chosen is not None and not resuming and recipe.model.architecture != LINEAR:
             plan = plan_training(tile_set, recipe, chosen)
             recipe = plan.recipe
             for line in plan.lines if is_main else ():
@@ -227,17 +239,22 @@ def train_tile_set(
     recipe, network, data, notes = _prepare_training(tile_set, recipe)
     # Before training, so that unreadable scenes are reported now.
     leakage = leakage_warning(tile_set)
-    if minutes is not None:
+    linear = recipe.model.architecture == LINEAR
+    if minutes is not None and not linear:
         config, line = fit_minutes(network, data, recipe.train, minutes)
         announce(line)
         recipe = replace(recipe, train=config)
     card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling)
     folder = RunFolder(out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: paths.text()})
-    history = fit(network, data, recipe.train, folder, resume=resuming)
+    history = (fit_linear if linear else fit)(network, data, recipe.train, folder, resume=resuming)
     card = folder.card_of(card, history, finished=True)
     if not is_main:
         return Training(out, card, history, *parameter_counts(network), silent=True)
-    card = choose_window(out, card, tile_set, recipe.train.device)
+    if linear:
+        # In larger windows, the deep maps of a frozen encoder are not those of the tiles that it was fitted to.
+        card = with_window(card, window_candidates(card.tile_px)[-1])
+    else:
+        card = choose_window(out, card, tile_set, recipe.train.device)
     features, feature_notes = _training_features(out, card, tile_set, recipe.train.device)
     folder.finish(card, features)
     leakage_notes = (leakage,) if leakage else ()
@@ -259,6 +276,8 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
             f"start_fraction = {recipe.model.start_fraction:g} needs a run to start from. Set start, or start_fraction "
             "to 0."
         )
+    if recipe.model.architecture == LINEAR:
+        recipe = _without_repeats(recipe)
     recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
     network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
@@ -271,6 +290,17 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
     data = training_data(tile_set, recipe, scaling)
     check_start(data, recipe.train)
     return recipe, network, data, notes
+
+
+def _without_repeats(recipe: Recipe) -> Recipe:
+    """Return the recipe of a linear classifier with each tile once.
+
+    Raises:
+        SettingError: for several processes.
+    """
+    if recipe.train.devices * recipe.train.nodes > 1:
+        raise SettingError("a linear classifier is fitted in one process. Set devices = 1 and nodes = 1.")
+    return replace(recipe, train=replace(recipe.train, repeat=1))
 
 
 def _check_memory(tile_set: TileSet, config: TrainConfig) -> None:

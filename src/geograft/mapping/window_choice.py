@@ -34,6 +34,11 @@ def window_candidates(tile_px: int) -> list[tuple[int, int]]:
     return [*(large or [(tile_px, min(OVERLAP_PX, tile_px // 2))]), (tile_px, tile_px // 2)]
 
 
+def with_window(card: ModelCard, window: tuple[int, int]) -> ModelCard:
+    """Return the card with windows of this size and overlap, in pixels."""
+    return replace(card, window_px=window[0], overlap_px=window[1])
+
+
 def choose_window(run: Path, card: ModelCard, tile_set: TileSet, device: str) -> ModelCard:
     """Return the card with the fastest windows whose IoU on validation tiles is within TOLERANCE of the best.
 
@@ -43,9 +48,7 @@ def choose_window(run: Path, card: ModelCard, tile_set: TileSet, device: str) ->
     Raises:
         InputError: if an image cannot be read.
     """
-    candidates = [
-        replace(card, window_px=size, overlap_px=overlap) for size, overlap in window_candidates(card.tile_px)
-    ]
+    candidates = [with_window(card, window) for window in window_candidates(card.tile_px)]
     tiles = tile_set.split("val")
     if not tiles:
         return candidates[-1]

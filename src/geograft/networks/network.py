@@ -12,6 +12,7 @@ from geograft.errors import SettingError
 from geograft.losses.segmentation import Logits, MultiScaleLogits
 from geograft.networks.encoder import build_encoder
 from geograft.networks.light import LightUNet
+from geograft.networks.linear import LinearClassifier
 from geograft.networks.pyramid import build_pyramid
 from geograft.networks.unet import TransferUNet, UNet
 from geograft.networks.weights import (
@@ -25,7 +26,7 @@ from geograft.networks.weights import (
 
 MIN_CELLS = 2
 
-Body: TypeAlias = UNet | TransferUNet | LightUNet
+Body: TypeAlias = UNet | TransferUNet | LightUNet | LinearClassifier
 """Network for images whose sides are multiples of `stride`. `stages` are its encoder, whose `maps` have `strides`."""
 
 
@@ -95,9 +96,11 @@ def build(model: ModelConfig, bands: int, outputs: int, pretrained: bool = True)
         WeightsError: if the weights cannot be downloaded or read, or do not match.
     """
     trained = bool(model.start) or (model.architecture != "unet" and model.weights != "none")
-    builders = {"light": _light, "transfer": _transfer, "unet": _unet}
+    builders = {"light": _light, "linear": _linear, "transfer": _transfer, "unet": _unet}
     body, origin = builders[model.architecture](model, bands, outputs, pretrained and not model.start)
     frozen = model.frozen_stages if trained else 0
+    if isinstance(body, LinearClassifier):
+        return Network(body, origin, len(body.stages), trained)
     if frozen > len(body.stages):
         stages = f"{model.encoder if model.architecture != 'unet' else 'unet'} has {len(body.stages)} stages"
         raise SettingError(f"frozen_stages = {frozen}: {stages}. Use at most {len(body.stages)}.")
@@ -111,6 +114,11 @@ def _unet(_model: ModelConfig, bands: int, outputs: int, _pretrained: bool) -> t
 def _light(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[Body, WeightsOrigin]:
     encoder, origin = build_pyramid(model.encoder, bands, model.weights, pretrained)
     return LightUNet(encoder, bands, outputs), origin
+
+
+def _linear(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[Body, WeightsOrigin]:
+    encoder, origin = build_pyramid(model.encoder, bands, model.weights, pretrained)
+    return LinearClassifier(encoder, bands, outputs), origin
 
 
 def _transfer(model: ModelConfig, bands: int, outputs: int, pretrained: bool) -> tuple[Body, WeightsOrigin]:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geograft.config import ModelConfig
 from geograft.networks.light import LightUNet
+from geograft.networks.linear import LinearClassifier
 from geograft.networks.network import Network, build, padded_size
 from geograft.text import format_table
 
@@ -231,7 +232,8 @@ def title_of(config: ModelConfig) -> str:
     """Return the display name of the network that `config` describes."""
     if config.architecture == "unet":
         return "U-Net"
-    return f"{'Light U-Net' if config.architecture == 'light' else 'U-Net'} over {config.encoder}"
+    kinds = {"light": "Light U-Net", "linear": "Linear classifier", "transfer": "U-Net"}
+    return f"{kinds[config.architecture]} over {config.encoder}"
 
 
 def parts_of(network: Network, image: Tensor) -> list[Part]:
@@ -261,7 +263,7 @@ def parts_of(network: Network, image: Tensor) -> list[Part]:
 def _modules(network: Network) -> dict[str, nn.Module]:
     """Return a network's parts by name: its stages, then the other modules of its body that have parameters."""
     named: dict[str, nn.Module] = {f"encoder {i}": stage for i, stage in enumerate(network.stages, 1)}
-    encoder = network.body.encoder if isinstance(network.body, LightUNet) else nn.Module()
+    encoder = network.body.encoder if isinstance(network.body, (LightUNet, LinearClassifier)) else nn.Module()
     for key, child in (*encoder.named_children(), *network.body.named_children()):
         if isinstance(child, nn.ModuleList):
             steps = {f"{key} {i}": step for i, step in enumerate(child, 1)}
@@ -273,7 +275,7 @@ def _modules(network: Network) -> dict[str, nn.Module]:
 
 
 def _kind(name: str) -> PartKind:
-    return "encoder" if name.startswith("encoder ") else KIND_OF.get(name, "decoder")
+    return "encoder" if name.startswith("encoder ") else KIND_OF.get(name.partition(" ")[0], "decoder")
 
 
 def _with_skips(parts: Sequence[Part]) -> list[Part]:
