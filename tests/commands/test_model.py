@@ -41,7 +41,7 @@ def test_bands_outputs_and_size() -> None:
 
 
 def test_an_unknown_name_lists_what_is_possible() -> None:
-    with pytest.raises(SettingError, match=r"'trnsfer'.*unet, transfer, light, or the path of a recipe \(.toml\)"):
+    with pytest.raises(SettingError, match=r"'trnsfer'.*unet, transfer, linear, light, or the path of a recipe"):
         model("trnsfer")
 
 

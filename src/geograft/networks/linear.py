@@ -22,6 +22,7 @@ class LinearClassifier(nn.Module):
         stages: the encoder's stages, from the image downwards.
         stride: the stride of the deepest map; heights and widths of images are multiples of it.
         strides: the strides of the encoder's maps.
+        widths: the number of features of the image and of each map, in the order of `pixel_features`.
         head: one 1 x 1 convolution for the image, which has the bias, and one for each map, from fine to coarse.
     """
 
@@ -29,6 +30,7 @@ class LinearClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.strides, self.stride = encoder.strides, encoder.strides[-1]
+        self.widths = (bands, *encoder.widths)
         of_maps = [nn.Conv2d(width, outputs, kernel_size=1, bias=False) for width in encoder.widths]
         self.head = nn.ModuleList([nn.Conv2d(bands, outputs, kernel_size=1), *of_maps])
 
@@ -36,11 +38,6 @@ class LinearClassifier(nn.Module):
     def stages(self) -> nn.ModuleList:
         """The encoder's stages, from the image downwards."""
         return self.encoder.stages
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The number of features of the image and of each map, in the order of `pixel_features`."""
-        return tuple(each.weight.shape[1] for each in self.head)
 
     def maps(self, image: Float[Tensor, "n bands h w"]) -> list[Tensor]:
         """Return the encoder's maps, from fine to coarse."""
@@ -61,9 +58,10 @@ class LinearClassifier(nn.Module):
     def set_weights(self, weight: Float[Tensor, "outputs d"], bias: Float[Tensor, " outputs"]) -> None:
         """Set the linear layer, for features in the order of `pixel_features`."""
         with torch.no_grad():
-            for project, part in zip(self.head, weight.split(self.widths, dim=1), strict=True):
-                project.weight.copy_(part[:, :, None, None])
-            self.head[0].bias.copy_(bias)
+            parts = torch.split(weight, list(self.widths), dim=1)
+            for project, part in zip(self.head, parts, strict=True):
+                project.get_parameter("weight").copy_(part[:, :, None, None])
+            self.head.get_parameter("0.bias").copy_(bias)
 
 
 def pixel_features(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from geograft.networks.device import deterministic_algorithms, find_device, memo
 from geograft.networks.linear import LinearClassifier, pixel_features
 from geograft.networks.network import Network, pad_to_multiple
 from geograft.progress import track
+from geograft.training.augment import TrainingTile
 from geograft.training.checkpoint import EpochTotals, RunFolder, TrainingProgress, load_state, run_identity
 from geograft.training.history import Epoch, History
 from geograft.training.loader import Scaling, Tiles, TrainingData, image_mask
@@ -99,10 +101,10 @@ def _body(network: Network) -> LinearClassifier:
     return network.body
 
 
-def scaled_tile(tile: tuple[Float32[np.ndarray, "b h w"], np.ndarray], scaling: Scaling) -> Float32[Tensor, "1 b h w"]:
+def scaled_tile(tile: TrainingTile, scaling: Scaling) -> Float32[Tensor, "1 b h w"]:
     """Return the image of a tile as a network takes it: scaled, and 0 where there is no image data."""
     image, label = tile
-    return torch.from_numpy(np.where(image_mask(image, label), scaling(image), np.float32(0)))[None]
+    return torch.from_numpy(np.where(image_mask(image, label), scaling(image.astype(np.float32)), np.float32(0)))[None]
 
 
 # ---------------------------------------------------------------------------------------------------------------- maps
@@ -236,7 +238,8 @@ def draw_sample(data: TrainingData, seed: int, maps: CachedMaps) -> PixelSample:
     if not parts:
         raise InputError("No pixel of the training tiles is labelled. Label some, and prepare the tile set again.")
     exclusive = data.legend.outputs > 1 and not data.legend.overlapping
-    return PixelSample(*(torch.cat(each) for each in zip(*parts, strict=True)), exclusive, len(parts))
+    features, targets_of, known, weight = (torch.cat(each) for each in zip(*parts, strict=True))
+    return PixelSample(features, targets_of, known, weight, exclusive, len(parts))
 
 
 def _choose_tiles(count: int, seed: int) -> list[int]:
@@ -254,7 +257,7 @@ def _draw_pixels(
     index = _largest_class(label) if overlapping else class_index(label)
     known = label != 255 if label.dtype == torch.uint8 else label.isfinite().any(dim=1)
     drawn, counts = [torch.zeros(0, 2, dtype=torch.long)], [torch.zeros(0)]
-    for value in index[known].unique().tolist():
+    for value in np.unique(index[known].numpy()).tolist():
         pixels = ((index == value) & known)[0].nonzero()
         if value == 255 and not overlapping:
             continue
@@ -283,7 +286,7 @@ def fit_logistic(sample: PixelSample) -> tuple[Float32[Tensor, "o d"], Float32[T
     rows, balanced = (features - mean) / std, _balanced_weights(sample)
     targets, penalty = sample.targets.double(), PENALTY / sample.tiles**0.5
     coefficients = torch.zeros(rows.shape[1] + 1, targets.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
+    optimizer: Any = torch.optim.LBFGS(
         [coefficients],
         max_iter=MAX_STEPS,
         tolerance_grad=1e-6,
@@ -296,12 +299,13 @@ def fit_logistic(sample: PixelSample) -> tuple[Float32[Tensor, "o d"], Float32[T
         optimizer.zero_grad()
         with torch.enable_grad():
             logits = rows @ coefficients[:-1] + coefficients[-1]
-            value = _cross_entropy(logits, targets, balanced, sample.exclusive)
-            value = value + penalty / 2 * coefficients[:-1].square().sum()
-            value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
+            value: Tensor = penalty / 2 * coefficients[:-1].square().sum()
+            value = value + _cross_entropy(logits, targets, balanced, sample.exclusive)
+            torch.autograd.backward(value)
+        detached: Tensor = value.detach()
+        return detached
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     found = coefficients.detach()
     scaled = found[:-1].T / std
     return scaled.float(), (found[-1] - scaled @ mean).float()
