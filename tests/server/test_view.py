@@ -65,7 +65,7 @@ def test_a_project_says_what_it_shows(client: TestClient) -> None:
     assert project["pixel_size_m"] == pytest.approx(0.1)
     assert project["can"] == {"label": True, "train": True, "export": True}
     kinds = {layer["kind"]: layer for layer in project["layers"]}
-    assert list(kinds) == ["image", "classes", "probability"]
+    assert list(kinds) == ["image", "classes", "probability", "errors"]
     assert kinds["probability"]["threshold"] == 0.5 and kinds["probability"]["class_value"] == 2
     assert kinds["image"]["bands"] == ["red", "green", "blue"] and kinds["image"]["default_bands"] == [1, 2, 3]
     west, south, east, north = project["bounds"]

@@ -30,6 +30,11 @@ export const KIND_NAMES: Record<LayerKind, string> = {
   errors: "Errors",
 };
 
+/** Whether tiles have values that the GPU colours by a threshold: probabilities, and errors of maps that have them. */
+export function hasThreshold({ kind, threshold }: RasterLayer): boolean {
+  return kind === "probability" || (kind === "errors" && threshold !== null);
+}
+
 /** Return views in drawing order: images and, of each scene, one map visible. */
 export function initialViews(layers: readonly RasterLayer[]): LayerView[] {
   const mapped = new Set<string>();
@@ -53,7 +58,7 @@ function mapShownFirst(layers: readonly RasterLayer[], group: string): RasterLay
 }
 
 function initialView(layer: RasterLayer, visible: boolean): LayerView {
-  const opacity = layer.kind === "image" ? 1 : 0.7;
+  const opacity = { image: 1, errors: 0.9 }[layer.kind as string] ?? 0.7;
   const style = layer.threshold === null ? "probability" : "threshold";
   return { layer, visible, opacity, bands: [...layer.default_bands], stretch: [2, 98], style };
 }
@@ -83,7 +88,7 @@ export function tileUrl(view: LayerView, origin: string): string {
   const { layer } = view;
   const folder = `${origin}/api/layers/${encodeURIComponent(layer.id)}`;
   const version = encodeURIComponent(layer.revision);
-  if (layer.kind === "probability") return `${folder}/values/{z}/{x}/{y}.png?v=${version}`;
+  if (hasThreshold(layer)) return `${folder}/values/{z}/{x}/{y}.png?v=${version}`;
   const look = layer.kind === "image" ? `bands=${view.bands.join(",")}&low=${view.stretch[0]}&high=${view.stretch[1]}&` : "";
   return `${folder}/tiles/{z}/{x}/{y}.png?${look}v=${version}`;
 }

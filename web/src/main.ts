@@ -26,7 +26,7 @@ async function start(root: HTMLElement): Promise<void> {
 function hear(model: Model, { name, data }: ServerEvent): void {
   if (name === "job") model.hearJob(data as Job);
   else if (name === "project" && String((data as { revision: Revision }).revision) !== String(model.project.revision)) void model.reload().catch(model.fail);
-  else if (name === "labels") void model.editor.hear((data as { revision: Revision }).revision).catch(model.fail);
+  else if (name === "labels") model.hearLabels((data as { revision: Revision }).revision);
 }
 
 /** After a lost connection, what happened meanwhile is read. */

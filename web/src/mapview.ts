@@ -183,7 +183,7 @@ export class MapView {
   }
 
   private async inspect({ lngLat: { lng, lat }, point }: MapMouseEvent): Promise<void> {
-    const views = this.model.views.filter(({ visible, layer }) => visible && contains(layer.bounds, lng, lat));
+    const views = this.model.views.filter(({ visible, layer }) => visible && layer.kind !== "errors" && contains(layer.bounds, lng, lat));
     const key = keyAt(this.map, point);
     const content = h("div", { class: "values" }, h("p", { class: "muted" }, "Reading …"));
     this.popup?.remove();

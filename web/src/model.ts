@@ -5,7 +5,7 @@ import { type Callbacks, type Conflict, Editor, type Item, type Status } from ".
 import { boundsOf, boundsOverlap } from "./geometry.ts";
 import { mergeJob } from "./jobs.ts";
 import { initialViews, type LayerView, renewViews } from "./layers.ts";
-import type { Download, Job, MultiPolygon, Polygon, Project, Round, Shape } from "./types.ts";
+import type { Download, Job, MultiPolygon, Polygon, Project, Revision, Round, Shape } from "./types.ts";
 import { areaProperties, isRandom, type Task, tasksOf } from "./work.ts";
 
 export type Tool = "inspect" | "select" | "polygon" | "rectangle" | "subtract" | "area";
@@ -16,6 +16,8 @@ export interface Notice {
   isError: boolean;
   action?: { label: string; run: () => void };
 }
+
+const RENEWAL_MS = 1000;
 
 export class Model {
   readonly api: Api;
@@ -38,6 +40,7 @@ export class Model {
   isConnected = true;
   notice: Notice | null = null;
   private heardJobs = 0;
+  private renewal: ReturnType<typeof setTimeout> | undefined;
   private readonly listeners = new Map<Topic, (() => void)[]>();
 
   constructor(api: Api, project: Project) {
@@ -83,6 +86,26 @@ export class Model {
     this.emit("project");
     this.emit("views");
     await this.loadResults();
+  }
+
+  /** The labels changed: the errors of the maps did, too. */
+  hearLabels(revision: Revision): void {
+    void this.editor.hear(revision).catch(this.fail);
+    clearTimeout(this.renewal);
+    this.renewal = setTimeout(() => void this.renewLayers().catch(this.fail), RENEWAL_MS);
+  }
+
+  private async renewLayers(): Promise<void> {
+    const { layers } = await this.api.project();
+    const known = new Map(layers.map((layer) => [layer.id, layer]));
+    const same = layers.length === this.views.length && this.views.every(({ layer }) => known.has(layer.id));
+    this.project = { ...this.project, layers };
+    if (same) for (const view of this.views) view.layer = known.get(view.layer.id) ?? view.layer;
+    else {
+      this.views = renewViews(this.views, layers);
+      this.emit("project");
+    }
+    this.emit("views");
   }
 
   async loadShapes(): Promise<void> {

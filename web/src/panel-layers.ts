@@ -6,6 +6,14 @@ import { byScene, colorOf, KIND_NAMES, type LayerView, STRETCHES, thresholdOf } 
 import type { MapView } from "./mapview.ts";
 import type { Model } from "./model.ts";
 
+/** What the user chose in parts that are built again when the project changes. */
+interface Choices {
+  /** Which of the drawn shapes are hidden. */
+  hidden: Set<string>;
+  /** The layer left of the line. */
+  compared: string;
+}
+
 export function layersPanel(model: Model, view: MapView): HTMLElement {
   const thresholds = h("div");
   const scenes = h("div");
@@ -18,9 +26,10 @@ export function layersPanel(model: Model, view: MapView): HTMLElement {
     shown = signature;
     fill(thresholds, ...[...adjustable].map(([value, views]) => thresholdControl(model, value, views)));
   };
+  const choices: Choices = { hidden: new Set(), compared: "" };
   const build = () => {
     const groups = [...byScene(model.views)].map(([name, views], _, scenes) => sceneGroup(model, name, views, scenes.length > 1 ? view : null));
-    const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view), legend(model), compareControl(model, view)];
+    const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view, choices), legend(model), compareControl(model, view, choices)];
     fill(scenes, ...parts);
   };
   model.on(["project"], build);
@@ -35,11 +44,13 @@ function emptyState(model: Model): HTMLElement {
   return h("div", { class: "empty" }, h("p", {}, "There is no raster to show yet."), h("p", { class: "muted" }, hint));
 }
 
-/** Return the visible probabilities shown by their threshold, by class value. */
+/** Return the probabilities whose threshold the map shows, in their own layer or in that of their errors, by class value. */
 function adjustableViews(model: Model): Map<number, LayerView[]> {
   const found = new Map<number, LayerView[]>();
   for (const view of model.views) {
-    if (view.layer.kind !== "probability" || !view.visible || view.style !== "threshold") continue;
+    const own = view.visible && view.style === "threshold";
+    const errors = model.views.some(({ layer, visible }) => visible && layer.kind === "errors" && layer.group === view.layer.group && layer.class_value === view.layer.class_value);
+    if (view.layer.kind !== "probability" || !(own || errors)) continue;
     const value = view.layer.class_value ?? 1;
     found.set(value, [...(found.get(value) ?? []), view]);
   }
@@ -109,7 +120,7 @@ function layerRow(model: Model, view: LayerView): HTMLElement {
   const { layer } = view;
   const opacity = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: view.opacity, "aria-label": `Opacity of ${layer.title}` });
   opacity.addEventListener("input", () => { model.changeView(view, { opacity: Number(opacity.value) }); });
-  const options = layer.kind === "image" ? imageOptions(model, view) : layer.threshold !== null ? styleOption(model, view) : null;
+  const options = layer.kind === "image" ? imageOptions(model, view) : layer.kind === "errors" ? errorsLegend(view) : layer.threshold !== null ? styleOption(model, view) : null;
   const settings = h("div", { class: "settings", hidden: !view.visible }, h("label", { class: "row" }, h("span", { class: "muted" }, "Opacity"), opacity), options);
   const box = h("input", { type: "checkbox", checked: view.visible });
   box.addEventListener("change", () => {
@@ -119,6 +130,12 @@ function layerRow(model: Model, view: LayerView): HTMLElement {
   const kind = KIND_NAMES[layer.kind];
   const tag = layer.title.startsWith(kind) ? null : h("span", { class: "tag" }, kind);
   return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, layer.title), tag), settings);
+}
+
+function errorsLegend({ layer }: LayerView): HTMLElement {
+  const rows = layer.legend.map(({ name, color }) => h("li", {}, h("span", { class: "swatch", "data-color": color }), name));
+  const where = layer.threshold === null ? null : h("p", { class: "muted" }, "In labelled scoring areas, at the threshold.");
+  return paintSwatches(h("div", {}, h("ul", { class: "legend" }, ...rows), where));
 }
 
 function styleOption(model: Model, view: LayerView): HTMLElement {
@@ -149,11 +166,15 @@ function choose(options: readonly (readonly [value: string, text: string])[], va
   return select;
 }
 
-function shapesGroup(model: Model, view: MapView): HTMLElement | null {
+function shapesGroup(model: Model, view: MapView, { hidden }: Choices): HTMLElement | null {
   if (model.project.kind !== "project") return null;
   const rows = (["labels", "areas", "suggestions"] as const).map((source) => {
-    const box = h("input", { type: "checkbox", checked: true });
-    box.addEventListener("change", () => { view.showShapes(source, box.checked); });
+    const box = h("input", { type: "checkbox", checked: !hidden.has(source) });
+    box.addEventListener("change", () => {
+      if (box.checked) hidden.delete(source);
+      else hidden.add(source);
+      view.showShapes(source, box.checked);
+    });
     const names = { labels: "Labels", areas: "Areas", suggestions: "Suggestions" };
     return h("li", { class: "layer" }, h("label", { class: "check" }, box, h("span", {}, names[source]), h("span", { class: `line ${source}` })));
   });
@@ -167,9 +188,10 @@ function legend(model: Model): HTMLElement | null {
   return paintSwatches(h("section", { class: "group" }, h("h2", {}, "Classes"), h("ul", { class: "legend" }, ...rows)));
 }
 
-function compareControl(model: Model, view: MapView): HTMLElement {
+function compareControl(model: Model, view: MapView, choices: Choices): HTMLElement {
   const options = model.views.map(({ layer }): [string, string] => [layer.id, `${layer.group}: ${layer.title}`]);
-  const select = choose([["", "nothing"], ...options], "", (id) => {
+  const select = choose([["", "nothing"], ...options], choices.compared, (id) => {
+    choices.compared = id;
     view.compare(model.views.find(({ layer }) => layer.id === id) ?? null);
   });
   return h("section", { class: "group" }, h("h2", {}, "Swipe"), h("label", { class: "row" }, h("span", { class: "muted" }, "Left of the line"), select));

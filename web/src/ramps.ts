@@ -30,6 +30,21 @@ export function probabilityStops(color: string): [number, string][] {
   return [[0, withAlpha(color, 0)], [STEPS, color], [NO_VALUE, withAlpha(color, 0)]];
 }
 
+export const POSITIVE = 256; // added to the step where the labels have the class
+
+/** Return [step, colour] pairs of errors at a threshold: of what the map has, right or not, and of what it lacks. */
+export function errorStops(threshold: number, right: string, missed: string, wrong: string): [number, string][] {
+  const first = firstStep(threshold);
+  const half = (from: number, below: string, above: string): [number, string][] => {
+    if (first > STEPS) return [[from, below], [from + STEPS, below]];
+    const low: [number, string][] = first === 0 ? [] : first === 1 ? [[from, below]] : [[from, below], [from + first - 1, below]];
+    const high: [number, string][] = first === STEPS ? [] : [[from + STEPS, above]];
+    return [...low, [from + first, above], ...high];
+  };
+  const clear = withAlpha(right, 0);
+  return [...half(0, clear, wrong), [NO_VALUE, clear], [POSITIVE - 1, clear], ...half(POSITIVE, missed, right)];
+}
+
 export function rampExpression(stops: [number, string][]): ExpressionSpecification {
   return ["interpolate", ["linear"], ["elevation"], ...stops.flat()] as ExpressionSpecification;
 }

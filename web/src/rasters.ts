@@ -2,8 +2,8 @@
 
 import type { LayerSpecification, Map as MapLibreMap, RasterDEMTileSource, RasterTileSource, SourceSpecification } from "maplibre-gl";
 
-import { type LayerView, colorOf, thresholdOf, tileUrl } from "./layers.ts";
-import { probabilityStops, rampExpression, thresholdStops } from "./ramps.ts";
+import { type LayerView, colorOf, hasThreshold, thresholdOf, tileUrl } from "./layers.ts";
+import { errorStops, POSITIVE, probabilityStops, rampExpression, thresholdStops } from "./ramps.ts";
 import type { MapClass } from "./types.ts";
 
 export interface Look {
@@ -55,23 +55,30 @@ function showRaster(map: MapLibreMap, view: LayerView, look: Look, below?: strin
 function sourceOf({ layer }: LayerView, url: string): SourceSpecification {
   const { bounds, minzoom, maxzoom } = layer;
   const common = { tiles: [url], tileSize: TILE, bounds, minzoom, maxzoom };
-  if (layer.kind !== "probability") return { type: "raster", ...common };
-  return { type: "raster-dem", ...common, encoding: "custom", redFactor: 1, greenFactor: 0, blueFactor: 0, baseShift: 0 };
+  if (!hasThreshold(layer)) return { type: "raster", ...common };
+  return { type: "raster-dem", ...common, encoding: "custom", redFactor: 1, greenFactor: POSITIVE, blueFactor: 0, baseShift: 0 };
 }
 
 function layerOf(id: string, view: LayerView): LayerSpecification {
-  if (view.layer.kind === "probability") return { id, source: id, type: "color-relief", paint: { resampling: "nearest" } };
+  if (hasThreshold(view.layer)) return { id, source: id, type: "color-relief", paint: { resampling: "nearest" } };
   return { id, source: id, type: "raster", paint: { "raster-resampling": "nearest", "raster-fade-duration": 0 } };
 }
 
 function paint(map: MapLibreMap, id: string, view: LayerView, look: Look): void {
-  if (view.layer.kind !== "probability") {
+  if (!hasThreshold(view.layer)) {
     map.setPaintProperty(id, "raster-opacity", view.opacity);
     return;
   }
-  const color = colorOf(view.layer, look.classes);
-  const threshold = thresholdOf(view.layer, look.thresholds);
-  const stops = view.style === "threshold" ? thresholdStops(threshold, color) : probabilityStops(color);
   map.setPaintProperty(id, "color-relief-opacity", view.opacity);
-  map.setPaintProperty(id, "color-relief-color", rampExpression(stops));
+  map.setPaintProperty(id, "color-relief-color", rampExpression(stopsOf(view, look)));
+}
+
+function stopsOf({ layer, style }: LayerView, look: Look): [number, string][] {
+  const threshold = thresholdOf(layer, look.thresholds);
+  if (layer.kind === "errors") {
+    const [right = "", missed = "", wrong = ""] = layer.legend.map((each) => each.color);
+    return errorStops(threshold, right, missed, wrong);
+  }
+  const color = colorOf(layer, look.classes);
+  return style === "threshold" ? thresholdStops(threshold, color) : probabilityStops(color);
 }

@@ -28,6 +28,8 @@ export interface RasterLayer {
   revision: string | number;
   class_value: number | null;
   threshold: number | null;
+  /** Of errors: what their colours mean. */
+  legend: { name: string; color: string }[];
 }
 
 export interface Project {

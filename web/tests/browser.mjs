@@ -16,7 +16,7 @@ import { changeJob, sample, startStandin } from "./standin.mjs";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const CHROMIUM = process.env.GEOGRAFT_CHROMIUM ?? "/usr/bin/chromium";
-const GREEN = [0, 158, 115];
+const [GREEN, BLUE, ORANGE] = [[0, 158, 115], [0, 114, 178], [213, 94, 0]];
 const TOLERANCE = 3; // of a colour that went through the GPU
 
 const browser = await chromium.launch({
@@ -156,6 +156,43 @@ const tests = {
     await page.getByRole("combobox", { name: "Stretch" }).selectOption("0-100");
     await until(() => server.state.requests.slice(before).some((each) => each.includes("bands=4,2,3&low=0&high=100")), "bands and stretch");
     assert.ok(server.state.requests.slice(before).every((each) => each.includes("/layers/image/tiles/")));
+    return { page, server };
+  },
+
+  async "errors are right, missed or wrong at any threshold, without a request for tiles"() {
+    const server = await startStandin("run");
+    const page = await open(server);
+    await page.getByRole("checkbox", { name: /ortho/ }).uncheck();
+    await page.getByRole("checkbox", { name: "Probability of forest" }).uncheck();
+    await page.getByRole("checkbox", { name: "Errors of forest" }).check();
+    await page.getByText("mapped as forest, but is not").waitFor();
+    await checkAccessibility(page, "errors");
+    await drag(page.getByLabel("Opacity of Errors of forest"), [1]);
+    await idle(server, page);
+    const { width, height } = await stage(page);
+    const places = [];
+    for (let i = 1; i < 14; i++) for (let j = 1; j < 14; j++) {
+      const [x, y] = [Math.round((width * i) / 14), 50 + Math.round((height * j) / 14)];
+      places.push({ x, y, found: sample(...(await positionAt(page, x, y))) });
+    }
+    const slider = page.getByRole("slider", { name: /Threshold/ });
+    const seen = new Set();
+    for (const threshold of [0.15, 0.85]) {
+      const before = server.state.requests.length;
+      await drag(slider, [0.5, threshold]);
+      await page.waitForTimeout(300);
+      assert.deepEqual(server.state.requests.slice(before), [`GET /api/layers/probability/area?threshold=${threshold}`]);
+      const at = await look(page);
+      const ground = at(2, height);
+      for (const { x, y, found } of places) {
+        // Not beside an edge, where the page's pixel may show the neighbour.
+        if (!found || Math.abs(found.p - threshold) < 0.08 || Math.abs(found.p - 0.5) < 0.13) continue;
+        const what = found.p > threshold ? (found.truth ? GREEN : ORANGE) : found.truth ? BLUE : ground;
+        seen.add(String(what));
+        assert.ok(isColor(at(x, y), what), `${threshold} at ${x}, ${y}: ${at(x, y)}, not ${what}`);
+      }
+    }
+    assert.equal(seen.size, 4);
     return { page, server };
   },
 

@@ -10,7 +10,7 @@ import type { Job, RasterLayer, Round, Shape } from "../src/types.ts";
 import { areaProperties, isRandom, tasksOf } from "../src/work.ts";
 
 function layer(id: string, kind: RasterLayer["kind"], more: Partial<RasterLayer> = {}): RasterLayer {
-  return { id, kind, group: "scene", title: id, bounds: [0, 0, 1, 1], minzoom: 0, maxzoom: 4, bands: ["1"], default_bands: [1], revision: 7, class_value: null, threshold: null, ...more };
+  return { id, kind, group: "scene", title: id, bounds: [0, 0, 1, 1], minzoom: 0, maxzoom: 4, bands: ["1"], default_bands: [1], revision: 7, class_value: null, threshold: null, legend: [], ...more };
 }
 
 describe("events", () => {
@@ -60,7 +60,7 @@ describe("layers", () => {
   it("keep what the user chose when the project is read again", () => {
     const views = initialViews(layers).map((view) => ({ ...view, opacity: 0.2 }));
     const renewed = renewViews(views, [...layers.map((each) => ({ ...each, revision: 8 })), layer("e", "errors")]);
-    expect(renewed.map((view) => [view.layer.id, view.opacity, view.layer.revision])).toEqual([["i", 0.2, 8], ["c", 0.2, 8], ["p", 0.2, 8], ["e", 0.7, 7]]);
+    expect(renewed.map((view) => [view.layer.id, view.opacity, view.layer.revision])).toEqual([["i", 0.2, 8], ["c", 0.2, 8], ["p", 0.2, 8], ["e", 0.9, 7]]);
   });
 
   it("have addresses that change with their look, and values' addresses that do not", () => {

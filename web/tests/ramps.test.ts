@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 
-import { firstStep, probabilityStops, STEPS, thresholdStops } from "../src/ramps.ts";
+import { errorStops, firstStep, POSITIVE, probabilityStops, STEPS, thresholdStops } from "../src/ramps.ts";
 
 /** What the shader does: interpolate between stops, hold the first and the last. */
 function alphaAt(stops: [number, string][], value: number): number {
@@ -32,6 +32,30 @@ describe("thresholdStops", () => {
       const steps = thresholdStops(i / 100, "#009E73").map(([step]) => step);
       expect(steps).toEqual([...new Set(steps)].sort((a, b) => a - b));
     }
+  });
+});
+
+describe("errorStops", () => {
+  const [right, missed, wrong] = ["#009E73", "#0072B2", "#D55E00"];
+
+  /** The colour at a value that tiles have: there, a stop or equal stops on both sides. */
+  function colorAt(stops: [number, string][], value: number): string {
+    const low = stops.findLast(([step]) => step <= value) ?? stops[0];
+    const high = stops.find(([step]) => step >= value) ?? stops.at(-1);
+    if (!low || !high || low[1] !== high[1]) throw new Error(`a mixture at ${value}`);
+    return low[1];
+  }
+
+  it.each([0, 0.002, 0.004, 0.28, 0.44, 0.5, 0.996, 1, 1.01])("are right, missed, wrong or clear at %s, and clear without value", (threshold) => {
+    const stops = errorStops(threshold, right, missed, wrong);
+    for (let step = 0; step <= STEPS; step++) {
+      const mapped = step / STEPS >= threshold - 1e-9;
+      expect(colorAt(stops, step)).toBe(mapped ? wrong : "rgba(0, 158, 115, 0)");
+      expect(colorAt(stops, POSITIVE + step)).toBe(mapped ? right : missed);
+    }
+    expect(colorAt(stops, 255)).toBe("rgba(0, 158, 115, 0)");
+    const steps = stops.map(([step]) => step);
+    expect(steps).toEqual([...new Set(steps)].sort((a, b) => a - b));
   });
 });
 

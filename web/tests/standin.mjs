@@ -17,7 +17,7 @@ export const TOKEN = "stand-in-token";
 const BOUNDS = [24.0, 60.995, 24.02, 61.005];
 const CLASSES = [{ value: 0, name: "other", color: "#D9D9D9" }, { value: 1, name: "forest", color: "#009E73" }, { value: 2, name: "water", color: "#0072B2" }];
 
-const layer = (id, kind, title, more = {}) => ({ id, group: "north field", kind, title, bounds: BOUNDS, minzoom: 10, maxzoom: 17, bands: ["1"], default_bands: [1], revision: 1, class_value: null, threshold: null, ...more });
+const layer = (id, kind, title, more = {}) => ({ id, group: "north field", kind, title, bounds: BOUNDS, minzoom: 10, maxzoom: 17, bands: ["1"], default_bands: [1], revision: 1, class_value: null, threshold: null, legend: [], ...more });
 
 function project(scenario) {
   const layers = [
@@ -25,6 +25,7 @@ function project(scenario) {
     layer("probability", "probability", "Probability of forest", { class_value: 1, threshold: 0.44 }),
     layer("classes", "classes", "map.tif"),
     layer("uncertainty", "uncertainty", "Uncertainty"),
+    layer("errors", "errors", "Errors of forest", { class_value: 1, threshold: 0.44, legend: [{ name: "right", color: "#009E73" }, { name: "missed", color: "#0072B2" }, { name: "mapped as forest, but is not", color: "#D55E00" }] }),
   ];
   const can = { label: scenario !== "run", train: scenario !== "run", export: true };
   const shared = { classes: CLASSES, bounds: BOUNDS, crs: "EPSG:32635", pixel_size_m: 0.5, georeferenced: true, can, revision: 1, read_only: scenario === "run" };
@@ -67,7 +68,7 @@ export function sample(lng, lat, [w, s, e, n] = BOUNDS) {
   const light = 0.75 + fine;
   const soil = [150 + field * 60, 140 + field * 40, 96 + field * 20];
   const rgb = soil.map((value, i) => Math.round(light * (value * (1 - p) + [46, 82, 44][i] * p)));
-  return { rgb, p };
+  return { rgb, p, truth: p + fine > 0.5 };
 }
 
 function chunk(type, data) {
@@ -91,6 +92,7 @@ const PAINT = {
   image: ({ rgb }) => [...rgb, 255],
   probability: ({ p }) => [Math.round(250 * p), 0, 0, 255],
   classes: ({ p }) => (p > 0.44 ? [0, 158, 115, 255] : p < 0.05 ? [0, 114, 178, 255] : [217, 217, 217, 255]),
+  errors: ({ p, truth }) => [Math.round(250 * p), Number(truth), 0, 255],
   uncertainty: ({ p }) => [...mix([255, 255, 229], [140, 45, 4], 1 - Math.abs(2 * p - 1)), 255],
 };
 
@@ -105,7 +107,7 @@ function tile(state, id, z, x, y) {
 
 function drawTile(state, id, z, x, y) {
   const size = 2 ** z;
-  const nothing = id === "probability" ? [255, 0, 0, 255] : [0, 0, 0, 0];
+  const nothing = id === "probability" || id === "errors" ? [255, 0, 0, 255] : [0, 0, 0, 0];
   return png((col, row) => {
     const lng = ((x + (col + 0.5) / 256) / size) * 360 - 180;
     const lat = (Math.atan(Math.sinh(Math.PI * (1 - (2 * (y + (row + 0.5) / 256)) / size))) * 180) / Math.PI;

@@ -20,7 +20,17 @@ from geograft.geo.webmap import needs_reduction, write_reduced
 from geograft.interrupts import Interrupted
 from geograft.legend import BACKGROUND_COLOUR
 from geograft.progress import announce
-from geograft.server.layers import SIBLINGS, ShownClass, Subject, file_revision, layers_of, map_classes, read_info
+from geograft.server.layers import (
+    SIBLINGS,
+    Kind,
+    ShownClass,
+    Subject,
+    file_revision,
+    is_error_raster,
+    layers_of,
+    map_classes,
+    read_info,
+)
 
 HOST = "127.0.0.1"
 PORT = 8753
@@ -28,6 +38,8 @@ TOKEN_BYTES = 24
 MAX_CONNECTIONS = 200
 CLOSE_S = 5
 """Time that open requests have to end when the server does."""
+REVIEW = Path("review", "errors")
+"""Where the error rasters of a project are, if `geograft review RUN --out PROJECT/review` was called."""
 OVERVIEWS = "overviews"
 """Folder of copies of images at lower resolution, in the user's cache folder."""
 PACKAGES = ("fastapi", "uvicorn", "PIL")
@@ -164,7 +176,9 @@ def project_subject(folder: Path) -> Subject:
         SUGGESTED: ("Areas to label next", folder / SUGGESTED),
     }
     images = tuple(zip(names, paths, strict=True))
-    return Subject(settings.title, "project", classes, images, maps, folder, folder / RUN, map_downloads(maps) | own)
+    reviews = tuple((name, folder / REVIEW / f"{name}.tif") for name in names)
+    downloads = map_downloads(maps) | own
+    return Subject(settings.title, "project", classes, images, maps, reviews, folder, folder / RUN, downloads)
 
 
 def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
@@ -177,10 +191,10 @@ def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
     if not rasters:
         raise InputError(f"{run} is a run, which has no raster to show. Give images and maps: serve {run} RASTER ...")
     names = scene_names(rasters)
-    is_map = [_is_class_map(path) for path in rasters]
-    images, maps = (
-        tuple((name, path) for name, path, own in zip(names, rasters, is_map, strict=True) if own == wanted)
-        for wanted in (False, True)
+    kinds = [_kind_of(path) for path in rasters]
+    images, maps, reviews = (
+        tuple((name, path) for name, path, own in zip(names, rasters, kinds, strict=True) if own == wanted)
+        for wanted in ("image", "classes", "errors")
     )
     legend = card.legend
     classes = tuple(
@@ -190,16 +204,23 @@ def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
     )
     own = {"report.html": ("Report", run / "report.html"), run.name: ("Model for Geograft", run)}
     folder = run if run.is_dir() else None
-    return Subject(card.name, "run", classes, images, maps, None, folder, map_downloads(maps) | own)
+    return Subject(card.name, "run", classes, images, maps, reviews, None, folder, map_downloads(maps) | own)
 
 
-def _is_class_map(path: Path) -> bool:
+def _kind_of(path: Path) -> Kind:
+    """Return whether a raster is an error raster, a class map, or else an image.
+
+    Raises:
+        InputError: when it is no raster.
+    """
+    info = read_info(path)
+    if is_error_raster(info):
+        return "errors"
     try:
-        map_classes(read_info(path))
+        map_classes(info)
     except InputError:
-        read_info(path)  # an error of its own if it is no raster
-        return False
-    return True
+        return "image"
+    return "classes"
 
 
 def map_downloads(maps: Sequence[tuple[str, Path]]) -> dict[str, tuple[str, Path]]:

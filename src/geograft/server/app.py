@@ -33,7 +33,7 @@ from geograft.server import measures, pictures
 from geograft.server.guard import Access, Guard
 from geograft.server.jobs import MODEL_FILES, BusyError, Kind, MissingJobError, model_files
 from geograft.server.labels import Feature, FeatureError, LayerName, MissingFeatureError, suggestions
-from geograft.server.layers import Layer, Subject, layers_of
+from geograft.server.layers import Layer, Subject
 from geograft.server.service import (
     MAX_STREAMS,
     PROBLEMS,
@@ -89,7 +89,7 @@ class JobBody(BaseModel):
 @api.get("/project")
 def get_project(service: Shared) -> dict[str, Any]:
     """Return the title, the classes and the layers, and what can be done."""
-    subject, layers = service.subject, layers_of(service.subject)
+    subject, layers = service.subject, service.layers()
     first = layers[0]
     bounds = np.array([layer.raster.place.bounds for layer in layers])
     crs = first.raster.place.grid.crs
@@ -139,22 +139,39 @@ def get_tile(  # noqa: PLR0913, PLR0917 (the parts of an address)
         table = image.colour_table() if layer.kind == "image" else np.zeros((256, 3), np.uint8)
     if layer.kind == "image":
         return _png(pictures.palette_colours(*found, table))
-    if layer.kind == "classes":
-        return _png(pictures.class_colours(*found, layer.colours))
+    return _png(_map_picture(service, layer, tile, *found))
+
+
+def _map_picture(service: Service, layer: Layer, tile: WebTile, pixels: Any, valid: Any) -> pictures.Rgba:
+    """Return the pixels of a tile of anything but an image in their colours."""
+    if layer.kind == "errors" and layer.drawn and not layer.in_steps:
+        truth = measures.truth_in_tile(layer, tile, service.labels.sample(layer))
+        single = next((value for value, name in layer.names.items() if name == layer.class_name), None)
+        return pictures.error_colours(pixels, valid, truth, single)
+    if layer.kind == "classes" or (layer.kind == "errors" and not layer.in_steps):
+        return pictures.class_colours(pixels, valid, layer.colours)
     if layer.kind == "applicability":
-        return _png(pictures.inside_outside(*found))
-    return _png(pictures.shaded(pictures.value_codes(*found), layer.kind == "uncertainty"))
+        return pictures.inside_outside(pixels, valid)
+    return pictures.shaded(pictures.value_codes(pixels, valid), layer.kind == "uncertainty")
 
 
 @api.get("/layers/{identity}/values/{z}/{x}/{y}.png", response_class=Response, responses=NO_TILE)
 def get_values(service: Shared, identity: Identity, z: Zoom, x: Position, y: Position, v: Version = "") -> Response:
-    """Return a tile of values from 0 to 1 as red in steps of 1/250, 255 where there is none."""
+    """Return a tile of values from 0 to 1 as red in steps of 1/250, 255 where there is none.
+
+    Of errors, green is 1 where the labels have the class, and there are values only in labelled scoring areas.
+    """
     layer, tile = service.layer(identity), _tile(z, x, y)
-    if layer.kind not in ("probability", "uncertainty"):
+    if not layer.in_steps:
         raise HTTPException(404, f"The layer {identity} has no values from 0 to 1.")
     with Image.open(layer.raster.path) as image:
         found = read_tile(image, layer.raster.place, tile, layer.bands)
-    return EMPTY if found is None else _png(pictures.value_picture(pictures.value_codes(*found)))
+    if found is None:
+        return EMPTY
+    codes = pictures.value_codes(*found)
+    if layer.kind == "errors":
+        return _png(pictures.truth_picture(codes, measures.truth_in_tile(layer, tile, service.labels.sample(layer))))
+    return _png(pictures.value_picture(codes))
 
 
 def _file_for(subject: Subject, layer: Layer, z: int) -> Path:
@@ -200,8 +217,7 @@ def get_area(service: Shared, identity: Identity, threshold: Annotated[float, Qu
     layer = service.layer(identity)
     if layer.kind != "probability":
         raise HTTPException(404, f"The layer {identity} has no threshold.")
-    areas, labels = service.labels.sample(layer)
-    return measures.area_above(layer, threshold) | measures.iou_at(layer, threshold, areas, labels)
+    return measures.area_above(layer, threshold) | measures.iou_at(layer, threshold, service.labels.sample(layer))
 
 
 @api.get("/suggestions")

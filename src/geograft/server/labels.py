@@ -7,6 +7,7 @@ accuracy is estimated: it is neither moved nor removed, and nobody adds another.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from geograft.geo.vectors.label_file import (
 )
 from geograft.geo.vectors.reader import repair_polygons, reproject
 from geograft.geo.webmap import Plane, is_on_earth
-from geograft.server.layers import Layer, Subject, local_plane
+from geograft.server.layers import Layer, Subject, file_revision, local_plane
 
 LayerName = Literal["labels", "areas"]
 LAYERS = (LABELS_LAYER, AREAS_LAYER)
@@ -61,6 +62,16 @@ class Feature(BaseModel):
     model_config = ConfigDict(extra="ignore")
     geometry: dict[str, Any] | None = None
     properties: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The labelled random scoring areas, and the labels in them, in the coordinates of a raster."""
+
+    areas: tuple[BaseGeometry, ...] = ()
+    shapes: tuple[BaseGeometry, ...] = ()
+    classes: tuple[str, ...] = ()
+    """The class of each shape."""
 
 
 @dataclass(frozen=True)
@@ -151,27 +162,29 @@ class Labels:
             rows = [_row(file, layer, each) for each in ids] if parts else []
             return [to_feature(each, plane, FIELDS[layer]) for each in rows], file.revision
 
-    def sample(self, layer: Layer) -> tuple[list[BaseGeometry], list[tuple[BaseGeometry, bool]]]:
-        """Return the labelled random scoring areas, and the labels with whether they are of the raster's class.
+    def sample(self, layer: Layer) -> Sample:
+        """Return the labelled random scoring areas, and the labels in them, in the coordinates of a layer's raster.
 
-        In the coordinates of the raster. Without areas in which a model's outlines were not checked; without labels of
-        other classes if classes overlap; empty for a run.
+        Without areas in which a model's outlines were not checked; without labels of other classes if classes overlap;
+        empty for a run.
 
         Raises:
             InputError: when the file cannot be read.
         """
         if self.subject.label_file is None or not self.subject.label_file.is_file():
-            return [], []
-        with read_features(self._path, LAYERS) as file:
-            rows = {name: file.rows(name) for name in LAYERS}
-            crs = {name: file.crs(name) for name in LAYERS}
-        areas = _in_crs(rows[AREAS_LAYER], crs[AREAS_LAYER], layer.raster.info.grid.crs)
-        labels = _in_crs(rows[LABELS_LAYER], crs[LABELS_LAYER], layer.raster.info.grid.crs)
-        unchecked = shapely.union_all([shape for shape, values in labels if values.get(ORIGIN) == "suggested"])
+            return Sample()
+        found = _read_sample(self._path, self.state(), layer.raster.info.grid.crs)
         legend = legend_from_tags(layer.raster.info.tags)
-        kept = [(shape, values["class"] == layer.class_name) for shape, values in labels]
-        sample = [shape for shape, values in areas if _is_scored(values) and not shapely.intersects(unchecked, shape)]
-        return sample, [each for each in kept if each[1] or not (legend and legend.overlapping)]
+        if legend is None or not legend.overlapping:
+            return found
+        pairs = zip(found.shapes, found.classes, strict=True)
+        own = tuple(shape for shape, name in pairs if name == layer.class_name)
+        return Sample(found.areas, own, (layer.class_name,) * len(own))
+
+    def state(self) -> str:
+        """Return a text that changes whenever the file does; empty without one. The file is not opened."""
+        path = self.subject.label_file
+        return file_revision(path, path.with_name(f"{path.name}-wal")) if path and path.is_file() else ""
 
     @property
     def _path(self) -> Path:
@@ -204,6 +217,19 @@ class Labels:
             _check_area(known, before)
         _check_text(known)
         return {name: known[name] for name in FIELDS[layer] if not before or name in given}
+
+
+@lru_cache(maxsize=8)
+def _read_sample(path: Path, state: str, target: CRS | None) -> Sample:
+    """Return the sample in a file; `state` changes when the file does."""
+    with read_features(path, LAYERS) as file:
+        areas, labels = (_in_crs(file.rows(name), file.crs(name), target) for name in (AREAS_LAYER, LABELS_LAYER))
+    unchecked = shapely.union_all([shape for shape, values in labels if values.get(ORIGIN) == "suggested"])
+    kept = [shape for shape, values in areas if _is_scored(values) and not shapely.intersects(unchecked, shape)]
+    scored = shapely.union_all(kept)
+    shapely.prepare(scored)
+    inside = [(shape, str(values["class"])) for shape, values in labels if shapely.intersects(scored, shape)]
+    return Sample(tuple(kept), tuple(shape for shape, _ in inside), tuple(name for _, name in inside))
 
 
 def _is_scored(values: Mapping[str, Value]) -> bool:

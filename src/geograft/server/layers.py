@@ -4,7 +4,7 @@ A client names a layer by its id, which is looked up in this list: no path, addr
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,9 @@ from geograft.files import json_digest
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.tags import THRESHOLD_TAG, legend_from_tags, sibling_path
 from geograft.geo.webmap import Place, Plane, is_on_earth, plane_of
-from geograft.legend import BACKGROUND_COLOUR, Legend
+from geograft.legend import BACKGROUND_COLOUR, IGNORE, Legend
 
-Kind = Literal["image", "classes", "probability", "uncertainty", "applicability"]
+Kind = Literal["image", "classes", "probability", "uncertainty", "applicability", "errors"]
 
 SIBLINGS: Mapping[Kind, str] = {
     "probability": "probabilities",
@@ -25,6 +25,10 @@ SIBLINGS: Mapping[Kind, str] = {
     "applicability": "applicability",
 }
 """What a file beside a map has, by the kind of its layers."""
+RIGHT_COLOUR, MISSED_COLOUR, FALSE_COLOUR = "#009E73", "#0072B2", "#D55E00"
+"""Of errors, as in the figures of reports: right, missed, and mapped where it is not."""
+CORRECT = "correct"
+"""What error rasters of `geograft review` call the value 0."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Subject:
     """Name of the scene and file of each image; there is at least one image or map."""
     maps: tuple[tuple[str, Path], ...]
     """Name of the scene and file of each class map, which need not exist yet."""
+    reviews: tuple[tuple[str, Path], ...] = ()
+    """Name of the scene and file of each error raster of `geograft review`, which need not exist."""
     folder: Path | None = None
     """The folder of the project; None for a run."""
     run: Path | None = None
@@ -105,6 +111,15 @@ class Layer:
     """The class of a probability; empty for other kinds."""
     threshold: float | None = None
     """The probability from which the map has the class."""
+    legend: tuple[tuple[str, str], ...] = ()
+    """Names and colours of what errors show; empty for other kinds."""
+    drawn: str = ""
+    """State of the labels that errors are found with; empty for other kinds, and for errors from a file."""
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether a file of bytes has values from 0 to 1 in steps of 1/250."""
+        return self.kind in ("probability", "uncertainty") or (self.kind == "errors" and self.threshold is not None)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -120,9 +135,10 @@ class Layer:
             "maxzoom": finest,
             "bands": self.raster.info.band_names if self.kind == "image" else [],
             "default_bands": self.bands if self.kind == "image" else [],
-            "revision": self.raster.revision,
+            "revision": self.raster.revision + self.drawn,
             "class_value": self.class_value,
             "threshold": self.threshold,
+            "legend": [{"name": name, "color": colour} for name, colour in self.legend],
         }
 
 
@@ -162,7 +178,57 @@ def layers_of(subject: Subject) -> list[Layer]:
     for i, each in enumerate(subject.maps):
         if each[1].is_file():
             found += _map_layers(str(i), _raster(*each, plane), subject, plane)
+    for i, each in enumerate(subject.reviews):
+        if each[1].is_file():
+            found += _review_layers(f"review-{i}", _raster(*each, plane))
     return found
+
+
+def error_layers(layers: Sequence[Layer], drawn: str) -> Iterator[Layer]:
+    """Yield layers that show where maps and labelled scoring areas agree: where there is a threshold, at any threshold.
+
+    `drawn` is the state of the labels.
+    """
+    live = {layer.raster.group for layer in layers if layer.kind == "probability" and layer.threshold is not None}
+    for layer in layers:
+        named = replace(layer, id=f"errors-{layer.id}", kind="errors", drawn=drawn)
+        if layer.kind == "probability" and layer.threshold is not None:
+            names = {0: "", 1: layer.class_name}
+            yield replace(named, title=f"Errors of {layer.class_name}", names=names, legend=_legend(layer.class_name))
+        elif layer.kind == "classes" and layer.raster.group not in live:
+            alone = [name for value, name in layer.names.items() if value in layer.colours]
+            own = alone[0] if len(alone) == 1 else ""
+            title = f"Errors of {own}" if own else "Errors"
+            yield replace(named, title=title, class_name=own, legend=_legend(own))
+
+
+def _legend(name: str) -> tuple[tuple[str, str], ...]:
+    """Return what errors of a class show, or those of several classes, without a name."""
+    if not name:
+        return (("right", RIGHT_COLOUR), ("another class", FALSE_COLOUR))
+    return (("right", RIGHT_COLOUR), ("missed", MISSED_COLOUR), (f"mapped as {name}, but is not", FALSE_COLOUR))
+
+
+def is_error_raster(info: ImageInfo) -> bool:
+    """Return whether a raster is one of `geograft review`."""
+    return info.tags.get("CLASS_0") == CORRECT
+
+
+def _review_layers(identity: str, raster: ShownRaster) -> Iterator[Layer]:
+    """Yield a layer for each band of an error raster; none for one of more than 15 classes, whose values are large."""
+    if raster.info.dtype != "uint8":
+        return
+    tags = {key.removeprefix("CLASS_"): name for key, name in raster.info.tags.items() if key.startswith("CLASS_")}
+    names = {int(value): name for value, name in tags.items() if value.isdecimal() and int(value) < IGNORE}
+    colours = dict.fromkeys(names, FALSE_COLOUR) | {0: RIGHT_COLOUR}
+    if set(names) == {0, 1, 2}:
+        colours[1] = MISSED_COLOUR
+    for band in range(1, raster.info.bands + 1):
+        own = f" of {raster.info.band_names[band - 1]}" if raster.info.bands > 1 else ""
+        legend = tuple((names[value], colours[value]) for value in sorted(names)) if len(names) == 3 else _legend("")
+        yield Layer(
+            f"{identity}-{band}", "errors", f"Reviewed errors{own}", raster, (band,), colours, names, legend=legend
+        )
 
 
 def local_plane(subject: Subject) -> Plane:
@@ -171,7 +237,8 @@ def local_plane(subject: Subject) -> Plane:
     Raises:
         InputError: when a file that exists cannot be read.
     """
-    paths = [path for _, path in (*subject.images, *subject.maps) if path.is_file()]
+    every = (*subject.images, *subject.maps, *subject.reviews)
+    paths = [path for _, path in every if path.is_file()]
     grids = [read_info(path).grid for path in paths]
     if not grids:
         raise InputError(f"{subject.title} has no raster left to show. Restore its images.")

@@ -4,7 +4,7 @@ A file of probabilities has 251 different values: one pass counts the pixels and
 threshold is answered from these sums, exactly. They are kept until the file changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, floor
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import shapely
 from affine import Affine
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 from numpy import ndarray
 from shapely.geometry.base import BaseGeometry
 
@@ -22,9 +22,11 @@ from geograft.errors import InputError
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.measure import pixel_areas
 from geograft.geo.rasters.raster import Image
-from geograft.geo.rasters.rasterize import PixelShapes, rasterize_window, to_pixel_shapes
+from geograft.geo.rasters.rasterize import PixelShapes, last_value_at, rasterize_window, to_pixel_shapes
 from geograft.geo.rasters.tags import BYTE_SCALE
+from geograft.geo.webmap import TILE_PX, WebTile
 from geograft.legend import IGNORE
+from geograft.server.labels import Sample
 from geograft.server.layers import Layer
 from geograft.server.pictures import value_codes
 
@@ -50,11 +52,12 @@ def pixel_values(layer: Layer, lon: float, lat: float) -> dict[str, Any] | None:
     if not valid[0, 0]:
         return {"row": row, "col": col, "values": [], "class": None}
     values = pixels[:, 0, 0]
-    if layer.kind in ("probability", "uncertainty") and values.dtype == np.uint8:
+    if layer.in_steps and values.dtype == np.uint8:
         values = values.astype(float) / BYTE_SCALE
     named = zip(layer.raster.info.band_names, values.astype(float).tolist(), strict=True)
     # A class that is mapped or not is one band of several.
-    own = layer.names.get(int(values[layer.bands[0] - 1])) if layer.kind == "classes" else None
+    has_names = layer.kind in ("classes", "errors") and not layer.in_steps
+    own = layer.names.get(int(values[layer.bands[0] - 1])) if has_names else None
     return {"row": row, "col": col, "values": [{"name": name, "value": value} for name, value in named], "class": own}
 
 
@@ -116,20 +119,16 @@ def _value_sums(path: Path, band: int, modified_ns: int, size: int) -> CodeSums:
     return CodeSums(pixels, m2)
 
 
-def iou_at(
-    layer: Layer, threshold: float, areas: Sequence[BaseGeometry], labels: Sequence[tuple[BaseGeometry, bool]]
-) -> dict[str, Any]:
+def iou_at(layer: Layer, threshold: float, sample: Sample) -> dict[str, Any]:
     """Return the IoU of the class at a threshold over all pixels of labelled scoring areas, and the number of areas.
 
-    `areas` and `labels` are in the raster's coordinates; each polygon of `labels` says whether it is of the class. As
-    in a tile set, a pixel belongs to the last polygon that contains its centre. IoU is None without pixels.
+    As in a tile set, a pixel belongs to the last polygon that contains its centre. IoU is None without pixels.
 
     Raises:
         InputError: when the raster cannot be read.
     """
     grid = layer.raster.info.grid
-    inside = _pixel_shapes(areas, [True] * len(areas), grid.transform)
-    truth = _pixel_shapes([shape for shape, _ in labels], [own for _, own in labels], grid.transform)
+    inside, truth = _truth_shapes(layer, sample, {layer.class_name: 1}, 0)
     counts = np.zeros((2, CODES), np.int64)
     with Image.open(layer.raster.path) as image:
         for window in block_windows(grid.window, BLOCK_PX, BLOCK_PX):
@@ -141,11 +140,39 @@ def iou_at(
     low = lowest_code(threshold)
     hits, false, missed = counts[1, low:IGNORE].sum(), counts[0, low:IGNORE].sum(), counts[1, :low].sum()
     union = int(hits + false + missed)
-    scored = sum(bool(shapely.intersects(grid.footprint(), area)) for area in areas)
+    scored = sum(bool(shapely.intersects(grid.footprint(), area)) for area in sample.areas)
     return {"iou": float(hits) / union if union else None, "n_scored": scored}
 
 
-def _pixel_shapes(shapes: Sequence[BaseGeometry], own: Sequence[bool], transform: Affine) -> PixelShapes:
+def truth_in_tile(layer: Layer, tile: WebTile, sample: Sample) -> UInt8[ndarray, "256 256"]:
+    """Return the value that the labels give to the pixel of a raster that each pixel of a tile shows.
+
+    A value of `layer.names`; its first one that is no class to map where no polygon is; 255 outside of the labelled
+    scoring areas.
+    """
+    values = {name: value for value, name in layer.names.items()}
+    background = next((value for value in layer.names if value not in layer.colours), 0)
+    if layer.in_steps:
+        background = 0
+    areas, labels = _truth_shapes(layer, sample, values, background)
+    centres = np.floor(tile.pixels_of(layer.raster.place).reshape(2, -1)) + 0.5
+    counted = last_value_at(areas, centres, IGNORE)
+    at = counted != IGNORE
+    found = np.full(centres.shape[1], IGNORE, np.uint8)
+    found[at] = last_value_at(labels, centres[:, at], background)
+    return found.reshape(TILE_PX, TILE_PX)
+
+
+def _truth_shapes(
+    layer: Layer, sample: Sample, values: Mapping[str, int], other: int
+) -> tuple[PixelShapes, PixelShapes]:
+    """Return scoring areas, and labels with the values of their classes, in pixel coordinates."""
+    transform = layer.raster.info.grid.transform
+    areas = _pixel_shapes(sample.areas, [1] * len(sample.areas), transform)
+    return areas, _pixel_shapes(sample.shapes, [values.get(name, other) for name in sample.classes], transform)
+
+
+def _pixel_shapes(shapes: Sequence[BaseGeometry], values: Sequence[int], transform: Affine) -> PixelShapes:
     array = np.empty(len(shapes), object)
     array[:] = list(shapes)
-    return to_pixel_shapes(array, np.array(own, np.uint8), ~transform)
+    return to_pixel_shapes(array, np.array(values, np.uint8), ~transform)

@@ -12,6 +12,7 @@ from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.styles import INFERNO, INSIDE_OUTSIDE, VIRIDIS
 from geograft.geo.rasters.tags import BYTE_SCALE
 from geograft.legend import IGNORE
+from geograft.server.layers import FALSE_COLOUR, MISSED_COLOUR, RIGHT_COLOUR
 
 SAMPLE_PX = 512
 """The percentiles of an image are those of at most this many rows and columns."""
@@ -79,6 +80,28 @@ def value_picture(codes: UInt8[ndarray, "h w"]) -> Rgba:
     picture = np.zeros((*codes.shape, 4), np.uint8)
     picture[..., 0], picture[..., 3] = codes, 255
     return picture
+
+
+def truth_picture(codes: UInt8[ndarray, "h w"], truth: UInt8[ndarray, "h w"]) -> Rgba:
+    """Return codes as red, and as green whether the truth is 1; 255 and 0 where a code or the truth is unknown."""
+    picture = value_picture(np.where(truth == IGNORE, np.uint8(IGNORE), codes))
+    picture[..., 1] = (picture[..., 0] != IGNORE) & (truth == 1)
+    return picture
+
+
+def error_colours(
+    pixels: Shaped[ndarray, "1 h w"], valid: Bool[ndarray, "h w"], truth: UInt8[ndarray, "h w"], single: int | None
+) -> Rgba:
+    """Return where the values of a class map are those of the truth (255: unknown) in green, where not in orange.
+
+    With a `single` class of this value, pixels of it that the map lacks are blue, and what neither has is clear.
+    """
+    known, right = valid & (truth != IGNORE), pixels[0] == truth
+    chosen = np.where(right, 1, np.where(truth == single, 2, 3)) if single is not None else np.where(right, 1, 3)
+    if single is not None:
+        chosen = np.where(right & (truth != single), 0, chosen)
+    colours = {1: RIGHT_COLOUR, 2: MISSED_COLOUR, 3: FALSE_COLOUR}
+    return class_colours(chosen.astype(np.uint8)[None], known, colours)
 
 
 def shaded(codes: UInt8[ndarray, "h w"], uncertainty: bool) -> Rgba:

@@ -11,12 +11,12 @@ from fastapi import Depends, Header, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import BaseModel
 
-from geograft.errors import GeograftError
+from geograft.errors import GeograftError, InputError
 from geograft.geo.webmap import MAX_ZOOM
 from geograft.server.guard import Access
 from geograft.server.jobs import Jobs, Kind, Latest, Task, model_files, task_of
 from geograft.server.labels import Labels
-from geograft.server.layers import Layer, Subject, file_revision, layers_of
+from geograft.server.layers import Layer, Subject, error_layers, file_revision, layers_of
 from geograft.server.rounds import Rounds
 
 POLL_S, HEARTBEAT_S = 1.0, 15.0
@@ -42,6 +42,7 @@ class Service:
     def revision(self) -> str:
         """Changes when a raster, a file that can be downloaded, or a round does."""
         files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
+        files += [path for _, path in self.subject.reviews]
         files += model_files(self.subject).values()
         return file_revision(*files, self.subject.suggestions) + (self.rounds.revision if self.rounds else "")
 
@@ -51,6 +52,18 @@ class Service:
         path = self.subject.label_file
         return path is not None and path.is_file() and not self.access.read_only
 
+    def layers(self) -> list[Layer]:
+        """Return all layers of the files that exist now, and of the errors that the labels show.
+
+        Raises:
+            InputError: when the rasters cannot be read.
+        """
+        layers = layers_of(self.subject)
+        # Labels that cannot be read now show no errors; their own requests say why.
+        with suppress(InputError):
+            layers += [each for each in error_layers(layers, self.labels.state()) if self.labels.sample(each).areas]
+        return layers
+
     def layer(self, identity: str) -> Layer:
         """Return a layer by its id.
 
@@ -58,7 +71,7 @@ class Service:
             HTTPException: 404 if there is none.
             InputError: when the rasters cannot be read.
         """
-        for layer in layers_of(self.subject):
+        for layer in self.layers() if identity.startswith("errors-") else layers_of(self.subject):
             if layer.id == identity:
                 return layer
         raise HTTPException(404, f"There is no layer {identity[:60]!r}.")
@@ -89,7 +102,7 @@ class Service:
         path = self.subject.label_file
         if path is None or not path.is_file():
             return
-        state = file_revision(path, path.with_name(f"{path.name}-wal"))
+        state = self.labels.state()
         if state != self._labels_state:
             self.latest.publish("labels", {"revision": self.labels.revision()})
             self._labels_state = state

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import shapely
 from affine import Affine
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from numpy import ndarray
 from rasterio.features import rasterize
 from shapely import STRtree
@@ -68,6 +68,26 @@ def rasterize_window(
     pairs = zip(shapes.parts[hits], shapes.values[hits].tolist(), strict=True)
     labels: ndarray[Any, Any] = rasterize(pairs, size, fill=fill, transform=to_window, dtype="uint8")
     return labels
+
+
+def last_value_at(shapes: PixelShapes, points: Float64[ndarray, "2 n"], fill: int) -> UInt8[ndarray, " n"]:
+    """Return the value of the last polygon that contains each point (column, row); `fill` where there is none.
+
+    For centres of pixels, the rule of `rasterize_window`, also where they do not lie side by side.
+    """
+    x, y = points
+    values = np.full(len(x), fill, np.uint8)
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not finite.any():
+        return values
+    frame = shapely.box(x[finite].min(), y[finite].min(), x[finite].max(), y[finite].max())
+    for i in np.sort(shapes.tree.query(frame)).tolist():
+        left, low, right, high = shapes.parts[i].bounds
+        near = np.flatnonzero((x >= left) & (x <= right) & (y >= low) & (y <= high))
+        if len(near):
+            shapely.prepare(shapes.parts[i])
+            values[near[shapely.contains_xy(shapes.parts[i], x[near], y[near])]] = shapes.values[i]
+    return values
 
 
 MAX_VERTICES = 256
