@@ -12,9 +12,10 @@ from numpy import ndarray
 
 from geograft.config import TrainConfig
 from geograft.training.augment import Draws, dihedral, draw_scale, rescale
-from geograft.training.batch_augment import collate_stored, dihedral_batch, rescale_batch
+from geograft.training.batch_augment import BatchAugmenter, collate_stored, dihedral_batch, rescale_batch
 from geograft.training.loader import Scaling, TileLoader, TrainingBatch, TrainingData
 from tests.support.training import Tile, blocks, training_data
+from tests.support.waiting import RefuseToWait
 
 CPU = torch.device("cpu")
 FRACTIONS = np.full((18, 2), 0.5)
@@ -132,3 +133,13 @@ def test_pixels_travel_as_they_are_stored() -> None:
     for dtype, expected in (("uint8", torch.uint8), ("uint16", torch.int16), ("float64", torch.float32)):
         batch = collate_stored([(image.astype(dtype), label, drawn) for image, label, drawn in tiles])
         assert (batch.images.dtype, batch.uint16) == (expected, dtype == "uint16")
+
+
+def test_augmentation_waits_for_nothing() -> None:
+    drawn = Draws(3, 1.2, (0.1, 0.9), 0.1, 0.1, (0.1, 0.2, 0.3))
+    batch = collate_stored([(image.astype(np.uint16), label, drawn) for image, label in blocks(2, 0)])
+    augmenter = BatchAugmenter((0.0,) * 3, (1.0,) * 3, 3, "colour", rescales=True, device=CPU)
+    with RefuseToWait() as mode:
+        augmenter.train(batch)
+        augmenter.val(batch)
+    assert mode.calls > 30

@@ -71,7 +71,8 @@ def torchs(batches: list[TensorPair], mix: LossConfig = CROSS_ENTROPY) -> tuple[
 def test_gradients_of_several_batches_equal_those_of_their_mean_loss(mix: LossConfig) -> None:
     batches = [batch(4, seed) for seed in range(3)]
     network = TinyNetwork()
-    counted = step_of(network, mix).compute_gradients(batches)
+    step = step_of(network, mix)
+    counted = step.read(step.compute_gradients(batches))
     expected, losses = torchs(batches, mix)
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses)
@@ -85,7 +86,7 @@ def test_a_batch_in_chunks_has_the_cross_entropy_and_gradients_of_the_whole(chun
     network = TinyNetwork()
     step = step_of(network)
     step.load_state_dict({"chunks": chunks})
-    counted = step.compute_gradients([batch(5), batch(6, seed=1)])
+    counted = step.read(step.compute_gradients([batch(5), batch(6, seed=1)]))
     expected, losses = torchs([batch(5), batch(6, seed=1)])
     torch.testing.assert_close(gradients(network), expected)
     assert [each.loss for each in counted] == pytest.approx(losses, rel=1e-5)
@@ -96,7 +97,7 @@ def test_out_of_memory_doubles_the_chunks_until_they_fit(most: int, chunks: int)
     network = Small()
     network.most = most
     step = step_of(network)
-    first = step.compute_gradients([batch(8)])
+    first = step.read(step.compute_gradients([batch(8)]))
     assert step.state_dict() == {"chunks": chunks}
     assert [f"{chunks} chunks" in note for note in step.notes()] == [True] * (chunks > 1)
     expected, losses = torchs([batch(8)])
@@ -131,7 +132,7 @@ def test_a_retry_gives_what_its_chunks_give_at_once_to_the_bit(most: int, chunks
         step = Step(ProcessGroup(fabric), fabric.setup(network.train()), LossConfig(), 2)
         step.load_state_dict({"chunks": start})
         torch.manual_seed(3)
-        results = step.compute_gradients([batch(8), batch(8, seed=1)])
+        results = step.read(step.compute_gradients([batch(8), batch(8, seed=1)]))
         losses = [(each.loss, each.tiles, each.confusion.tolist()) for each in results]
         assert step.chunks == chunks
         found.append((losses, gradients(network), list(network.buffers()), torch.rand(9)))

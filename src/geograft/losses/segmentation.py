@@ -6,6 +6,7 @@ the reference region of each class overlap.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -250,7 +251,7 @@ def _pixel_loss(
 def _softmax_ce(
     logits: Float32[Tensor, "n o h w"], targets: Targets, config: LossConfig
 ) -> tuple[Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"] | None]:
-    weights = logits.new_tensor(config.class_weights) if config.class_weights else None
+    weights = _weights_on(logits.device, config.class_weights) if config.class_weights else None
     target = targets.fraction if targets.index is None else targets.index
     values = functional.cross_entropy(logits, target, weights, reduction="none", label_smoothing=config.label_smoothing)
     if weights is None:
@@ -265,13 +266,19 @@ def _sigmoid_ce(
     target = fraction * (1 - smoothing) + smoothing / 2 if smoothing else fraction
     if not config.class_weights:
         return functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), None
-    weights = logits.new_tensor(config.class_weights)
+    weights = _weights_on(logits.device, config.class_weights)
     # A single output has weights for both classes; overlapping outputs have one for their positive pixels.
     negative, positive = (weights[:1], weights[1:]) if logits.shape[1] == 1 else (torch.ones_like(weights), weights)
     negative, positive = negative[:, None, None], positive[:, None, None]
     ratio = positive / negative
     values = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=ratio, reduction="none")
     return values * negative, negative + (positive - negative) * fraction
+
+
+@lru_cache(maxsize=8)
+def _weights_on(device: torch.device, weights: tuple[float, ...]) -> Float32[Tensor, " o"]:
+    """Return class weights on a device. Copied once: a copy from unpinned memory waits for the device."""
+    return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def _distance(logits: Float32[Tensor, "n o h w"], targets: Targets) -> Float32[Tensor, "n v h w"]:

@@ -41,7 +41,9 @@ class Targets:
         if label.dtype == torch.uint8:
             labelled = label != IGNORE
             index = label.masked_fill(~labelled, 0).long()
-            fraction = index[:, None] if outputs == 1 else functional.one_hot(index, outputs).movedim(-1, 1)
+            # Classes last in memory, as functional.one_hot has them, which waits for some devices.
+            classes = torch.arange(outputs, device=label.device)
+            fraction = index[:, None] if outputs == 1 else (index[..., None] == classes).movedim(-1, 1)
             valid = labelled[:, None] if exclusive else labelled[:, None].expand(fraction.shape)
             return cls(fraction.float() * valid, valid, exclusive, index)
         finite = label.isfinite()

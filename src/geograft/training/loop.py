@@ -16,7 +16,7 @@ import torch
 from geograft.card import STATE
 from geograft.config import TrainConfig
 from geograft.errors import DivergedError, InputError
-from geograft.interrupts import Interrupted
+from geograft.interrupts import Interrupted, received_signal
 from geograft.losses.segmentation import build_loss_config
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.networks.device import deterministic_algorithms, memory_format_for
@@ -51,6 +51,8 @@ from geograft.training.step import (
     NonFiniteLossError,
     Step,
     TensorPair,
+    UnreadResult,
+    can_defer_checks,
     chunks_that_fit,
     group_batches,
     nonfinite_message,
@@ -62,6 +64,8 @@ from geograft.training.tracking import tracked_metrics, trackers
 
 TIMED_STEPS = 4
 """Steps after the first one from which the time of a training is estimated."""
+READ_STEPS = 16
+"""Batches whose results stay on a GPU until they are read together, so that the GPU is not waited for in between."""
 ANNOUNCED_S = 60.0
 """Minimum expected time in seconds that is announced."""
 
@@ -148,12 +152,17 @@ class _Run:
         self._loss_config = build_loss_config(config, data.legend, data.class_fractions, data.labelled_fractions)
         chunks = self._chunks_that_fit() if group.world_size > 1 else 1
         group.convert_batchnorm(network)
-        self._optimizer = build_optimizer(network, config, fused=self._fabric.device.type == "cuda")
+        defers = can_defer_checks(self._fabric)
+        self._optimizer = build_optimizer(network, config, fused=defers or self._fabric.device.type == "cuda")
         # Torch compiles at the first step. Fabric unwraps a compiled module and compiles its own wrapper instead.
         model: Any = torch.compile(network) if config.compile else network
         self._model, self._stepper = self._fabric.setup(model, self._optimizer)
         group.sync_parameters(network)
-        self._step = Step(group, self._model, self._loss_config, self._scheme.classes)
+        self._step = Step(group, self._model, self._loss_config, self._scheme.classes, defers)
+        if defers:
+            # As torch.amp.GradScaler does: the fused optimizers skip a step where it is 1, without waiting for it.
+            self._optimizer.found_inf = self._step.found_inf  # type: ignore[attr-defined]
+        self._unread: list[UnreadResult] = []
         self._ema = ModelEMA(network, config.ema) if config.ema else None
         self._start = StartAverage(deepcopy(network), network.start_fraction) if network.start_fraction else None
         self._schedule = Schedule(config, -(-len(self._loader.batch_indices(0)) // config.accumulate))
@@ -214,13 +223,13 @@ class _Run:
         seconds, groups = [], group_batches(self._loader.train(0), self._config.accumulate)
         began = time.monotonic()
         for group in islice(groups, 1 + TIMED_STEPS):
-            self._optimizer_step(group)
+            self._step.read(self._optimizer_step(group))
             # The next batches are read in the time of their own step.
             seconds.append(time.monotonic() - began)
             began = time.monotonic()
         model = (self._model if self._ema is None else self._ema.network).eval()
         with torch.no_grad(), self._fabric.autocast():
-            self._step.evaluate(next(self._loader.val(), None), model)
+            self._step.read([self._step.evaluate(next(self._loader.val(), None), model)])
         val_seconds = (time.monotonic() - began) * self._loader.val_steps
         # The first step also allocates memory.
         return median(seconds[1:] or seconds) * self._schedule.epoch_steps + val_seconds
@@ -240,19 +249,29 @@ class _Run:
         batches = self._loader.train(self.progress.epoch, self.progress.step)
         for group in group_batches(batches, self._config.accumulate):
             self._end_step(self._optimizer_step(group), bar)
+        self._read_steps(bar)
 
     def validate(self, bar: ProgressBar) -> EpochTotals:
         """Return loss and confusion over the validation tiles."""
-        totals = self._new_totals()
+        totals, unread = self._new_totals(), list[UnreadResult]()
         model = self._model if self._ema is None and self._start is None else self._evaluated_network()
         model.eval()
         with torch.no_grad(), self._fabric.autocast():
             for _, batch in zip_longest(range(self._loader.val_steps), self._loader.val()):
-                result = self._step.evaluate(batch, model)
-                totals.add(result.loss, result.confusion)
-                bar.advance(result.tiles)
-                self._stop_if_interrupted([result])
+                unread.append(self._step.evaluate(batch, model))
+                if self._should_read(unread):
+                    self._add_validation(unread, totals, bar)
+            if unread:
+                self._add_validation(unread, totals, bar)
         return totals
+
+    def _add_validation(self, unread: list[UnreadResult], totals: EpochTotals, bar: ProgressBar) -> None:
+        results = self._step.read(unread)
+        unread.clear()
+        for each in results:
+            totals.add(each.loss, each.confusion)
+        bar.advance(sum(each.tiles for each in results))
+        self._stop_if_interrupted(results)
 
     def end_epoch(self, val: EpochTotals) -> None:
         """Save the epoch. An epoch that was not saved completely is repeated, with the same result."""
@@ -329,15 +348,16 @@ class _Run:
             torch.manual_seed(_seed(self._config.seed, self.progress.epoch))
         self._ticked = time.monotonic()
 
-    def _optimizer_step(self, batches: list[TensorPair]) -> list[BatchResult]:
-        """Run one optimizer step, add its loss and confusion, and return the result of each batch."""
+    def _optimizer_step(self, batches: list[TensorPair]) -> list[UnreadResult]:
+        """Run one optimizer step, and return the result of each batch."""
         self._seed_step()
         step = self.progress.step // self._config.accumulate
         set_learning_rates(self._optimizer, self._schedule, self.progress.epoch * self._schedule.epoch_steps + step)
         try:
             results = self._step.compute_gradients(batches)
         except NonFiniteLossError as error:
-            raise DivergedError(self._divergence_message(error, batches[error.batch])) from error
+            number = self.progress.step + error.batch
+            raise DivergedError(self._divergence_message(error.loss, number, batches[error.batch])) from error
         if self._config.clip_norm:
             # Fabric unscales the gradients of 16-mixed first; steps that overflow there are skipped, not an error.
             self._fabric.clip_gradients(
@@ -346,8 +366,6 @@ class _Run:
         self._stepper.step()
         if self._ema is not None:
             self._ema.update_parameters(self._network)
-        for each in results:
-            self.progress.totals.add(each.loss, each.confusion)
         self.progress.step += len(batches)
         return results
 
@@ -356,8 +374,8 @@ class _Run:
         if self._group.world_size > 1:
             torch.manual_seed(_seed(self._config.seed, self.progress.epoch, self.progress.step, self._group.rank))
 
-    def _divergence_message(self, error: NonFiniteLossError, batch: TrainingBatch) -> str:
-        number = self.progress.step + error.batch
+    def _divergence_message(self, loss: float, number: int, batch: TrainingBatch) -> str:
+        """Return the cause of a NaN or infinite loss in batch `number` of the epoch."""
         tiles = shard(self._loader.batch_indices(self.progress.epoch)[number], self._group.rank, self._group.world_size)
         where = f"step {number + 1} of epoch {self.progress.epoch + 1}"
         with self._fabric.autocast():
@@ -366,14 +384,38 @@ class _Run:
                 for index in nonfinite_tiles(self._network, batch, self._loss_config)
             ]
         names, count = self._group.all_gather_lines(names), len(self._group.all_gather_lines([""] * len(tiles)))
-        return f"The loss became {error.loss} in {where}. {nonfinite_message(self._network, names, count)}"
+        return f"The loss became {loss} in {where}. {nonfinite_message(self._network, names, count)}"
 
-    def _end_step(self, results: list[BatchResult], bar: ProgressBar) -> None:
-        """Add the time of the step, update the progress bar, and save the state every `save_minutes`.
+    def _end_step(self, results: list[UnreadResult], bar: ProgressBar) -> None:
+        """Take the results of a step, and read them when it is time."""
+        self._unread += results
+        if self._should_read(self._unread):
+            self._read_steps(bar)
+
+    def _should_read(self, unread: list[UnreadResult]) -> bool:
+        """Return whether results are to be read now: the same in all processes."""
+        every = 1 if self._step.found_inf is None else READ_STEPS
+        return len(unread) >= every or (self._group.world_size == 1 and bool(received_signal()))
+
+    def _read_steps(self, bar: ProgressBar) -> None:
+        """Add results and time of the steps since the last call, update the progress bar, and save if it is time.
 
         Raises:
+            DivergedError: for a NaN or infinite loss in one of them; the weights are those before it.
             Interrupted: after an interrupt, with the state saved.
         """
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        try:
+            results = self._step.read(unread)
+        except NonFiniteLossError as error:
+            number = self.progress.step - len(unread) + error.batch
+            # The weights have not changed since, and a batch is the same whenever it is read.
+            batch = next(self._loader.train(self.progress.epoch, number))
+            raise DivergedError(self._divergence_message(error.loss, number, batch)) from error
+        for each in results:
+            self.progress.totals.add(each.loss, each.confusion)
         now = time.monotonic()
         self.progress.seconds += now - self._ticked
         self._durations.append((now - self._ticked) / len(results))

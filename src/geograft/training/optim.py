@@ -4,19 +4,17 @@ import math
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias, cast
+from itertools import chain
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from geograft.config import TrainConfig
 from geograft.networks.network import Network
-
-Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
 def build_optimizer(network: Network, config: TrainConfig, fused: bool = False) -> Optimizer:
     """Return Adam or AdamW over `parameter_groups`, with torch's defaults but for learning rates and weight decay.
 
-    `fused` updates all parameters in one kernel, which rounds otherwise: for GPUs, where many small kernels cost time.
+    `fused` updates all parameters in one kernel, which rounds otherwise: for GPUs, where many small kernels cost time,
+    and it leaves them as they are if its attribute `found_inf`, a tensor, is 1.
     """
     groups = parameter_groups(network, config)
     return AdamW(groups, fused=fused or None) if config.optimizer == "adamw" else Adam(groups, fused=fused or None)
@@ -145,7 +144,8 @@ class ModelEMA(AveragedModel):
     """
 
     def __init__(self, network: Network, decay: float) -> None:
-        super().__init__(network, multi_avg_fn=partial(_update_averages, decay), use_buffers=True)
+        super().__init__(network, use_buffers=True)
+        self._decay = decay
         self.requires_grad_(requires_grad=False).eval()
         # The initial weights count as the first average; from 0, torch would replace them by those of the first step.
         self.n_averaged.fill_(1)
@@ -154,6 +154,32 @@ class ModelEMA(AveragedModel):
     def network(self) -> Network:
         """The network that holds the average."""
         return cast("Network", self.module)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the values of `model`, the network, to the average.
+
+        Torch's own method copies the number of updates to the device at each of them, and so waits for it.
+        """
+        step = int(self.n_averaged) - 1
+        weight = 1 - min(self._decay, (1 + step) / (EMA_WARMUP + step))
+        for averages, values in _group_by_dtype(self.module, model):
+            if averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, values, weight)
+            else:
+                torch._foreach_copy_(averages, values)
+        self.n_averaged += 1
+
+
+def _group_by_dtype(module: nn.Module, other: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return the parameters and buffers of two equal modules, those of one dtype together."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    tensors = (chain(each.parameters(), each.buffers()) for each in (module, other))
+    for one, another in zip(*tensors, strict=True):
+        own, theirs = groups.setdefault(one.dtype, ([], []))
+        own.append(one.detach())
+        theirs.append(another.detach())
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -179,19 +205,3 @@ class StartAverage:
                 if value.is_floating_point():
                     value.lerp_(before[name].to(value), self.fraction)
         return averaged
-
-
-@torch.no_grad()
-def _update_averages(
-    decay: float,
-    averages: Tensors,
-    values: Tensors,
-    n_averaged: Tensor | int,
-) -> None:
-    """Update averages of one dtype in place, as torch's get_ema_multi_avg_fn but with warm-up of the decay."""
-    if not averages[0].is_floating_point():
-        for average, value in zip(averages, values, strict=True):
-            average.copy_(value)
-        return
-    step = int(n_averaged) - 1
-    torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (EMA_WARMUP + step)))

@@ -6,12 +6,12 @@ Also finds the tiles that cause a NaN or infinite loss.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
+from lightning_fabric import Fabric
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ def confusion(logits: Float[Tensor, "n o h w"], label: LabelTensor, k: int) -> I
     pair = label.long() * k + classes_from_logits(logits)
     # An extra bin takes the ignored pixels, which is ten times as fast as indexing by a mask.
     bins = pair.masked_fill(label == IGNORE, k * k)
-    return torch.bincount(bins.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)
+    return count_values(bins.flatten(), k * k + 1)[: k * k].reshape(k, k)
 
 
 def overlapping_confusion(
@@ -62,7 +62,19 @@ def overlapping_confusion(
     k = logits.shape[1]
     place = torch.arange(k, device=logits.device).reshape(k, 1, 1) * 4 + (fractions >= 0.5).long() * 2 + (logits >= 0)
     bins = place.masked_fill(~fractions.isfinite(), 4 * k)
-    return torch.bincount(bins.flatten(), minlength=4 * k + 1)[: 4 * k].reshape(k, 2, 2)
+    return count_values(bins.flatten(), 4 * k + 1)[: 4 * k].reshape(k, 2, 2)
+
+
+def count_values(values: Int64[Tensor, " n"], size: int) -> Int64[Tensor, " {size}"]:
+    """Return how often each number from 0 to `size` - 1 occurs."""
+    return count_by_sorting(values, size) if values.is_cuda else torch.bincount(values, minlength=size)
+
+
+def count_by_sorting(values: Int64[Tensor, " n"], size: int) -> Int64[Tensor, " {size}"]:
+    """Return what `count_values` returns, without waiting for a GPU, as bincount does to learn the largest value."""
+    ordered = values.to(torch.int32).sort().values
+    edges = torch.arange(size + 1, dtype=torch.int32, device=values.device)
+    return torch.searchsorted(ordered, edges).diff()
 
 
 MAX_NAMED = 3
@@ -131,6 +143,16 @@ class BatchResult(NamedTuple):
     """Whether a process of the group was interrupted; the same in all of them."""
 
 
+class UnreadResult(NamedTuple):
+    """A `BatchResult` in the device's memory. Reading it waits for the device."""
+
+    loss: Float[Tensor, ""]
+    objective: Float32[Tensor, ""]
+    """The loss with auxiliary outputs, whose gradients are computed; that of the first non-finite chunk, if any."""
+    counts: Int64[Tensor, " c"]
+    """The confusion, flattened; tiles; interrupted processes."""
+
+
 class NonFiniteLossError(Exception):
     """The loss of a batch is NaN or infinite; the weights have not been updated."""
 
@@ -138,7 +160,7 @@ class NonFiniteLossError(Exception):
         super().__init__(loss, batch)
         self.loss = loss
         self.batch = batch
-        """Index among the batches of the step."""
+        """Index among the batches of the step, or of those that are read together."""
 
 
 class Step:
@@ -146,15 +168,21 @@ class Step:
 
     Attributes:
         chunks: number of chunks that each batch is split into; doubled when memory runs out.
+        found_inf: 1 from the first batch on whose loss is not finite, else 0; None if losses are checked before
+            gradients are computed, which waits for the device. A fused optimizer with it then changes nothing.
     """
 
-    def __init__(self, group: ProcessGroup, model: Any, loss_config: LossConfig, k: int) -> None:
+    def __init__(self, group: ProcessGroup, model: Any, loss_config: LossConfig, k: int, defers: bool = False) -> None:
         self._group, self._model, self._loss_config = group, model, loss_config
         self._scheme = ConfusionScheme(k, loss_config.overlapping)
         self.chunks = 1
+        self.found_inf = torch.zeros((), device=group.fabric.device) if defers else None
+        # Apple's GPUs have no float64.
+        self._float = torch.float32 if group.fabric.device.type == "mps" else torch.float64
         self._empty = (torch.empty(0), torch.empty(0))
+        self._before: _StateBeforeStep | None = None
 
-    def compute_gradients(self, batches: Sequence[TensorPair]) -> list[BatchResult]:
+    def compute_gradients(self, batches: Sequence[TensorPair]) -> list[UnreadResult]:
         """Set the parameters' gradients to those of the batches' mean loss, and return the result of each batch.
 
         The loss of a batch in chunks is the mean of the chunks' losses, weighted by labelled pixels. For cross-entropy
@@ -162,17 +190,21 @@ class Step:
         chunks gives, to the bit, what these chunks had given at once.
 
         Raises:
-            NonFiniteLossError: for a NaN or infinite loss.
+            NonFiniteLossError: for a NaN or infinite loss, unless checks are deferred.
             SettingError: if memory is too short for a single tile.
         """
         device = self._group.fabric.device
+        self._before = self._before or _StateBeforeStep(self._model, device)
         # About a thousandth of a step.
-        before = _StateBeforeStep.read(self._model, device)
+        self._before.read()
         while True:
             try:
                 self._model.zero_grad()
                 results = [self._batch_gradients(index, batch, len(batches)) for index, batch in enumerate(batches)]
                 self._group.all_reduce_gradients(self._model)
+                if self.found_inf is not None:
+                    finite = torch.stack([each.objective for each in results]).isfinite().all()
+                    self.found_inf.masked_fill_(~finite, 1)
                 return results
             except RuntimeError as error:
                 if is_from_compiler(error):
@@ -182,7 +214,25 @@ class Step:
                 self._split_further(max(len(images) for images, _ in batches), error)
             # Outside the except block, where the exception no longer holds tensors alive.
             _empty_cache(device)
-            before.restore()
+            self._before.restore()
+
+    def read(self, unread: Sequence[UnreadResult]) -> list[BatchResult]:
+        """Return results from the device's memory, in two copies.
+
+        Raises:
+            NonFiniteLossError: for the first NaN or infinite loss, if checks are deferred.
+        """
+        numbers = [torch.stack([each.loss, each.objective.to(each.loss.dtype)]) for each in unread]
+        losses, objectives = torch.stack(numbers).T.tolist()
+        counts = torch.stack([each.counts for each in unread]).numpy(force=True)
+        for batch, objective in enumerate(objectives if self.found_inf is not None else ()):
+            if not math.isfinite(objective):
+                raise NonFiniteLossError(objective, batch)
+        shape = self._scheme.zeros().shape
+        return [
+            BatchResult(loss, row[:-2].reshape(shape), int(row[-2]), interrupted=bool(row[-1]))
+            for loss, row in zip(losses, counts, strict=True)
+        ]
 
     def notes(self) -> tuple[str, ...]:
         """Return messages about memory, one line each."""
@@ -201,29 +251,31 @@ class Step:
             raise ValueError(f"chunks is {chunks!r}, not a number from 1")
         self.chunks = chunks
 
-    def evaluate(self, batch: TrainingBatch | None, model: Any) -> BatchResult:
+    def evaluate(self, batch: TrainingBatch | None, model: Any) -> UnreadResult:
         """Return the result of a batch without gradients; None stands for a batch of which this process has no tile."""
         logits, label = self._empty if batch is None else (model(batch[0]), batch[1])
         # For a later batch of None: the process still takes part in the collectives, with empty tensors.
         self._empty = logits[:0], label[:0]
-        return self._batch_result(self._losses(logits, label)[1], main_logits(logits), label)
+        loss = self._losses(logits, label)[1]
+        # A validation loss may be NaN.
+        return UnreadResult(loss.to(self._float), torch.zeros_like(loss), self._counts(main_logits(logits), label))
 
-    def _batch_gradients(self, index: int, batch: TrainingBatch, batches: int) -> BatchResult:
+    def _batch_gradients(self, index: int, batch: TrainingBatch, batches: int) -> UnreadResult:
         chunks = split_batch(batch, self._chunk_count(batch))
-        result = BatchResult(0.0, self._scheme.zeros(), 0)
+        result: UnreadResult | None = None
         for number, ((images, label), weight) in enumerate(zip(chunks, self._chunk_weights(chunks), strict=True)):
             is_last = index == batches - 1 and number == len(chunks) - 1
             with self._group.skip_gradient_sync(self._model, enabled=not is_last):
                 with self._group.sync_batchnorm():
                     logits = self._model(images)
                 loss, main_loss = self._losses(logits, label)
-                if not math.isfinite(loss.item()):
+                if self.found_inf is None and not math.isfinite(loss.item()):
                     raise NonFiniteLossError(loss.item(), index)
-                self._group.fabric.backward(loss * (weight * self._group.loss_factor / batches))
-            chunk = self._batch_result(main_loss, main_logits(logits), label)
-            matrix, tiles = result.confusion + chunk.confusion, result.tiles + chunk.tiles
-            interrupted = result.interrupted or chunk.interrupted
-            result = BatchResult(result.loss + weight * chunk.loss, matrix, tiles, interrupted)
+                self._group.fabric.backward(loss * (weight * self._group.loss_factor / batches).to(loss.dtype))
+            counts = self._counts(main_logits(logits), label)
+            chunk = UnreadResult(weight * main_loss.detach().to(self._float), loss.detach(), counts)
+            result = chunk if result is None else _add_chunk(result, chunk)
+        assert result is not None
         return result
 
     def _chunk_count(self, batch: TensorPair) -> int:
@@ -232,13 +284,12 @@ class Step:
             return 1
         return -self._group.all_max(-min(self.chunks, len(batch[0])))
 
-    def _chunk_weights(self, chunks: Sequence[TensorPair]) -> list[float]:
+    def _chunk_weights(self, chunks: Sequence[TensorPair]) -> Float[Tensor, " c"]:
         """Return the fraction of the batch's labelled pixels in each chunk, over all processes."""
         if self.chunks == 1:
-            return [1.0]
-        own = torch.tensor([count_labelled(label) for _, label in chunks], device=self._group.fabric.device)
-        counts = self._group.all_reduce(own).tolist()
-        return [count / max(1, sum(counts)) for count in counts]
+            return torch.ones(1, dtype=self._float, device=self._group.fabric.device)
+        counts = self._group.all_reduce(torch.stack([count_labelled(label) for _, label in chunks]))
+        return counts.to(self._float) / counts.sum().clamp(min=1)
 
     def _losses(self, logits: Logits | MultiScaleLogits, label: LabelTensor) -> tuple[Tensor, Tensor]:
         """Return `segmentation_losses` over the tiles of all processes, from sums or, if necessary, from all logits."""
@@ -251,15 +302,16 @@ class Step:
             logits = gather(logits)
         return segmentation_losses(logits, gather(label), self._loss_config)
 
-    def _batch_result(self, loss: Tensor, logits: Logits, label: LabelTensor) -> BatchResult:
+    def _counts(self, logits: Logits, label: LabelTensor) -> Int64[Tensor, " c"]:
+        """Return the counts of an `UnreadResult` over all processes."""
         detached, overlapping = logits.detach(), self._scheme.overlapping
         counts = (
             overlapping_confusion(detached, label) if overlapping else confusion(detached, label, self._scheme.classes)
         )
         # Interrupts are summed with the counts, so that all processes stop after the same step.
-        others = counts.new_tensor([len(label), received_signal()])
-        sums = self._group.all_reduce(torch.cat([counts.flatten(), others])).numpy(force=True)
-        return BatchResult(loss.item(), sums[:-2].reshape(counts.shape), int(sums[-2]), interrupted=bool(sums[-1]))
+        # Filled on the device: a copy of numbers to it waits for it.
+        others = [counts.new_full((1,), number) for number in (len(label), received_signal())]
+        return self._group.all_reduce(torch.cat([counts.flatten(), *others]))
 
     def _split_further(self, tiles: int, error: RuntimeError) -> None:
         if self._group.world_size > 1:
@@ -282,7 +334,7 @@ def chunks_that_fit(group: ProcessGroup, network: nn.Module, batch: TensorPair, 
     Raises:
         SettingError: in all processes, if one has too little memory for a single tile.
     """
-    before, chunks = _StateBeforeStep.read(network, group.fabric.device), 1
+    before, chunks = _StateBeforeStep(network, group.fabric.device), 1
     while chunks <= len(batch[0]) and not _fits(group, network, split_batch(batch, chunks)[0], loss_config):
         _empty_cache(group.fabric.device)
         before.restore()
@@ -315,31 +367,41 @@ def _single_tile_error() -> SettingError:
     )
 
 
-@dataclass(frozen=True)
+def _add_chunk(first: UnreadResult, second: UnreadResult) -> UnreadResult:
+    objective = torch.where(first.objective.isfinite(), second.objective, first.objective)
+    return UnreadResult(first.loss + second.loss, objective, first.counts + second.counts)
+
+
 class _StateBeforeStep:
     """What a forward pass changes besides gradients: buffers, such as batch-norm statistics, and random numbers."""
 
-    buffers: list[Tensor]
-    values: list[Tensor]
-    """Copies of the buffers."""
-    random: dict[str, Tensor]
+    def __init__(self, model: Any, device: torch.device) -> None:
+        """Read the state of `model` now."""
+        buffers: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            buffers.setdefault(buffer.dtype, []).append(buffer)
+        # By dtype, so that a GPU copies all of them at once.
+        self._copies = [(group, [buffer.clone() for buffer in group]) for group in buffers.values()]
+        self._device = device
+        self._read_random_state()
 
-    @classmethod
-    def read(cls, model: Any, device: torch.device) -> "_StateBeforeStep":
-        """Return the state of `model` now."""
-        buffers = list(model.buffers())
-        random = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(device)
-        return cls(buffers, [buffer.clone() for buffer in buffers], random)
+    def read(self) -> None:
+        """Read the state now."""
+        for buffers, values in self._copies:
+            torch._foreach_copy_(values, buffers)
+        self._read_random_state()
+
+    def _read_random_state(self) -> None:
+        self._random = torch.get_rng_state()
+        self._cuda_random = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
 
     def restore(self) -> None:
-        """Set the state of the model to this one."""
-        for buffer, value in zip(self.buffers, self.values, strict=True):
-            buffer.copy_(value)
-        torch.set_rng_state(self.random["cpu"])
-        if "cuda" in self.random:
-            torch.cuda.set_rng_state(self.random["cuda"])
+        """Set the state of the model to the one that was read."""
+        for buffers, values in self._copies:
+            torch._foreach_copy_(buffers, values)
+        torch.set_rng_state(self._random)
+        if self._cuda_random is not None:
+            torch.cuda.set_rng_state(self._cuda_random)
 
 
 def group_batches(batches: Iterable[TensorPair], size: int) -> Iterator[list[TensorPair]]:
@@ -356,16 +418,24 @@ def split_batch(batch: TrainingBatch, chunks: int) -> list[TensorPair]:
     return list(zip(images.tensor_split(count), label.tensor_split(count), strict=True))
 
 
-def count_labelled(label: LabelTensor) -> int:
+def count_labelled(label: LabelTensor) -> Int64[Tensor, ""]:
     """Return the number of labelled pixels; of fractional labels, the number of finite values."""
     known = label != IGNORE if label.dtype == torch.uint8 else label.isfinite()
-    return int(known.sum())
+    return known.sum()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether a device is out of memory. On a CPU only the message says so."""
     words = ("out of memory", "not enough memory", "DefaultCPUAllocator")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def can_defer_checks(fabric: Fabric) -> bool:
+    """Return whether losses are checked after the step: on CUDA, whose fused optimizers can skip it without waiting.
+
+    Not with 16-mixed, where steps that overflow are skipped too, and are no error.
+    """
+    return fabric.device.type == "cuda" and fabric.strategy.precision.precision != "16-mixed"
 
 
 @contextmanager
