@@ -38,7 +38,7 @@ class Body(nn.Module):
 class TinyNetwork(Network):
     """A network with five stages of four channels."""
 
-    weights_from = "random"
+    weights_from, start_fraction = "random", 0.0
 
     def __init__(self, bands: int = 3, outputs: int = 1, frozen: int = 0, trained: bool = True, seed: int = 0) -> None:
         nn.Module.__init__(self)
