@@ -181,7 +181,7 @@ class Laboratory:
             data = replace(data, train=StandardisedTiles(data.train, self.statistics(tiles)), scaling=scaling)
         elif run.variant.change is not None:
             data = replace(data, train=ChangedTiles(data.train, run.variant.change))
-        fit(network, data, recipe.train, folder, resume=folder.exists())
+        fit(network, data, recipe.train, folder, resume=(folder / STATE).exists())
         (folder / STATE).unlink(missing_ok=True)
         return network, scaling
 
