@@ -19,9 +19,10 @@ from geograft.commands.suggest import Suggestions, suggest
 from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, PredictConfig, ReviewConfig, SuggestConfig
 from geograft.dataset.tileset import Split
 from geograft.errors import SettingError
-from geograft.files import StrPath, json_digest, to_paths
+from geograft.files import StrPath, json_digest
 from geograft.mapping.arrays import predict_array
 from geograft.mapping.models import RunModel
+from geograft.runs import to_runs
 from geograft.text import html_table
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def load(run: StrPath | Sequence[StrPath]) -> Run:
         InputError: if it is not a run, or the runs differ in classes, bands, dtype or indices.
         SettingError: without any run.
     """
-    paths = to_paths(run)
+    paths = to_runs(run)
     if not paths:
         raise SettingError("no run. Give the folder of one, or of several.")
     read_cards(paths)

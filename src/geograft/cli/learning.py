@@ -52,7 +52,7 @@ def show(run: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False)
     """Describe a run: classes, thresholds, bands, network, training data, scores, licence of the pretrained weights.
 
     Args:
-        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         json: Print JSON, with the whole model card.
     """
     from geograft.commands.show import JsonText, show
@@ -312,7 +312,7 @@ def evaluate(
     Tiles are predicted exactly as `geograft predict` maps their scenes.
 
     Args:
-        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         split: train, val or test.
         tiles: Another tile set with the same classes, instead of the run's own.
         ensemble: Further runs; the probabilities of all runs are averaged, as in a map.

@@ -8,14 +8,16 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
-from geograft.config import ExportConfig, PolygonConfig, PredictConfig, SuggestConfig
+from geograft.config import ExportConfig, PolygonConfig, PredictConfig, StacConfig, SuggestConfig
+from geograft.errors import SettingError
+from geograft.locations import Place
 
 
 @with_progress
-@settings(predict=PredictConfig)
+@settings(predict=PredictConfig, stac=StacConfig)
 def predict(
     run: Path,
-    rasters: Annotated[tuple[str, ...], Parameter(negative=())],
+    rasters: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     /,
     *,
     out: Path,
@@ -27,7 +29,7 @@ def predict(
     """Map rasters of any size with a run. Run the same command again to resume an interrupted prediction.
 
     Args:
-        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         rasters: Rasters with the bands of the run, .vrt included; GeoTIFFs also from https://, s3://, gs:// and az://.
         out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one map per raster.
         ensemble: Further runs; the probabilities of all runs are averaged.
@@ -39,9 +41,20 @@ def predict(
     from geograft.commands.predict import predict
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
-    print_result(predict((run, *ensemble), rasters, out, config, aoi, dry_run))
+    places = (*rasters, *_stac_rasters(config_from(StacConfig, StacConfig(), chosen)))
+    print_result(predict((run, *ensemble), places, out, config, aoi, dry_run))
     if not dry_run:
         sys.stdout.write(f"the whole command took {time.perf_counter() - started:.1f} s\n")
+
+
+def _stac_rasters(search: StacConfig) -> tuple[Place, ...]:
+    if search.stac_url:
+        from geograft.commands.stac import find_assets
+
+        return find_assets(search)
+    if search != StacConfig():
+        raise SettingError("--bbox, --datetime, --assets and the like choose from a STAC catalogue. Add --stac-url.")
+    return ()
 
 
 @with_progress
@@ -82,7 +95,7 @@ def suggest(
     """Choose the tiles to label next (active learning): the most uncertain and representative ones.
 
     Args:
-        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         rasters: Rasters with the bands that the run was trained on, or a tile set, for its images.
         out: GeoPackage to write, .gpkg.
         ensemble: Further runs, to measure their disagreement.
@@ -112,7 +125,7 @@ def export(
     """Write a run as a model file for another program, as one file for other people, or as a STAC item.
 
     Args:
-        run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
+        run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         out: File to write: .onnx for ONNX Runtime and Deepness, .xml for OpenVINO, .pt2 for torch, .graft for a bundle,
             .json for a STAC item.
         target: onnx, deepness (a plugin of QGIS), openvino, torch, bundle or stac.

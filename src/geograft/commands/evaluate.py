@@ -18,7 +18,7 @@ from geograft.dataset.places import known_scenes_in_place, place_names
 from geograft.dataset.tileset import Split, TileSet
 from geograft.dataset.units import units_of
 from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, optional_path, refuse_existing, to_paths, write_json
+from geograft.files import StrPath, optional_path, refuse_existing, write_json
 from geograft.locks import lock_output
 from geograft.mapping.models import RunModel
 from geograft.mapping.places import refuse_adapted_tiles, refuse_used_tiles
@@ -50,7 +50,7 @@ from geograft.metrics.calibration import (
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.metrics.intervals import DRAWS, LEVEL, few_units_warning
 from geograft.metrics.scores import HEADLINE_SCORES
-from geograft.runs import is_bundle, unchanged_bundle_error
+from geograft.runs import is_bundle, to_runs, unchanged_bundle_error
 from geograft.text import format_table, html_table
 
 CURVE_STEP = 10
@@ -394,7 +394,7 @@ def evaluate(
         OutputError: when `out` exists or cannot be written, and for a bundle without `out`.
     """
     tiles, out, against = optional_path(tiles), optional_path(out), optional_path(against)
-    runs = to_paths(run)
+    runs = to_runs(run)
     other = "" if tiles is None else f"{tiles.resolve().name}-"
     if out is None and is_bundle(runs[0]):
         raise unchanged_bundle_error(runs[0], "scores", "--out SCORES.json")

@@ -40,6 +40,7 @@ from geograft.mapping.held_out import evenly_spaced
 from geograft.mapping.places import read_cards_at
 from geograft.networks.device import short_message
 from geograft.networks.network import padded_size
+from geograft.runs import to_runs
 from geograft.text import join_names
 from geograft.training.loader import image_mask
 
@@ -94,7 +95,7 @@ def export(
         raise SettingError(
             f"--place {config.place} has no effect with --for {target}: a bundle has all places. Omit it."
         )
-    run, out = Path(run), Path(out)
+    run, out = to_runs(run)[0], Path(out)
     refuse_existing(out)
     return TARGETS[target](run, out, config, optional_path(tiles))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from geograft.config import PredictConfig
 from geograft.errors import SettingError
-from geograft.files import StrPath, optional_path, to_paths
+from geograft.files import StrPath, optional_path
 from geograft.geo.grid import block_windows
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.tags import map_legend
@@ -31,6 +31,7 @@ from geograft.mapping.plan import (
     time_batch,
 )
 from geograft.mapping.sums import Model
+from geograft.runs import to_runs
 from geograft.text import html_table
 
 PLOT_PX = 900
@@ -262,7 +263,7 @@ def predict(
     """
     rasters, out, aoi = to_places(rasters), Path(out), optional_path(aoi)
     settings = config or PredictConfig()
-    runs = to_paths(run)
+    runs = to_runs(run)
     card = map_card(runs, settings)
     tasks = [MapTask(source, runs, card, settings) for source in map_sources(card, rasters, out, settings, aoi)]
     if settings.applicability:

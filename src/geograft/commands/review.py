@@ -17,7 +17,7 @@ from geograft.dataset.joined import check_fit, open_run_tiles
 from geograft.dataset.tileset import Split
 from geograft.errors import InputError
 from geograft.figures.style import FN_COLOUR, FP_COLOUR, TP_COLOUR
-from geograft.files import StrPath, atomic_folder, optional_path, refuse_existing, to_paths
+from geograft.files import StrPath, atomic_folder, optional_path, refuse_existing
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, to_gis_coordinates
 from geograft.geo.rasters.raster import Image
@@ -36,6 +36,7 @@ from geograft.mapping.suspects import confidence_thresholds, find_suspects, self
 from geograft.metrics.errors import CORRECT, FALSE_POSITIVE, error_names, error_raster, tile_counts, worst_tiles
 from geograft.metrics.errors import FALSE_NEGATIVE as MISSED_VALUE
 from geograft.metrics.scores import confusion_matrix
+from geograft.runs import to_runs
 
 
 @dataclass(frozen=True)
@@ -368,7 +369,7 @@ def review(
         InputError: when runs or tiles cannot be used or do not fit each other, or when there is no held-out tile.
         OutputError: when `out` exists or cannot be written.
     """
-    out, tiles, several = Path(out), optional_path(tiles), to_paths(runs)
+    out, tiles, several = Path(out), optional_path(tiles), to_runs(runs)
     refuse_existing(out)
     held_out = [split for run in several for split in _held_out_tiles(run, tiles, several, config)]
     if not held_out:

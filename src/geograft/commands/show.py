@@ -20,7 +20,7 @@ from geograft.dataset.joined import open_run_tiles
 from geograft.dataset.tileset import SPLITS, TileSet
 from geograft.errors import InputError
 from geograft.files import StrPath
-from geograft.runs import is_bundle, local_run, run_file, run_files
+from geograft.runs import is_bundle, local_run, run_file, run_files, to_runs
 from geograft.text import format_table, join_names, pluralise
 
 RANDOM = "random"
@@ -185,7 +185,7 @@ def show(run: StrPath) -> Description:
     Raises:
         InputError: if the run cannot be read.
     """
-    run = Path(run)
+    run = to_runs(run)[0]
     card = read_card(run)
     scores = sorted((_read_scores(file) for file in run_files(run, "scores-*.json")), key=lambda s: s.name != "test")
     return Description(

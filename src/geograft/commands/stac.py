@@ -1,4 +1,6 @@
-"""A STAC item of a run, for `geograft export --for stac`: with the extension for machine-learning models (MLM) 1.5.2.
+"""STAC: items of runs, for `geograft export --for stac`, and items as input of `predict`, from searches and files.
+
+The item of a run has the extension for machine-learning models (MLM) 1.5.2:
 
 https://github.com/stac-extensions/mlm, and https://github.com/radiantearth/stac-spec 1.1.0.
 """
@@ -9,16 +11,23 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import shapely
 from pyproj import CRS
 
 from geograft.card import WEIGHTS, ModelCard
 from geograft.commands.show import RANDOM, Description, own_tile_set, show
+from geograft.config import StacConfig
 from geograft.dataset.tileset import INDEX, TileSet
+from geograft.errors import InputError, SettingError
 from geograft.files import write_json
 from geograft.geo.vectors.reader import read_outlines, reproject
+from geograft.locations import Location, Place, redact, to_place
 from geograft.runs import HUB, HUB_FILE, is_bundle
+from geograft.storage import open_storage, storage_of
+from geograft.text import join_names
+from geograft.web import ATTEMPTS, TIMEOUT_S, request_headers
 
 STAC_VERSION = "1.1.0"
 EXTENSIONS = (
@@ -205,3 +214,178 @@ def _model_name(name: str) -> str:
     """
     slug = _slug(name).strip("-_")
     return slug if re.fullmatch(r"[A-Za-z][\w-]+[A-Za-z0-9]", slug, re.ASCII) else f"run {slug or 'unnamed'}"
+
+
+ABSOLUTE = re.compile(r"\w+:")
+GEOTIFF = "image/tiff"
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+def find_assets(search: StacConfig) -> tuple[Place, ...]:
+    """Return the rasters of a STAC catalogue that `search` asks for, by time and id of their items.
+
+    Requests go to the catalogue's host and to those in `search.asset_hosts`, wherever else an item points.
+
+    Raises:
+        InputError: if the catalogue cannot be read or is not STAC; if no item is found, or more than `max_items`; if an
+            item lacks an asset; if an asset is on another host.
+        SettingError: if an API is to be searched and pystac-client is not installed.
+    """
+    source = to_place(search.stac_url)
+    if search.bbox and (len(search.bbox) != 4 or search.bbox[1] > search.bbox[3]):
+        raise SettingError(f"--bbox {' '.join(map(str, search.bbox))}: give west, south, east and north in degrees.")
+    items = sorted(_items(source, search), key=lambda item: (_interval(item)[0], str(item.get("id"))))
+    if not items:
+        raise InputError(f"{source} has no item of the given collections, box and time. Change the search.")
+    if len(items) > search.max_items:
+        raise InputError(
+            f"{source} has more than {search.max_items} such items. Narrow the search or raise --max-items."
+        )
+    return tuple(asset for item in items for asset in _item_assets(item, source, search))
+
+
+def _items(source: Place, search: StacConfig) -> list[dict[str, Any]]:
+    """Return the items of a catalogue, each with the key `base`, relative to which its links are."""
+    content = _read_json(source)
+    kind, links = content.get("type"), _links(content)
+    if kind == "Feature":
+        return [content | {"base": source}]
+    if kind == "FeatureCollection":
+        items = [item | {"base": source} for item in content.get("features", []) if isinstance(item, dict)]
+        if any(link.get("rel") == "next" for link in links):
+            raise InputError(f"{source} is one page of several. Give the address of the API or the collection.")
+    elif isinstance(source, Location) and any(link.get("rel") in ("search", "items") for link in links):
+        return _searched(source, content, search)
+    elif kind in ("Collection", "Catalog"):
+        places = [_resolve(str(link.get("href")), source) for link in links if link.get("rel") == "item"]
+        items = [_read_json(_checked_host(place, source, search)) | {"base": place} for place in places]
+    else:
+        raise InputError(f"{source} is neither a STAC API nor a STAC item or collection. Check the address.")
+    return [item for item in items if _is_wanted(item, search)]
+
+
+def _searched(source: Location, content: dict[str, Any], search: StacConfig) -> list[dict[str, Any]]:
+    """Return the items that an API finds."""
+    try:
+        from pystac_client import Client  # noqa: PLC0415  (an extra)
+        from pystac_client.exceptions import APIError  # noqa: PLC0415
+        from pystac_client.stac_api_io import StacApiIO  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingError(f"Searching {source} needs pystac-client: pip install 'geograft[cloud]'.") from error
+
+    def check(request: Any) -> Any:
+        asked = _checked_host(to_place(request.url), source, search)
+        if isinstance(asked, Location) and _host(asked) == _host(source):
+            request.headers.update(request_headers(source))
+        return request
+
+    is_collection = content.get("type") == "Collection"
+    roots = [str(link.get("href")) for link in _links(content) if link.get("rel") == "root"]
+    root = to_place(urljoin(source.url, roots[0])) if is_collection and roots else source
+    collections = [str(content.get("id"))] if is_collection else list(search.collections)
+    try:
+        reader = StacApiIO(request_modifier=check, timeout=TIMEOUT_S, max_retries=ATTEMPTS - 1)
+        found = Client.open(root.url if isinstance(root, Location) else source.url, stac_io=reader).search(
+            collections=collections or None,
+            bbox=list(search.bbox) or None,
+            datetime=search.datetime or None,
+            max_items=search.max_items + 1,
+        )
+        return [item | {"base": source} for item in found.items_as_dicts()]
+    except (APIError, ValueError, KeyError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+        reason = redact(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise InputError(f"{source} cannot be searched: {reason}. Check the address and the search.") from None
+
+
+def _item_assets(item: dict[str, Any], source: Place, search: StacConfig) -> list[Place]:
+    assets = item.get("assets")
+    if not isinstance(assets, dict) or not all(isinstance(one, dict) and one.get("href") for one in assets.values()):
+        raise InputError(f"{source}: the item {item.get('id')} has no assets with addresses. Check the catalogue.")
+    tiffs = [name for name, asset in assets.items() if _is_geotiff(asset)]
+    names = search.assets or (tiffs if len(tiffs) == 1 else ())
+    missing = [name for name in names if name not in assets]
+    if missing or not names:
+        what = f"no asset {missing[0]}" if missing else f"{len(tiffs)} GeoTIFFs"
+        raise InputError(
+            f"The item {item.get('id')} of {source} has {what}. Choose with --assets from {join_names(assets)}."
+        )
+    return [_checked_host(_resolve(str(assets[name]["href"]), item["base"]), source, search) for name in names]
+
+
+def _is_geotiff(asset: dict[str, Any]) -> bool:
+    suffix = Path(str(asset["href"]).partition("?")[0]).suffix.lower()
+    return str(asset.get("type", "")).startswith(GEOTIFF) or ("type" not in asset and suffix in TIFF_SUFFIXES)
+
+
+def _resolve(href: str, base: Place) -> Place:
+    """Return where a link leads from `base`.
+
+    Raises:
+        InputError: if it is on the web and leads to a local file.
+    """
+    if isinstance(base, Location):
+        there: Place = to_place(urljoin(base.url, href)) if base.is_web or ABSOLUTE.match(href) else base.parent / href
+        if isinstance(there, Path):
+            raise InputError(f"{base} links to {redact(href)}, which is not on the web. It is not read.")
+        return there
+    there = to_place(href)
+    return base.parent / there if isinstance(there, Path) else there
+
+
+def _checked_host(place: Place, source: Place, search: StacConfig) -> Place:
+    """Return `place`; raise InputError if it is on a host that the user has not named."""
+    if not isinstance(place, Location):
+        return place
+    own = [_host(source)] if isinstance(source, Location) else []
+    if _host(place) not in (*own, *(name.rstrip("/") for name in search.asset_hosts)):
+        raise InputError(f"{place} is on a host that was not named. Add --asset-hosts {_host(place)} if you trust it.")
+    return place
+
+
+def _host(location: Location) -> str:
+    return location.host if location.is_web else f"{location.scheme}://{location.host}"
+
+
+def _is_wanted(item: dict[str, Any], search: StacConfig) -> bool:
+    """Return whether an item of a static catalogue is in the box, the time and the collections of a search."""
+    if search.collections and item.get("collection") not in search.collections:
+        return False
+    box = [float(value) for value in item.get("bbox") or ()]
+    if search.bbox and len(box) in (4, 6):
+        west, south, east, north = box[0], box[1], box[len(box) // 2], box[len(box) // 2 + 1]
+        if west > search.bbox[2] or east < search.bbox[0] or south > search.bbox[3] or north < search.bbox[1]:
+            return False
+    begin, end = _interval(item)
+    first, _, last = search.datetime.partition("/")
+    last = last or ("" if "/" in search.datetime else first)
+    after = end >= first or first in ("", "..")
+    # A date stands for all of its day: compared with a time, it is a prefix.
+    before = last in ("", "..") or begin <= last or begin.startswith(last)
+    return after and before
+
+
+def _interval(item: dict[str, Any]) -> tuple[str, str]:
+    """Return the first and the last time of an item, as ISO 8601 in UTC, which sorts as text."""
+    properties = item.get("properties") or {}
+    one = properties.get("datetime")
+    return str(one or properties.get("start_datetime") or ""), str(one or properties.get("end_datetime") or "9999")
+
+
+def _links(content: dict[str, Any]) -> list[dict[str, Any]]:
+    links = content.get("links")
+    return [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
+
+
+def _read_json(place: Place) -> dict[str, Any]:
+    try:
+        storage, key = storage_of(place) if isinstance(place, Location) else (open_storage(place.parent), place.name)
+        content = json.loads(storage.get(key))
+    except FileNotFoundError as error:
+        raise InputError(f"{place} does not exist. Check the address.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{place} is not JSON: {error}. Give the address of a STAC API, item or collection."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{place} is not a STAC object. Give the address of a STAC API, item or collection.")
+    return content

@@ -17,7 +17,7 @@ from geograft.config import PredictConfig, SuggestConfig
 from geograft.dataset.joined import check_fit, open_run_tiles
 from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import StrPath, optional_path, refuse_existing, to_paths
+from geograft.files import StrPath, optional_path, refuse_existing
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.vectors.reader import Features, read_frame
@@ -39,7 +39,7 @@ from geograft.mapping.pool import (
 )
 from geograft.metrics.applicability import Applicability
 from geograft.metrics.selection import draw_balanced_sample, select_batch
-from geograft.runs import run_file
+from geograft.runs import run_file, to_runs
 from geograft.text import format_table, html_table, pluralise
 
 Origin = Literal["random", "suggested"]
@@ -254,7 +254,7 @@ def suggest(
         SettingError: when the device or backend is not available, or for disagreement of one run without TTA.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
-    runs, rasters = to_paths(run), to_places(rasters)
+    runs, rasters = to_runs(run), to_places(rasters)
     out, known, aoi = Path(out), optional_path(known), optional_path(aoi)
     refuse_existing(out)
     check_suffix(out)

@@ -9,6 +9,7 @@ from geograft.config.inference import (
     PredictConfig,
     ReviewConfig,
     SampleConfig,
+    StacConfig,
     SuggestConfig,
 )
 from geograft.config.recipes import (
@@ -41,6 +42,7 @@ __all__ = [
     "Recipe",
     "ReviewConfig",
     "SampleConfig",
+    "StacConfig",
     "SuggestConfig",
     "TrainConfig",
     "Variant",

@@ -62,6 +62,28 @@ class PredictConfig(InferenceConfig):
     an NVIDIA GPU it is captured as a CUDA graph, which takes a moment; --no-compile disables that too."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class StacConfig:
+    """Rasters from a STAC catalogue: which items, and which of their assets."""
+
+    stac_url: str = ""
+    """Also map rasters of a STAC catalogue: address of an API, or of an item, collection or item collection; or the
+    path of such a JSON file."""
+    collections: tuple[str, ...] = ()
+    """Collections of the API to search. Default: all."""
+    bbox: Annotated[tuple[float, ...], Field(max_length=4)] = ()
+    """Only items that intersect these degrees: west, south, east and north."""
+    datetime: str = ""
+    """Only items of this time, such as 2026-06-01/2026-08-31."""
+    assets: tuple[str, ...] = ()
+    """Names of the assets to map, each a raster. Default: the only GeoTIFF of an item."""
+    asset_hosts: tuple[str, ...] = ()
+    """Hosts and buckets from which assets are read, besides that of the catalogue, such as
+    sentinel-cogs.s3.us-west-2.amazonaws.com or s3://bucket."""
+    max_items: Positive = 100
+    """A search that finds more items is an error."""
+
+
 Area = Annotated[float, Field(ge=0)]
 OptionalArea = Annotated[float | None, Field(ge=0)]
 MAX_CLOSE_PX = 50
