@@ -58,9 +58,9 @@ def attributes(path: Path) -> set[str]:
     }
 
 
-def test_only_the_lock_imports_what_only_posix_has() -> None:
+def test_only_locks_and_limits_import_what_only_posix_has() -> None:
     found = {str(path.relative_to(SOURCE)) for path in MODULES if POSIX_MODULES & set(imports(path))}
-    assert found == {"locks.py"}
+    assert found == {"locks.py", "cores.py"}
     used = {str(path.relative_to(SOURCE)) for path in MODULES if POSIX_NAMES & attributes(path)}
     assert used == PLACES
 

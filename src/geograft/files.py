@@ -97,7 +97,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OutputError: on any OSError, and if `.NAME.part` is not a temporary folder of geograft, which then stays as it
             is.
     """
-    with translate_write_errors(path), _scratch_folder(path) as folder:
+    with translate_write_errors(path), scratch_folder(path) as folder:
         yield folder / path.name
         (folder / path.name).replace(path)
 
@@ -123,7 +123,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             folder of geograft; on any OSError.
     """
     refuse_existing(folder)
-    with translate_write_errors(folder), _scratch_folder(folder) as scratch:
+    with translate_write_errors(folder), scratch_folder(folder) as scratch:
         part = scratch / folder.name
         part.mkdir()
         yield part
@@ -145,7 +145,7 @@ def atomic_update(folder: Path) -> Iterator[Path]:
     complete_update(folder)
     missing = not folder.exists()
     try:
-        with translate_write_errors(folder), _scratch_folder(folder / UPDATE) as scratch:
+        with translate_write_errors(folder), scratch_folder(folder / UPDATE) as scratch:
             part = scratch / "files"
             part.mkdir()
             yield part
@@ -257,8 +257,12 @@ def json_digest(content: Any) -> str:
 
 
 @contextmanager
-def _scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder next to `path`, and remove it."""
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder next to `path`, and remove it; what a killed process left there is removed first.
+
+    Raises:
+        OutputError: if something else has its name, or `path` is a pipe or a link that leads nowhere.
+    """
     check_output(path)
     folder = scratch_path(path)
     _remove_scratch(folder)

@@ -70,9 +70,11 @@ def make_project(folder: Path, crs: str | None = UTM12) -> Subject:
 
 
 @contextmanager
-def client_of(subject: Subject, read_only: bool = False, headers: dict[str, str] | None = None) -> Iterator[TestClient]:
+def client_of(
+    subject: Subject, read_only: bool = False, headers: dict[str, str] | None = None, max_upload_bytes: int = 0
+) -> Iterator[TestClient]:
     """Yield a client that sends the token and the right host, in place of a browser."""
-    app = create_app(subject, Access(TOKEN, (HOST,), read_only))
+    app = create_app(subject, Access(TOKEN, (HOST,), read_only, max_upload_bytes))
     given = {"x-geograft-token": TOKEN} if headers is None else headers
     with TestClient(app, base_url=f"http://{HOST}", headers=given) as client:
         yield client

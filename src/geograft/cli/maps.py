@@ -216,6 +216,7 @@ def serve(
     port: int = 8753,
     open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
     read_only: Annotated[bool, Parameter(negative=())] = False,
+    uploads: int = 0,
 ) -> None:
     """Show a project, or a run with rasters, as a map in the browser. Listens on this machine only. Ctrl-C ends it.
 
@@ -225,7 +226,8 @@ def serve(
         port: Port of the server; 0 for any free one.
         open_browser: Open the address in the browser.
         read_only: Show only: nobody can draw or start a job.
+        uploads: Let the page import polygons and masks into the labels, files of up to this many MB; 0: off.
     """
     from geograft.commands.serve import serve
 
-    serve(path, rasters, port, open_browser, read_only)
+    serve(path, rasters, port, open_browser, read_only, uploads)

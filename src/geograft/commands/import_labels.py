@@ -192,7 +192,9 @@ def import_labels(
     suggested = as_array(shape for shape, values in rows if values[ORIGIN] == "suggested")
     unchecked = int(_touching(suggested, target.scoring).sum())
     added = Counter(values[CLASS] for _, values in rows)
-    return ImportedLabels(target.path, added, skipped, sum(each.repaired for each in found), len(suggested), unchecked)
+    return ImportedLabels(
+        target.path, dict(added), dict(skipped), sum(each.repaired for each in found), len(suggested), unchecked
+    )
 
 
 def choose_classes(settings: ProjectSettings, classes: str | Mapping[str, str]) -> ClassChoice:

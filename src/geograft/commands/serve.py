@@ -12,9 +12,11 @@ from platformdirs import user_cache_path
 
 from geograft.card import read_card
 from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, read_project
+from geograft.cores import can_limit_process
 from geograft.dataset.scenes import scene_names
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, to_paths
+from geograft.geo.formats import remote_name
 from geograft.geo.rasters.tags import sibling_path
 from geograft.geo.webmap import needs_reduction, write_reduced
 from geograft.interrupts import Interrupted
@@ -36,6 +38,7 @@ HOST = "127.0.0.1"
 PORT = 8753
 TOKEN_BYTES = 24
 MAX_CONNECTIONS = 200
+MAX_UPLOADS_MB = 2000
 CLOSE_S = 5
 """Time that open requests have to end when the server does."""
 REVIEW = Path("review", "errors")
@@ -51,24 +54,43 @@ def serve(
     port: int = PORT,
     open_browser: bool = False,
     read_only: bool = False,
+    uploads_mb: int = 0,
 ) -> None:
     """Show a project, or a run with `rasters` (images and class maps), in the browser, until it is interrupted.
 
     Prints the address, which contains a token that is new each time. Listens on this machine only. With `port` 0, any
-    free port. `open_browser` opens the address; `read_only` changes nothing for whoever has the address.
+    free port. `open_browser` opens the address; `read_only` changes nothing for whoever has the address. With
+    `uploads_mb`, polygons and masks of up to as many megabytes can be sent, to become labels of the project.
 
     Raises:
         InputError: when there is nothing to show, or a raster cannot be read.
-        SettingError: when the port is in use, or the extra `serve` is not installed.
+        SettingError: when the port is in use, the extra `serve` is not installed, or uploads are not possible.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise SettingError(f"geograft serve needs {', '.join(missing)}: pip install 'geograft[serve]'.")
     subject = served_subject(Path(path), to_paths(rasters))
+    check_uploads(subject, uploads_mb, read_only)
     layers_of(subject)  # what cannot be shown is told now
     subject = replace(subject, reduced=reduced_images(subject))
     with listening_socket(port) as listener:
-        _run(subject, listener, open_browser, read_only)
+        _run(subject, listener, open_browser, read_only, uploads_mb)
+
+
+def check_uploads(subject: Subject, uploads_mb: int, read_only: bool) -> None:
+    """Raise SettingError if uploads are asked for and not possible."""
+    if not 0 <= uploads_mb <= MAX_UPLOADS_MB:
+        raise SettingError(f"--uploads {uploads_mb}: a file may have 1 to {MAX_UPLOADS_MB:,} MB; 0 turns uploads off.")
+    if not uploads_mb:
+        return
+    if read_only:
+        raise SettingError("--uploads lets the page change labels, and --read-only forbids that. Give one of them.")
+    if not can_limit_process():
+        raise SettingError("--uploads needs limits of processes, which Windows lacks. Use `geograft project --import`.")
+    if subject.folder is None:
+        raise SettingError("--uploads adds labels to a project, and a run has none. Serve the project.")
+    if remote := next((path for _, path in subject.images if remote_name(path)), None):
+        raise SettingError(f"--uploads needs local images: imports reach no network. Download {remote}.")
 
 
 def reduced_images(subject: Subject) -> dict[str, Path]:
@@ -113,7 +135,7 @@ def listening_socket(port: int) -> socket.socket:
     return listener
 
 
-def _run(subject: Subject, listener: socket.socket, open_browser: bool, read_only: bool) -> None:
+def _run(subject: Subject, listener: socket.socket, open_browser: bool, read_only: bool, uploads_mb: int) -> None:
     import uvicorn  # noqa: PLC0415 (an extra)
 
     from geograft.server.app import create_app  # noqa: PLC0415 (needs the extra)
@@ -121,7 +143,7 @@ def _run(subject: Subject, listener: socket.socket, open_browser: bool, read_onl
 
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    access = Access(token, (f"{HOST}:{port}", f"localhost:{port}"), read_only)
+    access = Access(token, (f"{HOST}:{port}", f"localhost:{port}"), read_only, uploads_mb * 10**6)
     config = uvicorn.Config(
         create_app(subject, access),
         log_level="warning",

@@ -50,6 +50,7 @@ from geograft.server.service import (
     Zoom,
     stream_changes,
 )
+from geograft.server.uploads import Uploads, router
 
 THREADS = 4
 EMPTY = Response(status_code=204)
@@ -103,7 +104,8 @@ def get_project(service: Shared) -> dict[str, Any]:
         "bounds": [*bounds[:, :2].min(axis=0).tolist(), *bounds[:, 2:].max(axis=0).tolist()],
         "classes": [{"value": one.value, "name": one.name, "color": one.colour} for one in subject.classes],
         "layers": [layer.content for layer in layers],
-        "can": {"label": service.can_label, "train": service.can_train, "export": service.jobs is not None},
+        "can": {"label": service.can_label, "train": service.can_train, "export": service.jobs is not None}
+        | {"upload": service.can_label and service.access.max_upload_bytes > 0},
         "revision": service.revision,
     }
 
@@ -380,6 +382,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        if app.state.uploads:
+            app.state.uploads.close()
         await to_thread.run_sync(service.close)
 
 
@@ -390,6 +394,9 @@ def create_app(subject: Subject, access: Access, page: Path = PAGE) -> Guard:
         openapi_url="/api/openapi.json",
     )  # fmt: skip
     app.state.service = Service(subject, access)
+    size = access.max_upload_bytes
+    app.state.uploads = Uploads(subject, subject.folder, size) if subject.folder and size else None
+    app.include_router(router)
     app.include_router(api)
     for kind, handler in (
         (GeograftError, _geograft_error),

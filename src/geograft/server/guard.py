@@ -16,10 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API, TOKEN_HEADER = "/api", b"x-geograft-token"
+UPLOADS, UPLOADED = "/api/uploads/", "application/octet-stream"
+"""Beginning of the paths to which files are sent, and the type of their content."""
 SAFE_METHODS = ("GET", "HEAD")
 MAX_BODY_BYTES = 2**20
-MAX_QUERY_BYTES = 2000
-TOO_LARGE = f"A request may have at most {MAX_BODY_BYTES:,} bytes."
+MAX_QUERY_BYTES, MAX_DIGITS = 2000, 18
+TOO_LARGE = "A request may have at most {:,} bytes."
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -44,6 +46,8 @@ class Access:
     """Allowed values of the header Host, with port."""
     read_only: bool = False
     """Whether only GET is allowed."""
+    max_upload_bytes: int = 0
+    """Maximum size of a file that is sent; 0: none may be."""
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Return the status and the reason for which a request is refused; None if it is not."""
@@ -60,24 +64,39 @@ class Access:
         if scope["path"].lower().lstrip("/").startswith(API[1:]) and not self._has_token(headers):
             return 401, "The token is missing or wrong. Open the address that `geograft serve` printed."
         if scope["method"] not in SAFE_METHODS:
-            return self._refused_write(headers, origins)
+            return self._refused_write(headers, origins, scope["path"])
         return (414, "The query is too long.") if len(scope["query_string"]) > MAX_QUERY_BYTES else None
 
     def _has_token(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         given = [value for name, value in headers if name == TOKEN_HEADER]
         return len(given) == 1 and compare_digest(given[0], self.token.encode())
 
-    def _refused_write(self, headers: list[tuple[bytes, bytes]], origins: list[str]) -> tuple[int, str] | None:
+    def _refused_write(
+        self, headers: list[tuple[bytes, bytes]], origins: list[str], path: str
+    ) -> tuple[int, str] | None:
         if len(origins) != 1:
             return 403, "Requests that change something need the header Origin of this server."
         if self.read_only:
             return 403, "This server is read-only."
+        return self._refused_body(headers, path)
+
+    def max_body_bytes(self, path: str) -> int:
+        """Return the maximum size of the body of a request."""
+        return self.max_upload_bytes if path.startswith(UPLOADS) else MAX_BODY_BYTES
+
+    def _refused_body(self, headers: list[tuple[bytes, bytes]], path: str) -> tuple[int, str] | None:
+        limit, is_upload = self.max_body_bytes(path), path.startswith(UPLOADS)
+        if is_upload and not limit:
+            return 403, "Uploads are off. Start the server with --uploads MB, or use `geograft project --import`."
         lengths = _values(headers, b"content-length")
-        if any(not length.isdecimal() or int(length) > MAX_BODY_BYTES for length in lengths):
-            return 413, TOO_LARGE
+        # A number with more digits than Python converts is no length.
+        if any(not length.isdecimal() or len(length) > MAX_DIGITS or int(length) > limit for length in lengths):
+            return 413, TOO_LARGE.format(limit)
         kinds = [kind.partition(";")[0].strip().lower() for kind in _values(headers, b"content-type")]
         has_body = lengths not in ([], ["0"]) or _values(headers, b"transfer-encoding")
-        if kinds != ["application/json"] and (kinds or has_body):
+        if is_upload and kinds != [UPLOADED]:
+            return 415, f"A file is sent as {UPLOADED}."
+        if not is_upload and kinds != ["application/json"] and (kinds or has_body):
             return 415, "The content of a request must be JSON."
         return None
 
@@ -109,21 +128,21 @@ class Guard:
 
         refusal = self._access.refusal(scope)
         if refusal is None:
-            await self._app(scope, _counted(receive), send_guarded)
+            await self._app(scope, _counted(receive, self._access.max_body_bytes(scope["path"])), send_guarded)
         else:
             await _refuse(send_guarded, *refusal)
 
 
-def _counted(receive: Receive) -> Receive:
-    """Return a receiver that raises HTTPException (413) beyond MAX_BODY_BYTES, for a body without stated length."""
+def _counted(receive: Receive, limit: int) -> Receive:
+    """Return a receiver that raises HTTPException (413) beyond `limit` bytes, for a body without stated length."""
     total = 0
 
     async def counting() -> Message:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
-        if total > MAX_BODY_BYTES:
-            raise HTTPException(413, TOO_LARGE)
+        if total > limit:
+            raise HTTPException(413, TOO_LARGE.format(limit))
         return message
 
     return counting

@@ -37,6 +37,12 @@ def ignore_not_georeferenced() -> Iterator[None]:
         yield
 
 
+def raster_drivers() -> set[str]:
+    """Return the names of the drivers of rasterio's GDAL."""
+    with rasterio.Env() as environment:
+        return set(environment.drivers())
+
+
 def error_reason(error: BaseException) -> str:
     """Return the message of the original GDAL error, on one line and without a final full stop."""
     while error.__cause__ is not None:

@@ -300,6 +300,11 @@ def _read_closed(source: str, layer: str, columns: list[str]) -> tuple[geopandas
         return frames[1], missing - still_missing
 
 
+def vector_drivers() -> set[str]:
+    """Return the names of the drivers of pyogrio's GDAL."""
+    return set(pyogrio.list_drivers())
+
+
 def layer_fields(path: Path) -> dict[str, tuple[str, ...]]:
     """Return the fields of each layer of a vector file, by name.
 
