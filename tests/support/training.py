@@ -1,15 +1,19 @@
 """A tiny network and tiles, to train within a moment."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy import ndarray
 from torch import Tensor, nn
 
 from geograft.legend import Legend
+from geograft.networks.checkpointing import run_stage
 from geograft.networks.network import Network
+from geograft.training.distributed import ProcessGroup
 from geograft.training.loader import Scaling, TrainingData
 
 Tile = tuple[ndarray, ndarray]
@@ -30,7 +34,7 @@ class Body(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         for stage in self.stages:
-            image = stage(image)
+            image = run_stage(stage, image)
         logits: Tensor = self.head(image)
         return logits
 
@@ -69,3 +73,11 @@ def training_data(classes: int = 2, **changes: Any) -> TrainingData:
         blocks(18, 0, classes), blocks(5, 1, classes), Legend(names), Scaling((130.0,) * 3, (30.0,) * 3)
     )
     return replace(data, **{"fingerprint": "blocks", "network_settings": {"encoder": "resnet34"}, **changes})
+
+
+def cpu_group() -> ProcessGroup:
+    """Return the group of this process alone, on the CPU."""
+    with warnings.catch_warnings():
+        # Fabric's advice on machines that have Slurm.
+        warnings.simplefilter("ignore")
+        return ProcessGroup(Fabric(accelerator="cpu", devices=1))

@@ -5,13 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from geograft.errors import SettingError
 from geograft.losses.segmentation import LossConfig, segmentation_loss
-from geograft.training.distributed import ProcessGroup
 from geograft.training.step import (
     NonFiniteLossError,
     Step,
@@ -22,7 +20,7 @@ from geograft.training.step import (
     is_out_of_memory,
     split_batch,
 )
-from tests.support.training import TinyNetwork, blocks
+from tests.support.training import TinyNetwork, blocks, cpu_group
 
 CROSS_ENTROPY = LossConfig(region_loss_weight=0.0)
 
@@ -51,8 +49,8 @@ class Small(TinyNetwork):
 
 def step_of(network: nn.Module, mix: LossConfig = CROSS_ENTROPY) -> Step:
     # Evaluation mode, because batch norm is computed per chunk.
-    fabric = Fabric(accelerator="cpu", devices=1)
-    return Step(ProcessGroup(fabric), fabric.setup(network.eval()), mix, 2)
+    group = cpu_group()
+    return Step(group, group.fabric.setup(network.eval()), mix, 2)
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
@@ -98,7 +96,7 @@ def test_out_of_memory_doubles_the_chunks_until_they_fit(most: int, chunks: int)
     network.most = most
     step = step_of(network)
     first = step.read(step.compute_gradients([batch(8)]))
-    assert step.state_dict() == {"chunks": chunks}
+    assert step.state_dict() == {"chunks": chunks, "checkpointing": False}
     assert [f"{chunks} chunks" in note for note in step.notes()] == [True] * (chunks > 1)
     expected, losses = torchs([batch(8)])
     torch.testing.assert_close(gradients(network), expected)
@@ -128,8 +126,8 @@ def test_a_retry_gives_what_its_chunks_give_at_once_to_the_bit(most: int, chunks
     for limit, start in ((most, 1), (10**9, chunks)):
         network = RunsOutLate()
         network.most = limit
-        fabric = Fabric(accelerator="cpu", devices=1)
-        step = Step(ProcessGroup(fabric), fabric.setup(network.train()), LossConfig(), 2)
+        group = cpu_group()
+        step = Step(group, group.fabric.setup(network.train()), LossConfig(), 2)
         step.load_state_dict({"chunks": start})
         torch.manual_seed(3)
         results = step.read(step.compute_gradients([batch(8), batch(8, seed=1)]))
@@ -147,7 +145,7 @@ def test_the_number_of_chunks_is_found_without_a_trace(most: int, chunks: int) -
     network.most = most
     before = [tensor.clone() for tensor in (*network.buffers(), *network.parameters())]
     torch.manual_seed(5)
-    group = ProcessGroup(Fabric(accelerator="cpu", devices=1))
+    group = cpu_group()
     assert chunks_that_fit(group, network.train(), batch(8), LossConfig()) == chunks
     drawn = torch.rand(5)
     torch.manual_seed(5)
@@ -159,7 +157,7 @@ def test_the_number_of_chunks_is_found_without_a_trace(most: int, chunks: int) -
 def test_too_little_memory_for_one_tile_is_found_too() -> None:
     network = Small()
     network.most = 0
-    group = ProcessGroup(Fabric(accelerator="cpu", devices=1))
+    group = cpu_group()
     with pytest.raises(SettingError, match="single tile"):
         chunks_that_fit(group, network.train(), batch(4), LossConfig())
 

@@ -16,6 +16,7 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 from geograft.errors import SettingError
+from geograft.networks.checkpointing import run_stage
 
 MAX_STAGES = 5
 """Largest number of stages taken from a network."""
@@ -54,7 +55,7 @@ class Encoder(nn.Module):
         """Return the feature maps of all stages, from the image downwards."""
         maps = []
         for stage in self.stages:
-            image = stage(image)
+            image = run_stage(stage, image)
             maps.append(image)
         return maps
 

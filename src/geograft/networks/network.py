@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from geograft.config import ModelConfig
 from geograft.errors import SettingError
 from geograft.losses.segmentation import Logits, MultiScaleLogits
+from geograft.networks.checkpointing import set_checkpointing
 from geograft.networks.encoder import build_encoder
 from geograft.networks.light import LightUNet
 from geograft.networks.linear import LinearClassifier
@@ -69,6 +70,10 @@ class Network(nn.Module):
         """Switch auxiliary outputs in training on or off, if the network has them: LightUNet does."""
         if isinstance(self.body, LightUNet):
             self.body.deep_supervision = enabled
+
+    def set_checkpointing(self, enabled: bool) -> bool:
+        """Switch activation checkpointing of the encoder on or off; return whether it can save memory."""
+        return set_checkpointing(self.stages, enabled)
 
     def forward(self, image: Float[Tensor, "n bands h w"]) -> Logits | MultiScaleLogits:
         """Return the logits of every pixel. The image is padded to the body's stride, and the logits are cropped back.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from geograft.errors import SettingError
+from geograft.networks.checkpointing import run_stage
 from geograft.networks.encoder import BUILD_ERRORS, first_line, is_plain_vit, iter_modules, probe, strides_of
 from geograft.networks.weights import WeightsOrigin, pretrained_network, random_network, uninitialised_network
 
@@ -48,7 +49,7 @@ class Pyramid(nn.Module):
         """Return the maps of all stages, from fine to coarse; height and width are multiples of the last stride."""
         maps: list[Tensor] = []
         for stage in self.stages:
-            output = stage(maps[-1] if maps else image)
+            output = run_stage(stage, maps[-1] if maps else image)
             maps += [output] if isinstance(output, Tensor) else output
         made: list[Tensor] = self.pyramid(maps)
         return made

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from geograft.networks.checkpointing import run_stage
 from geograft.networks.encoder import Encoder
 
 WIDTHS = (32, 16, 24, 40, 80)
@@ -72,7 +73,7 @@ class UNet(nn.Module):
         """Return the feature map of each encoder stage, from the image downwards."""
         x, maps = image, []
         for stage, pool in zip(self.stages, self.pools, strict=True):
-            maps.append(stage(x))
+            maps.append(run_stage(stage, x))
             x = pool(maps[-1])
         return maps
 
@@ -126,7 +127,7 @@ class TransferUNet(nn.Module):
         """Return the feature map of each encoder stage, from the image downwards."""
         maps = [image]
         for stage in self.stages:
-            maps.append(stage(maps[-1]))
+            maps.append(run_stage(stage, maps[-1]))
         return maps[1:]
 
     def forward(self, image: Float[Tensor, "n bands h w"]) -> Float[Tensor, "n outputs h w"]:

@@ -158,7 +158,8 @@ class _Run:
         model: Any = torch.compile(network) if config.compile else network
         self._model, self._stepper = self._fabric.setup(model, self._optimizer)
         group.sync_parameters(network)
-        self._step = Step(group, self._model, self._loss_config, self._scheme.classes, defers)
+        checkpointed = None if config.compile else network
+        self._step = Step(group, self._model, self._loss_config, self._scheme.classes, defers, checkpointed)
         if defers:
             # As torch.amp.GradScaler does: the fused optimizers skip a step where it is 1, without waiting for it.
             self._optimizer.found_inf = self._step.found_inf  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ from geograft.losses.segmentation import (
 from geograft.losses.targets import LabelTensor, class_index
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.networks.device import short_message
+from geograft.networks.network import Network
 from geograft.progress import announce
 from geograft.training.distributed import ProcessGroup
 from geograft.training.loader import TrainingBatch
@@ -168,11 +169,22 @@ class Step:
 
     Attributes:
         chunks: number of chunks that each batch is split into; doubled when memory runs out.
+        checkpointing: whether encoder stages compute their activations twice, which is tried before.
         found_inf: 1 from the first batch on whose loss is not finite, else 0; None if losses are checked before
             gradients are computed, which waits for the device. A fused optimizer with it then changes nothing.
     """
 
-    def __init__(self, group: ProcessGroup, model: Any, loss_config: LossConfig, k: int, defers: bool = False) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        model: Any,
+        loss_config: LossConfig,
+        k: int,
+        defers: bool = False,
+        network: Network | None = None,
+    ) -> None:
+        """Compute with `model`. `network` is the one inside if its encoder may be checkpointed, not if compiled."""
+        self._network, self.checkpointing = network, False
         self._group, self._model, self._loss_config = group, model, loss_config
         self._scheme = ConfusionScheme(k, loss_config.overlapping)
         self.chunks = 1
@@ -211,7 +223,7 @@ class Step:
                     raise SettingError(f"compile = true: {short_message(error)}. Train without --compile.") from error
                 if not is_out_of_memory(error):
                     raise
-                self._split_further(max(len(images) for images, _ in batches), error)
+                self._save_memory(max(len(images) for images, _ in batches), error)
             # Outside the except block, where the exception no longer holds tensors alive.
             _empty_cache(device)
             self._before.restore()
@@ -236,20 +248,30 @@ class Step:
 
     def notes(self) -> tuple[str, ...]:
         """Return messages about memory, one line each."""
-        if self.chunks == 1:
-            return ()
-        return (f"out of memory: each batch is split into {self.chunks} chunks, whose gradients are accumulated",)
+        means = [
+            *(["the encoder computes its activations twice"] if self.checkpointing else []),
+            *(
+                [f"each batch is split into {self.chunks} chunks, whose gradients are accumulated"]
+                if self.chunks > 1
+                else []
+            ),
+        ]
+        return (f"out of memory: {'; '.join(means)}",) if means else ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"chunks": self.chunks}
+        return {"chunks": self.chunks, "checkpointing": self.checkpointing}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Restore the state that `state_dict` returned."""
         chunks = state_dict["chunks"]
         if not isinstance(chunks, int) or chunks < 1:
             raise ValueError(f"chunks is {chunks!r}, not a number from 1")
+        checkpointing = state_dict.get("checkpointing", False)
+        if not isinstance(checkpointing, bool):
+            raise ValueError(f"checkpointing is {checkpointing!r}, not true or false")
         self.chunks = chunks
+        self.checkpointing = checkpointing and self._network is not None and self._network.set_checkpointing(True)
 
     def evaluate(self, batch: TrainingBatch | None, model: Any) -> UnreadResult:
         """Return the result of a batch without gradients; None stands for a batch of which this process has no tile."""
@@ -313,15 +335,23 @@ class Step:
         others = [counts.new_full((1,), number) for number in (len(label), received_signal())]
         return self._group.all_reduce(torch.cat([counts.flatten(), *others]))
 
-    def _split_further(self, tiles: int, error: RuntimeError) -> None:
+    def _save_memory(self, tiles: int, error: RuntimeError) -> None:
+        """Keep fewer activations, or split batches further.
+
+        Raises:
+            SettingError: if nothing is left to do.
+        """
         if self._group.world_size > 1:
             # The other processes wait in a collective, so this one cannot retry alone; see `chunks_that_fit`.
             raise SettingError(
                 "Out of memory in one of several processes. Lower batch_size and raise accumulate by the same factor."
             ) from error
-        if self.chunks >= tiles:
+        if not self.checkpointing and self._network is not None and self._network.set_checkpointing(True):
+            self.checkpointing = True
+        elif self.chunks >= tiles:
             raise _single_tile_error() from error
-        self.chunks *= 2
+        else:
+            self.chunks *= 2
         announce(*self.notes())
 
 
