@@ -19,6 +19,7 @@ from geograft.config import (
     PredictConfig,
     PrepareConfig,
     SampleConfig,
+    ServeConfig,
     SuggestConfig,
     TrainConfig,
     load_recipe,
@@ -235,6 +236,7 @@ def test_every_verb_has_a_page(verb: str) -> None:
         ExportConfig,
         PolygonConfig,
         SampleConfig,
+        ServeConfig,
         SuggestConfig,
     ],
 )

@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geograft.commands.serve import listening_socket, project_subject, reduced_images, serve, served_subject
+from geograft.commands.serve import (
+    listening_socket,
+    project_subject,
+    reduced_images,
+    serve,
+    served_subject,
+    shown_basemap,
+)
+from geograft.config import ServeConfig
 from geograft.errors import InputError, SettingError
 from geograft.geo.webmap import lonlat_to_mercator
 from geograft.server.layers import layers_of
@@ -93,6 +101,53 @@ def test_what_cannot_be_shown_is_refused(run: Path, project: Path, tmp_path: Pat
     (project / "project.toml").write_text("title =")
     with pytest.raises(SettingError):
         serve(project)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("https://tile.openstreetmap.org/{z}/{x}/{y}.png", "https://tile.openstreetmap.org"),
+        ("http://127.0.0.1:8080/{z}/{y}/{x}?key=a-b_c", "http://127.0.0.1:8080"),
+        ("http://[::1]:80/{z}/{x}/{y}", "http://[::1]:80"),
+        ("", ""),
+    ],
+)
+def test_a_basemap_is_an_address_of_tiles(address: str, origin: str) -> None:
+    assert ServeConfig(address).basemap_origin == origin
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tile.example/{z}/{x}/{y}.png", "https://tile.example/{z}/{x}.png", "https://{s}.tile.example/{z}/{x}/{y}.png",
+        "https://user:secret@tile.example/{z}/{x}/{y}", "file:///{z}/{x}/{y}", "javascript:alert(1)//{z}{x}{y}",
+        "https://tile.example; script-src */{z}/{x}/{y}", "https://tile.example /{z}/{x}/{y}", "https:///{z}/{x}/{y}",
+        "https://tile.example/{z}/{x}/{y}/{z}", "https://{z}.example/{x}/{y}/", "https://t.example/{z}/{x}/{y}\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_of_tiles_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="address of map tiles"):
+        ServeConfig(address)
+
+
+def test_a_project_names_its_basemap_and_a_map_without_crs_has_none(project: Path, tmp_path: Path) -> None:
+    path = project / "project.toml"
+    address = "https://tile.example/{z}/{x}/{y}.png"
+    path.write_text(f'{path.read_text()}\n[serve]\nbasemap = "{address}"\nattribution = "Someone"\n')
+    subject = project_subject(project)
+    assert subject.basemap == ServeConfig(address, "Someone")
+    assert shown_basemap(subject, ServeConfig()) == subject.basemap
+    other = ServeConfig("https://other.example/{z}/{x}/{y}.png")
+    assert shown_basemap(subject, other) == other
+    flat = write_raster(tmp_path / "flat.tif", textured(3, 16, 16), crs=None)
+    assert shown_basemap(replace(subject, images=(("flat", flat),)), other) == ServeConfig()
+    with client_of(subject) as client:
+        assert client.get("/api/project").json()["basemap"] == {
+            "url": address, "origin": "https://tile.example", "attribution": "Someone"
+        }  # fmt: skip
+    path.write_text(path.read_text().replace("https:", "ftp:"))
+    with pytest.raises(SettingError, match="ftp"):
+        project_subject(project)
 
 
 def test_a_port_that_is_in_use_or_impossible_is_refused() -> None:

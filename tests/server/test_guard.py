@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from geograft.server.app import create_app
 from geograft.server.guard import MAX_BODY_BYTES, Access, Guard
 from tests.support.serving import HOST, TOKEN, WRITE, client_of, make_project, polygon
 
@@ -153,8 +154,6 @@ def test_a_vrt_in_disguise_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_a_link_in_the_page_leads_nowhere_else(tmp_path: Path) -> None:
-    from geograft.server.app import create_app
-
     page = tmp_path / "page"
     (page / "assets").mkdir(parents=True)
     (page / "index.html").write_text("<!doctype html><title>Map</title>")
@@ -182,6 +181,16 @@ def test_every_answer_forbids_what_a_page_does_not_need(client: TestClient, path
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
         assert "server" not in answer.headers
+
+
+def test_the_page_may_load_pictures_of_one_other_server_and_only_if_it_was_named(tmp_path: Path) -> None:
+    origin = "https://tiles.example:8443"
+    access = Access(TOKEN, (HOST,), basemap_origin=origin)
+    with TestClient(create_app(make_project(tmp_path), access), base_url=f"http://{HOST}") as client:
+        policy = client.get("/").headers["content-security-policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert {name for name, value in rules.items() if "http" in value} == {"img-src", "connect-src"}
+    assert rules["connect-src"] == f"'self' {origin}" and rules["script-src"] == "'self'"
 
 
 def test_the_content_of_the_api_is_not_stored_except_for_tiles(client: TestClient) -> None:

@@ -1,6 +1,7 @@
 """The page of `geograft serve`: the committed bundle is that of the sources in web/, and complete in itself."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -8,11 +9,18 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+from PIL import Image as Picture
+
+from geograft.config import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 WEB, PAGE = ROOT / "web", ROOT / "src" / "geograft" / "server" / "page"
@@ -110,6 +118,33 @@ def test_the_page_does_in_a_browser_what_it_should() -> None:
     run("../tests/browser.mjs", GEOGRAFT_CHROMIUM=CHROMIUM)
 
 
+@contextmanager
+def tile_server() -> Iterator[tuple[str, list[str]]]:
+    """Serve an empty tile for every path; yield host and port, and the headers Referer of the requests."""
+    referrers: list[str] = []
+    buffer = io.BytesIO()
+    Picture.new("RGB", (256, 256), "#888888").save(buffer, "PNG")
+
+    class Tiles(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            referrers.append(self.headers.get("referer", ""))
+            self.send_response(200)
+            self.send_header("access-control-allow-origin", "*")
+            self.send_header("content-type", "image/png")
+            self.end_headers()
+            self.wfile.write(buffer.getvalue())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tiles) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}", referrers
+        server.shutdown()
+        thread.join()
+
+
 def test_the_page_and_the_server_work_together(tmp_path: Path) -> None:
     require_browser()
     uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -120,9 +155,11 @@ def test_the_page_and_the_server_work_together(tmp_path: Path) -> None:
 
     # 64 x 64 pixels; the probability of column c is 3 c / 250, without the upper 8 rows.
     subject = make_project(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, tile_server() as (tiles, referrers):
         host = f"127.0.0.1:{listener.getsockname()[1]}"
-        app = create_app(subject, Access(TOKEN, (host,), read_only=False))
+        basemap = ServeConfig(f"http://{tiles}/{{z}}/{{x}}/{{y}}.png", "A server of this test")
+        access = Access(TOKEN, (host,), basemap_origin=basemap.basemap_origin)
+        app = create_app(replace(subject, basemap=basemap), access)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -132,6 +169,8 @@ def test_the_page_and_the_server_work_together(tmp_path: Path) -> None:
             server.should_exit = True
             thread.join()
     assert seen["errors"] == [] and seen["tileRequests"] == []
+    assert seen["hostsBefore"] == [host] and seen["hostsAfter"] == [host, tiles]
+    assert set(referrers) == {f"http://{host}/"}
     assert seen["counts"].split() == ["trees", "3", "1"]  # name, labels, key
     found = read_label_file(tmp_path / "labels.gpkg")
     drawn = found.polygons_in(None).shapes[-1]

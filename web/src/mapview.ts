@@ -2,7 +2,7 @@
 
 import "maplibre-gl/dist/maplibre-gl.css";
 
-import { Map as MapLibreMap, type MapMouseEvent, NavigationControl, Popup, ScaleControl, setWorkerUrl } from "maplibre-gl";
+import { Map as MapLibreMap, type MapMouseEvent, NavigationControl, Popup, type RequestParameters, ScaleControl, setWorkerUrl } from "maplibre-gl";
 import workerUrl from "maplibre-gl/dist/maplibre-gl-worker.mjs?url";
 
 import { ApiError } from "./api.ts";
@@ -20,6 +20,7 @@ import type { Bounds } from "./types.ts";
 import { textOf } from "./work.ts";
 
 const EXTRA_ZOOM = 5; // levels beyond the finest tiles
+const [BASEMAP, BASEMAP_ZOOM] = ["basemap", 19]; // the finest level that most servers have
 
 setWorkerUrl(workerUrl);
 
@@ -27,6 +28,8 @@ export interface Elements {
   map: HTMLElement;
   over: HTMLElement;
   position: HTMLElement;
+  /** Whose basemap is shown. */
+  credit: HTMLElement;
 }
 
 export class MapView {
@@ -68,7 +71,7 @@ export class MapView {
       pitchWithRotate: false,
       maxPitch: 0,
       canvasContextAttributes: { preserveDrawingBuffer: false },
-      transformRequest: (url) => (url.startsWith(`${location.origin}/api/`) ? { url, headers: this.model.api.headers } : { url }),
+      transformRequest: (url) => this.requestOf(url),
     });
     map.touchZoomRotate.disableRotation();
     map.keyboard.disableRotation();
@@ -77,6 +80,26 @@ export class MapView {
       if (status !== 404) this.model.fail(new Error(`Part of the map could not be read: ${error.message}`));
     });
     return map;
+  }
+
+  private requestOf(url: string): RequestParameters {
+    if (url.startsWith(`${location.origin}/api/`)) return { url, headers: this.model.api.headers };
+    // Servers of tiles ask who shows them; they learn this page's host and port, never its token.
+    return url.startsWith(location.origin) ? { url } : { url, referrerPolicy: "origin" };
+  }
+
+  /** Show the basemap under everything, or no more; this alone makes requests to its server. */
+  showBasemap(visible: boolean): void {
+    const { basemap } = this.model.project;
+    const { map, elements } = this;
+    elements.credit.textContent = visible && basemap ? basemap.attribution || new URL(basemap.origin).host : "";
+    if (map.getLayer(BASEMAP)) {
+      map.removeLayer(BASEMAP);
+      map.removeSource(BASEMAP);
+    }
+    if (!visible || !basemap) return;
+    map.addSource(BASEMAP, { type: "raster", tiles: [basemap.url], tileSize: 256, maxzoom: BASEMAP_ZOOM });
+    map.addLayer({ id: BASEMAP, source: BASEMAP, type: "raster" }, map.getStyle().layers[0]?.id);
   }
 
   private ready(): void {

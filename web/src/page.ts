@@ -13,12 +13,13 @@ export function buildPage(root: HTMLElement, model: Model): void {
   const map = h("div", { class: "map", role: "application", "aria-label": "Map", "aria-busy": "true" });
   const over = h("div", { class: "overs" });
   const position = h("output", { class: "position", "aria-live": "off" });
+  const credit = h("p", { class: "credit" });
   const help = helpDialog();
   const showHelp = () => { help.showModal(); };
-  const stage = h("div", { class: "stage" }, map, over, position, notices(model));
+  const stage = h("div", { class: "stage" }, map, over, position, credit, notices(model));
   const side = h("aside", { class: "side", "aria-label": "Panels" });
   fill(root, header(model, showHelp), h("main", {}, stage, side), help);
-  const view = openMap(model, { map, over, position }, stage);
+  const view = openMap(model, { map, over, position, credit }, stage);
   if (view && model.canLabel) stage.append(toolbar(model));
   if (view) stage.append(floatingButtons(model, view));
   side.append(...tabs(panels(model, view)));

@@ -26,10 +26,11 @@ export function layersPanel(model: Model, view: MapView): HTMLElement {
     shown = signature;
     fill(thresholds, ...[...adjustable].map(([value, views]) => thresholdControl(model, value, views)));
   };
+  const basemap = basemapControl(model, view);
   const choices: Choices = { hidden: new Set(), compared: "" };
   const build = () => {
     const groups = [...byScene(model.views)].map(([name, views], _, scenes) => sceneGroup(model, name, views, scenes.length > 1 ? view : null));
-    const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view, choices), legend(model), compareControl(model, view, choices)];
+    const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view, choices), legend(model), compareControl(model, view, choices), basemap];
     fill(scenes, ...parts);
   };
   model.on(["project"], build);
@@ -195,6 +196,33 @@ function compareControl(model: Model, view: MapView, choices: Choices): HTMLElem
     view.compare(model.views.find(({ layer }) => layer.id === id) ?? null);
   });
   return h("section", { class: "group" }, h("h2", {}, "Swipe"), h("label", { class: "row" }, h("span", { class: "muted" }, "Left of the line"), select));
+}
+
+/** Return a button for the basemap, which names its server and asks before anything is loaded from there. */
+function basemapControl(model: Model, view: MapView): HTMLElement | null {
+  const { basemap } = model.project;
+  if (!basemap) return null;
+  const { host } = new URL(basemap.origin);
+  const body = h("div", { class: "form", "aria-live": "polite" });
+  const show = (...children: HTMLElement[]) => {
+    const hadFocus = body.contains(document.activeElement);
+    fill(body, ...children);
+    if (hadFocus) body.querySelector("button")?.focus();
+  };
+  const off = () => {
+    view.showBasemap(false);
+    show(button("Show a basemap …", ask));
+  };
+  const on = () => {
+    view.showBasemap(true);
+    show(h("p", { class: "muted" }, `From ${host}.`), button("Hide the basemap", off));
+  };
+  const ask = () => {
+    const text = h("p", {}, "The tiles are loaded from ", h("strong", {}, host), ". Whoever runs it learns this computer's address and which places you look at. Nothing else leaves this computer.");
+    show(text, h("div", { class: "row" }, button(`Load from ${host}`, on, { class: "primary" }), button("Cancel", off)));
+  };
+  off();
+  return h("section", { class: "group" }, h("h2", {}, "Basemap"), body);
 }
 
 /** Colours are set by script: the page's policy forbids style attributes. */

@@ -32,6 +32,13 @@ export interface RasterLayer {
   legend: { name: string; color: string }[];
 }
 
+export interface Basemap {
+  /** With {z}, {x} and {y}. */
+  url: string;
+  origin: string;
+  attribution: string;
+}
+
 export interface Project {
   title: string;
   kind: "project" | "run";
@@ -43,6 +50,8 @@ export interface Project {
   classes: MapClass[];
   layers: RasterLayer[];
   can: { label: boolean; train: boolean; export: boolean };
+  /** Tiles of another server that the user may ask for; null: there are none. */
+  basemap: Basemap | null;
   revision: string | number;
 }
 

@@ -18,7 +18,12 @@ const errors = [];
 const requests = [];
 page.on("pageerror", (error) => errors.push(String(error.stack)));
 page.on("console", (message) => { if (message.type() === "error") errors.push(message.text()); });
-page.on("request", (request) => requests.push(new URL(request.url()).pathname));
+const hosts = new Set();
+page.on("request", (request) => {
+  const { pathname, host, protocol } = new URL(request.url());
+  requests.push(pathname);
+  if (protocol.startsWith("http")) hosts.add(host);
+});
 page.on("response", (response) => { if (response.status() >= 400) errors.push(`${response.status()} ${response.url()}`); });
 
 const settled = async () => {
@@ -80,7 +85,21 @@ try {
   await page.getByRole("button", { name: /trees/ }).waitFor();
   await settled();
   const counts = await page.getByRole("button", { name: /trees/ }).innerText();
-  console.log(JSON.stringify({ area, tileRequests, values, counts, errors }));
+
+  // Nothing is loaded from the basemap's server before the user has agreed.
+  await page.getByRole("tab", { name: "Layers" }).click();
+  await page.getByRole("button", { name: "Show a basemap" }).click();
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await page.getByRole("button", { name: "Show a basemap" }).click();
+  await settled();
+  const hostsBefore = [...hosts];
+  await page.getByRole("button", { name: /^Load from / }).click();
+  await page.getByText("A server of this test").waitFor();
+  await settled();
+  const hostsAfter = [...hosts];
+  await page.getByRole("button", { name: "Hide the basemap" }).click();
+  await page.locator(".credit").waitFor({ state: "hidden" });
+  console.log(JSON.stringify({ hostsBefore, hostsAfter, area, tileRequests, values, counts, errors }));
 } finally {
   await browser.close();
 }

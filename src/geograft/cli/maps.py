@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
-from geograft.config import ExportConfig, PolygonConfig, PredictConfig, StacConfig, SuggestConfig
+from geograft.config import ExportConfig, PolygonConfig, PredictConfig, ServeConfig, StacConfig, SuggestConfig
 from geograft.errors import SettingError
 from geograft.locations import Place
 
@@ -208,6 +208,7 @@ def install(*, profile: str = "default") -> None:
     print_result(qgis(profile))
 
 
+@settings(serve=ServeConfig)
 def serve(
     path: Path,
     rasters: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
@@ -217,6 +218,7 @@ def serve(
     open_browser: Annotated[bool, Parameter(name="--open", negative=())] = False,
     read_only: Annotated[bool, Parameter(negative=())] = False,
     uploads: int = 0,
+    **chosen: Any,
 ) -> None:
     """Show a project, or a run with rasters, as a map in the browser. Listens on this machine only. Ctrl-C ends it.
 
@@ -230,4 +232,5 @@ def serve(
     """
     from geograft.commands.serve import serve
 
-    serve(path, rasters, port, open_browser, read_only, uploads)
+    config = config_from(ServeConfig, ServeConfig(), chosen)
+    serve(path, rasters, port, open_browser, read_only, uploads, config)

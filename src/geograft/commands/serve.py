@@ -11,6 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from geograft.card import read_card
+from geograft.config import ServeConfig
 from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, read_project
 from geograft.cores import can_limit_process
 from geograft.dataset.scenes import scene_names
@@ -18,7 +19,7 @@ from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, to_paths
 from geograft.geo.formats import remote_name
 from geograft.geo.rasters.tags import sibling_path
-from geograft.geo.webmap import needs_reduction, write_reduced
+from geograft.geo.webmap import is_on_earth, needs_reduction, write_reduced
 from geograft.interrupts import Interrupted
 from geograft.legend import BACKGROUND_COLOUR
 from geograft.progress import announce
@@ -45,22 +46,25 @@ REVIEW = Path("review", "errors")
 """Where the error rasters of a project are, if `geograft review RUN --out PROJECT/review` was called."""
 OVERVIEWS = "overviews"
 """Folder of copies of images at lower resolution, in the user's cache folder."""
+DEFAULT = ServeConfig()
 PACKAGES = ("fastapi", "uvicorn", "PIL")
 
 
-def serve(
+def serve(  # noqa: PLR0913, PLR0917 (the options of the command line)
     path: StrPath,
     rasters: StrPath | Sequence[StrPath] = (),
     port: int = PORT,
     open_browser: bool = False,
     read_only: bool = False,
     uploads_mb: int = 0,
+    config: ServeConfig = DEFAULT,
 ) -> None:
     """Show a project, or a run with `rasters` (images and class maps), in the browser, until it is interrupted.
 
     Prints the address, which contains a token that is new each time. Listens on this machine only. With `port` 0, any
     free port. `open_browser` opens the address; `read_only` changes nothing for whoever has the address. With
-    `uploads_mb`, polygons and masks of up to as many megabytes can be sent, to become labels of the project.
+    `uploads_mb`, polygons and masks of up to as many megabytes can be sent, to become labels of the project. The
+    basemap of `config` is shown in place of the project's.
 
     Raises:
         InputError: when there is nothing to show, or a raster cannot be read.
@@ -71,7 +75,8 @@ def serve(
         raise SettingError(f"geograft serve needs {', '.join(missing)}: pip install 'geograft[serve]'.")
     subject = served_subject(Path(path), to_paths(rasters))
     check_uploads(subject, uploads_mb, read_only)
-    layers_of(subject)  # what cannot be shown is told now
+    # What cannot be shown is told now.
+    subject = replace(subject, basemap=shown_basemap(subject, config))
     subject = replace(subject, reduced=reduced_images(subject))
     with listening_socket(port) as listener:
         _run(subject, listener, open_browser, read_only, uploads_mb)
@@ -91,6 +96,16 @@ def check_uploads(subject: Subject, uploads_mb: int, read_only: bool) -> None:
         raise SettingError("--uploads adds labels to a project, and a run has none. Serve the project.")
     if remote := next((path for _, path in subject.images if remote_name(path)), None):
         raise SettingError(f"--uploads needs local images: imports reach no network. Download {remote}.")
+
+
+def shown_basemap(subject: Subject, config: ServeConfig) -> ServeConfig:
+    """Return the basemap that the page may show: that of `config`, or the project's; none beside rasters without CRS.
+
+    Raises:
+        InputError: when a raster cannot be read.
+    """
+    on_earth = all(is_on_earth(layer.raster.info.grid.crs) for layer in layers_of(subject))
+    return (config if config.basemap else subject.basemap) if on_earth else DEFAULT
 
 
 def reduced_images(subject: Subject) -> dict[str, Path]:
@@ -143,7 +158,8 @@ def _run(subject: Subject, listener: socket.socket, open_browser: bool, read_onl
 
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    access = Access(token, (f"{HOST}:{port}", f"localhost:{port}"), read_only, uploads_mb * 10**6)
+    hosts = f"{HOST}:{port}", f"localhost:{port}"
+    access = Access(token, hosts, read_only, uploads_mb * 10**6, subject.basemap.basemap_origin)
     config = uvicorn.Config(
         create_app(subject, access),
         log_level="warning",
@@ -200,7 +216,8 @@ def project_subject(folder: Path) -> Subject:
     images = tuple(zip(names, paths, strict=True))
     reviews = tuple((name, folder / REVIEW / f"{name}.tif") for name in names)
     downloads = map_downloads(maps) | own
-    return Subject(settings.title, "project", classes, images, maps, reviews, folder, folder / RUN, downloads)
+    run, basemap = folder / RUN, settings.serve
+    return Subject(settings.title, "project", classes, images, maps, reviews, folder, run, downloads, basemap)
 
 
 def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:

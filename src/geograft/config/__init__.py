@@ -9,6 +9,7 @@ from geograft.config.inference import (
     PredictConfig,
     ReviewConfig,
     SampleConfig,
+    ServeConfig,
     StacConfig,
     SuggestConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Recipe",
     "ReviewConfig",
     "SampleConfig",
+    "ServeConfig",
     "StacConfig",
     "SuggestConfig",
     "TrainConfig",

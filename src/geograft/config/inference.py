@@ -1,5 +1,6 @@
 """Settings of everything that uses a trained run or its map: predict, polygons, sample, evaluate, suggest, review."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -205,6 +206,39 @@ class ExportConfig:
     place: str = ""
     """Write the thresholds and the temperature of this place (geograft calibrate --place-tiles). Default: the run's
     own."""
+
+
+BASEMAP = re.compile(r"(https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?)/[A-Za-z0-9._~:/?&=%+@!$*()-]*")
+BASEMAP_FIELDS = ("{z}", "{x}", "{y}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServeConfig:
+    """What the map in the browser has beside the project's own layers."""
+
+    basemap: str = ""
+    """Address of map tiles to show behind the images, with {z}, {x} and {y}. Nothing is loaded from there before the
+    user of the page asks for it. Default: none."""
+    attribution: str = ""
+    """Whom the terms of the basemap demand to name. Default: its server."""
+
+    def __post_init__(self) -> None:
+        if self.basemap and not self.basemap_origin:
+            raise ValueError(
+                f"{self.basemap} is no address of map tiles: it needs http:// or https://, a server, {{z}}, {{x}} and "
+                "{y}, and nothing else in braces"
+            )
+
+    @property
+    def basemap_origin(self) -> str:
+        """The scheme, host and port of the basemap; empty if there is none, or it is no address of tiles."""
+        plain = self.basemap
+        for name in BASEMAP_FIELDS:
+            plain = plain.replace(name, "0", 1)
+        found = BASEMAP.fullmatch(plain)
+        has_fields = all(self.basemap.count(name) == 1 for name in BASEMAP_FIELDS)
+        is_fixed = found is not None and self.basemap.startswith(f"{found[1]}/")
+        return found[1].lower() if found and is_fixed and has_fields else ""
 
 
 def _describe_inherited(config: Any) -> None:

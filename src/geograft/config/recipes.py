@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from geograft.config.inference import EvaluateConfig, PolygonConfig, PredictConfig, SuggestConfig
+from geograft.config.inference import EvaluateConfig, PolygonConfig, PredictConfig, ServeConfig, SuggestConfig
 from geograft.config.training import STRICT, ModelConfig, PrepareConfig, Seed, TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.memory import MAX_TILE_PX
@@ -225,6 +225,8 @@ class ProjectSettings:
     """Settings of the polygons."""
     suggest: SuggestConfig = field(default_factory=SuggestConfig)
     """Settings of the suggestions."""
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """What `geograft serve` shows besides."""
 
     def __post_init__(self) -> None:
         names = Counter(each.name for each in self.classes)

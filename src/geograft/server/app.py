@@ -94,6 +94,7 @@ def get_project(service: Shared) -> dict[str, Any]:
     first = layers[0]
     bounds = np.array([layer.raster.place.bounds for layer in layers])
     crs = first.raster.place.grid.crs
+    basemap, origin = subject.basemap, subject.basemap.basemap_origin
     return {
         "title": subject.title,
         "kind": subject.kind,
@@ -106,6 +107,7 @@ def get_project(service: Shared) -> dict[str, Any]:
         "layers": [layer.content for layer in layers],
         "can": {"label": service.can_label, "train": service.can_train, "export": service.jobs is not None}
         | {"upload": service.can_label and service.access.max_upload_bytes > 0},
+        "basemap": {"url": basemap.basemap, "origin": origin, "attribution": basemap.attribution} if origin else None,
         "revision": service.revision,
     }
 

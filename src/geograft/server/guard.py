@@ -23,11 +23,11 @@ MAX_BODY_BYTES = 2**20
 MAX_QUERY_BYTES, MAX_DIGITS = 2000, 18
 TOO_LARGE = "A request may have at most {:,} bytes."
 CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' data: blob:{0}; "
+    "connect-src 'self'{0}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+"""With the basemap's origin, which the map fetches, in place of {0}."""
 HEADERS = {
-    "content-security-policy": CONTENT_POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -48,6 +48,8 @@ class Access:
     """Whether only GET is allowed."""
     max_upload_bytes: int = 0
     """Maximum size of a file that is sent; 0: none may be."""
+    basemap_origin: str = ""
+    """The one other server that the page may load something from: pictures, if its user asks for it."""
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Return the status and the reason for which a request is refused; None if it is not."""
@@ -110,6 +112,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
+        other = f" {access.basemap_origin}" if access.basemap_origin else ""
+        self._headers = HEADERS | {"content-security-policy": CONTENT_POLICY.format(other)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, or refuse it."""
@@ -123,7 +127,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": _with_headers(message.get("headers", []), scope["path"])}
+                message = {**message, "headers": self._with_headers(message.get("headers", []), scope["path"])}
             await send(message)
 
         refusal = self._access.refusal(scope)
@@ -131,6 +135,13 @@ class Guard:
             await self._app(scope, _counted(receive, self._access.max_body_bytes(scope["path"])), send_guarded)
         else:
             await _refuse(send_guarded, *refusal)
+
+    def _with_headers(self, headers: Iterable[Any], path: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers of an answer with those of every answer; the API's are not stored unless they say so."""
+        given = [(bytes(name).lower(), bytes(value)) for name, value in headers]
+        names = {name for name, _ in given}
+        own = self._headers | {"cache-control": "no-store" if path.startswith(API) else "no-cache"}
+        return given + [(name.encode(), value.encode()) for name, value in own.items() if name.encode() not in names]
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
@@ -146,14 +157,6 @@ def _counted(receive: Receive, limit: int) -> Receive:
         return message
 
     return counting
-
-
-def _with_headers(headers: Iterable[Any], path: str) -> list[tuple[bytes, bytes]]:
-    """Return the headers of an answer with those of every answer; the API's are not stored unless they say so."""
-    given = [(bytes(name).lower(), bytes(value)) for name, value in headers]
-    names = {name for name, _ in given}
-    own = HEADERS | ({"cache-control": "no-store"} if path.startswith(API) else {"cache-control": "no-cache"})
-    return given + [(name.encode(), value.encode()) for name, value in own.items() if name.encode() not in names]
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

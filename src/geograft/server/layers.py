@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from geograft.config import ServeConfig
 from geograft.config.recipes import LABEL_FILE, SUGGESTED
 from geograft.errors import InputError
 from geograft.files import json_digest
@@ -61,6 +62,8 @@ class Subject:
     downloads: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
     """Title and file of what can be downloaded, by name; files need not exist."""
 
+    basemap: ServeConfig = field(default_factory=ServeConfig)
+    """The tiles behind the images that the page may show."""
     reduced: Mapping[str, Path] = field(default_factory=dict)
     """A copy at lower resolution of large images without overviews, by the revision of the image."""
 
