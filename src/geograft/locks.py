@@ -1,8 +1,10 @@
-"""One process per output, by a lock that ends with its process.
+"""One process per output, or several that share it, by locks that end with their processes.
 
 The lock is `flock` on the file `.OUT.geograft-lock` next to the output, which names the process and is removed at the
 end. The kernel releases the lock however the process ends: a file that a killed process left behind stops nobody, and
-the next job removes it. Processes that training or data loading start do not keep the lock of their parent.
+the next job removes it. Workers that share an output have a shared lock, which a job of one process excludes, and the
+other way round; the last one removes the file. Processes that training or data loading start do not keep the lock of
+their parent.
 
 There is no lock where there is nothing to lock: on Windows, which has no `flock`, on network file systems without it,
 and for an output in a folder that cannot be written, such as a mounted volume. Two jobs on one output are then not
@@ -73,8 +75,10 @@ def locks_output(command: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
 
 @contextmanager
-def lock_output(path: Path, enabled: bool = True) -> Iterator[None]:
-    """Hold the exclusive lock of the output `path`, a file or folder that need not exist; nothing if not `enabled`.
+def lock_output(path: Path, enabled: bool = True, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of the output `path`, a file or folder that need not exist; nothing if not `enabled`.
+
+    The lock is exclusive, or `shared` with other processes that ask for a shared one.
 
     Missing parent folders are created, and removed again if nothing was written to them.
 
@@ -90,13 +94,13 @@ def lock_output(path: Path, enabled: bool = True) -> Iterator[None]:
     owner, descriptor = os.getpid(), None
     try:
         with translate_write_errors(path):
-            descriptor = _acquire_if_possible(lock, path)
+            descriptor = _acquire_if_possible(lock, path, shared)
         yield
     finally:
         # A forked child has closed its copy, and must not remove the file of its parent.
         if os.getpid() == owner:
             if descriptor is not None:
-                _release(descriptor, lock)
+                _release(descriptor, lock, shared)
             with suppress(OSError):
                 for parent in missing:
                     parent.rmdir()
@@ -116,10 +120,10 @@ def _lock_path(path: Path) -> Path:
     return real.parent / f".{real.name}.geograft-lock"
 
 
-def _acquire_if_possible(lock: Path, path: Path) -> int | None:
+def _acquire_if_possible(lock: Path, path: Path, shared: bool) -> int | None:
     """Return the descriptor of the locked file; None where there can be no lock."""
     try:
-        return _acquire(lock, path)
+        return _acquire(lock, path, shared)
     except OSError as error:
         if error.errno in NO_FILE and not os.path.lexists(lock):
             return None
@@ -129,7 +133,7 @@ def _acquire_if_possible(lock: Path, path: Path) -> int | None:
         return None
 
 
-def _acquire(lock: Path, path: Path) -> int:
+def _acquire(lock: Path, path: Path, shared: bool) -> int:
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_S if attempt else 0)
         # Another process may just have removed the folder that it had made. In /proc there is none to make.
@@ -137,7 +141,7 @@ def _acquire(lock: Path, path: Path) -> int:
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
-                if _try_lock(descriptor, lock):
+                if _try_lock(descriptor, lock, shared):
                     _held.add(descriptor)
                     return descriptor
             finally:
@@ -146,11 +150,11 @@ def _acquire(lock: Path, path: Path) -> int:
     raise _held_error(lock, path)
 
 
-def _try_lock(descriptor: int, lock: Path) -> bool:
+def _try_lock(descriptor: int, lock: Path, shared: bool) -> bool:
     """Lock an open file and write this process into it; return whether it was free, and still is the lock file."""
     _check_own(os.pread(descriptor, 1000, 0), lock)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     # The process before may have removed the file between opening and locking.
@@ -189,9 +193,12 @@ def _held_error(lock: Path, path: Path) -> OutputError:
     )
 
 
-def _release(descriptor: int, lock: Path) -> None:
-    """Remove the lock file, while it is locked, and close it."""
+def _release(descriptor: int, lock: Path, shared: bool) -> None:
+    """Remove the lock file, while it is locked and by nobody else, and close it."""
     with suppress(OSError):
+        if shared:
+            # Fails while others share it.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_open_file(descriptor, lock):
             lock.unlink()
     _held.discard(descriptor)

@@ -7,7 +7,7 @@ standard deviation over the runs for an ensemble's uncertainty. A map of overlap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
@@ -19,7 +19,10 @@ from geograft.geo.rasters.tags import BYTE_SCALE, SCALE_TAG, band_legend
 from geograft.geo.rasters.writer import BLOCK_PX, MapLayout, class_layout, create_map
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.blend import Strip
-from geograft.mapping.sums import EncodingDtype
+from geograft.mapping.sums import ArraySums, EncodingDtype
+
+if TYPE_CHECKING:
+    from geograft.mapping.device_blend import TensorSums
 
 MAX_STD = np.float32(0.5)
 """Maximum standard deviation of values between 0 and 1."""
@@ -91,19 +94,21 @@ def class_values(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> U
     Binary: the positive class where its probability reaches the threshold. Several classes: the most probable one, the
     first of equal ones. Overlapping classes: one band per class, 1 where its probability reaches its threshold, else 0.
     """
-    values = class_indices(strip, legend, thresholds)
+    values = class_indices(strip.sums, legend, thresholds)
     if not legend.overlapping:
         values = np.array(legend.values, np.uint8)[values]
     values[:, ~strip.mapped] = IGNORE
     return values
 
 
-def class_indices(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> UInt8[ndarray, "bands h w"]:
+def class_indices(
+    sums: "ArraySums | TensorSums", legend: Legend, thresholds: Sequence[float]
+) -> UInt8[ndarray, "bands h w"]:
     """Return the same classes as indices into the legend, also where a strip's data is not mapped."""
     if legend.overlapping or legend.binary:
-        reached: UInt8[ndarray, "bands h w"] = strip.sums.at_least(*thresholds).astype(np.uint8)
+        reached: UInt8[ndarray, "bands h w"] = sums.at_least(*thresholds).astype(np.uint8)
         return reached
-    return strip.sums.most_probable(legend.outputs)[None]
+    return sums.most_probable(legend.outputs)[None]
 
 
 def class_probabilities(strip: Strip, legend: Legend) -> Float32[ndarray, "classes h w"]:

@@ -145,7 +145,7 @@ def _paste(targets: Sequence[ndarray], window: Window, values: Sequence[ndarray]
 
 
 def _classes(strip: Strip, legend: Legend, thresholds: Sequence[float]) -> list[ndarray]:
-    return [class_probabilities(strip, legend), class_indices(strip, legend, thresholds), strip.mapped[None]]
+    return [class_probabilities(strip, legend), class_indices(strip.sums, legend, thresholds), strip.mapped[None]]
 
 
 def _by_scene(tiles: Sequence[Tile]) -> dict[str, list[int]]:

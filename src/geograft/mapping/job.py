@@ -1,7 +1,7 @@
 """Writing one map: predict its strips, store them in the ledger, then write its files."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -249,7 +249,7 @@ def _check_not_empty(task: MapTask, ledger: Ledger) -> None:
 
 def _check_unchanged(task: MapTask, ledger: Ledger) -> None:
     """Raise InputError if a raster changed while it was read: the strips are then useless."""
-    changed = raster_changes(task)
+    changed = raster_changes(task, task.origin["rasters"])
     if changed:
         ledger.remove()
         raise InputError(
@@ -258,10 +258,10 @@ def _check_unchanged(task: MapTask, ledger: Ledger) -> None:
         )
 
 
-def raster_changes(task: MapTask) -> list[str]:
-    """Return what has changed in the rasters since the origin of a map was recorded, a line each."""
+def raster_changes(task: MapTask, before: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what has changed in the rasters of a map since their states were recorded, a line each."""
     state = [raster_state(path) for path in task.source.rasters]
-    return differences({"rasters": task.origin["rasters"]}, {"rasters": state})
+    return differences({"rasters": list(before)}, {"rasters": state})
 
 
 def _progress(task: MapTask, ledger: Ledger) -> str:

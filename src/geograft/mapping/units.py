@@ -12,9 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from numpy import ndarray
+from pydantic import Field
 
 from geograft.errors import InputError
 from geograft.geo.grid import Window
@@ -38,13 +39,16 @@ MIN_UNITS = 16
 """Number of units below which they are made smaller, so that several workers have something to do."""
 
 
+Side: TypeAlias = Annotated[int, Field(gt=0, lt=2**31)]
+
+
 @dataclass(frozen=True)
 class UnitGrid:
     """The units of a raster of `height` x `width` pixels, row by row. The last ones of a row or column are smaller."""
 
-    height: int
-    width: int
-    unit_px: int
+    height: Side
+    width: Side
+    unit_px: Side
     """Side of a unit in pixels, a multiple of the block size of maps."""
 
     @property
@@ -133,6 +137,8 @@ class UnitWriter:
 
     task: MapTask
     model: Model
+    rasters: tuple[dict[str, Any], ...]
+    """The states of the task's rasters when it was planned (`raster_state`)."""
     cells: "ApplicabilityMapper | None" = None
     """Computes the area of applicability, if that is requested."""
 
@@ -150,7 +156,7 @@ class UnitWriter:
         ledger = Ledger(task.folder, {"unit": str(unit)}, unit_plan(task.plan, unit).lanes)
         try:
             self._predict(unit, ledger, advance)
-            self._check_unchanged()
+            self.check_unchanged()
             windows = sum(ledger.tile_counts)
             if not any(entry.data_width for entry in ledger.entries):
                 return UnitResult(windows, None)
@@ -172,10 +178,11 @@ class UnitWriter:
 
     def _write_cells(self, unit: Window, path: Path, tags: dict[str, str]) -> "ApplicabilityCounts":
         assert self.cells is not None
-        return self.cells.write(path, tags, self._check_unchanged, unit)
+        return self.cells.write(path, tags, self.check_unchanged, unit)
 
-    def _check_unchanged(self) -> None:
-        changed = raster_changes(self.task)
+    def check_unchanged(self) -> None:
+        """Raise InputError if a raster has changed since the task was planned."""
+        changed = raster_changes(self.task, self.rasters)
         if changed:
             raise InputError(
                 f"{self.task.source.mosaic.name} changed while it was read: {changed[0]}. Start a new job once the "

@@ -1,0 +1,159 @@
+"""What a map's bits depend on besides inputs and settings: the hardware and libraries of a worker, and their results.
+
+Workers of one map must give the same bits. They are compared by name (backend, versions, instruction set, GPU, driver)
+and by what the network computes in them for two windows of the raster, the sample.
+"""
+
+import io
+import os
+import platform
+import re
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt32
+from numpy import ndarray
+
+from geograft.card import ModelCard
+from geograft.errors import InputError
+from geograft.inference.predictor import PixelBatch
+from geograft.inference.runners import EXPORT_BACKENDS, TORCH, library_version
+from geograft.mapping.classmap import class_indices
+from geograft.mapping.sums import PROBABILITY_STEPS, WEIGHT_SUM, ArraySums, Model, nan_error
+from geograft.resume import READ_ERRORS, differences
+
+FLAGS = re.compile(r"(avx|fma|amx|asimd|sve)\w*")
+"""Names of the instruction sets that networks compute with, as Linux tells them."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Hardware and libraries of a process that predicts, as far as its bits depend on them."""
+
+    backend: str
+    """torch, onnx or openvino, and the versions of the libraries that it needs."""
+    precision: str
+    instruction_set: str
+    """Machine type and instruction sets of the CPU."""
+    gpu: str = ""
+    """Name of the GPU; empty on a CPU."""
+    driver: str = ""
+    """Version of its driver."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of geograft and torch."""
+
+    def differences(self, other: "Environment") -> list[str]:
+        """Return a line for each difference of `other` from this environment; empty if there is none."""
+        return differences(asdict(self), asdict(other))
+
+
+def describe_environment(backend: str, precision: str, device: str) -> Environment:
+    """Return the environment of this process, which predicts with a backend on cpu, cuda or mps."""
+    libraries = EXPORT_BACKENDS[backend].needs if backend in EXPORT_BACKENDS else (TORCH,)
+    versions = ", ".join(f"{name} {library_version(name)}".strip() for name in libraries)
+    gpu, driver = ("", "") if device == "cpu" else _gpu(device)
+    shared = {name: library_version(name) for name in ("geograft", "torch")}
+    return Environment(f"{backend} ({versions})", precision, _instruction_set(), gpu, driver, shared)
+
+
+def worker_name() -> str:
+    """Return the machine and the process, by which people find a worker."""
+    return f"{platform.node()}, process {os.getpid()}"
+
+
+def _instruction_set() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    told = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    found = sorted({word for word in told.partition(":")[2].split() if FLAGS.fullmatch(word)})
+    return " ".join([platform.machine(), *found])
+
+
+def _gpu(device: str) -> tuple[str, str]:
+    """Return the name of the GPU that torch uses, and the version of its driver."""
+    torch = sys.modules.get("torch")
+    if torch is None or device != "cuda":
+        return device, platform.release()
+    name = str(torch.cuda.get_device_name())
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return name, f"CUDA {torch.version.cuda}"
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return name, found[0] if found else text.split("\n", maxsplit=1)[0]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a worker's layers of the sample are from those of the job's first worker."""
+
+    difference: float
+    """Largest difference of a layer, such as a probability."""
+    flips: int
+    """Pixels of the sample whose class differs."""
+    pixels: int
+    """Pixels of the sample."""
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether blended maps have the same bits, as far as the sample tells."""
+        return self.difference == 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The layers of the sample in whole steps, as they are blended."""
+
+    levels: UInt32[ndarray, "n layers t t"]
+
+    @classmethod
+    def compute(cls, model: Model, windows: PixelBatch) -> "Sample":
+        """Predict the windows of the sample.
+
+        Raises:
+            InputError: for NaN.
+        """
+        layers = model(*windows)
+        if np.isnan(layers).any():
+            raise nan_error()
+        return cls(np.rint(layers.clip(0, 1) * np.float32(PROBABILITY_STEPS)).astype(np.uint32))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, shape: tuple[int, ...]) -> "Sample":
+        """Return a sample of the given shape from a file's content.
+
+        Raises:
+            InputError: if it is not one.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                levels = arrays["levels"]
+        except READ_ERRORS as error:
+            raise InputError(f"it cannot be read ({error})") from error
+        if levels.shape != shape or levels.dtype != np.uint32 or levels.max(initial=0) > PROBABILITY_STEPS:
+            raise InputError(f"it has {levels.shape} {levels.dtype}, not {shape} uint32 of up to {PROBABILITY_STEPS}")
+        return cls(levels)
+
+    def to_bytes(self) -> bytes:
+        """Return the content of its file. Equal samples have equal content."""
+        file = io.BytesIO()
+        np.savez_compressed(file, levels=self.levels)
+        return file.getvalue()
+
+    def agreement(self, other: "Sample", card: ModelCard) -> Agreement:
+        """Compare another worker's sample with this one, by the classes and thresholds of a card."""
+        apart = np.abs(self.levels.astype(np.int64) - other.levels).max(initial=0)
+        flips = sum(
+            int((_classes(mine, card) != _classes(its, card)).any(axis=0).sum())
+            for mine, its in zip(self.levels, other.levels, strict=True)
+        )
+        pixels = len(self.levels) * self.levels.shape[2] * self.levels.shape[3]
+        return Agreement(float(apart) / PROBABILITY_STEPS, flips, pixels)
+
+
+def _classes(levels: UInt32[ndarray, "layers t t"], card: ModelCard) -> ndarray:
+    return class_indices(ArraySums(levels * np.uint32(WEIGHT_SUM**2)), card.legend, card.output_thresholds)

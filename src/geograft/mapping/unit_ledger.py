@@ -1,0 +1,369 @@
+"""The units of a map that several workers compute: a folder, or a bucket, that they share.
+
+    OUT/job.json                        what determines the map, written once by the first worker
+    OUT/sample-DIGEST.npz               what its network computes for two windows
+    OUT/units/r00000-c00012.tif         a finished unit, with the files beside it
+    OUT/state/r00000-c00012.done.json   its receipt: digest, files, counts, and who computed it where
+    OUT/state/r00000-c00012.lease-1.json    who computes it; the second lease after the first has expired
+    OUT/state/r00000-c00012.failed-1.json   why that failed
+    OUT/state/stopped.json              why the job must not go on
+
+All but leases are written if absent, so that nothing that is finished is ever replaced. Leases avoid that two workers
+compute one unit, but nothing depends on that: the second one to arrive must have the same pixels.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from geograft.errors import InputError, OutputError
+from geograft.files import to_json
+from geograft.locations import Place
+from geograft.mapping.environment import Environment
+from geograft.mapping.units import UnitGrid
+from geograft.storage import open_storage
+
+JOB, STATE, UNITS = "job.json", "state", "units"
+STOPPED = "stopped.json"
+LAYOUT = 1
+"""Version of the folder's layout."""
+ENTRY = re.compile(r"(r\d{5,}-c\d{5,})\.(?:(done)|(lease|failed)-(\d+))\.json")
+ABOUT = (
+    "A map that workers compute together. Every worker with the same command goes on with it; `geograft jobs` lists it."
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What determines a map, and how it is divided."""
+
+    origin: dict[str, Any]
+    """As that of a map of one process (`geograft.mapping.plan.origin`)."""
+    precision: str
+    """The precision of the network in words, for the files' tags."""
+    units: UnitGrid
+    environment: Environment
+    """Of the first worker."""
+    sample: str
+    """Key of what its network computes for two windows."""
+    sample_shape: tuple[int, int, int, int]
+    started_by: str
+    """Its name."""
+    outputs: tuple[str, ...] = ("",)
+    """Kinds of files of each unit: "" for the class map, "probabilities" and so on."""
+    layout: int = LAYOUT
+    about: str = ABOUT
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was written of one unit, and by whom."""
+
+    unit: str
+    digest: str
+    """SHA-256 of the pixels of all files; equal for workers that agree."""
+    files: dict[str, int]
+    """Names and bytes of its files; none for a unit without a mapped pixel."""
+    windows: int
+    """Windows that were predicted."""
+    seconds: float
+    pixels: int
+    """Mapped pixels."""
+    classes: dict[str, int]
+    """Mapped pixels by class."""
+    applicability: tuple[int, int] | None
+    """Mapped pixels with an index, and those outside the area of applicability; None if it was not requested."""
+    worker: str
+    environment: Environment
+    difference: float = 0.0
+    """Largest difference of the worker's probabilities from those of the first worker, on the sample."""
+    flips: int = 0
+    """Pixels of the sample whose class differs."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's claim of a unit."""
+
+    worker: str
+    token: str
+    """A random text, by which a worker recognises its own."""
+    beat: int = 0
+    """How often it was renewed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a unit was not computed, or why a job was stopped."""
+
+    worker: str
+    reason: str
+
+
+@dataclass
+class UnitState:
+    """What the listing tells of one unit."""
+
+    done: bool = False
+    attempts: int = 0
+    """Number of the last lease or failure."""
+    lease: str = ""
+    """ETag of the last lease; empty if the last attempt has none or failed."""
+    renewed: datetime | None = None
+    """When it was written, by the clock of the storage."""
+    failed: bool = False
+    """Whether the last attempt failed."""
+
+
+@dataclass
+class JobState:
+    """What the listing tells of a job."""
+
+    units: dict[str, UnitState] = field(default_factory=dict)
+    """By name; units that nobody has claimed are missing."""
+    stopped: bool = False
+
+    def of(self, name: str) -> UnitState:
+        """Return the state of a unit."""
+        return self.units.get(name) or UnitState()
+
+    @property
+    def done(self) -> int:
+        """Number of finished units."""
+        return sum(unit.done for unit in self.units.values())
+
+
+class UnitLedger:
+    """The folder of a job: what is done, claimed and failed. All but `clean` is safe beside other workers."""
+
+    def __init__(self, out: Place) -> None:
+        """Use a local folder or a bucket with a prefix, which need not exist.
+
+        Raises:
+            InputError, SettingError: as `open_storage`.
+        """
+        self.out = out
+        self.files = open_storage(out)
+        self._state = open_storage(out / STATE)
+
+    # ---------------------------------------------------------------------------------------------------------- the job
+
+    def read_job(self) -> Job | None:
+        """Return the job; None before the first worker has written it.
+
+        Raises:
+            InputError: if it cannot be read, or was written by another version.
+        """
+        try:
+            content = self.files.get(JOB)
+        except FileNotFoundError:
+            return None
+        job = self._parsed(Job, content, JOB)
+        if job.layout != LAYOUT or job.units.unit_px < 1:
+            raise InputError(
+                f"{self.out}/{JOB} has layout {job.layout}; this version needs {LAYOUT}. Use the version of geograft "
+                "that wrote it, or another --out."
+            )
+        return job
+
+    def create_job(self, job: Job, sample: bytes) -> Job:
+        """Write the job, unless another worker was faster; return the one that holds.
+
+        Raises:
+            OutputError: if the folder has other files, or cannot be written.
+        """
+        others = [one.key for one in self.files.list() if not _is_ours(one.key)]
+        if others and self.files.head(JOB) is None:
+            raise OutputError(
+                f"{self.out} has other files ({others[0]}); nothing was changed. Choose an empty folder as --out."
+            )
+        self.files.put_new(job.sample, sample)
+        self.files.put_new(JOB, _json(job))
+        found = self.read_job()
+        assert found is not None, "the job was just written"
+        if found.sample != job.sample:
+            self.files.delete(job.sample)
+        return found
+
+    def read_sample(self, job: Job) -> bytes:
+        """Return the file of the job's sample.
+
+        Raises:
+            InputError: if it is missing or cannot be read.
+        """
+        try:
+            return self.files.get(job.sample)
+        except (FileNotFoundError, ValueError) as error:
+            raise InputError(
+                f"{self.out} has lost its {job.sample}. Remove {self.out} and start over, or restore the file."
+            ) from error
+
+    # ------------------------------------------------------------------------------------------------------------ state
+
+    def state(self) -> JobState:
+        """Return the state of all units, by one listing."""
+        found = JobState()
+        for entry in self._state.list():
+            if entry.key == STOPPED:
+                found.stopped = True
+            if match := ENTRY.fullmatch(entry.key):
+                unit = found.units.setdefault(match[1], UnitState())
+                if match[2]:
+                    unit.done = True
+                    continue
+                number = int(match[4])
+                # Of one attempt, the failure comes before the lease in a listing, and is what counts.
+                if number > unit.attempts:
+                    unit.attempts, unit.failed, unit.lease = number, match[3] == "failed", ""
+                if number == unit.attempts and match[3] == "lease" and not unit.failed:
+                    unit.lease, unit.renewed = entry.etag, entry.modified
+        return found
+
+    def is_done(self, name: str) -> bool:
+        """Return whether a unit has a receipt."""
+        return self._state.head(f"{name}.done.json") is not None
+
+    def claim(self, name: str, attempt: int, lease: Lease) -> bool:
+        """Claim a unit for this worker; return whether it was the first to make this attempt."""
+        key, content = f"{name}.lease-{attempt}.json", _json(lease)
+        if self._state.put_new(key, content):
+            return True
+        # A request whose answer was lost is repeated, and finds what it has written.
+        return self._read(key) == content
+
+    def renew(self, name: str, attempt: int, lease: Lease) -> None:
+        """Show that a claim still holds."""
+        self._state.put(f"{name}.lease-{attempt}.json", _json(lease))
+
+    def release(self, name: str, attempt: int) -> None:
+        """Give up a claim, or remove that of a finished unit."""
+        self._state.delete(f"{name}.lease-{attempt}.json")
+
+    def leases(self, name: str) -> list[Lease]:
+        """Return who has claimed a unit, in order."""
+        found = [one.key for one in self._state.list(f"{name}.lease-")]
+        return [self._parsed(Lease, content, key) for key in found if (content := self._read(key))]
+
+    def fail(self, name: str, attempt: int, failure: Failure) -> None:
+        """Record that an attempt failed."""
+        self._state.put_new(f"{name}.failed-{attempt}.json", _json(failure))
+
+    def failures(self, state: JobState) -> dict[str, Failure]:
+        """Return why units failed, by name."""
+        keys = {name: f"{name}.failed-{unit.attempts}.json" for name, unit in state.units.items() if unit.failed}
+        found = {name: (key, self._read(key)) for name, key in keys.items() if not state.of(name).done}
+        return {name: self._parsed(Failure, content, key) for name, (key, content) in found.items() if content}
+
+    def stop(self, failure: Failure) -> None:
+        """Let all workers stop: what they compute cannot become one map."""
+        self._state.put_new(STOPPED, _json(failure))
+
+    def stopped(self) -> Failure | None:
+        """Return why the job was stopped; None if it was not."""
+        content = self._read(STOPPED)
+        return self._parsed(Failure, content, STOPPED) if content else None
+
+    def clean(self, state: JobState) -> int:
+        """Remove leases, failures and the stop, so that what is not done is claimed again; return their number."""
+        keys = [one.key for one in self._state.list() if one.key == STOPPED or _is_attempt(one.key)]
+        for key in keys:
+            self._state.delete(key)
+        own = {file for name, unit in state.units.items() if unit.done for file in self.receipt(name).files}
+        orphans = [one.key for one in self.files.list(f"{UNITS}/") if one.key.rpartition("/")[2] not in own]
+        for key in orphans:
+            self.files.delete(key)
+        return len(keys) + len(orphans)
+
+    # --------------------------------------------------------------------------------------------------------- receipts
+
+    def add_receipt(self, receipt: Receipt) -> Receipt:
+        """Record that a unit is finished, and return the receipt that holds: this one, or that of a faster worker."""
+        if self._state.put_new(f"{receipt.unit}.done.json", _json(receipt)):
+            return receipt
+        return self.receipt(receipt.unit)
+
+    def receipt(self, name: str) -> Receipt:
+        """Return the receipt of a finished unit.
+
+        Raises:
+            InputError: if it is missing or cannot be read.
+        """
+        key = f"{name}.done.json"
+        content = self._read(key)
+        if content is None:
+            raise InputError(f"{self.out}/{STATE}/{key} is missing. Give the command of the workers again.")
+        found = self._parsed(Receipt, content, key)
+        if found.unit != name or any("/" in file or not file.startswith(name) for file in found.files):
+            raise InputError(f"{self.out}/{STATE}/{key} is of another unit. Remove it to compute the unit again.")
+        return found
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            return self._state.get(key)
+        except FileNotFoundError:
+            return None
+
+    def _parsed(self, kind: type[Any], content: bytes, key: str) -> Any:
+        try:
+            return TypeAdapter(kind).validate_json(content)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            where = ".".join(map(str, fault["loc"]))
+            path = f"{self.out}/{key}" if key == JOB else f"{self.out}/{STATE}/{key}"
+            remedy = f"Remove {self.out} to start over" if key == JOB else "Remove the file"
+            raise InputError(f"{path} is corrupt: {where or 'content'}: {fault['msg']}. {remedy}.") from error
+
+
+class LeaseWatch:
+    """Tells which leases have expired: those that were not renewed while this process watched them for a time.
+
+    Only the clock of this process is used. Clocks of machines may differ.
+    """
+
+    def __init__(self, expiry_s: float) -> None:
+        self._expiry_s = expiry_s
+        self._seen: dict[tuple[str, int], tuple[str, float]] = {}
+        """ETag of each lease, and when it was first seen."""
+
+    def observe(self, state: JobState) -> None:
+        """Take note of the leases of a listing."""
+        now = time.monotonic()
+        current = {
+            (name, unit.attempts): unit.lease for name, unit in state.units.items() if unit.lease and not unit.done
+        }
+        self._seen = {
+            key: self._seen[key] if key in self._seen and self._seen[key][0] == etag else (etag, now)
+            for key, etag in current.items()
+        }
+
+    def has_expired(self, name: str, unit: UnitState) -> bool:
+        """Return whether the lease of a unit has expired."""
+        seen = self._seen.get((name, unit.attempts))
+        return seen is not None and time.monotonic() - seen[1] >= self._expiry_s
+
+
+def combined_counts(receipts: Iterable[Receipt]) -> Mapping[str, int]:
+    """Return the mapped pixels of all units by class."""
+    total: dict[str, int] = {}
+    for receipt in receipts:
+        for name, count in receipt.classes.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _json(content: Any) -> bytes:
+    return to_json(asdict(content)).encode()
+
+
+def _is_ours(key: str) -> bool:
+    return key == JOB or key.startswith(("sample-", f"{STATE}/", f"{UNITS}/"))
+
+
+def _is_attempt(key: str) -> bool:
+    match = ENTRY.fullmatch(key)
+    return match is not None and match[2] is None
