@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from geograft.commands.go import go
     from geograft.commands.import_labels import import_labels
     from geograft.commands.jaccard import jaccard
+    from geograft.commands.jobs import jobs
     from geograft.commands.model import model
     from geograft.commands.polygons import polygons
-    from geograft.commands.predict import predict
+    from geograft.commands.predict import predict, predict_units
     from geograft.commands.prepare import prepare
     from geograft.commands.project import project
     from geograft.commands.push import push
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         SuggestConfig,
         TrainConfig,
         Variant,
+        WorkerConfig,
         load_recipe,
     )
     from geograft.config.recipes import AreaConfig
@@ -82,11 +84,13 @@ _MODULES = {
             "SuggestConfig",
             "TrainConfig",
             "Variant",
+            "WorkerConfig",
         ),
         "geograft.config",
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
     **dict.fromkeys(("CocoSource", "DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
+    "predict_units": "geograft.commands.predict",
     "TileSet": "geograft.dataset.tileset",
     **dict.fromkeys(("Run", "load"), "geograft.api.run"),
     **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),
@@ -108,6 +112,7 @@ _MODULES = {
             "go",
             "import_labels",
             "jaccard",
+            "jobs",
             "model",
             "polygons",
             "predict",
@@ -152,6 +157,7 @@ __all__ = [
     "Variant",
     "VectorSource",
     "WeightsError",
+    "WorkerConfig",
     "adapt",
     "area",
     "audit",
@@ -165,11 +171,13 @@ __all__ = [
     "go",
     "import_labels",
     "jaccard",
+    "jobs",
     "load",
     "load_recipe",
     "model",
     "polygons",
     "predict",
+    "predict_units",
     "prepare",
     "prepare_coco",
     "prepare_dstl",

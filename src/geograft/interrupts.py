@@ -206,6 +206,19 @@ def signal_group(process: "subprocess.Popen[bytes]", kill: bool) -> None:
             (process.kill if kill else process.terminate)()
 
 
+def is_running(process: int) -> bool:
+    """Return whether a process of this machine is running, or may be."""
+    if os.name != "posix" or process <= 0:
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def reap_group(process: "subprocess.Popen[bytes]") -> None:
     """Wait for the end of a process that leads a session of its own, and end its children, which may outlive it."""
     if hasattr(os, "waitid"):

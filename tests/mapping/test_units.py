@@ -127,10 +127,8 @@ def plan_task(folder: Path, config: PredictConfig) -> MapTask:
 def write_units(task: MapTask, unit_px: int, model: Any, folder: Path) -> dict[int, UnitResult]:
     """Write the units of a map, last one first."""
     cells = ApplicabilityMapper(task, Embedder(), known_features()) if task.settings.applicability else None
-    writer, units = (
-        UnitWriter(task, model, tuple(task.origin["rasters"]), cells),
-        UnitGrid(task.source.grid.height, task.source.grid.width, unit_px),
-    )
+    writer = UnitWriter(task, model, tuple(task.origin["rasters"]), cells)
+    units = UnitGrid(task.source.grid.height, task.source.grid.width, unit_px)
     return {
         index: writer.write(units.window(index), folder / f"{units.name(index)}.tif", lambda _: None)
         for index in reversed(range(len(units)))

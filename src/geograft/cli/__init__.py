@@ -141,6 +141,11 @@ add_command(
     "predict runs/trees region.tif --out trees.tif",
 )  # fmt: skip
 add_command(
+    app, 9, "maps:jobs",
+    "List the units of a map that workers compute: done, running, failed and why.",
+    "jobs region-map/",
+)  # fmt: skip
+add_command(
     app, 10, "maps:polygons",
     "Polygonise a class map; each polygon has its class and area. Resumable.",
     "polygons trees.tif --out trees.gpkg --min-area-m2 1",

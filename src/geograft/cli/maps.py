@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
-from geograft.config import ExportConfig, PolygonConfig, PredictConfig, ServeConfig, StacConfig, SuggestConfig
+from geograft.config import ExportConfig, PolygonConfig, PredictConfig, ServeConfig, StacConfig, SuggestConfig, WorkerConfig
 from geograft.errors import SettingError
 from geograft.locations import Place
 
 
 @with_progress
-@settings(predict=PredictConfig, stac=StacConfig)
+@settings(predict=PredictConfig, stac=StacConfig, worker=WorkerConfig)
 def predict(
     run: Path,
     rasters: Annotated[tuple[str, ...], Parameter(negative=())] = (),
@@ -24,6 +24,7 @@ def predict(
     ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     aoi: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
+    worker: Annotated[bool, Parameter(negative=())] = False,
     **chosen: Any,
 ) -> None:
     """Map rasters of any size with a run. Run the same command again to resume an interrupted prediction.
@@ -35,14 +36,23 @@ def predict(
         ensemble: Further runs; the probabilities of all runs are averaged.
         aoi: Vector file; only pixels inside its polygons are mapped.
         dry_run: Print the number of tiles, the size of the output and the estimated time; write nothing.
+        worker: Compute units of one map together with other processes that share the folder --out (docs/scale.md).
     """
     # Before the import, which takes a noticeable part of the time of a small map.
     started = time.perf_counter()
-    from geograft.commands.predict import predict
+    from geograft.commands.predict import predict, predict_units
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
     places = (*rasters, *_stac_rasters(config_from(StacConfig, StacConfig(), chosen)))
-    print_result(predict((run, *ensemble), places, out, config, aoi, dry_run))
+    options = config_from(WorkerConfig, WorkerConfig(), chosen)
+    if worker and dry_run:
+        raise SettingError("--dry-run estimates the cost of a map on one machine. Omit --worker.")
+    if not worker and options != WorkerConfig():
+        raise SettingError("--part, --tolerance and --one-file are settings of a worker. Add --worker.")
+    if worker:
+        print_result(predict_units((run, *ensemble), places, out, config, aoi, options))
+    else:
+        print_result(predict((run, *ensemble), places, out, config, aoi, dry_run))
     if not dry_run:
         sys.stdout.write(f"the whole command took {time.perf_counter() - started:.1f} s\n")
 
@@ -55,6 +65,24 @@ def _stac_rasters(search: StacConfig) -> tuple[Place, ...]:
     if search != StacConfig():
         raise SettingError("--bbox, --datetime, --assets and the like choose from a STAC catalogue. Add --stac-url.")
     return ()
+
+
+@with_progress
+def jobs(
+    out: Path,
+    /,
+    *,
+    clean: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """List the units of a map that workers compute: done, running, failed and why.
+
+    Args:
+        out: The folder or bucket that the workers share: --out of `geograft predict --worker`.
+        clean: Remove claims, failures and a stop, so that workers try again what is not done. No worker may be running.
+    """
+    from geograft.commands.jobs import jobs
+
+    print_result(jobs(out, clean))
 
 
 @with_progress

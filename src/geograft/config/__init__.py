@@ -12,6 +12,7 @@ from geograft.config.inference import (
     ServeConfig,
     StacConfig,
     SuggestConfig,
+    WorkerConfig,
 )
 from geograft.config.recipes import (
     AreaConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "SuggestConfig",
     "TrainConfig",
     "Variant",
+    "WorkerConfig",
     "describe_fault",
     "load_recipe",
     "parse_recipe",

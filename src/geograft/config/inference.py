@@ -85,6 +85,20 @@ class StacConfig:
     """A search that finds more items is an error."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class WorkerConfig:
+    """How a process takes part in a map that several compute."""
+
+    part: str = ""
+    """Number of this worker and number of workers, such as 2/8; says only which units it takes first. Default: from the
+    variables of an array job of Slurm, AWS Batch or Kubernetes."""
+    tolerance: Annotated[float | None, Field(ge=0, lt=1)] = None
+    """Accept a worker whose hardware or libraries differ from the first one's, if its probabilities differ by no more
+    than this on two windows of the raster. Default: such a worker is refused."""
+    one_file: bool = False
+    """Also assemble the units into one file, OUT/map.tif, with the bytes that one process would have written."""
+
+
 Area = Annotated[float, Field(ge=0)]
 OptionalArea = Annotated[float | None, Field(ge=0)]
 MAX_CLOSE_PX = 50

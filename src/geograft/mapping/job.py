@@ -33,7 +33,7 @@ from geograft.mapping.classmap import (
     write_uncertainty,
 )
 from geograft.mapping.ledger import Ledger
-from geograft.mapping.plan import MapTask, map_tags_of
+from geograft.mapping.plan import MapSource, MapTask, map_tags_of
 from geograft.mapping.sums import Model
 from geograft.progress import progress_bar
 from geograft.resume import differences, is_complete, keep_ledger_on_error, refuse_foreign_ledger, remove_ledger
@@ -241,10 +241,15 @@ def _result(task: MapTask, counts: OutputCounts | None = None, **speed: Any) -> 
 def _check_not_empty(task: MapTask, ledger: Ledger) -> None:
     if not any(entry.data_width for entry in ledger.entries):
         ledger.remove()
-        where = f" inside {task.source.aoi}" if task.source.aoi else ""
-        raise InputError(
-            f"{task.source.mosaic.name} has no valid pixel{where}: all are nodata. Check its nodata value and mask."
-        )
+        raise no_pixel_error(task.source)
+
+
+def no_pixel_error(source: MapSource) -> InputError:
+    """Return the error for rasters without a pixel to map."""
+    where = f" inside {source.aoi}" if source.aoi else ""
+    return InputError(
+        f"{source.mosaic.name} has no valid pixel{where}: all are nodata. Check its nodata value and mask."
+    )
 
 
 def _check_unchanged(task: MapTask, ledger: Ledger) -> None:

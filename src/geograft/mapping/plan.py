@@ -122,6 +122,11 @@ class MapTask:
         return sibling_path(self.source.path, "applicability") if self.settings.applicability else None
 
     @property
+    def device(self) -> str:
+        """The device that predicts: cpu, cuda or mps."""
+        return backend_device(str(self.origin.get("backend", self.settings.backend)), self.settings.device)
+
+    @property
     def has_std_layer(self) -> bool:
         """Whether the model's last layer is the standard deviation over the runs."""
         return self.settings.uncertainty and len(self.runs) > 1

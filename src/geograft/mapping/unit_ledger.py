@@ -51,7 +51,6 @@ class Job:
     """Of the first worker."""
     sample: str
     """Key of what its network computes for two windows."""
-    sample_shape: tuple[int, int, int, int]
     started_by: str
     """Its name."""
     outputs: tuple[str, ...] = ("",)
@@ -91,6 +90,8 @@ class Lease:
     """A worker's claim of a unit."""
 
     worker: str
+    host: str
+    process: int
     token: str
     """A random text, by which a worker recognises its own."""
     beat: int = 0
@@ -163,7 +164,7 @@ class UnitLedger:
             content = self.files.get(JOB)
         except FileNotFoundError:
             return None
-        job = self._parsed(Job, content, JOB)
+        job: Job = self._parsed(Job, content, JOB)
         if job.layout != LAYOUT or job.units.unit_px < 1:
             raise InputError(
                 f"{self.out}/{JOB} has layout {job.layout}; this version needs {LAYOUT}. Use the version of geograft "
@@ -244,6 +245,12 @@ class UnitLedger:
         """Give up a claim, or remove that of a finished unit."""
         self._state.delete(f"{name}.lease-{attempt}.json")
 
+    def lease(self, name: str, attempt: int) -> Lease | None:
+        """Return who has claimed a unit; None if the claim was released."""
+        key = f"{name}.lease-{attempt}.json"
+        content = self._read(key)
+        return self._parsed(Lease, content, key) if content else None
+
     def leases(self, name: str) -> list[Lease]:
         """Return who has claimed a unit, in order."""
         found = [one.key for one in self._state.list(f"{name}.lease-")]
@@ -297,7 +304,7 @@ class UnitLedger:
         content = self._read(key)
         if content is None:
             raise InputError(f"{self.out}/{STATE}/{key} is missing. Give the command of the workers again.")
-        found = self._parsed(Receipt, content, key)
+        found: Receipt = self._parsed(Receipt, content, key)
         if found.unit != name or any("/" in file or not file.startswith(name) for file in found.files):
             raise InputError(f"{self.out}/{STATE}/{key} is of another unit. Remove it to compute the unit again.")
         return found
@@ -329,6 +336,8 @@ class LeaseWatch:
         self._expiry_s = expiry_s
         self._seen: dict[tuple[str, int], tuple[str, float]] = {}
         """ETag of each lease, and when it was first seen."""
+        self.new: list[tuple[str, int]] = []
+        """Units and attempts of the leases that the last observation found for the first time."""
 
     def observe(self, state: JobState) -> None:
         """Take note of the leases of a listing."""
@@ -336,10 +345,16 @@ class LeaseWatch:
         current = {
             (name, unit.attempts): unit.lease for name, unit in state.units.items() if unit.lease and not unit.done
         }
+        self.new = [key for key in current if key not in self._seen]
         self._seen = {
             key: self._seen[key] if key in self._seen and self._seen[key][0] == etag else (etag, now)
             for key, etag in current.items()
         }
+
+    def end(self, name: str, attempt: int) -> None:
+        """Let a lease expire now: its worker is known to have ended."""
+        if (name, attempt) in self._seen:
+            self._seen[name, attempt] = (self._seen[name, attempt][0], -float("inf"))
 
     def has_expired(self, name: str, unit: UnitState) -> bool:
         """Return whether the lease of a unit has expired."""

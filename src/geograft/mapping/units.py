@@ -7,7 +7,7 @@ computed twice.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from numpy import ndarray
 from pydantic import Field
 
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.mapping.blend import BlendPlan, Strip, blend
@@ -38,6 +38,8 @@ MAX_HALO = 0.1
 MIN_UNITS = 16
 """Number of units below which they are made smaller, so that several workers have something to do."""
 
+UNKNOWN_PARTS = 64
+"""Assumed number of workers where only a worker's own number is known."""
 
 Side: TypeAlias = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -200,3 +202,53 @@ def _add(ledger: Ledger, strip: Strip, finished: Window, unit: Window, values: d
     here = data.relative_to(strip.data).slices
     arrays = {name: array[..., *here] for name, array in values.items()}
     ledger.add(finished.relative_to(unit), strip.tiles, data.relative_to(unit), arrays)
+
+
+def parse_part(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return a worker's number, counted from 0, and the number of workers; (0, 1) if neither is known.
+
+    `text` is "i/n", counted from 1. If it is empty, the variables of Slurm's, AWS Batch's and Kubernetes' arrays are
+    read; Kubernetes tells no number of workers.
+
+    Raises:
+        SettingError: if the text is not of that form.
+
+    >>> parse_part("2/8", {}), parse_part("", {"JOB_COMPLETION_INDEX": "3"})
+    ((1, 8), (3, 64))
+    >>> parse_part("", {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4",
+    ...     "SLURM_ARRAY_TASK_STEP": "3"})
+    (2, 4)
+    """
+    if text:
+        number, slash, total = text.partition("/")
+        if not (slash and number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+            raise SettingError(f"--part {text} is not a part. Give i/n with i from 1 to n, such as --part 2/8.")
+        return int(number) - 1, int(total)
+    known = {name: int(value) for name, value in environment.items() if name in _ARRAY_VARIABLES and value.isdecimal()}
+    for index, first, step, count in _ARRAYS:
+        if index in known:
+            place = (known[index] - known.get(first, 0)) // max(1, known.get(step, 1))
+            workers = max(known.get(count, UNKNOWN_PARTS), 1)
+            return max(0, place) % workers, workers
+    return 0, 1
+
+
+_SLURM = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT"))
+_ARRAYS = (
+    _SLURM,
+    ("AWS_BATCH_JOB_ARRAY_INDEX", "", "", "AWS_BATCH_JOB_ARRAY_SIZE"),
+    ("JOB_COMPLETION_INDEX", "", "", ""),
+)
+"""Variables of each engine: index of a task, that of the first one, their step, and their number."""
+_ARRAY_VARIABLES = {name for names in _ARRAYS for name in names if name}
+
+
+def unit_order(units: int, number: int, parts: int) -> list[int]:
+    """Return the order in which a worker claims units: its own part first, then those of the following workers.
+
+    The part has every n-th unit, so that the parts of few workers are done evenly, and all workers end together.
+
+    >>> unit_order(7, 1, 3)
+    [1, 4, 2, 5, 0, 3, 6]
+    """
+    return [index for turn in range(parts) for index in range((number + turn) % parts, units, parts)]

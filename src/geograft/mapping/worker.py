@@ -6,22 +6,30 @@ again when it no longer shows signs of life.
 """
 
 import hashlib
+import os
+import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.files import json_digest
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image
-from geograft.interrupts import note_kept
-from geograft.mapping.environment import Agreement, Environment, worker_name
+from geograft.inference.predictor import EnsemblePredictor
+from geograft.inference.runners import EXPORT_BACKENDS, TORCH
+from geograft.interrupts import is_running, note_kept
+from geograft.mapping.environment import Agreement, Environment, Sample, describe_environment, worker_name
+from geograft.mapping.job import no_pixel_error
+from geograft.mapping.plan import MapTask
 from geograft.mapping.unit_ledger import (
+    JOB,
     UNITS,
     Failure,
     Job,
@@ -32,15 +40,17 @@ from geograft.mapping.unit_ledger import (
     UnitLedger,
     UnitState,
 )
-from geograft.mapping.units import UnitGrid, UnitResult, UnitWriter
+from geograft.mapping.units import UnitGrid, UnitResult, UnitWriter, plan_units, unit_order
 from geograft.progress import ProgressBar, progress_bar
+from geograft.resume import MAX_SHOWN, differences, to_json_types
+
+if TYPE_CHECKING:
+    from geograft.mapping.applicability import ApplicabilityMapper
 
 MAX_ATTEMPTS = 5
 """Leases of a unit without a receipt after which it is not tried again: a unit may kill its worker."""
 MAX_FAILURES = 3
 """Units in a row that fail, after which a worker gives up."""
-UNKNOWN_PARTS = 64
-"""Assumed number of workers where only a worker's own number is known."""
 DIGEST_ROWS = 512
 
 
@@ -59,56 +69,6 @@ class Timing:
 
 
 TIMING = Timing()
-
-
-def parse_part(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return a worker's number, counted from 0, and the number of workers; (0, 1) if neither is known.
-
-    `text` is "i/n", counted from 1. If it is empty, the variables of Slurm's, AWS Batch's and Kubernetes' arrays are
-    read; Kubernetes tells no number of workers.
-
-    Raises:
-        SettingError: if the text is not of that form.
-
-    >>> parse_part("2/8", {}), parse_part("", {"JOB_COMPLETION_INDEX": "3"})
-    ((1, 8), (3, 64))
-    >>> parse_part("", {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4",
-    ...     "SLURM_ARRAY_TASK_STEP": "3"})
-    (2, 4)
-    """
-    if text:
-        number, slash, total = text.partition("/")
-        if not (slash and number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
-            raise SettingError(f"--part {text} is not a part. Give i/n with i from 1 to n, such as --part 2/8.")
-        return int(number) - 1, int(total)
-    known = {name: int(value) for name, value in environment.items() if name in _ARRAY_VARIABLES and value.isdecimal()}
-    for index, first, step, count in _ARRAYS:
-        if index in known:
-            number = (known[index] - known.get(first, 0)) // max(1, known.get(step, 1))
-            total = max(known.get(count, UNKNOWN_PARTS), 1)
-            return max(0, number) % total, total
-    return 0, 1
-
-
-_SLURM = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT"))
-_ARRAYS = (
-    _SLURM,
-    ("AWS_BATCH_JOB_ARRAY_INDEX", "", "", "AWS_BATCH_JOB_ARRAY_SIZE"),
-    ("JOB_COMPLETION_INDEX", "", "", ""),
-)
-"""Variables of each engine: index of a task, that of the first one, their step, and their number."""
-_ARRAY_VARIABLES = {name for names in _ARRAYS for name in names if name}
-
-
-def unit_order(units: int, number: int, parts: int) -> list[int]:
-    """Return the order in which a worker claims units: its own part first, then those of the following workers.
-
-    The part has every n-th unit, so that the parts of few workers are done evenly, and all workers end together.
-
-    >>> unit_order(7, 1, 3)
-    [1, 4, 2, 5, 0, 3, 6]
-    """
-    return [index for turn in range(parts) for index in range((number + turn) % parts, units, parts)]
 
 
 @dataclass(frozen=True)
@@ -139,6 +99,10 @@ class Claims:
         """
         self.state, self._listed = self._ledger.state(), time.monotonic()
         self._watch.observe(self.state)
+        for name, attempt in self._watch.new:
+            lease = self._ledger.lease(name, attempt)
+            if lease is not None and lease.host == platform.node() and not is_running(lease.process):
+                self._watch.end(name, attempt)
         if self.state.stopped and (why := self._ledger.stopped()):
             raise OutputError(f"{self._ledger.out} was stopped by {why.worker}: {why.reason}")
         return self.state
@@ -156,7 +120,7 @@ class Claims:
             unit = self.state.of(name)
             if not self._is_free(name, unit):
                 continue
-            claim = Claim(index, name, unit.attempts + 1, Lease(worker_name(), uuid4().hex))
+            claim = Claim(index, name, unit.attempts + 1, _new_lease())
             if not self._ledger.claim(name, claim.attempt, claim.lease):
                 # Of another worker; the next listing tells more.
                 self.state.units[name] = UnitState(attempts=claim.attempt, lease="new")
@@ -192,6 +156,10 @@ class Claims:
         return not running and (name in self._given_up or unit.attempts >= MAX_ATTEMPTS)
 
 
+def _new_lease() -> Lease:
+    return Lease(worker_name(), platform.node(), os.getpid(), uuid4().hex)
+
+
 @dataclass
 class Worker:
     """Computes units of a job until none is left."""
@@ -203,7 +171,7 @@ class Worker:
     agreement: Agreement
     tolerance: float | None
     part: tuple[int, int] = (0, 1)
-    timing: Timing = TIMING
+    timing: Timing = field(default_factory=lambda: TIMING)
     computed: list[str] = field(default_factory=list)
     """Names of the units that this worker has finished."""
 
@@ -309,8 +277,8 @@ class Worker:
         named = holding.environment.differences(own.environment) if holding else []
         how = "; ".join(named) or "their hardware and libraries have the same names"
         reason = (
-            f"unit {own.unit} has other pixels from {own.worker} than from {other} ({how}). Use workers of one kind, or "
-            f"accept differences with --tolerance; `geograft jobs {self.ledger.out} --clean` lets the job go on."
+            f"unit {own.unit} has other pixels from {own.worker} than from {other} ({how}). Use workers of one kind, "
+            f"or accept differences with --tolerance; `geograft jobs {self.ledger.out} --clean` lets the job go on."
         )
         self.ledger.stop(Failure(own.worker, reason))
         raise OutputError(f"{self.ledger.out}: {reason}")
@@ -420,3 +388,113 @@ def pixels_digest(path: Path) -> str:
             window = Window(row, 0, min(DIGEST_ROWS, grid.height - row), grid.width)
             digest.update(image.read_raw(window).tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A job that this worker takes part in."""
+
+    job: Job
+    task: MapTask
+    """With the origin of the job, so that all workers write the same tags."""
+    model: EnsemblePredictor
+    writer: UnitWriter
+    environment: Environment
+    agreement: Agreement
+
+
+def join_job(ledger: UnitLedger, backend: str, load: Callable[[str], tuple[MapTask, EnsemblePredictor]]) -> Joined:
+    """Join the job of a folder, or start it.
+
+    `load` returns the task, with its origin, and the predictor for a backend. Where `backend` is auto, it is that of
+    the first worker.
+
+    Raises:
+        InputError: if the job has other inputs or settings, or no pixel of the rasters is valid.
+        OutputError: if the folder has other files, or cannot be written.
+    """
+    job = ledger.read_job()
+    while True:
+        task, model = load(_job_backend(ledger, job) if job and backend == "auto" else backend)
+        windows = task.sample_windows()
+        if windows is None:
+            raise no_pixel_error(task.source)
+        sample = Sample.compute(model, windows)
+        environment = describe_environment(model.backend, model.precision, task.device)
+        cells = _applicability(task)
+        if job is None:
+            own = _new_job(task, sample, environment, cells.encoder.cell_px if cells else 1)
+            job = ledger.create_job(own, sample.to_bytes())
+            if job != own and backend == "auto" and job.origin.get("backend") != model.backend:
+                # Another worker was faster, with another backend.
+                continue
+        break
+    _check_same_job(ledger, job, task)
+    reference = Sample.from_bytes(ledger.read_sample(job), sample.levels.shape)
+    rasters = tuple(task.origin["rasters"])
+    shared = replace(task, origin=job.origin, precision=job.precision)
+    writer = UnitWriter(shared, model, rasters, cells)
+    return Joined(job, shared, model, writer, environment, reference.agreement(sample, task.card))
+
+
+def _job_backend(ledger: UnitLedger, job: Job) -> str:
+    found = job.origin.get("backend")
+    if found not in (TORCH, *EXPORT_BACKENDS):
+        raise InputError(
+            f"{ledger.out}/{JOB} is corrupt: origin.backend is {found!r}. Remove {ledger.out} to start over."
+        )
+    return str(found)
+
+
+def _applicability(task: MapTask) -> "ApplicabilityMapper | None":
+    if not task.applicability:
+        return None
+    from geograft.mapping.applicability import ApplicabilityMapper  # noqa: PLC0415  (imports SciPy)
+
+    return ApplicabilityMapper.load(task)
+
+
+def _new_job(task: MapTask, sample: Sample, environment: Environment, cell_px: int) -> Job:
+    content = sample.to_bytes()
+    kinds = ("probabilities", "uncertainty", "applicability")
+    return Job(
+        origin=to_json_types(task.origin),
+        precision=task.precision,
+        units=plan_units(task.plan.lanes.tiles, cell_px),
+        environment=environment,
+        sample=f"sample-{hashlib.sha256(content).hexdigest()[:16]}.npz",
+        started_by=worker_name(),
+        outputs=("", *(kind for kind in kinds if getattr(task, kind))),
+    )
+
+
+def _check_same_job(ledger: UnitLedger, job: Job, task: MapTask) -> None:
+    """Raise InputError if a job has other inputs or settings than a task. Paths may differ between machines."""
+    size = {"height": job.units.height, "width": job.units.width}
+    grid = {"height": task.source.grid.height, "width": task.source.grid.width}
+    differing = differences(_inputs(job.origin) | size, _inputs(to_json_types(task.origin)) | grid)
+    if differing:
+        raise InputError(
+            f"{ledger.out} is a job with other inputs or settings: {'; '.join(differing[:MAX_SHOWN])}. Give the "
+            "command of the other workers, or another --out."
+        )
+
+
+def _inputs(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs and settings in an origin, without what belongs to one machine."""
+    settings = {
+        name: value for name, value in _mapping(origin.get("settings")).items() if name not in ("backend", "device")
+    }
+    known = {name: origin.get(name) for name in ("places", "known")}
+    places = {name: _without_path(origin.get(name)) for name in ("runs", "rasters", "area")}
+    return known | places | {"settings": settings}
+
+
+def _without_path(entry: Any) -> Any:
+    if isinstance(entry, list):
+        return [_without_path(one) for one in entry]
+    return {name: value for name, value in _mapping(entry).items() if name != "path"}
+
+
+def _mapping(entry: Any) -> Mapping[str, Any]:
+    return entry if isinstance(entry, Mapping) else {}

@@ -5,9 +5,10 @@ which GDAL 3.6 (Debian 12) reads without a warning, and equal content gives equa
 """
 
 import json
+import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -154,6 +155,32 @@ def write_geopackage(part: Path, batches: Iterable[Features], crs: CRS | None, l
     write_style(part, layer)
     check_count(part, layer.name, written)
     return written
+
+
+def write_tile_index(path: Path, files: Features, crs: CRS, layer: Layer, description: str) -> None:
+    """Write a GeoPackage that GDAL's driver GTI reads as one raster, atomically.
+
+    `files` have the column `location`, relative to the GeoPackage; `description` is the driver's XML, which is kept in
+    the GeoPackage because the driver looks for an index that it names in the working directory.
+
+    Raises:
+        OutputError: when the file cannot be written.
+    """
+    with atomic_write(path) as part, output_errors(path), fixed_date(NO_DATE):
+        kind = GEOPACKAGE | {"layer": layer.name, "layer_options": layer.options}
+        with ignore_gdal_warnings():
+            # The entry of metadata creates the table of metadata.
+            pyogrio.write_dataframe(_frame(files, crs), part, layer_metadata={"LOCATION_FIELD": "location"}, **kind)
+        check_count(part, layer.name, len(files.shapes))
+        metadata = f'<Metadata domain="xml:GTI" format="xml">{description}</Metadata>'
+        document = f'<GDALMultiDomainMetadata xmlns="http://gdal.org">{metadata}</GDALMultiDomainMetadata>'
+        try:
+            with closing(sqlite3.connect(part)) as database, database:
+                database.execute("UPDATE gpkg_metadata SET metadata = ?", (document,))
+                moment = f"{NO_DATE:%Y-%m-%dT%H:%M:%S}.000Z"
+                database.execute("UPDATE gpkg_metadata_reference SET timestamp = ?", (moment,))
+        except sqlite3.Error as error:
+            raise DataSourceError(str(error)) from error
 
 
 def add_layer(part: Path, features: Features, crs: CRS | None, layer: Layer) -> None:
