@@ -50,7 +50,7 @@ def unit_sums(tiles: TileGrid, scene: Scene, units: UnitGrid, order: Sequence[in
     return [sums, mapped[0].astype(bool)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(GRIDS, st.integers(5, 80), PANELS, st.integers(1, 9), st.integers(0, 2**31), st.randoms())
 @example(TileGrid(27, 36, 16, 0.1), 11, 1, 1, 48, random.Random(0))
 def test_units_of_any_size_in_any_order_are_the_whole_map(
