@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, settings, with_progress
-from geograft.config import ExportConfig, PolygonConfig, PredictConfig, ServeConfig, StacConfig, SuggestConfig, WorkerConfig
+from geograft.config import (
+    ExportConfig,
+    PolygonConfig,
+    PredictConfig,
+    ServeConfig,
+    StacConfig,
+    SuggestConfig,
+    WorkerConfig,
+)
 from geograft.errors import SettingError
 from geograft.locations import Place
 
