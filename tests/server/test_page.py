@@ -179,3 +179,41 @@ def test_the_page_and_the_server_work_together(tmp_path: Path) -> None:
     assert (found.areas[-1].role, found.areas[-1].origin) == ("training", "drawn")
     assert seen["area"]["pixels"] == 56 * int((np.arange(64) * 3 >= 175).sum())
     assert "Probability of trees" in seen["values"]
+
+
+def test_files_are_imported_on_the_page(tmp_path: Path) -> None:
+    require_browser()
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    from PIL import Image
+
+    from geograft.commands.project import project
+    from geograft.commands.serve import project_subject
+    from geograft.config.recipes import AreaConfig
+    from geograft.geo.vectors.label_file import read_label_file
+    from geograft.server.app import create_app
+    from geograft.server.guard import Access
+    from tests.support.rasters import textured, write_raster
+    from tests.support.serving import TOKEN
+
+    image = write_raster(tmp_path / "scene.tif", textured(3, 96, 96))
+    folder = project(tmp_path / "project", image, ["trees", "water"], AreaConfig(1, 32)).folder
+    mask = np.zeros((96, 96), np.uint8)
+    mask[:8, :8] = mask[20:30, 20:30] = mask[40:60, 5:9] = mask[70:80, 70:90] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (tmp_path / "bad.geojson").write_text("<VRTDataset/>")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        app = create_app(project_subject(folder), Access(TOKEN, (host,), max_upload_bytes=10**6))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            files = str(tmp_path / "mask.png"), str(tmp_path / "bad.geojson")
+            seen = json.loads(run("../tests/import.mjs", f"http://{host}/#{TOKEN}", *files, GEOGRAFT_CHROMIUM=CHROMIUM))
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert seen["errors"] == [] and seen["disabled"] and not seen["open"]
+    assert "GeoPackage" in seen["refused"] and "4 labels imported: trees 4" in seen["said"]
+    content = read_label_file(folder / "labels.gpkg")
+    assert content.polygons_in(None).classes == ("trees",) * 4 and content.suggested.all()

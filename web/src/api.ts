@@ -1,6 +1,6 @@
 /** Requests to the server, with its token. */
 
-import type { AreaOfClass, Download, Job, JobKind, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
+import type { AreaOfClass, Download, Imported, Job, JobKind, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
 
 const HEADER = "X-Geograft-Token";
 const STORED = "geograft-token";
@@ -137,6 +137,26 @@ export class Api {
     await this.write("DELETE", `/jobs/${id}`, null);
   }
 
+  /** Send a file of polygons or a mask, which becomes labels; `onProgress` hears the fraction that has been sent. */
+  upload(file: Blob, className: string, origin: string, onProgress: (fraction: number) => void, signal: AbortSignal): Promise<Imported> {
+    return new Promise((resolve, reject) => {
+      const request = new XMLHttpRequest(); // fetch does not tell how much has been sent
+      request.open("POST", `/api/uploads/labels?${new URLSearchParams({ class: className, origin }).toString()}`);
+      request.setRequestHeader(HEADER, this.token);
+      request.setRequestHeader("Content-Type", "application/octet-stream");
+      request.upload.onprogress = ({ loaded, total }) => { onProgress(total > 0 ? loaded / total : 0); };
+      request.onload = () => {
+        const body = readObject(request.responseText);
+        if (request.status === 200) resolve(body as unknown as Imported);
+        else reject(new ApiError(request.status, typeof body["detail"] === "string" ? body["detail"] : `The server answered ${request.status}.`));
+      };
+      request.onerror = () => { reject(new ApiError(0, "The connection was lost before the file was imported. It may be larger than the server allows.")); };
+      request.onabort = () => { reject(new ApiError(0, "Cancelled.")); };
+      signal.addEventListener("abort", () => { request.abort(); });
+      request.send(file);
+    });
+  }
+
   history(): Promise<Round[]> {
     return this.read("/history");
   }
@@ -147,6 +167,15 @@ export class Api {
 
   async file(name: string): Promise<Blob> {
     return (await this.request(`/files/${encodeURIComponent(name)}`)).blob();
+  }
+}
+
+function readObject(text: string): Record<string, unknown> {
+  try {
+    const found: unknown = JSON.parse(text);
+    return typeof found === "object" && found !== null ? (found as Record<string, unknown>) : {};
+  } catch {
+    return {};
   }
 }
 

@@ -63,6 +63,10 @@ export class Model {
     return this.project.can.label && !this.project.read_only;
   }
 
+  get canImport(): boolean {
+    return this.canLabel && this.project.can.upload;
+  }
+
   get canTrain(): boolean {
     return this.project.can.train && !this.project.read_only;
   }

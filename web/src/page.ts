@@ -5,6 +5,7 @@ import { formatValue } from "./format.ts";
 import { KEYS, listenToKeys } from "./keys.ts";
 import { MapView } from "./mapview.ts";
 import type { Model, Tool } from "./model.ts";
+import { importDialog, listenToDrops } from "./panel-import.ts";
 import { labelsPanel } from "./panel-labels.ts";
 import { layersPanel } from "./panel-layers.ts";
 import { filesPanel, trainPanel } from "./panel-train.ts";
@@ -19,10 +20,15 @@ export function buildPage(root: HTMLElement, model: Model): void {
   const stage = h("div", { class: "stage" }, map, over, position, credit, notices(model));
   const side = h("aside", { class: "side", "aria-label": "Panels" });
   fill(root, header(model, showHelp), h("main", {}, stage, side), help);
+  const { dialog, open: openImport } = importDialog(model);
+  if (model.canImport) {
+    root.append(dialog);
+    listenToDrops(root, openImport);
+  }
   const view = openMap(model, { map, over, position, credit }, stage);
   if (view && model.canLabel) stage.append(toolbar(model));
   if (view) stage.append(floatingButtons(model, view));
-  side.append(...tabs(panels(model, view)));
+  side.append(...tabs(panels(model, view, openImport)));
   listenToKeys(model, showHelp);
   addEventListener("beforeunload", (event) => {
     if (model.editor.hasUnsaved) event.preventDefault();
@@ -112,9 +118,9 @@ interface Panel {
   element: HTMLElement;
 }
 
-function panels(model: Model, view: MapView | null): Panel[] {
+function panels(model: Model, view: MapView | null, openImport: () => void): Panel[] {
   const found: Panel[] = view ? [{ name: "Layers", element: layersPanel(model, view) }] : [];
-  if (model.project.kind === "project") found.push({ name: "Labels", element: labelsPanel(model) });
+  if (model.project.kind === "project") found.push({ name: "Labels", element: labelsPanel(model, openImport) });
   if (model.canTrain) found.push({ name: "Train", element: trainPanel(model) });
   found.push({ name: "Files", element: filesPanel(model) });
   return found;

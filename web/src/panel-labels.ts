@@ -8,12 +8,12 @@ import { mayReshape, type Model } from "./model.ts";
 import { paintSwatches } from "./panel-layers.ts";
 import { isRandom, type Task, textOf } from "./work.ts";
 
-export function labelsPanel(model: Model): HTMLElement {
+export function labelsPanel(model: Model, openImport: () => void): HTMLElement {
   const classes = h("section", { class: "group" });
   const selection = h("section", { "aria-live": "polite" });
   const work = h("section", { class: "group" });
   const update = () => {
-    fill(classes, ...classList(model));
+    fill(classes, ...classList(model), model.canImport && button("Import …", () => { openImport(); }, { "data-focus": "import" }));
     fill(selection, selectionCard(model));
     fill(work, ...workList(model));
   };

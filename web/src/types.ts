@@ -49,10 +49,22 @@ export interface Project {
   bounds: Bounds;
   classes: MapClass[];
   layers: RasterLayer[];
-  can: { label: boolean; train: boolean; export: boolean };
+  can: { label: boolean; train: boolean; export: boolean; upload: boolean };
   /** Tiles of another server that the user may ask for; null: there are none. */
   basemap: Basemap | null;
   revision: string | number;
+}
+
+/** What an import of a file added to the labels. */
+export interface Imported {
+  /** Numbers of labels by class. */
+  added: Record<string, number>;
+  /** Numbers of features left out by reason. */
+  skipped: Record<string, number>;
+  repaired: number;
+  suggested: number;
+  /** How many of the suggested ones lie in scoring areas. */
+  unchecked: number;
 }
 
 export type Revision = string | number;

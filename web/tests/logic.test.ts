@@ -7,6 +7,7 @@ import { formatArea, formatBytes, formatPosition, formatScore, formatSeconds } f
 import { currentJob, mergeJob, summarize } from "../src/jobs.ts";
 import { byScene, initialViews, renewViews, thresholdOf, tileUrl } from "../src/layers.ts";
 import type { Job, RasterLayer, Round, Shape } from "../src/types.ts";
+import { describeImport } from "../src/panel-import.ts";
 import { areaProperties, isRandom, tasksOf } from "../src/work.ts";
 
 function layer(id: string, kind: RasterLayer["kind"], more: Partial<RasterLayer> = {}): RasterLayer {
@@ -132,6 +133,16 @@ describe("numbers", () => {
     expect([0, 999, 1_843_200, 5e12].map(formatBytes)).toEqual(["0 B", "999 B", "1.84 MB", "5 TB"]);
     expect(formatPosition(-24.5, 61)).toBe("61.00000° N, 24.50000° W");
     expect(formatScore(0.684, 0.59, 0.77)).toBe("0.68 (95 % CI 0.59 to 0.77)");
+  });
+});
+
+describe("an import", () => {
+  it("says what was added and left out, and what is to be checked", () => {
+    const nothing = { added: {}, skipped: { "outside of the images": 0 }, repaired: 0, suggested: 0, unchecked: 0 };
+    expect(describeImport(nothing)).toBe("0 labels imported.");
+    const some = { ...nothing, added: { tree: 2, water: 1 }, skipped: { "without area": 3, "of other values": 0 }, suggested: 3 };
+    expect(describeImport(some)).toContain("3 labels imported: tree 2, water 1. Left out: 3 without area.");
+    expect(describeImport({ ...some, unchecked: 2 })).toContain("Check the 2 in scoring areas");
   });
 });
 

@@ -27,7 +27,7 @@ function project(scenario) {
     layer("uncertainty", "uncertainty", "Uncertainty"),
     layer("errors", "errors", "Errors of forest", { class_value: 1, threshold: 0.44, legend: [{ name: "right", color: "#009E73" }, { name: "missed", color: "#0072B2" }, { name: "mapped as forest, but is not", color: "#D55E00" }] }),
   ];
-  const can = { label: scenario !== "run", train: scenario !== "run", export: true };
+  const can = { label: scenario !== "run", train: scenario !== "run", export: true, upload: scenario !== "run" };
   const shared = { classes: CLASSES, bounds: BOUNDS, crs: "EPSG:32635", pixel_size_m: 0.5, georeferenced: true, can, basemap: null, revision: 1, read_only: scenario === "run" };
   if (scenario === "empty") return { ...shared, title: "New project", kind: "project", layers: [] };
   if (scenario === "plain") return { ...shared, title: "Photographs", kind: "project", layers: layers.map((each) => ({ ...each, minzoom: 0, maxzoom: 3, bounds: [-180, -85.0511, 180, 85.0511] })), bounds: [-180, -85.0511, 180, 85.0511], georeferenced: false, crs: null, pixel_size_m: null };
