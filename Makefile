@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu bench-scale docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -87,6 +87,9 @@ bench-serve: $(READY)  ## the web server with 8 clients for 10 minutes: time of 
 
 bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
 	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
+
+bench-scale: $(READY)  ## one map by one process, one worker and two, one thread each: the halo, and what two do in the time of one
+	$(BIN)/python benchmarks/bench_scale.py $(BENCH)
 
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py

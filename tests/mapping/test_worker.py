@@ -26,8 +26,10 @@ from geograft.locks import lock_output
 from geograft.mapping.unit_ledger import JobState, Lease, LeaseWatch, UnitLedger, UnitState
 from geograft.mapping.units import UnitGrid, parse_part, unit_order
 from geograft.mapping.worker import Timing
+from geograft.storage import open_storage
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, make_run
+from tests.support.s3 import serve_s3
 
 ROOT = Path(__file__).parents[2]
 FAST = Timing(heartbeat_s=0.05, expiry_s=0.4, poll_s=0.02, list_s=0.0)
@@ -386,3 +388,21 @@ def test_orders_have_each_unit_once_and_begin_apart(units: int, parts: int) -> N
     orders = [unit_order(units, number, parts) for number in range(parts)]
     assert all(sorted(order) == list(range(units)) for order in orders)
     assert len({order[0] for order in orders}) == min(units, parts)
+
+
+def test_workers_share_a_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PredictConfig(probabilities="uint8")
+    expected = plain(place, config)
+    with serve_s3(monkeypatch) as bucket:
+        out = f"{bucket}/region"
+        made = [
+            predict_units(place / "run", place / "scene.tif", out, config, worker=WorkerConfig(one_file=assembled))
+            for assembled in (False, True)
+        ]
+        assert [one.computed for one in made] == [6, 0]
+        storage = open_storage(out)
+        for path in sorted(expected.parent.iterdir()):
+            assert storage.get(path.name) == path.read_bytes(), path.name
+        status = jobs(out)
+        assert (status.done, len(status.running), status.summary) == (6, 0, made[0].summary)
+        assert jobs(out, clean=True).cleaned == 0
