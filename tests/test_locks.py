@@ -194,3 +194,18 @@ def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
 def test_where_no_file_can_be_the_output_is_refused_for_that_reason() -> None:
     with pytest.raises(OutputError, match=r"/proc/x\.gpkg cannot be written"), lock_output(Path("/proc/x.gpkg")):
         raise AssertionError
+
+
+def test_shared_locks_exclude_exclusive_ones_and_the_other_way_round(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with lock_output(out, shared=True):
+        with lock_output(out, shared=True), pytest.raises(OutputError), lock_output(out):
+            pass
+        # The first one still holds it.
+        with pytest.raises(OutputError), lock_output(out):
+            pass
+        assert names(tmp_path) == {".out.geograft-lock"}
+    assert not names(tmp_path)
+    with lock_output(out), pytest.raises(OutputError), lock_output(out, shared=True):
+        pass
+    assert not names(tmp_path)

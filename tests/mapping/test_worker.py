@@ -16,12 +16,15 @@ import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geograft.cli import app
 from geograft.commands.jobs import jobs
 from geograft.commands.predict import predict, predict_units
 from geograft.config import PredictConfig, WorkerConfig
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.rasters.mosaic import Mosaic
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.styles import sidecar_paths
+from geograft.geo.rasters.tags import map_legend
 from geograft.locks import lock_output
 from geograft.mapping.unit_ledger import JobState, Lease, LeaseWatch, UnitLedger, UnitState
 from geograft.mapping.units import UnitGrid, parse_part, unit_order
@@ -101,6 +104,9 @@ def test_indices_are_the_map_with_names_and_colours(place: Path) -> None:
                 for value in COVERS.values:
                     assert one.colormap(1)[value] == other.colormap(1)[value]
     assert (place / "out" / "map.qml").read_bytes() == sidecar_paths(expected)[1].read_bytes()
+    # Every command that takes a map takes the index.
+    with Image.open(place / "out" / "map.vrt") as image:
+        assert map_legend(image.info) == COVERS
 
 
 def test_the_catalogue_is_valid_and_leads_to_the_files(place: Path) -> None:
@@ -406,3 +412,9 @@ def test_workers_share_a_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) ->
         status = jobs(out)
         assert (status.done, len(status.running), status.summary) == (6, 0, made[0].summary)
         assert jobs(out, clean=True).cleaned == 0
+
+
+@pytest.mark.parametrize("option", ["--part=1/2", "--tolerance=0.1", "--one-file"])
+def test_settings_of_a_worker_need_one(option: str) -> None:
+    with pytest.raises(SettingError, match="Add --worker"):
+        app(["predict", "run", "scene.tif", "--out", "out", option], exit_on_error=False, print_error=False)
