@@ -4,16 +4,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import geograft.commands.training_plan as training
 from geograft.card import WEIGHTS, read_card
 from geograft.cli import app
 from geograft.commands.train import read_recipe, train
-from geograft.commands.training_plan import PLANNED_STEPS, fit_minutes, plan_training
+from geograft.commands.training_plan import PLANNED_STEPS, fit_minutes, plan_training, should_compile
 from geograft.config import Recipe, TrainConfig, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
@@ -192,3 +195,52 @@ def test_a_long_training_says_its_expected_time(
     assert first.startswith("training on 18 tiles")
     assert first.endswith("3 epochs of 5 steps")
     assert second.startswith("expected time: about 0:00:")
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "tiles", "compiled"),
+    [
+        ({}, "cuda", 100, False),
+        ({"epochs": 100}, "cuda", 10_000, True),
+        ({"epochs": 100, "repeat": 10}, "cuda", 1000, True),
+        ({"epochs": 100}, "cpu", 10_000, False),
+        ({"epochs": 100, "devices": 2}, "cuda", 10_000, False),
+        ({"compile": True}, "cuda", 1, True),
+        ({"compile": True}, "cpu", 1, True),
+        ({"epochs": 100, "compile": False}, "cuda", 10_000, False),
+    ],
+)
+def test_a_long_training_on_a_gpu_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], device: str, tiles: int, *, compiled: bool
+) -> None:
+    monkeypatch.setattr(training, "find_device", lambda _: device)
+    assert should_compile(TrainConfig(**settings), tiles, 224) == compiled
+
+
+class Compiled(torch.nn.Module):
+    """Holds a network as torch.compile does, under the same name."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = network
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self._orig_mod(images)
+
+
+def test_a_run_records_that_it_was_compiled_and_keeps_to_it(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, short = tmp_path / "run", SMALL.with_settings(train={"epochs": 1, "schedule": "constant"})
+    monkeypatch.setattr(torch, "compile", Compiled)
+    train(tiles, out, short.with_settings(train={"compile": True}))
+    assert read_recipe(out).train.compile  # type: ignore[union-attr]
+    assert read_card(out).versions["torch.compile"] == version("torch")
+    assert not [name for name in load_file(out / LAST) if "_orig_mod" in name]
+    longer = short.with_settings(train={"epochs": 2})
+    with pytest.raises(SettingError, match="compile was True and is False"):
+        train(tiles, out, longer.with_settings(train={"compile": False}), resume=True)
+    # Left open, it stays as it was.
+    train(tiles, out, longer, resume=True)
+    assert read_card(out).epochs == 2
+    assert load_recipe(out / "recipe.toml").train.compile

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from geograft.card import CARD, STATE, TILES_FILE, WEIGHTS, ModelCard, check_weights, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
-from geograft.commands.training_plan import fit_minutes, plan_training
+from geograft.commands.training_plan import fit_minutes, plan_training, should_compile
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
 from geograft.dataset.joined import GivenTiles, TileSetPaths
 from geograft.dataset.tileset import Tile, TileSet, TileSetMeta
@@ -244,7 +244,9 @@ def train_tile_set(
         config, line = fit_minutes(network, data, recipe.train, minutes)
         announce(line)
         recipe = replace(recipe, train=config)
-    card = _card(out.name, tile_set.meta, recipe.model, network, data.scaling)
+    if not linear:
+        recipe = _decide_compilation(recipe, tile_set, read_recipe(out) if resuming else None)
+    card = _card(out.name, tile_set.meta, recipe, network, data.scaling)
     folder = RunFolder(out, card, {RECIPE: recipe_toml(recipe), TILES_FILE: paths.text()})
     history = (fit_linear if linear else fit)(network, data, recipe.train, folder, resume=resuming)
     card = folder.card_of(card, history, finished=True)
@@ -260,6 +262,17 @@ def train_tile_set(
     leakage_notes = (leakage,) if leakage else ()
     notes = (*notes, *leakage_notes, *history.notes, *feature_notes)
     return Training(out, card, history, *parameter_counts(network), notes=notes)
+
+
+def _decide_compilation(recipe: Recipe, tile_set: TileSet, began: Recipe | None) -> Recipe:
+    """Return `recipe` with `compile` decided: as the run `began`, if it is resumed and the setting is left open."""
+    config = recipe.train
+    if config.compile is None and began is not None and began.train.compile is not None:
+        return replace(recipe, train=replace(config, compile=began.train.compile))
+    compiled = should_compile(config, len(tile_set.split("train")), tile_set.meta.settings.tile_px)
+    if compiled and config.compile is None and rank_of(config) == 0:
+        announce("plan: the network is compiled, as the training is long (--no-compile: not)")
+    return replace(recipe, train=replace(config, compile=compiled))
 
 
 def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Network, TrainingData, tuple[str, ...]]:
@@ -443,12 +456,14 @@ def _training_features(
     )
 
 
-def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, scaling: Scaling) -> ModelCard:
+def _card(name: str, meta: TileSetMeta, recipe: Recipe, network: Network, scaling: Scaling) -> ModelCard:
     """Return the card of a run without finished epochs."""
+    # The compiler is part of torch; that it was used affects the result.
+    compiler = {"torch.compile": version("torch")} if recipe.train.compile else {}
     window_px, overlap_px = window_candidates(meta.settings.tile_px)[0]
     return ModelCard(
         name=name,
-        model=model,
+        model=recipe.model,
         weights_from=network.weights_from,
         legend=meta.legend,
         band_names=meta.band_names,
@@ -460,7 +475,7 @@ def _card(name: str, meta: TileSetMeta, model: ModelConfig, network: Network, sc
         threshold=THRESHOLD,
         epoch=1,
         data_fingerprint=meta.fingerprint,
-        versions=library_versions(),
+        versions=library_versions() | compiler,
         indices=meta.indices,
         nodata=meta.settings.nodata,
         alpha=meta.settings.alpha,

@@ -8,6 +8,7 @@ from datetime import timedelta
 from geograft.config import Recipe, TrainConfig
 from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
+from geograft.networks.device import find_device
 from geograft.networks.network import Network
 from geograft.text import pluralise
 from geograft.training.loader import TrainingData
@@ -81,6 +82,27 @@ def _rare_classes(tile_set: TileSet) -> list[str]:
                 f"{name} covers {100 * fraction:.2g} % of the labelled pixels, in {tiles} of {len(column)} tiles"
             )
     return found
+
+
+COMPILE_S, COMPILED_GAIN = 120.0, 0.2
+"""Assumed seconds of a compilation on a GPU, and fraction of a step that it saves. Never measured on a GPU."""
+LAUNCH_S, PX_PER_S = 0.03, 1e8
+"""Assumed seconds of a step on a GPU that starts its kernels one by one, and pixels per second of a large step."""
+
+
+def should_compile(config: TrainConfig, tiles: int, tile_px: int) -> bool:
+    """Return whether to compile the network for a training on `tiles` tiles: the setting, if there is one.
+
+    Otherwise on one NVIDIA GPU, if the training is expected to save twice the time of the compilation. That depends on
+    settings and data alone, not on measured times, because a compiled network rounds otherwise.
+    """
+    if config.compile is not None:
+        return config.compile
+    if find_device(config.device) != "cuda" or config.devices * config.nodes > 1:
+        return False
+    batches = config.epochs * len(make_batches(range(tiles * config.repeat), config.batch_size))
+    seconds = max(LAUNCH_S, config.batch_size * tile_px**2 / PX_PER_S)
+    return batches * seconds * COMPILED_GAIN > 2 * COMPILE_S
 
 
 def fit_minutes(network: Network, data: TrainingData, config: TrainConfig, minutes: float) -> tuple[TrainConfig, str]:

@@ -120,9 +120,13 @@ def load_recipe(path: Path | str) -> Recipe:
 
 
 def recipe_toml(recipe: Recipe) -> str:
-    """Return the recipe as TOML, with every setting of [prepare], [model] and [train] but without variants."""
+    """Return the recipe as TOML, with every setting of [prepare], [model] and [train] but without variants.
+
+    A setting that is left to Geograft (None) is left out.
+    """
     keys = ("title", "seeds", "prepare", "model", "train")
     content = asdict(recipe)
+    content["train"] = {name: value for name, value in content["train"].items() if value is not None}
     return tomli_w.dumps({key: content[key] for key in keys})
 
 

@@ -173,8 +173,9 @@ class TrainConfig:
     """Number of machines for distributed training, each started by torchrun or Slurm."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """Floating-point precision. auto: bf16-mixed if the hardware supports it, else 32-true."""
-    compile: bool = False
-    """Compile the network with torch.compile. Takes one or two minutes; worth it for long training."""
+    compile: bool | None = None
+    """Compile the network with torch.compile. Takes one or two minutes; worth it for long training. Default: on one
+    NVIDIA GPU if the training has enough steps to earn it back, else no."""
     save_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between checkpoints: a killed run loses at most this much work."""
     tensorboard: bool = False
