@@ -24,17 +24,18 @@ from typing import ParamSpec, TypeVar
 
 from geograft.errors import OutputError
 from geograft.files import translate_write_errors
+from geograft.locations import Location, to_place
 
 try:
     import fcntl
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
+TITLE = "geograft"
+"""First word of a lock file; the process and its machine follow."""
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-TITLE = "geograft"
-"""First word of a lock file; the process and its machine follow."""
 NO_FILE = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 ATTEMPTS, PAUSE_S = 5, 0.02
@@ -86,6 +87,8 @@ def lock_output(path: Path, enabled: bool = True, shared: bool = False) -> Itera
         OutputError: if another process, or another thread of this one, holds the lock, naming the process; if
             something else has the lock's name; on any other OSError.
     """
+    if enabled and isinstance(to_place(path), Location):
+        raise OutputError(f"{to_place(path)} cannot be written: this output must be a local path. Choose one.")
     if fcntl is None or not enabled:
         yield
         return

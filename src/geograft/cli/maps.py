@@ -40,7 +40,7 @@ def predict(
     Args:
         run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         rasters: Rasters with the bands of the run, .vrt included; GeoTIFFs also from https://, s3://, gs:// and az://.
-        out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one map per raster.
+        out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one per raster; both may be on s3://.
         ensemble: Further runs; the probabilities of all runs are averaged.
         aoi: Vector file; only pixels inside its polygons are mapped.
         dry_run: Print the number of tiles, the size of the output and the estimated time; write nothing.

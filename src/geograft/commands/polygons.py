@@ -25,7 +25,6 @@ from geograft.geo.vectors.reader import Features, read_frame
 from geograft.interrupts import note_kept
 from geograft.legend import PALETTE, Legend
 from geograft.locations import Location, Place, to_place
-from geograft.locks import locks_output
 from geograft.mapping.polygons.ledger import LazyArrays, PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder, inside_holes
 from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource
@@ -33,6 +32,7 @@ from geograft.mapping.polygons.shapes import as_array, unpack_wkb
 from geograft.mapping.polygons.writer import PolygonTarget, check_target, write_polygon_file
 from geograft.mapping.polygons.zonal import ProbabilityRaster, match_probabilities
 from geograft.metrics.cleaning import close_mask
+from geograft.outputs import local_file, writes_output
 from geograft.progress import progress_bar
 from geograft.resume import is_complete, keep_ledger_on_error
 from geograft.text import html_table
@@ -247,7 +247,7 @@ class PolygonResult:
 class PolygonSummary:
     """The result of `polygons`."""
 
-    path: Path
+    path: Place
     unit: str
     """Unit of areas: m2, or px if the map has no CRS."""
     classes: dict[str, ClassTotal]
@@ -276,7 +276,7 @@ class PolygonSummary:
 
     def to_geodataframe(self) -> Any:
         """Return the polygons as a GeoDataFrame with their class, area, perimeter and mean probability."""
-        return read_frame(self.path)
+        return read_frame(local_file(self.path))
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the polygons in the colours of their classes; return the matplotlib Axes."""
@@ -295,7 +295,7 @@ class PolygonSummary:
         return html_table(str(self.path), [("class", "polygons", f"area in {self.unit}"), *rows], self.notes)
 
 
-@locks_output
+@writes_output
 def polygons(
     map: StrPath | Location,  # noqa: A002 (the word on the command line)
     out: StrPath,

@@ -15,7 +15,7 @@ from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.tags import map_legend
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.inference.predictor import EnsemblePredictor
-from geograft.locations import Location, to_place, to_places
+from geograft.locations import Location, Place, to_place, to_places
 from geograft.locks import lock_output
 from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.job import MapResult, finished_map, write_map
@@ -36,6 +36,7 @@ from geograft.mapping.unit_ledger import JOB, STATE, JobState, UnitLedger
 from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
 from geograft.mapping.units import parse_part
 from geograft.mapping.worker import Worker, check_agreement, join_job
+from geograft.outputs import bucket_output, is_local_copy, local_path
 from geograft.runs import to_runs
 from geograft.text import html_table
 
@@ -85,7 +86,7 @@ class Forecast:
 class Prediction:
     """The maps that `predict` wrote, or would write."""
 
-    path: Path
+    path: Place
     """The map, or the folder of maps."""
     maps: tuple[MapResult, ...]
     """Empty for a dry run."""
@@ -257,6 +258,9 @@ def predict(
     entropy of the class probabilities divided by its maximum; for several runs twice the standard deviation of their
     probabilities, of the class where it is largest.
 
+    `rasters` and runs may be addresses (https://, s3://, gs://, az://), and `out` one in a bucket: the map is then
+    written on this machine and put there when it is complete (see `geograft.outputs`).
+
     Memory does not depend on the size of the raster, apart from GDAL's block cache (`GDAL_CACHEMAX`; the command line
     sets it to 64 MB, the library leaves it as it is).
 
@@ -266,7 +270,12 @@ def predict(
         SettingError: if the device or the backend is not available, or the thresholds do not fit the classes.
         OutputError: if a map exists already or cannot be written.
     """
-    rasters, out, aoi = to_places(rasters), Path(out), optional_path(aoi)
+    place = to_place(out)
+    if isinstance(place, Location) and not dry_run:
+        with bucket_output(place) as local:
+            return _moved(predict(run, rasters, local, config, aoi), local, place)
+    rasters, aoi = to_places(rasters), optional_path(aoi)
+    out = local_path(place) if isinstance(place, Location) else place
     settings = config or PredictConfig()
     runs = to_runs(run)
     _refuse_workers_folder(out)
@@ -401,6 +410,19 @@ def _check_failures(ledger: UnitLedger, state: JobState, units: int) -> None:
     )
 
 
+def _moved(prediction: Prediction, local: Path, place: Location) -> Prediction:
+    """Return a prediction with the addresses of its files in place of their local paths."""
+
+    def move(path: Place | None) -> Place | None:
+        return place.parent / path.relative_to(local.parent).as_posix() if isinstance(path, Path) else path
+
+    names = ("path", "probabilities", "uncertainty", "applicability")
+    moved: list[dict[str, Any]] = [{name: move(getattr(one, name)) for name in names} for one in prediction.maps]
+    maps = tuple(replace(one, **changes) for one, changes in zip(prediction.maps, moved, strict=True))
+    notes = tuple(note.replace(str(local), str(place)) for note in prediction.notes)
+    return replace(prediction, path=place, maps=maps, notes=notes)
+
+
 def describe_model(task: MapTask, model: EnsemblePredictor) -> str:
     """Return the backend, the precision and the windows of a map in words."""
     size, overlap = task.window
@@ -415,13 +437,18 @@ def _refuse_workers_folder(out: Path) -> None:
 
 def _finished_map(task: MapTask, out: Path) -> MapResult | None:
     with lock_output(task.source.path):
-        return finished_map(task, alone=task.source.path == out)
+        return finished_map(task, alone=_is_alone(task, out))
+
+
+def _is_alone(task: MapTask, out: Path) -> bool:
+    # The only map of a bucket is complete where it could not be put there before.
+    return task.source.path == out and not is_local_copy(out)
 
 
 def _write_map(task: MapTask, model: EnsemblePredictor, out: Path) -> MapResult:
     # Locked one by one, so that several jobs can share a folder of maps; another may have written this one by now.
     with lock_output(task.source.path):
-        return finished_map(task, alone=task.source.path == out) or write_map(task, model)
+        return finished_map(task, alone=_is_alone(task, out)) or write_map(task, model)
 
 
 def _load_models(tasks: Sequence[MapTask]) -> dict[int, EnsemblePredictor]:

@@ -13,9 +13,9 @@ from geograft.files import StrPath, refuse_existing
 from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.points import REFERENCE, write_points
 from geograft.locations import Location, Place, to_place
-from geograft.locks import locks_output
 from geograft.mapping.strata import Strata, draw_pixels, pixel_centres, read_strata
 from geograft.metrics.estimation import allocate_points, sample_size
+from geograft.outputs import writes_output
 from geograft.text import format_table
 
 MAX_POINTS = 1_000_000
@@ -27,7 +27,7 @@ class SampleSummary:
     """The sample written by `sample`."""
 
     map: Place
-    path: Path
+    path: Place
     strata: Strata
     points: Int64[ndarray, " k"]
     """Number of points per class."""
@@ -45,7 +45,7 @@ class SampleSummary:
         ]
 
 
-@locks_output
+@writes_output
 def sample(map: StrPath | Location, out: StrPath, config: SampleConfig | None = None) -> SampleSummary:  # noqa: A002
     """Draw a stratified random sample of the pixels of a class map, and write their centres as a GeoPackage.
 

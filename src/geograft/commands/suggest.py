@@ -25,7 +25,6 @@ from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
 from geograft.locations import Location, Place, to_places
-from geograft.locks import locks_output
 from geograft.mapping.plan import MapSource, band_order_notes, map_sources, resolution_note, tile_set_band_notes
 from geograft.mapping.pool import (
     Candidate,
@@ -39,6 +38,7 @@ from geograft.mapping.pool import (
 )
 from geograft.metrics.applicability import Applicability
 from geograft.metrics.selection import draw_balanced_sample, select_batch
+from geograft.outputs import local_file, writes_output
 from geograft.runs import run_file, to_runs
 from geograft.text import format_table, html_table, pluralise
 
@@ -117,7 +117,7 @@ HEADER = ("rank", "origin", "score", "uncertainty", "dissimilarity", "row", "col
 class Suggestions:
     """The result of `suggest`."""
 
-    path: Path
+    path: Place
     rasters: tuple[Place, ...]
     tiles: tuple[Suggestion, ...]
     """Suggestions in the order in which to label them."""
@@ -143,7 +143,7 @@ class Suggestions:
 
     def to_geodataframe(self) -> Any:
         """Return the suggested tiles as a GeoDataFrame, in the order in which to label them."""
-        return read_frame(self.path)
+        return read_frame(local_file(self.path))
 
     def _repr_html_(self) -> str:
         return html_table(str(self.path), [HEADER, *map(self._cells, self._top)], self.notes)
@@ -226,7 +226,7 @@ def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Se
 DEFAULT = SuggestConfig()
 
 
-@locks_output
+@writes_output
 def suggest(
     run: StrPath | Sequence[StrPath],
     rasters: StrPath | Location | Sequence[StrPath | Location],

@@ -17,6 +17,7 @@ from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
+from geograft.locations import Place
 from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import (
     CLASSES,
@@ -58,9 +59,9 @@ MAX_OUTSIDE = 0.1
 class MapResult:
     """One map that was written."""
 
-    path: Path
-    probabilities: Path | None
-    uncertainty: Path | None
+    path: Place
+    probabilities: Place | None
+    uncertainty: Place | None
     shape: tuple[int, int]
     """Rows and columns."""
     pixels: Mapping[str, int]
@@ -69,7 +70,7 @@ class MapResult:
     """Pixels of the raster that this job processed; an interrupted job before it did the rest."""
     seconds: float = 0.0
     """Time that this job took for them."""
-    applicability: Path | None = None
+    applicability: Place | None = None
     outside_fraction: float | None = None
     """Fraction of the mapped area outside the area of applicability; None if not requested, or if found earlier."""
     mapped_px: int = 0
