@@ -13,7 +13,7 @@ NOT_RUN = {
     "README.md": "the commands are those of docs/quickstart.md, which run",
     "docs/adapt.md": "needs a trained run and a tile set of another place; see tests/commands/test_adapt.py",
     "docs/area.md": "needs the labelled sample of the demo, which takes minutes",
-    "docs/cloud.md": "needs buckets and servers; stand-ins in tests/commands/test_predict_remote.py and tests/test_outputs.py",
+    "docs/cloud.md": "needs servers; stand-ins in tests/commands/test_predict_remote.py and tests/test_outputs.py",
     "docs/compare.md": "trains several networks on the demo's scene",
     "docs/curve.md": "trains many networks; the images of the Amazon are not part of the repository",
     "docs/demo.md": "takes minutes; `make demo` runs it",

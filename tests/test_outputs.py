@@ -82,7 +82,7 @@ def test_an_interrupted_upload_is_gone_on_with(
         with pytest.raises(OutputError, match="kept in"):
             predict(run, scene, f"{folder}/map.tif", SETTINGS)
     assert "map.tif" not in keys(open_storage(folder))
-    monkeypatch.setattr("geograft.commands.predict.write_map", fail)
+    monkeypatch.setattr("geograft.mapping.job.write_map", fail)
     predict(run, scene, f"{folder}/map.tif", SETTINGS)
     assert {"map.tif", "map.uncertainty.tif"} <= set(keys(open_storage(folder)))
     assert not left(tmp_path)

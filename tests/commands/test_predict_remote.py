@@ -1,17 +1,23 @@
 """Maps of rasters on a web server: the same map, few bytes, and a changed or failing file is one error."""
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio.shutil
 
+from geograft.cli import app
 from geograft.commands.polygons import polygons
 from geograft.commands.predict import predict
+from geograft.commands.prepare import prepare
 from geograft.commands.sample import sample
 from geograft.config import PolygonConfig, PredictConfig
-from geograft.errors import InputError
+from geograft.dataset.sources import VectorSource
+from geograft.dataset.tileset import TileSet
+from geograft.errors import InputError, SettingError
 from geograft.geo.rasters import opening
 from geograft.geo.rasters.raster import Image
 from geograft.locations import to_place
@@ -119,3 +125,60 @@ def test_an_interrupted_job_is_resumed_only_with_the_same_file(
     predict(run, url, tmp_path / "map.tif", SETTINGS)
     assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
     assert to_place(url)
+
+
+def test_prepare_copies_a_remote_image_into_the_tile_set(
+    tmp_path: Path, web: WebServer, fields: Path, tiles: Path
+) -> None:
+    url = web.put("scene.tif", (fields / "scene.tif").read_bytes())
+    config = TileSet.open(tiles).meta.settings
+    prepare(VectorSource((f"{url}?token=secret",), fields / "fields.gpkg"), tmp_path / "tiles", config)
+    found, local = TileSet.open(tmp_path / "tiles"), TileSet.open(tiles)
+    assert found.tiles == local.tiles
+    assert found.image_path("scene").is_relative_to(tmp_path / "tiles")
+    np.testing.assert_array_equal(read(found.image_path("scene")), read(fields / "scene.tif"))
+    assert not [path for path in (tmp_path / "tiles").rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+
+
+# ------------------------------------------------------------------------------------------------------ many files
+
+
+def test_bad_files_are_skipped_and_the_others_mapped(tmp_path: Path, web: WebServer, scene: Path, run: Path) -> None:
+    small = write_raster(tmp_path / "in/small.tif", textured(3, 70, 60))
+    other = write_raster(tmp_path / "in/bands.tif", textured(2, 70, 60))
+    (tmp_path / "in/text.tif").write_text("no raster")
+    late = write_raster(tmp_path / "in/late.tif", textured(3, 300, 70))
+    late.write_bytes(late.read_bytes()[:-20_000])
+    rasters = [small, other, tmp_path / "in/text.tif", web.url + "/missing.tif", late]
+    keep_going = replace(SETTINGS, keep_going=True)
+    result = predict(run, rasters, tmp_path / "maps", keep_going)
+    assert [one.path.name for one in result.maps] == ["small.tif"]
+    names = ("bands.tif", "text.tif", "missing.tif", "late.tif")
+    assert all(name in failure for name, failure in zip(names, result.failures, strict=True))
+    predict(run, small, tmp_path / "alone.tif", SETTINGS)
+    np.testing.assert_array_equal(read(tmp_path / "maps/small.tif"), read(tmp_path / "alone.tif"))
+    with pytest.raises(InputError, match=r"bands\.tif"):
+        predict(run, rasters, tmp_path / "other", SETTINGS)
+    # What was skipped is tried again, and what is finished is not.
+    write_raster(late, textured(3, 300, 70))
+    assert "inputs" in predict(run, [small, late], tmp_path / "maps", keep_going).failures[0]
+    shutil.rmtree(tmp_path / "maps/.late.part")
+    again = predict(run, [small, late], tmp_path / "maps", keep_going)
+    assert [bool(one.pixels) for one in again.maps] == [False, True]
+    assert again.failures == ()
+
+
+def test_keep_going_needs_a_folder_and_something_to_map(tmp_path: Path, scene: Path, run: Path) -> None:
+    keep_going = replace(SETTINGS, keep_going=True)
+    for out in (tmp_path / "map.tif", "s3://bucket/maps"):
+        with pytest.raises(SettingError, match="folder"):
+            predict(run, scene, out, keep_going)
+    with pytest.raises(InputError, match="None of the 1"):
+        predict(run, tmp_path / "missing.tif", tmp_path / "maps", keep_going)
+
+
+def test_the_command_exits_with_1_if_a_raster_was_skipped(tmp_path: Path, scene: Path, run: Path) -> None:
+    arguments = ["predict", str(run), str(scene), str(tmp_path / "missing.tif"), "--out", str(tmp_path / "maps")]
+    with pytest.raises(InputError, match="1 raster of 2"):
+        app([*arguments, "--keep-going", "--window-px", "64"], exit_on_error=False, print_error=False)
+    assert left_in(tmp_path / "maps") == {"scene.tif"} or (tmp_path / "maps/scene.tif").exists()

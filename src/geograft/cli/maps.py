@@ -17,8 +17,9 @@ from geograft.config import (
     SuggestConfig,
     WorkerConfig,
 )
-from geograft.errors import SettingError
+from geograft.errors import InputError, SettingError
 from geograft.locations import Place
+from geograft.text import pluralise
 
 
 @with_progress
@@ -60,7 +61,13 @@ def predict(
     if worker:
         print_result(predict_units((run, *ensemble), places, out, config, aoi, options))
     else:
-        print_result(predict((run, *ensemble), places, out, config, aoi, dry_run))
+        prediction = predict((run, *ensemble), places, out, config, aoi, dry_run)
+        print_result(prediction)
+        if prediction.failures:
+            raise InputError(
+                f"{pluralise(len(prediction.failures), 'raster')} of {len(places)} skipped; the maps of the others are "
+                "complete. The same command tries them again."
+            )
     if not dry_run:
         sys.stdout.write(f"the whole command took {time.perf_counter() - started:.1f} s\n")
 

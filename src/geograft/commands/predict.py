@@ -18,7 +18,7 @@ from geograft.inference.predictor import EnsemblePredictor
 from geograft.locations import Location, Place, to_place, to_places
 from geograft.locks import lock_output
 from geograft.mapping.batches import nonempty_columns
-from geograft.mapping.job import MapResult, finished_map, write_map
+from geograft.mapping.job import MapResult, usable_rasters, write_maps
 from geograft.mapping.ledger import read_finished_strips
 from geograft.mapping.models import RunModel
 from geograft.mapping.plan import (
@@ -36,7 +36,7 @@ from geograft.mapping.unit_ledger import JOB, STATE, JobState, UnitLedger
 from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
 from geograft.mapping.units import parse_part
 from geograft.mapping.worker import Worker, check_agreement, join_job
-from geograft.outputs import bucket_output, is_local_copy, local_path
+from geograft.outputs import bucket_output, local_path
 from geograft.runs import to_runs
 from geograft.text import html_table
 
@@ -96,12 +96,20 @@ class Prediction:
     """For a dry run: the estimated cost of each map."""
     model: str = ""
     """How pixels are predicted: backend, precision and windows."""
+    failures: tuple[str, ...] = ()
+    """With `keep_going`, why rasters were skipped, one line each."""
 
     def lines(self) -> list[str]:
         """Return the result as plain text."""
         results = [line for part in self.maps for line in part.lines()]
         estimates = [line for part in self.forecasts for line in part.lines()]
-        return results + estimates + [f"predicted with {self.model}"] + [f"Note: {note}" for note in self.notes]
+        return (
+            results
+            + estimates
+            + [f"predicted with {self.model}"]
+            + [f"Note: {note}" for note in self.notes]
+            + [f"skipped: {failure}" for failure in self.failures]
+        )
 
     def plot(self, index: int = 0, ax: Any = None) -> Any:
         """Draw one of the maps in the colours of its classes; return the matplotlib Axes."""
@@ -271,6 +279,8 @@ def predict(
         OutputError: if a map exists already or cannot be written.
     """
     place = to_place(out)
+    if isinstance(place, Location) and config and config.keep_going:
+        raise SettingError("--keep-going needs a local folder as --out: what is in a bucket is complete.")
     if isinstance(place, Location) and not dry_run:
         with bucket_output(place) as local:
             return _moved(predict(run, rasters, local, config, aoi), local, place)
@@ -280,6 +290,9 @@ def predict(
     runs = to_runs(run)
     _refuse_workers_folder(out)
     card = map_card(runs, settings)
+    failures: list[str] | None = [] if settings.keep_going else None
+    if failures is not None:
+        rasters = usable_rasters(card, rasters, out, settings, failures)
     tasks = [MapTask(source, runs, card, settings) for source in map_sources(card, rasters, out, settings, aoi)]
     if settings.applicability:
         from geograft.mapping.applicability import check_training_features  # noqa: PLC0415  (imports SciPy)
@@ -293,12 +306,9 @@ def predict(
     words = "; ".join(dict.fromkeys(describe_model(task, models[task.window[0]]) for task in tasks))
     if dry_run:
         return Prediction(out, (), notes, tuple(forecast_map(*pair) for pair in _with_models(tasks, models)), words)
-    finished = [_finished_map(task, out) for task in tasks]
-    maps = tuple(
-        result or _write_map(task, model, out)
-        for result, (task, model) in zip(finished, _with_models(tasks, models), strict=True)
-    )
-    return Prediction(out, maps, (*notes, *(note for result in maps for note in result.notes)), model=words)
+    maps = write_maps(_with_models(tasks, models), out, failures)
+    notes = (*notes, *(note for result in maps for note in result.notes))
+    return Prediction(out, maps, notes, model=words, failures=tuple(failures or ()))
 
 
 @dataclass(frozen=True)
@@ -433,22 +443,6 @@ def _refuse_workers_folder(out: Path) -> None:
     """Raise OutputError if workers share the folder `out`: a job of one process would write among their files."""
     if (out / JOB).is_file() and (out / STATE).is_dir():
         raise OutputError(f"{out} is a job of workers. Add --worker to take part in it, or choose another --out.")
-
-
-def _finished_map(task: MapTask, out: Path) -> MapResult | None:
-    with lock_output(task.source.path):
-        return finished_map(task, alone=_is_alone(task, out))
-
-
-def _is_alone(task: MapTask, out: Path) -> bool:
-    # The only map of a bucket is complete where it could not be put there before.
-    return task.source.path == out and not is_local_copy(out)
-
-
-def _write_map(task: MapTask, model: EnsemblePredictor, out: Path) -> MapResult:
-    # Locked one by one, so that several jobs can share a folder of maps; another may have written this one by now.
-    with lock_output(task.source.path):
-        return finished_map(task, alone=_is_alone(task, out)) or write_map(task, model)
 
 
 def _load_models(tasks: Sequence[MapTask]) -> dict[int, EnsemblePredictor]:

@@ -58,6 +58,9 @@ class PredictConfig(InferenceConfig):
     """Minimum probability of the positive class, or of each overlapping class in order. Default: the run's own."""
     resample: bool = False
     """Resample rasters to the pixel size of the training images while reading; the map has that pixel size."""
+    keep_going: bool = False
+    """With a folder of maps: report a raster that is damaged, changed or does not fit the run, and map the others; exit
+    with code 1 at the end. The same command tries it again."""
     compile: bool | None = None
     """Compile the network with torch.compile. Takes one or two minutes; worth it for large rasters. Default: no, but on
     an NVIDIA GPU it is captured as a CUDA graph, which takes a moment; --no-compile disables that too."""

@@ -1,8 +1,8 @@
-"""Writing one map: predict its strips, store them in the ledger, then write its files."""
+"""Writing maps: predict the strips of each, store them in its ledger, then write its files."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numpy import ndarray
 
-from geograft.errors import InputError, RasterChangedError
+from geograft.card import ModelCard
+from geograft.config import PredictConfig
+from geograft.errors import InputError, RasterChangedError, SettingError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.grid import Window
 from geograft.geo.rasters.opening import raster_state
@@ -18,6 +20,7 @@ from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
 from geograft.locations import Place
+from geograft.locks import lock_output
 from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import (
     CLASSES,
@@ -34,9 +37,10 @@ from geograft.mapping.classmap import (
     write_uncertainty,
 )
 from geograft.mapping.ledger import Ledger
-from geograft.mapping.plan import MapSource, MapTask, map_tags_of
+from geograft.mapping.plan import MAP_SUFFIXES, MapSource, MapTask, map_sources, map_tags_of
 from geograft.mapping.sums import Model
-from geograft.progress import progress_bar
+from geograft.outputs import is_local_copy
+from geograft.progress import announce, progress_bar
 from geograft.resume import differences, is_complete, keep_ledger_on_error, refuse_foreign_ledger, remove_ledger
 
 if TYPE_CHECKING:
@@ -128,6 +132,65 @@ def finished_map(task: MapTask, alone: bool) -> MapResult | None:
             for file in (output, *sidecar_paths(output)) if output else ():
                 refuse_existing(file)
     return None
+
+
+def usable_rasters(
+    card: ModelCard, rasters: Sequence[Place], out: Path, settings: PredictConfig, failures: list[str]
+) -> list[Place]:
+    """Return those of `rasters` that fit the run and whose first windows can be read; append why others cannot.
+
+    Raises:
+        SettingError: if `out` is not a folder: a mosaic needs all of its rasters.
+        InputError: if none is left.
+    """
+    if out.suffix.lower() in MAP_SUFFIXES:
+        raise SettingError(f"--keep-going needs a folder as --out, for one map per raster; it is {out}.")
+    usable = []
+    for raster in rasters:
+        with _skip_errors(failures):
+            (source,) = map_sources(card, (raster,), out, settings, None)
+            MapTask(source, (), card, settings).sample_windows()
+            usable.append(raster)
+    if not usable:
+        raise InputError(f"None of the {len(rasters)} rasters can be used. {' '.join(failures[:1])}")
+    return usable
+
+
+def write_maps(pairs: Sequence[tuple[MapTask, Model]], out: Path, failures: list[str] | None) -> tuple[MapResult, ...]:
+    """Write maps, one after the other, except for those that an earlier job finished.
+
+    With `failures`, a map whose raster turns out to be damaged or changed is skipped, and why is appended.
+
+    Raises:
+        InputError, OutputError: as `finished_map` and `write_map`.
+    """
+    left: list[tuple[MapTask, Model, MapResult | None]] = []
+    for task, model in pairs:
+        with _skip_errors(failures), lock_output(task.source.path):
+            left.append((task, model, finished_map(task, _is_alone(task, out))))
+    results = []
+    for task, model, finished in left:
+        # Locked one by one, so that several jobs can share a folder of maps; another may have written this one by now.
+        with _skip_errors(failures), lock_output(task.source.path):
+            results.append(finished or finished_map(task, _is_alone(task, out)) or write_map(task, model))
+    return tuple(results)
+
+
+def _is_alone(task: MapTask, out: Path) -> bool:
+    # The only map of a bucket is complete where it could not be put there before.
+    return task.source.path == out and not is_local_copy(out)
+
+
+@contextmanager
+def _skip_errors(failures: list[str] | None) -> Iterator[None]:
+    """Append the InputError of the block to `failures` and announce it; raise it if that is None."""
+    try:
+        yield
+    except InputError as error:
+        if failures is None:
+            raise
+        announce(f"skipped: {error}")
+        failures.append(str(error))
 
 
 def write_map(task: MapTask, model: Model) -> MapResult:

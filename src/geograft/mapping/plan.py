@@ -394,7 +394,7 @@ def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str,
     # Those used: asking for the run's own thresholds or windows is no other setting.
     size, overlap = task.window
     used = {"window_px": size, "overlap_px": overlap, "threshold": list(task.card.used_thresholds)}
-    given = {name: value for name, value in asdict(settings).items() if name != "overlap"}
+    given = {name: value for name, value in asdict(settings).items() if name not in ("overlap", "keep_going")}
     return {
         "runs": [
             {"path": run_location(run), "weights": run_file_digest(run, WEIGHTS), "card": run_file_digest(run, CARD)}
