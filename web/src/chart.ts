@@ -38,10 +38,10 @@ export function areaFigures(rounds: readonly Round[], name: string): Figure[] {
   });
 }
 
-/** Return the top of an axis: the lowest of 1, 2 and 5 times a power of ten that is not below a value. */
+/** Return the top of an axis: a short number that is not far above a value. */
 export function axisTop(value: number): number {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1e-9)));
-  return ([1, 2, 5, 10].find((step) => step * power >= value * (1 - 1e-9)) ?? 10) * power;
+  return ([1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value * (1 - 1e-9)) ?? 10) * power;
 }
 
 /** Return the figures' positions in a chart from 0 to `top`. */

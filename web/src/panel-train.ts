@@ -35,7 +35,7 @@ function startJob(model: Model, kind: JobKind): void {
 function progress(job: Job): HTMLElement {
   const { title, fraction, detail } = summarize(job);
   const bar = h("progress", { max: 1, "aria-label": title, ...(fraction === null ? {} : { value: fraction }) });
-  return h("div", {}, h("h2", {}, title), bar, h("p", { class: "muted", "aria-live": "off" }, detail || "…"));
+  return h("div", { class: "form" }, h("h2", {}, title), bar, detail ? h("p", { class: "muted", "aria-live": "off" }, detail) : null);
 }
 
 function cancelButton(model: Model, job: Job): HTMLElement {
@@ -72,7 +72,7 @@ function areaParts(rounds: readonly Round[], last: Round): HTMLElement[] {
 
 export function filesPanel(model: Model): HTMLElement {
   const list = h("section", { class: "group" });
-  const job = h("section", {});
+  const job = h("section", { class: "group" });
   const update = () => {
     const made = model.files.filter(({ bytes }) => bytes !== null);
     const empty = h("p", { class: "muted" }, "There are no files yet. After training, the maps, polygons, report and model are here.");

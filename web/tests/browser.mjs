@@ -386,6 +386,9 @@ const tests = {
     await page.mouse.click(300, 400);
     await page.locator(".values").getByText("Probability of forest").waitFor();
     await checkAccessibility(page, "values");
+    const { width, height } = await stage(page);
+    await page.mouse.click(width * 0.3, 48 + height * 0.5);
+    await page.getByText(/^Label: forest, about 3\.\d\d? ha, drawn$/).waitFor();
     await page.getByLabel("Left of the line").selectOption("image");
     const handle = page.getByRole("slider", { name: "Swipe" });
     await handle.press("ArrowLeft");
@@ -416,6 +419,7 @@ const tests = {
 
   async "every tab passes axe in light and dark, on a phone, too"() {
     const server = await startStandin();
+    server.state.project.basemap = { url: "https://tiles.example/{z}/{x}/{y}.png", origin: "https://tiles.example", attribution: "" };
     const page = await open(server);
     for (const name of ["Layers", "Labels", "Train", "Files"]) {
       await tab(page, name);
@@ -424,6 +428,10 @@ const tests = {
         await checkAccessibility(page, `${name}, ${colorScheme}`);
       }
     }
+    await tab(page, "Layers");
+    await page.getByRole("button", { name: "Show a basemap" }).click();
+    await page.getByRole("button", { name: "Load from tiles.example" }).waitFor();
+    await checkAccessibility(page, "asking for the basemap");
     await page.setViewportSize({ width: 390, height: 700 });
     await tab(page, "Labels");
     await checkAccessibility(page, "on a phone");

@@ -169,6 +169,6 @@ describe("the charts", () => {
     const [unknown, , known] = history.map(({ areas: [area], unit }) => (area ? describeArea(area, unit) : ""));
     expect(unknown).toMatch(/^unknown/);
     expect(known).toBe("5.2 ha (95 % CI 4.68 ha to 5.72 ha)");
-    expect([0.3, 1, 57_200, 200].map(axisTop)).toEqual([0.5, 1, 100_000, 200]);
+    expect([0.45, 1, 57_200, 200].map(axisTop)).toEqual([0.5, 1, 60_000, 200]);
   });
 });
