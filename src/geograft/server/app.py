@@ -19,7 +19,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -108,6 +108,7 @@ def get_project(service: Shared) -> dict[str, Any]:
         "can": {"label": service.can_label, "train": service.can_train, "export": service.jobs is not None}
         | {"upload": service.can_label and service.access.max_upload_bytes > 0},
         "basemap": {"url": basemap.basemap, "origin": origin, "attribution": basemap.attribution} if origin else None,
+        "quick": service.quick is not None,
         "revision": service.revision,
     }
 
@@ -222,6 +223,25 @@ def get_area(service: Shared, identity: Identity, threshold: Annotated[float, Qu
     if layer.kind != "probability":
         raise HTTPException(404, f"The layer {identity} has no threshold.")
     return measures.area_above(layer, threshold) | measures.iou_at(layer, threshold, service.labels.sample(layer))
+
+
+Longitude = Annotated[float, Field(ge=-180, le=180)]
+Latitude = Annotated[float, Field(ge=-90, le=90)]
+
+
+class ViewBody(BaseModel):
+    """What a page shows: west, south, east and north, in degrees."""
+
+    bounds: tuple[Longitude, Latitude, Longitude, Latitude]
+
+
+@api.put("/view", status_code=204)
+def put_view(service: Shared, body: ViewBody) -> None:
+    """Say what the page shows, which is mapped quickly as long as no network is trained."""
+    if service.quick is None:
+        raise HTTPException(403, "Only the server of a project makes quick maps.")
+    if service.quick.look_at(body.bounds):
+        service.refresh_quick_maps()
 
 
 @api.get("/suggestions")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geograft.config import ServeConfig
-from geograft.config.recipes import LABEL_FILE, SUGGESTED
+from geograft.config.recipes import LABEL_FILE, QUICK, SUGGESTED
 from geograft.errors import InputError
 from geograft.files import json_digest
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -73,6 +73,13 @@ class Subject:
         return self.folder and self.folder / LABEL_FILE
 
     @property
+    def quick_maps(self) -> tuple[tuple[str, Path], ...]:
+        """Name of the scene and file of the quick map of each image without a map, which need not exist yet."""
+        if self.folder is None:
+            return ()
+        return tuple((name, self.folder / QUICK / path.name) for name, path in self.maps if not path.is_file())
+
+    @property
     def suggestions(self) -> Path | None:
         """The GeoPackage of the areas to label next."""
         return self.folder and self.folder / SUGGESTED
@@ -118,6 +125,8 @@ class Layer:
     """Names and colours of what errors show; empty for other kinds."""
     drawn: str = ""
     """State of the labels that errors are found with; empty for other kinds, and for errors from a file."""
+    quick: bool = False
+    """Whether it is a quick estimate, in place of which the map of a trained network will be shown."""
 
     @property
     def in_steps(self) -> bool:
@@ -142,6 +151,7 @@ class Layer:
             "class_value": self.class_value,
             "threshold": self.threshold,
             "legend": [{"name": name, "color": colour} for name, colour in self.legend],
+            "quick": self.quick,
         }
 
 
@@ -184,7 +194,19 @@ def layers_of(subject: Subject) -> list[Layer]:
     for i, each in enumerate(subject.reviews):
         if each[1].is_file():
             found += _review_layers(f"review-{i}", _raster(*each, plane))
+    for i, each in enumerate(subject.quick_maps):
+        if each[1].is_file():
+            found += map(_quick_layer, _map_layers(f"quick-{i}", _raster(*each, plane), subject, plane))
     return found
+
+
+def lacks_maps(subject: Subject) -> bool:
+    """Return whether an image has no map of a trained network yet."""
+    return any(not path.is_file() for _, path in subject.maps)
+
+
+def _quick_layer(layer: Layer) -> Layer:
+    return replace(layer, title=f"Quick {layer.title[:1].lower()}{layer.title[1:]}", quick=True)
 
 
 def error_layers(layers: Sequence[Layer], drawn: str) -> Iterator[Layer]:

@@ -17,6 +17,7 @@ from geograft.server.guard import Access
 from geograft.server.jobs import Jobs, Kind, Latest, Task, model_files, task_of
 from geograft.server.labels import Labels
 from geograft.server.layers import Layer, Subject, error_layers, file_revision, layers_of
+from geograft.server.quick import QuickMaps
 from geograft.server.rounds import Rounds
 
 POLL_S, HEARTBEAT_S = 1.0, 15.0
@@ -34,6 +35,8 @@ class Service:
         home = subject.folder or subject.run
         self.jobs = Jobs(home, self.latest.publish, self._task) if home and not access.read_only else None
         self.rounds = Rounds(subject, not access.read_only) if subject.folder else None
+        own = subject.folder if self.can_train else None
+        self.quick = QuickMaps(lambda: self.subject, self.latest.publish, own) if own else None
         self.streams = 0
         self._stop = threading.Event()
         self._labels_state = ""
@@ -44,6 +47,7 @@ class Service:
         files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
         files += [path for _, path in self.subject.reviews]
         files += model_files(self.subject).values()
+        files += [path for _, path in self.subject.quick_maps]
         return file_revision(*files, self.subject.suggestions) + (self.rounds.revision if self.rounds else "")
 
     @property
@@ -99,6 +103,8 @@ class Service:
         if self.rounds:
             self.rounds.update()
         self.latest.publish("project", {"revision": self.revision})
+        if self.quick:
+            self.quick.stop_if_mapped()
         path = self.subject.label_file
         if path is None or not path.is_file():
             return
@@ -106,11 +112,19 @@ class Service:
         if state != self._labels_state:
             self.latest.publish("labels", {"revision": self.labels.revision()})
             self._labels_state = state
+            self.refresh_quick_maps()
+
+    def refresh_quick_maps(self) -> None:
+        """Make the quick maps again, unless a job is running, which is to make better ones."""
+        if self.quick and not (self.jobs and self.jobs.is_running):
+            self.quick.refresh()
 
     def close(self) -> None:
-        """End the streams, and the job with its work saved."""
+        """End the streams, the quick maps, and the job with its work saved."""
         self._stop.set()
         self.latest.closed = True
+        if self.quick:
+            self.quick.close()
         if self.jobs:
             self.jobs.close()
 
