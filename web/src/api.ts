@@ -1,6 +1,6 @@
 /** Requests to the server, with its token. */
 
-import type { AreaOfClass, Download, Imported, Job, JobKind, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
+import type { AreaOfClass, Bounds, Download, Imported, Job, JobKind, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
 
 const HEADER = "X-Geograft-Token";
 const STORED = "geograft-token";
@@ -127,6 +127,11 @@ export class Api {
 
   jobs(): Promise<Job[]> {
     return this.read("/jobs");
+  }
+
+  /** Say what the map shows: west, south, east, north. */
+  async lookAt(bounds: Bounds): Promise<void> {
+    await this.write("PUT", "/view", null, { bounds });
   }
 
   async startJob(kind: JobKind): Promise<void> {

@@ -7,7 +7,7 @@ import { button, fill, h } from "./dom.ts";
 import { listen, type ServerEvent } from "./events.ts";
 import { Model } from "./model.ts";
 import { buildPage, restoreTheme } from "./page.ts";
-import type { Job, Revision } from "./types.ts";
+import type { Job, QuickState, Revision } from "./types.ts";
 
 async function start(root: HTMLElement): Promise<void> {
   const api = new Api(takeToken());
@@ -26,6 +26,7 @@ async function start(root: HTMLElement): Promise<void> {
 function hear(model: Model, { name, data }: ServerEvent): void {
   if (name === "job") model.hearJob(data as Job);
   else if (name === "project" && String((data as { revision: Revision }).revision) !== String(model.project.revision)) void model.reload().catch(model.fail);
+  else if (name === "quick") model.hearQuick(data as QuickState);
   else if (name === "labels") model.hearLabels((data as { revision: Revision }).revision);
 }
 

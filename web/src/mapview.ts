@@ -114,6 +114,9 @@ export class MapView {
     this.drawRasters();
     this.drawShapes();
     this.applyTool();
+    const look = () => { model.lookAt(shownBounds(map)); };
+    map.on("moveend", look);
+    look();
   }
 
   private newDrawing(): Drawing {
@@ -270,6 +273,11 @@ export class MapView {
 
 function contains([west, south, east, north]: Bounds, lng: number, lat: number): boolean {
   return lng >= west && lng <= east && lat >= south && lat <= north;
+}
+
+function shownBounds(map: MapLibreMap): Bounds {
+  const [[west, south], [east, north]] = map.getBounds().toArray();
+  return [Math.max(-180, west), Math.max(-90, south), Math.min(180, east), Math.min(90, north)];
 }
 
 export function reducedMotion(): boolean {

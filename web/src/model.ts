@@ -5,11 +5,11 @@ import { type Callbacks, type Conflict, Editor, type Item, type Status } from ".
 import { boundsOf, boundsOverlap } from "./geometry.ts";
 import { mergeJob } from "./jobs.ts";
 import { initialViews, type LayerView, renewViews } from "./layers.ts";
-import type { Download, Job, MultiPolygon, Polygon, Project, Revision, Round, Shape } from "./types.ts";
+import type { Bounds, Download, Job, MultiPolygon, Polygon, Project, QuickState, Revision, Round, Shape } from "./types.ts";
 import { areaProperties, isRandom, type Task, tasksOf } from "./work.ts";
 
 export type Tool = "inspect" | "select" | "polygon" | "rectangle" | "subtract" | "area";
-export type Topic = "project" | "views" | "shapes" | "selection" | "tool" | "task" | "jobs" | "status" | "notice" | "results";
+export type Topic = "project" | "views" | "shapes" | "selection" | "tool" | "task" | "jobs" | "status" | "notice" | "results" | "quick";
 
 export interface Notice {
   text: string;
@@ -18,6 +18,7 @@ export interface Notice {
 }
 
 const RENEWAL_MS = 1000;
+const REST_MS = 500; // the map rests before its view is mapped
 
 export class Model {
   readonly api: Api;
@@ -38,8 +39,10 @@ export class Model {
   files: Download[] = [];
   status: Status = "saved";
   isConnected = true;
+  quick: QuickState = { state: "off", text: "", seconds: null };
   notice: Notice | null = null;
   private heardJobs = 0;
+  private rest: ReturnType<typeof setTimeout> | undefined;
   private renewal: ReturnType<typeof setTimeout> | undefined;
   private readonly listeners = new Map<Topic, (() => void)[]>();
 
@@ -136,6 +139,18 @@ export class Model {
     this.jobs = mergeJob(this.jobs, job);
     this.emit("jobs");
     if (job.state === "done" && before !== "done") void this.reload().then(() => this.loadShapes()).catch(this.fail);
+  }
+
+  hearQuick(quick: QuickState): void {
+    this.quick = quick;
+    this.emit("quick");
+  }
+
+  /** Tell the server what the map shows, which it maps quickly as long as no network is trained. */
+  lookAt(bounds: Bounds): void {
+    if (!this.project.quick || !this.canTrain) return;
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => void this.api.lookAt(bounds).catch(this.fail), REST_MS);
   }
 
   hearConnection(isConnected: boolean): void {

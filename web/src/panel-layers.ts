@@ -1,10 +1,11 @@
 /** The panel of layers: thresholds, what is shown and how, and what to compare with. */
 
 import { button, fill, h, iconButton } from "./dom.ts";
-import { formatArea, formatCount, formatScore } from "./format.ts";
+import { formatArea, formatCount, formatScore, formatSeconds } from "./format.ts";
 import { byScene, colorOf, KIND_NAMES, type LayerView, STRETCHES, thresholdOf } from "./layers.ts";
 import type { MapView } from "./mapview.ts";
 import type { Model } from "./model.ts";
+import type { QuickState } from "./types.ts";
 
 /** What the user chose in parts that are built again when the project changes. */
 interface Choices {
@@ -17,7 +18,7 @@ interface Choices {
 export function layersPanel(model: Model, view: MapView): HTMLElement {
   const thresholds = h("div");
   const scenes = h("div");
-  const panel = h("div", {}, thresholds, scenes);
+  const panel = h("div", {}, quickNote(model), thresholds, scenes);
   let shown = "";
   const update = () => {
     const adjustable = adjustableViews(model);
@@ -38,6 +39,33 @@ export function layersPanel(model: Model, view: MapView): HTMLElement {
   build();
   update();
   return panel;
+}
+
+/** What the quick map is doing, as long as no network is trained. */
+function quickNote(model: Model): HTMLElement {
+  const note = h("p", { class: "muted quick", role: "status" });
+  const update = () => {
+    const text = quickText(model.quick);
+    note.hidden = text === "";
+    note.textContent = text;
+  };
+  model.on(["quick", "project"], update);
+  update();
+  return note;
+}
+
+function quickText({ state, text, seconds }: QuickState): string {
+  const known = seconds === null ? "" : ` in ${formatSeconds(seconds)}`;
+  const texts: Record<QuickState["state"], string> = {
+    off: "",
+    starting: "Quick map: getting ready …",
+    ready: "Quick map: label an area, and what is in view is mapped.",
+    waiting: "Quick map: label an area, and what is in view is mapped.",
+    working: "Quick map: mapping what is in view …",
+    done: `Quick map of what is in view, made${known}: an estimate. Train and map for a better one.`,
+    failed: `No quick map: ${text}`,
+  };
+  return texts[state];
 }
 
 function emptyState(model: Model): HTMLElement {

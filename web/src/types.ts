@@ -28,6 +28,8 @@ export interface RasterLayer {
   revision: string | number;
   class_value: number | null;
   threshold: number | null;
+  /** A quick estimate, until a network is trained. */
+  quick: boolean;
   /** Of errors: what their colours mean. */
   legend: { name: string; color: string }[];
 }
@@ -52,7 +54,16 @@ export interface Project {
   can: { label: boolean; train: boolean; export: boolean; upload: boolean };
   /** Tiles of another server that the user may ask for; null: there are none. */
   basemap: Basemap | null;
+  /** Whether the server makes quick maps of what the page shows. */
+  quick: boolean;
   revision: string | number;
+}
+
+/** What the quick map is doing. */
+export interface QuickState {
+  state: "off" | "starting" | "ready" | "working" | "waiting" | "done" | "failed";
+  text: string;
+  seconds: number | null;
 }
 
 /** What an import of a file added to the labels. */

@@ -11,7 +11,7 @@ import { describeImport } from "../src/panel-import.ts";
 import { areaProperties, isRandom, tasksOf } from "../src/work.ts";
 
 function layer(id: string, kind: RasterLayer["kind"], more: Partial<RasterLayer> = {}): RasterLayer {
-  return { id, kind, group: "scene", title: id, bounds: [0, 0, 1, 1], minzoom: 0, maxzoom: 4, bands: ["1"], default_bands: [1], revision: 7, class_value: null, threshold: null, legend: [], ...more };
+  return { id, kind, group: "scene", title: id, bounds: [0, 0, 1, 1], minzoom: 0, maxzoom: 4, bands: ["1"], default_bands: [1], revision: 7, class_value: null, threshold: null, quick: false, legend: [], ...more };
 }
 
 describe("events", () => {

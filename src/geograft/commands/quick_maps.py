@@ -122,7 +122,7 @@ class QuickMapper:
         self.fitted = work.training_digest
 
     def _recipe(self, recipe: Recipe) -> Recipe:
-        """Return the recipe of the linear classifier with the encoder of a project's recipe, if its weights are available."""
+        """Return the linear classifier of a project's encoder, or of one whose weights are available."""
         key = repr(recipe)
         if key not in self.available:
             quick = recipe.with_settings(model={"architecture": LINEAR, "start": "", "start_fraction": 0.0})

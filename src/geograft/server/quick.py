@@ -174,7 +174,7 @@ def views_of(subject: Subject, bounds: Bounds) -> list[dict[str, Any]]:
 
 
 def window_within(place: Place, bounds: Bounds) -> Window | None:
-    """Return the window of a raster within bounds, at most MAX_SIDE_PX a side around its middle; None if it is empty."""
+    """Return the window of a raster within bounds, at most MAX_SIDE_PX a side around its middle; None if empty."""
     west, south, east, north = bounds
     lonlat = np.array([[x, y] for x in np.linspace(west, east, 9) for y in np.linspace(south, north, 9)])
     pixels = place.to_pixels(lonlat)
