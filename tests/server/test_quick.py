@@ -42,9 +42,6 @@ tile_px = 32
 [model]
 encoder = "test_efficientnet"
 weights = "none"
-
-[predict]
-device = "cpu"
 """
 FAKE = """
 import json, sys

@@ -4,7 +4,7 @@
 
 Each line on standard input is a request as JSON: `{"views": [{"scene": ..., "window": [row, col, height, width]}]}`.
 Each line on standard output tells a state as JSON: ready, working, waiting (for labels), done or failed. Only the last
-request that has not begun counts. The end of standard input ends the process at once.
+request that has not started counts. The end of standard input ends the process at once.
 
 The linear classifier of `geograft train --quick` is fitted to the labelled areas, as `geograft go` prepares them, and
 maps the views. All is in the folder .quick of the project; a map replaces the last one when it is complete.

@@ -20,12 +20,13 @@ import numpy as np
 from geograft.geo.grid import Grid, Window
 from geograft.geo.webmap import Place
 from geograft.interrupts import reap_group, signal_group
+from geograft.server.jobs import number_or_none
 from geograft.server.layers import Subject, lacks_maps, layers_of
 
 State = Literal["off", "starting", "ready", "working", "waiting", "done", "failed"]
 COMMAND = (sys.executable, "-P", "-m", "geograft.commands.quick_maps")
-MAX_SIDE_PX = 1536
-"""Largest side of what is mapped of an image, around the middle of the view: about two seconds on one core."""
+MAX_SIDE_PX = 1024
+"""Largest side of what is mapped of an image, around the middle of the view."""
 MAX_STARTS = 3
 MAX_LINE = 2**16
 MAX_MESSAGE = 500
@@ -56,6 +57,7 @@ class QuickMaps:
         self._subject, self._publish, self._command = subject, publish, (*command, str(folder))
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
         self._view: Bounds | None = None
         self._starts, self._closed = 0, False
         self._set(QuickState())
@@ -108,7 +110,9 @@ class QuickMaps:
         except OSError as error:
             self._set(QuickState("failed", f"The quick map cannot be started: {error.strerror}."))
             return
-        threading.Thread(target=self._follow, args=(self._process,), name="geograft-quick", daemon=True).start()
+        self._ended = threading.Event()
+        arguments = (self._process, self._ended)
+        threading.Thread(target=self._follow, args=arguments, name="geograft-quick", daemon=True).start()
         self._ask()
 
     def _ask(self) -> None:
@@ -121,15 +125,18 @@ class QuickMaps:
                 self._process.stdin.write(json.dumps({"views": views}).encode() + b"\n")
                 self._process.stdin.flush()
 
-    def _follow(self, process: "subprocess.Popen[bytes]") -> None:
+    def _follow(self, process: "subprocess.Popen[bytes]", ended: threading.Event) -> None:
         """Report what a process says until it ends."""
         assert process.stdout is not None
         with process.stdout as stream:
             for line in _lines(stream):
                 state = parse_state(line)
-                if state is not None:
-                    self._set(state)
+                with self._lock:
+                    if state is not None and self._process is process:
+                        self._set(state)
         reap_group(process)
+        _close_input(process)
+        ended.set()
         with self._lock:
             if self._process is process:
                 self._process = None
@@ -141,24 +148,26 @@ class QuickMaps:
         if process is None:
             return
         self._set(QuickState())
-        if process.stdin:
-            with suppress(OSError):
-                process.stdin.close()
-        threading.Thread(target=_kill_late, args=(process,), daemon=True).start()
+        _close_input(process)
+        threading.Thread(target=_kill_late, args=(process, self._ended), daemon=True).start()
 
     def _set(self, state: QuickState) -> None:
         self._publish("quick", asdict(state))
 
 
-def _kill_late(process: "subprocess.Popen[bytes]") -> None:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(CLOSE_S)
-        return
-    signal_group(process, kill=True)
+def _close_input(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin:
+        with suppress(OSError):
+            process.stdin.close()
+
+
+def _kill_late(process: "subprocess.Popen[bytes]", ended: threading.Event) -> None:
+    if not ended.wait(CLOSE_S):
+        signal_group(process, kill=True)
 
 
 def views_of(subject: Subject, bounds: Bounds) -> list[dict[str, Any]]:
-    """Return the windows of the images without a map that lie within bounds; the smallest view first.
+    """Return the windows of the images without a map that lie within bounds.
 
     Raises:
         InputError: when an image cannot be read.
@@ -175,7 +184,11 @@ def views_of(subject: Subject, bounds: Bounds) -> list[dict[str, Any]]:
 
 def window_within(place: Place, bounds: Bounds) -> Window | None:
     """Return the window of a raster within bounds, at most MAX_SIDE_PX a side around its middle; None if empty."""
-    west, south, east, north = bounds
+    # Far away from the raster, its CRS may have no or wrong positions.
+    low, high = np.maximum(bounds[:2], place.bounds[:2]), np.minimum(bounds[2:], place.bounds[2:])
+    if (low >= high).any():
+        return None
+    (west, south), (east, north) = low, high
     lonlat = np.array([[x, y] for x in np.linspace(west, east, 9) for y in np.linspace(south, north, 9)])
     pixels = place.to_pixels(lonlat)
     pixels = pixels[np.isfinite(pixels).all(axis=1)]
@@ -205,9 +218,8 @@ def parse_state(line: bytes) -> QuickState | None:
         return None
     if not isinstance(content, dict) or content.get("state") not in get_args(State):
         return None
-    seconds = content.get("seconds")
-    known = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    return QuickState(content["state"], str(content.get("text", ""))[:MAX_MESSAGE], float(seconds) if known else None)
+    text = str(content.get("text", ""))[:MAX_MESSAGE]
+    return QuickState(content["state"], text, number_or_none(content.get("seconds")))
 
 
 def _lines(stream: IO[bytes]) -> Any:
