@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from geograft.cli import app
 from geograft.commands.jobs import jobs
 from geograft.commands.predict import predict, predict_units
 from geograft.config import PredictConfig, WorkerConfig
-from geograft.errors import InputError, OutputError, SettingError
+from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import map_legend
+from geograft.interrupts import Interrupted
 from geograft.locks import lock_output
 from geograft.mapping.unit_ledger import JobState, Lease, LeaseWatch, UnitLedger, UnitState
+from geograft.mapping.unit_outputs import read_receipts
 from geograft.mapping.units import UnitGrid, parse_part, unit_order
 from geograft.mapping.worker import Timing
 from geograft.storage import open_storage
@@ -397,12 +400,11 @@ def test_orders_have_each_unit_once_and_begin_apart(units: int, parts: int) -> N
 
 
 def test_workers_share_a_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PredictConfig(probabilities="uint8")
-    expected = plain(place, config)
+    expected = plain(place)
     with serve_s3(monkeypatch) as bucket:
         out = f"{bucket}/region"
         made = [
-            predict_units(place / "run", place / "scene.tif", out, config, worker=WorkerConfig(one_file=assembled))
+            predict_units(place / "run", place / "scene.tif", out, worker=WorkerConfig(one_file=assembled))
             for assembled in (False, True)
         ]
         assert [one.computed for one in made] == [6, 0]
@@ -418,3 +420,54 @@ def test_workers_share_a_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_settings_of_a_worker_need_one(option: str) -> None:
     with pytest.raises(SettingError, match="Add --worker"):
         app(["predict", "run", "scene.tif", "--out", "out", option], exit_on_error=False, print_error=False)
+
+
+def test_an_interrupted_worker_gives_its_claim_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(ContextPredictor):
+        calls = 0
+
+        def __call__(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+            type(self).calls += 1
+            if self.calls == 6:
+                raise Interrupted
+            return super().__call__(pixels, valid)
+
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Interrupting)
+    with pytest.raises(Interrupted) as caught:
+        work(place)
+    status = jobs(place / "out")
+    assert status.running == ()
+    assert status.failed == {}
+    assert 0 < status.done < 6
+    assert f"{status.done} of 6 units" in str(caught.value.__notes__)
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
+    assert work(place).computed == 6 - status.done
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all values of a JSON document."""
+    if isinstance(tree, dict | list) and tree:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return [found for name, part in items for found in leaves(part, (*path, name))]
+    return [path]
+
+
+@pytest.mark.parametrize("name", ["job.json", "state/r00000-c00000.done.json", "summary.json"])
+def test_no_value_in_a_file_of_a_job_gives_a_traceback(place: Path, name: str) -> None:
+    work(place)
+    ledger, path = UnitLedger(place / "out"), place / "out" / name
+    content = path.read_bytes()
+    # The origin is compared as a whole, and the environment is text.
+    chosen = [where for where in leaves(json.loads(content)) if where[0] not in ("origin", "environment", "about")]
+    for where in chosen:
+        for value in (None, -1, 10**30, "../x", []):
+            edited = json.loads(content)
+            part = edited
+            for step in where[:-1]:
+                part = part[step]
+            part[where[-1]] = value
+            path.write_text(json.dumps(edited))
+            with suppress(GeograftError):
+                jobs(place / "out").lines()
+                read_receipts(ledger, ledger.read_job())  # type: ignore[arg-type]
+    path.write_bytes(content)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -422,14 +422,15 @@ def join_job(ledger: UnitLedger, backend: str, load: Callable[[str], tuple[MapTa
         sample = Sample.compute(model, windows)
         environment = describe_environment(model.backend, model.precision, task.device)
         cells = _applicability(task)
+        units = plan_units(task.plan.lanes.tiles, cells.encoder.cell_px if cells else 1)
         if job is None:
-            own = _new_job(task, sample, environment, cells.encoder.cell_px if cells else 1)
+            own = _new_job(task, sample, environment, units)
             job = ledger.create_job(own, sample.to_bytes())
             if job != own and backend == "auto" and job.origin.get("backend") != model.backend:
                 # Another worker was faster, with another backend.
                 continue
         break
-    _check_same_job(ledger, job, task)
+    _check_same_job(ledger, job, task, units)
     reference = Sample.from_bytes(ledger.read_sample(job), sample.levels.shape)
     rasters = tuple(task.origin["rasters"])
     shared = replace(task, origin=job.origin, precision=job.precision)
@@ -454,13 +455,13 @@ def _applicability(task: MapTask) -> "ApplicabilityMapper | None":
     return ApplicabilityMapper.load(task)
 
 
-def _new_job(task: MapTask, sample: Sample, environment: Environment, cell_px: int) -> Job:
+def _new_job(task: MapTask, sample: Sample, environment: Environment, units: UnitGrid) -> Job:
     content = sample.to_bytes()
     kinds = ("probabilities", "uncertainty", "applicability")
     return Job(
         origin=to_json_types(task.origin),
         precision=task.precision,
-        units=plan_units(task.plan.lanes.tiles, cell_px),
+        units=units,
         environment=environment,
         sample=f"sample-{hashlib.sha256(content).hexdigest()[:16]}.npz",
         started_by=worker_name(),
@@ -468,11 +469,10 @@ def _new_job(task: MapTask, sample: Sample, environment: Environment, cell_px: i
     )
 
 
-def _check_same_job(ledger: UnitLedger, job: Job, task: MapTask) -> None:
+def _check_same_job(ledger: UnitLedger, job: Job, task: MapTask, units: UnitGrid) -> None:
     """Raise InputError if a job has other inputs or settings than a task. Paths may differ between machines."""
-    size = {"height": job.units.height, "width": job.units.width}
-    grid = {"height": task.source.grid.height, "width": task.source.grid.width}
-    differing = differences(_inputs(job.origin) | size, _inputs(to_json_types(task.origin)) | grid)
+    before, now = _inputs(job.origin), _inputs(to_json_types(task.origin))
+    differing = differences(before | {"units": asdict(job.units)}, now | {"units": asdict(units)})
     if differing:
         raise InputError(
             f"{ledger.out} is a job with other inputs or settings: {'; '.join(differing[:MAX_SHOWN])}. Give the "
