@@ -26,7 +26,7 @@ def given_to(command: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list
 
     def called(*arguments: Any) -> SimpleNamespace:
         calls.extend(arguments)
-        return SimpleNamespace(lines=list)
+        return SimpleNamespace(lines=list, failures=())
 
     monkeypatch.setattr(f"geograft.commands.{command}.{command}", called)
     app([command, *COMMANDS[command][0], *flags], result_action="return_value")
