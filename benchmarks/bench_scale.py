@@ -98,12 +98,14 @@ def report(folder: Path, side: int, unit_px: int) -> None:
         results[f"{count} worker{'s' * (count > 1)}"] = measure(parts, unit_px)
         with rasterio.open(folder / "map.tif") as whole, rasterio.open(out / "map.vrt") as units:
             assert (whole.read() == units.read()).all(), "units have other pixels than the map of one process"
+    # A worker that finds nothing to do: the start, with its imports and the sample.
+    results["start of a worker"] = measure([[*common, str(folder / "by-1"), "--worker"]], unit_px)
     summary = json.loads((folder / "by-1" / "summary.json").read_bytes())
     sys.stdout.write(f"{machine.describe(('torch', 'rasterio'))}\n")
     sys.stdout.write(f"{side} x {side} pixels, units of {unit_px}: {summary['windows']} windows\n")
-    sys.stdout.write("| | wall s | CPU s | Mpx per CPU s |\n|---|---|---|---|\n")
+    sys.stdout.write("| | wall s | CPU s |\n|---|---|---|\n")
     for name, (wall, cpu) in results.items():
-        sys.stdout.write(f"| {name} | {wall:.1f} | {cpu:.1f} | {side**2 / 1e6 / cpu:.3f} |\n")
+        sys.stdout.write(f"| {name} | {wall:.1f} | {cpu:.1f} |\n")
     one, two = results["1 worker"], results["2 workers"]
     sys.stdout.write(f"two workers do {one[0] / two[0] / 2:.2f} of twice one by wall clock, ")
     sys.stdout.write(
