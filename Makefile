@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu bench-scale docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu bench-scale bench-quick docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -84,6 +84,9 @@ bench-export: $(READY)  ## size, agreement with torch and speed of exported file
 
 bench-serve: $(READY)  ## the web server with 8 clients for 10 minutes: time of answers, memory, errors
 	$(BIN)/python benchmarks/bench_serve.py $(BENCH)
+
+bench-quick: $(READY)  ## train --quick beside full training, by the number of tiles; BENCH="--default --write": docs/training.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_quick.py --weights $(WEIGHTS) $(BENCH)
 
 bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
 	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
