@@ -615,3 +615,6 @@ def damage_cases() -> Iterator[Case]:
     for name, command in files.items():
         for number, way in enumerate(WAYS):
             yield Case("damage", f"{name}: {way} {number}", command, f.damaged(name, way))
+    for name, command in (("l.geojson", f.IMPORT), ("map.tif", f.IMPORT_MASK), ("p/labels.gpkg", f.IMPORT)):
+        for number, way in enumerate(WAYS):
+            yield Case("import", f"{name}: {way} {number}", command, f.damaged(name, way))

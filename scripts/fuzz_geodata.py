@@ -135,8 +135,16 @@ def odd_name(verb: str, name: str) -> Case:
     return Case("raster", f"named {shown}, {verb}", f.Command(arguments, command.inputs), edit)
 
 
+ROLES = (
+    ("labels", "vector", f.GEOJSON, "l.geojson"),
+    ("AOI", "vector", f.AOI, "aoi.geojson"),
+    ("import", "import", f.IMPORT, "l.geojson"),
+)
+"""What a vector file is for, with the family of its cases, the command, and its name."""
+
+
 def vector_cases() -> Iterator[Case]:
-    """Replace labels and areas of interest: geometries, coordinate reference systems, other formats, links."""
+    """Replace labels, areas of interest and polygons to import: geometries, coordinate reference systems, other formats, links."""
     ring = [[528001, 4978998], [528004, 4978998], [528004, 4978995], [528001, 4978995], [528001, 4978998]]
     geometries: dict[str, Any] = {
         "an unclosed ring": polygon(ring[:-1]),
@@ -161,8 +169,8 @@ def vector_cases() -> Iterator[Case]:
     }
     for name, geometry in geometries.items():
         text = json.dumps(collection([geometry]))
-        for role, command, file in (("labels", f.GEOJSON, "l.geojson"), ("AOI", f.AOI, "aoi.geojson")):
-            yield Case("vector", f"{name} as {role}", command, f.replaced(file, text))
+        for role, family, command, file in ROLES:
+            yield Case(family, f"{name} as {role}", command, f.replaced(file, text))
     whole: dict[str, str] = {
         "a CRS link": json.dumps(
             collection([polygon(ring)])
@@ -190,8 +198,8 @@ def vector_cases() -> Iterator[Case]:
         "ESRI JSON": '{"geometryType":"esriGeometryPolygon","features":[],"exceededTransferLimit":true}',
     }
     for name, text in whole.items():
-        for role, command, file in (("labels", f.GEOJSON, "l.geojson"), ("AOI", f.AOI, "aoi.geojson")):
-            yield Case("vector", f"{name} as {role}", command, f.replaced(file, text))
+        for role, family, command, file in ROLES:
+            yield Case(family, f"{name} as {role}", command, f.replaced(file, text))
     statements = {
         "no geometries": "UPDATE TABLE_ SET geom = NULL",
         "geometries of zero bytes": "UPDATE TABLE_ SET geom = x'00'",
@@ -334,7 +342,7 @@ def mask_cases() -> Iterator[Case]:
 
 
 def map_cases() -> Iterator[Case]:
-    """Replace the class map of `polygons`, `sample` and `area`."""
+    """Replace the class map of `polygons`, `sample` and `area`, and the mask of an import."""
     edits: dict[str, Edit] = {
         "no tags": f.raster("map.tif", bands=1),
         "three bands": f.raster("map.tif"),
@@ -357,6 +365,7 @@ def map_cases() -> Iterator[Case]:
     for name, edit in edits.items():
         for command in (f.POLYGONS, f.SAMPLE, f.AREA):
             yield Case("map", f"{name}, {command.arguments[0]}", command, edit)
+        yield Case("import", f"{name} as mask", f.IMPORT_MASK, edit)
     for extension in (".gpkg", ".fgb", ".parquet", ".shp", "", ".csv", ".geojson.gz"):
         yield Case("map", f"polygons to {extension}", f.POLYGONS, options=("--out", f"p{extension}"))
 

@@ -473,14 +473,15 @@ def _place(info: ImageInfo, images: Mapping[str, ImageInfo]) -> Grid:
     if info.grid.crs is not None:
         return info.grid
     size = info.grid.height, info.grid.width
-    found = {name: each.grid for name, each in images.items() if (each.grid.height, each.grid.width) == size}
-    if len(found) > 1:
-        found = {name: grid for name, grid in found.items() if info.path.stem.casefold().startswith(name.casefold())}
+    same = {name: each.grid for name, each in images.items() if (each.grid.height, each.grid.width) == size}
+    found = same
+    if len(same) > 1:
+        found = {name: grid for name, grid in same.items() if info.path.stem.casefold().startswith(name.casefold())}
     if len(found) != 1:
+        fault = "its name begins like none or several of the images of" if same else "no image of the project has"
         raise InputError(
-            f"{info.path} has no CRS, and {'no image' if not found else 'several images'} of the project with its size "
-            f"of {size[1]} x {size[0]} pixels {'has' if not found else 'have'} the beginning of its name. Assign its "
-            "CRS, or name it like its image."
+            f"{info.path} has no CRS, and {fault} its size, {size[1]} x {size[0]} pixels. Assign its CRS, or name it "
+            "like its image."
         )
     (grid,) = found.values()
     if info.grid.transform != Affine.identity() and not info.grid.transform.almost_equals(grid.transform, 1e-3):

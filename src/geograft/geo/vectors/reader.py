@@ -148,9 +148,9 @@ class PolygonLayer:
             )
         if crs is None or self.crs is None or not self.kept.any():
             return self.shapes
+        _check_extent(self.path, self.shapes[self.kept], self.crs)
         if crs.equals(self.crs, ignore_axis_order=True):
             return self.shapes
-        _check_extent(self.path, self.shapes[self.kept], self.crs)
         with input_errors(self.path, f"polygons in {crs.name}"):
             moved = self.shapes.copy()
             moved[self.kept] = reproject(self.shapes[self.kept], self.crs, crs)
