@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, print_result, settings, with_progress
+from geograft.cli.flags import BandFiles, config_from, print_result, settings, with_progress
 from geograft.config import PrepareConfig, Recipe, load_recipe
 from geograft.config.recipes import AreaConfig
 from geograft.errors import SettingError
@@ -66,11 +66,12 @@ def project(
 @with_progress
 @settings(prepare=PrepareConfig)
 def vector(
-    images: Annotated[tuple[str, ...], Parameter(negative=())],
+    images: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     /,
     *,
     labels: Path,
     out: Path,
+    band_files: BandFiles = (),
     class_field: str | None = None,
     aoi: Path | None = None,
     overlapping: Flag = False,
@@ -82,7 +83,9 @@ def vector(
     """Make a tile set from images and polygons. Labels are reprojected to the CRS of the images.
 
     Args:
-        images: GeoTIFFs or other rasters that GDAL reads.
+        images: GeoTIFFs or other rasters that GDAL reads; scenes: a .SAFE folder or .zip of Sentinel-2, a Landsat
+            folder, a STAC item.
+        band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
         labels: Polygons: GeoPackage, GeoJSON or Shapefile; or labels.gpkg of a project, with its labelled areas.
         out: Folder of the tile set.
         class_field: Attribute with the class. Without it all polygons belong to one class.
@@ -95,7 +98,7 @@ def vector(
     from geograft.commands.prepare import prepare
     from geograft.dataset.sources import VectorSource
 
-    source = VectorSource(images, labels, class_field, aoi, groups, overlapping, fractional)
+    source = VectorSource((*images, *band_files), labels, class_field, aoi, groups, overlapping, fractional)
     print_result(prepare(source, out, _config(recipe, chosen)))
 
 

@@ -17,6 +17,9 @@ from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
 from geograft.errors import SettingError
 from geograft.progress import json_progress, write_event
 
+BandFiles = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
+"""Lists of the files of scenes by band; each is an input like a raster."""
+
 
 @runtime_checkable
 class Printable(Protocol):

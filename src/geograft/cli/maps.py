@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import config_from, print_result, settings, with_progress
+from geograft.cli.flags import BandFiles, config_from, print_result, settings, with_progress
 from geograft.config import (
     ExportConfig,
     PolygonConfig,
@@ -30,6 +30,7 @@ def predict(
     /,
     *,
     out: Path,
+    band_files: BandFiles = (),
     ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     aoi: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
@@ -41,6 +42,7 @@ def predict(
     Args:
         run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         rasters: Rasters with the bands of the run, .vrt included; GeoTIFFs also from https://, s3://, gs:// and az://.
+        band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
         out: Class map to write: MAP.tif mosaics rasters on one grid; a folder gets one per raster; both may be on s3://.
         ensemble: Further runs; the probabilities of all runs are averaged.
         aoi: Vector file; only pixels inside its polygons are mapped.
@@ -52,7 +54,7 @@ def predict(
     from geograft.commands.predict import predict, predict_units
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
-    places = (*rasters, *_stac_rasters(config_from(StacConfig, StacConfig(), chosen)))
+    places = (*rasters, *band_files, *_stac_rasters(config_from(StacConfig, StacConfig(), chosen)))
     options = config_from(WorkerConfig, WorkerConfig(), chosen)
     if worker and dry_run:
         raise SettingError("--dry-run estimates the cost of a map on one machine. Omit --worker.")
@@ -126,10 +128,11 @@ def polygons(
 @settings(suggest=SuggestConfig)
 def suggest(
     run: Path,
-    rasters: Annotated[tuple[str, ...], Parameter(negative=())],
+    rasters: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     /,
     *,
     out: Path,
+    band_files: BandFiles = (),
     ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     known: Path | None = None,
     aoi: Path | None = None,
@@ -140,6 +143,7 @@ def suggest(
     Args:
         run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         rasters: Rasters with the bands that the run was trained on, or a tile set, for its images.
+        band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
         out: GeoPackage to write, .gpkg.
         ensemble: Further runs, to measure their disagreement.
         known: Tile set of the area that is already labelled; default: the run's own.
@@ -148,7 +152,7 @@ def suggest(
     from geograft.commands.suggest import suggest
 
     config = config_from(SuggestConfig, SuggestConfig(), chosen)
-    print_result(suggest((run, *ensemble), rasters, out, config, known, aoi))
+    print_result(suggest((run, *ensemble), (*rasters, *band_files), out, config, known, aoi))
 
 
 Target = Literal["onnx", "deepness", "openvino", "torch", "bundle", "stac"]

@@ -20,7 +20,8 @@ from geograft.config import PrepareConfig
 from geograft.dataset.adjacent import by_block, find_adjacent
 from geograft.dataset.areas import area_notes, area_settings, check_area_splits, labelled_area_tiles, plan_area_tiles
 from geograft.dataset.duplicates import STRUCTURE, StructureAccumulator, find_duplicate_scenes, write_structures
-from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource
+from geograft.dataset.scenes import LabelledScene, LabelledScenes, LabelSource, select_bands
+from geograft.dataset.sources import VectorSource
 from geograft.dataset.splits import SplitScene, plan_tiles, training_stride
 from geograft.dataset.statistics import (
     COUNT_BLOCK,
@@ -36,9 +37,11 @@ from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, atomic_folder, file_digest, json_digest, refuse_existing, write_json
 from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.measure import resolution_m
-from geograft.geo.rasters.nodata import ValidityRule, needs_all_bands
+from geograft.geo.rasters.nodata import needs_all_bands
 from geograft.geo.rasters.raster import Image, ImageInfo, close_labels
-from geograft.geo.rasters.writer import copy_tiled, create_labels
+from geograft.geo.rasters.scene_image import SceneImage
+from geograft.geo.rasters.writer import copy_tiled, create_labels, write_image
+from geograft.geo.scene import BandChoice
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
 from geograft.legend import IGNORE, Legend
@@ -145,8 +148,13 @@ def _readable_image(scene: LabelledScene, folder: Path) -> Path:
     # A remote image is copied once: training reads its pixels many times.
     if scene.info.windowed and isinstance(scene.info.path, Path):
         return scene.info.path.resolve()
-    copy_tiled(scene.info.path, folder / IMAGES / f"{scene.name}.tif")
-    return folder / IMAGES / f"{scene.name}.tif"
+    copy = folder / IMAGES / f"{scene.name}.tif"
+    if scene.info.scene:
+        with SceneImage(scene.info.scene, scene.info.validity) as image:
+            write_image(image.info, image.read, copy)
+    else:
+        copy_tiled(scene.info.path, copy)
+    return copy
 
 
 def _digest(image: Path) -> str:
@@ -339,8 +347,8 @@ def prepare(source: LabelSource, out: StrPath, config: PrepareConfig | None = No
     """Create a tile set in the folder `out` and return it.
 
     Images stay where they are; only those that cannot be read by windows (PNG, JPEG, zipped, large strips) are copied,
-    as tiled GeoTIFFs. Each image is read twice: once for its valid pixels, once for the statistics of training tiles.
-    Memory: a few blocks, and the polygons.
+    as tiled GeoTIFFs, and so are scenes with a file per band, with the bands in use on one grid. Each image is read
+    twice: once for its valid pixels, once for the statistics of training tiles. Memory: a few blocks, and the polygons.
 
     Raises:
         InputError: if images or labels cannot be used, are too large, or a class or a split would have no pixels.
@@ -350,7 +358,11 @@ def prepare(source: LabelSource, out: StrPath, config: PrepareConfig | None = No
     out = Path(out)
     settings = config or PrepareConfig()
     refuse_existing(out)
-    gathered = _select_bands(source.gather(), settings)
+    if isinstance(source, VectorSource):
+        source = replace(source, choice=BandChoice(settings.bands, settings.mask, settings.resolution_m))
+    elif settings.mask or settings.resolution_m:
+        raise SettingError("--mask and --resolution-m need images with polygons (prepare vector). Omit them.")
+    gathered, settings = select_bands(source.gather(), settings)
     if gathered.areas:
         settings = area_settings(settings)
     elif settings.split == "areas":
@@ -371,35 +383,6 @@ def prepare(source: LabelSource, out: StrPath, config: PrepareConfig | None = No
         finally:
             close_labels()
     return TileSet.open(out)
-
-
-def _select_bands(gathered: LabelledScenes, settings: PrepareConfig) -> LabelledScenes:
-    """Return the scenes with only the chosen bands of their images, alpha included with --no-alpha; all by default.
-
-    Raises:
-        InputError: if an image lacks one of them, or the images differ in their number.
-        SettingError: if one of them is given twice.
-    """
-    bands = settings.bands
-    repeated = next((band for band in bands if bands.count(band) > 1), None)
-    if repeated is not None:
-        raise SettingError(f"--bands {' '.join(map(str, bands))} has band {repeated} twice. Give each band once.")
-    rule = ValidityRule(settings.nodata, settings.alpha)
-    scenes = tuple(replace(scene, info=_selected_info(scene.info, bands, rule)) for scene in gathered.scenes)
-    for scene in scenes:
-        if scene.info.bands != scenes[0].info.bands:
-            raise InputError(
-                f"{scenes[0].info.path} has {scenes[0].info.bands} bands, {scene.info.path} has {scene.info.bands} "
-                "without the alpha band. If it is a band like the others, give --no-alpha."
-            )
-    return replace(gathered, scenes=scenes)
-
-
-def _selected_info(info: ImageInfo, bands: Sequence[int], rule: ValidityRule) -> ImageInfo:
-    if rule.alpha or not info.alpha:
-        return replace(info, validity=rule).select(bands)
-    with Image.open(info.path, bands=bands, validity=rule) as image:
-        return image.info
 
 
 def _check_effective(scenes: Sequence[LabelledScene], settings: PrepareConfig) -> None:

@@ -314,6 +314,7 @@ def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path 
     settings = PredictConfig(
         nodata=tile_set.meta.settings.nodata if tile_set else None,
         bands=bands,
+        mask=config.mask,
         resample=config.resample,
         batch_size=config.batch_size,
         window_px=config.window_px,

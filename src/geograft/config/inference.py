@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from geograft.config.training import STRICT, Positive, Seed
+from geograft.config.training import STRICT, Bands, Positive, Seed
 from geograft.memory import MAX_TILE_PX
 
 Threshold = Annotated[float, Field(gt=0, lt=1)]
@@ -48,9 +48,12 @@ class PredictConfig(InferenceConfig):
     standard deviation of their probabilities."""
     applicability: bool = False
     """Also write the area of applicability: where the rasters resemble the training data, and where they do not."""
-    bands: tuple[Positive, ...] = ()
-    """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
-    order."""
+    bands: Bands = ()
+    """Bands of the rasters in the order of the run's bands: numbers, counted from 1, or names. Default: all bands, in
+    file order; of a scene with a file per band, those with the names of the run's."""
+    mask: tuple[str, ...] = ()
+    """Pixels to leave out, by a quality band: its name and values, such as scl:3,8,9,10, or its bits, such as
+    qa_pixel:bits:1-4."""
     nodata: Literal["auto", "any", "all"] | None = None
     """Whether a pixel is invalid if any band in use is nodata, or only if all are; auto: all for integers whose nodata
     is 0 or their maximum, else any. Default: as in training."""
@@ -190,9 +193,12 @@ class SuggestConfig(InferenceConfig):
     acquisition: Literal["entropy", "margin", "disagreement"] = "entropy"
     """Acquisition function: entropy of the class probabilities, margin between the two highest, or disagreement among
     ensemble members (--ensemble) and augmented views (--tta)."""
-    bands: tuple[Positive, ...] = ()
-    """Band numbers of the rasters, counted from 1, in the order of the run's bands. Default: all bands, in file
-    order."""
+    bands: Bands = ()
+    """Bands of the rasters in the order of the run's bands: numbers, counted from 1, or names. Default: all bands, in
+    file order; of a scene with a file per band, those with the names of the run's."""
+    mask: tuple[str, ...] = ()
+    """Pixels to leave out, by a quality band: its name and values, such as scl:3,8,9,10, or its bits, such as
+    qa_pixel:bits:1-4."""
     resample: bool = False
     """Resample rasters to the pixel size of the training images while reading; rows and columns then refer to the
     resampled raster."""

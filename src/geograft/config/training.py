@@ -3,9 +3,9 @@
 Unknown names are errors, and the docstring of each field is the help text of its flag.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from geograft.memory import MAX_TILE_PX
@@ -17,6 +17,23 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Range of the seeds that torch, NumPy and TOML files accept alike."""
 MAX_WORKERS = 256
+
+
+def split_bands(value: Any) -> Any:
+    """Return bands with lists such as "red,green" or "3,2" split into names and numbers; other values as they are."""
+    if not isinstance(value, tuple | list):
+        return value
+    parts = [part for one in value for part in (one.split(",") if isinstance(one, str) else [one])]
+    return tuple(_band(part.strip()) if isinstance(part, str) else part for part in parts)
+
+
+def _band(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+BandName = Annotated[str, Field(min_length=1, max_length=100)]
+Bands = Annotated[tuple[Positive | BandName, ...], BeforeValidator(split_bands)]
+"""Bands of a raster: numbers, counted from 1, or names."""
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 
 
@@ -46,9 +63,9 @@ class PrepareConfig:
     """Minimum distance in pixels between training pixels and validation or test pixels, for split = block."""
     min_valid: Fraction = 0.1
     """Minimum fraction of valid, labelled pixels in a tile; tiles with fewer are dropped."""
-    bands: tuple[Positive, ...] = ()
-    """Band numbers of the images to use, counted from 1, in the order of the network's inputs. Default: all bands, in
-    file order."""
+    bands: Bands = ()
+    """Bands of the images to use, in the order of the network's inputs: numbers, counted from 1, or names, such as
+    red,green,blue,nir. Default: all bands, in file order."""
     nodata: Literal["auto", "any", "all"] = "auto"
     """Invalid pixels: those with nodata in any band in use, or in all. auto: any, but all for integers whose nodata is
     0 or the maximum of their dtype, which are also values of dark or saturated pixels."""
@@ -56,6 +73,12 @@ class PrepareConfig:
     """Use a band tagged alpha as a mask. --no-alpha: it is a band like the others, such as near infrared."""
     index: tuple[str, ...] = ()
     """Spectral indices, appended to the bands as network inputs: ndvi=(b4-b3)/(b4+b3), with bands by number or name."""
+    mask: tuple[str, ...] = ()
+    """Pixels to leave out, by a quality band: its name and values, such as scl:3,8,9,10, or its bits, such as
+    qa_pixel:bits:1-4."""
+    resolution_m: Annotated[float, Field(ge=0)] = 0.0
+    """Pixel size in metres to which images are resampled. 0: their own, and of a scene with a file per band that of
+    the finest band in use."""
     seed: Seed = 0
     """Random seed of the split."""
 

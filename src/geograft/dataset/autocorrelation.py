@@ -21,6 +21,7 @@ from scipy.optimize import least_squares
 from geograft.dataset.tileset import Tile, TileSet, TileSetMeta
 from geograft.geo.grid import Window
 from geograft.geo.rasters.raster import Image, read_mask
+from geograft.geo.scene import only_numbers
 from geograft.labels import class_fractions, decode_fractions
 from geograft.progress import track
 
@@ -314,7 +315,9 @@ def _around(tile: Window, height: int, width: int) -> Window:
 
 def _read(tile_set: TileSet, name: str, window: Window) -> Iterator[VariogramSample]:
     meta = tile_set.meta
-    with Image.open(tile_set.image_path(name), bands=meta.settings.bands, validity=meta.validity) as image:
+    with Image.open(
+        tile_set.image_path(name), bands=only_numbers(meta.settings.bands), validity=meta.validity
+    ) as image:
         pixels, valid = image.read(window)
     bands = read_mask(tile_set.mask_path(name), window)
     coarse = max(1, -(-max(window.height, window.width) // FFT_PX))

@@ -36,6 +36,7 @@ from geograft.errors import InputError, SettingError
 from geograft.files import atomic_folder, json_digest, write_json
 from geograft.geo.grid import Grid, Window, WindowIndex, tiling
 from geograft.geo.rasters.raster import Image, close_labels
+from geograft.geo.scene import only_numbers
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.progress import track
 
@@ -152,7 +153,7 @@ def _statistics(whole: TileSet, tiles: Sequence[Tile]) -> Moments:
             whole.mask_path(scene.name),
             [tile.window for tile in tiles if tile.scene == scene.name and tile.split == "train"],
             whole.meta.indices,
-            whole.meta.settings.bands,
+            only_numbers(whole.meta.settings.bands),
             whole.meta.validity,
         )
         for scene in whole.meta.scenes

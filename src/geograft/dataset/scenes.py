@@ -6,7 +6,7 @@ Images, masks and groups are matched by name.
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,13 +14,17 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from geograft.config import PrepareConfig
 from geograft.dataset.tileset import Position
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
 from geograft.files import check_input_file
 from geograft.geo.coverage import AreaWindow
 from geograft.geo.grid import Window
 from geograft.geo.measure import check_on_earth
+from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import Image, ImageInfo
+from geograft.geo.rasters.scene_image import read_info, scene_of_raster
+from geograft.geo.scene import ALL_BANDS, BandChoice, band_numbers, is_named, only_numbers
 from geograft.legend import Legend
 from geograft.locations import Place
 from geograft.memory import check_scene_size
@@ -79,8 +83,8 @@ class LabelSource(Protocol):
         """
 
 
-def read_image_infos(paths: Iterable[Place]) -> tuple[ImageInfo, ...]:
-    """Return the metadata of images.
+def read_image_infos(paths: Iterable[Place], choice: BandChoice = ALL_BANDS) -> tuple[ImageInfo, ...]:
+    """Return the metadata of images; of scenes with the bands of `choice`.
 
     Raises:
         InputError: if an image cannot be opened, has too many pixels or a colour table, or differs from the first in
@@ -88,13 +92,58 @@ def read_image_infos(paths: Iterable[Place]) -> tuple[ImageInfo, ...]:
     """
     infos = []
     for path in paths:
-        with Image.open(path) as image:
-            infos.append(image.info)
-        check_scene_size(str(path), image.info.grid.height, image.info.grid.width)
-        check_on_earth(str(path), image.info.grid)
+        info = read_info(path, choice)
+        check_scene_size(str(path), info.grid.height, info.grid.width)
+        check_on_earth(str(path), info.grid)
+        infos.append(info)
     for info in infos:
-        _check_same_format(infos[0], info)
+        _check_same_format(infos[0], info, choice)
     return tuple(infos)
+
+
+def select_bands(gathered: LabelledScenes, settings: PrepareConfig) -> tuple[LabelledScenes, PrepareConfig]:
+    """Return the scenes with only the chosen bands of their images, alpha included with --no-alpha; all by default.
+
+    In the settings, bands are then numbers. Where images have the bands at different numbers, or some are scenes with a
+    file per band, all are read as scenes of the bands in use, and the settings have none.
+
+    Raises:
+        InputError: if an image lacks one of them, or the images differ in their number.
+        SettingError: if one of them is given twice.
+    """
+    bands = settings.bands
+    repeated = next((band for band in bands if bands.count(band) > 1), None)
+    if repeated is not None:
+        raise SettingError(f"--bands {' '.join(map(str, bands))} has band {repeated} twice. Give each band once.")
+    rule = ValidityRule(settings.nodata, settings.alpha)
+    rasters = [scene.info for scene in gathered.scenes if not scene.info.scene]
+    chosen = {band_numbers(bands, info.band_names, info.path) if is_named(bands) else bands for info in rasters}
+    numbers = only_numbers(next(iter(chosen), ())) if len(chosen) <= 1 else ()
+    as_scenes = len(rasters) < len(gathered.scenes) or len(chosen) > 1
+    scenes = tuple(
+        replace(scene, info=_selected_info(scene.info, bands if as_scenes else numbers, rule, as_scenes))
+        for scene in gathered.scenes
+    )
+    for scene in scenes:
+        if scene.info.bands != scenes[0].info.bands:
+            raise InputError(
+                f"{scenes[0].info.path} has {scenes[0].info.bands} bands, {scene.info.path} has {scene.info.bands} "
+                "without the alpha band. If it is a band like the others, give --no-alpha."
+            )
+    return replace(gathered, scenes=scenes), replace(settings, bands=() if as_scenes else numbers)
+
+
+def _selected_info(info: ImageInfo, bands: Sequence[int | str], rule: ValidityRule, as_scene: bool) -> ImageInfo:
+    if info.scene:
+        return replace(info, validity=rule)
+    if rule.alpha or not info.alpha:
+        found = replace(info, validity=rule)
+    else:
+        with Image.open(info.path, validity=rule) as image:
+            found = image.info
+    if as_scene:
+        return scene_of_raster(found, BandChoice(tuple(bands) or tuple(range(1, found.bands + 1))))
+    return found.select(only_numbers(bands))
 
 
 def scene_names(paths: Sequence[Place]) -> tuple[str, ...]:
@@ -254,11 +303,11 @@ def scene_groups(groups: Groups, names: Sequence[str]) -> tuple[dict[str, str], 
     return {name: table.get(name, name) for name in names}, note
 
 
-def _check_same_format(first: ImageInfo, other: ImageInfo) -> None:
+def _check_same_format(first: ImageInfo, other: ImageInfo, choice: BandChoice) -> None:
     if other.palette:
         raise InputError(f"{other.path} has a colour table. Convert it to RGB bands.")
     # With --no-alpha, a band tagged alpha counts; `prepare` compares the bands again.
-    if other.bands + bool(other.alpha) != first.bands + bool(first.alpha):
+    if not choice.bands and other.bands + bool(other.alpha) != first.bands + bool(first.alpha):
         raise InputError(
             f"{first.path} has {first.bands} bands, {other.path} has {other.bands}. "
             "All images need the same bands: convert or omit some."

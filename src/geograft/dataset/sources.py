@@ -26,6 +26,7 @@ from geograft.dataset.vector_labels import BACKGROUND, LabelEncoding, polygon_re
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath
 from geograft.geo.rasters.raster import ImageInfo
+from geograft.geo.scene import ALL_BANDS, BandChoice
 from geograft.geo.vectors.label_file import is_label_file
 from geograft.legend import IGNORE, Legend
 from geograft.locations import Location, to_places
@@ -58,6 +59,8 @@ class VectorSource:
     """Whether classes overlap: a pixel belongs to all classes with a polygon over it, not only to the last."""
     fractional: bool = False
     """Whether labels are the fraction of each pixel inside polygons, instead of the class at its centre."""
+    choice: BandChoice = ALL_BANDS
+    """The bands of scenes with a file per band; `prepare` sets it from its settings."""
 
     def gather(self) -> LabelledScenes:
         """Return the scenes. Keeps all polygons in memory, once per CRS of the images.
@@ -69,7 +72,7 @@ class VectorSource:
         images, path = to_places(self.images), Path(self.labels)
         if not images:
             raise InputError("no images. Pass at least one.")
-        infos, names = read_image_infos(images), scene_names(images)
+        infos, names = read_image_infos(images, self.choice), scene_names(images)
         if is_label_file(path):
             return self._gather_areas(path, infos, names)
         groups, group_note = scene_groups(self.groups, names)

@@ -5,7 +5,7 @@
       masks/NAME.tif   class index of each pixel of a scene, or the fraction of each class in 250ths; 255 for pixels
                        that are neither trained nor scored
       structure.npy    structure of scenes that are not georeferenced, from which `geograft audit` finds duplicates
-      images/NAME.tif  only for images that cannot be read by window (PNG, JPEG, zipped, large strips)
+      images/NAME.tif  only for images that cannot be read by window (PNG, JPEG, zipped, large strips, scenes of files)
       tileset.json     everything else: classes, bands, statistics, scenes, settings, fingerprint
 
 Pixels stay in the images: a tile is a window, read on demand. `TrainingArea` gives random crops around training tiles
@@ -33,6 +33,7 @@ from geograft.geo.coverage import AreaWindow, TrainingArea, ignored_windows
 from geograft.geo.grid import Window
 from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import DEFAULT_RULE, Image, ImageInfo, read_mask
+from geograft.geo.scene import only_numbers
 from geograft.geo.vectors.reader import read_frame, read_tiles
 from geograft.indices import Index, append_indices, check_indices, fill_missing
 from geograft.labels import Label, decode_fractions, missing_value
@@ -151,7 +152,7 @@ class TileSetMeta:
         double = next((name for name, count in Counter(s.name for s in self.scenes).items() if count > 1), None)
         if double is not None:
             raise ValueError(f"scenes has the name {double!r} twice")
-        chosen = self.settings.bands
+        chosen = only_numbers(self.settings.bands)
         if chosen and (len(chosen) != self.bands or len(set(chosen)) < len(chosen)):
             raise ValueError(f"settings.bands is {list(chosen)}, but band_names has {self.bands} bands")
         if self.legend.overlapping and not self.fractional:
@@ -233,9 +234,8 @@ class TileSet:
         """Return the area from which random training crops are taken."""
         train = [(tile.scene, tile.window) for tile in self.tiles if tile.split == "train"]
         held_out = [(tile.scene, tile.part) for tile in self.tiles if tile.split != "train"]
-        return TrainingArea.from_tiles(
-            {name: (scene.height, scene.width) for name, scene in self.scenes.items()}, train, held_out
-        )
+        shapes = {name: (scene.height, scene.width) for name, scene in self.scenes.items()}
+        return TrainingArea.from_tiles(shapes, train, held_out)
 
     def lines(self) -> list[str]:
         """Return the lines that the command line prints: scenes, bands, pixel size, classes, tiles and notes."""
@@ -246,10 +246,7 @@ class TileSet:
         return [
             f"scenes: {len(meta.scenes):,}, {meta.bands} {'band' if meta.bands == 1 else 'bands'} of "
             f"{meta.dtype}{resolution}",
-            *(
-                f"index {i.name}: {i.formula}, mean {mean:.3g}, standard deviation {std:.3g}"
-                for i, mean, std in statistics
-            ),
+            *(f"index {i.name}: {i.formula}, mean {m:.3g}, standard deviation {s:.3g}" for i, m, s in statistics),
             *([f"bands: {_selected_bands(meta)}"] if meta.settings.bands else []),
             f"classes: {', '.join(meta.legend.names)}{_label_remark(meta)}",
             f"tiles of {meta.settings.tile_px} px: {tiles}",
@@ -262,7 +259,8 @@ class TileSet:
         from geograft.dataset.thumbnails import split_thumbnail  # noqa: PLC0415  (imports matplotlib)
 
         windows = {split: [tile.window for tile in self.split(split) if tile.scene == scene] for split in SPLITS}
-        with Image.open(self.image_path(scene), bands=self.meta.settings.bands, validity=self.meta.validity) as image:
+        path, bands = self.image_path(scene), only_numbers(self.meta.settings.bands)
+        with Image.open(path, bands=bands, validity=self.meta.validity) as image:
             return split_thumbnail(image, windows, longest_px)
 
     def plot(self, scene: str = "", ax: Any = None) -> Any:
@@ -297,7 +295,7 @@ class TileSet:
 
     def check_image(self, scene: str, info: ImageInfo) -> None:
         """Raise InputError if a scene's image no longer has the bands, size and dtype that tileset.json says."""
-        own, info = self.scenes[scene], info.select(self.meta.settings.bands)
+        own, info = self.scenes[scene], info.select(only_numbers(self.meta.settings.bands))
         _check_shape(info, (self.meta.bands, own.height, own.width))
         if info.dtype != self.meta.dtype:
             raise InputError(
@@ -328,7 +326,7 @@ class TileSet:
             self.meta.indices,
             fill_values,
             fractional=self.meta.fractional,
-            bands=self.meta.settings.bands,
+            bands=only_numbers(self.meta.settings.bands),
             validity=self.meta.validity,
             shapes={
                 str(path): (bands, self.scenes[name].height, self.scenes[name].width)
@@ -391,7 +389,7 @@ def _class_fault(tile: Tile, legend: Legend) -> str:
 
 def _selected_bands(meta: TileSetMeta) -> str:
     """Return the numbers and names of the bands in use."""
-    pairs = zip(meta.settings.bands, meta.band_names, strict=False)
+    pairs = zip(only_numbers(meta.settings.bands), meta.band_names, strict=False)
     return ", ".join(str(number) if name == f"band {number}" else f"{number} {name}" for number, name in pairs)
 
 

@@ -16,6 +16,7 @@ from geograft.dataset.tileset import Tile, TileSet
 from geograft.geo.grid import Window, WindowIndex
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
+from geograft.geo.scene import only_numbers
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.batches import RasterSource
 from geograft.mapping.blend import Strip, blend
@@ -161,7 +162,7 @@ def _scene_mosaic(tile_set: TileSet, scene: str, model: RunModel) -> Mosaic:
     # A tile beyond the border of another image would never be complete.
     tile_set.check_image(scene, info)
     threads = decoding_threads(model.settings)
-    return Mosaic((info,), tile_set.meta.settings.bands, None, model.card.indices, threads)
+    return Mosaic((info,), only_numbers(tile_set.meta.settings.bands), None, model.card.indices, threads)
 
 
 def predict_classes(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile]) -> list[UInt8[ndarray, "*k h w"]]:

@@ -15,7 +15,6 @@ from geograft.config import PredictConfig
 from geograft.errors import InputError, RasterChangedError, SettingError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.grid import Window
-from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
@@ -329,7 +328,7 @@ def _check_unchanged(task: MapTask, ledger: Ledger) -> None:
 
 def raster_changes(task: MapTask, before: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what has changed in the rasters of a map since their states were recorded, a line each."""
-    state = [raster_state(path) for path in task.source.rasters]
+    state = task.source.mosaic.states()
     return differences({"rasters": list(before)}, {"rasters": state})
 
 

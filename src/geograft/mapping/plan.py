@@ -27,10 +27,11 @@ from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.nodata import ValidityRule
-from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.rasterize import AreaOfInterest
+from geograft.geo.rasters.scene_image import read_info
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
+from geograft.geo.scene import BandChoice, band_numbers, is_named, only_numbers
 from geograft.inference.backends import backend_device
 from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
@@ -249,11 +250,12 @@ def map_sources(
         OutputError: if `out` is neither a .tif nor a folder.
     """
     jobs = []
-    for infos, path in _pairs(rasters, out, ValidityRule(settings.nodata or card.nodata, card.alpha)):
+    resolution = _resolution(card) if settings.resample else None
+    for infos, path in _pairs(_infos(card, rasters, settings), out):
         for info in infos:
             _check_fits(info, card, settings)
-        resolution = _resolution(card) if settings.resample else None
-        mosaic = Mosaic(infos, settings.bands, resolution, card.indices, decoding_threads(settings))
+        numbers = () if any(info.scene or info.selected for info in infos) else only_numbers(settings.bands)
+        mosaic = Mosaic(infos, numbers, resolution, card.indices, decoding_threads(settings))
         check_memory(mosaic, card, settings)
         area = AreaOfInterest.read(aoi, mosaic.grid) if aoi else None
         paths, names = tuple(info.path for info in infos), tuple(info.band_names for info in infos)
@@ -303,7 +305,7 @@ def band_order_notes(source: MapSource, card: ModelCard) -> list[str]:
 def tile_set_band_notes(tile_set: TileSet, card: ModelCard) -> list[str]:
     """Return a note if a tile set has the run's bands in another order."""
     meta = tile_set.meta
-    names, chosen = meta.band_names[: meta.bands], meta.settings.bands
+    names, chosen = meta.band_names[: meta.bands], only_numbers(meta.settings.bands)
     note = band_order_note(tile_set.title, names, card, "Prepare the tile set with", chosen)
     return [note] if note else []
 
@@ -326,10 +328,9 @@ def band_order_note(
     )
 
 
-def _pairs(rasters: Sequence[Place], out: Path, rule: ValidityRule) -> list[tuple[tuple[ImageInfo, ...], Path]]:
-    """Return the rasters of each map and its path. `rule` tells how invalid pixels are recognised."""
+def _pairs(infos: tuple[ImageInfo, ...], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
+    """Return the rasters of each map and its path."""
     check_output(out)
-    infos = tuple(_info(path, rule) for path in rasters)
     if not infos:
         raise InputError("No raster was given. Give one or more.")
     if out.suffix.lower() in MAP_SUFFIXES:
@@ -354,9 +355,19 @@ def _map_names(places: Sequence[Place]) -> list[str]:
     ]
 
 
-def _info(path: Place, validity: ValidityRule) -> ImageInfo:
-    with Image.open(path, validity=validity) as image:
-        return image.info
+def _infos(card: ModelCard, rasters: Sequence[Place], settings: PredictConfig) -> tuple[ImageInfo, ...]:
+    """Return the metadata of rasters, and of scenes with the bands of the settings, or else those of the card by name.
+
+    Bands of scenes, and bands that are chosen by name, are in the order of the run's bands.
+    """
+    rule = ValidityRule(settings.nodata or card.nodata, card.alpha)
+    own = BandChoice(card.band_names[: card.bands], resolution_m=_resolution(card) if settings.resample else 0.0)
+    infos = [read_info(path, BandChoice(settings.bands, settings.mask), rule, own) for path in rasters]
+    if not is_named(settings.bands) and not any(info.scene for info in infos):
+        return tuple(infos)
+    return tuple(
+        info if info.scene else info.select(band_numbers(settings.bands, info.band_names, info.path)) for info in infos
+    )
 
 
 def _check_fits(info: ImageInfo, card: ModelCard, settings: PredictConfig) -> None:
@@ -394,7 +405,8 @@ def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str,
     # Those used: asking for the run's own thresholds or windows is no other setting.
     size, overlap = task.window
     used = {"window_px": size, "overlap_px": overlap, "threshold": list(task.card.used_thresholds)}
-    given = {name: value for name, value in asdict(settings).items() if name not in ("overlap", "keep_going")}
+    given = {name: value for name, value in asdict(settings).items() if name not in ("overlap", "keep_going", "mask")}
+    given |= {"mask": list(settings.mask)} if settings.mask else {}  # so that other maps keep their origin
     return {
         "runs": [
             {"path": run_location(run), "weights": run_file_digest(run, WEIGHTS), "card": run_file_digest(run, CARD)}
@@ -407,7 +419,7 @@ def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str,
         "precision": precision,
         "versions": {name: version(name) for name in ("geograft", "torch")},
         "area": {"path": str(job.aoi.resolve()), "digest": file_digest(job.aoi)} if job.aoi else None,
-        "rasters": [raster_state(path) for path in job.rasters],
+        "rasters": job.mosaic.states(),
     }
 
 

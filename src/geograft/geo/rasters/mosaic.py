@@ -1,6 +1,7 @@
 """Several rasters on one grid, read as a single raster."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -9,9 +10,9 @@ from numpy import ndarray
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, WindowIndex
 from geograft.geo.measure import check_on_earth
-from geograft.geo.rasters.opening import changed_error
 from geograft.geo.rasters.raster import Image, ImageInfo, check_bands
 from geograft.geo.rasters.resample import make_resampler
+from geograft.geo.rasters.scene_image import SceneImage, image_state, open_image
 from geograft.indices import Index, append_indices
 
 MAX_OPEN_FILES = 64
@@ -62,7 +63,7 @@ class Mosaic:
         self._scaling = make_resampler(native, resolution_m, self.name) if resolution_m else None
         self.grid: Grid = self._scaling.grid if self._scaling else native
         """The grid of the mosaic, after resampling."""
-        self._open: dict[int, Image] = {}
+        self._open: dict[int, Image | SceneImage] = {}
 
     @property
     def name(self) -> str:
@@ -100,6 +101,14 @@ class Mosaic:
             for number in self._index.query(needed)
         )
 
+    def states(self) -> list[dict[str, Any]]:
+        """Return the state of each raster or scene, from which a change is recognised.
+
+        Raises:
+            InputError: when a file is missing.
+        """
+        return [image_state(info) for info in self._infos]
+
     def close(self) -> None:
         """Close all files. A later read opens them again."""
         while self._open:
@@ -113,7 +122,8 @@ class Mosaic:
             part = window.intersection(position)
             if part is None or valid[part.relative_to(window).slices].all():
                 continue
-            part_pixels, part_valid = self._image(number).read(part.relative_to(position), self._bands or None)
+            bands = self._bands or self._infos[number].selected or None
+            part_pixels, part_valid = self._image(number).read(part.relative_to(position), bands)
             rows, cols = part.relative_to(window).slices
             new = part_valid & ~valid[rows, cols]
             pixels[:, rows, cols][:, new] = part_pixels[:, new]
@@ -125,16 +135,13 @@ class Mosaic:
         """Number of bands, excluding indices."""
         return len(self._bands) or self._infos[0].bands
 
-    def _image(self, number: int) -> Image:
+    def _image(self, number: int) -> Image | SceneImage:
         image = self._open.pop(number, None)
         if image is None:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
             info = self._infos[number]
-            image = Image.open(info.path, validity=info.validity, threads=self._threads)
-            if image.info.etag != info.etag:
-                image.close()
-                raise changed_error(info.path, info.etag, image.info.etag)
+            image = open_image(info, self._threads)
         self._open[number] = image  # least recently used first
         return image
 

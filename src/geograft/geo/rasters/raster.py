@@ -26,6 +26,7 @@ from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason
 from geograft.geo.rasters.nodata import EmptyRegions, ValidityRule, cast_nodata, empty_regions, valid_pixels
 from geograft.geo.rasters.opening import RasterFile
 from geograft.geo.rasters.resample import make_resampler
+from geograft.geo.scene import Scene
 from geograft.legend import IGNORE
 from geograft.locations import Location, Place, to_place
 from geograft.memory import check_band_count
@@ -66,6 +67,8 @@ class ImageInfo:
     """Number of the band in the file that is a mask, because it is tagged alpha; 0: none."""
     etag: str = ""
     """ETag of a remote file; empty for a local one."""
+    scene: Scene | None = None
+    """The bands of a scene of several files, which `scene_image` reads; None for a raster."""
 
     def select(self, bands: Sequence[int]) -> "ImageInfo":
         """Return the metadata of the same image with only these bands, in this order; all if there are none.

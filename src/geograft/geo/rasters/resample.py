@@ -143,7 +143,7 @@ def make_resampler(grid: Grid, resolution_m: float, name: str) -> Resampler | No
             f"{name} has pixels of {across:.3g} x {down:.3g} m, too different from {resolution_m:.3g} m to resample. "
             "Check its CRS and transform, or map it without resampling."
         )
-    rows, cols = (_round_ratio(ratio) for ratio in ratios)
+    rows, cols = (round_ratio(ratio) for ratio in ratios)
     return None if rows == cols == 1 else Resampler(grid, rows, cols)
 
 
@@ -175,7 +175,8 @@ def round_half_up(size: float) -> int:
     return max(1, math.floor(size + 0.5))
 
 
-def _round_ratio(ratio: float) -> float:
+def round_ratio(ratio: float) -> float:
+    """Return the integer, or 1 / integer, that a ratio of pixel sizes is close to; itself if there is none."""
     factor = round(max(ratio, 1 / ratio))
     rounded = factor if ratio >= 1 else 1 / factor
     return rounded if abs(ratio / rounded - 1) < RATIO_TOLERANCE else ratio

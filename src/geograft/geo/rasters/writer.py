@@ -23,10 +23,11 @@ from rasterio.windows import Window as RasterioWindow
 
 from geograft.errors import InputError, OutputError
 from geograft.files import atomic_write
-from geograft.geo.grid import Grid, Window
+from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.geo.rasters.opening import open_raster, remote_options
-from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.raster import Image, ImageInfo
+from geograft.geo.rasters.resample import WindowReader
 from geograft.geo.rasters.styles import VIRIDIS, aux_xml, classes_style, has_gaps, ramp_style, sidecar_paths
 from geograft.labels import MAX_CODE
 from geograft.legend import IGNORE, Legend
@@ -305,6 +306,36 @@ def copy_tiled(source: Place, path: Path) -> None:
         except (*RASTER_ERRORS, OutputError):
             read_all(source)  # raises an error that names the window when the source is damaged
             raise
+
+
+def write_image(info: ImageInfo, read: WindowReader, path: Path) -> None:
+    """Write the image of `info` as a compressed GeoTIFF, tiled for windowed reading; `read` returns its pixels.
+
+    Invalid pixels are 0: nodata where pixels are from 1 to 65535, as those of a scene in units of reflectance are, and
+    otherwise by a mask in the file.
+
+    Raises:
+        InputError: when pixels cannot be read.
+        OutputError: when the file cannot be written.
+    """
+    grid, options = info.grid, TILED_OPTIONS | _packing(np.dtype(info.dtype))
+    profile = {"driver": "GTiff", "height": grid.height, "width": grid.width, "count": info.bands, "dtype": info.dtype}
+    place = {"transform": grid.transform, "crs": grid.crs.to_wkt() if grid.crs else None}
+    scaled = info.scene is not None and all(band.scale is not None for band in info.scene.bands)
+    blocks = {"blockxsize": IMAGE_BLOCK_PX, "blockysize": IMAGE_BLOCK_PX, "nodata": 0 if scaled else None}
+    settings = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
+    with atomic_write(path) as part, _output_errors(path), ignore_not_georeferenced():
+        with settings, rasterio.open(part, "w", **profile, **place, **options, **blocks) as raster:
+            raster.update_tags(**info.tags)
+            for band, name in enumerate(info.band_names, start=1):
+                raster.set_band_description(band, name)
+            raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (info.bands - 1)
+            for window in block_windows(grid.window, IMAGE_BLOCK_PX, 8 * IMAGE_BLOCK_PX):
+                pixels, valid = read(window)
+                raster.write(pixels, window=window.to_rasterio())
+                if not scaled:
+                    raster.write_mask(valid, window=window.to_rasterio())
+        verify_file(part, path)
 
 
 def read_all(path: Place) -> None:
