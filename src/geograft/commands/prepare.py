@@ -206,6 +206,7 @@ def write_tile_set(
         | _non_finite_note(indices, moments)
         | _partial_nodata_note(rasterized)
         | _alpha_note(gathered.scenes)
+        | _acquired_note(gathered.scenes)
         | (area_notes(gathered.areas, tiles, settings) if gathered.areas else {}),
         fingerprint=_fingerprint(gathered, rasterized, tiles, indices),
         indices=indices,
@@ -246,6 +247,12 @@ def _partial_nodata_note(rasterized: Sequence[RasterizedScene]) -> dict[str, str
     parts = [f"{ignored:,} ({ignored / total:.2g} of all) are ignored; --nodata all uses them"] if ignored else []
     parts += [f"{kept:,} ({kept / total:.2g} of all) are used; --nodata any ignores them"] if kept else []
     return {"pixels with nodata in some bands only": ", ".join(parts)} if parts else {}
+
+
+def _acquired_note(scenes: Sequence[LabelledScene]) -> dict[str, str]:
+    """Return a note on when scenes with a file per band were acquired; empty if that is unknown."""
+    dates = sorted({scene.info.scene.acquired for scene in scenes if scene.info.scene and scene.info.scene.acquired})
+    return {"acquired": join_names(dates)} if dates else {}
 
 
 ALPHA_SAMPLE_PX, MAX_ALPHA_SAMPLES = 512, 20

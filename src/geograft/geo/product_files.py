@@ -8,6 +8,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -110,7 +111,15 @@ class Archive:
         try:
             with self._open() as archive, archive.open(name) as member:
                 content = member.read(MAX_TEXT_BYTES + 1)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            OSError,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+        ) as error:
             raise InputError(f"{self.place}: {name} cannot be read: {error}. Get the archive again.") from error
         if len(content) > MAX_TEXT_BYTES:
             raise InputError(f"{self.place}: {name} is too large for a metadata file. Get the archive again.")

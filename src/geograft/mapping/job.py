@@ -15,6 +15,7 @@ from geograft.config import PredictConfig
 from geograft.errors import InputError, RasterChangedError, SettingError
 from geograft.files import json_digest, refuse_existing, remove_scratch_folder
 from geograft.geo.grid import Window
+from geograft.geo.rasters.scene_image import ACQUIRED_TAG
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
 from geograft.interrupts import note_kept
@@ -263,7 +264,8 @@ def write_files(task: MapTask, values: MapValues, write_cells: CellWriter, part:
     """
     legend, dtype = task.card.legend, _encoding(task).dtype
     grid = task.source.grid if part is None else task.source.grid.crop(part)
-    tags = map_tags(task.card, json_digest(task.origin))
+    dates = task.source.mosaic.acquired
+    tags = map_tags(task.card, json_digest(task.origin)) | ({ACQUIRED_TAG: ", ".join(dates)} if dates else {})
     tags |= {BACKEND_TAG: str(task.origin["backend"]), PRECISION_TAG: task.precision}
     if task.probabilities:
         write_probabilities(task.probabilities, grid, values, legend, dtype, tags)

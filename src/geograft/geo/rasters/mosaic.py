@@ -101,6 +101,11 @@ class Mosaic:
             for number in self._index.query(needed)
         )
 
+    @property
+    def acquired(self) -> tuple[str, ...]:
+        """When the scenes among the rasters were acquired, in ISO 8601."""
+        return tuple(sorted({info.scene.acquired for info in self._infos if info.scene} - {""}))
+
     def states(self) -> list[dict[str, Any]]:
         """Return the state of each raster or scene, from which a change is recognised.
 

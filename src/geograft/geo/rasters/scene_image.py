@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int64, Shaped
 from numpy import ndarray
 
 from geograft.errors import InputError
@@ -113,7 +113,7 @@ class _Mask:
         return picked
 
 
-def _nearest(start: int, count: int, step: float) -> ndarray[Any, Any]:
+def _nearest(start: int, count: int, step: float) -> Int64[ndarray, " n"]:
     """Return the pixel, each 1 / `step` pixels of the scene large, in which the centre of each of `count` ones is."""
     positions: ndarray[Any, Any] = np.floor((np.arange(start, start + count) + 0.5) * step).astype(np.int64)
     return positions

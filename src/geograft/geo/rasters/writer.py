@@ -323,9 +323,10 @@ def write_image(info: ImageInfo, read: WindowReader, path: Path) -> None:
     place = {"transform": grid.transform, "crs": grid.crs.to_wkt() if grid.crs else None}
     scaled = info.scene is not None and all(band.scale is not None for band in info.scene.bands)
     blocks = {"blockxsize": IMAGE_BLOCK_PX, "blockysize": IMAGE_BLOCK_PX, "nodata": 0 if scaled else None}
-    settings = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
-    with atomic_write(path) as part, _output_errors(path), ignore_not_georeferenced():
-        with settings, rasterio.open(part, "w", **profile, **place, **options, **blocks) as raster:
+    with atomic_write(path) as part, _output_errors(path), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        with ignore_not_georeferenced():
+            raster = rasterio.open(part, "w", **profile, **place, **options, **blocks)
+        with raster:
             raster.update_tags(**info.tags)
             for band, name in enumerate(info.band_names, start=1):
                 raster.set_band_description(band, name)
