@@ -37,6 +37,7 @@ NOT_RUN = {
     "docs/report.md": "reports of comparisons that take minutes to train; see tests/commands/test_report*.py",
     "docs/review.md": "reviews of runs that take minutes to train; see tests/commands/test_review*.py",
     "docs/serve.md": "runs until it is interrupted; tests/server and tests/commands/test_serve.py",
+    "docs/scenes.md": "needs products of agencies; tests/commands/test_scenes.py does it on small ones",
     "docs/show.md": "shows runs that take minutes to train; see tests/commands/test_show.py",
     "docs/suggest.md": "suggestions of runs that take minutes to train; see tests/commands/test_suggest.py",
     "docs/train.md": "trains for minutes",

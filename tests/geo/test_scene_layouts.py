@@ -14,7 +14,6 @@ from geograft.geo.product_files import MAX_TEXT_BYTES, parse_xml
 from geograft.geo.rasters.scene_image import read_info
 from geograft.geo.scene import SENTINEL2, BandChoice, MaskRule, SceneFiles, band_numbers, parse_mask
 from geograft.geo.scene_layouts import find_scene
-from geograft.locations import Location
 from tests.support.scenes import (
     LANDSAT,
     landsat_groups,
@@ -199,6 +198,9 @@ def edited_item(folder: Path, **changes: Any) -> Path:
             }
         },
         {"assets": {"red": "a.tif"}},
+        {"assets": {"red": {"href": "https://example.com/a.tif?sig=1", "eo:bands": [{"name": "B04"}]}}},
+        {"assets": {"red": {"href": "s3://bucket/a.tif", "eo:bands": [{"name": "B04"}]}}},
+        {"assets": {"red": {"href": "/vsicurl/http://example.com/a.tif", "eo:bands": [{"name": "B04"}]}}},
     ],
 )
 def test_items_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -228,9 +230,9 @@ def test_an_asset_of_one_band_wins_over_a_picture(tmp_path: Path) -> None:
     def asset(file: str, *names: str) -> dict[str, Any]:
         return {"href": file, "eo:bands": [{"name": name, "common_name": SENTINEL2[name]} for name in names]}
 
-    assets = {"visual": asset("tci.tif", "B04", "B03", "B02"), "B04": asset("https://example.com/b.tif?sig=1", "B04")}
+    assets = {"visual": asset("tci.tif", "B04", "B03", "B02"), "B04": asset("b.tif", "B04")}
     bands = found(edited_item(tmp_path, assets=assets)).select(BandChoice(("red", "green"))).bands
-    assert isinstance(bands[0].place, Location) and bands[0].number == 1
+    assert (bands[0].place, bands[0].number) == (tmp_path / "b.tif", 1)
     assert (bands[1].place, bands[1].number) == (tmp_path / "tci.tif", 2)
 
 

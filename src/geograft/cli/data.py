@@ -83,8 +83,7 @@ def vector(
     """Make a tile set from images and polygons. Labels are reprojected to the CRS of the images.
 
     Args:
-        images: GeoTIFFs or other rasters that GDAL reads; scenes: a .SAFE folder or .zip of Sentinel-2, a Landsat
-            folder, a STAC item.
+        images: Rasters that GDAL reads, and scenes: a .SAFE folder or .zip, a Landsat folder, a STAC item (.json).
         band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
         labels: Polygons: GeoPackage, GeoJSON or Shapefile; or labels.gpkg of a project, with its labelled areas.
         out: Folder of the tile set.

@@ -14,7 +14,7 @@ from geograft.errors import InputError
 from geograft.geo.product_files import Archive, Folder, Groups, ProductFiles, parse_groups, parse_xml, read_json
 from geograft.geo.scene import LANDSAT_OLI, LANDSAT_TM, OTHER_NAMES, QUALITY, SENTINEL2, BandFile, SceneFiles
 from geograft.geo.scene import scaled_band as scaled
-from geograft.locations import ADDRESS, Place, to_place
+from geograft.locations import ADDRESS, Place, redact, to_place
 
 BAND_LIST = re.compile(r"[A-Za-z]\w*=[^=]+(,[A-Za-z]\w*=[^=]+)*")
 """NAME=FILE,NAME=FILE"""
@@ -271,11 +271,13 @@ def _number(value: Any) -> float:
     return number
 
 
-def _asset_place(href: str, item: Place) -> Place:
-    if ADDRESS.fullmatch(href):
-        return to_place(href)
-    folder = item.parent if isinstance(item, Path) else item.with_name("")
-    return folder / href
+def _asset_place(href: str, item: Place) -> Path:
+    """Return the path of an asset's file. A file that someone else wrote does not decide which servers are asked."""
+    folder = item.parent if isinstance(item, Path) else Path()
+    place = to_place(href) if ADDRESS.fullmatch(href) else folder / href
+    if not isinstance(place, Path) or place.as_posix().lstrip("/").casefold().startswith("vsi"):
+        raise ValueError(f"its file is at an address, {redact(href)[:200]}, which is not read; download it")
+    return place
 
 
 def _text(root: Any, tag: str) -> str:
