@@ -1,5 +1,6 @@
 """Products of agencies and catalogues: which files are bands, and what is refused in one line."""
 
+import contextlib
 import io
 import json
 import zipfile
@@ -8,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from geograft.errors import InputError, SettingError
 from geograft.geo.product_files import MAX_TEXT_BYTES, parse_xml
 from geograft.geo.rasters.scene_image import read_info
 from geograft.geo.scene import SENTINEL2, BandChoice, MaskRule, SceneFiles, band_numbers, parse_mask
-from geograft.geo.scene_layouts import find_scene
+from geograft.geo.scene_layouts import find_scene, stac_scene
 from tests.support.scenes import (
     LANDSAT,
     landsat_groups,
@@ -244,3 +247,45 @@ def test_plain_rasters_and_existing_paths_are_no_scenes(tmp_path: Path) -> None:
     assert find_scene(tmp_path / "a.tif") is None
     with pytest.raises(InputError, match="twice"):
         find_scene(Path("B04=a.tif,b04=b.tif"))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 10**400)
+    | st.floats()
+    | st.sampled_from(["B04", "red", "a.tif", "", "..", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "href", "scale", "x"]), inner),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    ["href", "eo:bands", "raster:bands", "bands", "nodata", "raster:scale", "raster:offset", "roles", "eo:common_name"]
+)
+
+
+@given(asset=JSON | st.dictionaries(FIELDS, JSON), properties=JSON, bands=JSON)
+@settings(max_examples=150, deadline=None)
+def test_any_item_is_a_scene_or_an_error(asset: Any, properties: Any, bands: Any) -> None:
+    full = {"href": "a.tif", "eo:bands": bands} | (asset if isinstance(asset, dict) else {})
+    for value in (asset, full):
+        item = {"type": "Feature", "stac_version": "1.0.0", "properties": properties, "assets": {"red": value}}
+        with contextlib.suppress(InputError):
+            assert stac_scene(item, Path("item.json")).bands
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("form", ["MTD_MSIL2A.xml", f"{LANDSAT}_MTL.txt", f"{LANDSAT}_MTL.json", f"{LANDSAT}_MTL.xml"])
+def test_damaged_metadata_is_a_scene_or_an_error(tmp_path: Path, form: str, data: st.DataObject) -> None:
+    (tmp_path / f"{LANDSAT}_SR_B4.TIF").touch()
+    images = tmp_path / "GRANULE" / "L2A" / "IMG_DATA" / "R10m"
+    images.mkdir(parents=True, exist_ok=True)
+    (images / "T32TLQ_20230702T102559_B04_10m.jp2").touch()
+    text = safe_xml() if form.startswith("MTD") else metadata_text(landsat_groups(), Path(form).suffix)
+    content = bytearray(text.encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=4))
+    (tmp_path / form).write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert found(tmp_path).bands

@@ -5,6 +5,7 @@ Level 2 product, a STAC item, and band files that are listed one by one: "B02=a.
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,14 +48,14 @@ def find_scene(place: Place) -> SceneFiles | None:
     is_metadata = SAFE_METADATA.fullmatch(place.name) or LANDSAT_METADATA.fullmatch(place.name)
     if place.suffix.lower() in (".json", ".geojson") and not is_metadata:
         return stac_scene(read_json(Folder(place.parent).read(place.name), str(place)), place)
-    if place.is_dir() or is_metadata:
+    if os.path.isdir(place) or is_metadata:  # noqa: PTH112  (False where the name is too long or not readable)
         return product_scene(Folder(place.parent if is_metadata else place))
     return product_scene(Archive(place)) if place.suffix.lower() == ".zip" else None
 
 
 def is_band_list(path: Path) -> bool:
     """Return whether a text is a list of band files, and not the path of a file."""
-    return BAND_LIST.fullmatch(str(path)) is not None and not path.exists()
+    return BAND_LIST.fullmatch(str(path)) is not None and not os.path.exists(path)  # noqa: PTH110  (as above)
 
 
 def listed_scene(path: Path) -> SceneFiles:
@@ -199,7 +200,7 @@ def stac_scene(item: Mapping[str, Any], place: Place) -> SceneFiles:
     for key, asset in assets.items():
         try:
             bands += _asset_bands(key, asset, properties, place)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             raise InputError(f"{place}: the asset {key} has invalid fields ({error}). Correct the item.") from error
     if not bands:
         raise InputError(f"{place} has no asset with bands (eo:bands or bands). Give rasters instead.")
