@@ -1,5 +1,6 @@
 """Scenes of one file per band, from labels to maps: the same names and the same map whatever the layout."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from geograft.card import read_card
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
+from geograft.commands.stac import find_assets
 from geograft.commands.suggest import suggest
 from geograft.commands.train import train
-from geograft.config import PredictConfig, PrepareConfig, Recipe, SuggestConfig
+from geograft.config import PredictConfig, PrepareConfig, Recipe, StacConfig, SuggestConfig
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
@@ -33,6 +35,7 @@ from tests.support.scenes import (
     write_stac_item,
     zip_folder,
 )
+from tests.support.web_server import serve_web
 
 NAMES = ("red", "nir", "swir16")
 EDGE = 192
@@ -228,3 +231,20 @@ def test_what_cannot_be_used_is_refused(chain: SimpleNamespace, tmp_path: Path) 
     with pytest.raises(InputError, match="B08"):
         prepare(VectorSource((damaged,), source.labels), tmp_path / "tiles", TILES)
     assert not (tmp_path / "tiles").exists() and not (tmp_path / "map.tif").exists()
+
+
+def test_a_run_of_files_maps_the_items_of_a_stac_catalogue(chain: SimpleNamespace, tmp_path: Path) -> None:
+    """The item names pictures and JPEG 2000 files on other hosts too, which nobody is asked for."""
+    path = write_stac_item(tmp_path, chain.truth, chain.scl)
+    item = json.loads(path.read_text())
+    item["assets"]["red-jp2"] = item["assets"]["red"] | {"href": "s3://elsewhere/B04.jp2"}
+    with serve_web() as web:
+        for file in (tmp_path / "assets").iterdir():
+            web.put(f"s2/assets/{file.name}", file.read_bytes())
+        address = web.put("s2/item.json", json.dumps(item).encode())
+        (scene,) = find_assets(StacConfig(address))
+        assert str(scene) == f"{web.url}/s2/S2A_32TLQ.json"
+        predict(chain.folder / "run", (scene,), tmp_path / "map.tif", MAPPED)
+        asked = {one.path for one in web.requests}
+    assert asked == {f"/s2/{name}" for name in ("item.json", "assets/B04.tif", "assets/B08.tif", "assets/B11.tif")}
+    assert read(tmp_path / "map.probabilities.tif").tobytes() == read(chain.folder / "map.probabilities.tif").tobytes()

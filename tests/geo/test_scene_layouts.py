@@ -270,7 +270,7 @@ def test_any_item_is_a_scene_or_an_error(asset: Any, properties: Any, bands: Any
     for value in (asset, full):
         item = {"type": "Feature", "stac_version": "1.0.0", "properties": properties, "assets": {"red": value}}
         with contextlib.suppress(InputError):
-            assert stac_scene(item, Path("item.json")).bands
+            assert stac_scene(item, Path("item.json"), Path).bands
 
 
 @given(data=st.data())

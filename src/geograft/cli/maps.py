@@ -18,7 +18,7 @@ from geograft.config import (
     WorkerConfig,
 )
 from geograft.errors import InputError, SettingError
-from geograft.locations import Place
+from geograft.geo.scene import RasterInput
 from geograft.text import pluralise
 
 
@@ -74,7 +74,7 @@ def predict(
         sys.stdout.write(f"the whole command took {time.perf_counter() - started:.1f} s\n")
 
 
-def _stac_rasters(search: StacConfig) -> tuple[Place, ...]:
+def _stac_rasters(search: StacConfig) -> tuple[RasterInput, ...]:
     if search.stac_url:
         from geograft.commands.stac import find_assets
 

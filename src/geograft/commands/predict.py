@@ -14,8 +14,9 @@ from geograft.geo.grid import block_windows
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.tags import map_legend
 from geograft.geo.rasters.writer import BLOCK_PX
+from geograft.geo.scene import RasterInput, to_inputs
 from geograft.inference.predictor import EnsemblePredictor
-from geograft.locations import Location, Place, to_place, to_places
+from geograft.locations import Location, Place, to_place
 from geograft.locks import lock_output
 from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.job import MapResult, usable_rasters, write_maps
@@ -243,7 +244,7 @@ def _carry_over_bytes(task: MapTask, lanes: int) -> int:
 
 def predict(
     run: StrPath | Sequence[StrPath],
-    rasters: StrPath | Location | Sequence[StrPath | Location],
+    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
     out: StrPath,
     config: PredictConfig | None = None,
     aoi: StrPath | None = None,
@@ -284,7 +285,7 @@ def predict(
     if isinstance(place, Location) and not dry_run:
         with bucket_output(place) as local:
             return _moved(predict(run, rasters, local, config, aoi), local, place)
-    rasters, aoi = to_places(rasters), optional_path(aoi)
+    rasters, aoi = to_inputs(rasters), optional_path(aoi)
     out = local_path(place) if isinstance(place, Location) else place
     settings = config or PredictConfig()
     runs = to_runs(run)
@@ -347,7 +348,7 @@ class UnitsPrediction:
 
 def predict_units(
     run: StrPath | Sequence[StrPath],
-    rasters: StrPath | Location | Sequence[StrPath | Location],
+    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
     out: StrPath,
     config: PredictConfig | None = None,
     aoi: StrPath | None = None,
@@ -375,7 +376,7 @@ def predict_units(
     card = map_card(runs, settings)
     with lock_output(Path(str(place)), enabled=isinstance(place, Path), shared=True):
         path = place / MAP_NAME if isinstance(place, Path) else Path(MAP_NAME)
-        (source,) = map_sources(card, to_places(rasters), path, settings, optional_path(aoi))
+        (source,) = map_sources(card, to_inputs(rasters), path, settings, optional_path(aoi))
         if options.one_file:
             check_one_file(source.grid)
         ledger = UnitLedger(place)

@@ -22,6 +22,8 @@ from geograft.config import StacConfig
 from geograft.dataset.tileset import INDEX, TileSet
 from geograft.errors import InputError, SettingError
 from geograft.files import write_json
+from geograft.geo.scene import RasterInput
+from geograft.geo.scene_layouts import stac_scene
 from geograft.geo.vectors.reader import read_outlines, reproject
 from geograft.locations import Location, Place, redact, to_place
 from geograft.runs import HUB, HUB_FILE, is_bundle
@@ -221,8 +223,10 @@ GEOTIFF = "image/tiff"
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 
-def find_assets(search: StacConfig) -> tuple[Place, ...]:
+def find_assets(search: StacConfig) -> tuple[RasterInput, ...]:
     """Return the rasters of a STAC catalogue that `search` asks for, by time and id of their items.
+
+    An item with several assets that have bands is a scene, unless assets are chosen.
 
     Requests go to the catalogue's host and to those in `search.asset_hosts`, wherever else an item points.
 
@@ -241,7 +245,7 @@ def find_assets(search: StacConfig) -> tuple[Place, ...]:
         raise InputError(
             f"{source} has more than {search.max_items} such items. Narrow the search or raise --max-items."
         )
-    return tuple(asset for item in items for asset in _item_assets(item, source, search))
+    return tuple(found for item in items for found in _item_rasters(item, source, search))
 
 
 def _items(source: Place, search: StacConfig) -> list[dict[str, Any]]:
@@ -297,11 +301,17 @@ def _searched(source: Location, content: dict[str, Any], search: StacConfig) -> 
         raise InputError(f"{source} cannot be searched: {reason}. Check the address and the search.") from None
 
 
-def _item_assets(item: dict[str, Any], source: Place, search: StacConfig) -> list[Place]:
+def _item_rasters(item: dict[str, Any], source: Place, search: StacConfig) -> list[RasterInput]:
     assets = item.get("assets")
     if not isinstance(assets, dict) or not all(isinstance(one, dict) and one.get("href") for one in assets.values()):
         raise InputError(f"{source}: the item {item.get('id')} has no assets with addresses. Check the catalogue.")
     tiffs = [name for name, asset in assets.items() if _is_geotiff(asset)]
+    if (
+        not search.assets
+        and len(tiffs) != 1
+        and any(one.get("bands") or one.get("eo:bands") for one in assets.values())
+    ):
+        return [stac_scene(item, _item_address(item), lambda href: _asset_place(href, item, source, search))]
     names = search.assets or (tiffs if len(tiffs) == 1 else ())
     missing = [name for name in names if name not in assets]
     if missing or not names:
@@ -309,7 +319,17 @@ def _item_assets(item: dict[str, Any], source: Place, search: StacConfig) -> lis
         raise InputError(
             f"The item {item.get('id')} of {source} has {what}. Choose with --assets from {join_names(assets)}."
         )
-    return [_checked_host(_resolve(str(assets[name]["href"]), item["base"]), source, search) for name in names]
+    return [_asset_place(str(assets[name]["href"]), item, source, search) for name in names]
+
+
+def _asset_place(href: str, item: dict[str, Any], source: Place, search: StacConfig) -> Place:
+    return _checked_host(_resolve(href, item["base"]), source, search)
+
+
+def _item_address(item: dict[str, Any]) -> Place:
+    """Return where an item is, by its id beside what named it; for messages and the names of maps."""
+    base: Place = item["base"]
+    return base.with_name(f"{re.sub(r'[^0-9A-Za-z_.-]+', '-', str(item.get('id'))).strip('.') or 'item'}.json")
 
 
 def _is_geotiff(asset: dict[str, Any]) -> bool:

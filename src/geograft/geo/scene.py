@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from geograft.errors import InputError, SettingError
-from geograft.locations import Place
+from geograft.files import StrPath
+from geograft.locations import Place, to_place
 from geograft.text import join_names
 
 SENTINEL2 = {
@@ -174,6 +176,9 @@ class SceneFiles:
     """Where several have a name, the first is meant."""
     acquired: str = ""
 
+    def __str__(self) -> str:
+        return str(self.place)
+
     def select(self, choice: BandChoice) -> Scene:
         """Return the bands of a choice; without one, all but those of quality.
 
@@ -212,6 +217,16 @@ class SceneFiles:
 
     def _listing(self) -> str:
         return join_names(dict.fromkeys("/".join(band.names[:2]) for band in self.bands)) or "none"
+
+
+RasterInput: TypeAlias = Place | SceneFiles
+"""What a map is made of: a raster or a scene by its path or address, or the bands of a scene that were found."""
+
+
+def to_inputs(given: "StrPath | RasterInput | Sequence[StrPath | RasterInput]") -> tuple[RasterInput, ...]:
+    """Return one raster or several, paths and addresses as by `to_place`."""
+    several = given if isinstance(given, tuple | list) else (given,)
+    return tuple(one if isinstance(one, SceneFiles) else to_place(one) for one in several)
 
 
 def find_band(bands: Sequence[BandFile], name: str) -> BandFile | None:

@@ -7,7 +7,8 @@ Level 2 product, a STAC item, and band files that are listed one by one: "B02=a.
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def find_scene(place: Place) -> SceneFiles | None:
         return listed_scene(place)
     is_metadata = SAFE_METADATA.fullmatch(place.name) or LANDSAT_METADATA.fullmatch(place.name)
     if place.suffix.lower() in (".json", ".geojson") and not is_metadata:
-        return stac_scene(read_json(Folder(place.parent).read(place.name), str(place)), place)
+        return stac_scene(
+            read_json(Folder(place.parent).read(place.name), str(place)), place, partial(_local_asset, place)
+        )
     if os.path.isdir(place) or is_metadata:  # noqa: PTH112  (False where the name is too long or not readable)
         return product_scene(Folder(place.parent if is_metadata else place))
     return product_scene(Archive(place)) if place.suffix.lower() == ".zip" else None
@@ -183,10 +186,11 @@ def _landsat_scale(groups: Groups, band: str, title: str) -> tuple[float, float]
     return scale, offset
 
 
-def stac_scene(item: Mapping[str, Any], place: Place) -> SceneFiles:
-    """Return the scene of a STAC item, whose relative addresses begin at the folder of `place`.
+def stac_scene(item: Mapping[str, Any], place: Place, locate: Callable[[str], Place]) -> SceneFiles:
+    """Return the scene of a STAC item. `locate` returns where an asset's file is, or raises InputError if not there.
 
-    Reads the extensions eo and raster as of STAC 1.0, and their fields of the common `bands` as of STAC 1.1.
+    Reads the extensions eo and raster as of STAC 1.0, and their fields of the common `bands` as of STAC 1.1. Leaves out
+    assets that cannot be located, unless all are.
 
     Raises:
         InputError: if it is no item, or an asset has invalid fields.
@@ -197,11 +201,16 @@ def stac_scene(item: Mapping[str, Any], place: Place) -> SceneFiles:
     properties = item.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     bands: list[BandFile] = []
+    faults: list[InputError] = []
     for key, asset in assets.items():
         try:
-            bands += _asset_bands(key, asset, properties, place)
+            bands += _asset_bands(key, asset, properties, locate)
+        except InputError as error:
+            faults.append(error)
         except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
             raise InputError(f"{place}: the asset {key} has invalid fields ({error}). Correct the item.") from error
+    if faults and all(band.is_quality for band in bands):
+        raise faults[0]
     if not bands:
         raise InputError(f"{place} has no asset with bands (eo:bands or bands). Give rasters instead.")
     # Of several assets with a band, that with the fewest others, and a GeoTIFF rather than a JPEG 2000.
@@ -210,7 +219,9 @@ def stac_scene(item: Mapping[str, Any], place: Place) -> SceneFiles:
     return SceneFiles(place, tuple(bands), str(properties.get("datetime") or properties.get("start_datetime") or ""))
 
 
-def _asset_bands(key: str, asset: Mapping[str, Any], properties: Mapping[str, Any], item: Place) -> Iterator[BandFile]:
+def _asset_bands(
+    key: str, asset: Mapping[str, Any], properties: Mapping[str, Any], locate: Callable[[str], Place]
+) -> Iterator[BandFile]:
     described = asset.get("bands") or asset.get("eo:bands") or []
     if not described and key.casefold() not in QUALITY:
         return
@@ -227,7 +238,7 @@ def _asset_bands(key: str, asset: Mapping[str, Any], properties: Mapping[str, An
         nodata = fields.get("nodata", asset.get("nodata"))
         found = BandFile(
             tuple(dict.fromkeys(names + _further_names(names))) or (f"{key} {number}",),
-            _asset_place(str(asset["href"]), item),
+            locate(str(asset["href"])),
             number,
             nodata=_number(nodata) if nodata is not None else _stac_fill(names, properties),
         )
@@ -272,12 +283,14 @@ def _number(value: Any) -> float:
     return number
 
 
-def _asset_place(href: str, item: Place) -> Path:
+def _local_asset(item: Path, href: str) -> Path:
     """Return the path of an asset's file. A file that someone else wrote does not decide which servers are asked."""
-    folder = item.parent if isinstance(item, Path) else Path()
-    place = to_place(href) if ADDRESS.fullmatch(href) else folder / href
+    place = to_place(href) if ADDRESS.fullmatch(href) else item.parent / href
     if not isinstance(place, Path) or place.as_posix().lstrip("/").casefold().startswith("vsi"):
-        raise ValueError(f"its file is at an address, {redact(href)[:200]}, which is not read; download it")
+        raise InputError(
+            f"{item} has an asset at {redact(href)[:200]}, which a file may not ask for. Give it as --stac-url, "
+            "and the host with --asset-hosts if you trust it."
+        )
     return place
 
 

@@ -18,6 +18,7 @@ from geograft.geo.grid import Window
 from geograft.geo.rasters.scene_image import ACQUIRED_TAG
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import BACKEND_TAG, ORIGIN_TAG, PRECISION_TAG, map_tags
+from geograft.geo.scene import RasterInput
 from geograft.interrupts import note_kept
 from geograft.locations import Place
 from geograft.locks import lock_output
@@ -135,8 +136,8 @@ def finished_map(task: MapTask, alone: bool) -> MapResult | None:
 
 
 def usable_rasters(
-    card: ModelCard, rasters: Sequence[Place], out: Path, settings: PredictConfig, failures: list[str]
-) -> list[Place]:
+    card: ModelCard, rasters: Sequence[RasterInput], out: Path, settings: PredictConfig, failures: list[str]
+) -> list[RasterInput]:
     """Return those of `rasters` that fit the run and whose first windows can be read; append why others cannot.
 
     Raises:
@@ -145,7 +146,7 @@ def usable_rasters(
     """
     if out.suffix.lower() in MAP_SUFFIXES:
         raise SettingError(f"--keep-going needs a folder as --out, for one map per raster; it is {out}.")
-    usable = []
+    usable: list[RasterInput] = []
     for raster in rasters:
         with _skip_errors(failures):
             (source,) = map_sources(card, (raster,), out, settings, None)

@@ -31,7 +31,7 @@ from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.rasterize import AreaOfInterest
 from geograft.geo.rasters.scene_image import read_info
 from geograft.geo.rasters.tags import BACKEND_TAG, sibling_path
-from geograft.geo.scene import BandChoice, band_numbers, is_named, only_numbers
+from geograft.geo.scene import BandChoice, RasterInput, band_numbers, is_named, only_numbers
 from geograft.inference.backends import backend_device
 from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
@@ -240,7 +240,7 @@ def map_card(runs: Sequence[Path], settings: PredictConfig) -> ModelCard:
 
 
 def map_sources(
-    card: ModelCard, rasters: Sequence[Place], out: Path, settings: PredictConfig, aoi: Path | None
+    card: ModelCard, rasters: Sequence[RasterInput], out: Path, settings: PredictConfig, aoi: Path | None
 ) -> list[MapSource]:
     """Return the maps to write from `rasters`, after checking that these fit the run of `card`.
 
@@ -251,6 +251,7 @@ def map_sources(
     """
     jobs = []
     resolution = _resolution(card) if settings.resample else None
+    check_output(out)
     for infos, path in _pairs(_infos(card, rasters, settings), out):
         for info in infos:
             _check_fits(info, card, settings)
@@ -330,7 +331,6 @@ def band_order_note(
 
 def _pairs(infos: tuple[ImageInfo, ...], out: Path) -> list[tuple[tuple[ImageInfo, ...], Path]]:
     """Return the rasters of each map and its path."""
-    check_output(out)
     if not infos:
         raise InputError("No raster was given. Give one or more.")
     if out.suffix.lower() in MAP_SUFFIXES:
@@ -355,7 +355,7 @@ def _map_names(places: Sequence[Place]) -> list[str]:
     ]
 
 
-def _infos(card: ModelCard, rasters: Sequence[Place], settings: PredictConfig) -> tuple[ImageInfo, ...]:
+def _infos(card: ModelCard, rasters: Sequence[RasterInput], settings: PredictConfig) -> tuple[ImageInfo, ...]:
     """Return the metadata of rasters, and of scenes with the bands of the settings, or else those of the card by name.
 
     Bands of scenes, and bands that are chosen by name, are in the order of the run's bands.

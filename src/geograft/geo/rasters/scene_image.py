@@ -27,7 +27,16 @@ from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.opening import changed_error, raster_state
 from geograft.geo.rasters.raster import DEFAULT_RULE, Image, ImageInfo
 from geograft.geo.rasters.resample import MAX_RATIO, Resampler, make_resampler, round_ratio
-from geograft.geo.scene import ALL_BANDS, BandChoice, BandFile, MaskRule, Scene, files_of_raster
+from geograft.geo.scene import (
+    ALL_BANDS,
+    BandChoice,
+    BandFile,
+    MaskRule,
+    RasterInput,
+    Scene,
+    SceneFiles,
+    files_of_raster,
+)
 from geograft.geo.scene_layouts import find_scene
 from geograft.locations import Place
 from geograft.memory import check_band_count
@@ -273,7 +282,7 @@ def _pixel_area(grid: Grid) -> float:
 
 
 def read_info(
-    place: Place,
+    place: RasterInput,
     choice: BandChoice = ALL_BANDS,
     validity: ValidityRule = DEFAULT_RULE,
     defaults: BandChoice = ALL_BANDS,
@@ -286,8 +295,9 @@ def read_info(
     Raises:
         InputError: when it cannot be opened, or lacks a band.
     """
-    files = find_scene(place)
+    files = place if isinstance(place, SceneFiles) else find_scene(place)
     if files is None:
+        assert not isinstance(place, SceneFiles)
         with Image.open(place, validity=validity) as image:
             info = image.info
         if not choice.changes_pixels:
