@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu bench-scale bench-quick docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu bench-scale bench-quick docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -43,6 +43,9 @@ bench-windows: $(READY)  ## IoU, speed and memory of windows of several sizes; B
 
 bench-threads: $(READY)  ## training beside another process by how threads wait; BENCH=--write: docs/training.md
 	$(BIN)/python benchmarks/bench_threads.py $(BENCH)
+
+bench-steps: $(READY)  ## a training step on one core by memory format, optimizer and checkpointing; BENCH=--write: docs/speed.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_options.py $(BENCH)
 
 bench-train: $(READY)  ## speed, memory and IoU of training, beside plain loops and other packages; BENCH=--write: docs/training.md
 	PEER_PYTHON=$(or $(PEER_PYTHON),$(BIN)/python) $(BIN)/python benchmarks/bench_train.py $(BENCH)

@@ -46,6 +46,8 @@ STEPS = (
     Step("resume", "a training killed and resumed: the same bits?", 75),
     Step("map-speed", "speed of maps, beside the network alone", 75),
     Step("train-speed", "speed of training, beside the network alone", 90),
+    Step("train-parts", "augmentation on the GPU, waits in a step, checkpointing, compilation", 90),
+    Step("ensemble", "three runs one after the other, and stacked in one", 40),
     Step("same-map", "map and IoU, beside those of the CPU", 60),
     Step("memory", "a process limited to a fraction of the GPU's memory", 60),
     Step("devices", "two GPUs asked of a machine with one; two processes over gloo", 45),

@@ -364,6 +364,172 @@ def _step_tiles(setup: Setup, network: Any, batch: int, tile_px: int) -> float:
     return batch / _seconds(setup, step, 20 if on_gpu else 1)
 
 
+def train_parts(setup: Setup) -> int:
+    """Time what a training step consists of with and without each of its options, and count its waits."""
+    faults = _augmentation(setup)
+    faults += _waits(setup)
+    plain = _engine_step(setup)
+    seconds = _seconds(setup, plain, 10)
+    print(f"a step of geograft train, batch {_batch(setup)}: {1e3 * seconds:.1f} ms")
+    again = _seconds(setup, _engine_step(setup, checkpointing=True), 10)
+    print(f"with activation checkpointing: {1e3 * again:.1f} ms, {again / seconds:.2f} of it")
+    same = _same_weights(setup)
+    print(f"weights after five steps with activation checkpointing: {'the same bits' if same else 'NOT the same bits'}")
+    if setup.small:
+        print("compilation is not rehearsed")
+        return int(faults + (not same) > 0)
+    compiled = _engine_step(setup, compiled=True)
+    began = time.perf_counter()
+    compiled()
+    first = time.perf_counter() - began
+    faster = _seconds(setup, compiled, 10)
+    print(f"compiled in {first:.0f} s: {1e3 * faster:.1f} ms, {faster / seconds:.2f} of it")
+    if faster < seconds:
+        print(f"earned back after {first / (seconds - faster):,.0f} steps")
+    return int(faults + (not same) > 0)
+
+
+def _batch(setup: Setup) -> int:
+    return 2 if setup.small else 64
+
+
+def _augmentation(setup: Setup) -> int:
+    """Time the data loader tile by tile on the CPU, and in whole batches on the device, and compare the pixels."""
+    import numpy as np
+    import torch
+
+    from geograft.config import TrainConfig
+    from geograft.legend import Legend
+    from geograft.training.loader import Scaling, TileLoader, TrainingData
+
+    rng, count, tile_px = np.random.default_rng(0), 4 * _batch(setup), 160
+    tiles = [
+        (rng.integers(0, 256, (3, tile_px, tile_px), np.uint8), rng.integers(0, 2, (tile_px, tile_px), np.uint8))
+        for _ in range(count)
+    ]
+    data = TrainingData(tiles, [], Legend(("a", "b")), Scaling((127.0,) * 3, (70.0,) * 3))
+    faults = 0
+    for name, options in {"flips": {}, "colours, scales": {"augment": "colour", "scale_jitter": 0.3}}.items():
+        config = TrainConfig(batch_size=_batch(setup), workers=0, **options)
+        loaders = [TileLoader(data, config, torch.device(setup.device), whole_batches=whole) for whole in (False, True)]
+        one, other = (torch.cat([images for images, _ in loader.train(0)]) for loader in loaders)
+        rates = [count / _seconds(setup, lambda loader=loader: list(loader.train(1)), 3) for loader in loaders]
+        largest = float((one - other).abs().max())
+        faults += largest > (1e-4 if options else 0)
+        print(
+            f"{name}: {rates[0]:,.0f} tiles/s tile by tile, {rates[1]:,.0f} in whole batches; differ by {largest:.1g}"
+        )
+    return faults
+
+
+def _engine_step(setup: Setup, checkpointing: bool = False, compiled: bool = False) -> Callable[[], None]:
+    """Return a function that takes one training step as `geograft train` does, on a batch in the device's memory."""
+    return _engine(setup, checkpointing, compiled)[0]
+
+
+def _engine(setup: Setup, checkpointing: bool = False, compiled: bool = False) -> tuple[Callable[[], None], Any]:
+    """Return the function of `_engine_step`, and its network."""
+    import numpy as np
+    import torch
+
+    from geograft.config import TrainConfig
+    from geograft.legend import Legend
+    from geograft.networks.device import deterministic_algorithms
+    from geograft.training.checkpoint import RunFolder
+    from geograft.training.distributed import launch
+    from geograft.training.loader import Scaling, TrainingData
+    from geograft.training.loop import _Run
+
+    torch.manual_seed(0)
+    rng, network = np.random.default_rng(0), _default_network(setup)
+    tiles = [(rng.normal(size=(3, 160, 160)).astype(np.float32), rng.integers(0, 2, (160, 160), np.uint8))]
+    data = TrainingData(tiles * _batch(setup), [], Legend(("a", "b")), Scaling((0.0,) * 3, (1.0,) * 3))
+    config = TrainConfig(batch_size=_batch(setup), workers=0, device=setup.device, compile=compiled)
+
+    def prepare(group: Any) -> Callable[[], None]:
+        run = _Run(group, network, data, config, RunFolder(setup.folder), False)
+        run._begin_epoch()
+        network.set_checkpointing(checkpointing)
+        batch = next(run._loader.train(0))
+
+        def step() -> None:
+            with deterministic_algorithms(group.fabric.device):
+                run._optimizer_step([batch])
+
+        return step
+
+    return launch(config, prepare), network
+
+
+def _same_weights(setup: Setup) -> bool:
+    """Return whether five steps with activation checkpointing give the weights of five without."""
+    import torch
+
+    found = []
+    for checkpointing in (False, True):
+        step, network = _engine(setup, checkpointing)
+        for _ in range(5):
+            step()
+        found.append([each.detach().clone() for each in network.state_dict().values()])
+    return all(map(torch.equal, *found))
+
+
+def _waits(setup: Setup) -> int:
+    """Let torch report each wait for the GPU within steps; return their number."""
+    if setup.device == "cpu":
+        print("waits in a step: only on a GPU")
+        return 0
+    import warnings
+
+    import torch
+
+    step = _engine_step(setup)
+    step()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(3):
+            step()
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(each.message) for each in caught if "synchroniz" in str(each.message)]
+    print(f"waits in three steps: {len(waits)}")
+    for line in dict.fromkeys(waits):
+        print(f"  {line}")
+    return len(waits)
+
+
+def ensemble(setup: Setup) -> int:
+    """Time three networks one after the other and stacked in one (torch.func), and compare their logits."""
+    import copy
+
+    import torch
+    from torch.func import functional_call, stack_module_state, vmap
+
+    window, count = (96, 1) if setup.small else (640, 16)
+    networks = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        networks.append(_default_network(setup).to(setup.device, memory_format=torch.channels_last).eval())
+    images = torch.randn(count, 3, window, window, device=setup.device).contiguous(memory_format=torch.channels_last)
+    parameters, buffers = stack_module_state(networks)
+    skeleton = copy.deepcopy(networks[0]).to("meta")
+
+    def one(own: Any, statistics: Any) -> Any:
+        return functional_call(skeleton, (own, statistics), (images,))
+
+    half = torch.autocast(setup.device, torch.bfloat16, enabled=setup.device == "cuda")
+    with torch.inference_mode(), half:
+        separate = torch.stack([network(images) for network in networks])
+        stacked = vmap(one)(parameters, buffers)
+        difference = float((separate - stacked).abs().max())
+        loop = _seconds(setup, lambda: [network(images) for network in networks], 3)
+        batched = _seconds(setup, lambda: vmap(one)(parameters, buffers), 3)
+    print(f"three networks, {count} windows of {window} px: {1e3 * loop:.1f} ms one after the other, ", end="")
+    print(f"{1e3 * batched:.1f} ms stacked, {batched / loop:.2f} of it; logits differ by up to {difference:.2g}")
+    return 0
+
+
 def same_map(setup: Setup) -> int:
     """Map the other scene on the GPU and on the CPU, and score the run on both."""
     import numpy as np
@@ -447,6 +613,8 @@ STEPS: dict[str, Callable[[Setup], int]] = {
     "resume": resume,
     "map-speed": map_speed,
     "train-speed": train_speed,
+    "train-parts": train_parts,
+    "ensemble": ensemble,
     "same-map": same_map,
     "memory": memory,
     "devices": devices,
