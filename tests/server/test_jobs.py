@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from affine import Affine
 
 from geograft.errors import InputError
 from geograft.server import jobs as module
-from geograft.server.jobs import RECORD, BusyError, Job, Jobs, Latest, MissingJobError, Task, model_files
+from geograft.server.jobs import RECORD, BusyError, Job, Jobs, Latest, MissingJobError, Task, model_files, task_of
+from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.runs import make_run
 from tests.support.serving import WRITE, client_of, make_project
 
@@ -299,3 +301,23 @@ def test_the_model_of_a_run_without_a_project_is_exported_beside_it_but_not_trai
         can = client.get("/api/project").json()["can"]
         assert can["export"] and not can["train"]
     assert model_files(replace(subject, run=None)) == {} == model_files(replace(subject, run=tmp_path / "none"))
+
+
+def test_images_in_view_are_mapped_first(tmp_path: Path) -> None:
+    subject = make_project(tmp_path)
+    east = Affine.translation(1000, 0) @ TENTH_METRE
+    other = write_raster(tmp_path / "-east of it.tif", textured(3, 64, 64), east)
+    subject = replace(subject, images=(*subject.images, ("-east of it", other)))
+    with client_of(subject) as client:
+        service = client.app._app.state.service  # type: ignore[attr-defined]
+        assert service.images_in_view() == []
+        for layer in client.get("/api/project").json()["layers"][:2]:
+            service.view = layer["bounds"]
+            name = layer["group"]
+            assert service.images_in_view() == [name]
+            assert task_of(subject, "go", [name]).command[-1] == f"--first={name}"
+        service.view = (-180.0, -85.0, 180.0, 85.0)
+        assert service.images_in_view() == ["scene", "-east of it"]
+        for view in ([0, 0, 1], [0, 0, 1, 91], ["a", 0, 0, 0], [0, 0, 1, None]):
+            answer = client.post("/api/jobs", json={"kind": "go", "view": view}, headers=WRITE)
+            assert answer.status_code == 422

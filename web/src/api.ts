@@ -134,8 +134,9 @@ export class Api {
     await this.write("PUT", "/view", null, { bounds });
   }
 
-  async startJob(kind: JobKind): Promise<void> {
-    await this.write("POST", "/jobs", null, { kind });
+  /** Images in the view are mapped first. */
+  async startJob(kind: JobKind, view: Bounds | null): Promise<void> {
+    await this.write("POST", "/jobs", null, { kind, view });
   }
 
   async cancelJob(id: string): Promise<void> {

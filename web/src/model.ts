@@ -34,6 +34,8 @@ export class Model {
   selected: string | null = null;
   suggestions: Shape[] = [];
   task: Task | null = null;
+  /** What the map shows. */
+  view: Bounds | null = null;
   jobs: Job[] = [];
   rounds: Round[] = [];
   files: Download[] = [];

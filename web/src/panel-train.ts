@@ -29,7 +29,7 @@ function jobParts(model: Model): (HTMLElement | null)[] {
 }
 
 function startJob(model: Model, kind: JobKind): void {
-  void model.api.startJob(kind).then(() => model.loadResults()).catch(model.fail);
+  void model.api.startJob(kind, model.view).then(() => model.loadResults()).catch(model.fail);
 }
 
 function progress(job: Job): HTMLElement {

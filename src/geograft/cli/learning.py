@@ -15,7 +15,13 @@ ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @with_progress
-def go(folder: Path, /, *, minutes: float | None = None) -> None:
+def go(
+    folder: Path,
+    /,
+    *,
+    minutes: float | None = None,
+    first: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+) -> None:
     """Train, score, map and suggest what to label next, from the labels of a project folder.
 
     Steps whose inputs have not changed are skipped. Run the same command again to resume an interrupted one.
@@ -23,10 +29,11 @@ def go(folder: Path, /, *, minutes: float | None = None) -> None:
     Args:
         folder: Folder of a project, from `geograft project`.
         minutes: Lower the number of epochs so that training takes about this long.
+        first: Name of an image to map before the others, as its map is called; may be repeated.
     """
     from geograft.commands.go import go
 
-    print_result(go(folder, minutes))
+    print_result(go(folder, minutes, first))
 
 
 def model(name: str, /, *, bands: int = 3, outputs: int = 1, size: int = 224, draw_to: Path | None = None) -> None:

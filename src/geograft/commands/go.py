@@ -205,14 +205,15 @@ def read_steps(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def go(folder: StrPath, minutes: float | None = None) -> Outcome:
+def go(folder: StrPath, minutes: float | None = None, first: Sequence[str] = ()) -> Outcome:
     """Train on the labelled areas of a project, and refresh its scores, maps, polygons, suggestions and report.
 
     Needs one labelled training area. Without labelled scoring areas, nothing is scored. What depends on labels, images
     and settings that have not changed is not repeated. After an interruption the same call resumes. Each output
     replaces the last one when it is finished; labels.gpkg, project.toml and project.qgz are only read.
 
-    `minutes` is how long training may take; by default as long as project.toml says.
+    `minutes` is how long training may take; by default as long as project.toml says. The images of the names in `first`
+    are mapped before the others.
 
     Raises:
         InputError: if the folder is not a project, or its labels or images cannot be used.
@@ -234,7 +235,7 @@ def go(folder: StrPath, minutes: float | None = None) -> Outcome:
         work.complete_training()
         _refresh_run(work)
         _refresh_scores(work)
-        for name in work.images:
+        for name in sorted(work.images, key=lambda name: name not in first):
             _refresh_map(work, name)
         _refresh_suggestions(work)
         _refresh_report(work)

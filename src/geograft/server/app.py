@@ -38,6 +38,7 @@ from geograft.server.service import (
     MAX_STREAMS,
     PROBLEMS,
     Bands,
+    Bounds,
     FeatureId,
     FileName,
     Identity,
@@ -85,6 +86,8 @@ class JobBody(BaseModel):
     """A job to start."""
 
     kind: Kind = "go"
+    view: Bounds | None = None
+    """What the page shows: images there are mapped first."""
 
 
 @api.get("/project")
@@ -255,6 +258,7 @@ def post_job(service: Shared, body: JobBody) -> dict[str, Any]:
     """Start a job: train and map (go), or export the model, which is then one of the files."""
     if service.jobs is None or (body.kind == "go" and not service.can_train):
         raise HTTPException(403, "A run is not trained here. Serve the project that it belongs to.")
+    service.view = body.view
     return asdict(service.jobs.start(body.kind))
 
 

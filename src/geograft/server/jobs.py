@@ -89,8 +89,8 @@ class Task:
     """What the command locks while it writes."""
 
 
-def task_of(subject: Subject, kind: Kind) -> Task:
-    """Return what a job of a kind runs for a project or a run.
+def task_of(subject: Subject, kind: Kind, first: Sequence[str] = ()) -> Task:
+    """Return what a job of a kind runs for a project or a run; `first` names images to map before the others.
 
     Raises:
         InputError: if there is no run to export, or its file is there already.
@@ -98,7 +98,7 @@ def task_of(subject: Subject, kind: Kind) -> Task:
     if kind == "go":
         folder = subject.folder
         assert folder is not None, "only projects are trained"
-        return Task((*START, "go", str(folder)), folder)
+        return Task((*START, "go", str(folder), *(f"--first={name}" for name in first)), folder)
     path = model_files(subject).get(kind)
     if subject.run is None or path is None:
         raise InputError("There is no run to export yet. Train first.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Query, Request
 from fastapi import Path as PathParameter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from geograft.errors import GeograftError, InputError
 from geograft.geo.webmap import MAX_ZOOM
@@ -26,6 +26,13 @@ STREAM_S = 0.25
 MAX_STREAMS = 32
 
 
+Bounds = tuple[
+    Annotated[float, Field(ge=-540, le=540)], Annotated[float, Field(ge=-90, le=90)],
+    Annotated[float, Field(ge=-540, le=540)], Annotated[float, Field(ge=-90, le=90)],
+]  # fmt: skip
+"""West, south, east and north, in degrees."""
+
+
 class Service:
     """What the requests of one server share."""
 
@@ -37,6 +44,8 @@ class Service:
         self.rounds = Rounds(subject, not access.read_only) if subject.folder else None
         own = subject.folder if self.can_train else None
         self.quick = QuickMaps(lambda: self.subject, self.latest.publish, own) if own else None
+        self.view: Bounds | None = None
+        """Part of the map that the page showed when it started a job: its images are mapped first."""
         self.streams = 0
         self._stop = threading.Event()
         self._labels_state = ""
@@ -86,7 +95,17 @@ class Service:
         return self.jobs is not None and self.subject.folder is not None
 
     def _task(self, kind: Kind) -> Task:
-        return task_of(self.subject, kind)
+        return task_of(self.subject, kind, self.images_in_view())
+
+    def images_in_view(self) -> list[str]:
+        """Return the names of the images that lie in the view of the page that started the last job."""
+        if self.view is None:
+            return []
+        west, south, east, north = self.view
+        places = {
+            each.raster.group: each.raster.place.bounds for each in layers_of(self.subject) if each.kind == "image"
+        }
+        return [name for name, (w, s, e, n) in places.items() if w < east and west < e and s < north and south < n]
 
     def watch(self) -> None:
         """Report changes of files until `close`."""
