@@ -253,8 +253,6 @@ def map_sources(
     resolution = _resolution(card) if settings.resample else None
     check_output(out)
     for infos, path in _pairs(_infos(card, rasters, settings), out):
-        for info in infos:
-            _check_fits(info, card, settings)
         numbers = () if any(info.scene or info.selected for info in infos) else only_numbers(settings.bands)
         mosaic = Mosaic(infos, numbers, resolution, card.indices, decoding_threads(settings))
         check_memory(mosaic, card, settings)
@@ -358,11 +356,15 @@ def _map_names(places: Sequence[Place]) -> list[str]:
 def _infos(card: ModelCard, rasters: Sequence[RasterInput], settings: PredictConfig) -> tuple[ImageInfo, ...]:
     """Return the metadata of rasters, and of scenes with the bands of the settings, or else those of the card by name.
 
-    Bands of scenes, and bands that are chosen by name, are in the order of the run's bands.
+    Bands of scenes, and bands that are chosen by name, are in the order of the run's bands. The first that cannot be
+    used is the error.
     """
     rule = ValidityRule(settings.nodata or card.nodata, card.alpha)
     own = BandChoice(card.band_names[: card.bands], resolution_m=_resolution(card) if settings.resample else 0.0)
-    infos = [read_info(path, BandChoice(settings.bands, settings.mask), rule, own) for path in rasters]
+    infos = []
+    for path in rasters:
+        infos.append(read_info(path, BandChoice(settings.bands, settings.mask), rule, own))
+        _check_fits(infos[-1], card, settings)
     if not is_named(settings.bands) and not any(info.scene for info in infos):
         return tuple(infos)
     return tuple(
