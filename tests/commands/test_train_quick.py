@@ -15,7 +15,7 @@ from geograft.commands.evaluate import evaluate
 from geograft.commands.export import export
 from geograft.commands.predict import predict
 from geograft.commands.train import train
-from geograft.config import AdaptConfig, EvaluateConfig, PredictConfig, Recipe
+from geograft.config import AdaptConfig, EvaluateConfig, ExportConfig, PredictConfig, Recipe
 from geograft.errors import GeograftError, SettingError
 from geograft.training import linear
 from tests.support.exports import BINARY, make_run
@@ -62,14 +62,13 @@ def test_it_is_calibrated_scored_and_mapped_like_any_run(run: Path, fields: Path
     assert np.isclose((classes == 2).mean(), 0.25, atol=0.05) or np.isclose((classes == 1).mean(), 0.25, atol=0.05)
 
 
-@pytest.mark.parametrize("target", ["onnx"])
+@pytest.mark.parametrize("target", ["onnx", "deepness", "openvino", "torch"])
 def test_it_goes_through_each_export(target: str, run: Path, tmp_path: Path) -> None:
-    from tests.commands.test_export import SUFFIXES, opened
+    from tests.commands.test_export import SUFFIXES, opened  # skipped there without the extras
     from tests.exports.test_program import images, reference
 
-    pytest.importorskip("onnxruntime")
     out = tmp_path / f"model{SUFFIXES[target]}"
-    export(run, out, target)
+    export(run, out, target, ExportConfig(window_px=64 if target == "deepness" else 0))
     pixels, valid = images(read_card(run), 2, 64)
     np.testing.assert_allclose(opened(out, target)(pixels, valid), reference(run, pixels, valid), atol=1e-4)
 
