@@ -161,7 +161,7 @@ def main() -> None:
     tables = [table]
     chosen = sorted((one for one in screened if one is not DEFAULT), key=lambda one: -gains[one.name])[:CONFIRMED]
     # smp's U-Net is what the default is measured by, so it is always among those with fresh seeds.
-    chosen = list(dict.fromkeys([*chosen, PEER]))
+    chosen = chosen if PEER in chosen else [*chosen, PEER]
     if fresh and not given.finished:
         laboratory.fill(runs([DEFAULT, *chosen], kinds, fresh))
     confirmed = [one for one in finished(laboratory, kinds, fresh) if one in chosen] if fresh else []
