@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,11 @@ from geograft.outputs import bucket_output, local_path
 from geograft.storage import Bucket, Storage, open_storage
 from tests.commands.test_predict import network, run
 from tests.support.rasters import textured, write_raster
-from tests.support.s3 import serve_s3
+from tests.support.s3 import bucket
 
-__all__ = ["network", "run"]
+__all__ = ["bucket", "network", "run"]
 
 SETTINGS = PredictConfig(window_px=64, uncertainty=True)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    pytest.importorskip("obstore", reason="obstore is not installed")
-    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as address:
-        yield address
 
 
 @pytest.fixture

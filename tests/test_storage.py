@@ -10,17 +10,12 @@ from hypothesis import strategies as st
 
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.storage import Storage, open_storage, s3_settings
-from tests.support.s3 import SECRET, serve_s3
+from tests.support.s3 import SECRET, bucket
 from tests.support.web_server import WebServer, serve_web
 
+__all__ = ["bucket"]
+
 CONTENT = bytes(range(256)) * 40
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    pytest.importorskip("obstore", reason="obstore is not installed")
-    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as address:
-        yield address
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Whatever a client sends to any operation of the API, the answer is no internal error, and errors are one line."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -10,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from geograft.server.service import Service
-from tests.support.serving import WRITE, client_of, make_project
+from tests.support.serving import WRITE, client
+
+__all__ = ["client"]
 
 STREAM, JOBS = "/api/events", "/api/jobs"
 LAYERS = ("image-0", "classes-0-0", "probability-0-1", "labels", "areas", "1", "2")
@@ -43,15 +43,6 @@ BODY = st.one_of(
     st.fixed_dictionaries({"geometry": GEOMETRY}),
     st.just({"kind": "go"}),
 )
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Types of arguments are checked with random numbers, also in this thread, which Hypothesis takes for its own.
-        patch.setattr(Service, "watch", lambda service: None)
-        with client_of(make_project(tmp_path_factory.mktemp("project"))) as client:
-            yield client
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Schemathesis over the OpenAPI page: neither what it allows nor what it forbids is an internal error."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -9,19 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from geograft.server.service import Service
-from tests.support.serving import WRITE, client_of, make_project
+from tests.support.serving import WRITE, client
+
+__all__ = ["client"]
 
 STREAM, JOBS = "/api/events", ("POST", "/api/jobs")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Types of arguments are checked with random numbers, also in this thread, which Hypothesis takes for its own.
-        patch.setattr(Service, "watch", lambda service: None)
-        with client_of(make_project(tmp_path_factory.mktemp("project"))) as client:
-            yield client
 
 
 @pytest.fixture(scope="module")

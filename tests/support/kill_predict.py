@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.processes import Fuse, run_in_child
+from tests.support.processes import killed_at, run_in_child
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, MeanEmbedder, make_run
 
@@ -35,25 +35,6 @@ CONFIG = PredictConfig(batch_size=3, probabilities="float16", uncertainty=True, 
 geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
 # Two panels of four or five columns of tiles.
 geograft.mapping.plan.panel_width = lambda *_: 80
-
-
-def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:
-    """Return what arms a fuse on the moments before or after a method is called."""
-
-    def arm() -> None:
-        fuse, method = Fuse(length), getattr(owner, name)
-
-        def burning(*args: Any, **options: Any) -> Any:
-            if not after:
-                fuse.burn()
-            result = method(*args, **options)
-            if after:
-                fuse.burn()
-            return result
-
-        setattr(owner, name, burning)
-
-    return arm
 
 
 def calls(folder: Path, owner: type, name: str) -> int:

@@ -10,7 +10,6 @@ the signals that ended the first three.
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import geograft.mapping.models
 import geograft.mapping.worker
@@ -19,31 +18,12 @@ from geograft.config import WorkerConfig
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.units import UnitGrid
 from geograft.storage import LocalFolder
-from tests.support.processes import Fuse, run_in_child
+from tests.support.processes import killed_at, run_in_child
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, make_run
 
 geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
 geograft.mapping.worker.plan_units = lambda tiles, *_: UnitGrid(tiles.height, tiles.width, 64)  # type: ignore[assignment]
-
-
-def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:
-    """Return what arms a fuse on the moments before or after a method is called."""
-
-    def arm() -> None:
-        fuse, method = Fuse(length), getattr(owner, name)
-
-        def burning(*args: Any, **options: Any) -> Any:
-            if not after:
-                fuse.burn()
-            result = method(*args, **options)
-            if after:
-                fuse.burn()
-            return result
-
-        setattr(owner, name, burning)
-
-    return arm
 
 
 def map_units(folder: Path, name: str) -> None:

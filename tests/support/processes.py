@@ -4,6 +4,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 
 class Fuse:
@@ -31,3 +32,22 @@ def run_in_child(work: Callable[[], None]) -> int:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def killed_at(owner: type, name: str, length: int, after: bool = False) -> Callable[[], None]:
+    """Return what arms a fuse on the moments before or after a method is called."""
+
+    def arm() -> None:
+        fuse, method = Fuse(length), getattr(owner, name)
+
+        def burning(*args: Any, **options: Any) -> Any:
+            if not after:
+                fuse.burn()
+            result = method(*args, **options)
+            if after:
+                fuse.burn()
+            return result
+
+        setattr(owner, name, burning)
+
+    return arm

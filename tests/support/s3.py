@@ -31,6 +31,14 @@ def serve_s3(patch: pytest.MonkeyPatch) -> Iterator[str]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an empty bucket."""
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as address:
+        yield address
+
+
 def _call(url: str, method: str) -> None:
     with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10):
         pass

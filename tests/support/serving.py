@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import shapely
 from affine import Affine
 from numpy import ndarray
@@ -17,6 +18,7 @@ from geograft.geo.vectors.label_file import Area, Label, write_label_file
 from geograft.server.app import create_app
 from geograft.server.guard import Access
 from geograft.server.layers import ShownClass, Subject
+from geograft.server.service import Service
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
 
 HOST = "127.0.0.1:8000"
@@ -83,3 +85,13 @@ def client_of(
 def polygon(ring: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return a GeoJSON polygon."""
     return {"type": "Polygon", "coordinates": [[list(point) for point in (*ring, ring[0])]]}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of the server of an empty project, which does not watch its files."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Types of arguments are checked with random numbers, also in this thread, which Hypothesis takes for its own.
+        patch.setattr(Service, "watch", lambda service: None)
+        with client_of(make_project(tmp_path_factory.mktemp("project"))) as client:
+            yield client
