@@ -128,6 +128,9 @@ def test_an_adapted_run_is_better_there_and_an_ordinary_run(adapted: AdaptedRun,
     assert 0.1 <= card.threshold <= 0.9
     assert {path.name for path in adapted.run.parent.iterdir()} == {"run", "adapted"}
     # Its own tile set has the held-out tiles of the source, and its scores there are those that were printed.
+    # Rehearsal, the average of the weights and a threshold of its own keep what the run knew.
+    own = adapted.source.figures
+    assert own[ADAPTED]["iou"].value > own[RUN]["iou"].value - 0.02
     assert adapted.own_place
     there = EvaluateConfig(backend="torch", device="cpu", place=adapted.own_place.name)
     scores = evaluate(adapted.run, "test", config=there)
