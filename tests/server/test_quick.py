@@ -1,12 +1,11 @@
 """Quick maps: the process that makes them, when it runs and ends, and what the page shows of it."""
 
 import json
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,9 +30,8 @@ from geograft.geo.webmap import Place, Plane
 from geograft.server.layers import Subject, layers_of
 from geograft.server.quick import MAX_SIDE_PX, QuickMaps, parse_state, window_within
 from geograft.training import linear
-from tests.server.test_page import CHROMIUM, require_browser, run
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.serving import TOKEN, WRITE, client_of, make_project, square
+from tests.support.serving import WRITE, client_of, make_project, square
 
 SETTINGS = """
 [prepare]
@@ -255,30 +253,3 @@ def test_the_server_takes_views_of_a_project_only(tmp_path: Path) -> None:
         assert not client.get("/api/project").json()["quick"]
     with client_of(replace(subject, kind="run", folder=None)) as client:
         assert client.put("/api/view", json={"bounds": EVERYWHERE}, headers=WRITE).status_code == 403
-
-
-@pytest.fixture
-def served(folder: Path) -> Iterator[str]:
-    uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-    from geograft.server.app import create_app
-    from geograft.server.guard import Access
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host = f"127.0.0.1:{listener.getsockname()[1]}"
-        app = create_app(project_subject(folder), Access(TOKEN, (host,), read_only=False))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://{host}/#{TOKEN}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def test_two_polygons_drawn_in_a_browser_make_a_quick_map(folder: Path, served: str) -> None:
-    require_browser()
-    seen = json.loads(run("../tests/quick.mjs", served, GEOGRAFT_CHROMIUM=CHROMIUM))
-    assert seen["errors"] == [] and seen["visible"]
-    with rasterio.open(folder / QUICK / "scene.probabilities.tif") as raster:
-        assert (raster.read(2) <= 250).any()

@@ -38,7 +38,8 @@ export class Drawing {
     this.draw = new TerraDraw({
       adapter: new TerraDrawMapLibreGLAdapter({ map, coordinatePrecision: DECIMALS }),
       modes: [
-        new TerraDrawPolygonMode({ snapping: { toCustom }, styles: { ...fill, closingPointColor: "#ffffff", closingPointOutlineColor: color, closingPointOutlineWidth: 2 } }),
+        // A vertex closer to the first one than pointerDistance closes the polygon: 40 pixels by default, half a small crown.
+        new TerraDrawPolygonMode({ pointerDistance: REACH, snapping: { toCustom }, styles: { ...fill, closingPointColor: "#ffffff", closingPointOutlineColor: color, closingPointOutlineWidth: 2 } }),
         new TerraDrawRectangleMode({ styles: fill }),
         new TerraDrawSelectMode({
           allowManualSelection: false,

@@ -42,17 +42,19 @@ function cancelButton(model: Model, job: Job): HTMLElement {
   return button("Cancel", () => void model.api.cancelJob(job.id).catch(model.fail));
 }
 
+/** What the last job came to. What a training printed is no part of it: scores are in the rounds, and files in their panel. */
 function outcome(job: Job): HTMLElement {
   const { title, detail } = summarize(job);
   const isError = job.state === "failed";
-  return h("p", { class: isError ? "error" : "muted", role: isError ? "alert" : "status" }, `Last time: ${title.toLowerCase()}${detail ? `. ${detail}` : "."}`);
+  const said = job.state === "done" ? "" : detail;
+  return h("p", { class: `outcome ${isError ? "error" : "muted"}`, role: isError ? "alert" : "status" }, `Last time: ${title.toLowerCase()}${said ? `. ${said}` : "."}`);
 }
 
 function historyParts(model: Model): (HTMLElement | null)[] {
   const { rounds } = model;
   const last = rounds.at(-1);
   const title = h("h2", {}, "Rounds");
-  if (!last) return [title, h("p", { class: "muted" }, "After the first training, its score and the areas of the classes are shown here.")];
+  if (!last) return [title, h("p", { class: "muted" }, "After a training with labelled random areas, its score and the areas of the classes are shown here.")];
   const score = last.iou === null ? h("p", { class: "muted" }, "Not scored: that needs labelled random areas.") : h("p", {}, h("strong", {}, `IoU ${formatScore(last.iou, last.iou_low, last.iou_high)}`));
   const scores = iouFigures(rounds);
   const chart = scores.length > 0 ? historyChart("IoU", scores, 1, String) : null;

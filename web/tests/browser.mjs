@@ -10,19 +10,14 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
-import { chromium } from "playwright-core";
-
+import { drag, launch } from "./session.mjs";
 import { changeJob, sample, startStandin } from "./standin.mjs";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const CHROMIUM = process.env.GEOGRAFT_CHROMIUM ?? "/usr/bin/chromium";
 const [GREEN, BLUE, ORANGE] = [[0, 158, 115], [0, 114, 178], [213, 94, 0]];
 const TOLERANCE = 3; // of a colour that went through the GPU
 
-const browser = await chromium.launch({
-  executablePath: CHROMIUM,
-  args: ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--force-color-profile=srgb"],
-});
+const browser = await launch();
 const blank = await browser.newPage();
 const problems = [];
 
@@ -73,17 +68,6 @@ async function look(page) {
 }
 
 const isColor = (color, expected) => color.every((value, i) => Math.abs(value - expected[i]) <= TOLERANCE);
-
-/** Set a range input as a drag does: `input` events, then `change`. */
-async function drag(slider, values) {
-  for (const value of values) {
-    await slider.evaluate((element, each) => {
-      element.value = String(each);
-      element.dispatchEvent(new Event("input", { bubbles: true }));
-    }, value);
-  }
-  await slider.evaluate((element) => element.dispatchEvent(new Event("change", { bubbles: true })));
-}
 
 async function checkAccessibility(page, what) {
   await page.evaluate(AXE);

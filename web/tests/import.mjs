@@ -7,18 +7,11 @@
  */
 
 import { readFileSync } from "node:fs";
-import { chromium } from "playwright-core";
+
+import { newSession, picture } from "./session.mjs";
 
 const [, , address, good, bad] = process.argv;
-const browser = await chromium.launch({
-  executablePath: process.env.GEOGRAFT_CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"],
-});
-const page = await browser.newPage({ viewport: { width: 900, height: 700 }, reducedMotion: "reduce" });
-page.setDefaultTimeout(30_000);
-const errors = [];
-page.on("pageerror", (error) => errors.push(String(error.stack)));
-const picture = (name) => page.screenshot({ path: process.env.GEOGRAFT_SCREENSHOTS ? `${process.env.GEOGRAFT_SCREENSHOTS}/${name}.png` : "/dev/null", type: "png" });
+const { browser, page, uncaught } = await newSession({ height: 700, timeout: 30_000 });
 
 try {
   await page.goto(address);
@@ -27,12 +20,12 @@ try {
   const dialog = page.getByRole("dialog", { name: "Import labels" });
   const start = dialog.getByRole("button", { name: "Import" });
   const disabled = await start.isDisabled();
-  await picture("empty");
+  await picture(page, "empty");
   await dialog.getByLabel("File").setInputFiles(bad);
   await start.click();
   await dialog.getByRole("alert").filter({ hasText: /./ }).waitFor();
   const refused = await dialog.getByRole("alert").innerText();
-  await picture("refused");
+  await picture(page, "refused");
   await page.keyboard.press("Escape");
 
   const content = readFileSync(good).toString("base64");
@@ -43,13 +36,13 @@ try {
   }, content);
   await dialog.getByLabel("Class").selectOption("trees");
   await start.click();
-  await picture("sending");
+  await picture(page, "sending");
   const notice = page.locator(".notices").filter({ hasText: /imported/ });
   await notice.waitFor();
   const said = await notice.innerText();
   await page.getByRole("button", { name: /^trees/ }).filter({ hasText: "4" }).waitFor();
-  await picture("done");
-  console.log(JSON.stringify({ disabled, refused, said, open: await dialog.isVisible(), errors }));
+  await picture(page, "done");
+  console.log(JSON.stringify({ disabled, refused, said, open: await dialog.isVisible(), errors: uncaught }));
 } finally {
   await browser.close();
 }

@@ -6,52 +6,28 @@
  * The address has its token. Prints what the page saw as JSON; tests/server/test_page.py compares it with the files.
  */
 
-import { chromium } from "playwright-core";
+import { drag, newSession, picture, saved, settled } from "./session.mjs";
 
-const browser = await chromium.launch({
-  executablePath: process.env.GEOGRAFT_CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"],
-});
-const page = await browser.newPage({ viewport: { width: 900, height: 600 }, reducedMotion: "reduce" });
-page.setDefaultTimeout(15_000);
-const errors = [];
+const { browser, page, errors } = await newSession();
 const requests = [];
-page.on("pageerror", (error) => errors.push(String(error.stack)));
-page.on("console", (message) => { if (message.type() === "error") errors.push(message.text()); });
 const hosts = new Set();
 page.on("request", (request) => {
   const { pathname, host, protocol } = new URL(request.url());
   requests.push(pathname);
   if (protocol.startsWith("http")) hosts.add(host);
 });
-page.on("response", (response) => { if (response.status() >= 400) errors.push(`${response.status()} ${response.url()}`); });
-
-const settled = async () => {
-  await page.waitForTimeout(200);
-  await page.locator(".map[aria-busy=false]").waitFor();
-};
-const saved = async () => {
-  await page.waitForTimeout(100);
-  await page.locator("header .status", { hasText: /^Saved$/ }).waitFor();
-};
 
 try {
   await page.goto(process.argv[2]);
   await page.getByRole("tab", { name: "Layers" }).waitFor();
-  await settled();
+  await settled(page);
 
   const slider = page.getByRole("slider", { name: /Threshold/ });
   const before = requests.length;
   const measured = page.waitForResponse((response) => response.url().includes("/area?threshold=0.7"));
-  await slider.evaluate((element) => {
-    for (const value of ["0.6", "0.7"]) {
-      element.value = value;
-      element.dispatchEvent(new Event("input", { bubbles: true }));
-    }
-    element.dispatchEvent(new Event("change", { bubbles: true }));
-  });
+  await drag(slider, [0.6, 0.7]);
   const area = await (await measured).json();
-  await settled();
+  await settled(page);
   const tileRequests = requests.slice(before).filter((path) => path.endsWith(".png"));
 
   const box = await page.locator(".map").boundingBox();
@@ -63,27 +39,27 @@ try {
   await page.keyboard.press("r");
   await page.mouse.click(x + 20, y - 150);
   await page.mouse.click(x + 120, y - 60);
-  await saved();
+  await saved(page);
   await page.keyboard.press("s");
   for (const [dx, dy] of [[45, -125], [95, -125], [95, -85]]) await page.mouse.click(x + dx, y + dy);
   await page.keyboard.press("Enter");
-  await saved();
+  await saved(page);
   await page.keyboard.press("a");
   await page.mouse.click(x - 150, y + 60);
   await page.mouse.click(x - 60, y + 150);
-  await saved();
+  await saved(page);
   await page.getByRole("tab", { name: "Labels" }).click();
   await page.getByLabel("Everything inside is labelled").check();
-  await saved();
+  await saved(page);
   await page.keyboard.press("Control+z");
-  await saved();
+  await saved(page);
   await page.keyboard.press("Control+Shift+z");
-  await saved();
-  await page.screenshot({ path: process.env.GEOGRAFT_SCREENSHOT ?? "/dev/null", type: "png" });
+  await saved(page);
+  await picture(page, "serve");
   await page.reload();
   await page.getByRole("tab", { name: "Labels" }).click();
   await page.getByRole("button", { name: /trees/ }).waitFor();
-  await settled();
+  await settled(page);
   const counts = await page.getByRole("button", { name: /trees/ }).innerText();
 
   // Nothing is loaded from the basemap's server before the user has agreed.
@@ -91,11 +67,11 @@ try {
   await page.getByRole("button", { name: "Show a basemap" }).click();
   await page.getByRole("button", { name: "Cancel" }).click();
   await page.getByRole("button", { name: "Show a basemap" }).click();
-  await settled();
+  await settled(page);
   const hostsBefore = [...hosts];
   await page.getByRole("button", { name: /^Load from / }).click();
   await page.getByText("A server of this test").waitFor();
-  await settled();
+  await settled(page);
   const hostsAfter = [...hosts];
   await page.getByRole("button", { name: "Hide the basemap" }).click();
   await page.locator(".credit").waitFor({ state: "hidden" });
