@@ -63,7 +63,7 @@ def test_a_project_says_what_it_shows(client: TestClient) -> None:
     assert project["title"] == "Trees" and project["georeferenced"] and not project["read_only"]
     assert project["classes"] == [{"value": 2, "name": "trees", "color": "#009E73"}]
     assert project["pixel_size_m"] == pytest.approx(0.1)
-    assert project["can"] == {"label": True, "train": True, "export": True}
+    assert project["can"] == {"label": True, "train": True, "export": True, "upload": False}
     kinds = {layer["kind"]: layer for layer in project["layers"]}
     assert list(kinds) == ["image", "classes", "probability", "errors"]
     assert kinds["probability"]["threshold"] == 0.5 and kinds["probability"]["class_value"] == 2
