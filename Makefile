@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-generalisation bench-export bench-serve bench-gpu bench-scale bench-quick docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-generalisation bench-export bench-serve bench-first-map bench-gpu bench-scale bench-quick docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -78,6 +78,9 @@ bench-labelling: $(READY)  ## tiles to label in a new place, simulated; BENCH=--
 bench-adapt: $(READY)  ## five labelled tiles of another place: adapted runs, and fractions of rehearsal; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_adapt.py --data $(DATA)/../places $(BENCH)
 
+bench-in-place: $(READY)  ## what makes a model better where it was trained, and its cost; BENCH=--write: docs/training.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_in_place.py --data $(DATA)/../places --weights $(WEIGHTS) $(BENCH)
+
 bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shapely, GDAL and torch; BENCH=ema: one of them
 	$(BIN)/python benchmarks/bench_libraries.py $(BENCH)
 
@@ -90,6 +93,9 @@ bench-serve: $(READY)  ## the web server with 8 clients for 10 minutes: time of 
 
 bench-quick: $(READY)  ## train --quick beside full training, by the number of tiles; BENCH="--default --write": docs/training.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_quick.py --weights $(WEIGHTS) $(BENCH)
+
+bench-first-map: $(READY)  ## seconds from the first labels in `geograft serve` to the quick map; BENCH=--write: docs/serve.md
+	$(BIN)/python benchmarks/bench_first_map.py $(BENCH)
 
 bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
 	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
