@@ -91,7 +91,9 @@ class Client:
 
     def _place(self) -> tuple[float, float]:
         west, south, east, north = self._layers["image"]["bounds"]
-        return self._random.uniform(west, east), self._random.uniform(south, north)
+        # The image is turned a little within its bounds in longitude and latitude: near its edges there is no pixel.
+        part = [self._random.uniform(0.05, 0.95) for _ in range(2)]
+        return west + part[0] * (east - west), south + part[1] * (north - south)
 
     def _address(self, layer: dict[str, Any], what: str) -> str:
         lon, lat = self._place()
