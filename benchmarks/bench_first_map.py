@@ -87,9 +87,8 @@ def first_map(folder: Path) -> tuple[float, float]:
         time.sleep(20)  # a person draws meanwhile, and the libraries are loaded
         around = shapely.box(*shapely.unary_union(near).bounds).buffer(2e-5, join_style="mitre")
         client.ask("POST", "/api/areas", feature(around, role="training", labelled=True))
-        for crown in near[:1]:
+        for crown in near[:2]:
             client.ask("POST", "/api/labels", feature(crown, **{"class": "crown"}))
-        client.ask("POST", "/api/labels", feature(near[1], **{"class": "crown"}))
         one = client.seconds_until_new({})
         time.sleep(5)
         before = client.quick()
