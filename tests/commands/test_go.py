@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.io import MemoryFile
 from shapely import box
 from shapely.geometry.base import BaseGeometry
 
 from geograft.card import CARD
 from geograft.cli import main
 from geograft.commands import go as steps
+from geograft.commands import project_work
 from geograft.commands.go import Outcome, go
+from geograft.commands.predict import Prediction, predict
 from geograft.commands.project import project
 from geograft.config import EvaluateConfig, ModelConfig, PredictConfig, PrepareConfig, SuggestConfig, TrainConfig
 from geograft.config.recipes import AreaConfig
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
+from geograft.geo.grid import Window
 from geograft.geo.vectors.label_file import Area, Label, read_label_file, write_label_file
 from geograft.geo.vectors.reader import read_frame
 from geograft.locks import lock_output
@@ -129,6 +133,64 @@ def test_labels_outside_of_labelled_areas_do_not_count(
         (folder / "labels.gpkg").write_bytes(before)
 
 
+# ------------------------------------------------------------------------------------------------- what is mapped first
+
+VIEW = Window(32, 64, 64, 48)
+AT_VIEW = "scene@32,64,64,48"
+
+
+def test_the_window_that_is_asked_for_is_mapped_first_with_the_pixels_of_the_whole_map(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(folder, training=2, scoring=1)
+    views, older = folder / ".views", (folder / "maps" / "scene.tif").read_bytes()
+    (views / "left").mkdir(parents=True)  # of a process that was killed
+    seen = {}
+
+    def whole(run: Path, image: Path, out: Path, settings: PredictConfig) -> Prediction:
+        assert (folder / "maps" / "scene.tif").read_bytes() == older
+        seen.update({path.name: path.read_bytes() for path in views.iterdir()})
+        return predict(run, image, out, settings)
+
+    monkeypatch.setattr(steps, "predict", whole)
+    assert go(folder, first=[AT_VIEW]).repeated == ("train", "evaluate", *ALL[1:])
+    assert {"scene.tif", "scene.probabilities.tif"} <= set(seen) and "left" not in seen
+    for name in ("scene.tif", "scene.probabilities.tif"):
+        with MemoryFile(seen[name]) as file, file.open() as part, rasterio.open(folder / "maps" / name) as map_of_all:
+            mapped = np.zeros((SIZE, SIZE), bool)
+            mapped[VIEW.slices] = True
+            assert ((part.read() == 255) == ~mapped).all()
+            assert (part.read()[:, mapped] == map_of_all.read()[:, mapped]).all()
+    assert not views.exists()
+    # What is mapped already is not mapped again, not even a part of it.
+    monkeypatch.setattr(steps, "predict_window", stop)
+    assert go(folder, first=[AT_VIEW]).repeated == ()
+
+
+def test_an_interrupted_map_leaves_no_view_and_one_without_pixels_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(folder, training=2, scoring=1)
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(steps, "predict", stop)
+        go(folder, first=[AT_VIEW])
+    assert not (folder / ".views").exists()
+
+    def no_pixel(*_: Any) -> None:
+        raise InputError("no valid pixel")
+
+    monkeypatch.setattr(steps, "predict_window", no_pixel)
+    assert go(folder, first=[AT_VIEW]).repeated == ("map scene", "suggest", "report")
+
+
+@pytest.mark.parametrize(
+    "text", ["seen", "scene@0,0,8", "scene@0,0,0,8", "scene@0,0,8,193", "scene@190,0,3,8", "scene@-1,0,8,8", "scene@"]
+)
+def test_what_cannot_be_mapped_first_is_refused(folder: Path, text: str) -> None:
+    with pytest.raises(SettingError, match="--first"):
+        go(folder, first=[text])
+
+
 # --------------------------------------------------------------------------------------------------- interrupted calls
 
 
@@ -147,16 +209,16 @@ def test_an_interrupted_call_is_resumed_and_edited_files_stay(
     run, labels = (folder / "run" / CARD).read_bytes(), (folder / "labels.gpkg").read_bytes()
     (folder / "project.qgz").write_bytes(b"edited by a person")
 
-    def interrupted_at(step: str) -> None:
+    def interrupted_at(step: str, module: Any = steps) -> None:
         with monkeypatch.context() as patch, pytest.raises(StopError):
-            patch.setattr(steps, step, stop)
+            patch.setattr(module, step, stop)
             go(folder)
 
     interrupted_at("calibrate")
     # Until the new run is finished, the last one stays.
     assert (folder / "run" / CARD).read_bytes() == run
     forbid("prepare")
-    interrupted_at("_replace_folder")
+    interrupted_at("replace_folder", project_work)
     forbid("train", "calibrate")
     interrupted_at("polygons")
     assert (folder / "run" / CARD).read_bytes() != run

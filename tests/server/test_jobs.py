@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from affine import Affine
 
+from geograft.config.recipes import QUICK, VIEWS
 from geograft.errors import InputError
+from geograft.geo.grid import Window
 from geograft.server import jobs as module
 from geograft.server.jobs import RECORD, BusyError, Job, Jobs, Latest, MissingJobError, Task, model_files, task_of
+from geograft.server.layers import layers_of
 from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.runs import make_run
-from tests.support.serving import WRITE, client_of, make_project
+from tests.support.serving import WRITE, client_of, make_project, write_map
 
 JOB = """
 import json, os, sys, time
@@ -303,21 +308,54 @@ def test_the_model_of_a_run_without_a_project_is_exported_beside_it_but_not_trai
     assert model_files(replace(subject, run=None)) == {} == model_files(replace(subject, run=tmp_path / "none"))
 
 
-def test_images_in_view_are_mapped_first(tmp_path: Path) -> None:
+def test_the_map_of_the_view_is_shown_while_the_rest_is_mapped(tmp_path: Path) -> None:
+    subject = make_project(tmp_path)
+    with client_of(subject) as client:
+        before = client.get("/api/project").json()
+        codes = np.full((64, 64), 255, np.uint8)
+        codes[8:24, 8:24] = 200
+        (tmp_path / VIEWS).mkdir()
+        write_map(tmp_path / VIEWS / "scene.tif", codes)
+        during = client.get("/api/project").json()
+        assert during["revision"] != before["revision"]
+        assert [each["id"] for each in during["layers"]] == [each["id"] for each in before["layers"]]
+        titles = {each["id"]: each["title"] for each in during["layers"]}
+        assert titles["classes-0-0"] == "Map, so far of the view"
+        area = client.get("/api/layers/probability-0-1/area?threshold=0.5").json()
+        assert area["pixels"] == 16 * 16
+        shutil.rmtree(tmp_path / VIEWS)
+        after = client.get("/api/project").json()
+        assert after["layers"] == before["layers"] and after["revision"] == before["revision"]
+    # Without a map yet, it is shown in place of the quick one.
+    (tmp_path / VIEWS).mkdir()
+    write_map(tmp_path / VIEWS / "scene.tif", codes)
+    (tmp_path / QUICK).mkdir()
+    write_map(tmp_path / QUICK / "scene.tif", codes)
+    (tmp_path / "maps" / "scene.tif").unlink()
+    titles = {each.title for each in layers_of(subject) if each.kind == "classes"}
+    assert titles == {"Map, so far of the view"}
+
+
+def test_the_view_is_mapped_first(tmp_path: Path) -> None:
     subject = make_project(tmp_path)
     east = Affine.translation(1000, 0) @ TENTH_METRE
     other = write_raster(tmp_path / "-east of it.tif", textured(3, 64, 64), east)
     subject = replace(subject, images=(*subject.images, ("-east of it", other)))
     with client_of(subject) as client:
         service = client.app._app.state.service  # type: ignore[attr-defined]
-        assert service.images_in_view() == []
+        assert service.windows_in_view() == {}
         for layer in client.get("/api/project").json()["layers"][:2]:
-            service.view = layer["bounds"]
+            service.view = tuple(layer["bounds"])
             name = layer["group"]
-            assert service.images_in_view() == [name]
-            assert task_of(subject, "go", [name]).command[-1] == f"--first={name}"
+            windows = service.windows_in_view()
+            assert windows == {name: Window(0, 0, 64, 64)}
+            assert task_of(subject, "go", windows).command[-1] == f"--first={name}@0,0,64,64"
+        west, south, east, north = layer["bounds"]
+        service.view = (west, south, (3 * west + east) / 4, north)
+        (window,) = service.windows_in_view().values()
+        assert (window.row, window.col, window.height) == (0, 0, 64) and 15 <= window.width <= 17
         service.view = (-180.0, -85.0, 180.0, 85.0)
-        assert service.images_in_view() == ["scene", "-east of it"]
+        assert list(service.windows_in_view()) == ["scene", "-east of it"]
         for view in ([0, 0, 1], [0, 0, 1, 91], ["a", 0, 0, 0], [0, 0, 1, None]):
             answer = client.post("/api/jobs", json={"kind": "go", "view": view}, headers=WRITE)
             assert answer.status_code == 422

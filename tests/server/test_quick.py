@@ -221,7 +221,7 @@ def test_a_window_lies_in_the_image_and_around_the_middle(
     place = Place(grid, Plane(grid.crs))
     (west, north), (east, south) = place.to_lonlat(np.array([pixels[:2], pixels[2:]]))
     west, east, south, north = min(west, east), max(west, east), min(south, north), max(south, north)
-    window = window_within(place, (west, south, east, north))
+    window = window_within(place, (west, south, east, north), MAX_SIDE_PX)
     if window is None:
         return
     assert 0 < window.height <= MAX_SIDE_PX and 0 < window.width <= MAX_SIDE_PX

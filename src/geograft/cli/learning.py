@@ -29,7 +29,8 @@ def go(
     Args:
         folder: Folder of a project, from `geograft project`.
         minutes: Lower the number of epochs so that training takes about this long.
-        first: Name of an image to map before the others, as its map is called; may be repeated.
+        first: Name of an image to map before the others, as its map is called; may be repeated. With
+            NAME@ROW,COL,HEIGHT,WIDTH that part of it, in pixels, is mapped before the rest, into the folder .views.
     """
     from geograft.commands.go import go
 

@@ -1,21 +1,14 @@
 """`geograft go`: from the labels of a project folder to its map: the whole workflow, repeated after each labelling.
 
-Tile set, run, maps and suggestions are made in the hidden folder .go of the project, and replace those of the last time
-when they are finished. done.json there says what each was made from: a step whose inputs have not changed is not
-repeated, and an interrupted one is resumed.
+Which steps are repeated, and how an interrupted one is resumed: see `geograft.commands.project_work`.
 """
 
-import json
-import os
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import shapely
 
 from geograft.card import CARD, TILES_FILE
 from geograft.commands.calibrate import calibrate
@@ -25,13 +18,13 @@ from geograft.commands.polygons import polygons
 from geograft.commands.predict import format_seconds, predict
 from geograft.commands.prepare import prepare
 from geograft.commands.project import QGIS_FILE, RESULTS_FILE, map_layer, results_project
+from geograft.commands.project_work import TRAIN, Work, map_files, parse_first, predict_window
 from geograft.commands.report import PAGE, report
 from geograft.commands.suggest import ALIASES, LAYER, suggest
 from geograft.commands.train import read_recipe, train
 from geograft.config import InferenceConfig, PredictConfig, Recipe
-from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, TILES, ProjectSettings, read_project
+from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, TILES, VIEWS, read_project
 from geograft.dataset.joined import TileSetPaths
-from geograft.dataset.scenes import scene_names
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, OutputError
@@ -39,18 +32,15 @@ from geograft.files import (
     StrPath,
     atomic_update,
     complete_update,
-    file_digest,
-    json_digest,
     translate_write_errors,
-    write_json,
     write_text,
 )
+from geograft.geo.grid import Window
 from geograft.geo.qgis_project import ProjectLayer
-from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.raster import Image
-from geograft.geo.rasters.styles import classes_style, sidecar_paths
-from geograft.geo.rasters.tags import map_legend, sibling_path
-from geograft.geo.vectors.label_file import CLASS, ORIGIN, Area, LabelFile, read_label_file
+from geograft.geo.rasters.styles import classes_style
+from geograft.geo.rasters.tags import map_legend
+from geograft.geo.vectors.label_file import CLASS, ORIGIN, Area, read_label_file
 from geograft.geo.vectors.reader import read_frame
 from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style, ranked_style
 from geograft.locks import lock_output
@@ -58,13 +48,15 @@ from geograft.mapping.polygons.writer import layer_name
 from geograft.progress import announce
 from geograft.text import join_names, pluralise
 
-STAGING, DONE_FILE, INPUTS_FILE, READY_FILE = ".go", "done.json", "inputs.json", "ready.json"
-TRAIN, SCORE, SUGGEST, REPORT = "train", "evaluate", "suggest", "report"
-"""Names of the steps; those of maps are `map NAME`."""
+INPUTS_FILE = "inputs.json"
+SCORE, SUGGEST, REPORT = "evaluate", "suggest", "report"
+"""Names of the steps beside TRAIN; those of maps are `map NAME`."""
 NO_LIMIT_MINUTES = 1e6
 """With it, training says how long it will take."""
 FEW_AREAS = 6
 """Below this number of scoring areas, a confidence interval is uncertain itself."""
+MAX_VIEW_FRACTION = 0.5
+"""Of an image: a larger part is not mapped before the rest, since the whole map takes hardly longer."""
 
 
 @dataclass(frozen=True)
@@ -89,122 +81,6 @@ class Outcome:
         ]
 
 
-@dataclass
-class Work:
-    """A project folder, what of it is done, and what is not."""
-
-    folder: Path
-    settings: ProjectSettings
-    chosen: frozenset[str]
-    """The settings of network and training that project.toml has."""
-    minutes: float | None
-    labels: LabelFile
-    notes: list[str] = field(default_factory=list)
-    steps: list[str] = field(default_factory=list)
-    """The steps of this call, in order, done now or before."""
-    repeated: list[str] = field(default_factory=list)
-
-    @cached_property
-    def images(self) -> dict[str, Path]:
-        """The images by their names."""
-        paths = [self.folder / path for path in self.settings.images]
-        return dict(zip(scene_names(paths), paths, strict=True))
-
-    @cached_property
-    def states(self) -> dict[str, dict[str, Any]]:
-        """Size and time of the images, by their names."""
-        return {name: raster_state(path) for name, path in self.images.items()}
-
-    @property
-    def staging(self) -> Path:
-        """The folder of what is in progress."""
-        return self.folder / STAGING
-
-    @property
-    def run(self) -> Path:
-        """The folder of the run."""
-        return self.folder / RUN
-
-    @cached_property
-    def done(self) -> dict[str, dict[str, Any]]:
-        """What was done, by step: a digest of its inputs, its lines and seconds. Empty if the file is damaged."""
-        return read_steps(self.staging / DONE_FILE)
-
-    @cached_property
-    def training_digest(self) -> str:
-        """A digest of all that the run depends on. Polygons outside of labelled areas do not count."""
-        areas, layer = self.labels.labelled_areas, self.labels.polygons_in(None)
-        inside = shapely.intersects(layer.shapes, shapely.union_all([area.shape for area in areas])).tolist()
-        rows = zip(layer.shapes, layer.classes, self.labels.suggested.tolist(), inside, strict=True)
-        content = {
-            "areas": [(area.shape.wkb_hex, area.role, area.origin, area.scene) for area in areas],
-            "polygons": [(shape.wkb_hex, name, suggested) for shape, name, suggested, kept in rows if kept],
-            "images": self.states,
-            "classes": self.settings.names,
-            "minutes": self.minutes,
-        }
-        return json_digest(content | {"recipe": asdict(self.settings.recipe)})
-
-    def digest_with_run(self, *inputs: Any) -> str:
-        """Return a digest of the run as it is now, which may have been calibrated since, and of other inputs."""
-        return json_digest([file_digest(self.run / CARD), *inputs])
-
-    def do(self, step: str, inputs: str, action: Callable[[], Sequence[str]], *files: Path) -> None:
-        """Do a step and record it, unless it was done with these inputs and its files are there."""
-        self.steps.append(step)
-        known = self.done.get(step)
-        if known is not None and known["inputs"] == inputs and all(file.exists() for file in files):
-            return
-        announce(f"{step} ...")
-        if known is None:
-            # Before the step writes anything, which would else be taken for files of others after a kill.
-            self.record({step: {"inputs": "", "lines": [], "seconds": 0.0}})
-        started = time.monotonic()
-        lines = list(action())
-        entries = {step: {"inputs": inputs, "lines": lines, "seconds": time.monotonic() - started}}
-        if step == TRAIN:
-            write_json(self.staging / READY_FILE, entries)
-            self.complete_training()
-        else:
-            self.record(entries)
-        self.repeated.append(step)
-
-    def record(self, entries: Mapping[str, dict[str, Any]]) -> None:
-        """Record steps that are done."""
-        self.done.update(entries)
-        write_json(self.staging / DONE_FILE, self.done)
-
-    def complete_training(self) -> None:
-        """Move tile set and run to their places and record the step, if they are ready: now, or after a kill."""
-        ready = self.staging / READY_FILE
-        entries = read_steps(ready)
-        if TRAIN in entries:
-            for name in (TILES, RUN):
-                _replace_folder(self.staging / name, self.folder / name)
-            self.record(entries)
-        ready.unlink(missing_ok=True)
-
-    def refuse_foreign(self, path: Path, step: str) -> None:
-        """Raise OutputError if there is something at `path` that no earlier `go` wrote in `step`."""
-        if os.path.lexists(path) and step not in self.done:
-            raise OutputError(
-                f"{path} was not written by `geograft go`, which needs this name; nothing was changed. Move it "
-                "elsewhere or remove it."
-            )
-
-
-def read_steps(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the digest of the inputs, the lines and the seconds of each step in a file; empty if it is damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-        return {
-            name: {"inputs": str(one["inputs"]), "lines": [*map(str, one["lines"])], "seconds": float(one["seconds"])}
-            for name, one in content.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
 def go(folder: StrPath, minutes: float | None = None, first: Sequence[str] = ()) -> Outcome:
     """Train on the labelled areas of a project, and refresh its scores, maps, polygons, suggestions and report.
 
@@ -212,12 +88,13 @@ def go(folder: StrPath, minutes: float | None = None, first: Sequence[str] = ())
     and settings that have not changed is not repeated. After an interruption the same call resumes. Each output
     replaces the last one when it is finished; labels.gpkg, project.toml and project.qgz are only read.
 
-    `minutes` is how long training may take; by default as long as project.toml says. The images of the names in `first`
-    are mapped before the others.
+    `minutes` is how long training may take; by default as long as project.toml says. Images named in `first` are mapped
+    before the others. Of one named as NAME@ROW,COL,HEIGHT,WIDTH that window is mapped before the rest: its map, with
+    the pixels that the whole map will have there, is in the folder .views until the whole is complete.
 
     Raises:
         InputError: if the folder is not a project, or its labels or images cannot be used.
-        SettingError: for invalid settings in project.toml.
+        SettingError: for invalid settings in project.toml; if there is no image or no window as in `first`.
         OutputError: if another process writes to the project, or something else is at the place of an output.
     """
     folder = Path(folder)
@@ -227,6 +104,7 @@ def go(folder: StrPath, minutes: float | None = None, first: Sequence[str] = ())
         _check_labels(work)
         _check_outputs(work)
         _ = work.states  # an image that cannot be read is told before anything is written
+        views = dict(parse_first(text, work.images) for text in first)
         for line in plan_lines(work):
             announce(line)
         with translate_write_errors(work.staging):
@@ -235,8 +113,7 @@ def go(folder: StrPath, minutes: float | None = None, first: Sequence[str] = ())
         work.complete_training()
         _refresh_run(work)
         _refresh_scores(work)
-        for name in sorted(work.images, key=lambda name: name not in first):
-            _refresh_map(work, name)
+        _refresh_maps(work, views)
         _refresh_suggestions(work)
         _refresh_report(work)
         write_text(folder / RESULTS_FILE, results_project(settings.title, result_layers(work), _crs(work)))
@@ -321,7 +198,7 @@ def _check_outputs(work: Work) -> None:
 
 def _refresh_run(work: Work) -> None:
     inputs = work.training_digest
-    work.do(TRAIN, inputs, lambda: _train(work, inputs), work.folder / TILES / META, work.run / CARD)
+    work.do(TRAIN, inputs, lambda: _train(work, inputs), [work.folder / TILES / META, work.run / CARD])
 
 
 def _train(work: Work, inputs: str) -> list[str]:
@@ -373,19 +250,6 @@ def _start_over_if_changed(work: Work, inputs: str) -> None:
     write_text(path, inputs)
 
 
-def _replace_folder(new: Path, place: Path) -> None:
-    """Move a folder to its place, if it is not there yet, and remove the one that was there."""
-    if not new.exists():
-        return
-    old = new.with_name(f"old-{new.name}")
-    with translate_write_errors(place):
-        shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            place.replace(old)
-        new.replace(place)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 # ----------------------------------------------------------------------------------------- scores, maps and suggestions
 
 
@@ -395,14 +259,49 @@ def _refresh_scores(work: Work) -> None:
         return
     config = work.settings.evaluate
     inputs = work.digest_with_run(asdict(config))
-    work.do(SCORE, inputs, lambda: evaluate(work.run, config=config).lines(), work.run / "scores-test.json")
+    work.do(SCORE, inputs, lambda: evaluate(work.run, config=config).lines(), [work.run / "scores-test.json"])
+
+
+def _refresh_maps(work: Work, views: Mapping[str, Window | None]) -> None:
+    """Map the windows that `views` has of its images, then these images, then the others."""
+    folder = work.folder / VIEWS
+    with translate_write_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    try:
+        for name, window in views.items():
+            if window is not None:
+                _map_view(work, name, window)
+        for name in sorted(work.images, key=lambda name: name not in views):
+            _refresh_map(work, name)
+            for file in reversed(map_files(folder / f"{name}.tif")):
+                file.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _map_view(work: Work, name: str, window: Window) -> None:
+    """Map a window of an image, unless its map is there or takes hardly longer."""
+    with Image.open(work.images[name]) as image:
+        size = image.info.grid.height * image.info.grid.width
+    if window.height * window.width > MAX_VIEW_FRACTION * size or work.is_done(*_map_step(work, name)):
+        return
+    announce(f"map {name}, the part that was asked for first ...")
+    out = work.folder / VIEWS / f"{name}.tif"
+    # It may have no valid pixel. What else is wrong is told by the whole map.
+    with suppress(InputError):
+        predict_window(work.run, work.images[name], window, out, work.settings.predict)
+
+
+def _map_step(work: Work, name: str) -> tuple[str, str, list[Path]]:
+    """Return the name of the step that maps an image, a digest of its inputs, and its files."""
+    settings = work.settings
+    inputs = work.digest_with_run(work.states[name], asdict(settings.predict), asdict(settings.polygons))
+    return f"map {name}", inputs, [work.folder / MAPS / f"{name}{suffix}" for suffix in (".tif", ".gpkg")]
 
 
 def _refresh_map(work: Work, name: str) -> None:
-    settings = work.settings
-    inputs = work.digest_with_run(work.states[name], asdict(settings.predict), asdict(settings.polygons))
-    files = [work.folder / MAPS / f"{name}{suffix}" for suffix in (".tif", ".gpkg")]
-    work.do(f"map {name}", inputs, lambda: _map(work, name, inputs), *files)
+    step, inputs, files = _map_step(work, name)
+    work.do(step, inputs, lambda: _map(work, name, inputs), files)
 
 
 def _map(work: Work, name: str, inputs: str) -> list[str]:
@@ -414,7 +313,7 @@ def _map(work: Work, name: str, inputs: str) -> list[str]:
         outlines.unlink()
     lines += polygons(target, outlines, work.settings.polygons).lines()
     with atomic_update(work.folder / MAPS) as update, translate_write_errors(work.folder / MAPS):
-        for file in _map_files(update / target.name):
+        for file in (update / outlines.name, *map_files(update / target.name)):
             made = part / file.name
             if made.exists():
                 made.replace(file)
@@ -422,12 +321,6 @@ def _map(work: Work, name: str, inputs: str) -> list[str]:
                 file.touch()  # removes the one of the last time
     shutil.rmtree(part, ignore_errors=True)
     return [line.replace(str(part), str(work.folder / MAPS)) for line in lines]
-
-
-def _map_files(path: Path) -> list[Path]:
-    """Return all files that a map at `path` may have: the map, its layers, their sidecar files, and the polygons."""
-    rasters = [path, *(sibling_path(path, what) for what in ("probabilities", "uncertainty", "applicability"))]
-    return [path.with_suffix(".gpkg"), *(file for raster in rasters for file in (raster, *sidecar_paths(raster)))]
 
 
 def _refresh_suggestions(work: Work) -> None:
@@ -452,7 +345,7 @@ def _refresh_report(work: Work) -> None:
     first = next(iter(work.images))
     page = work.run / PAGE
     inputs = work.digest_with_run({name: known["inputs"] for name, known in work.done.items() if name != REPORT})
-    work.do(REPORT, inputs, lambda: report(work.run, class_map=work.folder / MAPS / f"{first}.tif").lines(), page)
+    work.do(REPORT, inputs, lambda: report(work.run, class_map=work.folder / MAPS / f"{first}.tif").lines(), [page])
 
 
 # ------------------------------------------------------------------------------------------------------ shown in QGIS

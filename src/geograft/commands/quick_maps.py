@@ -25,9 +25,8 @@ from typing import Any, TextIO
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.commands.demo import with_weights
-from geograft.commands.go import Work
-from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
+from geograft.commands.project_work import Work, predict_window
 from geograft.commands.train import LINEAR, train
 from geograft.config import Recipe
 from geograft.config.recipes import LABEL_FILE, QUICK, RUN, TILES, read_project
@@ -35,12 +34,7 @@ from geograft.dataset.sources import VectorSource
 from geograft.errors import GeograftError
 from geograft.files import translate_write_errors
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image
-from geograft.geo.rasters.styles import sidecar_paths
-from geograft.geo.rasters.tags import sibling_path
 from geograft.geo.vectors.label_file import read_label_file
-from geograft.geo.vectors.reader import Features
-from geograft.geo.vectors.writer import Layer, write_geopackage
 from geograft.locks import lock_output
 
 OVERLAP = 0.25
@@ -130,13 +124,6 @@ class QuickMapper:
         return self.available[key]
 
     def _map(self, work: Work, view: View) -> None:
-        image, part = work.images[view.scene], self.home / "part"
-        with translate_write_errors(self.home):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-        with Image.open(image) as opened:
-            grid = opened.info.grid
-        write_geopackage(part / "view.gpkg", [Features([grid.footprint(Window(*view.window))], {})], grid.crs, VIEW)
         settings = replace(
             work.settings.predict,
             probabilities="uint8",
@@ -149,21 +136,8 @@ class QuickMapper:
             overlap=OVERLAP,
             tta=1,
         )
-        made, target = part / f"{view.scene}.tif", self.home / f"{view.scene}.tif"
-        predict(self.home / RUN, image, made, settings, aoi=part / "view.gpkg")
-        with translate_write_errors(self.home):
-            for name in _files(made):
-                if name.exists():
-                    name.replace(target.with_name(name.name))
-            shutil.rmtree(part, ignore_errors=True)
-
-
-VIEW = Layer("view", "View", "The part of the image that is mapped.")
-
-
-def _files(path: Path) -> list[Path]:
-    """Return the files of a map: the probabilities first, so that a page that sees the map finds them."""
-    return [file for one in (sibling_path(path, "probabilities"), path) for file in (*sidecar_paths(one), one)]
+        image, target = work.images[view.scene], self.home / f"{view.scene}.tif"
+        predict_window(self.home / RUN, image, Window(*view.window), target, settings)
 
 
 def parse_request(line: str) -> Request | None:

@@ -175,7 +175,8 @@ def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ projects
 
 PROJECT_FILE, LABEL_FILE = "project.toml", "labels.gpkg"
-TILES, RUN, MAPS, SUGGESTED, QUICK = "tiles", "run", "maps", "suggested.gpkg", ".quick"
+TILES, RUN, MAPS, SUGGESTED = "tiles", "run", "maps", "suggested.gpkg"
+QUICK, VIEWS = ".quick", ".views"
 """Names of files and folders in a project's folder."""
 MAX_CLASS_NAME = 100
 """Maximum length of the name of a class."""

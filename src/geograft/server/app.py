@@ -87,7 +87,7 @@ class JobBody(BaseModel):
 
     kind: Kind = "go"
     view: Bounds | None = None
-    """What the page shows: images there are mapped first."""
+    """What the page shows: it is mapped first."""
 
 
 @api.get("/project")

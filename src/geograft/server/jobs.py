@@ -23,6 +23,7 @@ from geograft.bundle import SUFFIX
 from geograft.card import CARD
 from geograft.errors import GeograftError, InputError, OutputError
 from geograft.files import file_digest, write_json
+from geograft.geo.grid import Window
 from geograft.interrupts import reap_group, signal_group
 from geograft.locks import lock_output
 from geograft.progress import announce
@@ -89,8 +90,8 @@ class Task:
     """What the command locks while it writes."""
 
 
-def task_of(subject: Subject, kind: Kind, first: Sequence[str] = ()) -> Task:
-    """Return what a job of a kind runs for a project or a run; `first` names images to map before the others.
+def task_of(subject: Subject, kind: Kind, first: Mapping[str, Window]) -> Task:
+    """Return what a job of a kind runs for a project or a run; the windows in `first` of images are mapped first.
 
     Raises:
         InputError: if there is no run to export, or its file is there already.
@@ -98,13 +99,17 @@ def task_of(subject: Subject, kind: Kind, first: Sequence[str] = ()) -> Task:
     if kind == "go":
         folder = subject.folder
         assert folder is not None, "only projects are trained"
-        return Task((*START, "go", str(folder), *(f"--first={name}" for name in first)), folder)
+        return Task((*START, "go", str(folder), *(_first_option(*each) for each in first.items())), folder)
     path = model_files(subject).get(kind)
     if subject.run is None or path is None:
         raise InputError("There is no run to export yet. Train first.")
     if path.exists():
         raise InputError(f"{path.name} is there already.")
     return Task((*START, "export", str(subject.run), "--out", str(path), "--for", kind), path)
+
+
+def _first_option(name: str, window: Window) -> str:
+    return f"--first={name}@{window.row},{window.col},{window.height},{window.width}"
 
 
 def model_files(subject: Subject) -> dict[ExportKind, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geograft.config import ServeConfig
-from geograft.config.recipes import LABEL_FILE, QUICK, SUGGESTED
+from geograft.config.recipes import LABEL_FILE, QUICK, SUGGESTED, VIEWS
 from geograft.errors import InputError
 from geograft.files import json_digest
 from geograft.geo.rasters.raster import Image, ImageInfo
@@ -77,7 +77,22 @@ class Subject:
         """Name of the scene and file of the quick map of each image without a map, which need not exist yet."""
         if self.folder is None:
             return ()
-        return tuple((name, self.folder / QUICK / path.name) for name, path in self.maps if not path.is_file())
+        missing = (each for each in self.shown_maps if not each[1].is_file())
+        return tuple((name, self.folder / QUICK / path.name) for name, path in missing)
+
+    @property
+    def view_maps(self) -> tuple[tuple[str, Path], ...]:
+        """Name of the scene and file of the map of the view, which only exists while the whole image is mapped."""
+        return tuple((name, self.folder / VIEWS / path.name) for name, path in self.maps) if self.folder else ()
+
+    @property
+    def shown_maps(self) -> tuple[tuple[str, Path], ...]:
+        """The maps of the views that exist, and the maps of all other images, which need not exist yet.
+
+        A map that is about to be replaced is of an older run.
+        """
+        views = {name: path for name, path in self.view_maps if path.is_file()}
+        return tuple((name, views.get(name, path)) for name, path in self.maps)
 
     @property
     def suggestions(self) -> Path | None:
@@ -188,9 +203,10 @@ def layers_of(subject: Subject) -> list[Layer]:
     """
     plane = local_plane(subject)
     found = [_image_layer(f"image-{i}", _raster(*each, plane)) for i, each in enumerate(subject.images)]
-    for i, each in enumerate(subject.maps):
+    for i, each in enumerate(subject.shown_maps):
         if each[1].is_file():
-            found += _map_layers(str(i), _raster(*each, plane), subject, plane)
+            layers = _map_layers(str(i), _raster(*each, plane), subject, plane)
+            found += layers if each in subject.maps else map(_view_layer, layers)
     for i, each in enumerate(subject.reviews):
         if each[1].is_file():
             found += _review_layers(f"review-{i}", _raster(*each, plane))
@@ -203,6 +219,10 @@ def layers_of(subject: Subject) -> list[Layer]:
 def lacks_maps(subject: Subject) -> bool:
     """Return whether an image has no map of a trained network yet."""
     return any(not path.is_file() for _, path in subject.maps)
+
+
+def _view_layer(layer: Layer) -> Layer:
+    return replace(layer, title=f"{layer.title}, so far of the view")
 
 
 def _quick_layer(layer: Layer) -> Layer:

@@ -174,7 +174,7 @@ def views_of(subject: Subject, bounds: Bounds) -> list[dict[str, Any]]:
     """
     missing = {name for name, path in subject.maps if not path.is_file()}
     places = {layer.raster.group: layer.raster.place for layer in layers_of(subject) if layer.kind == "image"}
-    found = [(name, window_within(place, bounds)) for name, place in places.items() if name in missing]
+    found = [(name, window_within(place, bounds, MAX_SIDE_PX)) for name, place in places.items() if name in missing]
     return [
         {"scene": name, "window": [window.row, window.col, window.height, window.width]}
         for name, window in found
@@ -182,8 +182,8 @@ def views_of(subject: Subject, bounds: Bounds) -> list[dict[str, Any]]:
     ]
 
 
-def window_within(place: Place, bounds: Bounds) -> Window | None:
-    """Return the window of a raster within bounds, at most MAX_SIDE_PX a side around its middle; None if empty."""
+def window_within(place: Place, bounds: Bounds, max_px: int) -> Window | None:
+    """Return the window of a raster within bounds, at most `max_px` a side around its middle; None if it is empty."""
     # Far away from the raster, its CRS may have no or wrong positions.
     low, high = np.maximum(bounds[:2], place.bounds[:2]), np.minimum(bounds[2:], place.bounds[2:])
     if (low >= high).any():
@@ -194,7 +194,7 @@ def window_within(place: Place, bounds: Bounds) -> Window | None:
     pixels = pixels[np.isfinite(pixels).all(axis=1)]
     if not len(pixels):
         return None
-    sides = [_part(values, length) for values, length in zip(pixels.T, _lengths(place.grid), strict=True)]
+    sides = [_part(values, length, max_px) for values, length in zip(pixels.T, _lengths(place.grid), strict=True)]
     (col, width), (row, height) = sides
     return Window(row, col, height, width) if height > 0 and width > 0 else None
 
@@ -203,10 +203,10 @@ def _lengths(grid: Grid) -> tuple[int, int]:
     return grid.width, grid.height
 
 
-def _part(values: "np.ndarray", length: int) -> tuple[int, int]:
+def _part(values: "np.ndarray", length: int, max_px: int) -> tuple[int, int]:
     """Return start and size of the part of an axis that values span, within its length and around its middle."""
     low, high = max(0, int(np.floor(values.min()))), min(length, int(np.ceil(values.max())))
-    size = min(high - low, MAX_SIDE_PX)
+    size = min(high - low, max_px)
     return low + (high - low - size) // 2, size
 
 

@@ -12,18 +12,21 @@ from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
 
 from geograft.errors import GeograftError, InputError
+from geograft.geo.grid import Window
 from geograft.geo.webmap import MAX_ZOOM
 from geograft.server.guard import Access
 from geograft.server.jobs import Jobs, Kind, Latest, Task, model_files, task_of
 from geograft.server.labels import Labels
 from geograft.server.layers import Layer, Subject, error_layers, file_revision, layers_of
-from geograft.server.quick import QuickMaps
+from geograft.server.quick import QuickMaps, window_within
 from geograft.server.rounds import Rounds
 
 POLL_S, HEARTBEAT_S = 1.0, 15.0
 """How often files are looked at for changes, and how often a stream says that it is alive."""
 STREAM_S = 0.25
 MAX_STREAMS = 32
+MAX_VIEW_PX = 2048
+"""Largest side of what is mapped before the rest of an image, around the middle of the view."""
 
 
 Bounds = tuple[
@@ -45,7 +48,7 @@ class Service:
         own = subject.folder if self.can_train else None
         self.quick = QuickMaps(lambda: self.subject, self.latest.publish, own) if own else None
         self.view: Bounds | None = None
-        """Part of the map that the page showed when it started a job: its images are mapped first."""
+        """Part of the map that the page showed when it started a job: it is mapped first."""
         self.streams = 0
         self._stop = threading.Event()
         self._labels_state = ""
@@ -56,7 +59,7 @@ class Service:
         files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
         files += [path for _, path in self.subject.reviews]
         files += model_files(self.subject).values()
-        files += [path for _, path in self.subject.quick_maps]
+        files += [path for _, path in (*self.subject.view_maps, *self.subject.quick_maps)]
         return file_revision(*files, self.subject.suggestions) + (self.rounds.revision if self.rounds else "")
 
     @property
@@ -95,17 +98,15 @@ class Service:
         return self.jobs is not None and self.subject.folder is not None
 
     def _task(self, kind: Kind) -> Task:
-        return task_of(self.subject, kind, self.images_in_view())
+        return task_of(self.subject, kind, self.windows_in_view())
 
-    def images_in_view(self) -> list[str]:
-        """Return the names of the images that lie in the view of the page that started the last job."""
+    def windows_in_view(self) -> dict[str, Window]:
+        """Return the windows of the images, by name, in the view of the page that started the last job."""
         if self.view is None:
-            return []
-        west, south, east, north = self.view
-        places = {
-            each.raster.group: each.raster.place.bounds for each in layers_of(self.subject) if each.kind == "image"
-        }
-        return [name for name, (w, s, e, n) in places.items() if w < east and west < e and s < north and south < n]
+            return {}
+        places = {each.raster.group: each.raster.place for each in layers_of(self.subject) if each.kind == "image"}
+        windows = {name: window_within(place, self.view, MAX_VIEW_PX) for name, place in places.items()}
+        return {name: window for name, window in windows.items() if window is not None}
 
     def watch(self) -> None:
         """Report changes of files until `close`."""
