@@ -26,10 +26,10 @@ import rasters
 
 CHILD = """
 import sys
-import geograft.mapping.worker
+import geograft.mapping.map_units
 from geograft.mapping.units import UnitGrid
 side = int(sys.argv.pop(1))
-geograft.mapping.worker.plan_units = lambda tiles, *_: UnitGrid(tiles.height, tiles.width, side)
+geograft.mapping.map_units.plan_units = lambda tiles, *_: UnitGrid(tiles.height, tiles.width, side)
 from geograft.cli import main
 main()
 """

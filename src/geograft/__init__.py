@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from geograft.commands.jobs import jobs
     from geograft.commands.model import model
     from geograft.commands.polygons import polygons
-    from geograft.commands.predict import predict, predict_units
+    from geograft.commands.predict import predict
     from geograft.commands.prepare import prepare
     from geograft.commands.project import project
     from geograft.commands.push import push
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from geograft.commands.show import show
     from geograft.commands.suggest import suggest
     from geograft.commands.train import train
+    from geograft.commands.units import predict_units
     from geograft.config import (
         AdaptConfig,
         EvaluateConfig,
@@ -90,7 +91,7 @@ _MODULES = {
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
     **dict.fromkeys(("CocoSource", "DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
-    "predict_units": "geograft.commands.predict",
+    "predict_units": "geograft.commands.units",
     "TileSet": "geograft.dataset.tileset",
     **dict.fromkeys(("Run", "load"), "geograft.api.run"),
     **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),

@@ -23,8 +23,9 @@ from geograft.legend import Legend
 from geograft.mapping.applicability import ApplicabilityMapper
 from geograft.mapping.blend import BlendPlan, blend
 from geograft.mapping.held_out import PartOfInterest
+from geograft.mapping.map_units import MapUnitWriter
 from geograft.mapping.plan import MapTask, map_card, map_sources, origin
-from geograft.mapping.units import UnitGrid, UnitResult, UnitWriter, count_windows, halo_cost, plan_units, unit_plan
+from geograft.mapping.units import UnitGrid, UnitResult, count_windows, halo_cost, plan_units, unit_plan
 from geograft.mapping.windows import Lanes, TileGrid
 from geograft.metrics.applicability import fit_applicability
 from tests.support.blending import GRIDS, PANELS, Scene, assemble, blend_strips, contextual, noise
@@ -127,12 +128,9 @@ def plan_task(folder: Path, config: PredictConfig) -> MapTask:
 def write_units(task: MapTask, unit_px: int, model: Any, folder: Path) -> dict[int, UnitResult]:
     """Write the units of a map, last one first."""
     cells = ApplicabilityMapper(task, Embedder(), known_features()) if task.settings.applicability else None
-    writer = UnitWriter(task, model, tuple(task.origin["rasters"]), cells)
     units = UnitGrid(task.source.grid.height, task.source.grid.width, unit_px)
-    return {
-        index: writer.write(units.window(index), folder / f"{units.name(index)}.tif", lambda _: None)
-        for index in reversed(range(len(units)))
-    }
+    writer = MapUnitWriter(task, model, units, tuple(task.origin["rasters"]), cells)
+    return {index: writer.write(index, folder, lambda _: None) for index in reversed(range(len(units)))}
 
 
 def known_features() -> Any:
@@ -181,19 +179,18 @@ def test_files_of_units_are_those_of_the_whole_map(
     model = network(task.card, window_px=task.window[0])
     found = write_units(task, 64, model, tmp_path / "units")
     # One unit lies in nodata alone.
-    assert sum(result.counts is None for result in found.values()) == 1
-    counts = [result.counts for result in found.values() if result.counts]
-    assert sum(one.classes.pixels for one in counts) == whole.mapped_px
+    assert sum(not result.pixels for result in found.values()) == 1
+    assert sum(one.pixels for one in found.values()) == whole.mapped_px
     for name, count in whole.pixels.items():
-        assert sum(one.classes.by_class[name] for one in counts) == count
+        assert sum(one.classes.get(name, 0) for one in found.values()) == count
     for what in ("", "probabilities", "uncertainty"):
         with rasterio.open(sibling_path(tmp_path / "map.tif", what) if what else tmp_path / "map.tif") as raster:
             np.testing.assert_array_equal(mosaic(tmp_path / "units", (110, 150), 64, what), raster.read())
     with rasterio.open(tmp_path / "map.applicability.tif") as raster:
         expected = raster.read()
     np.testing.assert_array_equal(mosaic(tmp_path / "units", expected.shape[1:], 4, "applicability"), expected)
-    outside = [one.applicability for one in counts if one.applicability]
-    total = sum(one.outside_px for one in outside) / sum(one.pixels_with_index for one in outside)
+    cells = [one.applicability for one in found.values() if one.applicability]
+    total = sum(outside for _, outside in cells) / sum(indexed for indexed, _ in cells)
     assert total == whole.outside_fraction
     assert not list((tmp_path / "units").glob(".*"))
 

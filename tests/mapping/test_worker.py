@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from geograft.cli import app
 from geograft.commands.jobs import jobs
-from geograft.commands.predict import predict, predict_units
+from geograft.commands.predict import predict
+from geograft.commands.units import predict_units
 from geograft.config import PredictConfig, WorkerConfig
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.rasters.mosaic import Mosaic
@@ -45,7 +46,9 @@ FAST = Timing(heartbeat_s=0.05, expiry_s=0.4, poll_s=0.02, list_s=0.0)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of 64 pixels, quick leases, and a network that needs no torch."""
     monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", ContextPredictor)
-    monkeypatch.setattr("geograft.mapping.worker.plan_units", lambda tiles, *_: UnitGrid(tiles.height, tiles.width, 64))
+    monkeypatch.setattr(
+        "geograft.mapping.map_units.plan_units", lambda tiles, *_: UnitGrid(tiles.height, tiles.width, 64)
+    )
     monkeypatch.setattr("geograft.mapping.worker.TIMING", FAST)
 
 
@@ -264,8 +267,8 @@ def test_the_second_to_arrive_must_have_the_same_pixels(place: Path, monkeypatch
     assert json.loads(late.read_bytes())["digest"] == json.loads(receipt)["digest"]
     late.unlink()
     # The sample agrees, but this unit does not.
-    monkeypatch.setattr("geograft.mapping.worker.pixels_digest", lambda path: str(path.parent.name == "there"))
-    with pytest.raises(OutputError, match="r00000-c00002 has other pixels from"):
+    monkeypatch.setattr("geograft.mapping.environment.pixels_digest", lambda path: str(path.parent.name == "there"))
+    with pytest.raises(OutputError, match="r00000-c00002 has other values from"):
         work(place)
     status = jobs(place / "out")
     assert status.stopped is not None
@@ -322,7 +325,7 @@ def test_a_raster_that_changes_stops_the_job(place: Path, monkeypatch: pytest.Mo
     def changed(*_: Any) -> None:
         raise InputError("scene.tif changed while it was read")
 
-    monkeypatch.setattr("geograft.mapping.units.UnitWriter.check_unchanged", changed)
+    monkeypatch.setattr("geograft.mapping.map_units.MapUnitWriter.check_unchanged", changed)
     with pytest.raises(InputError, match="changed while it was read"):
         work(place)
     monkeypatch.undo()

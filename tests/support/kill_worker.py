@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import geograft.mapping.map_units
 import geograft.mapping.models
-import geograft.mapping.worker
-from geograft.commands.predict import predict_units
+from geograft.commands.units import predict_units
 from geograft.config import WorkerConfig
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.units import UnitGrid
@@ -23,7 +23,7 @@ from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, make_run
 
 geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
-geograft.mapping.worker.plan_units = lambda tiles, *_: UnitGrid(tiles.height, tiles.width, 64)  # type: ignore[assignment]
+geograft.mapping.map_units.plan_units = lambda tiles, *_: UnitGrid(tiles.height, tiles.width, 64)  # type: ignore[assignment]
 
 
 def map_units(folder: Path, name: str) -> None:

@@ -51,7 +51,8 @@ def predict(
     """
     # Before the import, which takes a noticeable part of the time of a small map.
     started = time.perf_counter()
-    from geograft.commands.predict import predict, predict_units
+    from geograft.commands.predict import predict
+    from geograft.commands.units import predict_units
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
     places = (*rasters, *band_files, *_stac_rasters(config_from(StacConfig, StacConfig(), chosen)))

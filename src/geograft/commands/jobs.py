@@ -50,7 +50,8 @@ class JobStatus:
         units, window = self.job.units, f"{self.job.units.unit_px:,}"
         waiting = len(units) - self.done - len(self.running) - len(self.failed)
         text = [
-            f"{self.path}: {len(units):,} units of {window} x {window} pixels, started by {self.job.started_by}",
+            f"{self.path}: `geograft {self.job.verb}`, {len(units):,} units of {window} x {window} pixels, started by "
+            f"{self.job.started_by}",
             f"  done     {self.done:,}",
             f"  running  {len(self.running):,}",
             f"  failed   {len(self.failed):,}" + (f", {self.ended:,} of them for good" if self.ended else ""),

@@ -1,14 +1,13 @@
 """`geograft predict`: maps of rasters of any size, in constant memory; an interrupted job can be resumed."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geograft.config import PredictConfig, WorkerConfig
-from geograft.errors import InputError, OutputError, SettingError
+from geograft.config import PredictConfig
+from geograft.errors import OutputError, SettingError
 from geograft.files import StrPath, optional_path
 from geograft.geo.grid import block_windows
 from geograft.geo.rasters.raster import Image
@@ -17,7 +16,6 @@ from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.geo.scene import RasterInput, to_inputs
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.locations import Location, Place, to_place
-from geograft.locks import lock_output
 from geograft.mapping.batches import nonempty_columns
 from geograft.mapping.job import MapResult, usable_rasters, write_maps
 from geograft.mapping.ledger import read_finished_strips
@@ -33,10 +31,7 @@ from geograft.mapping.plan import (
     time_batch,
 )
 from geograft.mapping.sums import Model
-from geograft.mapping.unit_ledger import JOB, STATE, JobState, UnitLedger
-from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
-from geograft.mapping.units import parse_part
-from geograft.mapping.worker import Worker, check_agreement, join_job
+from geograft.mapping.unit_ledger import JOB, STATE
 from geograft.outputs import bucket_output, local_path
 from geograft.runs import to_runs
 from geograft.text import html_table
@@ -302,7 +297,7 @@ def predict(
     models = _load_models(tasks)
     tasks = [_with_origin(task, model) for task, model in _with_models(tasks, models)]
     own = (note for model in models.values() for note in model.notes)
-    by_task = (note for task in tasks for note in _task_notes(task))
+    by_task = (note for task in tasks for note in task_notes(task))
     notes = tuple(dict.fromkeys((*own, *by_task)))
     words = "; ".join(dict.fromkeys(describe_model(task, models[task.window[0]]) for task in tasks))
     if dry_run:
@@ -312,113 +307,12 @@ def predict(
     return Prediction(out, maps, notes, model=words, failures=tuple(failures or ()))
 
 
-@dataclass(frozen=True)
-class UnitsPrediction:
-    """What a worker did, and the state of its job when it ended."""
-
-    path: Path | Location
-    """The folder or bucket of the job."""
-    units: int
-    done: int
-    """Units that are finished, by all workers."""
-    computed: int
-    """Units that this worker has finished."""
-    summary: Summary
-    """Counts of the map."""
-    outputs: tuple[Path | Location, ...]
-    """The files of the whole map."""
-    notes: tuple[str, ...] = ()
-    """Warnings for the user, one line each."""
-    model: str = ""
-    """How pixels are predicted: backend, precision and windows."""
-
-    def lines(self) -> list[str]:
-        """Return the result as plain text."""
-        total, counts = max(self.summary.pixels, 1), self.summary.classes
-        width = max(map(len, counts), default=0)
-        classes = [f"  {name:{width}} {count / total:7.1%}" for name, count in counts.items()]
-        return [
-            f"{self.path}: {self.done:,} of {self.units:,} units are done, {self.computed:,} of them by this worker",
-            *classes,
-            *(f"{path}" for path in self.outputs),
-            f"predicted with {self.model}",
-            *(f"Note: {note}" for note in self.notes),
-        ]
-
-
-def predict_units(
-    run: StrPath | Sequence[StrPath],
-    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
-    out: StrPath,
-    config: PredictConfig | None = None,
-    aoi: StrPath | None = None,
-    worker: WorkerConfig | None = None,
-) -> UnitsPrediction:
-    """Take part in the computation of one map by several processes, on one machine or many; see docs/scale.md.
-
-    All of them call this with the same arguments. The map is divided into units, squares of whole blocks, which do not
-    depend on the number of workers; each is a Cloud-Optimised GeoTIFF in OUT/units. `out` is a folder that the workers
-    share, or a bucket. All rasters become one map, as with `predict` and a .tif. Returns when all units are done or
-    have failed; the units of workers that were killed are computed by the others.
-
-    On a CPU the units have the pixels of the map that `predict` writes, to the bit.
-
-    Raises:
-        InputError: as `predict`; if units failed, or the job has other inputs or settings.
-        SettingError: as `predict`; if this worker's hardware or libraries differ from the first one's, and `worker` has
-            no tolerance for that.
-        OutputError: if the folder cannot be written, has other files, or the job was stopped, because two workers
-            computed different pixels or a raster has changed.
-    """
-    settings, options = config or PredictConfig(), worker or WorkerConfig()
-    runs, place = to_runs(run), to_place(out)
-    part = parse_part(options.part, os.environ)
-    card = map_card(runs, settings)
-    with lock_output(Path(str(place)), enabled=isinstance(place, Path), shared=True):
-        path = place / MAP_NAME if isinstance(place, Path) else Path(MAP_NAME)
-        (source,) = map_sources(card, to_inputs(rasters), path, settings, optional_path(aoi))
-        if options.one_file:
-            check_one_file(source.grid)
-        ledger = UnitLedger(place)
-        joined = join_job(
-            ledger, settings.backend, lambda backend: _load_task(MapTask(source, runs, card, settings), backend)
-        )
-        check_agreement(joined.job, joined.environment, joined.agreement, options.tolerance)
-        busy = Worker(ledger, joined.job, joined.writer, joined.environment, joined.agreement, options.tolerance, part)
-        state = busy.run()
-        _check_failures(ledger, state, len(joined.job.units))
-        summary, outputs = write_unit_outputs(ledger, joined.job, joined.task, options.one_file)
-    return UnitsPrediction(
-        place,
-        len(joined.job.units),
-        state.done,
-        len(busy.computed),
-        summary,
-        outputs,
-        tuple(dict.fromkeys((*joined.model.notes, *_task_notes(joined.task)))),
-        describe_model(joined.task, joined.model),
-    )
-
-
-def _load_task(task: MapTask, backend: Any) -> tuple[MapTask, EnsemblePredictor]:
-    """Return a task with its origin, and its predictor."""
+def load_task(task: MapTask, backend: Any) -> tuple[MapTask, EnsemblePredictor]:
+    """Return a task with its origin, and its predictor for a backend."""
     options = {"compile": task.settings.compile, "spread": task.has_std_layer}
     model = RunModel.open(task.runs, task.settings, **options).with_backend(backend)
     predictor = model.predictor(task.window[0], task.plan.batch_size, task.sample_windows)
     return _with_origin(task, predictor), predictor
-
-
-def _check_failures(ledger: UnitLedger, state: JobState, units: int) -> None:
-    """Raise InputError if not all units are done, with the reason of one."""
-    if state.done == units:
-        return
-    failures = ledger.failures(state)
-    first = next(iter(failures.items()), None)
-    why = f" {first[0]}: {first[1].reason}" if first else ""
-    raise InputError(
-        f"{ledger.out}: {units - state.done:,} of {units:,} units could not be computed.{why} `geograft jobs "
-        f"{ledger.out}` lists them, and with --clean lets workers try again."
-    )
 
 
 def _moved(prediction: Prediction, local: Path, place: Location) -> Prediction:
@@ -463,7 +357,8 @@ def _load_model(size: int, tasks: Sequence[MapTask]) -> EnsemblePredictor:
     return model.with_backend(backend_for(tasks)).predictor(size, first.plan.batch_size, first.sample_windows)
 
 
-def _task_notes(task: MapTask) -> list[str]:
+def task_notes(task: MapTask) -> list[str]:
+    """Return warnings about the resolution of the raster and the order of its bands, one line each."""
     # With --bands, the user chose the order.
     in_order = [] if task.settings.bands else band_order_notes(task.source, task.card)
     return [*resolution_notes(task), *in_order]

@@ -4,6 +4,7 @@ Workers of one map must give the same bits. They are compared by name (backend, 
 and by what the network computes in them for two windows of the raster, the sample.
 """
 
+import hashlib
 import io
 import os
 import platform
@@ -17,12 +18,14 @@ from jaxtyping import UInt32
 from numpy import ndarray
 
 from geograft.card import ModelCard
-from geograft.errors import InputError
+from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import Image
 from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH, library_version
 from geograft.mapping.classmap import class_indices
 from geograft.mapping.sums import PROBABILITY_STEPS, WEIGHT_SUM, ArraySums, Model, nan_error
-from geograft.resume import READ_ERRORS, differences
+from geograft.resume import READ_ERRORS, differences, unreadable_error
 
 FLAGS = re.compile(r"(avx|fma|amx|asimd|sve)\w*")
 """Names of the instruction sets that networks compute with, as Linux tells them."""
@@ -96,12 +99,16 @@ class Agreement:
     flips: int
     """Pixels of the sample whose class differs."""
     pixels: int
-    """Pixels of the sample."""
+    """Pixels of the sample; 0 if there is no network to compare."""
 
     @property
     def same_bits(self) -> bool:
         """Whether blended maps have the same bits, as far as the sample tells."""
         return self.difference == 0
+
+
+NO_DIFFERENCE = Agreement(0.0, 0, 0)
+DIGEST_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -157,3 +164,72 @@ class Sample:
 
 def _classes(levels: UInt32[ndarray, "layers t t"], card: ModelCard) -> ndarray:
     return class_indices(ArraySums(levels * np.uint32(WEIGHT_SUM**2)), card.legend, card.output_thresholds)
+
+
+def check_agreement(
+    first: tuple[str, Environment], environment: Environment, agreement: Agreement, tolerance: float | None
+) -> None:
+    """Check that this worker gives the bits of the job's first worker, given by name and environment, or is tolerated.
+
+    Raises:
+        SettingError: if it differs by name or in its results and `tolerance` is None; if the largest difference of
+            probabilities exceeds it.
+    """
+    named = first[1].differences(environment)
+    if not named and agreement.same_bits:
+        return
+    how = "; ".join(named) or "its hardware and libraries have the same names, but the network gives other bits"
+    measured = (
+        f" On {agreement.pixels:,} pixels of the raster probabilities differ by at most {agreement.difference:.2g}, "
+        f"and the class of {agreement.flips:,}."
+        if agreement.pixels
+        else ""
+    )
+    if tolerance is None:
+        raise SettingError(
+            f"This worker ({worker_name()}) differs from the job's first one ({first[0]}): {how}.{measured} Use "
+            "workers of one kind, or accept the difference with --tolerance."
+        )
+    if agreement.difference > tolerance:
+        raise SettingError(
+            f"This worker ({worker_name()}) differs from the job's first one ({first[0]}) by more than "
+            f"--tolerance {tolerance:g}: {how}.{measured} Use workers of one kind, or a larger tolerance."
+        )
+
+
+DIGESTED = (".tif", ".npz")
+"""Suffixes of the files of a unit whose values must be the same from all workers."""
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of the pixels of a raster or the arrays of an .npz file; see `DIGESTED`.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    return pixels_digest(path) if path.suffix == ".tif" else arrays_digest(path)
+
+
+def arrays_digest(path: Path) -> str:
+    """Return the SHA-256 of the arrays of an .npz file, which does not depend on how they are compressed."""
+    digest = hashlib.sha256()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in sorted(arrays.files):
+                digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+                digest.update(arrays[name].tobytes())
+    except READ_ERRORS as error:
+        raise unreadable_error(path, error) from error
+    return digest.hexdigest()
+
+
+def pixels_digest(path: Path) -> str:
+    """Return the SHA-256 of a raster's pixels, which does not depend on how they are compressed."""
+    digest = hashlib.sha256()
+    with Image.open(path) as image:
+        grid = image.info.grid
+        digest.update(f"{image.info.dtype} {image.info.bands} {grid.height} {grid.width}".encode())
+        for row in range(0, grid.height, DIGEST_ROWS):
+            window = Window(row, 0, min(DIGEST_ROWS, grid.height - row), grid.width)
+            digest.update(image.read_raw(window).tobytes())
+    return digest.hexdigest()

@@ -1,15 +1,15 @@
-"""The units of a map that several workers compute: a folder, or a bucket, that they share.
+"""The units of a job that several workers compute: a folder, or a bucket, that they share.
 
-    OUT/job.json                        what determines the map, written once by the first worker
+    OUT/job.json                        what determines the result, written once by the first worker
     OUT/sample-DIGEST.npz               what its network computes for two windows
-    OUT/units/r00000-c00012.tif         a finished unit, with the files beside it
+    OUT/units/r00000-c00012.tif         a finished unit of a map, with the files beside it
     OUT/state/r00000-c00012.done.json   its receipt: digest, files, counts, and who computed it where
     OUT/state/r00000-c00012.lease-1.json    who computes it; the second lease after the first has expired
     OUT/state/r00000-c00012.failed-1.json   why that failed
     OUT/state/stopped.json              why the job must not go on
 
 All but leases are written if absent, so that nothing that is finished is ever replaced. Leases avoid that two workers
-compute one unit, but nothing depends on that: the second one to arrive must have the same pixels.
+compute one unit, but nothing depends on that: the second one to arrive must have the same values.
 """
 
 import re
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,31 +30,32 @@ from geograft.storage import open_storage
 
 JOB, STATE, UNITS = "job.json", "state", "units"
 STOPPED = "stopped.json"
+Verb: TypeAlias = Literal["predict", "polygons"]
 LAYOUT = 1
 """Version of the folder's layout."""
 ENTRY = re.compile(r"(r\d{5,}-c\d{5,})\.(?:(done)|(lease|failed)-(\d+))\.json")
-ABOUT = (
-    "A map that workers compute together. Every worker with the same command goes on with it; `geograft jobs` lists it."
-)
+ABOUT = "A job that workers share. Every worker with the same command goes on with it; `geograft jobs` shows its state."
 
 
 @dataclass(frozen=True)
 class Job:
-    """What determines a map, and how it is divided."""
+    """What determines the result of a job, and how it is divided."""
 
     origin: dict[str, Any]
-    """As that of a map of one process (`geograft.mapping.plan.origin`)."""
+    """Inputs and settings, as those of one process (of a map, `geograft.mapping.plan.origin`)."""
     precision: str
-    """The precision of the network in words, for the files' tags."""
+    """The precision of the network in words, for the tags of maps."""
     units: UnitGrid
     environment: Environment
     """Of the first worker."""
     sample: str
-    """Key of what its network computes for two windows."""
+    """Key of what its network computes for two windows; empty if there is no network."""
     started_by: str
     """Its name."""
     outputs: tuple[str, ...] = ("",)
-    """Kinds of files of each unit: "" for the class map, "probabilities" and so on."""
+    """Kinds of files of each unit of a map: "" for the class map, "probabilities" and so on."""
+    verb: Verb = "predict"
+    """The command that computes it."""
     layout: int = LAYOUT
     about: str = ABOUT
 
@@ -65,7 +66,7 @@ class Receipt:
 
     unit: str
     digest: str
-    """SHA-256 of the pixels of all files; equal for workers that agree."""
+    """SHA-256 of the values of all files; equal for workers that agree."""
     files: dict[str, int]
     """Names and bytes of its files; none for a unit without a mapped pixel."""
     windows: int
@@ -154,11 +155,11 @@ class UnitLedger:
 
     # ---------------------------------------------------------------------------------------------------------- the job
 
-    def read_job(self) -> Job | None:
+    def read_job(self, verb: Verb | None = None) -> Job | None:
         """Return the job; None before the first worker has written it.
 
         Raises:
-            InputError: if it cannot be read, or was written by another version.
+            InputError: if it cannot be read, was written by another version, or is of another command than `verb`.
         """
         try:
             content = self.files.get(JOB)
@@ -169,6 +170,10 @@ class UnitLedger:
             raise InputError(
                 f"{self.out}/{JOB} has layout {job.layout}; this version needs {LAYOUT}. Use the version of geograft "
                 "that wrote it, or another --out."
+            )
+        if verb is not None and job.verb != verb:
+            raise InputError(
+                f"{self.out} is a job of `geograft {job.verb}`; nothing was changed. Choose another --out."
             )
         return job
 
@@ -183,11 +188,12 @@ class UnitLedger:
             raise OutputError(
                 f"{self.out} has other files ({others[0]}); nothing was changed. Choose an empty folder as --out."
             )
-        self.files.put_new(job.sample, sample)
+        if job.sample:
+            self.files.put_new(job.sample, sample)
         self.files.put_new(JOB, _json(job))
-        found = self.read_job()
+        found = self.read_job(job.verb)
         assert found is not None, "the job was just written"
-        if found.sample != job.sample:
+        if job.sample and found.sample != job.sample:
             self.files.delete(job.sample)
         return found
 

@@ -7,29 +7,17 @@ computed twice.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, TypeAlias
 
-from numpy import ndarray
 from pydantic import Field
 
-from geograft.errors import InputError, SettingError
+from geograft.errors import SettingError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.writer import BLOCK_PX
-from geograft.mapping.blend import BlendPlan, Strip, blend
-from geograft.mapping.held_out import PartOfInterest
-from geograft.mapping.job import OutputCounts, map_values, raster_changes, write_files
-from geograft.mapping.ledger import Ledger
-from geograft.mapping.plan import MapTask
-from geograft.mapping.sums import Model
+from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import TileGrid
-
-if TYPE_CHECKING:
-    from geograft.mapping.applicability import ApplicabilityCounts, ApplicabilityMapper
 
 UNIT_PX, LARGE_UNIT_PX, MIN_UNIT_PX = 8192, 16384, 2048
 """Side of a unit; of one for windows so large that the halo of the first would cost more than MAX_HALO; and the side
@@ -128,80 +116,13 @@ class UnitResult:
     """What was computed of one unit."""
 
     windows: int
-    """Windows that were predicted."""
-    counts: OutputCounts | None
-    """Its mapped pixels; None if it has none, and therefore no files."""
-
-
-@dataclass(frozen=True)
-class UnitWriter:
-    """Computes units of one map."""
-
-    task: MapTask
-    model: Model
-    rasters: tuple[dict[str, Any], ...]
-    """The states of the task's rasters when it was planned (`raster_state`)."""
-    cells: "ApplicabilityMapper | None" = None
-    """Computes the area of applicability, if that is requested."""
-
-    def write(self, unit: Window, path: Path, advance: Callable[[int], None]) -> UnitResult:
-        """Compute a unit, and write its class map at `path` and its other outputs beside it. Overwrites older files.
-
-        `advance` is called with the numbers of pixels that are finished. Memory: that of `blend`, with the columns of a
-        unit at most. Temporary files, of at most the size of the outputs, are in the folder `.NAME.part` beside them.
-
-        Raises:
-            InputError: if a raster cannot be read, or has changed since the task was planned.
-            OutputError: if a file cannot be written.
-        """
-        task = replace(self.task, source=replace(self.task.source, path=path))
-        ledger = Ledger(task.folder, {"unit": str(unit)}, unit_plan(task.plan, unit).lanes)
-        try:
-            self._predict(unit, ledger, advance)
-            self.check_unchanged()
-            windows = sum(ledger.tile_counts)
-            if not any(entry.data_width for entry in ledger.entries):
-                return UnitResult(windows, None)
-            return UnitResult(windows, write_files(task, ledger, partial(self._write_cells, unit), unit))
-        finally:
-            ledger.remove()
-
-    def _predict(self, unit: Window, ledger: Ledger, advance: Callable[[int], None]) -> None:
-        source = PartOfInterest(self.task.source, (unit,))
-        with (
-            closing(self.task.source.mosaic),
-            closing(blend(unit_plan(self.task.plan, unit), source, self.model)) as strips,
-        ):
-            for strip in strips:
-                finished = strip.window.intersection(unit)
-                if finished is not None:
-                    _add(ledger, strip, finished, unit, map_values(self.task, strip))
-                    advance(finished.height * finished.width)
-
-    def _write_cells(self, unit: Window, path: Path, tags: dict[str, str]) -> "ApplicabilityCounts":
-        assert self.cells is not None
-        return self.cells.write(path, tags, self.check_unchanged, unit)
-
-    def check_unchanged(self) -> None:
-        """Raise InputError if a raster has changed since the task was planned."""
-        changed = raster_changes(self.task, self.rasters)
-        if changed:
-            raise InputError(
-                f"{self.task.source.mosaic.name} changed while it was read: {changed[0]}. Start a new job once the "
-                "raster no longer changes."
-            )
-
-
-def _add(ledger: Ledger, strip: Strip, finished: Window, unit: Window, values: dict[str, ndarray]) -> None:
-    """Add the pixels of a strip that are in a unit to its ledger, with rows and columns counted from the unit."""
-    data = strip.data.intersection(unit) if values else None
-    if data is None:
-        place = finished.relative_to(unit)
-        ledger.add(place, strip.tiles, replace(place, width=0), {})
-        return
-    here = data.relative_to(strip.data).slices
-    arrays = {name: array[..., *here] for name, array in values.items()}
-    ledger.add(finished.relative_to(unit), strip.tiles, data.relative_to(unit), arrays)
+    """Windows that were predicted, or blocks that were read."""
+    pixels: int = 0
+    """Mapped pixels."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Mapped pixels by class."""
+    applicability: tuple[int, int] | None = None
+    """Mapped pixels with an index, and those outside the area of applicability; None if it was not requested."""
 
 
 def parse_part(text: str, environment: Mapping[str, str]) -> tuple[int, int]:

@@ -1,8 +1,10 @@
-"""A worker: one of any number of processes that compute the units of one map, on one machine or many.
+"""A worker: one of any number of processes that compute the units of one job, on one machine or many.
 
 Workers know of each other by the folder that they share (`geograft.mapping.unit_ledger`). Each claims the next unit
 that nobody works on, computes it, and puts it there. A worker may be killed at any moment: what it claimed is claimed
 again when it no longer shows signs of life.
+
+What is computed of a unit is the matter of a `UnitWriter`; the units of a map are in `geograft.mapping.map_units`.
 """
 
 import hashlib
@@ -15,19 +17,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from uuid import uuid4
 
-from geograft.errors import GeograftError, InputError, OutputError, SettingError
+from geograft.config import WorkerConfig
+from geograft.errors import GeograftError, InputError, OutputError
 from geograft.files import json_digest
-from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image
-from geograft.inference.predictor import EnsemblePredictor
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
 from geograft.interrupts import is_running, note_kept
-from geograft.mapping.environment import Agreement, Environment, Sample, describe_environment, worker_name
-from geograft.mapping.job import no_pixel_error
-from geograft.mapping.plan import MapTask
+from geograft.locations import Place
+from geograft.mapping.environment import (
+    DIGESTED,
+    NO_DIFFERENCE,
+    Agreement,
+    Environment,
+    check_agreement,
+    content_digest,
+    worker_name,
+)
 from geograft.mapping.unit_ledger import (
     JOB,
     UNITS,
@@ -39,19 +46,16 @@ from geograft.mapping.unit_ledger import (
     Receipt,
     UnitLedger,
     UnitState,
+    Verb,
 )
-from geograft.mapping.units import UnitGrid, UnitResult, UnitWriter, plan_units, unit_order
+from geograft.mapping.units import UnitGrid, UnitResult, parse_part, unit_order
 from geograft.progress import ProgressBar, progress_bar
 from geograft.resume import MAX_SHOWN, differences, to_json_types
-
-if TYPE_CHECKING:
-    from geograft.mapping.applicability import ApplicabilityMapper
 
 MAX_ATTEMPTS = 5
 """Leases of a unit without a receipt after which it is not tried again: a unit may kill its worker."""
 MAX_FAILURES = 3
 """Units in a row that fail, after which a worker gives up."""
-DIGEST_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -160,16 +164,37 @@ def _new_lease() -> Lease:
     return Lease(worker_name(), platform.node(), os.getpid(), uuid4().hex)
 
 
+@runtime_checkable
+class UnitWriter(Protocol):
+    """Computes the units of one job, in any order."""
+
+    def write(self, index: int, scratch: Path, advance: Callable[[float], None]) -> UnitResult:
+        """Compute a unit and write its files, whose names begin with that of the unit, into the folder `scratch`.
+
+        `advance` is called with the fractions of the unit that are finished.
+
+        Raises:
+            InputError: if an input cannot be read, or has changed since the job was planned.
+            OutputError: if a file cannot be written.
+        """
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if an input has changed since the job was planned."""
+
+
+Writer = TypeVar("Writer", bound=UnitWriter)
+
+
 @dataclass
-class Worker:
+class Worker(Generic[Writer]):
     """Computes units of a job until none is left."""
 
     ledger: UnitLedger
     job: Job
-    writer: UnitWriter
+    writer: Writer
     environment: Environment
-    agreement: Agreement
-    tolerance: float | None
+    agreement: Agreement = NO_DIFFERENCE
+    tolerance: float | None = None
     part: tuple[int, int] = (0, 1)
     timing: Timing = field(default_factory=lambda: TIMING)
     computed: list[str] = field(default_factory=list)
@@ -187,19 +212,20 @@ class Worker:
         done, failures = claims.refresh().done, 0
 
         def kept() -> str:
-            return f"{claims.state.done:,} of {len(units):,} units of the map are" if claims.state.done else ""
+            return f"{claims.state.done:,} of {len(units):,} units are" if claims.state.done else ""
 
         with (
-            progress_bar(f"predict {self.ledger.out}", len(units), "units", done=done) as bar,
-            note_kept("the map", kept, lambda: None),
+            progress_bar(f"{self.job.verb} {self.ledger.out}", len(units), "units", done=done) as bar,
+            note_kept("the job", kept, lambda: None),
         ):
             shown = _Shown(bar, done)
             while True:
                 claim = claims.next()
                 shown.update(claims.state.done)
                 if claim is not None:
-                    error = self._compute(claim, claims, shown)
+                    error = self.try_claimed(claim, shown.add)
                     failures = failures + 1 if error else 0
+                    (claims.give_up if error else claims.mark_done)(claim.name)
                     if error and failures == MAX_FAILURES:
                         raise error
                 elif self._waited(claims):
@@ -213,17 +239,20 @@ class Worker:
         time.sleep(self.timing.poll_s)
         return False
 
-    def _compute(self, claim: Claim, claims: Claims, shown: "_Shown") -> GeograftError | None:
-        """Compute a claimed unit and put it into the folder; return why that failed."""
+    def try_claimed(self, claim: Claim, advance: Callable[[float], None]) -> GeograftError | None:
+        """Compute a claimed unit and put it into the folder; return why that failed, which is recorded.
+
+        Raises:
+            OutputError, InputError: if the job is stopped, because pixels differ or an input has changed.
+        """
         try:
-            with TemporaryDirectory(prefix="geograft-unit-") as scratch, self._heartbeat(claim):
-                self._deliver(claim, Path(scratch), shown)
+            with self._heartbeat(claim):
+                self.compute(claim.index, advance)
         except GeograftError as error:
             self.ledger.fail(claim.name, claim.attempt, Failure(worker_name(), str(error)))
             if self.ledger.stopped():
                 raise
             self._stop_if_changed()
-            claims.give_up(claim.name)
             return error
         except KeyboardInterrupt:
             # Others need not wait until it expires.
@@ -234,32 +263,41 @@ class Worker:
             raise
         self.ledger.release(claim.name, claim.attempt)
         self.computed.append(claim.name)
-        claims.mark_done(claim.name)
         return None
 
-    def _deliver(self, claim: Claim, scratch: Path, shown: "_Shown") -> None:
-        started, window = time.perf_counter(), self.job.units.window(claim.index)
-        path = scratch / f"{claim.name}.tif"
-        result = self.writer.write(window, path, lambda px: shown.add(px / (window.height * window.width)))
-        files = sorted(file for file in scratch.iterdir() if file.is_file())
-        digests = {file.name: pixels_digest(file) for file in files if file.suffix == ".tif"}
-        receipt = self._receipt(claim.name, result, digests, time.perf_counter() - started)
-        receipt = replace(receipt, files={file.name: file.stat().st_size for file in files})
-        for file in files:
-            self._put(file, digests.get(file.name, ""), receipt)
-        holding = self.ledger.add_receipt(receipt)
-        if holding.digest != receipt.digest:
-            self._refuse_or_keep(receipt, holding)
+    def compute(self, index: int, advance: Callable[[float], None] = lambda fraction: None) -> Receipt:
+        """Compute a unit and put it into the folder, claimed or not; return the receipt that holds.
+
+        That is the receipt of another worker, if one was faster.
+
+        Raises:
+            InputError, OutputError: as `UnitWriter.write`.
+            OutputError: if the other worker has other values; the job is then stopped, unless they are tolerated.
+        """
+        started, name = time.perf_counter(), self.job.units.name(index)
+        with TemporaryDirectory(prefix="geograft-unit-") as folder:
+            scratch = Path(folder)
+            result = self.writer.write(index, scratch, advance)
+            files = sorted(file for file in scratch.iterdir() if file.is_file())
+            digests = {file.name: content_digest(file) for file in files if file.suffix in DIGESTED}
+            receipt = self._receipt(name, result, digests, time.perf_counter() - started)
+            receipt = replace(receipt, files={file.name: file.stat().st_size for file in files})
+            for file in files:
+                self._put(file, digests.get(file.name, ""), receipt)
+            holding = self.ledger.add_receipt(receipt)
+            if holding.digest != receipt.digest:
+                self._refuse_or_keep(receipt, holding)
+        return holding
 
     def _put(self, file: Path, digest: str, receipt: Receipt) -> None:
-        """Put a file of a unit into the folder, unless the same pixels are there."""
+        """Put a file of a unit into the folder, unless the same values are there."""
         key = f"{UNITS}/{file.name}"
         while not self.ledger.files.put_new(key, file):
             there = file.parent / "there" / file.name
             there.parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):  # another worker may have replaced it
                 self.ledger.files.download(key, there)
-                if not digest or pixels_digest(there) == digest:
+                if not digest or content_digest(there) == digest:
                     return
                 holding = self.ledger.receipt(receipt.unit) if self.ledger.is_done(receipt.unit) else None
                 self._refuse_or_keep(receipt, holding)
@@ -269,7 +307,7 @@ class Worker:
                 self.ledger.files.delete(key)
 
     def _refuse_or_keep(self, own: Receipt, holding: Receipt | None) -> None:
-        """Stop the job if a unit was computed with other pixels before, unless differences are tolerated."""
+        """Stop the job if a unit was computed with other values before, unless differences are tolerated."""
         if self.tolerance is not None or (holding is not None and holding.difference):
             return
         before = [lease.worker for lease in self.ledger.leases(own.unit) if lease.worker != own.worker]
@@ -277,24 +315,22 @@ class Worker:
         named = holding.environment.differences(own.environment) if holding else []
         how = "; ".join(named) or "their hardware and libraries have the same names"
         reason = (
-            f"unit {own.unit} has other pixels from {own.worker} than from {other} ({how}). Use workers of one kind, "
+            f"unit {own.unit} has other values from {own.worker} than from {other} ({how}). Use workers of one kind, "
             f"or accept differences with --tolerance; `geograft jobs {self.ledger.out} --clean` lets the job go on."
         )
         self.ledger.stop(Failure(own.worker, reason))
         raise OutputError(f"{self.ledger.out}: {reason}")
 
     def _receipt(self, name: str, result: UnitResult, digests: Mapping[str, str], seconds: float) -> Receipt:
-        counts = result.counts
-        cells = counts.applicability if counts else None
         return Receipt(
             unit=name,
             digest=json_digest(digests),
             files={},
             windows=result.windows,
             seconds=round(seconds, 3),
-            pixels=counts.classes.pixels if counts else 0,
-            classes=dict(counts.classes.by_class) if counts else {},
-            applicability=(cells.pixels_with_index, cells.outside_px) if cells else None,
+            pixels=result.pixels,
+            classes=result.classes,
+            applicability=result.applicability,
             worker=worker_name(),
             environment=self.environment,
             difference=self.agreement.difference,
@@ -351,91 +387,60 @@ class _Shown:
         self._shown = max(self._shown, self._done + self._part)
 
 
-def check_agreement(job: Job, environment: Environment, agreement: Agreement, tolerance: float | None) -> None:
-    """Check that this worker gives the bits of the job's first worker, or is tolerated.
-
-    Raises:
-        SettingError: if it differs by name or in its results and `tolerance` is None; if the largest difference of
-            probabilities exceeds it.
-    """
-    named = job.environment.differences(environment)
-    if not named and agreement.same_bits:
-        return
-    how = "; ".join(named) or "its hardware and libraries have the same names, but the network gives other bits"
-    measured = (
-        f"On {agreement.pixels:,} pixels of the raster probabilities differ by at most {agreement.difference:.2g}, and "
-        f"the class of {agreement.flips:,}."
-    )
-    if tolerance is None:
-        raise SettingError(
-            f"This worker ({worker_name()}) differs from the job's first one ({job.started_by}): {how}. {measured} Use "
-            "workers of one kind, or accept the difference with --tolerance."
-        )
-    if agreement.difference > tolerance:
-        raise SettingError(
-            f"This worker ({worker_name()}) differs from the job's first one ({job.started_by}) by more than "
-            f"--tolerance {tolerance:g}: {how}. {measured} Use workers of one kind, or a larger tolerance."
-        )
-
-
-def pixels_digest(path: Path) -> str:
-    """Return the SHA-256 of a raster's pixels, which does not depend on how they are compressed."""
-    digest = hashlib.sha256()
-    with Image.open(path) as image:
-        grid = image.info.grid
-        digest.update(f"{image.info.dtype} {image.info.bands} {grid.height} {grid.width}".encode())
-        for row in range(0, grid.height, DIGEST_ROWS):
-            window = Window(row, 0, min(DIGEST_ROWS, grid.height - row), grid.width)
-            digest.update(image.read_raw(window).tobytes())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
-class Joined:
-    """A job that this worker takes part in."""
+class Proposal(Generic[Writer]):
+    """A job as this process would start it, and how it computes the units of the job that holds."""
 
     job: Job
-    task: MapTask
-    """With the origin of the job, so that all workers write the same tags."""
-    model: EnsemblePredictor
-    writer: UnitWriter
-    environment: Environment
-    agreement: Agreement
+    writer: Callable[[Job], Writer]
+    sample: bytes = b""
+    """What the network computes for two windows, if there is a network (`geograft.mapping.environment.Sample`)."""
+    compare: Callable[[bytes], Agreement] = lambda content: NO_DIFFERENCE
+    """Compares the sample of the job's first worker with this process's."""
 
 
-def join_job(ledger: UnitLedger, backend: str, load: Callable[[str], tuple[MapTask, EnsemblePredictor]]) -> Joined:
-    """Join the job of a folder, or start it.
+def new_job(
+    verb: Verb, origin: Mapping[str, Any], units: UnitGrid, environment: Environment, sample: bytes = b""
+) -> Job:
+    """Return a job that this process would start; `sample` as of a `Proposal`."""
+    return Job(
+        origin=to_json_types(origin),
+        precision="",
+        units=units,
+        environment=environment,
+        sample=f"sample-{hashlib.sha256(sample).hexdigest()[:16]}.npz" if sample else "",
+        started_by=worker_name(),
+        verb=verb,
+    )
 
-    `load` returns the task, with its origin, and the predictor for a backend. Where `backend` is auto, it is that of
-    the first worker.
+
+def join_job(
+    out: Place, verb: Verb, propose: Callable[[str], Proposal[Writer]], options: WorkerConfig, backend: str = ""
+) -> Worker[Writer]:
+    """Join the job of a folder, or start it; return a worker of it.
+
+    `propose` returns the job for a backend. Where `backend` is auto, it is that of the first worker.
 
     Raises:
-        InputError: if the job has other inputs or settings, or no pixel of the rasters is valid.
+        InputError: if the job is of another command, or has other inputs or settings.
+        SettingError: if this worker differs from the first one, and `options` have no tolerance for that.
         OutputError: if the folder has other files, or cannot be written.
     """
-    job = ledger.read_job()
+    ledger = UnitLedger(out)
+    part = parse_part(options.part, os.environ)
+    job = ledger.read_job(verb)
     while True:
-        task, model = load(_job_backend(ledger, job) if job and backend == "auto" else backend)
-        windows = task.sample_windows()
-        if windows is None:
-            raise no_pixel_error(task.source)
-        sample = Sample.compute(model, windows)
-        environment = describe_environment(model.backend, model.precision, task.device)
-        cells = _applicability(task)
-        units = plan_units(task.plan.lanes.tiles, cells.encoder.cell_px if cells else 1)
+        own = propose(_job_backend(ledger, job) if job and backend == "auto" else backend)
         if job is None:
-            own = _new_job(task, sample, environment, units)
-            job = ledger.create_job(own, sample.to_bytes())
-            if job != own and backend == "auto" and job.origin.get("backend") != model.backend:
+            job = ledger.create_job(own.job, own.sample)
+            if job != own.job and backend == "auto" and job.origin.get("backend") != own.job.origin["backend"]:
                 # Another worker was faster, with another backend.
                 continue
         break
-    _check_same_job(ledger, job, task, units)
-    reference = Sample.from_bytes(ledger.read_sample(job), sample.levels.shape)
-    rasters = tuple(task.origin["rasters"])
-    shared = replace(task, origin=job.origin, precision=job.precision)
-    writer = UnitWriter(shared, model, rasters, cells)
-    return Joined(job, shared, model, writer, environment, reference.agreement(sample, task.card))
+    _check_same_job(ledger, job, own.job)
+    agreement = own.compare(ledger.read_sample(job)) if job.sample else NO_DIFFERENCE
+    check_agreement((job.started_by, job.environment), own.job.environment, agreement, options.tolerance)
+    return Worker(ledger, job, own.writer(job), own.job.environment, agreement, options.tolerance, part)
 
 
 def _job_backend(ledger: UnitLedger, job: Job) -> str:
@@ -447,32 +452,10 @@ def _job_backend(ledger: UnitLedger, job: Job) -> str:
     return str(found)
 
 
-def _applicability(task: MapTask) -> "ApplicabilityMapper | None":
-    if not task.applicability:
-        return None
-    from geograft.mapping.applicability import ApplicabilityMapper  # noqa: PLC0415  (imports SciPy)
-
-    return ApplicabilityMapper.load(task)
-
-
-def _new_job(task: MapTask, sample: Sample, environment: Environment, units: UnitGrid) -> Job:
-    content = sample.to_bytes()
-    kinds = ("probabilities", "uncertainty", "applicability")
-    return Job(
-        origin=to_json_types(task.origin),
-        precision=task.precision,
-        units=units,
-        environment=environment,
-        sample=f"sample-{hashlib.sha256(content).hexdigest()[:16]}.npz",
-        started_by=worker_name(),
-        outputs=("", *(kind for kind in kinds if getattr(task, kind))),
-    )
-
-
-def _check_same_job(ledger: UnitLedger, job: Job, task: MapTask, units: UnitGrid) -> None:
-    """Raise InputError if a job has other inputs or settings than a task. Paths may differ between machines."""
-    before, now = _inputs(job.origin), _inputs(to_json_types(task.origin))
-    differing = differences(before | {"units": asdict(job.units)}, now | {"units": asdict(units)})
+def _check_same_job(ledger: UnitLedger, job: Job, own: Job) -> None:
+    """Raise InputError if a job has other inputs or settings than this process's. Paths may differ between machines."""
+    before, now = (_inputs(one.origin) | {"units": asdict(one.units)} for one in (job, own))
+    differing = differences(before, now)
     if differing:
         raise InputError(
             f"{ledger.out} is a job with other inputs or settings: {'; '.join(differing[:MAX_SHOWN])}. Give the "
@@ -485,16 +468,33 @@ def _inputs(origin: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         name: value for name, value in _mapping(origin.get("settings")).items() if name not in ("backend", "device")
     }
-    known = {name: origin.get(name) for name in ("places", "known")}
-    places = {name: _without_path(origin.get(name)) for name in ("runs", "rasters", "area")}
-    return known | places | {"settings": settings}
+    inputs = {name: _without_path(entry) for name, entry in origin.items() if name not in OF_A_WORKER}
+    return inputs | {"settings": settings}
+
+
+OF_A_WORKER = ("settings", "backend", "precision", "versions")
+"""Entries of an origin that are compared by the environment, or in part."""
 
 
 def _without_path(entry: Any) -> Any:
     if isinstance(entry, list):
         return [_without_path(one) for one in entry]
-    return {name: value for name, value in _mapping(entry).items() if name != "path"}
+    if isinstance(entry, Mapping):
+        return {name: _without_path(value) for name, value in entry.items() if name != "path"}
+    return entry
 
 
 def _mapping(entry: Any) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {}
+
+
+def check_done(ledger: UnitLedger, state: JobState, units: int) -> None:
+    """Raise InputError if not all units are done, with the reason of one."""
+    if state.done == units:
+        return
+    failures = ledger.failures(state)
+    why = next((f" {name}: {one.reason}" for name, one in failures.items()), "")
+    raise InputError(
+        f"{ledger.out}: {units - state.done:,} of {units:,} units could not be computed.{why} `geograft jobs "
+        f"{ledger.out}` lists them, and with --clean lets workers try again."
+    )

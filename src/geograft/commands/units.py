@@ -1,0 +1,176 @@
+"""Commands whose work several processes share, on one machine or many; see docs/scale.md.
+
+A job (`UnitJob`) is what the user asked for. It can be pickled; each process joins it, which gives a `Worker`, computes
+units, and when all are done, makes one result of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from geograft.commands.predict import describe_model, load_task, task_notes
+from geograft.config import PredictConfig, WorkerConfig
+from geograft.files import StrPath, optional_path
+from geograft.geo.scene import RasterInput, to_inputs
+from geograft.locations import Location, Place, to_place, to_places
+from geograft.locks import lock_output
+from geograft.mapping.map_units import MapUnitWriter, propose_map
+from geograft.mapping.plan import MapTask, map_card, map_sources
+from geograft.mapping.unit_ledger import JobState
+from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
+from geograft.mapping.worker import Proposal, Worker, check_done, join_job
+from geograft.runs import to_runs
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+@runtime_checkable
+class UnitJob(Protocol[Result_co]):
+    """A job whose units any number of processes compute. It can be pickled."""
+
+    @property
+    def out(self) -> Place:
+        """The folder or bucket that the processes share."""
+
+    def join(self) -> Worker[Any]:
+        """Join the job, or start it if there is none in `out`. Loads what the units need, such as the network.
+
+        Raises:
+            GeograftError: as `geograft.mapping.worker.join_job`, and what the command raises for its inputs.
+        """
+
+    def finish(self, worker: Worker[Any]) -> Result_co:
+        """Make one result of the units, which are all done, unless another process has; return it."""
+
+
+def run_job(job: UnitJob[Result_co], compute: Callable[[Worker[Any]], JobState] = Worker.run) -> Result_co:
+    """Take part in a job until all of its units are done, and return the result.
+
+    `compute` computes units by the worker that it is given, and returns the last state.
+
+    Raises:
+        InputError: if units failed.
+        GeograftError: as `UnitJob.join`, `Worker.run` and `UnitJob.finish`.
+    """
+    with lock_output(Path(str(job.out)), enabled=isinstance(job.out, Path), shared=True):
+        worker = job.join()
+        check_done(worker.ledger, compute(worker), len(worker.job.units))
+        return job.finish(worker)
+
+
+@dataclass(frozen=True)
+class UnitsPrediction:
+    """What a worker did, and the state of its job when it ended."""
+
+    path: Path | Location
+    """The folder or bucket of the job."""
+    units: int
+    done: int
+    """Units that are finished, by all workers."""
+    computed: int
+    """Units that this worker has finished."""
+    summary: Summary
+    """Counts of the map."""
+    outputs: tuple[Path | Location, ...]
+    """The files of the whole map."""
+    notes: tuple[str, ...] = ()
+    """Warnings for the user, one line each."""
+    model: str = ""
+    """How pixels are predicted: backend, precision and windows."""
+
+    def lines(self) -> list[str]:
+        """Return the result as plain text."""
+        total, counts = max(self.summary.pixels, 1), self.summary.classes
+        width = max(map(len, counts), default=0)
+        classes = [f"  {name:{width}} {count / total:7.1%}" for name, count in counts.items()]
+        return [
+            f"{self.path}: {self.done:,} of {self.units:,} units are done, {self.computed:,} of them by this worker",
+            *classes,
+            *(f"{path}" for path in self.outputs),
+            f"predicted with {self.model}",
+            *(f"Note: {note}" for note in self.notes),
+        ]
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """The arguments of `predict_units`."""
+
+    runs: tuple[Place, ...]
+    rasters: tuple[RasterInput, ...]
+    out: Place
+    config: PredictConfig
+    aoi: Path | None
+    worker: WorkerConfig
+
+    def join(self) -> Worker[MapUnitWriter]:
+        """Join the job, or start it: see `UnitJob`."""
+        runs = to_runs(self.runs)
+        card = map_card(runs, self.config)
+        path = self.out / MAP_NAME if isinstance(self.out, Path) else Path(MAP_NAME)
+        (source,) = map_sources(card, self.rasters, path, self.config, self.aoi)
+        if self.worker.one_file:
+            check_one_file(source.grid)
+        task = MapTask(source, runs, card, self.config)
+
+        def propose(backend: str) -> Proposal[MapUnitWriter]:
+            return propose_map(*load_task(task, backend))
+
+        return join_job(self.out, "predict", propose, self.worker, self.config.backend)
+
+    def finish(self, worker: Worker[MapUnitWriter]) -> UnitsPrediction:
+        """Write the indices, and with `one_file` the single file."""
+        task, model = worker.writer.task, worker.writer.model
+        summary, outputs = write_unit_outputs(worker.ledger, worker.job, task, self.worker.one_file)
+        notes = tuple(dict.fromkeys((*model.notes, *task_notes(task))))
+        units = len(worker.job.units)
+        return UnitsPrediction(
+            self.out, units, units, len(worker.computed), summary, outputs, notes, describe_model(task, model)
+        )
+
+
+def predict_units(
+    run: StrPath | Sequence[StrPath],
+    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
+    out: StrPath,
+    config: PredictConfig | None = None,
+    aoi: StrPath | None = None,
+    worker: WorkerConfig | None = None,
+) -> UnitsPrediction:
+    """Take part in the computation of one map by several processes, on one machine or many; see docs/scale.md.
+
+    All of them call this with the same arguments. The map is divided into units, squares of whole blocks, which do not
+    depend on the number of workers; each is a Cloud-Optimised GeoTIFF in OUT/units. `out` is a folder that the workers
+    share, or a bucket. All rasters become one map, as with `predict` and a .tif. Returns when all units are done or
+    have failed; the units of workers that were killed are computed by the others.
+
+    On a CPU the units have the pixels of the map that `predict` writes, to the bit.
+
+    Raises:
+        InputError: as `predict`; if units failed, or the job has other inputs or settings.
+        SettingError: as `predict`; if this worker's hardware or libraries differ from the first one's, and `worker` has
+            no tolerance for that.
+        OutputError: if the folder cannot be written, has other files, or the job was stopped, because two workers
+            computed different pixels or a raster has changed.
+    """
+    return run_job(map_job(run, rasters, out, config, aoi, worker))
+
+
+def map_job(
+    run: StrPath | Sequence[StrPath],
+    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
+    out: StrPath,
+    config: PredictConfig | None = None,
+    aoi: StrPath | None = None,
+    worker: WorkerConfig | None = None,
+) -> MapJob:
+    """Return the job of a map, by the arguments of `predict_units`. Opens nothing."""
+    return MapJob(
+        to_places(run),
+        to_inputs(rasters),
+        to_place(out),
+        config or PredictConfig(),
+        optional_path(aoi),
+        worker or WorkerConfig(),
+    )
