@@ -1,5 +1,6 @@
 /** Requests to the server, with its token. */
 
+import { storage } from "./dom.ts";
 import type { AreaOfClass, Bounds, Download, Imported, Job, JobKind, PixelValues, Project, Revision, Round, Shape, Shapes } from "./types.ts";
 
 const HEADER = "X-Geograft-Token";
@@ -31,10 +32,10 @@ export class ConflictError extends ApiError {
 export function takeToken(): string {
   const given = location.hash.slice(1);
   if (given) {
-    sessionStorage.setItem(STORED, given);
+    storage("sessionStorage")?.setItem(STORED, given);
     history.replaceState(null, "", location.pathname + location.search);
   }
-  return given || (sessionStorage.getItem(STORED) ?? "");
+  return given || (storage("sessionStorage")?.getItem(STORED) ?? "");
 }
 
 /** Return the revision of an ETag header, without quotes and without the mark of a weak one. */
@@ -46,13 +47,20 @@ function isShapes(value: unknown): value is Shapes {
   return typeof value === "object" && value !== null && "features" in value && Array.isArray(value.features);
 }
 
-async function errorOf(response: Response): Promise<ApiError> {
-  const body: unknown = await response.json().catch(() => null);
-  const members = typeof body === "object" && body !== null ? (body as Record<string, unknown>) : {};
-  const detail = typeof members["detail"] === "string" ? members["detail"] : `The server answered ${response.status}.`;
-  const collection = isShapes(members["collection"]) ? members["collection"] : body;
-  if (response.status === 409 && isShapes(collection)) return new ConflictError(detail, collection);
-  return new ApiError(response.status, detail);
+/** Return the error of an answer with this status and text. */
+function errorOf(status: number, text: string): ApiError {
+  const { detail, collection } = readObject(text);
+  const reason = typeof detail === "string" ? detail : `The server answered ${status}.`;
+  return status === 409 && isShapes(collection) ? new ConflictError(reason, collection) : new ApiError(status, reason);
+}
+
+function readObject(text: string): Record<string, unknown> {
+  try {
+    const found: unknown = JSON.parse(text);
+    return typeof found === "object" && found !== null ? (found as Record<string, unknown>) : {};
+  } catch {
+    return {};
+  }
 }
 
 export interface Written {
@@ -76,7 +84,7 @@ export class Api {
   async request(path: string, init: RequestInit = {}): Promise<Response> {
     const headers = { ...this.headers, ...(init.headers as Record<string, string> | undefined) };
     const response = await fetch(`/api${path}`, { ...init, headers });
-    if (!response.ok) throw await errorOf(response);
+    if (!response.ok) throw errorOf(response.status, await response.text());
     return response;
   }
 
@@ -152,9 +160,8 @@ export class Api {
       request.setRequestHeader("Content-Type", "application/octet-stream");
       request.upload.onprogress = ({ loaded, total }) => { onProgress(total > 0 ? loaded / total : 0); };
       request.onload = () => {
-        const body = readObject(request.responseText);
-        if (request.status === 200) resolve(body as unknown as Imported);
-        else reject(new ApiError(request.status, typeof body["detail"] === "string" ? body["detail"] : `The server answered ${request.status}.`));
+        if (request.status === 200) resolve(readObject(request.responseText) as unknown as Imported);
+        else reject(errorOf(request.status, request.responseText));
       };
       request.onerror = () => { reject(new ApiError(0, "The connection was lost before the file was imported. It may be larger than the server allows.")); };
       request.onabort = () => { reject(new ApiError(0, "Cancelled.")); };
@@ -173,15 +180,6 @@ export class Api {
 
   async file(name: string): Promise<Blob> {
     return (await this.request(`/files/${encodeURIComponent(name)}`)).blob();
-  }
-}
-
-function readObject(text: string): Record<string, unknown> {
-  try {
-    const found: unknown = JSON.parse(text);
-    return typeof found === "object" && found !== null ? (found as Record<string, unknown>) : {};
-  } catch {
-    return {};
   }
 }
 

@@ -68,6 +68,28 @@ export function fill(element: Element, ...children: Child[]): void {
   element.replaceChildren(...children.filter((child) => child !== null && child !== false));
 }
 
+/**
+ * Build an element's content again: the control that had the focus has it again, and `details` that were open are open.
+ * Both are found again by their `data-key`.
+ */
+export function rebuild(element: Element, build: () => void): void {
+  const { activeElement } = document;
+  const focused = element.contains(activeElement) ? activeElement?.getAttribute("data-key") : null;
+  const open = [...element.querySelectorAll("details[open]")].map((each) => each.getAttribute("data-key"));
+  build();
+  for (const each of element.querySelectorAll("details")) each.open ||= open.includes(each.getAttribute("data-key"));
+  if (focused) element.querySelector<HTMLElement>(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+}
+
+/** Return what the browser keeps for this page; null where the user does not let it keep anything. */
+export function storage(kind: "localStorage" | "sessionStorage"): Storage | null {
+  try {
+    return window[kind];
+  } catch {
+    return null;
+  }
+}
+
 /** Whether keys typed there are text. */
 export function isTextField(target: EventTarget | null): boolean {
   if (!(target instanceof HTMLElement)) return false;

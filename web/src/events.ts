@@ -43,24 +43,27 @@ const MAX_PAUSE_S = 15;
 
 export interface Listeners {
   onEvent: (event: ServerEvent) => void;
-  /** Called when the stream opens (true) and when it is lost (false). */
-  onState: (connected: boolean) => void;
+  /** Called when the stream opens (true) and when it is lost (false), then with what was raised, if anything was. */
+  onState: (connected: boolean, error?: unknown) => void;
 }
 
-/** Read events until `signal` aborts; connect again after 1, 2, 4 … 15 s where the stream ends. */
+/** Read events until `signal` aborts, which `listeners` may do; connect again after 1, 2, 4 … 15 s where the stream ends. */
 export async function listen(open: () => Promise<Response>, listeners: Listeners, signal: AbortSignal): Promise<void> {
   let pause = 1;
   while (!signal.aborted) {
+    let fault: unknown = null;
     try {
       const { body } = await open();
       if (body === null) throw new Error("an empty answer");
       listeners.onState(true);
       pause = 1;
       await readEvents(body, listeners.onEvent);
-    } catch {
-      // The state says it; the loop connects again.
+    } catch (error) {
+      fault = error;
     }
-    if (!isAborted(signal)) listeners.onState(false);
+    if (isAborted(signal)) return;
+    listeners.onState(false, fault);
+    if (isAborted(signal)) return;
     await new Promise((resolve) => setTimeout(resolve, pause * 1000));
     pause = Math.min(2 * pause, MAX_PAUSE_S);
   }

@@ -5,7 +5,7 @@ import "./style.css";
 import { Api, ApiError, takeToken } from "./api.ts";
 import { button, fill, h } from "./dom.ts";
 import { listen, type ServerEvent } from "./events.ts";
-import { Model } from "./model.ts";
+import { type Connection, Model } from "./model.ts";
 import { buildPage, restoreTheme } from "./page.ts";
 import type { Job, QuickState, Revision } from "./types.ts";
 
@@ -19,8 +19,13 @@ async function start(root: HTMLElement): Promise<void> {
   const model = new Model(api, project);
   buildPage(root, model);
   await Promise.all([model.loadShapes(), model.loadResults()]).catch(model.fail);
-  const listeners = { onEvent: (event: ServerEvent) => { hear(model, event); }, onState: (up: boolean) => { hearState(model, up); } };
-  await listen(() => api.request("/events"), listeners, new AbortController().signal);
+  const stop = new AbortController();
+  const onState = (isConnected: boolean, error?: unknown) => {
+    const refused = error instanceof ApiError && error.status === 401;
+    hearState(model, isConnected ? "connected" : refused ? "refused" : "lost");
+    if (refused) stop.abort();
+  };
+  await listen(() => api.request("/events"), { onEvent: (event) => { hear(model, event); }, onState }, stop.signal);
 }
 
 function hear(model: Model, { name, data }: ServerEvent): void {
@@ -31,9 +36,9 @@ function hear(model: Model, { name, data }: ServerEvent): void {
 }
 
 /** After a lost connection, what happened meanwhile is read. */
-function hearState(model: Model, isConnected: boolean): void {
-  const returned = isConnected && !model.isConnected;
-  model.hearConnection(isConnected);
+function hearState(model: Model, connection: Connection): void {
+  const returned = connection === "connected" && model.connection !== "connected";
+  model.hearConnection(connection);
   if (returned) void model.reload().then(() => model.loadShapes()).catch(model.fail);
 }
 
@@ -48,5 +53,7 @@ function showFailure(root: HTMLElement, error: unknown): void {
 }
 
 restoreTheme();
+// The address of a server that was started again differs in its token only: browsers do not load the page again for that.
+addEventListener("hashchange", () => { location.reload(); });
 const root = document.getElementById("page");
 if (root) void start(root);

@@ -37,7 +37,7 @@ export class MapView {
   private readonly model: Model;
   private readonly elements: Elements;
   private drawing: Drawing | null = null;
-  private swipe: { view: LayerView; map: MapLibreMap; control: Swipe } | null = null;
+  private swipe: { layer: string; map: MapLibreMap; control: Swipe } | null = null;
   private editing: string | null = null;
   private popup: Popup | null = null;
 
@@ -155,7 +155,10 @@ export class MapView {
     const views = hidesMaps ? this.model.views.map((view) => ({ ...view, visible: view.visible && view.layer.kind === "image" })) : this.model.views;
     const look = { classes: project.classes, thresholds };
     showRasters(this.map, views, look, LOWEST);
-    if (this.swipe) showRasters(this.swipe.map, this.compared(this.swipe.view), look);
+    if (!this.swipe) return;
+    const compared = this.model.views.find(({ layer }) => layer.id === this.swipe?.layer);
+    if (compared) showRasters(this.swipe.map, this.compared(compared), look);
+    else this.compare("");
   }
 
   private drawShapes(): void {
@@ -211,7 +214,10 @@ export class MapView {
       const key = keyAt(this.map, event.point);
       if (key !== this.model.selected) this.model.select(key);
     } else if (tool === "inspect") {
-      void this.inspect(event).catch(this.model.fail);
+      void this.inspect(event).catch((error: unknown) => {
+        this.popup?.remove();
+        this.model.fail(error);
+      });
     }
   }
 
@@ -258,16 +264,16 @@ export class MapView {
     this.elements.position.textContent = this.positionText(lng, lat);
   }
 
-  /** Show a layer left of a line that can be moved, or only the map. */
-  compare(view: LayerView | null): void {
+  /** Show the layer with this id left of a line that can be moved, or only the map if it is empty. */
+  compare(layer: string): void {
     this.swipe?.control.remove();
     this.swipe = null;
-    if (view === null) return;
+    if (layer === "") return;
     const container = h("div", { class: "map over", "aria-hidden": "true" });
     this.elements.over.append(container);
     const map = this.newMap(container, false);
     map.getCanvas().tabIndex = -1;
-    this.swipe = { view, map, control: new Swipe(this.map, map) };
+    this.swipe = { layer, map, control: new Swipe(this.map, map) };
     map.on("load", () => { this.drawRasters(); });
   }
 

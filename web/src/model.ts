@@ -11,6 +11,9 @@ import { areaProperties, isRandom, type Task, tasksOf } from "./work.ts";
 export type Tool = "inspect" | "select" | "polygon" | "rectangle" | "subtract" | "area";
 export type Topic = "project" | "views" | "shapes" | "selection" | "tool" | "task" | "jobs" | "status" | "notice" | "results" | "quick";
 
+/** Refused: the server was started again, with another token. */
+export type Connection = "connected" | "lost" | "refused";
+
 export interface Notice {
   text: string;
   isError: boolean;
@@ -40,7 +43,7 @@ export class Model {
   rounds: Round[] = [];
   files: Download[] = [];
   status: Status = "saved";
-  isConnected = true;
+  connection: Connection = "connected";
   quick: QuickState = { state: "off", text: "", seconds: null };
   notice: Notice | null = null;
   private heardJobs = 0;
@@ -155,9 +158,9 @@ export class Model {
     this.rest = setTimeout(() => void this.api.lookAt(bounds).catch(this.fail), REST_MS);
   }
 
-  hearConnection(isConnected: boolean): void {
-    if (this.isConnected === isConnected) return;
-    this.isConnected = isConnected;
+  hearConnection(connection: Connection): void {
+    if (this.connection === connection) return;
+    this.connection = connection;
     this.emit("status");
   }
 

@@ -1,6 +1,6 @@
 /** The page around the map: header, tools, tabs, notices and the list of keys. */
 
-import { button, fill, h, iconButton, type IconName } from "./dom.ts";
+import { button, fill, h, iconButton, type IconName, storage } from "./dom.ts";
 import { formatValue } from "./format.ts";
 import { KEYS, listenToKeys } from "./keys.ts";
 import { MapView } from "./mapview.ts";
@@ -58,8 +58,9 @@ function header(model: Model, showHelp: () => void): HTMLElement {
   };
   const showStatus = () => {
     const saving = { saved: model.canLabel ? "Saved" : "", saving: "Saving …", waiting: "Not saved: the server does not answer" }[model.status];
-    status.textContent = model.isConnected ? saving : "No connection to the server; trying again";
-    status.classList.toggle("warn", !model.isConnected || model.status === "waiting");
+    const lost = { connected: "", lost: "No connection to the server; trying again", refused: "The server was started again: open the address that it printed" }[model.connection];
+    status.textContent = lost || saving;
+    status.classList.toggle("warn", lost !== "" || model.status === "waiting");
   };
   model.on(["project"], showProject);
   model.on(["status"], showStatus);
@@ -72,7 +73,7 @@ function header(model: Model, showHelp: () => void): HTMLElement {
 const THEME = "geograft-theme";
 
 export function restoreTheme(): void {
-  const kept = localStorage.getItem(THEME);
+  const kept = storage("localStorage")?.getItem(THEME);
   if (kept) document.documentElement.dataset["theme"] = kept;
 }
 
@@ -80,7 +81,7 @@ function toggleTheme(): void {
   const { dataset } = document.documentElement;
   const dark = dataset["theme"] ? dataset["theme"] === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   dataset["theme"] = dark ? "light" : "dark";
-  localStorage.setItem(THEME, dataset["theme"]);
+  storage("localStorage")?.setItem(THEME, dataset["theme"]);
 }
 
 function floatingButtons(model: Model, view: MapView): HTMLElement {

@@ -1,6 +1,6 @@
 /** The panel for labelling: classes, what is selected, and what to label next. */
 
-import { button, fill, h, iconButton } from "./dom.ts";
+import { button, fill, h, iconButton, rebuild } from "./dom.ts";
 import type { Item } from "./editor.ts";
 import { formatArea } from "./format.ts";
 import { areaOf, isSimple } from "./geometry.ts";
@@ -13,22 +13,14 @@ export function labelsPanel(model: Model, openImport: () => void): HTMLElement {
   const selection = h("section", { "aria-live": "polite" });
   const work = h("section", { class: "group" });
   const update = () => {
-    fill(classes, ...classList(model), model.canImport && button("Import …", () => { openImport(); }, { "data-focus": "import" }));
+    fill(classes, ...classList(model), model.canImport && button("Import …", () => { openImport(); }, { "data-key": "import" }));
     fill(selection, selectionCard(model));
     fill(work, ...workList(model));
   };
-  model.on(["project", "shapes", "selection", "tool", "task"], () => { keepFocus(panel, update); });
+  model.on(["project", "shapes", "selection", "tool", "task"], () => { rebuild(panel, update); });
   const panel = h("div", {}, classes, selection, work);
   update();
   return panel;
-}
-
-/** Rebuild a panel's content; the control that had the focus has it again. */
-function keepFocus(panel: HTMLElement, rebuild: () => void): void {
-  const { activeElement } = document;
-  const name = panel.contains(activeElement) ? activeElement?.getAttribute("data-focus") : null;
-  rebuild();
-  if (name) panel.querySelector<HTMLElement>(`[data-focus="${CSS.escape(name)}"]`)?.focus();
 }
 
 function classList(model: Model): HTMLElement[] {
@@ -43,7 +35,7 @@ function classList(model: Model): HTMLElement[] {
     const key = i < 9 ? h("kbd", {}, String(i + 1)) : null;
     const parts = [h("span", { class: "swatch", "data-color": color }), h("span", { class: "grow" }, name), h("span", { class: "muted" }, String(counts.get(name) ?? 0)), key];
     const onclick = () => { model.chooseClass(name); };
-    return h("button", { type: "button", class: "choice", "aria-pressed": String(name === current), "data-focus": `class-${name}`, disabled: !model.canLabel, onclick }, ...parts);
+    return h("button", { type: "button", class: "choice", "aria-pressed": String(name === current), "data-key": `class-${name}`, disabled: !model.canLabel, onclick }, ...parts);
   });
   const total = model.editor.list("labels").length;
   const hint = total === 0 && model.canLabel ? h("p", { class: "muted" }, "No labels yet. Choose a class and draw on the map: P for polygons, R for rectangles.") : null;
@@ -73,13 +65,13 @@ function shapeHint(model: Model, item: Item): HTMLElement | null {
 
 function acceptButton(model: Model, item: Item): HTMLElement | null {
   if (!model.canLabel || item.content.properties["origin"] !== "suggested") return null;
-  return button("I checked this outline", () => { model.setProperties(item, { origin: "drawn" }); }, { title: "Its origin becomes drawn", "data-focus": "accept" });
+  return button("I checked this outline", () => { model.setProperties(item, { origin: "drawn" }); }, { title: "Its origin becomes drawn", "data-key": "accept" });
 }
 
 function areaForm(model: Model, item: Item): HTMLElement {
   const { properties } = item.content;
   const use = isRandom(properties) ? "Scores the map: no pixel of it is used for training." : "Used for training, not for scoring: somebody chose it, so it is no random sample.";
-  const box = h("input", { type: "checkbox", checked: properties["labelled"] === true, disabled: !model.canLabel, "data-focus": "labelled" });
+  const box = h("input", { type: "checkbox", checked: properties["labelled"] === true, disabled: !model.canLabel, "data-key": "labelled" });
   box.addEventListener("change", () => { model.setProperties(item, { labelled: box.checked }); });
   return h("div", { class: "form" }, h("p", { class: "muted" }, use), h("label", { class: "check" }, box, h("span", {}, "Everything inside is labelled")));
 }
@@ -93,8 +85,8 @@ function workList(model: Model): (HTMLElement | null)[] {
     return [title, h("p", { class: "muted" }, text)];
   }
   const move = h("div", { class: "row" },
-    button("Previous", () => { model.moveTask(-1); }, { "data-focus": "previous", "aria-keyshortcuts": "b" }),
-    button("Next", () => { model.moveTask(1); }, { class: "primary", "data-focus": "next", "aria-keyshortcuts": "n" }),
+    button("Previous", () => { model.moveTask(-1); }, { "data-key": "previous", "aria-keyshortcuts": "b" }),
+    button("Next", () => { model.moveTask(1); }, { class: "primary", "data-key": "next", "aria-keyshortcuts": "n" }),
     h("span", { class: "muted grow end" }, `${tasks.length} to do`));
   return [title, move, task ? taskCard(model, task) : h("p", { class: "muted" }, "Next (N) goes to the first.")];
 }
@@ -103,7 +95,7 @@ function taskCard(model: Model, task: Task): HTMLElement {
   const { rank } = task.properties;
   const title = `${task.key === null ? "Suggestion" : "Area"}${typeof rank === "number" ? ` ${rank}` : ""}, ${task.role}`;
   const action = task.key === null
-    ? button("Label this area", () => { model.acceptTask(); }, { "data-focus": "take" })
-    : button("All inside is labelled", () => { model.finishTask(); }, { "data-focus": "finish" });
+    ? button("Label this area", () => { model.acceptTask(); }, { "data-key": "take" })
+    : button("All inside is labelled", () => { model.finishTask(); }, { "data-key": "finish" });
   return h("div", { class: "card" }, h("h3", {}, title), h("p", { class: "muted" }, `Why: ${task.reason}.`), model.canLabel && action);
 }

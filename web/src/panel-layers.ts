@@ -1,6 +1,6 @@
 /** The panel of layers: thresholds, what is shown and how, and what to compare with. */
 
-import { button, fill, h, iconButton } from "./dom.ts";
+import { button, fill, h, iconButton, rebuild } from "./dom.ts";
 import { formatArea, formatCount, formatScore, formatSeconds } from "./format.ts";
 import { byScene, colorOf, KIND_NAMES, type LayerView, STRETCHES, thresholdOf } from "./layers.ts";
 import type { MapView } from "./mapview.ts";
@@ -34,7 +34,7 @@ export function layersPanel(model: Model, view: MapView): HTMLElement {
     const parts = model.views.length === 0 ? [emptyState(model)] : [...groups, shapesGroup(model, view, choices), legend(model), compareControl(model, view, choices), basemap];
     fill(scenes, ...parts);
   };
-  model.on(["project"], build);
+  model.on(["project"], () => { rebuild(scenes, build); });
   model.on(["project", "views"], update);
   build();
   update();
@@ -147,11 +147,11 @@ function sceneGroup(model: Model, name: string, views: readonly LayerView[], map
 
 function layerRow(model: Model, view: LayerView): HTMLElement {
   const { layer } = view;
-  const opacity = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: view.opacity, "aria-label": `Opacity of ${layer.title}` });
+  const opacity = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: view.opacity, "aria-label": `Opacity of ${layer.title}`, "data-key": `${layer.id} opacity` });
   opacity.addEventListener("input", () => { model.changeView(view, { opacity: Number(opacity.value) }); });
   const options = layer.kind === "image" ? imageOptions(model, view) : layer.kind === "errors" ? errorsLegend(view) : layer.threshold !== null ? styleOption(model, view) : null;
   const settings = h("div", { class: "settings", hidden: !view.visible }, h("label", { class: "row" }, h("span", { class: "muted" }, "Opacity"), opacity), options);
-  const box = h("input", { type: "checkbox", checked: view.visible });
+  const box = h("input", { type: "checkbox", checked: view.visible, "data-key": `${layer.id} visible` });
   box.addEventListener("change", () => {
     settings.hidden = !box.checked;
     model.changeView(view, { visible: box.checked });
@@ -168,29 +168,30 @@ function errorsLegend({ layer }: LayerView): HTMLElement {
 }
 
 function styleOption(model: Model, view: LayerView): HTMLElement {
-  const select = choose([["threshold", "above the threshold"], ["probability", "as probability"]], view.style, (value) => {
+  const select = choose(`${view.layer.id} style`, [["threshold", "above the threshold"], ["probability", "as probability"]], view.style, (value) => {
     model.changeView(view, { style: value === "probability" ? "probability" : "threshold" });
   });
   return h("label", { class: "row" }, h("span", { class: "muted" }, "Show"), select);
 }
 
 function imageOptions(model: Model, view: LayerView): HTMLElement {
-  const { bands } = view.layer;
-  const stretch = choose(STRETCHES.map(([low, high]) => [`${low}-${high}`, `${low} to ${high} %`]), view.stretch.join("-"), (value) => {
+  const { bands, id } = view.layer;
+  const stretch = choose(`${id} stretch`, STRETCHES.map(([low, high]) => [`${low}-${high}`, `${low} to ${high} %`]), view.stretch.join("-"), (value) => {
     const [low = 0, high = 100] = value.split("-").map(Number);
     model.changeView(view, { stretch: [low, high] });
   });
   const names = view.bands.length === 3 ? ["Red", "Green", "Blue"] : ["Grey"];
   const choices = bands.map((name, i): [string, string] => [String(i + 1), name]);
-  const selects = names.map((name, i) => h("label", { class: "row" }, h("span", { class: "muted" }, name), choose(choices, String(view.bands[i] ?? 1), (value) => {
+  const selects = names.map((name, i) => h("label", { class: "row" }, h("span", { class: "muted" }, name), choose(`${id} ${name}`, choices, String(view.bands[i] ?? 1), (value) => {
     model.changeView(view, { bands: view.bands.map((band, j) => (j === i ? Number(value) : band)) });
   })));
   const stretchRow = h("label", { class: "row" }, h("span", { class: "muted" }, "Stretch"), stretch);
-  return h("details", {}, h("summary", {}, "Bands and stretch"), ...(bands.length > 1 ? selects : []), stretchRow);
+  return h("details", { "data-key": `${id} details` }, h("summary", { "data-key": `${id} summary` }, "Bands and stretch"), ...(bands.length > 1 ? selects : []), stretchRow);
 }
 
-function choose(options: readonly (readonly [value: string, text: string])[], value: string, onChoice: (value: string) => void): HTMLSelectElement {
-  const select = h("select", {}, ...options.map(([each, text]) => h("option", { value: each, selected: each === value }, text)));
+/** Return a list to choose from; `key` is by what it gets the focus again. */
+function choose(key: string, options: readonly (readonly [value: string, text: string])[], value: string, onChoice: (value: string) => void): HTMLSelectElement {
+  const select = h("select", { "data-key": key }, ...options.map(([each, text]) => h("option", { value: each, selected: each === value }, text)));
   select.addEventListener("change", () => { onChoice(select.value); });
   return select;
 }
@@ -198,7 +199,7 @@ function choose(options: readonly (readonly [value: string, text: string])[], va
 function shapesGroup(model: Model, view: MapView, { hidden }: Choices): HTMLElement | null {
   if (model.project.kind !== "project") return null;
   const rows = (["labels", "areas", "suggestions"] as const).map((source) => {
-    const box = h("input", { type: "checkbox", checked: !hidden.has(source) });
+    const box = h("input", { type: "checkbox", checked: !hidden.has(source), "data-key": source });
     box.addEventListener("change", () => {
       if (box.checked) hidden.delete(source);
       else hidden.add(source);
@@ -219,9 +220,11 @@ function legend(model: Model): HTMLElement | null {
 
 function compareControl(model: Model, view: MapView, choices: Choices): HTMLElement {
   const options = model.views.map(({ layer }): [string, string] => [layer.id, `${layer.group}: ${layer.title}`]);
-  const select = choose([["", "nothing"], ...options], choices.compared, (id) => {
+  // A layer that is gone is compared no more.
+  if (!model.views.some(({ layer }) => layer.id === choices.compared)) choices.compared = "";
+  const select = choose("compared", [["", "nothing"], ...options], choices.compared, (id) => {
     choices.compared = id;
-    view.compare(model.views.find(({ layer }) => layer.id === id) ?? null);
+    view.compare(id);
   });
   return h("section", { class: "group" }, h("h2", {}, "Swipe"), h("label", { class: "row" }, h("span", { class: "muted" }, "Left of the line"), select));
 }

@@ -1,7 +1,7 @@
 /** The panels for training and mapping, and for the files to take away. */
 
 import { areaFigures, axisTop, describeArea, historyChart, historyTable, iouFigures } from "./chart.ts";
-import { button, fill, h, icon } from "./dom.ts";
+import { button, fill, h, icon, rebuild } from "./dom.ts";
 import { formatBytes, formatScore, formatSize } from "./format.ts";
 import { currentJob, isActive, summarize } from "./jobs.ts";
 import type { Model } from "./model.ts";
@@ -12,8 +12,8 @@ const MAX_AREA_CHARTS = 3;
 export function trainPanel(model: Model): HTMLElement {
   const job = h("section", { class: "card" });
   const history = h("section", { class: "group" });
-  model.on(["jobs", "project", "shapes"], () => { fill(job, ...jobParts(model)); });
-  model.on(["results", "project"], () => { fill(history, ...historyParts(model)); });
+  model.on(["jobs", "project", "shapes"], () => { rebuild(job, () => { fill(job, ...jobParts(model)); }); });
+  model.on(["results", "project"], () => { rebuild(history, () => { fill(history, ...historyParts(model)); }); });
   fill(job, ...jobParts(model));
   fill(history, ...historyParts(model));
   return h("div", {}, job, history);
@@ -22,7 +22,7 @@ export function trainPanel(model: Model): HTMLElement {
 function jobParts(model: Model): (HTMLElement | null)[] {
   const job = currentJob(model.jobs);
   if (job && isActive(job)) return [progress(job), cancelButton(model, job)];
-  const start = button("Train and map", () => { startJob(model, "go"); }, { class: "primary wide", disabled: !model.canTrain });
+  const start = button("Train and map", () => { startJob(model, "go"); }, { class: "primary wide", disabled: !model.canTrain, "data-key": "start" });
   const labelled = model.editor.list("areas").filter((area) => area.content.properties["labelled"] === true).length;
   const text = labelled === 0 ? "Label an area first: draw it, label all inside, and say so." : `From ${labelled} labelled ${labelled === 1 ? "area" : "areas"}.`;
   return [start, h("p", { class: "muted" }, text), job?.kind === "go" ? outcome(job) : null];
@@ -39,7 +39,7 @@ function progress(job: Job): HTMLElement {
 }
 
 function cancelButton(model: Model, job: Job): HTMLElement {
-  return button("Cancel", () => void model.api.cancelJob(job.id).catch(model.fail));
+  return button("Cancel", () => void model.api.cancelJob(job.id).catch(model.fail), { "data-key": "cancel" });
 }
 
 /** What the last job came to. What a training printed is no part of it: scores are in the rounds, and files in their panel. */
@@ -58,7 +58,7 @@ function historyParts(model: Model): (HTMLElement | null)[] {
   const score = last.iou === null ? h("p", { class: "muted" }, "Not scored: that needs labelled random areas.") : h("p", {}, h("strong", {}, `IoU ${formatScore(last.iou, last.iou_low, last.iou_high)}`));
   const scores = iouFigures(rounds);
   const chart = scores.length > 0 ? historyChart("IoU", scores, 1, String) : null;
-  return [title, score, chart && h("div", {}, chart), ...areaParts(rounds, last), h("details", {}, h("summary", {}, "As a table"), historyTable(rounds))];
+  return [title, score, chart && h("div", {}, chart), ...areaParts(rounds, last), h("details", { "data-key": "table" }, h("summary", { "data-key": "summary" }, "As a table"), historyTable(rounds))];
 }
 
 function areaParts(rounds: readonly Round[], last: Round): HTMLElement[] {
@@ -81,10 +81,11 @@ export function filesPanel(model: Model): HTMLElement {
     fill(list, h("h2", {}, "Downloads"), made.length === 0 ? empty : h("ul", {}, ...made.map((file) => fileRow(model, file))));
     fill(job, ...exportParts(model));
   };
-  model.on(["results", "project", "jobs"], update);
+  const panel = h("div", {}, list, job);
+  model.on(["results", "project", "jobs"], () => { rebuild(panel, update); });
   update();
   const licences = h("a", { href: "/LICENSES.txt", target: "_blank", rel: "noopener" }, "Licences of this page's libraries");
-  return h("div", {}, list, job, h("p", { class: "muted" }, licences));
+  return h("div", {}, panel, h("p", { class: "muted" }, licences));
 }
 
 /** Return the files of the model that a job can make, and how that job goes. */
@@ -96,18 +97,25 @@ function exportParts(model: Model): (HTMLElement | null)[] {
   if (own && active) return [h("div", { class: "card" }, progress(own), cancelButton(model, own))];
   const failed = own?.state === "failed" ? outcome(own) : null;
   if (missing.length === 0) return [failed];
-  const rows = missing.map(({ title, kind }) => h("li", { class: "row export" }, h("span", { class: "grow" }, title), button("Prepare", () => { if (kind) startJob(model, kind); }, { disabled: active, "aria-label": `Prepare: ${title}` })));
+  const rows = missing.map(({ title, kind }) => h("li", { class: "row export" }, h("span", { class: "grow" }, title), button("Prepare", () => { if (kind) startJob(model, kind); }, { disabled: active, "aria-label": `Prepare: ${title}`, "data-key": `prepare ${title}` })));
   const hint = active ? h("p", { class: "muted" }, "When the training has ended, its model can be exported.") : null;
   return [h("h2", {}, "The model"), h("ul", {}, ...rows), hint, failed];
 }
 
+/** Names of the files that are read now. */
+const saving = new Set<string>();
+
 function fileRow(model: Model, file: Download): HTMLElement {
   const onclick = () => {
+    saving.add(file.name);
     row.disabled = true;
-    void save(model, file).catch(model.fail).finally(() => (row.disabled = false));
+    void save(model, file).catch(model.fail).finally(() => {
+      saving.delete(file.name);
+      model.emit("results");
+    });
   };
   const text = h("span", { class: "grow" }, file.title, h("small", { class: "muted" }, file.name));
-  const row = h("button", { type: "button", class: "choice", onclick }, text, h("span", { class: "muted" }, formatBytes(file.bytes ?? 0)), icon("down"));
+  const row = h("button", { type: "button", class: "choice", onclick, disabled: saving.has(file.name), "data-key": file.name }, text, h("span", { class: "muted" }, formatBytes(file.bytes ?? 0)), icon("down"));
   return h("li", {}, row);
 }
 

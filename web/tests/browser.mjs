@@ -344,6 +344,50 @@ const tests = {
     return { page, server };
   },
 
+  async "what is built again keeps the focus, opened details and the comparison"() {
+    const server = await startStandin();
+    const page = await open(server);
+    await idle(server, page);
+    await page.getByText("Bands and stretch").click();
+    await page.getByLabel("Left of the line").selectOption("probability");
+    await page.getByLabel("Opacity of ortho.tif").focus();
+    const focused = () => page.evaluate(() => document.activeElement?.getAttribute("aria-label") ?? document.activeElement?.textContent);
+    server.state.project.revision = 2;
+    for (const layer of server.state.project.layers) layer.revision = 2;
+    server.emit("project", { revision: 2 });
+    await until(() => server.state.requests.filter((each) => /values.*v=2$/.test(each)).length > 1, "new tiles");
+    assert.equal(await page.locator("details[open]").count(), 1);
+    assert.equal(await focused(), "Opacity of ortho.tif");
+    assert.equal(await page.getByLabel("Left of the line").inputValue(), "probability");
+    server.state.project.layers = server.state.project.layers.filter(({ id }) => id !== "probability");
+    server.state.project.revision = 3;
+    server.emit("project", { revision: 3 });
+    await page.getByRole("slider", { name: "Swipe" }).waitFor({ state: "detached" });
+    assert.equal(await page.getByLabel("Left of the line").inputValue(), "");
+    await tab(page, "Train");
+    await page.getByText("As a table").click();
+    await page.getByRole("button", { name: "Train and map" }).click();
+    await page.getByRole("button", { name: "Cancel" }).focus();
+    changeJob(server.state, "job1", { done: 6 });
+    await page.getByText("6 of 12").waitFor();
+    assert.equal(await focused(), "Cancel");
+    assert.equal(await page.locator("details[open]:visible").count(), 1);
+    return { page, server };
+  },
+
+  async "a server that was started again is told from one that does not answer, and its address is read"() {
+    const server = await startStandin();
+    const page = await open(server);
+    await idle(server, page);
+    server.state.token = "another";
+    for (const stream of server.state.streams) stream.end();
+    await page.getByText("The server was started again").waitFor();
+    await page.evaluate(() => { location.hash = "another"; });
+    await page.getByText("Saved").waitFor();
+    assert.equal(new URL(page.url()).hash, "");
+    return { page, server };
+  },
+
   async "the model is exported by a job, and then one of the files; a failure says why"() {
     const server = await startStandin();
     const page = await open(server);

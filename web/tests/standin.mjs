@@ -118,7 +118,7 @@ function drawTile(state, id, z, x, y) {
 
 /** Start the server; returns its address with the token, its state, a list of the requests, and `close`. */
 export async function startStandin(scenario = "demo", port = 0) {
-  const state = { project: project(scenario), ...shapes(scenario), revision: 1, jobs: [], rounds: [], files: [], streams: new Set(), requests: [], nextId: 100, down: false };
+  const state = { project: project(scenario), ...shapes(scenario), revision: 1, jobs: [], rounds: [], files: [], streams: new Set(), requests: [], nextId: 100, down: false, token: TOKEN };
   if (scenario === "demo" || scenario === "run") addResults(state);
   const server = createServer((request, response) => {
     void answer(state, request, response).catch((error) => send(response, 500, { detail: String(error) }));
@@ -158,7 +158,7 @@ async function answer(state, request, response) {
   if (!url.pathname.startsWith("/api/")) return sendPage(url.pathname, response);
   state.requests.push(`${request.method} ${url.pathname}${url.search}`);
   if (state.down) return send(response, 503, { detail: "down" });
-  if (request.headers["x-geograft-token"] !== TOKEN) return send(response, 401, { detail: "the token is missing or wrong" });
+  if (request.headers["x-geograft-token"] !== state.token) return send(response, 401, { detail: "the token is missing or wrong" });
   const [, , name, id, what, ...rest] = url.pathname.split("/");
   const handlers = { project: () => send(response, 200, state.project), layers: () => answerLayer(state, response, { id, what, rest, query: url.searchParams }), history: () => send(response, 200, state.rounds), files: () => answerFile(state, response, id), jobs: () => answerJobs(state, request, response, id), events: () => openStream(state, request, response), suggestions: () => send(response, 200, { type: "FeatureCollection", features: state.suggestions, revision: state.revision }) };
   if (name === "labels" || name === "areas") return answerShapes(state, request, response, { kind: name, id, what });
