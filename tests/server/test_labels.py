@@ -274,6 +274,7 @@ def test_a_damaged_or_foreign_file_is_an_error_in_one_line(client: TestClient, t
         path.write_bytes(damaged)
         answer = client.get("/api/labels")
         assert answer.status_code == 422 and "labels.gpkg" in answer.json()["detail"]
+        assert str(tmp_path) not in answer.json()["detail"]
     path.write_bytes(content)
     with closing(sqlite3.connect(path)) as file:
         names = file.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'rtree_labels%'")

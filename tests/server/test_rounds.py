@@ -73,11 +73,37 @@ def test_scores_that_change_are_rounds_that_a_new_server_knows(subject: Subject,
     assert (first["round"], first["iou"], first["iou_low"], first["iou_high"]) == (1, 0.5, 0.4, 0.6)
     assert first["tiles"] == len(TileSet.open(tiles).split("train"))
     assert (second["round"], second["iou"], second["iou_low"]) == (2, None, None)
-    for damaged in ("", "[]", "{}", '{"overall": 3}', '{"overall": {}, "overall_intervals": {}}'):
+    for damaged in ("", "[]", "{}", '{"overall": 3}', '{"overall": {}, "overall_intervals": {}}', "[" * 10**6):
         (tmp_path / "run" / "scores-test.json").write_text(damaged)
         again.update()
         again.measure()
         assert Rounds(subject).all == [first, second]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "1" + 400 * "0"])
+def test_a_score_that_is_no_finite_number_is_unknown_and_the_history_is_still_sent(
+    subject: Subject, tmp_path: Path, number: str
+) -> None:
+    content = f'{{"overall": {{"iou": {number}}}, "overall_intervals": {{"iou": [{number}, 0.5]}}}}'
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "scores-test.json").write_text(content)
+    rounds = Rounds(subject)
+    rounds.update()
+    with client_of(subject) as client:
+        (found,) = client.get("/api/history").json()
+    assert (found["iou"], found["iou_low"], found["iou_high"]) == (None, None, 0.5)
+    stored = tmp_path / ROUNDS
+    stored.write_text(stored.read_text().replace("0.5", number))
+    assert Rounds(subject).all == []
+
+
+def test_counts_that_are_no_counts_have_no_areas(subject: Subject, tmp_path: Path) -> None:
+    write_scores(tmp_path, 0.5, [0.4, 0.6], [("a", [[10**400, 0], [0, 1]])])
+    map_again(subject, columns(8))
+    rounds = Rounds(subject)
+    rounds.update()
+    rounds.measure()
+    assert [each["areas"] for each in rounds.all] == [()]
     (tmp_path / ROUNDS).write_text("[1]")
     assert Rounds(subject).all == []
 

@@ -1,6 +1,7 @@
 """What a page sees: layers, tiles, values, pixels and areas."""
 
 import io
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from geograft.errors import InputError
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.rasterize import rasterize_window, to_pixel_shapes
 from geograft.geo.webmap import lonlat_to_mercator
-from geograft.server.layers import ShownClass, layers_of
+from geograft.server.layers import ShownClass, file_revision, layers_of
 from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.serving import PIXELS, client_of, make_project, square, write_map
 
@@ -212,6 +213,25 @@ def test_an_image_that_is_gone_is_an_error_in_one_line(tmp_path: Path) -> None:
     with client_of(subject) as client:
         answer = client.get("/api/project")
         assert answer.status_code == 422 and "scene.tif" in answer.json()["detail"]
+        assert str(tmp_path) not in answer.json()["detail"]
+
+
+def test_a_file_that_is_removed_while_it_is_looked_at_is_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the -wal file of labels that QGIS has open: it is removed whenever QGIS has written it back."""
+    path, state = tmp_path / "labels.gpkg-wal", Path.stat
+    missing = file_revision(path)
+    path.touch()
+    there = file_revision(path)
+
+    def removed_after_first_look(each: Path, **options: bool) -> os.stat_result:
+        found = state(each, **options)
+        each.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", removed_after_first_look)
+    assert {file_revision(path), file_revision(path)} == {there, missing}
 
 
 def test_a_file_is_downloaded_as_it_is(client: TestClient, folder: Path) -> None:

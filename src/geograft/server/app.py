@@ -32,7 +32,7 @@ from geograft.geo.webmap import REDUCED_ZOOMS, Place, WebTile, is_on_earth, read
 from geograft.server import measures, pictures
 from geograft.server.guard import Access, Guard
 from geograft.server.jobs import MODEL_FILES, BusyError, Kind, MissingJobError, model_files
-from geograft.server.labels import Feature, FeatureError, LayerName, MissingFeatureError, suggestions
+from geograft.server.labels import Feature, LayerName, MissingFeatureError, suggestions
 from geograft.server.layers import Layer, Subject
 from geograft.server.service import (
     MAX_STREAMS,
@@ -49,6 +49,7 @@ from geograft.server.service import (
     Shared,
     Version,
     Zoom,
+    service_of,
     stream_changes,
 )
 from geograft.server.uploads import Uploads, router
@@ -59,7 +60,6 @@ STATUS: tuple[tuple[type[GeograftError], int], ...] = (
     (MissingFeatureError, 404),
     (MissingJobError, 404),
     (BusyError, 409),
-    (FeatureError, 422),
     (GeograftError, 422),
 )
 PAGE = Path(__file__).with_name("page")
@@ -380,7 +380,7 @@ class PageFiles(StaticFiles):
 
 async def _geograft_error(request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in STATUS if isinstance(error, kind))
-    return JSONResponse({"detail": str(error)}, status)
+    return JSONResponse({"detail": service_of(request).subject.shorten_paths(str(error))}, status)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -7,6 +7,7 @@ ended when the server did is resumed when the server starts again; one that a us
 """
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -352,5 +353,9 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def number_or_none(value: Any) -> float | None:
-    """Return a number of JSON, or None for anything else."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    """Return a finite number of JSON as float; None for anything else, such as NaN, which JSON for a browser lacks."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    with suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None

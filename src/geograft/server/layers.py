@@ -3,6 +3,7 @@
 A client names a layer by its id, which is looked up in this list: no path, address or expression comes from outside.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -99,6 +100,15 @@ class Subject:
         """The GeoPackage of the areas to label next."""
         return self.folder and self.folder / SUGGESTED
 
+    def shorten_paths(self, message: str) -> str:
+        """Return an error message with names instead of the paths of rasters, and paths relative to the folder."""
+        for _, path in (*self.images, *self.maps, *self.reviews):
+            message = message.replace(str(path), path.name)
+        for folder in (self.folder, self.run):
+            if folder is not None:
+                message = message.replace(f"{folder.absolute()}{os.sep}", "").replace(f"{folder}{os.sep}", "")
+        return message
+
 
 @dataclass(frozen=True)
 class ShownRaster:
@@ -112,7 +122,7 @@ class ShownRaster:
 
     @property
     def revision(self) -> str:
-        """Changes when the file does."""
+        """A text that changes when the file does."""
         return file_revision(self.path)
 
 
@@ -171,9 +181,16 @@ class Layer:
 
 
 def file_revision(*paths: Path | None) -> str:
-    """Return a text that changes when one of the files does; files need not exist."""
-    states = [path and path.exists() and (path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
-    return json_digest(states)[:16]
+    """Return a text that changes when one of the files does; files need not exist, and may be removed meanwhile."""
+    return json_digest([path and _file_state(path) for path in paths])[:16]
+
+
+def _file_state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 def read_info(path: Path) -> ImageInfo:

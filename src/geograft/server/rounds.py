@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from geograft.card import CARD
 from geograft.config.recipes import RUN, TILES
@@ -30,6 +30,8 @@ from geograft.server.measures import value_sums
 
 ROUNDS = ".rounds.json"
 SCORES, TILE_INDEX = Path(RUN, "scores-test.json"), Path(TILES, "tiles.gpkg")
+DAMAGED = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+"""What a file of scores that somebody edited can raise."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class ClassArea:
     """The area of a class in all images, with its 95 % confidence interval."""
 
     name: str
-    mapped: float
+    mapped: FiniteFloat
     """As in the maps, with their errors."""
-    estimate: float | None
+    estimate: FiniteFloat | None
     """From the labelled random areas; None if they do not determine it."""
-    low: float | None
-    high: float | None
+    low: FiniteFloat | None
+    high: FiniteFloat | None
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Round:
     round: int
     tiles: int | None
     """Number of training tiles; None if unknown."""
-    iou: float | None
-    iou_low: float | None
-    iou_high: float | None
+    iou: FiniteFloat | None
+    iou_low: FiniteFloat | None
+    iou_high: FiniteFloat | None
     """95 % confidence interval."""
     scores: str
     """Digest of the file of scores."""
@@ -83,7 +85,7 @@ class Rounds:
 
     @property
     def revision(self) -> str:
-        """Changes when a round does."""
+        """A text that changes when a round does."""
         return json_digest(self.all)[:16]
 
     def update(self) -> None:
@@ -102,7 +104,7 @@ class Rounds:
                 return
             self._measured = state
             # A map or scores that cannot be read now have no areas; when they change, they are read again.
-            with suppress(GeograftError, OSError, ValueError, KeyError, TypeError):
+            with suppress(GeograftError, *DAMAGED):
                 content = json.loads((self._folder / SCORES).read_bytes())
                 areas, unit = class_areas(content, [path for _, path in self._subject.maps])
                 self._keep([*self._rounds[:-1], replace(self._rounds[-1], areas=areas, unit=unit)])
@@ -145,7 +147,7 @@ class Rounds:
             low, high = (number_or_none(value) for value in interval)
             number = len(self._rounds) + 1
             return Round(number, self._training_tiles(), number_or_none(iou), low, high, digest)
-        except (OSError, ValueError, KeyError, TypeError):
+        except DAMAGED:
             return None
 
     def _training_tiles(self) -> int | None:

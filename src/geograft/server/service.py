@@ -55,7 +55,7 @@ class Service:
 
     @property
     def revision(self) -> str:
-        """Changes when a raster, a file that can be downloaded, or a round does."""
+        """A text that changes when a raster, a file that can be downloaded, or a round does."""
         files = [path for _, path in (*self.subject.images, *self.subject.maps, *self.subject.downloads.values())]
         files += [path for _, path in self.subject.reviews]
         files += model_files(self.subject).values()
