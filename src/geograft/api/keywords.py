@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from geograft.config import describe_value
 from geograft.errors import SettingError
 
 Result = TypeVar("Result")
@@ -51,9 +52,8 @@ def build_config(config: Any, chosen: Mapping[str, Any]) -> Any:
     try:
         return config(**chosen)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = next(iter(fault["loc"]), "")
-        raise SettingError(f"{name} = {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}.") from error
+        name = str(next(iter(error.errors(include_url=False)[0]["loc"]), ""))
+        raise SettingError(f"{describe_value(error, name, ' = {!r}')}.") from error
 
 
 def _describe(fields: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, get_origin,
 from cyclopts import Group, Parameter
 from rich.console import Console
 
-from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
+from geograft.config import ModelConfig, Recipe, TrainConfig, describe_value, load_recipe
 from geograft.errors import SettingError
 from geograft.progress import json_progress, write_event
 
@@ -101,9 +101,9 @@ def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
     try:
         return config(**(asdict(base) | given_flags(config, chosen)))
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        flag = "--" + str(next(iter(fault["loc"]), "")).replace("_", "-")
-        raise SettingError(f"{flag} {fault['input']}: {fault['msg'][:1].lower()}{fault['msg'][1:]}.") from error
+        name = str(next(iter(error.errors(include_url=False)[0]["loc"]), ""))
+        flag = f"--{name.replace('_', '-')}" if name else ""
+        raise SettingError(f"{describe_value(error, flag, ' {}')}.") from error
 
 
 def _fields(config: Any) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from geograft.config.inference import EvaluateConfig, PolygonConfig, PredictConfig, ServeConfig, SuggestConfig
 from geograft.config.training import STRICT, ModelConfig, PrepareConfig, Seed, TrainConfig
@@ -142,8 +143,19 @@ def describe_fault(error: ValidationError, renamed: Mapping[str, str] = RENAMED_
         return f"{key} is not a setting"
     if fault["type"].startswith("missing"):
         return f"{key} is missing"
-    message = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    return f"{key} = {fault['input']!r}: {message}" if key else message
+    return describe_value(error, key, " = {!r}")
+
+
+def describe_value(error: ValidationError, name: str, form: str) -> str:
+    """Return the first fault of a validation as "NAME VALUE: reason", with the value written by `form`, as in " = {}".
+
+    Reasons of Geograft's own checks are as they are; where they are about several values, none is shown.
+    """
+    fault = error.errors(include_url=False)[0]
+    own = fault.get("ctx", {}).get("error") if fault["type"] == "value_error" else None
+    reason = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}" if own is None else str(own)
+    value = "" if isinstance(fault["input"], (Mapping, ArgsKwargs)) else form.format(fault["input"])
+    return f"{name}{value}: {reason}" if name else reason
 
 
 def _describe_setting_fault(error: ValidationError) -> str:
