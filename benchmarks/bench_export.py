@@ -29,8 +29,7 @@ from geograft.config import ExportConfig
 from geograft.dataset.joined import open_run_tiles
 from geograft.errors import SettingError
 from geograft.exports.deepness import open_plugin_model
-from geograft.exports.onnx import open_onnx
-from geograft.exports.openvino import open_openvino
+from geograft.exports.onnx import open_onnx, open_openvino
 from geograft.exports.program import GraphRunner, open_program
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.training.loader import image_mask

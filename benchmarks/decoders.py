@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, interpolate, leaky_relu
 
-from geograft.networks import light
-from geograft.networks.light import FINE, FINE_STRIDE, NEGATIVE_SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
+from geograft.networks import bodies
+from geograft.networks.bodies import FINE, FINE_STRIDE, NEGATIVE_SLOPE, WORK_STRIDE, Detail, LightUNet, Merge
 from geograft.networks.network import Network
 
 
@@ -128,7 +128,7 @@ def double_width(network: Network) -> None:
     """Make the decoder twice as wide."""
     encoder = _light(network).encoder
     bands, outputs = 3, _light(network).head.out_channels // FINE_STRIDE**2
-    with patch.multiple(light, WIDE=2 * light.WIDE, NARROW=2 * light.NARROW, FINE=2 * light.FINE):
+    with patch.multiple(bodies, WIDE=2 * bodies.WIDE, NARROW=2 * bodies.NARROW, FINE=2 * bodies.FINE):
         network.body = LightUNet(encoder, bands, outputs)
 
 
@@ -136,7 +136,7 @@ def double_context(network: Network) -> None:
     """Put a second context block at the coarsest stride."""
     body = _light(network)
     width = body.neck[0][0].out_channels  # type: ignore[index]
-    body.neck.append(light.Context(width))
+    body.neck.append(bodies.Context(width))
 
 
 CHANGES: dict[str, Callable[[Network], None]] = {

@@ -6,7 +6,7 @@ import segmentation_models_pytorch as smp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from geograft.networks.light import LightUNet
+from geograft.networks.bodies import LightUNet
 from geograft.networks.network import Network
 from geograft.networks.pyramid import Pyramid, pyramid_from_network
 from geograft.networks.weights import uninitialised_network

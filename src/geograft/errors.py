@@ -53,3 +53,12 @@ class WeightsError(GeograftError):
 
 class OutputError(GeograftError):
     """A result cannot be written."""
+
+
+def first_line(error: Exception) -> str:
+    r"""Return the first line of an error's message without its full stop, to quote: at most 160 characters.
+
+    >>> first_line(ValueError("no such band.\nTraceback ...")), first_line(KeyError())
+    ('no such band', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")

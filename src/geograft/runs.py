@@ -26,7 +26,7 @@ from geograft.bundle import (
     read_manifest,
     write_bundle,
 )
-from geograft.errors import InputError, OutputError
+from geograft.errors import InputError, OutputError, first_line
 from geograft.files import StrPath, file_digest, json_digest
 from geograft.locations import Location, to_places
 from geograft.progress import announce
@@ -187,10 +187,9 @@ def _downloaded(run: str) -> Path:
         try:
             return Path(hf_hub_download(repository, HUB_FILE, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
             raise InputError(
-                f"{run} cannot be read from {constants.ENDPOINT}: {reason}. Check the name and the connection; for a "
-                "private one, log in with `hf auth login`."
+                f"{run} cannot be read from {constants.ENDPOINT}: {first_line(error)}. Check the name and the "
+                "connection; for a private one, log in with `hf auth login`."
             ) from error
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from geograft.metrics.calibration import STEPS
+from geograft.networks.bodies import UNet
 from geograft.networks.network import Network
-from geograft.networks.unet import UNet
 from label_free import as_it_is, expected_threshold, recorded_statistics, with_mixed_statistics
 
 

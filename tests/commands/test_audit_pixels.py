@@ -30,7 +30,7 @@ from geograft.dataset.scenes import LabelledScenes, LabelSource
 from geograft.dataset.sources import DstlSource, MaskSource
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
-from geograft.figures.variogram import VariogramCurve, variogram_figure
+from geograft.figures.curves import VariogramCurve, variogram_figure
 from geograft.geo.coverage import Overlap
 from geograft.geo.grid import Window
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster

@@ -29,8 +29,7 @@ from geograft.geo.grid import Window
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.models import RunModel
 from geograft.mapping.shapes import ShapeConfig, ShapeCounter
-from geograft.metrics.boundary import boundary_counts
-from geograft.metrics.objects import object_counts
+from geograft.metrics.objects import boundary_counts, object_counts
 from geograft.metrics.scores import confusion_matrix
 from geograft.training.history import read_history
 from tests.commands.test_train import SMALL

@@ -16,8 +16,7 @@ from geograft.commands.calibrate import calibrate
 from geograft.commands.evaluate import evaluate
 from geograft.commands.train import train
 from geograft.errors import InputError
-from geograft.metrics.boundary import boundary_counts
-from geograft.metrics.objects import object_counts
+from geograft.metrics.objects import boundary_counts, object_counts
 from tests.commands.test_train import SMALL
 from tests.support.overlapping import LEGEND, overlapping_set
 from tests.support.tilewise import SCORED, TILEWISE, split_logits

@@ -33,12 +33,12 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(path: Path, target: str) -> Any:
-    from geograft.exports import deepness, onnx, openvino, program
+    from geograft.exports import deepness, onnx, program
 
     known = {
         "onnx": onnx.open_onnx,
         "deepness": deepness.open_plugin_model,
-        "openvino": openvino.open_openvino,
+        "openvino": onnx.open_openvino,
         "torch": program.open_program,
     }
     return known[target](path)

@@ -33,7 +33,7 @@ from geograft.commands.report.tables import area_table, network_rows, score_tabl
 from geograft.commands.report.text import NBSP, interval_warnings, scores_explanation
 from geograft.config import ModelConfig
 from geograft.errors import InputError
-from geograft.figures.calibration import OperatingPoint, precision_recall_figure, reliability_figure
+from geograft.figures.curves import OperatingPoint, precision_recall_figure, reliability_figure
 from geograft.figures.style import DARK
 from geograft.legend import Legend
 from geograft.metrics.calibration import expected_calibration_error, reliability_counts, reliability_diagram

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from geograft.inference.comparison import compare_in_child
+from geograft.inference.backends import compare_in_child
 from geograft.inference.predictor import scaled_pixels
 from geograft.inference.runners import TORCH, TrainedNetwork
 from tests.inference.test_backends import LIGHT, OTHERS, make_run, tiles

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy import ndarray
 
 from geograft.geo.grid import Window, block_windows
-from geograft.metrics.boundary import boundary_counts, margin_px
+from geograft.metrics.objects import boundary_counts, margin_px
 
 MAPS = arrays(np.uint8, (9, 11), elements=st.sampled_from([0, 1, 2, 255]))
 TOLERANCES = st.sampled_from([0.0, 1.0, math.sqrt(2), 2.0, 3.5])

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from geograft.config import ModelConfig
 from geograft.errors import SettingError
-from geograft.networks.light import FINE, FINE_STRIDE, Detail, LightUNet, Merge
+from geograft.networks.bodies import FINE, FINE_STRIDE, Detail, LightUNet, Merge
 from geograft.networks.network import Network, build
 
 B0 = ModelConfig(architecture="light", encoder="efficientnet_b0", weights="none")

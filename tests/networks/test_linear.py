@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from geograft.config import ModelConfig
-from geograft.networks.linear import LinearClassifier, pixel_features
+from geograft.networks.bodies import LinearClassifier, pixel_features
 from geograft.networks.network import Network, build
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, interpolate
 
+from geograft.networks.bodies import ConcatUpsample, TransferUNet
 from geograft.networks.encoder import Encoder, build_encoder
-from geograft.networks.unet import ConcatUpsample, TransferUNet
 
 
 def parameters(network: nn.Module) -> int:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, max_pool2d
 
-from geograft.networks.unet import STRIDE, WIDTHS, DoubleConv, UNet
+from geograft.networks.bodies import STRIDE, WIDTHS, DoubleConv, UNet
 
 
 def parameters(network: nn.Module) -> int:

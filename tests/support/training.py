@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from geograft.legend import Legend
-from geograft.networks.checkpointing import run_stage
+from geograft.networks.encoder import run_stage
 from geograft.networks.network import Network
 from geograft.training.distributed import ProcessGroup
 from geograft.training.loader import Scaling, TrainingData

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 from geograft.config import TrainConfig
-from geograft.training.augment import Draws, dihedral, draw_scale, rescale
-from geograft.training.batch_augment import BatchAugmenter, collate_stored, dihedral_batch, rescale_batch
+from geograft.training.augment import (
+    BatchAugmenter,
+    Draws,
+    collate_stored,
+    dihedral,
+    dihedral_batch,
+    draw_scale,
+    rescale,
+    rescale_batch,
+)
 from geograft.training.loader import Scaling, TileLoader, TrainingBatch, TrainingData
 from tests.support.training import Tile, blocks, training_data
 from tests.support.waiting import RefuseToWait

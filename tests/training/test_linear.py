@@ -17,7 +17,7 @@ from geograft.card import STATE, WEIGHTS
 from geograft.config import ModelConfig, TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.legend import Legend
-from geograft.networks.linear import LinearClassifier
+from geograft.networks.bodies import LinearClassifier
 from geograft.networks.network import Network, build
 from geograft.training import linear as module
 from geograft.training.checkpoint import RunFolder

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from cyclopts import App, CycloptsError, UnknownCommandError
+from cyclopts import ValidationError as InvalidValueError
 
 from geograft.errors import GeograftError
 from geograft.interrupts import Interrupted, cancel_at_end_of_input, handle_signals, received_signal
@@ -131,7 +132,7 @@ add_command(
     "evaluate runs/trees --split test",
 )  # fmt: skip
 add_command(
-    app, 8, "area:review",
+    app, 8, "maps:review",
     "Write error maps, the worst tiles and suspected label errors, as layers for QGIS.",
     "review runs/trees --out review/",
 )  # fmt: skip
@@ -156,17 +157,17 @@ add_command(
     "suggest runs/trees region.tif --out next.gpkg --tiles 20",
 )  # fmt: skip
 add_command(
-    app, 11, "area:sample",
+    app, 11, "maps:sample",
     "Draw a random sample of a map's pixels, stratified by class, for labelling in a GIS.",
     "sample trees.tif --out points.gpkg",
 )  # fmt: skip
 add_command(
-    app, 12, "area:area",
+    app, 12, "maps:area",
     "Estimate class areas and map accuracy from a labelled sample, with 95 % confidence intervals.",
     "area trees.tif points.gpkg --out area.json",
 )  # fmt: skip
 add_command(
-    app, 13, "area:jaccard",
+    app, 13, "maps:jaccard",
     "Score polygons by the metric of the DSTL competition: the Jaccard index per class and its mean.",
     "jaccard 6100_1_3.csv --labels dstl/",
 )  # fmt: skip
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_event("start", command=given[0], schema=1)
             app(given, exit_on_error=False, print_error=False)
         except (GeograftError, CycloptsError) as error:
-            message = " ".join(f"{error} {command_hint(error, given)}".split())
+            message = " ".join(f"{error_text(error)} {command_hint(error, given)}".split())
             if not as_json:
                 sys.exit(f"geograft: {message}")
             write_event("error", exit_code=1, text=message)
@@ -273,6 +274,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(code)
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+def error_text(error: Exception) -> str:
+    """Return the message of an error; of a list with an invalid value, without the text for developers."""
+    if isinstance(error, InvalidValueError) and error.argument and error.__cause__:
+        from pydantic import ValidationError
+
+        from geograft.config import describe_value
+
+        if isinstance(error.__cause__, ValidationError):
+            return f"{describe_value(error.__cause__, error.argument.name, ' {}')}."
+    return str(error)
 
 
 def command_hint(error: Exception, arguments: Sequence[str]) -> str:

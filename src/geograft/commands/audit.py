@@ -33,7 +33,7 @@ from geograft.dataset.neighbours import nearest_distances, nearest_distances_in_
 from geograft.dataset.splits import PlannedTile, SplitScene
 from geograft.dataset.tileset import SPLITS, Split, Tile, TileSet
 from geograft.errors import InputError, SettingError
-from geograft.figures.variogram import VariogramCurve, variogram_figure
+from geograft.figures.curves import VariogramCurve, variogram_figure
 from geograft.files import StrPath, optional_path, write_bytes
 from geograft.geo.coverage import SAMPLE, SceneWindow, smallest_gap, tile_overlap
 from geograft.geo.rasters.opening import check_complete

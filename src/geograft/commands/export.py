@@ -16,7 +16,7 @@ from geograft.commands.stac import write_stac_item
 from geograft.config import ExportConfig
 from geograft.dataset.joined import check_fit, open_run_tiles
 from geograft.dataset.tileset import Split, TileSet
-from geograft.errors import InputError, SettingError
+from geograft.errors import InputError, SettingError, first_line
 from geograft.exports.program import (
     IMAGE,
     MIN_CELLS,
@@ -38,7 +38,6 @@ from geograft.inference.runners import EXPORT_BACKENDS
 from geograft.locks import locks_output
 from geograft.mapping.held_out import evenly_spaced
 from geograft.mapping.places import read_cards_at
-from geograft.networks.device import short_message
 from geograft.networks.network import padded_size
 from geograft.runs import to_runs
 from geograft.text import join_names
@@ -138,7 +137,7 @@ def _write_deepness(run: Path, out: Path, config: ExportConfig, _tiles: Path | N
 
 def _write_openvino(run: Path, out: Path, config: ExportConfig, _tiles: Path | None) -> Export:
     card = _read_run(run, out, ".xml", EXPORT_BACKENDS["openvino"].needs + ONNX_NEEDS, config.place)
-    from geograft.exports import onnx, openvino  # noqa: PLC0415  (need extras)
+    from geograft.exports import onnx  # noqa: PLC0415  (need extras)
 
     weights = out.with_suffix(".bin")
     refuse_existing(weights)
@@ -148,8 +147,8 @@ def _write_openvino(run: Path, out: Path, config: ExportConfig, _tiles: Path | N
         graph = onnx.onnx_model(exported, [IMAGE], [PROBABILITIES])
     with atomic_write(out) as part:
         with _explained(run):
-            openvino.write_openvino(graph, onnx.card_metadata(card, stride), part)
-        difference = _check(openvino.open_openvino(part), run, card, _sides(card, stride))
+            onnx.write_openvino(graph, onnx.card_metadata(card, stride), part)
+        difference = _check(onnx.open_openvino(part), run, card, _sides(card, stride))
         part.with_suffix(".bin").replace(weights)
     return _exported(out, card, (*_describe(card, stride), f"weights in {weights}", _parity(difference)))
 
@@ -208,7 +207,7 @@ def _explained(run: Path) -> Iterator[None]:
         with suppress_warnings():
             yield
     except Exception as error:  # an exporter may raise anything
-        reason = short_message(error)
+        reason = first_line(error)
         raise InputError(f"{run}: its network cannot be exported: {reason}. Use another --for.") from error
 
 

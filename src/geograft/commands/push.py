@@ -8,7 +8,7 @@ from typing import Any
 from geograft.bundle import THUMBNAIL, BundleMember
 from geograft.commands.bundle import bundle_run
 from geograft.commands.show import Description, RunScores, show
-from geograft.errors import OutputError, SettingError
+from geograft.errors import OutputError, SettingError, first_line
 from geograft.files import StrPath, optional_path
 from geograft.progress import announce
 from geograft.runs import HUB, HUB_FILE, REPOSITORY, silent_hub
@@ -110,10 +110,9 @@ def _upload(folder: Path, repository: str, private: bool) -> tuple[str, str]:
             url = api.create_repo(repository, private=private or None, exist_ok=True)
             commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by geograft push")
     except Exception as error:  # the client's errors depend on its version and backend (requests, httpx)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
         raise OutputError(
-            f"{repository} cannot be written on {constants.ENDPOINT}: {reason}. Check the name and the connection, and "
-            "log in with `hf auth login` or HF_TOKEN."
+            f"{repository} cannot be written on {constants.ENDPOINT}: {first_line(error)}. Check the name and the "
+            "connection, and log in with `hf auth login` or HF_TOKEN."
         ) from error
     return str(url), str(commit.oid)
 

@@ -314,8 +314,8 @@ def _overlap(side: int) -> Float32[ndarray, "k k"]:
     """Return the fraction of `side` x `side` cells that overlap at every shift."""
     steps = np.abs((np.arange(2 * side) + side) % (2 * side) - side)
     line = ((side - steps) / side).astype(np.float32)
-    share: Float32[ndarray, "k k"] = np.outer(line, line)
-    return share
+    fraction: Float32[ndarray, "k k"] = np.outer(line, line)
+    return fraction
 
 
 def _allowed(side: int) -> Bool[ndarray, "k k"]:

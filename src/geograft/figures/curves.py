@@ -1,4 +1,7 @@
-"""Training curves (loss and scores over the epochs) and learning curves (a score over the number of training tiles)."""
+"""Curves: training and learning curves, precision and recall, reliability diagrams, and variograms.
+
+Training curves show loss and scores over the epochs, learning curves a score over the number of training tiles.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +13,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy import ndarray
 
 from geograft.figures.style import LIGHT, ImageFormat, Theme, encode_figure, line_colour, new_figure, style_axes
@@ -251,3 +254,163 @@ def _label_tiles(axes: Axes, tiles: Int[ndarray, " n"]) -> None:
             last = at
     axes.set_xticks(kept, [f"{number:,}" for number in kept])
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+MIN_DOT_AREA, MAX_DOT_AREA = 12.0, 130.0
+"""Area of the dots of an empty and of the fullest bin, in square points."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The point of a precision-recall curve at the threshold of the map."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+
+def reliability_figure(
+    confidence: Float[ndarray, " b"],
+    observed: Float[ndarray, " b"],
+    pixels: Float[ndarray, " b"],
+    axis_labels: tuple[str, str],
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Return the reliability diagram as SVG: observed frequency against mean confidence, both 0 to 1.
+
+    Each bin is a dot whose size grows with its number of `pixels`; empty bins are left out. `axis_labels`: x, y.
+    Niculescu-Mizil & Caruana (2005), ICML, section 4; bins as in Guo et al. (2017), ICML, figure 1.
+    """
+    figure, axes = _unit_square("Reliability diagram", axis_labels, theme)
+    axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=1.3, linestyle=(0, (4, 1.6)))
+    axes.text(
+        0.03, 0.09, "perfectly calibrated", color=theme.faint, fontsize=9.5, rotation=45, rotation_mode="anchor",
+        transform_rotates_text=True,
+    )  # fmt: skip
+    filled = pixels > 0
+    x, y, colour = confidence[filled], observed[filled], line_colour(theme, 0)
+    axes.plot(x, y, color=colour, linewidth=2.2)
+    sizes = MIN_DOT_AREA + (MAX_DOT_AREA - MIN_DOT_AREA) * np.sqrt(pixels[filled] / max(pixels.max(initial=0.0), 1.0))
+    axes.scatter(x, y, sizes, color=colour, edgecolor=theme.paper, linewidth=1, zorder=3)
+    axes.text(0.98, 0.03, "overconfident", color=theme.faint, fontsize=9.5, ha="right")
+    axes.text(0.02, 0.94, "underconfident", color=theme.faint, fontsize=9.5)
+    return encode_figure(figure, "svg")
+
+
+def precision_recall_figure(
+    precision: Float[ndarray, " t"],
+    recall: Float[ndarray, " t"],
+    point: OperatingPoint,
+    axis_labels: tuple[str, str],
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Return the precision-recall curve as SVG, with the threshold of the map marked.
+
+    `axis_labels`: x, y. The curve has gaps where precision or recall is NaN.
+    """
+    figure, axes = _unit_square("Precision-recall curve", axis_labels, theme)
+    colour = line_colour(theme, 0)
+    axes.plot(recall, precision, color=colour, linewidth=2.2)
+    axes.plot([point.recall], [point.precision], "o", color=line_colour(theme, 1), markersize=9, mec=theme.paper)
+    up = point.precision < 0.5
+    axes.annotate(
+        f"threshold {point.threshold:.2f}", (point.recall, point.precision), (0, 14 if up else -14),
+        textcoords="offset points", ha="right" if point.recall > 0.5 else "left", va="bottom" if up else "top",
+        color=theme.ink, fontsize=10,
+    )  # fmt: skip
+    return encode_figure(figure, "svg")
+
+
+def _unit_square(title: str, axis_labels: tuple[str, str], theme: Theme) -> tuple[Figure, Axes]:
+    """Return a figure with axes from 0 to 100 %."""
+    figure = new_figure((4.9, 4.6), theme)
+    axes = figure.add_subplot()
+    style_axes(axes, title, theme, grid="both")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.set_xlabel(axis_labels[0], color=theme.faint, fontsize=9.5)
+    axes.set_ylabel(axis_labels[1], color=theme.faint, fontsize=9.5)
+    return figure, axes
+
+
+BINS = 24
+FIRST_SPLIT_COLOUR = 4
+"""Index of the first split's line colour, after those of the curves."""
+
+
+@dataclass(frozen=True)
+class VariogramCurve:
+    """An empirical variogram, with the fitted model if there is one."""
+
+    name: str
+    lag: Float[ndarray, " l"]
+    """Distances, ascending."""
+    gamma: Float[ndarray, " l"]
+    model: Float[ndarray, "2 m"] | None = None
+    """Distances and model values."""
+    sill: float | None = None
+    range: float | None = None
+    """Distance at which the model reaches its sill; None if beyond the longest lag."""
+
+
+def variogram_figure(
+    curves: Sequence[VariogramCurve], distances: Mapping[str, Float[ndarray, " _"]], unit: str, theme: Theme = LIGHT
+) -> bytes:
+    """Return the variograms, divided by their sills, above a histogram of distances to training tiles, as PNG.
+
+    `distances`: by split, one distance per tile in `unit`; those beyond the longest lag, also infinite ones, are
+    counted in the last bar.
+    """
+    figure = new_figure((8.2, 5.4), theme, gap=0.06)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.25))
+    longest = max((float(curve.lag[-1]) for curve in curves if len(curve.lag)), default=1.0)
+    style_axes(upper, "Variogram: semivariance of two pixels by their distance", theme)
+    style_axes(lower, "Distance from val and test tiles to the nearest training tile", theme)
+    for index, curve in enumerate(curves):
+        _draw_curve(upper, curve, line_colour(theme, index), unit, top=1.4 - 0.1 * index)
+    upper.set_ylim(0, 1.46)
+    upper.set_yticks([0, 0.5, 1], ["0", "half the sill", "sill"])
+    _draw_distances(lower, distances, longest, theme)
+    lower.set_xlim(0, longest * (1 + 1 / BINS))
+    lower.set_xlabel(f"distance in {'metres' if unit == 'm' else 'pixels'}", color=theme.faint, fontsize=9.5)
+    if curves:
+        upper.legend(loc="lower right", frameon=False, fontsize=10, labelcolor=theme.ink)
+    if distances:
+        lower.legend(loc="upper center", frameon=False, fontsize=9.5, labelcolor=theme.ink, ncols=len(distances))
+    return encode_figure(figure, "png")
+
+
+def _draw_curve(axes: Axes, curve: VariogramCurve, colour: str, unit: str, top: float) -> None:
+    sill = curve.sill or float(curve.gamma.max(initial=0.0)) or 1.0
+    axes.plot(curve.lag, curve.gamma / sill, "o", color=colour, markersize=3.5, alpha=0.75, markeredgewidth=0)
+    model = curve.model if curve.model is not None else np.zeros((2, 0))
+    axes.plot(model[0], model[1] / sill, color=colour, linewidth=2.2, label=curve.name)
+    if curve.range is not None:
+        axes.plot([curve.range, curve.range], [0, top], color=colour, linewidth=1.2, linestyle=(0, (4, 1.6)))
+        digits = 1 if curve.range < 100 and unit == "m" else 0
+        text = f" {curve.name}: {curve.range:,.{digits}f} {unit}"
+        right = curve.range > 0.7 * float(curve.lag[-1])
+        axes.text(
+            curve.range, top, text.strip() + " " if right else text,
+            color=colour, fontsize=9.5, va="center", ha="right" if right else "left", zorder=5,
+            bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+
+
+def _draw_distances(axes: Axes, distances: Mapping[str, ndarray], longest: float, theme: Theme) -> None:
+    edges = np.linspace(0, longest, BINS + 1)
+    width = edges[1] / (len(distances) + 0.4)
+    for index, (split, values) in enumerate(distances.items()):
+        counts = np.histogram(values[values <= longest], edges)[0]
+        heights = np.append(counts, (~(values <= longest)).sum())
+        axes.bar(
+            np.append(edges[:-1], longest) + width * (index + 0.2), heights, width, align="edge",
+            color=line_colour(theme, FIRST_SPLIT_COLOUR - index * 2), label=split,
+        )  # fmt: skip
+    axes.set_ylabel("tiles", color=theme.faint, fontsize=9.5)
+    if any((~(values <= longest)).any() for values in distances.values()):
+        axes.text(
+            1, -0.16, "beyond", transform=axes.transAxes, color=theme.faint, fontsize=9.5, ha="right", va="top",
+        )  # fmt: skip

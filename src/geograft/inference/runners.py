@@ -14,8 +14,7 @@ from numpy import ndarray
 from pydantic.dataclasses import dataclass as validated
 
 from geograft.card import WEIGHTS, ModelCard, check_weights
-from geograft.inference import onnx, openvino
-from geograft.inference.graphs import graph_folder
+from geograft.inference.graphs import OpenVINORunner, export_onnx, export_openvino, graph_folder, onnx_runner
 from geograft.runs import run_file_digest
 
 Runner: TypeAlias = Callable[[Float32[ndarray, "n b t t"]], Float32[ndarray, "n o h w"]]
@@ -60,8 +59,8 @@ class ExportBackend:
 
 
 EXPORT_BACKENDS: Mapping[str, ExportBackend] = {
-    "openvino": ExportBackend("OpenVINO", openvino.NEEDS + openvino.EXPORT_NEEDS, openvino.export, openvino.Streams),
-    "onnx": ExportBackend("ONNX Runtime", onnx.NEEDS + onnx.EXPORT_NEEDS, onnx.export, onnx.runner),
+    "openvino": ExportBackend("OpenVINO", ("openvino",), export_openvino, OpenVINORunner),
+    "onnx": ExportBackend("ONNX Runtime", ("onnxruntime", "onnx", "onnxscript"), export_onnx, onnx_runner),
 }
 
 

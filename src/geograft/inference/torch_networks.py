@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from geograft.card import WEIGHTS, ModelCard, check_weights
-from geograft.errors import SettingError
+from geograft.errors import SettingError, first_line
 from geograft.inference.graphs import exported_graph, suppress_warnings
 from geograft.inference.probability import output_layers
 from geograft.inference.runners import (
@@ -34,7 +34,7 @@ from geograft.inference.runners import (
     Trial,
     Trials,
 )
-from geograft.networks.device import deterministic_algorithms, half_precision, memory_format_for, short_message
+from geograft.networks.device import deterministic_algorithms, half_precision, memory_format_for
 from geograft.networks.network import Network, build, pad_to_multiple
 from geograft.runs import run_file
 from geograft.training.checkpoint import load_weights
@@ -103,7 +103,7 @@ class TorchRunner:
                 workers.map(self, images)
         except Exception as error:  # a compiler, its toolchain or its driver may raise anything
             self.release()
-            self.note = f"torch cannot compile the network here ({short_message(error)}); it runs without compiling"
+            self.note = f"torch cannot compile the network here ({first_line(error)}); it runs without compiling"
 
     def capture(self, images: Float32[Tensor, "n b t t"]) -> None:
         """Capture the network as a CUDA graph for batches of the shape of `images`; smaller ones are filled up.
@@ -121,9 +121,7 @@ class TorchRunner:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # an operator that cannot be captured, or a driver, may raise anything
-            self.note = (
-                f"torch cannot capture the network as a CUDA graph ({short_message(error)}); it runs without one"
-            )
+            self.note = f"torch cannot capture the network as a CUDA graph ({first_line(error)}); it runs without one"
 
     def release(self) -> None:
         """Run the network without compiling or a graph from now on, and free the graph's memory."""
@@ -182,7 +180,7 @@ def refuse_short_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise SettingError(
-            f"{short_message(error)}. Give a smaller --batch-size or --window-px, or --device cpu; or free the GPU."
+            f"{first_line(error)}. Give a smaller --batch-size or --window-px, or --device cpu; or free the GPU."
         ) from error
 
 
@@ -292,7 +290,7 @@ def compare_backends(
                 runner = backend.runner(folder, workers.count)
             trials[name] = _trial(trained, eager, runner, workers)
         except Exception as error:  # an exporter or a runtime may raise anything
-            trials[name] = Trial(0.0, problem=f"it cannot run this network ({short_message(error)})")
+            trials[name] = Trial(0.0, problem=f"it cannot run this network ({first_line(error)})")
             continue
         if keep_runners and not trials[name].problem:
             runners[name] = runner

@@ -20,9 +20,8 @@ from geograft.dataset.units import Units
 from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Window, block_windows
 from geograft.legend import IGNORE
-from geograft.metrics.boundary import boundary_counts
 from geograft.metrics.cleaning import clean_labels
-from geograft.metrics.objects import object_counts
+from geograft.metrics.objects import boundary_counts, object_counts
 
 CANVAS_PX = 4096
 

@@ -109,8 +109,3 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     finally:
         deterministic.fill_uninitialized_memory = fill_memory
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def short_message(error: Exception) -> str:
-    """Return the first line of an error's message, at most 120 characters, to include in another message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(".")

@@ -10,12 +10,9 @@ from torch.nn.functional import pad
 from geograft.config import ModelConfig
 from geograft.errors import SettingError
 from geograft.losses.segmentation import Logits, MultiScaleLogits
-from geograft.networks.checkpointing import set_checkpointing
-from geograft.networks.encoder import build_encoder
-from geograft.networks.light import LightUNet
-from geograft.networks.linear import LinearClassifier
+from geograft.networks.bodies import LightUNet, LinearClassifier, TransferUNet, UNet
+from geograft.networks.encoder import build_encoder, set_checkpointing
 from geograft.networks.pyramid import build_pyramid
-from geograft.networks.unet import TransferUNet, UNet
 from geograft.networks.weights import (
     RANDOM,
     InputScaling,

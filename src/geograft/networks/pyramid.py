@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from geograft.errors import SettingError
-from geograft.networks.checkpointing import run_stage
-from geograft.networks.encoder import BUILD_ERRORS, first_line, is_plain_vit, iter_modules, probe, strides_of
+from geograft.errors import SettingError, first_line
+from geograft.networks.encoder import BUILD_ERRORS, is_plain_vit, iter_modules, probe, run_stage, strides_of
 from geograft.networks.weights import WeightsOrigin, pretrained_network, random_network, uninitialised_network
 
 

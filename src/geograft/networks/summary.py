@@ -17,8 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from geograft.config import ModelConfig
-from geograft.networks.light import LightUNet
-from geograft.networks.linear import LinearClassifier
+from geograft.networks.bodies import LightUNet, LinearClassifier
 from geograft.networks.network import Network, build, padded_size
 from geograft.text import format_table
 

@@ -22,7 +22,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from geograft.bundle import BundleMember
-from geograft.errors import WeightsError
+from geograft.errors import WeightsError, first_line
 from geograft.files import file_digest
 from geograft.networks.encoder import BUILD_ERRORS, check_name, features_options, stage_modules, timm_network
 
@@ -250,7 +250,9 @@ def read_tensors(path: Path | BundleMember) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path} is damaged or has more than tensors; it was not run. Save a state_dict.") from error
     except Exception as error:  # damaged bytes can raise anything
-        raise WeightsError(f"{path} is damaged or not a weights file: {_short(error)}. Download it again.") from error
+        raise WeightsError(
+            f"{path} is damaged or not a weights file: {first_line(error)}. Download it again."
+        ) from error
     return _state_dict(content, path)
 
 
@@ -338,7 +340,7 @@ def _from_hub(name: str, bands: int, features: bool) -> tuple[nn.Module, Weights
         )
     except (*BUILD_ERRORS, EOFError, OSError, SafetensorError) as error:
         raise WeightsError(
-            f"{config.hf_hub_id} from the hub does not match {name}: {_short(error)}. {ALTERNATIVES}"
+            f"{config.hf_hub_id} from the hub does not match {name}: {first_line(error)}. {ALTERNATIVES}"
         ) from error
     return network, WeightsOrigin(f"hub {config.hf_hub_id}, sha256 {file_digest(path)[:12]}", _scaling(network))
 
@@ -353,13 +355,9 @@ def _hub_file(repository: str, filename: str) -> Path:
         return Path(hf_hub_download(repository, filename, etag_timeout=HUB_TIMEOUT_S))
     except Exception as error:  # the client's errors depend on its version and backend (requests, httpx)
         where = f"{repository} from {constants.ENDPOINT}"
-        raise WeightsError(f"the weights {where} cannot be downloaded: {_short(error)}. {ALTERNATIVES}") from error
+        raise WeightsError(f"the weights {where} cannot be downloaded: {first_line(error)}. {ALTERNATIVES}") from error
 
 
 def _scaling(network: nn.Module) -> InputScaling:
     config: Any = network.pretrained_cfg
     return InputScaling(tuple(map(float, config["mean"])), tuple(map(float, config["std"])))
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

@@ -26,8 +26,8 @@ from geograft.errors import InputError
 from geograft.losses.segmentation import build_loss_config, segmentation_loss
 from geograft.losses.targets import LabelTensor, Targets, class_index
 from geograft.metrics.confusion import ConfusionScheme
+from geograft.networks.bodies import LinearClassifier, pixel_features
 from geograft.networks.device import deterministic_algorithms, find_device, memory_format_for
-from geograft.networks.linear import LinearClassifier, pixel_features
 from geograft.networks.network import Network, pad_to_multiple
 from geograft.progress import track
 from geograft.training.augment import TrainingTile

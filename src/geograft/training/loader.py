@@ -26,16 +26,18 @@ from geograft.legend import Legend
 from geograft.networks.device import memory_format_for
 from geograft.training.augment import (
     Augment,
+    BatchAugmenter,
     Draws,
+    StoredBatch,
     TrainingTile,
     augment_tile,
+    collate_stored,
     dihedral,
     draw_colours_and_symmetry,
     draw_scale,
     jitter_scale,
     paste_class,
 )
-from geograft.training.batch_augment import BatchAugmenter, StoredBatch, collate_stored
 from geograft.training.sampling import (
     ClassFractions,
     check_batch_size,

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from numpy import ndarray
 from torch import Tensor, nn
 
-from geograft.errors import SettingError
+from geograft.errors import SettingError, first_line
 from geograft.interrupts import received_signal
 from geograft.legend import IGNORE
 from geograft.losses.segmentation import (
@@ -28,7 +28,6 @@ from geograft.losses.segmentation import (
 )
 from geograft.losses.targets import LabelTensor, class_index
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.networks.device import short_message
 from geograft.networks.network import Network
 from geograft.progress import announce
 from geograft.training.distributed import ProcessGroup
@@ -220,7 +219,7 @@ class Step:
                 return results
             except RuntimeError as error:
                 if is_from_compiler(error):
-                    raise SettingError(f"compile = true: {short_message(error)}. Train without --compile.") from error
+                    raise SettingError(f"compile = true: {first_line(error)}. Train without --compile.") from error
                 if not is_out_of_memory(error):
                     raise
                 self._save_memory(max(len(images) for images, _ in batches), error)
@@ -477,7 +476,7 @@ def translate_out_of_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise SettingError(
-            f"Out of memory outside the training step: {short_message(error)}. Lower batch_size, or choose a smaller "
+            f"Out of memory outside the training step: {first_line(error)}. Lower batch_size, or choose a smaller "
             "encoder or another device."
         ) from error
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from geograft.config import TrainConfig
-from geograft.errors import SettingError
+from geograft.errors import SettingError, first_line
 from geograft.files import write_text
-from geograft.networks.device import short_message
 from geograft.training.history import Epoch
 
 
@@ -124,7 +123,7 @@ class MLflowTracker:
             self._client: Any = mlflow.MlflowClient(tracking_uri=address)
             self._run = _known_run(self._client, folder)
         except self._error_type as error:
-            raise SettingError(f"mlflow = {config.mlflow!r} cannot be used: {short_message(error)}") from error
+            raise SettingError(f"mlflow = {config.mlflow!r} cannot be used: {first_line(error)}") from error
 
     def write(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log one epoch. If the server fails, training continues without it."""
@@ -133,7 +132,7 @@ class MLflowTracker:
             for name, value in metrics.items():
                 self._client.log_metric(self._run, name, value, step=epoch)
         except self._error_type as error:
-            self._messages = (f"MLflow missed epoch {epoch}: {short_message(error)}",)
+            self._messages = (f"MLflow missed epoch {epoch}: {first_line(error)}",)
 
     def close(self) -> tuple[str, ...]:
         """Mark the MLflow run as finished."""
@@ -141,7 +140,7 @@ class MLflowTracker:
             if self._run is not None:
                 self._client.set_terminated(self._run)
         except self._error_type as error:
-            self._messages = (f"The MLflow run could not be marked as finished: {short_message(error)}",)
+            self._messages = (f"The MLflow run could not be marked as finished: {first_line(error)}",)
         return self._messages
 
 
@@ -151,7 +150,7 @@ def _known_run(client: Any, folder: Path) -> str | None:
     if not note.exists():
         client.get_experiment_by_name(EXPERIMENT)
         return None
-    known: str = note.read_text(encoding="utf-8").strip()
+    known: str = note.read_text(encoding="utf-8", errors="replace").strip()
     client.get_run(known)
     return known
 

@@ -12,7 +12,7 @@ from geograft.commands.report.scores import Column, Decision, PrecisionRecall, R
 from geograft.commands.report.sources import TrainedRun
 from geograft.commands.report.text import NBSP, capitalize_first, format_number, format_percent
 from geograft.commands.report.view import PageFigure, data_uri
-from geograft.figures.calibration import OperatingPoint, precision_recall_figure, reliability_figure
+from geograft.figures.curves import OperatingPoint, precision_recall_figure, reliability_figure
 from geograft.figures.style import DARK, LIGHT, Theme
 
 DESCRIBED_CONFIDENCE = 0.8
