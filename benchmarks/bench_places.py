@@ -27,7 +27,7 @@ from geograft.config import InferenceConfig, Recipe
 from geograft.dataset.tileset import TileSet
 from geograft.mapping.logit_sample import sample_logits
 from geograft.mapping.models import RunModel
-from geograft.mapping.place_calibration import LIMITS
+from geograft.mapping.run_calibration import LIMITS
 from geograft.metrics.calibration import STEPS, choose_threshold
 from rasters import SCENE
 

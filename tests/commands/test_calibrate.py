@@ -18,7 +18,7 @@ from geograft.commands.evaluate import evaluate
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
 from geograft.commands.train import train
-from geograft.config import EvaluateConfig, PredictConfig, PrepareConfig
+from geograft.config import EvaluateConfig, InferenceConfig, PredictConfig, PrepareConfig
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import META, Tile, TileSet
 from geograft.errors import InputError, SettingError
@@ -38,7 +38,8 @@ from tests.commands.test_train import SMALL
 from tests.support.tilewise import TILEWISE, tile_logits
 
 # Without warm-up and EMA the run is confident after a few steps.
-QUICK = SMALL.with_settings(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
+FAST = SMALL.with_settings(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
+QUICK = FAST.with_settings(train={"calibrate": False})
 
 
 @pytest.fixture
@@ -66,6 +67,25 @@ def test_fitted_values_are_in_the_card_and_improve_val(run: Path) -> None:
     record = json.loads((run / "calibration.json").read_text())
     assert record["after"]["temperature"] == card.temperature
     assert sum(row["pixels"] for row in record["reliability_after"]) == record["pixels"]
+
+
+def test_training_ends_with_the_same_calibration(run: Path, tiles: Path) -> None:
+    plain = read_card(run)
+    assert (plain.temperature, plain.threshold, plain.calibrated) == (1, 0.5, "")
+    # A resumed run may be calibrated, which does not change its weights.
+    trained = train(tiles, run, FAST, resume=True)
+    assert trained.card == read_card(run) == calibrate(run, config=InferenceConfig(backend="torch", device="cpu")).card
+    assert trained.card.weights_digest == plain.weights_digest and trained.card.temperature != 1
+    assert any(f"threshold {trained.card.threshold:.3f}" in note for note in trained.notes)
+
+
+def test_a_threshold_that_the_tiles_do_not_decide_is_that_of_the_uncalibrated_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geograft.metrics.calibration.MIN_CERTAINTY", 1.1)
+    card = calibrate(run).card
+    assert card.threshold == pytest.approx(expit(logit(0.5) / card.temperature)) == 0.5
+    assert card.temperature != 1
 
 
 def test_objects_are_cleaned_as_does_their_f1_good(run: Path) -> None:

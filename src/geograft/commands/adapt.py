@@ -36,7 +36,6 @@ from geograft.files import (
 from geograft.locks import lock_output
 from geograft.mapping.adaptation import ADAPTED, FITTED, RUN, PlaceScores, TileCounts, count_tiles
 from geograft.mapping.models import RunModel
-from geograft.mapping.place_calibration import fit_place
 from geograft.mapping.places import (
     ADAPTATION,
     Adaptation,
@@ -46,6 +45,7 @@ from geograft.mapping.places import (
     refuse_adapted_tiles,
     used_tiles,
 )
+from geograft.mapping.run_calibration import fit_place
 from geograft.metrics.calibration import MIN_CERTAINTY
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.progress import announce

@@ -8,7 +8,6 @@ from typing import Any
 
 from jaxtyping import Int64
 from numpy import ndarray
-from scipy.special import expit, logit
 
 from geograft.bundle import SUFFIX, copy_bundle
 from geograft.card import CARD, ModelCard
@@ -19,15 +18,13 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, atomic_update, optional_path, refuse_existing, to_json, write_json
 from geograft.locks import lock_output
 from geograft.mapping.canvases import HeldOutTiles, write_canvases
-from geograft.mapping.logit_sample import LogitSample, sample_logits
+from geograft.mapping.logit_sample import LogitSample
 from geograft.mapping.models import RunModel
-from geograft.mapping.place_calibration import PlaceCalibration, fit_place
 from geograft.mapping.places import check_name, refuse_place
+from geograft.mapping.run_calibration import UNCALIBRATED, PlaceCalibration, fit_place, fit_run
 from geograft.mapping.shapes import object_class_index
 from geograft.metrics.calibration import (
     STEPS,
-    best_temperature,
-    best_threshold,
     brier_sum,
     expected_calibration_error,
     log_loss,
@@ -87,7 +84,7 @@ class Calibration:
     def lines(self) -> list[str]:
         """Return the output of the command line."""
         before_after = self.before, self.after
-        rows: list[tuple[str, ...]] = [("", "before", "after")]
+        rows: list[tuple[str, ...]] = [("", "uncalibrated", "calibrated")]
         rows.append(("temperature", *(f"{scores.temperature:.3f}" for scores in before_after)))
         rows += [(name, *(f"{value:.3f}" for value in values)) for name, values in self._thresholds().items()]
         rows += [(name, *(f"{getattr(scores, field):.3f}" for scores in before_after)) for name, field in SCORE_ROWS]
@@ -128,10 +125,12 @@ def calibrate(
     Tiles are predicted as `predict` maps their scenes, with the run's windows. Where windows overlap, the temperature
     divides the logit of their blended probability; in maps it divides the logits of each window before they are
     blended, which differs little. The temperature minimises the log loss on at most 500,000 labelled pixels. The
-    threshold of a binary model maximises F1, and with it IoU, over all labelled pixels. Overlapping classes have a
-    threshold each and a common temperature. Test tiles are not used. The result is deterministic. calibration.json in
-    the run folder holds the scores before and after. `tiles` is the current path of the run's tile set, if it was
-    moved. Takes as long as mapping the validation tiles. Memory: that of `predict`, and the sample.
+    threshold of a binary model maximises F1, and with it IoU, over all labelled pixels; where that is not better than
+    0.5 in at least 80 % of the bootstrap samples of the tiles, it is 0.5. Overlapping classes have a threshold each and
+    a common temperature. Test tiles are not used. The result is deterministic, and that of `train`, which does the same
+    at its end. calibration.json in the run folder holds the scores of the uncalibrated run and of this one. `tiles` is
+    the current path of the run's tile set, if it was moved. Takes as long as mapping the validation tiles. Memory: that
+    of `predict`, and the sample.
 
     With `objects`, the name of a class, also the minimum area, the filling of holes and the closing of gaps that
     maximise the F1 of its objects are chosen (`geograft.metrics.cleaning.choose_cleaning`), with a second map of the
@@ -212,25 +211,18 @@ def _calibrate(run: Path, tiles: Path | None, config: InferenceConfig, objects: 
     index = _object_class(model.card, objects)
     tile_set = open_run_tiles(run, tiles)
     _check_tile_set(run, model.card, tile_set)
-    sample = sample_logits(model, tile_set)
-    temperature = best_temperature(sample.logits, sample.label)
-    raw = tuple(best_threshold(counts) for counts in sample.counts)
-    # Rescaled to the temperature, the thresholds separate the same pixels as before.
-    thresholds = tuple(float(expit(logit(min(threshold, 1 - 1e-6)) / temperature)) for threshold in raw)
-    count = len(tile_set.split("val"))
-    chosen_on = f"{count:,} validation tiles of {' and '.join(folder.resolve().name for folder in tile_set.folders)}"
-    card = replace(
-        model.card, temperature=temperature, calibrated=chosen_on, **_threshold_fields(model.card, thresholds)
-    )
+    card, fit = fit_run(model, tile_set)
+    sample, raw = fit.sample, tuple(choice.threshold for choice in fit.choices)
+    flat = (UNCALIBRATED,) * len(raw)
     cleaning = None if index is None else _choose_cleaning(run, card, config, tile_set, index)
     card = replace(card, cleaning=cleaning.cleaning) if cleaning else card
     return Calibration(
         run,
         card,
         len(sample.label),
-        _scores(sample, model.card, 1.0, (0.5,) * len(raw), (0.5,) * len(raw)),
-        _scores(sample, card, temperature, thresholds, raw),
-        (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(temperature))),
+        _scores(sample, model.card, 1.0, flat, flat),
+        _scores(sample, card, fit.temperature, fit.thresholds, raw),
+        (reliability_diagram(sample.reliability(1.0)), reliability_diagram(sample.reliability(fit.temperature))),
         cleaning,
     )
 
@@ -266,10 +258,10 @@ def _describe_cleaning(choice: CleaningChoice) -> str:
 
 
 def _threshold_fields(card: ModelCard, thresholds: tuple[float, ...]) -> dict[str, Any]:
-    """Return the threshold fields of a ModelCard or of CalibrationScores."""
+    """Return the threshold fields of CalibrationScores."""
     if card.legend.overlapping:
-        return {"threshold": 0.5, "thresholds": thresholds}
-    return {"threshold": thresholds[0] if thresholds else 0.5}
+        return {"threshold": UNCALIBRATED, "thresholds": thresholds}
+    return {"threshold": thresholds[0] if thresholds else UNCALIBRATED}
 
 
 def _scores(

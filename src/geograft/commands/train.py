@@ -28,6 +28,7 @@ from geograft.inference.training_features import MAX_CELLS, fit_training_feature
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
+from geograft.mapping.run_calibration import calibrated_card
 from geograft.mapping.window_choice import choose_window, window_candidates, with_window
 from geograft.memory import check_batch, check_training
 from geograft.metrics.applicability import Applicability
@@ -257,10 +258,14 @@ def train_tile_set(
         card = with_window(card, window_candidates(card.tile_px)[-1])
     else:
         card = choose_window(out, card, tile_set, recipe.train.device)
+    calibration_notes: tuple[str, ...] = ()
+    # One that is there is of the same epoch, from an earlier training or `calibrate`.
+    if recipe.train.calibrate and not card.calibrated:
+        card, calibration_notes = calibrated_card(out, card, tile_set, recipe.train.device)
     features, feature_notes = _training_features(out, card, tile_set, recipe.train.device)
     folder.finish(card, features)
     leakage_notes = (leakage,) if leakage else ()
-    notes = (*notes, *leakage_notes, *history.notes, *feature_notes)
+    notes = (*notes, *leakage_notes, *history.notes, *feature_notes, *calibration_notes)
     return Training(out, card, history, *parameter_counts(network), notes=notes)
 
 

@@ -199,6 +199,9 @@ class TrainConfig:
     compile: bool | None = None
     """Compile the network with torch.compile. Takes one or two minutes; worth it for long training. Default: on one
     NVIDIA GPU if the training has enough steps to earn it back, else no."""
+    calibrate: bool = True
+    """At the end, fit temperature and thresholds on the validation tiles, as geograft calibrate does. Otherwise the
+    temperature is 1, and each threshold 0.5."""
     save_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between checkpoints: a killed run loses at most this much work."""
     tensorboard: bool = False

@@ -13,7 +13,7 @@ from geograft.dataset.folds import TileFold
 from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import Cell, Units
 from geograft.mapping.models import RunModel
-from geograft.mapping.place_calibration import FEW_TILES, limited_choice
+from geograft.mapping.run_calibration import FEW_TILES, limited_choice
 from geograft.mapping.scoring import BootstrapEstimator, Confusion, Metrics, count_split, json_intervals, json_values
 from geograft.mapping.shapes import ShapeConfig, ShapeCounter
 from geograft.metrics.calibration import MIN_CERTAINTY, STEPS, ThresholdChoice

@@ -45,7 +45,7 @@ TILES = "tiles"
 CALIBRATED = ("threshold", "thresholds", "temperature", "calibrated")
 """Fields of a card that `geograft calibrate` sets."""
 
-CHANGEABLE_SETTINGS = ("epochs", "workers", "save_minutes", "tensorboard", "mlflow", "patience")
+CHANGEABLE_SETTINGS = ("epochs", "workers", "calibrate", "save_minutes", "tensorboard", "mlflow", "patience")
 """Settings that may change when a run is resumed: they do not affect what an epoch computes."""
 
 

@@ -1,4 +1,4 @@
-"""Fit the thresholds and the temperature of a run to a few labelled tiles of another place."""
+"""Fit the thresholds and the temperature of a run: to its validation tiles, or to labelled tiles of another place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,72 @@ FEW_TILES = 30
 """Below this number of tiles, thresholds and temperature are limited."""
 LIMITS, TEMPERATURE_FACTOR = (0.1, 0.9), 2.0
 """Range of thresholds with few tiles, which may all lie in one corner of the place; range of the temperature, relative
-to the run's."""
+to the one before."""
+UNCALIBRATED = 0.5
+"""Threshold of a run that is not calibrated."""
+
+
+@dataclass(frozen=True)
+class RunFit:
+    """Temperature and thresholds that were fitted to labelled tiles."""
+
+    sample: LogitSample
+    temperature: float
+    choices: tuple[ThresholdChoice, ...]
+    """One for each threshold, in probabilities at temperature 1."""
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds at the temperature, which separate the same pixels."""
+        return tuple(_rescaled(choice.threshold, 1 / self.temperature) for choice in self.choices)
+
+
+def fit_to_tiles(model: RunModel, tile_set: TileSet, own: Sequence[float], own_temperature: float, few: bool) -> RunFit:
+    """Fit temperature and thresholds to the validation tiles of a tile set, which are predicted as in maps.
+
+    `model` is opened at temperature 1; `own` and `own_temperature` are from before. A threshold is the one with the
+    highest F1, and with it IoU, if it is better than its own in at least 80 % of the bootstrap samples of the tiles,
+    else its own. For `few` tiles, thresholds are limited to LIMITS, and the temperature to a factor of
+    TEMPERATURE_FACTOR. Deterministic.
+
+    Raises:
+        InputError: if the tiles have no labelled pixel, or an image cannot be read.
+    """
+    sample = sample_logits(model, tile_set)
+    choices = tuple(
+        limited_choice(sample.group_counts[:, i], threshold, few, own_temperature) for i, threshold in enumerate(own)
+    )
+    return RunFit(sample, _temperature(sample, own_temperature, few), choices)
+
+
+def fit_run(model: RunModel, tile_set: TileSet) -> tuple[ModelCard, RunFit]:
+    """Return the card with temperature and thresholds fitted to its validation tiles, as if it had none before.
+
+    Raises:
+        InputError: as `fit_to_tiles`.
+    """
+    card = model.card
+    fit = fit_to_tiles(model, tile_set, (UNCALIBRATED,) * len(card.used_thresholds), 1.0, few=False)
+    names = " and ".join(folder.resolve().name for folder in tile_set.folders)
+    chosen_on = f"{pluralise(len(tile_set.split('val')), 'validation tile')} of {names}"
+    return replace(card.with_thresholds(fit.thresholds), temperature=fit.temperature, calibrated=chosen_on), fit
+
+
+def calibrated_card(run: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[ModelCard, tuple[str, ...]]:
+    """Return the card of a run with temperature and thresholds fitted to its validation tiles, and what they are.
+
+    Without labelled validation tiles, it is the same card.
+
+    Raises:
+        InputError: if an image cannot be read.
+    """
+    if not sum(tile.valid for tile in tile_set.split("val")):
+        return card, ()
+    settings = InferenceConfig(backend="torch", device=device)
+    card, _ = fit_run(RunModel((run,), card, settings, {"cards": (card,), "temperature": 1.0}), tile_set)
+    thresholds = ", ".join(f"{threshold:.3f}" for threshold in card.used_thresholds)
+    named = f", threshold {thresholds}" if thresholds else ""
+    return card, (f"calibrated on {card.calibrated}: temperature {card.temperature:.3f}{named}",)
 
 
 @dataclass(frozen=True)
@@ -73,19 +138,14 @@ def fit_place(
     if not chosen:
         raise InputError(f"{tile_set.folder} has no {' or '.join(splits)} tiles. Give other --splits.")
     refuse_adapted_tiles(run, tile_set, chosen)
-    sample = sample_logits(model, replace(tile_set, tiles=chosen))
+    card = model.card
     few = len(chosen) < FEW_TILES
-    temperature = _temperature(sample, model.card.temperature, few)
-    choices = tuple(
-        limited_choice(sample.group_counts[:, i], own, few, model.card.temperature)
-        for i, own in enumerate(model.card.used_thresholds)
-    )
-    thresholds = tuple(_rescaled(choice.threshold, 1 / temperature) for choice in choices)
+    fit = fit_to_tiles(model, replace(tile_set, tiles=chosen), card.used_thresholds, card.temperature, few)
     used = used_tiles(tile_set, chosen)
-    kept = tuple(choice.kept for choice in choices)
+    kept = tuple(choice.kept for choice in fit.choices)
     folder = str(tile_set.folder.resolve())
-    place = Place(name, model.card.weights_digest, folder, temperature, thresholds, kept, used)
-    return PlaceCalibration(run, place, model.card, choices)
+    place = Place(name, card.weights_digest, folder, fit.temperature, fit.thresholds, kept, used)
+    return PlaceCalibration(run, place, card, fit.choices)
 
 
 def _temperature(sample: LogitSample, own: float, few: bool) -> float:
