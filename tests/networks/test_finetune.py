@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geograft.config import ModelConfig
-from geograft.networks.finetune import (
+from geograft.networks.network import (
+    Network,
     Signature,
     adapt_first_conv,
+    build,
     describe_band_changes,
     input_conv_weights,
     match_bands,
     transfer_weights,
 )
-from geograft.networks.network import Network, build
 
 RGB = ("red", "green", "blue")
 TREES = ("other", "tree")

@@ -7,10 +7,9 @@ import pytest
 
 from geograft.config import TrainConfig
 from geograft.errors import SettingError
-from geograft.training import tracking
-from geograft.training.history import Epoch
+from geograft.training import history
+from geograft.training.history import RUN_ID, Epoch, tracked_metrics
 from geograft.training.loop import fit
-from geograft.training.tracking import RUN_ID, tracked_metrics
 from tests.support.training import TinyNetwork, training_data
 
 CONFIG = TrainConfig(epochs=2, schedule="constant", batch_size=4, workers=0, device="cpu")
@@ -79,6 +78,6 @@ def test_a_missing_package_is_named_with_its_extra(
     def missing(name: str) -> Callable[[], None]:
         raise ImportError(name)
 
-    monkeypatch.setattr(tracking, "import_module", missing)
+    monkeypatch.setattr(history, "import_module", missing)
     with pytest.raises(SettingError, match=rf"pip install geograft\[{extra}\]"):
         fit(TinyNetwork(), training_data(), replace(CONFIG, **settings), tmp_path)

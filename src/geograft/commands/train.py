@@ -32,19 +32,17 @@ from geograft.mapping.run_calibration import calibrated_card
 from geograft.mapping.window_choice import choose_window, window_candidates, with_window
 from geograft.memory import check_batch, check_training
 from geograft.metrics.applicability import Applicability
-from geograft.networks.finetune import Signature, has_new_bands, transfer_weights
-from geograft.networks.network import Network, build
+from geograft.networks.network import Network, Signature, build, has_new_bands, transfer_weights
 from geograft.networks.weights import read_tensors
 from geograft.progress import announce
 from geograft.runs import run_file, run_file_digest, run_location
 from geograft.text import pluralise
 from geograft.training.checkpoint import RunFolder
 from geograft.training.distributed import check_devices, rank_of
-from geograft.training.history import History
+from geograft.training.history import EVENTS, RUN_ID, History
 from geograft.training.linear import fit_linear
 from geograft.training.loader import Scaling, TrainingData
 from geograft.training.loop import check_start, fit
-from geograft.training.tracking import EVENTS, RUN_ID
 
 
 @dataclass(frozen=True)

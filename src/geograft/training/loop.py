@@ -34,7 +34,7 @@ from geograft.training.checkpoint import (
     run_identity,
 )
 from geograft.training.distributed import ProcessGroup, launch, spawns_processes
-from geograft.training.history import Epoch, History
+from geograft.training.history import Epoch, History, tracked_metrics, trackers
 from geograft.training.loader import TileLoader, TrainingBatch, TrainingData
 from geograft.training.optim import (
     ModelEMA,
@@ -60,7 +60,6 @@ from geograft.training.step import (
     tile_name,
     translate_out_of_memory,
 )
-from geograft.training.tracking import tracked_metrics, trackers
 
 TIMED_STEPS = 4
 """Steps after the first one from which the time of a training is estimated."""
