@@ -17,40 +17,36 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
+from scipy.special import expit, logit
 
 import machine
 import page
 from geograft import MaskSource, VectorSource, load_recipe, prepare, train
-from geograft.card import CARD
+from geograft.card import CARD, read_card
 from geograft.commands.demo import ALL_TEST, with_weights
 from geograft.config import InferenceConfig, Recipe
 from geograft.dataset.tileset import TileSet
 from geograft.mapping.logit_sample import sample_logits
 from geograft.mapping.models import RunModel
-from geograft.mapping.run_calibration import LIMITS
+from geograft.mapping.run_calibration import LIMITS, UNCALIBRATED
 from geograft.metrics.calibration import STEPS, choose_threshold
 from rasters import SCENE
 
 COUNTS = (3, 5, 10)
-OWN = 0.5
+NONE = np.array([], int)
 KINDS = {
     "trees": ("claremont", "riverside", "long_beach", {1: "tree", 0: "other"}),
     "landslides": ("sichuan", "nepal", {1: "landslide", 0: "other"}),
 }
-Rule = Callable[[ndarray], float]
-
-
-def chosen(counts: ndarray) -> float:
-    """Return the threshold of `geograft calibrate --place-tiles`."""
-    return choose_threshold(counts, OWN, *LIMITS).threshold
-
-
+Rule = Callable[[ndarray, float], float]
 RULES: dict[str, Rule] = {
-    "the run's, 0.5": lambda _counts: OWN,
-    "best on the tiles": lambda counts: choose_threshold(counts, OWN, 1 / STEPS, 1 - 1 / STEPS).best,
-    "best on the tiles, 0.1 to 0.9": lambda counts: choose_threshold(counts, OWN, *LIMITS).best,
-    "**calibrate --place-tiles**": chosen,
+    "the run's": lambda _counts, own: own,
+    "0.5": lambda _counts, _own: UNCALIBRATED,
+    "best on the tiles": lambda counts, own: choose_threshold(counts, own, 1 / STEPS, 1 - 1 / STEPS).best,
+    "best on the tiles, 0.1 to 0.9": lambda counts, own: choose_threshold(counts, own, *LIMITS).best,
+    "**calibrate --place-tiles**": lambda counts, own: choose_threshold(counts, own, *LIMITS).threshold,
 }
+"""The threshold from the histograms of the drawn tiles, and from the run's own threshold, fitted in place."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,8 @@ class Transfer:
     name: str
     counts: ndarray
     """Histograms of the probability by tile, (tiles, 2, 1001)."""
+    own: float
+    """The threshold of the run, in the probabilities of the histograms."""
 
     def iou(self, threshold: float, without: ndarray) -> float:
         """Return the IoU of the positive class over the tiles other than `without`."""
@@ -70,7 +68,7 @@ class Transfer:
     @property
     def best(self) -> float:
         """The IoU at the best of all thresholds, on all tiles: an upper bound."""
-        return max(self.iou(i / STEPS, np.array([], int)) for i in range(1, STEPS))
+        return max(self.iou(i / STEPS, NONE) for i in range(1, STEPS))
 
 
 def mask_set(data: Path, kind: str, place: str, folder: Path, recipe: Recipe) -> Path:
@@ -108,14 +106,17 @@ def transfers(folder: Path, recipe: Recipe, data: Path | None) -> Iterator[tuple
             yield f"{kind}: {source_place} to {target}", tiles, run, mask_set(data, kind, target, folder, test)
 
 
-def transfer(name: str, tiles: Path, run: Path, target: Path, recipe: Recipe) -> Transfer:
-    """Return the histograms of a run, trained if it is missing, on the tiles of another place."""
-    if not (run / CARD).exists():
-        train(tiles, run, recipe, resume=True, chosen=())
-    whole = TileSet.open(target)
-    model = RunModel.open(run, InferenceConfig(device="cpu"))
-    everything = replace(whole, tiles=tuple(replace(tile, split="val") for tile in whole.tiles))
-    return Transfer(name, sample_logits(model, everything).group_counts[:, 0])
+def own_threshold(run: Path) -> float:
+    """Return the threshold of a run, in probabilities at temperature 1."""
+    card = read_card(run)
+    return float(expit(logit(card.threshold) * card.temperature))
+
+
+def measure(name: str, run: Path, tiles: TileSet) -> Transfer:
+    """Return the histograms of a run on all tiles of a set."""
+    model = RunModel.open(run, InferenceConfig(device="cpu"), temperature=1.0)
+    everything = replace(tiles, tiles=tuple(replace(tile, split="val") for tile in tiles.tiles))
+    return Transfer(name, sample_logits(model, everything).group_counts[:, 0], own_threshold(run))
 
 
 def simulate(one: Transfer, draws: int, seed: int = 0) -> dict[tuple[int, str], ndarray]:
@@ -126,7 +127,7 @@ def simulate(one: Transfer, draws: int, seed: int = 0) -> dict[tuple[int, str], 
         for _ in range(draws):
             drawn = rng.choice(len(one.counts), count, replace=False)
             for rule, choose in RULES.items():
-                found.setdefault((count, rule), []).append(one.iou(choose(one.counts[drawn]), drawn))
+                found.setdefault((count, rule), []).append(one.iou(choose(one.counts[drawn], one.own), drawn))
     return {key: np.array(values) for key, values in found.items()}
 
 
@@ -140,9 +141,15 @@ def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     recipe, weights_from = with_weights(load_recipe(Path("demo")))
-    rows, results = [], []
-    for each in transfers(given.folder, recipe, given.data):
-        one = transfer(*each, recipe)
+    rows, results, in_place = [], [], {}
+    for name, tiles, run, target in transfers(given.folder, recipe, given.data):
+        if not (run / CARD).exists() or not read_card(run).calibrated:
+            train(tiles, run, recipe, resume=True, chosen=())
+        if run.name not in in_place:
+            own_set = TileSet.open(tiles)
+            own = measure(name.partition(" to ")[0], run, replace(own_set, tiles=own_set.split("test")))
+            in_place[run.name] = [own.name, *(f"{own.iou(each, NONE):.3f}" for each in (own.own, UNCALIBRATED))]
+        one = measure(name, run, TileSet.open(target))
         found = simulate(one, given.draws)
         results.append(found)
         cells = [f"{found[5, rule].mean():.3f}" for rule in RULES]
@@ -160,7 +167,8 @@ def main() -> None:
         f"Encoder weights: {weights_from}; one training in each place, {given.draws} draws. "
         f"{machine.describe(('torch', 'onnxruntime', 'openvino'))}"
     )
-    content = "\n\n".join([about, by_place, page.table(head, summary)])
+    here = page.table(["IoU of the run's own test tiles", "the run's", "0.5"], list(in_place.values()))
+    content = "\n\n".join([about, by_place, page.table(head, summary), here])
     print(content)
     if given.write:
         page.write_section("places", content, page.PAGE.with_name("places.md"))
