@@ -119,23 +119,30 @@ def draw(tile_set: TileSet) -> list[int]:
             return chosen
 
 
+def continue_training(
+    run: Path, source: TileSet, new: TileSet, config: AdaptConfig, folder: Path
+) -> tuple[Path, ModelCard]:
+    """Train a run further on all tiles of `new` and a rehearsal of `source`, as the last training of `adapt`."""
+    chosen: tuple[int, ...] = ()
+    count = len(new.tiles)
+    target = write_derived_set(new, [replace(tile, split="train") for tile in new.tiles], folder / "target")
+    sets: dict[Path, float] = {target: 1.0}
+    if config.rehearsal:
+        chosen = choose_rehearsal(source, count, config, step_tiles(run))
+        own = source.split("train")
+        sets = {target: (1 - config.rehearsal) / config.rehearsal * len(chosen) / count}
+        sets[write_derived_set(source, [own[i] for i in chosen], folder / "source1")] = 1.0
+    recipe = adaptation_recipe(run, config, count, len(chosen))
+    result = train(sets if chosen else target, folder / "run", recipe, resume=True)
+    size, overlap = read_card(run).window
+    return result.run, replace(result.card, window_px=size, overlap_px=overlap)
+
+
 def trained(case: Case, ratio: float, start_fraction: float, folder: Path) -> tuple[float, float, float]:
     """Train on the five tiles with a fraction of rehearsal, as the last training of `adapt`, and return the IoUs."""
     config = AdaptConfig(rehearsal=ratio, start_fraction=start_fraction, device="cpu")
-    chosen: tuple[int, ...] = ()
-    five = TileSet.open(case.five)
     folder.mkdir(parents=True, exist_ok=True)
-    new = write_derived_set(five, [replace(tile, split="train") for tile in five.tiles], folder / "target")
-    sets: dict[Path, float] = {new: 1.0}
-    if ratio:
-        chosen = choose_rehearsal(case.source, COUNT, config, step_tiles(case.run))
-        own = case.source.split("train")
-        sets = {new: (1 - ratio) / ratio * len(chosen) / COUNT}
-        sets[write_derived_set(case.source, [own[i] for i in chosen], folder / "source1")] = 1.0
-    recipe = adaptation_recipe(case.run, config, COUNT, len(chosen))
-    result = train(sets if ratio else new, folder / "run", recipe, resume=True)
-    size, overlap = read_card(case.run).window
-    found = case.ious(result.run, replace(result.card, window_px=size, overlap_px=overlap))
+    found = case.ious(*continue_training(case.run, case.source, TileSet.open(case.five), config, folder))
     shutil.rmtree(folder)
     return found
 

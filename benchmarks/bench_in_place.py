@@ -39,6 +39,7 @@ from trainees import ENCODER
 
 DEFAULT, PEER = Variant("the default"), Variant("smp's U-Net", rebuild=use_smp_unet, train={"auxiliary_weight": 0})
 LONGER = 3
+KINDS = ("trees", "roads", "landslides")
 VARIANTS = (
     DEFAULT,
     PEER,
@@ -79,7 +80,7 @@ def relative_step_costs(laboratory: Laboratory, path: Path) -> dict[str, dict[st
     if path.exists():
         found: dict[str, dict[str, float]] = json.loads(path.read_bytes())
         return found
-    kind, place, _ = in_place(list(PLACES))[0]
+    kind, place, _ = in_place(KINDS)[0]
     tiles = laboratory.tiles(kind, place)
     own = [one for one in VARIANTS if one.lengthening == 1]
     ideas = [Idea(one.name, laboratory.recipe_of(Run(one, kind, (place,), 0)), one.rebuild or unchanged) for one in own]
@@ -123,16 +124,30 @@ def screen(
     return page.table(head, rows), gains
 
 
-def confirmation(laboratory: Laboratory, chosen: Sequence[Variant], kinds: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return the table of the chosen variants with fresh seeds."""
-    default = mean_iou(laboratory, DEFAULT, in_place(kinds), seeds)
-    gains = [mean_iou(laboratory, one, in_place(kinds), seeds) - default for one in chosen]
-    corrected, levels = holm([gain.p_value for gain in gains])
-    rows = [
-        [one.name, difference_text(gain, level), f"{p:.3f}"]
-        for one, gain, level, p in zip(chosen, gains, levels, corrected, strict=True)
-    ]
-    return page.table(["fresh seeds", "IoU, difference from the default", "p"], rows)
+def gain(laboratory: Laboratory, one: Variant, kinds: Sequence[str], seeds: Sequence[int]) -> Means:
+    """Return the difference of a variant from the default."""
+    own, default = (mean_iou(laboratory, each, in_place(kinds), seeds) for each in (one, DEFAULT))
+    return own - default
+
+
+def fresh_table(laboratory: Laboratory, chosen: Sequence[Variant], kinds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Return the table of the chosen variants, each with those of the fresh seeds that have all of its runs."""
+    done = {
+        one.name: [seed for seed in seeds if {one.name, DEFAULT.name} <= names(finished(laboratory, kinds, [seed]))]
+        for one in chosen
+    }
+    rows, variants = [], [one for one in chosen if done[one.name]]
+    gains = [gain(laboratory, one, kinds, done[one.name]) for one in variants]
+    corrected, levels = holm([found.p_value for found in gains])
+    for one, found, level, p in zip(variants, gains, levels, corrected, strict=True):
+        each = [f"{gain(laboratory, one, [kind], done[one.name]).value:+.3f}" for kind in kinds]
+        rows.append([one.name, " ".join(map(str, done[one.name])), difference_text(found, level), f"{p:.3f}", *each])
+    return page.table(["fresh seeds", "seeds", "IoU, difference from the default", "p", *kinds], rows)
+
+
+def names(variants: Sequence[Variant]) -> set[str]:
+    """Return the names of variants."""
+    return {one.name for one in variants}
 
 
 def main() -> None:
@@ -141,7 +156,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with trees/, roads/ and landslides/")
     parser.add_argument("--weights", type=Path, required=True, help=f"encoder weights of timm's {ENCODER}")
     parser.add_argument("--folder", type=Path, default=Path("build/in-place"), help="where results are cached")
-    parser.add_argument("--kinds", nargs="+", default=list(PLACES), choices=list(PLACES), help="default: all")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=list(PLACES), help=f"default {' '.join(KINDS)}"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the screen (default 0)")
     parser.add_argument("--fresh-seeds", type=int, nargs="*", default=[1, 2], help="of the best three (default 1 2)")
     parser.add_argument("--finished", action="store_true", help="train nothing: tables of the finished runs")
@@ -164,13 +181,9 @@ def main() -> None:
     chosen = chosen if PEER in chosen else [*chosen, PEER]
     if fresh and not given.finished:
         laboratory.fill(runs([DEFAULT, *chosen], kinds, fresh))
-    confirmed = [one for one in finished(laboratory, kinds, fresh) if one in chosen] if fresh else []
-    if confirmed:
-        tables.append(confirmation(laboratory, confirmed, kinds, fresh))
-    about = (
-        f"Encoder: {ENCODER}. Screen: seed {' '.join(map(str, seeds))}; fresh seeds: "
-        f"{' '.join(map(str, fresh)) if confirmed else 'none'}. {machine.describe(('torch', 'timm'))}"
-    )
+    if fresh:
+        tables.append(fresh_table(laboratory, chosen, kinds, fresh))
+    about = f"Encoder: {ENCODER}. Screen: seed {' '.join(map(str, seeds))}. {machine.describe(('torch', 'timm'))}"
     content = "\n\n".join([*tables, about])
     print(content)
     if given.write:

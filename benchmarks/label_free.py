@@ -1,10 +1,12 @@
-"""What can be done in another place without any label: thresholds, batch norm, TTA, ensembles, with the default's runs.
+"""What can be done in another place without any label: thresholds, batch norm, TTA, ensembles, self-training.
 
     python benchmarks/label_free.py --data ../shared/data/places [--folder build/generalisation] [--seeds 0 1 2]
 
 The runs are those of `bench_generalisation.py`, which trains them. Each remedy is applied to the first seed's runs, in
-place and elsewhere; the ensemble has all seeds. Differences are from the same runs as they are, at a threshold of 0.5.
-In brackets: 95 % confidence intervals over scenes.
+place and elsewhere; the ensemble has all seeds. Self-training is elsewhere only: where a run is sure of a pixel of the
+other place, that is its label, and a new run trains on these and the labelled tiles together, for as many steps, and is
+scored on the same images. Differences are from the same runs as they are, at a threshold of 0.5 and at the best one. In
+brackets: 95 % confidence intervals over scenes.
 """
 
 import argparse
@@ -12,9 +14,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
 from numpy import ndarray
 from rasterio.errors import NotGeoreferencedWarning
@@ -25,18 +29,22 @@ import page
 from bench_generalisation import HALF, THRESHOLDS, Means, difference_text, ious, pairs_of, scene_weights
 from geograft import load_recipe
 from geograft.commands.demo import LITE0
+from geograft.dataset.folds import write_derived_set
+from geograft.dataset.joined import TileSetPaths
 from geograft.files import atomic_write
 from geograft.legend import IGNORE
 from geograft.metrics.calibration import STEPS as BINS
 from geograft.metrics.calibration import probability_counts
 from geograft.networks.network import Network
 from geograft.training.augment import JITTER, jitter_colours
-from laboratory import VARIANTS, Laboratory, Run, held_out_scenes, read_scene
+from laboratory import VARIANTS, Laboratory, Run, held_out_scenes, probability_histogram, read_scene
 
 DEFAULT = VARIANTS[0]
 MIXED = 0.25
 """Fraction of the target's batch-norm statistics."""
 TTA_DRAWS = 3
+SURE = 0.9
+"""Lowest probability of a pseudo-label."""
 Image = ndarray
 Predict = Callable[[Sequence[Network], Sequence[Image]], Iterator[ndarray]]
 """Function from networks and the normalised images of a place to their probabilities."""
@@ -113,10 +121,20 @@ REMEDIES: dict[str, Predict] = {
     "colour TTA": with_colour_tta,
 }
 AS_IT_IS = "as it is"
+SELF_TRAINED = f"self-training above {SURE:g}"
 ENSEMBLE, EXPECTED = "ensemble of the seeds", "threshold of the highest expected IoU"
 CHOSEN = "threshold that is best on the held-out scenes in place"
 """With labels in place: what `geograft calibrate` does. Its score in place is on the scenes that it was chosen on."""
-ALL = (AS_IT_IS, EXPECTED, CHOSEN, *REMEDIES, ENSEMBLE)
+ALL = (AS_IT_IS, EXPECTED, CHOSEN, *REMEDIES, ENSEMBLE, SELF_TRAINED)
+
+
+def pseudo_label(probability: ndarray, label: ndarray) -> ndarray:
+    """Return the label of each pixel that a network is sure of, uint8; of all others, and where `label` has none, none.
+
+    `label` is not used otherwise.
+    """
+    sure = (np.maximum(probability, 1 - probability) >= SURE) & (label != IGNORE)
+    return np.where(sure, probability >= 1 / 2, IGNORE).astype(np.uint8)
 
 
 def expected_threshold(counts: ndarray) -> int:
@@ -147,7 +165,10 @@ class LabelFree:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             runs = [Run(DEFAULT, kind, (source,), seed) for seed in seeds]
-            found = self._predict(REMEDIES.get(remedy, as_it_is), runs, target)
+            if remedy == SELF_TRAINED:
+                found = self._self_train(runs[0], target, path.with_suffix(""))
+            else:
+                found = self._predict(REMEDIES.get(remedy, as_it_is), runs, target)
             with atomic_write(path) as part, part.open("wb") as file:
                 np.save(file, found)
             print(f"{remedy}, {kind}: {source} to {target}", file=sys.stderr, flush=True)
@@ -162,30 +183,56 @@ class LabelFree:
         found = zip(predict(networks, images), (label for _, label in scenes), strict=True)
         return np.stack([probability_counts(p[label != IGNORE], label[label != IGNORE] == 1) for p, label in found])
 
-    def means(self, remedy: str, kinds: Sequence[str], elsewhere: bool) -> Means:
-        """Return the mean IoU over places at 0.5, or at the expected threshold of each transfer."""
+    def _self_train(self, run: Run, target: str, folder: Path) -> ndarray:
+        """Train on a run's own tiles and on pseudo-labels of another place, and return the histograms there."""
+        own, other = self._laboratory.joined(run), self._laboratory.tiles(run.kind, target)
+        masks = folder / "masks"
+        masks.mkdir(parents=True, exist_ok=True)
+        network, scaling = self._laboratory.trained(run)
+        for scene in other.scenes:
+            image, label = read_scene(other, scene)
+            with rasterio.open(other.mask_path(scene)) as known:
+                profile = known.profile
+            with rasterio.open(masks / other.mask_path(scene).name, "w", **profile) as raster:
+                raster.write(pseudo_label(probability([network], scaling(image)), label), 1)
+        labelled = replace(other, meta=replace(other.meta, masks=str(masks), fingerprint=f"{folder.name} {SURE}"))
+        everything = [replace(tile, split="train") for tile in other.tiles]
+        sets = [
+            write_derived_set(own, own.split("train"), folder / "own"),
+            write_derived_set(labelled, everything, folder / "other"),
+        ]
+        network, scaling = self._laboratory.train(run, folder / "run", TileSetPaths.of(sets).open())
+        scenes = [read_scene(other, scene) for scene in held_out_scenes(other, target, run)]
+        return np.stack([probability_histogram(network, scaling(image), label) for image, label in scenes])
+
+    def means(self, remedy: str, kinds: Sequence[str], elsewhere: bool, best: bool = False) -> Means:
+        """Return the mean IoU over places at 0.5, the remedy's threshold or the best one of each transfer."""
         by_place: dict[tuple[str, str], list[ndarray]] = {}
         units = []
         for kind, source, target in pairs_of(DEFAULT, kinds, elsewhere):
             counts = self.counts(AS_IT_IS if remedy in (EXPECTED, CHOSEN) else remedy, kind, source, target)
-            threshold = HALF
+            thresholds = THRESHOLDS if best else np.array([HALF])
             if remedy == EXPECTED:
-                threshold = expected_threshold(counts)
+                thresholds = np.array([expected_threshold(counts)])
             if remedy == CHOSEN:
                 own = self.counts(AS_IT_IS, kind, source, source)
-                threshold = int(THRESHOLDS[ious(own, np.ones((1, len(own))), THRESHOLDS).argmax()])
-            draws = ious(counts, scene_weights(target, len(counts)), np.array([threshold]))[:, 0]
+                thresholds = THRESHOLDS[[ious(own, np.ones((1, len(own))), THRESHOLDS).argmax()]]
+            draws = ious(counts, scene_weights(target, len(counts)), thresholds).max(axis=1)
             by_place.setdefault((kind, target), []).append(draws)
             units.append(len(counts))
         mean = np.mean([np.mean(each, axis=0) for each in by_place.values()], axis=0)
         return Means(float(mean[0]), mean[1:], min(units))
 
     def row(self, remedy: str, kinds: Sequence[str]) -> list[str]:
-        """Return the row of the table."""
-        sides = [(self.means(remedy, kinds, where), self.means(AS_IT_IS, kinds, where)) for where in (False, True)]
-        if remedy == AS_IT_IS:
-            return [f"**{remedy}**", *(f"{own.value:.3f}" for own, _ in sides)]
-        return [remedy, *(difference_text(own - default) for own, default in sides)]
+        """Return the row of the table: in place, elsewhere, and elsewhere at the best thresholds."""
+        cells = []
+        for where, best in ((False, False), (True, False), (True, True)):
+            if (remedy == SELF_TRAINED and not where) or (remedy in (EXPECTED, CHOSEN) and best):
+                cells.append("")
+                continue
+            found, default = (self.means(each, kinds, where, best) for each in (remedy, AS_IT_IS))
+            cells.append(f"{found.value:.3f}" if remedy == AS_IT_IS else difference_text(found - default))
+        return [f"**{remedy}**" if remedy == AS_IT_IS else remedy, *cells]
 
 
 def main() -> None:
@@ -196,13 +243,16 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["trees", "roads"], help="default trees roads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the ensemble (default 0 1 2)")
     parser.add_argument("--remedies", nargs="+", default=list(ALL), choices=ALL, help="default: all")
+    parser.add_argument("--encoder", default=LITE0["encoder"], help=f"of the runs; default {LITE0['encoder']}")
+    parser.add_argument("--weights", default=LITE0["weights"], help=f"of the runs; default {LITE0['weights']}")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     torch.set_num_threads(1)
-    laboratory = Laboratory(given.data, given.folder, load_recipe(Path("default")).with_settings(model=LITE0))
+    model = {"encoder": given.encoder, "weights": given.weights}
+    laboratory = Laboratory(given.data, given.folder, load_recipe(Path("default")).with_settings(model=model))
     found = LabelFree(laboratory, given.seeds)
     rows = [found.row(remedy, given.kinds) for remedy in dict.fromkeys((AS_IT_IS, *given.remedies))]
-    print(page.table(["without labels", "in place", "elsewhere"], rows))
+    print(page.table(["without labels", "in place", "elsewhere", "elsewhere, best thresholds"], rows))
     print(f"\nSeeds: {' '.join(map(str, given.seeds))}. {machine.describe(('torch', 'timm'))}")
 
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import rasterio
 import torch
 from numpy import ndarray
+from rasterio.windows import Window as RasterWindow
 
-from geograft import MaskSource, prepare
+from geograft import MaskSource, VectorSource, prepare
 from geograft.card import STATE, WEIGHTS
 from geograft.commands.compare import slug
 from geograft.commands.train import scaling_of, training_data
@@ -26,6 +28,7 @@ from geograft.networks.network import Network, build
 from geograft.training.checkpoint import load_weights
 from geograft.training.loader import Scaling
 from geograft.training.loop import fit
+from rasters import SCENE
 from tile_changes import (
     Change,
     ChangedTiles,
@@ -39,12 +42,23 @@ STEPS, TILE_PX = 120, 128
 TEST = 1 / 3
 APART = {"nepal"}
 """Places that are not in the means, and where nothing is trained."""
-CLASSES = {"trees": {1: "tree", 0: "other"}, "roads": {1: "road", 0: "other"}, "landslides": {1: "slide", 0: "other"}}
+CLASSES = {
+    "trees": {1: "tree", 0: "other"},
+    "roads": {1: "road", 0: "other"},
+    "landslides": {1: "slide", 0: "other"},
+    "forest": {1: "forest", 2: "other"},
+    "crowns": {1: "crown", 0: "other"},
+}
 PLACES = {
     "trees": ("claremont", "riverside", "long_beach"),
     "roads": ("vegas", "japan"),
     "landslides": ("sichuan", "nepal"),
+    "forest": ("amazon",),
+    "crowns": ("meadow", "slope"),
 }
+CROWN_SCENES = {"meadow": SCENE, "slope": SCENE.with_name("elsewhere.tif")}
+PIECE_PX = 256
+"""Side of the pieces into which the two scenes of crowns are cut: a part of them is held out like whole scenes."""
 OVERLAP = {"trees": 0.5}
 """Of the small scenes, for more tiles to draw from."""
 
@@ -110,25 +124,33 @@ class Laboratory:
         """Return the tile set of one place, prepared once: a third of the scenes is the test split."""
         out = self.folder / "tiles" / f"{kind}-{place}"
         if not (out / META).exists():
-            sides = [self.folder / "tiles" / f"{kind}-{place}-{side}" for side in ("images", "masks")]
-            for side in sides:
-                side.mkdir(parents=True, exist_ok=True)
-                for file in sorted((self.data / kind / side.name.rpartition("-")[2]).glob(f"{place}_*")):
-                    if not (side / file.name).exists():
-                        (side / file.name).symlink_to(file.resolve())
             settings = {"tile_px": TILE_PX, "overlap": OVERLAP.get(kind, 0.0), "split": "scene", "val": 0, "test": TEST}
-            prepare(MaskSource(*sides, classes=CLASSES[kind]), out, self.recipe.with_settings(prepare=settings).prepare)
+            prepare(self.source(kind, place), out, self.recipe.with_settings(prepare=settings).prepare)
         return TileSet.open(out)
+
+    def source(self, kind: str, place: str) -> MaskSource:
+        """Return the images and masks of one place: links to those of the data, or pieces of a scene of crowns."""
+        images, masks = (self.folder / "tiles" / f"{kind}-{place}-{side}" for side in ("images", "masks"))
+        if kind == "crowns":
+            cut_scene(CROWN_SCENES[place], self.folder / "tiles" / f"{kind}-{place}-scene", images, masks)
+            return MaskSource(images, masks, classes=CLASSES[kind], ignore=IGNORE)
+        for side, name in ((images, "images"), (masks, "masks")):
+            side.mkdir(parents=True, exist_ok=True)
+            own = (self.data.parent / place if kind == "forest" else self.data / kind) / name
+            for file in sorted(own.glob("*" if kind == "forest" else f"{place}_*")):
+                if not (side / file.name).exists():
+                    (side / file.name).symlink_to(file.resolve())
+        return MaskSource(images, masks, classes=CLASSES[kind], skip_mismatched=kind == "forest")
 
     def joined(self, run: Run) -> TileSet:
         """Return the tile set that a run trains on."""
         folders = [self.tiles(run.kind, place).folder for place in run.sources]
         return TileSetPaths.of(folders if len(folders) > 1 else folders[0]).open()
 
-    def recipe_of(self, run: Run) -> Recipe:
-        """Return the recipe of a run, with as many epochs as make STEPS steps."""
+    def recipe_of(self, run: Run, count: int = 0) -> Recipe:
+        """Return the recipe of a run, with as many epochs as make STEPS steps of its own or `count` tiles."""
         config = self.recipe.train
-        per_epoch = -(-len(self.joined(run).split("train")) // config.batch_size)
+        per_epoch = -(-(count or len(self.joined(run).split("train"))) // config.batch_size)
         epochs = max(1, round(run.variant.lengthening * STEPS / per_epoch))
         train = {"epochs": epochs, "warmup_epochs": epochs / 10, "seed": run.seed, "device": "cpu"}
         changed = {"crops": run.variant.change is not None}
@@ -169,9 +191,10 @@ class Laboratory:
         scores = self.scores(run)
         return np.stack([scores[name] for name in sorted(scores) if name.startswith(f"{place}:")])
 
-    def train(self, run: Run, folder: Path) -> tuple[Network, Scaling]:
-        """Return the trained network and its scaling; an interrupted training goes on."""
-        recipe, tiles = self.recipe_of(run), self.joined(run)
+    def train(self, run: Run, folder: Path, tiles: TileSet | None = None) -> tuple[Network, Scaling]:
+        """Return the trained network and its scaling; an interrupted training goes on. `tiles` replaces the run's."""
+        tiles = tiles or self.joined(run)
+        recipe = self.recipe_of(run, len(tiles.split("train")))
         torch.manual_seed(run.seed)
         network = self.build(run, recipe, tiles.meta.bands)
         scaling = scaling_of(tiles.meta, network, recipe.train.normalise)
@@ -213,6 +236,25 @@ class Laboratory:
         """Return the mean and standard deviation of each band by scene."""
         images = {scene: read_scene(tiles, scene)[0] for scene in tiles.scenes}
         return {scene: band_statistics(image) for scene, image in images.items()}
+
+
+def cut_scene(scene: Path, labelled: Path, images: Path, masks: Path) -> None:
+    """Cut a labelled scene into pieces with masks, once. `labelled` is where its mask is made."""
+    if not (labelled / META).exists():
+        labels = VectorSource((scene,), scene.with_suffix(".gpkg"), class_field="class")
+        prepare(labels, labelled, Recipe().with_settings(prepare={"tile_px": TILE_PX, "split": "block"}).prepare)
+    whole = TileSet.open(labelled)
+    for folder, path in ((images, scene), (masks, whole.mask_path(scene.stem))):
+        folder.mkdir(parents=True, exist_ok=True)
+        with rasterio.open(path) as raster:
+            corners = [range(0, side - PIECE_PX + 1, PIECE_PX) for side in raster.shape]
+            for row, col in product(*corners):
+                window = RasterWindow(col, row, PIECE_PX, PIECE_PX)
+                # Not georeferenced: touching scenes would be kept in one split.
+                profile = {key: raster.profile[key] for key in ("driver", "count", "dtype")}
+                profile |= {"width": PIECE_PX, "height": PIECE_PX}
+                with rasterio.open(folder / f"{scene.stem}_{row}_{col}.tif", "w", **profile) as piece:
+                    piece.write(raster.read(window=window))
 
 
 def band_statistics(image: ndarray) -> tuple[ndarray, ndarray]:

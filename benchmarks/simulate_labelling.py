@@ -2,11 +2,12 @@
 
     python benchmarks/simulate_labelling.py [--data ../shared/data/places] [--folder build/labelling] [--write]
 
-Half of the scenes of the new place are for scoring; the tiles of the others are labelled one by one, in the order of
-`geograft suggest` (five at random, then the uncertain ones) or at random. After 3, 5, 10, 20 and 40 tiles, training
-continues from the run of the other place with these tiles and 24 of its own. The end is a run trained on all of these
-tiles of the new place alone, from ImageNet. Kinds: street trees in three cities, roads in two. --write puts the table
-into docs/suggest.md. Trained runs and scores are cached in --folder, so the same command resumes.
+Half of the scenes of each place are for scoring, and a run of each place is trained on the others, from ImageNet. The
+tiles of the new place are labelled in the order of `geograft suggest` (five at random, then the uncertain ones) or at
+random. After 5, 10, 20 and 40 tiles, the run of the other place is trained further on them, as `geograft adapt` does,
+and scored in the new place at a threshold of 0.5 and at the best one. The end is the new place's own run. Kinds: street
+trees in three cities, roads in two. Trained runs and scores are cached in --folder, so the same command resumes.
+--write puts the tables into docs/suggest.md.
 """
 
 import argparse
@@ -22,21 +23,20 @@ from scipy.optimize import isotonic_regression
 
 import machine
 import page
+from bench_adapt import CPU, THRESHOLDS, continue_training, iou_at
 from geograft import MaskSource, load_recipe, prepare, train
-from geograft.card import CARD
+from geograft.card import CARD, ModelCard, read_card
 from geograft.commands.demo import with_weights
-from geograft.commands.evaluate import evaluate
 from geograft.commands.suggest import suggest
-from geograft.config import EvaluateConfig, PrepareConfig, Recipe, SuggestConfig
-from geograft.dataset.folds import write_derived_set
+from geograft.config import AdaptConfig, PrepareConfig, Recipe, SuggestConfig
 from geograft.dataset.tileset import Tile, TileSet
 from geograft.files import write_json
+from geograft.mapping.adaptation import count_tiles
+from geograft.mapping.models import RunModel
 
-COUNTS = (3, 5, 10, 20, 40)
-REHEARSED = 24
-"""Tiles of the other place in each training."""
-DRAWS = 120
-"""Tiles drawn in an epoch."""
+COUNTS = (5, 10, 20, 40)
+STEPS = 240
+"""Optimizer steps of the run of a place: twice as many as `geograft adapt` adds."""
 MIN_GAP = 0.02
 """A smaller gap in IoU is no larger than what another seed changes."""
 STRATEGIES = ("suggest", "random")
@@ -49,8 +49,9 @@ TRANSFERS = (
     ("trees", "long_beach", "claremont"),
 )
 """Kind of labels, place of the run and new place."""
-TILE_PX = 128
-SCORED = EvaluateConfig(backend="torch", device="cpu")
+HALVES = PrepareConfig(tile_px=128, overlap=0.0, split="scene", val=0.0, test=0.5)
+Scores = tuple[float, float]
+"""IoU at a threshold of 0.5, and at the best one."""
 PAGE = page.PAGE.with_name("suggest.md")
 
 
@@ -63,25 +64,35 @@ class Place:
     data: Path
     folder: Path
 
-    def tiles(self, purpose: str, config: PrepareConfig) -> Path:
-        """Return a tile set of the place, made if it is missing."""
+    def tiles(self) -> TileSet:
+        """Return the tile set of the place, prepared if it is missing: half of the scenes are its test split."""
         sides = {side: self.folder / f"{self.kind}-{self.name}-{side}" for side in ("images", "masks")}
         for side, target in sides.items():
             target.mkdir(parents=True, exist_ok=True)
             for file in sorted((self.data / self.kind / side).glob(f"{self.name}_*")):
                 if not (target / file.name).exists():
                     (target / file.name).symlink_to(file.resolve())
-        out = self.folder / f"{self.kind}-{self.name}-{purpose}"
+        out = self.folder / f"{self.kind}-{self.name}-halves"
         if not out.exists():
-            prepare(MaskSource(sides["images"], sides["masks"], classes=CLASSES[self.kind]), out, config)
-        return out
+            prepare(MaskSource(sides["images"], sides["masks"], classes=CLASSES[self.kind]), out, HALVES)
+        return TileSet.open(out)
 
-    def run(self, purpose: str, config: PrepareConfig, recipe: Recipe) -> Path:
-        """Return a run trained in the place with the default plan, trained if it is missing."""
-        run = self.folder / f"{'run' if purpose == 'split' else 'all'}-{self.kind}-{self.name}"
+    def run(self, recipe: Recipe) -> Path:
+        """Return a run trained in the place, trained if it is missing."""
+        run, tiles = self.folder / f"run-{self.kind}-{self.name}", self.tiles()
         if not (run / CARD).exists():
-            train(self.tiles(purpose, config), run, recipe, resume=True, chosen=())
+            epochs = max(1, round(STEPS * recipe.train.batch_size / len(tiles.split("train"))))
+            settings = {"epochs": epochs, "repeat": 1, "device": "cpu"}
+            train(tiles.folder, run, recipe.with_settings(train=settings), resume=True)
         return run
+
+
+def score(run: Path, card: ModelCard, tiles: TileSet) -> Scores:
+    """Return the IoU of a run on the test split of a place."""
+    test = [i for i, tile in enumerate(tiles.tiles) if tile.split == "test"]
+    model = RunModel((run,), card, CPU, {"cards": (card,)})
+    histogram = count_tiles(model, tiles, test).probability.sum(axis=0)[0]
+    return iou_at(histogram, 0.5), max(iou_at(histogram, each) for each in THRESHOLDS)
 
 
 def order_by_suggest(run: Path, target: TileSet, out: Path, seed: int) -> list[Tile]:
@@ -104,68 +115,63 @@ def order_at_random(target: TileSet, seed: int) -> list[Tile]:
     return [tiles[i] for i in np.random.default_rng(seed).permutation(len(tiles))]
 
 
-def train_on(run: Path, source: TileSet, target: TileSet, chosen: Sequence[Tile], recipe: Recipe, seed: int) -> float:
-    """Return the IoU in the new place after training went on from a run with some tiles there and some of its own."""
+def train_on(run: Path, source: TileSet, target: TileSet, chosen: Sequence[Tile], seed: int) -> Scores:
+    """Return the scores in the new place after a run of another place was trained further on some tiles there."""
     folder = run.parent / "step"
     shutil.rmtree(folder, ignore_errors=True)
-    own = source.split("train")
-    rehearsed = [own[i] for i in np.random.default_rng(seed).permutation(len(own))[:REHEARSED]]
-    sets = [
-        write_derived_set(source, rehearsed, folder / "source"),
-        write_derived_set(target, chosen, folder / "target"),
-    ]
-    repeat = max(round(DRAWS / (len(rehearsed) + len(chosen))), 1)
-    settings = recipe.with_settings(model={"start": str(run)}, train={"repeat": repeat, "seed": seed})
-    trained = train(sets, folder / "run", settings)
-    iou = evaluate(trained.run, "test", tiles=target.folder, config=SCORED).headline["iou"].value
+    labelled = replace(target, tiles=tuple(chosen))
+    found = score(*continue_training(run, source, labelled, AdaptConfig(seed=seed, device="cpu"), folder), target)
     shutil.rmtree(folder)
-    return iou
+    return found
 
 
-def steps(seeds: int, transfers: int) -> Iterator[tuple[int, tuple[str, str, str], str]]:
-    """Yield the seed, the transfer and the strategy of each curve: `suggest` in all places first."""
-    for seed in range(seeds):
-        for strategy in STRATEGIES:
-            for transfer in TRANSFERS[:transfers]:
-                yield seed, transfer, strategy
+@dataclass
+class Simulation:
+    """The scores by step, cached in a file."""
 
+    data: Path
+    folder: Path
+    recipe: Recipe
 
-def simulate(data: Path, folder: Path, seeds: int, transfers: int) -> dict[str, float]:
-    """Return the IoU in the new place by step; known ones are not computed again."""
-    recipe, _ = with_weights(load_recipe(Path("demo")))
-    split = replace(recipe.prepare, tile_px=TILE_PX, split="scene")
-    halves = PrepareConfig(tile_px=TILE_PX, overlap=0.0, split="scene", val=0.0, test=0.5)
-    path = folder / "labelling.json"
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for seed, (kind, here, there), strategy in steps(seeds, transfers):
-        source, target = Place(kind, here, data, folder), Place(kind, there, data, folder)
-        tiles = target.tiles("halves", halves)
+    def __post_init__(self) -> None:
+        self._path = self.folder / "labelling.json"
+        known = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        self.found: dict[str, Scores] = {key: (float(half), float(best)) for key, (half, best) in known.items()}
+
+    def fill(self, transfer: tuple[str, str, str], strategy: str, seed: int) -> None:
+        """Compute what is missing of one curve."""
+        kind, here, there = transfer
         name = f"{kind}: {here} to {there}"
-        for key, place, purpose, config in (
-            (f"{name}|0", source, "split", split),
-            (f"{name}|all", target, "halves", halves),
-        ):
-            if key not in found:
-                run = place.run(purpose, config, recipe)
-                found[key] = evaluate(run, "test", tiles=tiles, config=SCORED).headline["iou"].value
-                write_json(path, found)
-                print(key, f"{found[key]:.3f}", file=sys.stderr, flush=True)
-        missing = [count for count in COUNTS if f"{name}|{strategy}|{seed}|{count}" not in found]
+        missing = [count for count in COUNTS if f"{name}|{strategy}|{seed}|{count}" not in self.found]
         if not missing:
-            continue
-        run = source.run("split", split, recipe)
-        known, whole = TileSet.open(source.tiles("split", split)), TileSet.open(tiles)
+            return
+        source, target = (Place(kind, each, self.data, self.folder) for each in (here, there))
+        run, whole = source.run(self.recipe), target.tiles()
+        for key, place in ((f"{name}|0", source), (f"{name}|all", target)):
+            if key not in self.found:
+                own = place.run(self.recipe)
+                self._put(key, score(own, read_card(own), whole))
         order = (
-            order_by_suggest(run, whole, folder / "next.gpkg", seed)
+            order_by_suggest(run, whole, self.folder / "next.gpkg", seed)
             if strategy == "suggest"
             else order_at_random(whole, seed)
         )
         for count in missing:
             key = f"{name}|{strategy}|{seed}|{count}"
-            found[key] = train_on(run, known, whole, order[:count], recipe, seed)
-            write_json(path, found)
-            print(key, f"{found[key]:.3f}", file=sys.stderr, flush=True)
-    return found
+            self._put(key, train_on(run, source.tiles(), whole, order[:count], seed))
+
+    def _put(self, key: str, scores: Scores) -> None:
+        self.found[key] = scores
+        write_json(self._path, self.found)
+        print(key, *(f"{each:.3f}" for each in scores), file=sys.stderr, flush=True)
+
+
+def steps(seeds: int, transfers: int) -> Iterator[tuple[tuple[str, str, str], str, int]]:
+    """Yield the transfer, the strategy and the seed of each curve: `suggest` in all places first."""
+    for seed in range(seeds):
+        for strategy in STRATEGIES:
+            for transfer in TRANSFERS[:transfers]:
+                yield transfer, strategy, seed
 
 
 def tiles_needed(ious: Sequence[float], fraction: float, last: float) -> str:
@@ -189,7 +195,10 @@ def _rising(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def table_rows(found: dict[str, float], seeds: int) -> list[list[str]]:
-    """Return a row for each transfer and strategy that is complete, and the means over transfers."""
+    """Return a row for each transfer and strategy that is complete, and the means over transfers.
+
+    `found` has the scores at one of the thresholds.
+    """
     rows = []
     for strategy in STRATEGIES:
         curves = []
@@ -224,13 +233,20 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/suggest.md")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    if given.table:
-        found = json.loads((given.folder / "labelling.json").read_text(encoding="utf-8"))
-    else:
-        found = simulate(given.data, given.folder, given.seeds, given.transfers)
-    head = ["IoU after labelling", "order", *(f"{n} tiles" for n in (0, *COUNTS)), "all", "half the gap", "90 % of it"]
-    about = f"One training per cell and seed, {given.seeds} seed(s). {machine.describe(('torch',))}"
-    text = page.table(head, table_rows(found, given.seeds)) + f"\n\n{about}"
+    recipe, weights_from = with_weights(load_recipe(Path("demo")))
+    simulation = Simulation(given.data, given.folder, recipe)
+    for curve in () if given.table else steps(given.seeds, given.transfers):
+        simulation.fill(*curve)
+    tables = []
+    for index, title in enumerate(("IoU at 0.5", "IoU at the best threshold")):
+        head = [title, "order", *(f"{n} tiles" for n in (0, *COUNTS)), "all", "half the gap", "90 % of it"]
+        found = {key: scores[index] for key, scores in simulation.found.items()}
+        tables.append(page.table(head, table_rows(found, given.seeds)))
+    about = (
+        f"Encoder weights: {weights_from}. One training per cell and seed, {given.seeds} seed(s). "
+        f"{machine.describe(('torch',))}"
+    )
+    text = "\n\n".join([*tables, about])
     print(text)
     if given.write:
         page.write_section("simulation of labelling", text, PAGE)

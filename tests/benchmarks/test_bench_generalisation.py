@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from geograft.commands.train import training_data
 from geograft.config import Recipe
 from geograft.dataset.tileset import TileSet
 from geograft.training.loader import Scaling, TileLoader
-from laboratory import PLACES, VARIANTS, Laboratory, Run, planned
+from laboratory import CROWN_SCENES, PIECE_PX, PLACES, VARIANTS, Laboratory, Run, planned, read_scene
 from tile_changes import ChangedTiles, blur, drop_band, match_histogram, mix_amplitudes
 
 TILES = arrays(np.float32, st.tuples(st.integers(1, 5), st.just(12), st.just(10)), elements=st.floats(0, 255, width=16))
@@ -159,3 +160,18 @@ def test_the_table_has_the_kinds_that_are_finished(tmp_path: Path) -> None:
     assert smoothing[-1] == " |"
     assert len(transfer_table(found[0].laboratory, ["roads"], [0]).splitlines()) == 2 + 4
     assert confirmation_table(found[1:]).count("+0.000 (+0.000 to +0.000)") == 6
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pieces_of_a_scene_of_crowns_are_its_pixels_with_their_labels(tmp_path: Path) -> None:
+    tiles = Laboratory(tmp_path, tmp_path, Recipe()).tiles("crowns", "slope")
+    with rasterio.open(CROWN_SCENES["slope"]) as scene:
+        whole, shape = scene.read(), scene.shape
+    assert len(tiles.scenes) == (shape[0] // PIECE_PX) * (shape[1] // PIECE_PX)
+    assert {tile.split for tile in tiles.tiles} == {"train", "test"}
+    for name in tiles.scenes:
+        row, col = (int(each) for each in name.split("_")[1:])
+        image, label = read_scene(tiles, name)
+        assert np.array_equal(image, whole[:, row : row + PIECE_PX, col : col + PIECE_PX])
+        assert set(np.unique(label)) <= {0, 1, 255}
+    assert 0.1 < np.mean([tile.class_fractions[1] for tile in tiles.tiles]) < 0.9

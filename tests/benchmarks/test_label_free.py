@@ -1,14 +1,15 @@
-"""Remedies without labels: the expected threshold, recorded batch-norm statistics, the default's runs as they are."""
+"""Remedies without labels: the expected threshold, batch-norm statistics, pseudo-labels, runs as they are."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from geograft.legend import IGNORE
 from geograft.metrics.calibration import STEPS
 from geograft.networks.bodies import UNet
 from geograft.networks.network import Network
-from label_free import as_it_is, expected_threshold, recorded_statistics, with_mixed_statistics
+from label_free import as_it_is, expected_threshold, pseudo_label, recorded_statistics, with_mixed_statistics
 
 
 def test_the_expected_threshold_is_the_best_one_for_calibrated_probabilities() -> None:
@@ -44,3 +45,10 @@ def test_mixed_statistics_change_the_prediction_of_another_place() -> None:
     norm = next(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
     assert not torch.equal(norm.running_mean, before_mean)
     assert after[0] != pytest.approx(before[0])
+
+
+def test_pseudo_labels_are_where_the_network_is_sure_and_do_not_depend_on_the_labels() -> None:
+    probability = np.array([0.0, 0.1, 0.11, 0.5, 0.89, 0.9, 1.0])
+    for label in (np.zeros(7, np.uint8), np.ones(7, np.uint8)):
+        assert pseudo_label(probability, label).tolist() == [0, 0, IGNORE, IGNORE, IGNORE, 1, 1]
+    assert (pseudo_label(probability, np.full(7, IGNORE)) == IGNORE).all()

@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -24,6 +26,7 @@ from geograft.errors import SettingError, WeightsError
 from geograft.files import file_digest
 from geograft.networks import weights
 from geograft.networks.encoder import build_encoder
+from geograft.networks.pyramid import build_pyramid
 from geograft.networks.weights import (
     LITE0,
     LITE2,
@@ -198,6 +201,30 @@ def test_an_onnx_file_cannot_name_other_files(tmp_path: Path) -> None:
     (tmp_path / "weights.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(WeightsError, match="secret is in another file"):
         read_tensors(tmp_path / "weights.onnx")
+
+
+def test_an_encoder_from_ukis_csmask_has_the_maps_of_its_graph() -> None:
+    """At 380 pixels: the graph pads by constants, which are those of TensorFlow's "same" for images of this size."""
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    found = importlib.util.find_spec("ukis_csmask")  # not imported: its module needs more than the file
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("the package ukis-csmask, which has the file, is not installed")
+    path = Path(found.submodule_search_locations[0], "model_4b_l2a.onnx")
+    pyramid, _ = build_pyramid("tf_efficientnet_b4", 4, str(path))
+    names = [f"/model/encoder/_blocks.{last}/Add_output_0" for last in (5, 9, 21, 31)]
+    model = onnx.load(path)
+    for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        side.dim_value = 380
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 10, None) for name in names)  # 10: float16
+    encoder = onnx.utils.Extractor(model).extract_model(["input"], names)
+    image = np.random.default_rng(0).normal(size=(1, 4, 380, 380)).astype(np.float32)
+    expected = runtime.InferenceSession(encoder.SerializeToString()).run(None, {"input": image})
+    with torch.inference_mode():
+        maps = pyramid.eval()(torch.from_numpy(image))[1:]
+    for own, graph in zip(maps, expected, strict=True):
+        assert own.shape == graph.shape
+        assert np.corrcoef(own.numpy().ravel(), graph.astype(np.float32).ravel())[0, 1] > 0.9999  # of half precision
 
 
 def test_a_damaged_onnx_file_is_refused_in_one_line(tmp_path: Path) -> None:
