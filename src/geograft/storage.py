@@ -444,7 +444,7 @@ def _bucket_store(root: Location) -> Any:
 
 
 def _stored(meta: Any) -> StoredObject:
-    return StoredObject(meta["path"], meta["size"], meta["version"] or meta["e_tag"] or "", meta["last_modified"])
+    return StoredObject(meta["path"], meta["size"], meta["e_tag"] or meta["version"] or "", meta["last_modified"])
 
 
 def _store_reason(error: BaseException) -> str:

@@ -198,14 +198,18 @@ def request_headers(location: Location) -> dict[str, str]:
 
     GDAL_HTTP_USERPWD, GDAL_HTTP_BEARER and GDAL_HTTP_HEADERS, as GDAL reads them.
     """
-    user = location.user or os.environ.get("GDAL_HTTP_USERPWD", "")
-    lines = re.split(r"\r?\n|,(?=\s*[\w-]+:)", os.environ.get("GDAL_HTTP_HEADERS", ""))
-    headers = {name.strip(): value.strip() for name, mark, value in (line.partition(":") for line in lines) if mark}
+    user, headers = location.user or os.environ.get("GDAL_HTTP_USERPWD", ""), environment_headers()
     if user:
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode('ascii')}"
     elif bearer := os.environ.get("GDAL_HTTP_BEARER"):
         headers["Authorization"] = f"Bearer {bearer}"
     return headers
+
+
+def environment_headers() -> dict[str, str]:
+    """Return the headers in GDAL_HTTP_HEADERS."""
+    lines = re.split(r"\r?\n|,(?=\s*[\w-]+:)", os.environ.get("GDAL_HTTP_HEADERS", ""))
+    return {name.strip(): value.strip() for name, mark, value in (line.partition(":") for line in lines) if mark}
 
 
 def _request(

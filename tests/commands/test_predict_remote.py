@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,18 @@ from geograft.commands.sample import sample
 from geograft.config import PolygonConfig, PredictConfig
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import TileSet
-from geograft.errors import InputError, SettingError
+from geograft.errors import InputError, RasterChangedError, SettingError
 from geograft.geo.rasters import opening
 from geograft.geo.rasters.raster import Image
 from geograft.locations import to_place
+from geograft.mapping.ledger import Ledger
+from geograft.storage import open_storage
 from tests.commands.test_predict import left_in, network, read, run
 from tests.support.rasters import textured, write_raster
+from tests.support.s3 import bucket
 from tests.support.web_server import WebServer, serve_web
 
-__all__ = ["network", "run"]
+__all__ = ["bucket", "network", "run"]
 
 SETTINGS = PredictConfig(window_px=64, overlap=0.25)
 
@@ -106,6 +110,35 @@ def test_a_file_that_changes_stops_the_job(
     with pytest.raises(InputError, match="changed while it was read"):
         predict(run, url, tmp_path / "map.tif", SETTINGS)
     assert left_in(tmp_path) == {"other.tif"}, "no map, and no strips of two versions"
+
+
+@pytest.mark.parametrize("where", ["web", "bucket"])
+def test_a_file_that_is_replaced_between_two_strips_stops_the_job(
+    tmp_path: Path, scene: Path, run: Path, where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = request.getfixturevalue("bucket") if where == "bucket" else ""
+    storage = open_storage(address) if address else None
+    server = request.getfixturevalue("web") if storage is None else None
+
+    def put(content: bytes) -> str:
+        if storage is None:
+            return str(server.put("scene.tif", content))
+        storage.put("scene.tif", content)
+        return f"{address}/scene.tif"
+
+    url, strips, add = put(scene.read_bytes()), list[int](), Ledger.add
+
+    def add_and_replace(self: Ledger, *strip: Any) -> None:
+        add(self, *strip)
+        strips.append(len(strips))
+        if len(strips) == 2:
+            put(scene.read_bytes()[:-1] + b"x")
+
+    monkeypatch.setattr(Ledger, "add", add_and_replace)
+    with pytest.raises(RasterChangedError, match="scene.tif changed while it was read"):
+        predict(run, url, tmp_path / "map.tif", SETTINGS)
+    assert len(strips) < 10, "of 13: only what was read ahead"
+    assert left_in(tmp_path) == set(), "no map, and no strips of two versions"
 
 
 def test_an_interrupted_job_is_resumed_only_with_the_same_file(

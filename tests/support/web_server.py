@@ -12,6 +12,8 @@ from typing import Literal
 
 Fault = Literal["", "status", "drop", "short", "no range"]
 """What happens to a response: nothing, status 500, no response, half of the body, all of the file."""
+Conditions = Literal["kept", "ignored", "refused"]
+"""How the condition If-Match is treated: as RFC 9110 says, not at all, and by refusing every request that has one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class WebServer:
     """By path; without one, a digest of the content."""
     fault: Callable[[int], Fault] = lambda _: ""
     """The fault of each GET request, by its number."""
+    conditions: Conditions = "kept"
     answer: Callable[[str, str, bytes], tuple[int, bytes] | None] = lambda *_: None
     """Status and JSON for method, path with query, and body; None: as the files say."""
     requests: list[Served] = field(default_factory=list)
@@ -121,6 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.web.files[path]
         etag = self.web.etags.get(path, f'"{hashlib.md5(content).hexdigest()}"')
         headers = {"ETag": etag, "Last-Modified": formatdate(0, usegmt=True), "Accept-Ranges": "bytes"}
+        wanted, conditions = self.headers.get("If-Match"), self.web.conditions
+        if wanted is not None and (conditions == "refused" or (conditions == "kept" and wanted != etag)):
+            self._send(412, b"", headers, path, None)
+            return
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None or fault == "no range":
             self._send(200, content, headers, path, None, fault == "short")

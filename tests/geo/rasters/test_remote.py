@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import rasterio.shutil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geograft.errors import InputError
+from geograft.errors import InputError, RasterChangedError
 from geograft.geo.grid import Window, block_windows
 from geograft.geo.rasters import opening
-from geograft.geo.rasters.opening import raster_state
+from geograft.geo.rasters.opening import raster_state, unchanged_condition
 from geograft.geo.rasters.raster import Image
+from geograft.geo.rasters.writer import copy_tiled
 from geograft.locations import to_place
+from geograft.web import StoredObject
 from tests.support.rasters import textured, write_raster
 from tests.support.s3 import serve_s3
 from tests.support.web_server import Fault, WebServer, serve_web
@@ -46,6 +49,7 @@ def module_web(cog: Path) -> Iterator[WebServer]:
 def web(module_web: WebServer) -> WebServer:
     module_web.count, module_web.fault = 0, lambda _: ""
     module_web.etags.clear()
+    module_web.conditions = "kept"
     module_web.requests.clear()
     return module_web
 
@@ -130,6 +134,58 @@ def test_a_changed_file_is_noticed(web: WebServer, cog: Path, monkeypatch: pytes
     assert raster_state(to_place(f"{web.url}/scene.tif")) == before | {"etag": '"other"'}
 
 
+@pytest.fixture
+def other_cog(cog: Path, tmp_path: Path) -> bytes:
+    """A file of the same size with other pixels: without compression, its blocks are where those of the first are."""
+    with rasterio.open(cog) as raster:
+        plain = write_raster(tmp_path / "plain.tif", 255 - raster.read())
+    rasterio.shutil.copy(plain, tmp_path / "other.tif", driver="COG", blocksize=BLOCK, compress="none")
+    return (tmp_path / "other.tif").read_bytes()
+
+
+def test_not_one_window_of_a_replaced_file_is_read(web: WebServer, other_cog: bytes) -> None:
+    url = web.put("replaced.tif", other_cog)
+    with Image.open(url) as remote:
+        remote.read(Window(0, 0, 64, 64))
+        web.put("replaced.tif", other_cog[:-1] + b"x")
+        sent = web.sent("/replaced.tif")
+        with pytest.raises(RasterChangedError, match=re.escape(url)):
+            remote.read(Window(1100, 1100, 64, 64))
+    assert web.sent("/replaced.tif") - sent == opening.MAGIC_BYTES, "to find that it is another file"
+
+
+def test_a_file_that_is_replaced_while_it_is_copied_is_an_error(
+    web: WebServer, other_cog: bytes, tmp_path: Path
+) -> None:
+    for conditions in ("kept", "ignored"):
+        web.count, web.conditions = 0, conditions  # type: ignore[assignment]
+        url = web.put("replaced.tif", other_cog)
+
+        def replace(number: int) -> Fault:
+            if number == 6:
+                web.put("replaced.tif", other_cog[:-1] + b"x")
+            return ""
+
+        web.fault = replace
+        with pytest.raises(RasterChangedError, match=re.escape(url)):
+            copy_tiled(to_place(url), tmp_path / "copy.tif")
+        assert not (tmp_path / "copy.tif").exists()
+        web.fault = lambda _: ""
+
+
+def test_a_server_that_refuses_conditions_is_read_without_them(web: WebServer, cog: Path) -> None:
+    web.conditions = "refused"
+    window = Window(300, 300, 400, 400)
+    with Image.open(f"{web.url}/scene.tif") as remote, Image.open(cog) as local:
+        assert np.array_equal(remote.read(window)[0], local.read(window)[0])
+
+
+@pytest.mark.parametrize(("etag", "header"), [('"1"', "If-Match"), ('W/"1"', "If-Unmodified-Since"), ("", "")])
+def test_the_condition_is_one_that_the_server_can_fulfil(etag: str, header: str) -> None:
+    changed = datetime(2026, 6, 1, 12, 30, 5, tzinfo=UTC) if header else None
+    assert [*unchanged_condition(StoredObject("a", 1, etag, changed))] == [header] * bool(header)
+
+
 @pytest.mark.parametrize("name", ["scene.vrt", "scene.tif"])
 def test_only_geotiffs_are_read_remotely(web: WebServer, name: str) -> None:
     vrt = b'<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
@@ -156,6 +212,9 @@ def test_a_bucket_is_read_like_a_file(cog: Path) -> None:
         with Image.open(f"{bucket}/a b/scene.tif") as remote, Image.open(cog) as local:
             assert np.array_equal(remote.read(window)[0], local.read(window)[0])
             assert str(remote.info.path) == "s3://maps/a b/scene.tif"
+            open_storage(bucket).put("a b/scene.tif", cog.read_bytes()[:-1] + b"x")
+            with pytest.raises(RasterChangedError, match="s3://maps/a b/scene.tif"):
+                remote.read(Window(0, 0, 300, 300))
         assert raster_state(to_place(f"{bucket}/a b/scene.tif"))["etag"]
         with pytest.raises(InputError, match="does not exist"):
             Image.open(f"{bucket}/missing.tif")

@@ -2,16 +2,20 @@
 
 A remote GeoTIFF is read by range requests of GDAL, with one thread: with several, GDAL 3.10 gives up at the first
 failed request, and may return blank pixels. GDAL repeats failed requests; where it gives up, the file is opened again
-after a pause. Only the given address is asked for: no masks, overviews or metadata beside it. A file that changes, by
-its ETag, while a job reads it is an error.
+after a pause. Only the given address is asked for: no masks, overviews or metadata beside it. A file that changes
+while a job reads it is an error: every request has the condition that the file is still the one that was opened, and
+its ETag is compared besides, for servers that ignore conditions.
 """
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import rasterio
@@ -23,7 +27,7 @@ from geograft.geo.formats import RASTER_MAGIC, raster_driver, remote_name
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.locations import Location, Place, redact
 from geograft.storage import s3_settings, storage_of
-from geograft.web import StoredObject, pause_s, request_headers
+from geograft.web import StoredObject, environment_headers, pause_s, request_headers
 
 Result = TypeVar("Result")
 
@@ -40,7 +44,8 @@ REMOTE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_HTTP_RETRY_CODES": "ALL",
+    # 0, 200 and 206: the connection was dropped before or in the body. Not 412, by which a changed file is known.
+    "GDAL_HTTP_RETRY_CODES": "0,200,206,400,408,429,500,502,503,504",
     "GDAL_HTTP_CONNECTTIMEOUT": "30",
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
@@ -70,6 +75,7 @@ class RasterFile:
         self.place, self._options = place, options
         self.state: StoredObject | None = None
         """Size and ETag of a remote file."""
+        self._condition: dict[str, str] = {}
         self._checked = time.monotonic()
         self._process = os.getpid()
         self._dataset = self._open()
@@ -89,39 +95,56 @@ class RasterFile:
         """
         try:
             if isinstance(self.place, Location):
-                return self._read_remote(self.place, action)
+                return self._read_remote(action)
             return self._read_local(action)
         except (*RASTER_ERRORS, OSError) as error:
             raise self._read_error(what, error) from (None if self.state else error)
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if a remote file is another one than when it was opened."""
+        if isinstance(self.place, Location):
+            self._check(remote_state(self.place))
 
     def close(self) -> None:
         """Close the file."""
         self._dataset.close()
 
+    def options(self) -> AbstractContextManager[Any]:
+        """Set GDAL's options for reading the file in the block."""
+        if isinstance(self.place, Location):
+            return remote_options(self.place, self._condition)
+        return strict_decoding()
+
     def _read_local(self, action: Callable[[DatasetReader], Result]) -> Result:
-        with strict_decoding() if self.dataset.driver in LENIENT_DRIVERS else nullcontext():
+        with self.options() if self.dataset.driver in LENIENT_DRIVERS else nullcontext():
             return action(self.dataset)
 
-    def _read_remote(self, location: Location, action: Callable[[DatasetReader], Result]) -> Result:
+    def _read_remote(self, action: Callable[[DatasetReader], Result]) -> Result:
         if time.monotonic() - self._checked > CHECK_S:
-            self._check(remote_state(location))
+            self.check_unchanged()
         for attempt in range(REOPENINGS):
             try:
-                with remote_options(location):
+                with self.options():
                     return action(self.dataset)
             except (*RASTER_ERRORS, OSError):
                 time.sleep(pause_s(attempt))
                 self._dataset.close()
                 self._dataset = self._open()
-        with remote_options(location):
+        with self.options():
             return action(self.dataset)
 
     def _open(self) -> DatasetReader:
         if not isinstance(self.place, Location):
             return open_raster(self.place, **self._options)
-        raster, state = open_remote(self.place, **self._options)
-        self._check(state)
-        return raster
+        self._check(_geotiff_state(self.place))
+        assert self.state is not None
+        self._condition = unchanged_condition(self.state)
+        try:
+            return _open_geotiff(self.place, self._condition, **self._options)
+        except InputError:
+            # Some servers refuse the condition although the file is the same: the ETag is compared now and then.
+            self._condition = {}
+            return _open_geotiff(self.place, self._condition, **self._options)
 
     def _check(self, now: StoredObject) -> None:
         """Raise InputError if the remote file is another one than at first."""
@@ -158,7 +181,8 @@ def open_raster(place: Place, **options: Any) -> DatasetReader:
             is not a GeoTIFF.
     """
     if isinstance(place, Location):
-        return open_remote(place, **options)[0]
+        _geotiff_state(place)
+        return _open_geotiff(place, {}, **options)
     # Absolute: in the working directory, GDAL would take names of parts of a file, such as /vsicurl/..., as is.
     name, driver = remote_name(place) or str(place.absolute()), raster_driver(place)
     with _open_errors(place), _own_files_only(place):
@@ -166,8 +190,23 @@ def open_raster(place: Place, **options: Any) -> DatasetReader:
     return _checked(raster, place)
 
 
-def open_remote(location: Location, **options: Any) -> tuple[DatasetReader, StoredObject]:
-    """Open a remote GeoTIFF; return it, and its size and ETag just before.
+@contextmanager
+def open_whole(place: Place) -> Iterator[DatasetReader]:
+    """Open a raster file with rasterio, to be read as a whole in the block under the options of its place.
+
+    Raises:
+        InputError: as `open_raster`; if a remote file has changed by the end of the block.
+    """
+    file = RasterFile(place)
+    try:
+        with closing(file), file.options():
+            yield file.dataset
+    finally:
+        file.check_unchanged()
+
+
+def _geotiff_state(location: Location) -> StoredObject:
+    """Return size and ETag of a remote GeoTIFF.
 
     Raises:
         InputError: when the file is missing, cannot be read or is not a GeoTIFF.
@@ -178,9 +217,33 @@ def open_remote(location: Location, **options: Any) -> tuple[DatasetReader, Stor
             f"{location} is not a GeoTIFF, and other formats are not read from the web or the cloud. Download it, or "
             "convert it to a Cloud-Optimised GeoTIFF."
         )
-    with _open_errors(location), remote_options(location):
+    return state
+
+
+def _open_geotiff(location: Location, condition: Mapping[str, str], **options: Any) -> DatasetReader:
+    """Open a remote GeoTIFF; `condition` is sent with each request.
+
+    Raises:
+        InputError: when it cannot be opened.
+    """
+    with _open_errors(location), remote_options(location, condition):
         raster = rasterio.open(gdal_name(location), driver="GTiff", **options)
-    return _checked(raster, location), state
+    return _checked(raster, location)
+
+
+def unchanged_condition(state: StoredObject) -> dict[str, str]:
+    """Return the header by which a server refuses requests for a file that has changed; none if it tells too little.
+
+    By RFC 9110, a weak ETag never fulfils the condition.
+
+    >>> unchanged_condition(StoredObject("a.tif", 10, '"1b2c"')), unchanged_condition(StoredObject("a.tif", 10, ""))
+    ({'If-Match': '"1b2c"'}, {})
+    """
+    if re.fullmatch(r'"[!-~]*"', state.etag):
+        return {"If-Match": state.etag}
+    if state.modified is not None:
+        return {"If-Unmodified-Since": format_datetime(state.modified.astimezone(UTC), usegmt=True)}
+    return {}
 
 
 @contextmanager
@@ -221,14 +284,19 @@ def gdal_name(location: Location) -> str:
     return f"/{SYSTEMS[location.scheme]}/{plain.url if location.is_web else f'{location.host}/{location.key}'}"
 
 
-def remote_options(location: Location) -> AbstractContextManager[Any]:
-    """Set GDAL's options for a remote file in the block."""
+def remote_options(
+    location: Location, condition: Mapping[str, str] = MappingProxyType({})
+) -> AbstractContextManager[Any]:
+    """Set GDAL's options for a remote file in the block; `condition` has further headers of requests."""
     options = {k: v for k, v in REMOTE_OPTIONS.items() if k in OWN_OPTIONS or k not in os.environ}
     if location.query:
         # Addresses that are signed for reading refuse HEAD.
         options["CPL_VSIL_CURL_USE_HEAD"] = "NO"
-    if location.is_web and (headers := request_headers(location)):
-        options["GDAL_HTTP_HEADERS"] = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
+    # Requests to buckets are signed by GDAL.
+    own = request_headers(location) if location.is_web else environment_headers()
+    if headers := own | dict(condition):
+        # The end of a line at the end: otherwise GDAL would take quotation marks and commas as its own.
+        options["GDAL_HTTP_HEADERS"] = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     if location.scheme == "s3" and (endpoint := s3_settings().get("endpoint")):
         scheme, _, host = endpoint.rpartition("://")
         options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO" if scheme == "http" else "YES"}

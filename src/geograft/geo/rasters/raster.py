@@ -66,7 +66,7 @@ class ImageInfo:
     alpha: int = 0
     """Number of the band in the file that is a mask, because it is tagged alpha; 0: none."""
     etag: str = ""
-    """ETag of a remote file; empty for a local one."""
+    """ETag of a remote file, of a scene a digest of those of its files; empty for local ones."""
     scene: Scene | None = None
     """The bands of a scene of several files, which `scene_image` reads; None for a raster."""
 

@@ -212,6 +212,7 @@ class SceneImage:
                 f"the bands of {scene.place} have several dtypes: {shown}. Choose bands of one, or convert some."
             )
         tags = {ACQUIRED_TAG: scene.acquired} if scene.acquired else {}
+        etags = [image.info.etag for image in self._images.values()]
         return ImageInfo(
             path=scene.place,
             grid=grid,
@@ -222,6 +223,7 @@ class SceneImage:
             palette=finest.palette,
             tags=tags,
             validity=self._validity,
+            etag=json_digest(etags)[:16] if any(etags) else "",
             scene=scene,
         )
 
@@ -332,9 +334,11 @@ def open_image(info: ImageInfo, threads: int = 1) -> Image | SceneImage:
     Raises:
         InputError: when it cannot be opened, or is remote and another file than before.
     """
+    image: Image | SceneImage
     if info.scene:
-        return SceneImage(info.scene, info.validity, threads)
-    image = Image.open(info.path, validity=info.validity, threads=threads)
+        image = SceneImage(info.scene, info.validity, threads)
+    else:
+        image = Image.open(info.path, validity=info.validity, threads=threads)
     if image.info.etag != info.etag:
         image.close()
         raise changed_error(info.path, info.etag, image.info.etag)

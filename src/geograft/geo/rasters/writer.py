@@ -24,14 +24,14 @@ from rasterio.windows import Window as RasterioWindow
 from geograft.errors import InputError, OutputError
 from geograft.files import atomic_write
 from geograft.geo.grid import Grid, Window, block_windows
-from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
-from geograft.geo.rasters.opening import open_raster, remote_options
+from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced
+from geograft.geo.rasters.opening import open_raster, open_whole
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.resample import WindowReader
 from geograft.geo.rasters.styles import VIRIDIS, aux_xml, classes_style, has_gaps, ramp_style, sidecar_paths
 from geograft.labels import MAX_CODE
 from geograft.legend import IGNORE, Legend
-from geograft.locations import Location, Place
+from geograft.locations import Place
 
 OverviewMethod = Literal["mode", "average"]
 """How an overview combines 2 x 2 pixels: by their most frequent value (classes) or their mean (numbers)."""
@@ -291,7 +291,7 @@ def copy_tiled(source: Place, path: Path) -> None:
     Memory: one block of `source`, which for some formats is the whole image.
 
     Raises:
-        InputError: when `source` cannot be decoded.
+        InputError: when `source` cannot be decoded, or is remote and changes.
         OutputError: when the copy cannot be written.
     """
     options = {"driver": "GTiff", "blockxsize": IMAGE_BLOCK_PX, "blockysize": IMAGE_BLOCK_PX, **TILED_OPTIONS}
@@ -299,8 +299,7 @@ def copy_tiled(source: Place, path: Path) -> None:
         options |= _packing(np.dtype(image.info.dtype))
     with atomic_write(path) as part, _output_errors(path):
         try:
-            options_of = remote_options(source) if isinstance(source, Location) else strict_decoding()
-            with open_raster(source) as raster, options_of, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            with open_whole(source) as raster, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 rasterio.shutil.copy(raster, part, strict=False, **options)
             verify_file(part, path)
         except (*RASTER_ERRORS, OutputError):
