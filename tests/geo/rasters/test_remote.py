@@ -213,7 +213,7 @@ def test_a_bucket_is_read_like_a_file(cog: Path) -> None:
             assert np.array_equal(remote.read(window)[0], local.read(window)[0])
             assert str(remote.info.path) == "s3://maps/a b/scene.tif"
             open_storage(bucket).put("a b/scene.tif", cog.read_bytes()[:-1] + b"x")
-            with pytest.raises(RasterChangedError, match="s3://maps/a b/scene.tif"):
+            with pytest.raises(RasterChangedError, match=re.escape(f"{bucket}/a b/scene.tif")):
                 remote.read(Window(0, 0, 300, 300))
         assert raster_state(to_place(f"{bucket}/a b/scene.tif"))["etag"]
         with pytest.raises(InputError, match="does not exist"):
