@@ -16,15 +16,21 @@ from geograft.card import read_card
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
+from geograft.commands.project import project
+from geograft.commands.serve import served_subject
 from geograft.commands.stac import find_assets
 from geograft.commands.suggest import suggest
 from geograft.commands.train import train
 from geograft.config import PredictConfig, PrepareConfig, Recipe, StacConfig, SuggestConfig
+from geograft.config.recipes import AreaConfig, CopiedImage, ImageConfig, read_project
 from geograft.dataset.sources import VectorSource
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.scene_image import open_image, read_info
 from geograft.geo.scene import BandChoice
+from geograft.server.layers import layers_of
 from tests.support.rasters import write_raster
 from tests.support.scenes import (
     CORNER,
@@ -192,11 +198,16 @@ def described(path: Path, names: tuple[str, ...]) -> Path:
     return path
 
 
+def without_tiles(run: Path, copy: Path) -> Path:
+    """Copy a run without the path of its tile set, so that no tile counts as labelled."""
+    copy.mkdir()
+    for name in ("card.json", "model.safetensors"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    return copy
+
+
 def test_suggestions_come_from_scenes_too(chain: SimpleNamespace, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("card.json", "model.safetensors"):  # without its tiles, so that none is labelled already
-        (run / name).write_bytes((chain.folder / "run" / name).read_bytes())
+    run = without_tiles(chain.folder / "run", tmp_path / "run")
     place = layouts(chain, tmp_path)["stac"]
     settings = SuggestConfig(tiles=2, first=2, device="cpu", backend="torch", mask=("scl:3",))
     found = suggest(run, (place,), tmp_path / "next.gpkg", settings)
@@ -248,3 +259,99 @@ def test_a_run_of_files_maps_the_items_of_a_stac_catalogue(chain: SimpleNamespac
         asked = {one.path for one in web.requests}
     assert asked == {f"/s2/{name}" for name in ("item.json", "assets/B04.tif", "assets/B08.tif", "assets/B11.tif")}
     assert read(tmp_path / "map.probabilities.tif").tobytes() == read(chain.folder / "map.probabilities.tif").tobytes()
+
+
+# ------------------------------------------------------------------------------------------- projects and the browser
+
+CLOUDY = ImageConfig(NAMES, ("scl:3",))
+
+
+def with_corner_masked() -> ndarray:
+    scl = np.full((EDGE // 2, EDGE // 2), 4, np.uint8)
+    scl[:30, :30] = 3
+    return scl
+
+
+def test_a_project_of_a_scene_has_its_bands_as_a_raster(chain: SimpleNamespace, tmp_path: Path) -> None:
+    safe = write_safe(tmp_path / "safe", chain.truth, with_corner_masked())
+    made = project(tmp_path / "new", safe, ["field"], AreaConfig(3, 32), config=CLOUDY)
+    settings, _ = read_project(tmp_path / "new")
+    copied = CopiedImage(f"images/{safe.stem}.tif", f"../safe/{safe.name}", NAMES, ("scl:3",))
+    assert (settings, settings.images, settings.copies) == (made.settings, (copied.image,), (copied,))
+    assert (settings.prepare.bands, settings.predict.mask) == ((), ()), "the copy has only what was chosen"
+    expected = read_info(safe, BandChoice(NAMES, ("scl:3",)))
+    with open_image(expected) as scene, Image.open(tmp_path / "new" / copied.image) as copy:
+        assert (copy.info.grid, copy.info.band_names, copy.info.windowed) == (expected.grid, NAMES, True)
+        for one, other in zip(scene.read(expected.grid.window), copy.read(expected.grid.window), strict=True):
+            assert one.tobytes() == other.tobytes()
+        assert not copy.read(Window(0, 0, 60, 60))[1].any()
+        assert all(copy.read(area.window)[1].mean() >= 0.9 for area in made.areas)
+    predict(chain.folder / "run", (safe,), tmp_path / "safe.tif", replace(MAPPED, mask=("scl:3",)))
+    predict(chain.folder / "run", (tmp_path / "new" / copied.image,), tmp_path / "copy.tif", MAPPED)
+    assert read(tmp_path / "safe.tif").tobytes() == read(tmp_path / "copy.tif").tobytes()
+
+
+def test_a_project_of_rasters_keeps_the_chosen_bands_in_its_settings(chain: SimpleNamespace, tmp_path: Path) -> None:
+    info = read_info(chain.listed, BandChoice(("swir16", "red", "blue", "nir")))
+    with open_image(info) as image:
+        pixels, _ = image.read(info.grid.window)
+    pixels[2, :60, :60] = 3
+    options = {"transform": info.grid.transform, "crs": UTM32, "nodata": 0}
+    raster = described(write_raster(tmp_path / "one.tif", pixels, **options), ("swir16", "red", "quality", "nir"))
+    made = project(tmp_path / "new", raster, ["field"], AreaConfig(3, 32), config=ImageConfig(NAMES, ("quality:3",)))
+    settings, _ = read_project(tmp_path / "new")
+    assert (settings.images, settings.copies) == (("../one.tif",), ())
+    for table in (settings.prepare, settings.predict, settings.suggest):
+        assert (table.bands, table.mask) == (NAMES, ("quality:3",))
+    assert not any(area.window.row < 55 and area.window.col < 55 for area in made.areas)
+    # Beside a scene, rasters are copied with their chosen bands too.
+    mixed = project(tmp_path / "mixed", (raster, chain.listed), ["field"], AreaConfig(3, 32), config=ImageConfig(NAMES))
+    copies = [read(tmp_path / "mixed" / name) for name in mixed.settings.images]
+    assert copies[0].tobytes() == pixels[[1, 3, 0]].tobytes()
+    assert mixed.settings.copies[1].source == str(chain.listed)
+    for wrong in (ImageConfig(("red", "swir22")), ImageConfig(mask=("scl:3",))):
+        with pytest.raises(InputError, match=r"one\.tif"):
+            project(tmp_path / "other", raster, ["field"], AreaConfig(3, 32), config=wrong)
+    assert not (tmp_path / "other").exists()
+
+
+def test_results_of_a_search_become_a_project_and_suggestions(chain: SimpleNamespace, tmp_path: Path) -> None:
+    path = write_stac_item(tmp_path, chain.truth, with_corner_masked())
+    with serve_web() as web:
+        for file in (tmp_path / "assets").iterdir():
+            web.put(f"s2/assets/{file.name}", file.read_bytes())
+        address = web.put("s2/item.json", path.read_bytes())
+        options = ["--classes", "field", "--scoring-areas", "2", "--area-px", "32"]
+        search = ["--stac-url", address, "--mask", "scl:3"]
+        new = str(tmp_path / "new")
+        assert run_command("project", new, *search, "--bands", "red,nir,swir16", *options) == 0
+        given = ["--tiles", "2", "--first", "2", "--device", "cpu", "--backend", "torch"]
+        run = str(without_tiles(chain.folder / "run", tmp_path / "run"))
+        assert run_command("suggest", run, "--out", str(tmp_path / "next.gpkg"), *search, *given) == 0
+        plain = ["project", str(tmp_path / "plain"), f"{web.url}/s2/assets/B04.tif", *options]
+        assert run_command(*plain) == 0
+        assert run_command(*plain[:1], str(tmp_path / "none"), "--bbox", "1", "2", "3", "4", *options) not in (0, None)
+    settings, _ = read_project(tmp_path / "new")
+    assert settings.copies[0].source == f"{web.url}/s2/S2A_32TLQ.json"
+    assert set(geopandas.read_file(tmp_path / "next.gpkg")["scene"]) == {"S2A_32TLQ"}
+    assert read(tmp_path / "new/images/S2A_32TLQ.tif").shape == (3, EDGE, EDGE)
+    assert read(tmp_path / "plain/images/B04.tif").tobytes() == read(tmp_path / "assets/B04.tif").tobytes()
+
+
+def test_the_browser_shows_a_scene_by_a_copy(
+    chain: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geograft.commands.serve.user_cache_path", lambda *_, **__: tmp_path / "cache")
+    safe = layouts(chain, tmp_path)["zip"]
+    subject = served_subject(chain.folder / "run", (safe, chain.folder / "map.tif"))
+    (image,) = (layer for layer in layers_of(subject) if layer.kind == "image")
+    assert (image.raster.group, image.raster.info.band_names) == ("product", NAMES)
+    with open_image(read_info(safe, BandChoice(NAMES))) as scene:
+        expected, _ = scene.read(scene.info.grid.window)
+    assert read(image.raster.path).tobytes() == expected.tobytes()
+    changed = image.raster.path.stat().st_mtime_ns
+    again = served_subject(chain.folder / "run", (safe,))
+    assert again.images[0][1].stat().st_mtime_ns == changed
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty"):
+        served_subject(chain.folder / "run", (tmp_path / "empty",))

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import BandFiles, config_from, print_result, settings, with_progress
-from geograft.config import PrepareConfig, Recipe, load_recipe
-from geograft.config.recipes import AreaConfig
+from geograft.cli.flags import BandFiles, config_from, print_result, settings, stac_rasters, with_progress
+from geograft.config import PrepareConfig, Recipe, StacConfig, load_recipe
+from geograft.config.recipes import AreaConfig, ImageConfig
 from geograft.errors import SettingError
 
 Flag = Annotated[bool, Parameter(negative=())]
@@ -16,13 +16,14 @@ Origin = Literal["drawn", "suggested"]
 
 
 @with_progress
-@settings(project=AreaConfig)
+@settings(project=AreaConfig, images=ImageConfig, stac=StacConfig)
 def project(
     folder: Path,
-    images: Annotated[tuple[Path, ...], Parameter(negative=())] = (),
+    images: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     /,
     *,
     classes: str = "",
+    band_files: BandFiles = (),
     area_m: float | None = None,
     imported: Annotated[tuple[Path, ...], Parameter(name="--import", negative=(), consume_multiple=True)] = (),
     class_name: Annotated[str, Parameter(name="--class")] = "",
@@ -36,8 +37,9 @@ def project(
 
     Args:
         folder: Folder of the project, which must not exist; with --import, of an existing one.
-        images: GeoTIFFs or other rasters that GDAL reads, with a CRS.
+        images: Rasters that GDAL reads, with a CRS; scenes and addresses of rasters, which are copied into the folder.
         classes: Names of the classes to map, separated by commas; the rest of the images is background.
+        band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
         area_m: Length of the sides of the scoring areas in metres, instead of --area-px.
         imported: Polygons (GeoPackage, GeoJSON, Shapefile) and masks (GeoTIFF, PNG) to add to the labels.
         class_name: With --import: class of everything in the files; or class by value, such as 1=tree,2=water.
@@ -47,7 +49,7 @@ def project(
     if imported:
         from geograft.commands.import_labels import import_labels
 
-        if images or classes or area_m is not None or any(value is not None for value in chosen.values()):
+        if images or band_files or classes or area_m is not None or any(value is not None for value in chosen.values()):
             raise SettingError(
                 f"--import adds to the labels of {folder}, whose images and areas stay. Give only these."
             )
@@ -60,7 +62,9 @@ def project(
     if chosen.get("area_px") is not None and area_m is not None:
         raise SettingError("--area-px and --area-m both say how large the scoring areas are. Give one of them.")
     areas = config_from(AreaConfig, AreaConfig(), chosen)
-    print_result(project(folder, images, classes.split(","), areas, area_m))
+    config = config_from(ImageConfig, ImageConfig(), chosen)
+    inputs = (*images, *band_files, *stac_rasters(chosen))
+    print_result(project(folder, inputs, classes.split(","), areas, area_m, config))
 
 
 @with_progress

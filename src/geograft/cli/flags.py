@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, get_origin,
 from cyclopts import Group, Parameter
 from rich.console import Console
 
-from geograft.config import ModelConfig, Recipe, TrainConfig, describe_value, load_recipe
+from geograft.config import ModelConfig, Recipe, StacConfig, TrainConfig, describe_value, load_recipe
 from geograft.errors import SettingError
+from geograft.geo.scene import RasterInput
 from geograft.progress import json_progress, write_event
 
 BandFiles = Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)]
@@ -104,6 +105,23 @@ def config_from(config: Any, base: Any, chosen: Mapping[str, Any]) -> Any:
         name = str(next(iter(error.errors(include_url=False)[0]["loc"]), ""))
         flag = f"--{name.replace('_', '-')}" if name else ""
         raise SettingError(f"{describe_value(error, flag, ' {}')}.") from error
+
+
+def stac_rasters(chosen: Mapping[str, Any]) -> tuple[RasterInput, ...]:
+    """Return the rasters and scenes of a STAC catalogue that the flags of StacConfig ask for; none without --stac-url.
+
+    Raises:
+        InputError: as `geograft.commands.stac.find_assets`.
+        SettingError: for an invalid value, or a choice without a catalogue.
+    """
+    search = config_from(StacConfig, StacConfig(), chosen)
+    if search.stac_url:
+        from geograft.commands.stac import find_assets
+
+        return find_assets(search)
+    if search != StacConfig():
+        raise SettingError("--bbox, --datetime, --assets and the like choose from a STAC catalogue. Add --stac-url.")
+    return ()
 
 
 def _fields(config: Any) -> list[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from geograft.cli.flags import BandFiles, config_from, print_result, settings, with_progress
+from geograft.cli.flags import BandFiles, config_from, print_result, settings, stac_rasters, with_progress
 from geograft.config import (
     ExportConfig,
     PolygonConfig,
@@ -20,7 +20,6 @@ from geograft.config import (
     WorkerConfig,
 )
 from geograft.errors import InputError, SettingError
-from geograft.geo.scene import RasterInput
 from geograft.text import pluralise
 
 
@@ -57,7 +56,7 @@ def predict(
     from geograft.commands.units import predict_units
 
     config = config_from(PredictConfig, PredictConfig(), chosen)
-    places = (*rasters, *band_files, *_stac_rasters(config_from(StacConfig, StacConfig(), chosen)))
+    places = (*rasters, *band_files, *stac_rasters(chosen))
     options = config_from(WorkerConfig, WorkerConfig(), chosen)
     if worker and dry_run:
         raise SettingError("--dry-run estimates the cost of a map on one machine. Omit --worker.")
@@ -75,16 +74,6 @@ def predict(
             )
     if not dry_run:
         sys.stdout.write(f"the whole command took {time.perf_counter() - started:.1f} s\n")
-
-
-def _stac_rasters(search: StacConfig) -> tuple[RasterInput, ...]:
-    if search.stac_url:
-        from geograft.commands.stac import find_assets
-
-        return find_assets(search)
-    if search != StacConfig():
-        raise SettingError("--bbox, --datetime, --assets and the like choose from a STAC catalogue. Add --stac-url.")
-    return ()
 
 
 @with_progress
@@ -128,7 +117,7 @@ def polygons(
 
 
 @with_progress
-@settings(suggest=SuggestConfig)
+@settings(suggest=SuggestConfig, stac=StacConfig)
 def suggest(
     run: Path,
     rasters: Annotated[tuple[str, ...], Parameter(negative=())] = (),
@@ -145,7 +134,7 @@ def suggest(
 
     Args:
         run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
-        rasters: Rasters with the bands that the run was trained on, or a tile set, for its images.
+        rasters: Rasters or scenes with the bands that the run was trained on, or a tile set, for its images.
         band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
         out: GeoPackage to write, .gpkg.
         ensemble: Further runs, to measure their disagreement.
@@ -155,7 +144,7 @@ def suggest(
     from geograft.commands.suggest import suggest
 
     config = config_from(SuggestConfig, SuggestConfig(), chosen)
-    print_result(suggest((run, *ensemble), (*rasters, *band_files), out, config, known, aoi))
+    print_result(suggest((run, *ensemble), (*rasters, *band_files, *stac_rasters(chosen)), out, config, known, aoi))
 
 
 Target = Literal["onnx", "deepness", "openvino", "torch", "bundle", "stac"]
@@ -274,7 +263,7 @@ def serve(
 
     Args:
         path: A project (the folder of `geograft project`), or a run.
-        rasters: With a run: images, and class maps of `geograft predict` with the files beside them.
+        rasters: With a run: images, scenes, and class maps of `geograft predict` with the files beside them.
         port: Port of the server; 0 for any free one.
         open_browser: Open the address in the browser.
         read_only: Show only: nobody can draw or start a job.

@@ -39,8 +39,7 @@ from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.nodata import needs_all_bands
 from geograft.geo.rasters.raster import Image, ImageInfo, close_labels
-from geograft.geo.rasters.scene_image import open_image
-from geograft.geo.rasters.writer import copy_tiled, create_labels, write_image
+from geograft.geo.rasters.writer import create_labels, write_local_copy
 from geograft.geo.scene import BandChoice
 from geograft.geo.vectors.writer import tile_outlines, write_tiles
 from geograft.indices import Index, parse_indices
@@ -149,12 +148,7 @@ def _readable_image(scene: LabelledScene, folder: Path) -> Path:
     if scene.info.windowed and isinstance(scene.info.path, Path):
         return scene.info.path.resolve()
     copy = folder / IMAGES / f"{scene.name}.tif"
-    if scene.info.scene:
-        with open_image(scene.info) as image:
-            write_image(image.info, image.read, copy)
-    else:
-        copy_tiled(scene.info.path, copy)
-        open_image(scene.info).close()  # raises an error if a remote one has changed since it was described
+    write_local_copy(scene.info, copy)
     return copy
 
 

@@ -4,8 +4,8 @@ The accuracy of the map is measured in random areas, which are drawn here: a sam
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,30 @@ from numpy import ndarray
 from pyproj import CRS
 
 from geograft.config import PredictConfig
-from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, AreaConfig, ProjectClass, ProjectSettings
+from geograft.config.recipes import (
+    IMAGES,
+    LABEL_FILE,
+    MAPS,
+    PROJECT_FILE,
+    AreaConfig,
+    CopiedImage,
+    ImageConfig,
+    ProjectClass,
+    ProjectSettings,
+)
 from geograft.dataset.scenes import read_image_infos, scene_names
 from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, atomic_folder, refuse_existing, to_paths, write_bytes, write_text
+from geograft.files import StrPath, atomic_folder, refuse_existing, write_bytes, write_text
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
 from geograft.geo.qgis_project import Group, ProjectLayer, View, project_xml, zip_project
 from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.raster import Image, ImageInfo
+from geograft.geo.rasters.scene_image import open_image, scene_of_raster
 from geograft.geo.rasters.styles import image_style
+from geograft.geo.rasters.writer import write_local_copy
+from geograft.geo.scene import BandChoice, RasterInput, SceneFiles, to_inputs
+from geograft.geo.scene_layouts import find_scene, is_band_list
 from geograft.geo.vectors.label_file import (
     AREA_ORIGINS,
     AREAS_LAYER,
@@ -43,8 +57,10 @@ from geograft.geo.vectors.label_file import (
 from geograft.geo.vectors.reader import reproject
 from geograft.geo.vectors.styles import Entry, FieldForm, categorized_style, quote_text
 from geograft.legend import SPLIT_COLOURS, Legend
+from geograft.locations import Location
 from geograft.locks import lock_output
 from geograft.memory import MAX_TILE_PX
+from geograft.progress import track
 from geograft.text import join_names, pluralise
 
 QGIS_FILE, RESULTS_FILE = "project.qgz", "results.qgs"
@@ -95,17 +111,22 @@ class ProjectFolder:
 NO_SCORING_AREAS = f"{LABEL_FILE} has no scoring areas, so the accuracy of the map will be unknown"
 
 
+EVERYTHING = ImageConfig()
+
+
 def project(
     folder: StrPath,
-    images: StrPath | Sequence[StrPath],
+    images: StrPath | RasterInput | Sequence[StrPath | RasterInput],
     classes: Sequence[str],
     areas: AreaConfig | None = None,
     area_m: float | None = None,
+    config: ImageConfig = EVERYTHING,
 ) -> ProjectFolder:
     """Make a project folder for one or several images and return it.
 
     It has project.toml (settings), labels.gpkg (layers to draw in, with the scoring areas), project.qgz (for QGIS) and
-    results.qgs (its group of results, which `geograft go` replaces). The images stay where they are.
+    results.qgs (its group of results, which `geograft go` replaces). Local rasters stay where they are. Of scenes with
+    a file per band, and of remote rasters, the bands of `config` are written to GeoTIFFs in the folder.
 
     Scoring areas are squares at random positions of the images that have mostly valid pixels; they do not overlap. With
     `area_m`, their side is given in metres instead of pixels. Reads the pixels of the areas, and a sample for display.
@@ -115,44 +136,84 @@ def project(
         SettingError: for classes without a name, or named twice, and for areas that are too small.
         OutputError: if the folder exists or cannot be written.
     """
-    folder, paths = Path(folder), to_paths(images)
+    folder = Path(folder)
     with lock_output(folder):
         refuse_existing(folder)
-        infos = _image_infos(paths)
+        inputs = [one if isinstance(one, SceneFiles) else find_scene(one) or one for one in to_inputs(images)]
+        infos = _image_infos(inputs, config)
         crs = infos[0].grid.crs
         assert crs is not None
         resolution = resolution_m(infos[0].grid) or 1.0
         wanted = _with_side(areas or AreaConfig(), area_m, resolution)
-        settings = _settings(folder, paths, classes, wanted)
-        names = scene_names(paths)
-        drawn = draw_areas(infos, names, wanted, crs)
+        names = scene_names([info.path for info in infos])
+        copies = _copies(inputs, infos, names)
+        settings = _with_bands(_settings(folder, infos, classes, wanted), config, copies)
         with atomic_folder(folder) as part:
+            shown = _local_images(part, infos, copies)
+            drawn = draw_areas(shown if copies else infos, names, wanted, crs)
             write_text(part / PROJECT_FILE, settings.toml())
             drawing = drawing_layers(settings, crs)
             styles = drawing[1].style, drawing[0].style
             write_label_file(part / LABEL_FILE, _ranked(drawn), (), crs, styles)
-            write_bytes(part / QGIS_FILE, _qgis_project(settings, drawing, infos, names, crs))
+            write_bytes(part / QGIS_FILE, _qgis_project(settings, drawing, shown, names, crs))
             write_text(part / RESULTS_FILE, results_project(settings.title, (), crs))
     return ProjectFolder(folder, settings, drawn, resolution)
 
 
-def _image_infos(paths: Sequence[Path]) -> tuple[ImageInfo, ...]:
-    """Return the metadata of the images.
+def _image_infos(inputs: Sequence[RasterInput], config: ImageConfig) -> tuple[ImageInfo, ...]:
+    """Return the metadata of the images; with chosen bands or masks, as scenes of these.
 
     Raises:
         InputError: if one of them cannot be used in a project, or there is none.
     """
-    if not paths:
+    if not inputs:
         raise InputError("no images. Give at least one.")
-    for path in paths:
-        raster_state(path)
-    infos = read_image_infos(paths)
+    for one in inputs:
+        if isinstance(one, Path):
+            raster_state(one)
+    choice = BandChoice(config.bands, config.mask)
+    infos = read_image_infos(inputs, choice)
+    if config.bands:
+        infos = tuple(info if info.scene else scene_of_raster(info, choice) for info in infos)
     missing = next((info.path for info in infos if info.grid.crs is None), None)
     if missing is not None:
         raise InputError(
             f"{missing} has no CRS, which a project needs. Assign one (gdal_edit), or use `geograft prepare`."
         )
     return infos
+
+
+def _copies(inputs: Sequence[RasterInput], infos: Sequence[ImageInfo], names: Sequence[str]) -> dict[int, str]:
+    """Return the images that are written to the folder, by number, and where: scenes and remote rasters.
+
+    Beside these, other images are too if bands or pixels of theirs are chosen; all then have the same bands.
+    """
+    foreign = {number for number, one in enumerate(inputs) if isinstance(one, SceneFiles | Location)}
+    chosen = {number for number, info in enumerate(infos) if info.scene} if foreign else set()
+    return {number: f"{IMAGES}/{names[number]}.tif" for number in sorted(foreign | chosen)}
+
+
+def _local_images(part: Path, infos: Sequence[ImageInfo], copies: Mapping[int, str]) -> list[ImageInfo]:
+    """Write the copies to the folder of a project, and return the metadata of its images as they are shown: whole."""
+    if copies:
+        (part / IMAGES).mkdir()
+    for number, name in track(copies.items(), len(copies), "Images", "images"):
+        write_local_copy(infos[number], part / name)
+    found = []
+    for number, info in enumerate(infos):
+        with Image.open(part / copies[number] if number in copies else info.path) as image:
+            found.append(image.info)
+    return found
+
+
+def _with_bands(settings: ProjectSettings, config: ImageConfig, copies: Mapping[int, str]) -> ProjectSettings:
+    """Return the settings of a project with the bands and masks of its images; of copies, what they were made from."""
+    if copies:
+        images = [copies.get(number, image) for number, image in enumerate(settings.images)]
+        made = tuple(CopiedImage(name, settings.images[number], **asdict(config)) for number, name in copies.items())
+        return replace(settings, images=tuple(images), copies=made)
+    tables = ("prepare", "predict", "suggest")
+    return replace(settings, **{name: replace(getattr(settings, name), **asdict(config)) for name in tables})
 
 
 def _with_side(areas: AreaConfig, area_m: float | None, resolution: float) -> AreaConfig:
@@ -172,7 +233,7 @@ def _with_side(areas: AreaConfig, area_m: float | None, resolution: float) -> Ar
         ) from error
 
 
-def _settings(folder: Path, paths: Sequence[Path], classes: Sequence[str], areas: AreaConfig) -> ProjectSettings:
+def _settings(folder: Path, infos: Sequence[ImageInfo], classes: Sequence[str], areas: AreaConfig) -> ProjectSettings:
     names = [name.strip() for name in classes]
     double = next((name for name in names if names.count(name) > 1), None)
     if not names or not all(names) or double is not None or len(names) > MAX_CLASSES:
@@ -181,12 +242,18 @@ def _settings(folder: Path, paths: Sequence[Path], classes: Sequence[str], areas
     colours = Legend(("", *names)).colours[1:]
     return ProjectSettings(
         title=folder.resolve().name,
-        images=tuple(relative_path(path, folder) for path in paths),
+        images=tuple(_image_name(info, folder) for info in infos),
         classes=tuple(ProjectClass(*each) for each in zip(names, colours, strict=True)),
         areas=areas,
         # Polygons then have the mean probability of their class.
         predict=PredictConfig(probabilities="uint8"),
     )
+
+
+def _image_name(info: ImageInfo, folder: Path) -> str:
+    """Return a raster's path relative to a folder; an address or a list of band files as it is."""
+    path = info.path
+    return str(path) if isinstance(path, Location) or is_band_list(path) else relative_path(path, folder)
 
 
 def relative_path(path: Path, folder: Path) -> str:
@@ -237,7 +304,7 @@ def outline_in(grid: Grid, window: Window, crs: CRS) -> shapely.Polygon:
 
 
 def _is_valid(info: ImageInfo, window: Window) -> bool:
-    with Image.open(info.path) as image:
+    with open_image(info) as image:
         return not image.is_empty(window) and bool(image.read(window)[1].mean() >= MIN_VALID)
 
 

@@ -10,15 +10,20 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from geograft.card import read_card
+from geograft.card import ModelCard, read_card
 from geograft.config import ServeConfig
 from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, read_project
 from geograft.cores import can_limit_process
 from geograft.dataset.scenes import scene_names
 from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, json_digest, to_paths
+from geograft.files import StrPath, json_digest, to_paths, translate_write_errors
 from geograft.geo.formats import remote_name
+from geograft.geo.rasters.scene_image import image_state
+from geograft.geo.rasters.scene_image import read_info as read_scene_info
 from geograft.geo.rasters.tags import sibling_path
+from geograft.geo.rasters.writer import write_local_copy
+from geograft.geo.scene import BandChoice, find_band
+from geograft.geo.scene_layouts import find_scene
 from geograft.geo.webmap import is_on_earth, needs_reduction, write_reduced
 from geograft.interrupts import Interrupted
 from geograft.legend import BACKGROUND_COLOUR
@@ -44,6 +49,8 @@ CLOSE_S = 5
 """Time that open requests have to end when the server does."""
 REVIEW = Path("review", "errors")
 """Where the error rasters of a project are, if `geograft review RUN --out PROJECT/review` was called."""
+SCENES = "scenes"
+"""Folder of copies of scenes, in the user's cache folder."""
 OVERVIEWS = "overviews"
 """Folder of copies of images at lower resolution, in the user's cache folder."""
 DEFAULT = ServeConfig()
@@ -229,7 +236,7 @@ def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
     card = read_card(run)
     if not rasters:
         raise InputError(f"{run} is a run, which has no raster to show. Give images and maps: serve {run} RASTER ...")
-    names = scene_names(rasters)
+    names, rasters = scene_names(rasters), [_shown_file(path, card) for path in rasters]
     kinds = [_kind_of(path) for path in rasters]
     images, maps, reviews = (
         tuple((name, path) for name, path, own in zip(names, rasters, kinds, strict=True) if own == wanted)
@@ -244,6 +251,27 @@ def run_subject(run: Path, rasters: Sequence[Path]) -> Subject:
     own = {"report.html": ("Report", run / "report.html"), run.name: ("Model for Geograft", run)}
     folder = run if run.is_dir() else None
     return Subject(card.name, "run", classes, images, maps, reviews, None, folder, map_downloads(maps) | own)
+
+
+def _shown_file(path: Path, card: ModelCard) -> Path:
+    """Return a raster itself; of a scene with a file per band, a copy of the bands of a run in the user's cache folder.
+
+    Raises:
+        InputError: when it is a scene that cannot be read.
+    """
+    files = find_scene(path)
+    if files is None:
+        return path
+    bands = card.band_names[: card.bands]
+    known = all(find_band(files.bands, name) for name in bands)
+    info = read_scene_info(files, BandChoice(bands if known else ()))
+    copy = user_cache_path("geograft", appauthor=False) / SCENES / f"{json_digest(image_state(info))}.tif"
+    if not copy.is_file():
+        announce(f"The bands of {path} are being copied ...")
+        with translate_write_errors(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        write_local_copy(info, copy)
+    return copy
 
 
 def _kind_of(path: Path) -> Kind:

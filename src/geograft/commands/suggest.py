@@ -20,11 +20,12 @@ from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import StrPath, optional_path, refuse_existing
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import resolution_m
+from geograft.geo.scene import RasterInput, place_of, to_inputs
 from geograft.geo.vectors.reader import Features, read_frame
 from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
-from geograft.locations import Location, Place, to_places
+from geograft.locations import Place
 from geograft.mapping.plan import MapSource, band_order_notes, map_sources, resolution_note, tile_set_band_notes
 from geograft.mapping.pool import (
     Candidate,
@@ -229,7 +230,7 @@ DEFAULT = SuggestConfig()
 @writes_output
 def suggest(
     run: StrPath | Sequence[StrPath],
-    rasters: StrPath | Location | Sequence[StrPath | Location],
+    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
     out: StrPath,
     config: SuggestConfig = DEFAULT,
     known: StrPath | None = None,
@@ -254,7 +255,7 @@ def suggest(
         SettingError: when the device or backend is not available, or for disagreement of one run without TTA.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
-    runs, rasters = to_runs(run), to_places(rasters)
+    runs, rasters = to_runs(run), to_inputs(rasters)
     out, known, aoi = Path(out), optional_path(known), optional_path(aoi)
     refuse_existing(out)
     check_suffix(out)
@@ -269,7 +270,7 @@ def suggest(
     pool = collect_candidates(
         embedder, [PoolRaster(i, *each) for i, each in enumerate(zip(sources, areas, again, strict=True))]
     )
-    check_candidates(inputs.rasters, pool.unlabelled_tiles, pool.labelled_tiles)
+    check_candidates(inputs.places, pool.unlabelled_tiles, pool.labelled_tiles)
     first = draw_first(pool.sample, _random_tiles(config, pool), config.seed)
     tiles = rank_candidates(pool.candidates, config.tiles, first)
     write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
@@ -277,7 +278,7 @@ def suggest(
     notes = (*embedder.model.notes, *notes, *_band_order_notes(card, inputs, sources, config))
     sizes = (resolution_note(source.mosaic.name, resolution_m(source.grid), card) for source in sources)
     notes = (*notes, *[note for note in sizes if note][:1])
-    return Suggestions(out, inputs.rasters, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
+    return Suggestions(out, inputs.places, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
 
 
 def _random_tiles(config: SuggestConfig, pool: Pool) -> int:
@@ -289,11 +290,16 @@ def _random_tiles(config: SuggestConfig, pool: Pool) -> int:
 
 @dataclass(frozen=True)
 class _Inputs:
-    rasters: tuple[Place, ...]
+    rasters: tuple[RasterInput, ...]
     tile_set: TileSet | None = None
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the rasters are."""
+        return tuple(map(place_of, self.rasters))
 
-def _inputs(card: ModelCard, rasters: Sequence[Place]) -> _Inputs:
+
+def _inputs(card: ModelCard, rasters: Sequence[RasterInput]) -> _Inputs:
     """Return the given rasters, or the images of the given tile set."""
     sets = [path for path in rasters if isinstance(path, Path) and (path / META).exists()]
     if not sets:
@@ -319,7 +325,7 @@ def _sources(card: ModelCard, inputs: _Inputs, config: SuggestConfig, aoi: Path 
         batch_size=config.batch_size,
         window_px=config.window_px,
     )
-    return [map_sources(card, (raster,), Path(f"{raster.stem}.tif"), settings, aoi)[0] for raster in rasters]
+    return [map_sources(card, (raster,), Path(f"{place_of(raster).stem}.tif"), settings, aoi)[0] for raster in rasters]
 
 
 def _band_order_notes(

@@ -74,7 +74,7 @@ class StacConfig:
     """Rasters from a STAC catalogue: which items, and which of their assets."""
 
     stac_url: str = ""
-    """Also map rasters of a STAC catalogue: address of an API, or of an item, collection or item collection; or the
+    """Also take rasters of a STAC catalogue: address of an API, or of an item, collection or item collection; or the
     path of such a JSON file."""
     collections: tuple[str, ...] = ()
     """Collections of the API to search. Default: all."""
@@ -83,7 +83,7 @@ class StacConfig:
     datetime: str = ""
     """Only items of this time, such as 2026-06-01/2026-08-31."""
     assets: tuple[str, ...] = ()
-    """Names of the assets to map, each a raster. Default: the only GeoTIFF of an item."""
+    """Names of the assets to take, each a raster. Default: the only GeoTIFF of an item."""
     asset_hosts: tuple[str, ...] = ()
     """Hosts and buckets from which assets are read, besides that of the catalogue, such as
     sentinel-cogs.s3.us-west-2.amazonaws.com or s3://bucket."""

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from geograft.config.inference import EvaluateConfig, PolygonConfig, PredictConfig, ServeConfig, SuggestConfig
-from geograft.config.training import STRICT, ModelConfig, PrepareConfig, Seed, TrainConfig
+from geograft.config.training import STRICT, Bands, ModelConfig, PrepareConfig, Seed, TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.memory import MAX_TILE_PX
 
@@ -187,7 +187,7 @@ def _check_variant(recipe: Recipe, variant: Variant, origin: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ projects
 
 PROJECT_FILE, LABEL_FILE = "project.toml", "labels.gpkg"
-TILES, RUN, MAPS, SUGGESTED = "tiles", "run", "maps", "suggested.gpkg"
+TILES, RUN, MAPS, SUGGESTED, IMAGES = "tiles", "run", "maps", "suggested.gpkg", "images"
 QUICK, VIEWS = ".quick", ".views"
 """Names of files and folders in a project's folder."""
 MAX_CLASS_NAME = 100
@@ -214,6 +214,32 @@ class AreaConfig:
     """Length of their sides in pixels."""
     seed: Seed = 0
     """Random seed of their positions."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImageConfig:
+    """Which bands and pixels of the images are used."""
+
+    bands: Bands = ()
+    """Bands to use, by numbers counted from 1, or by names: own ones such as B04, common ones such as
+    red,green,blue,nir. Default: all bands; of a scene with a file per band, all but those of quality."""
+    mask: tuple[str, ...] = ()
+    """Pixels to leave out, by a quality band: its name and values, such as scl:3,8,9,10, or its bits, such as
+    qa_pixel:bits:1-4."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CopiedImage:
+    """An image that `geograft project` wrote into the folder, and what it was made from."""
+
+    image: str
+    """Path of the copy."""
+    source: str
+    """Path or address of the scene or raster."""
+    bands: Bands = ()
+    """The bands that were chosen; empty: all."""
+    mask: tuple[str, ...] = ()
+    """The pixels that were left out."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -244,6 +270,8 @@ class ProjectSettings:
     """Settings of the suggestions."""
     serve: ServeConfig = field(default_factory=ServeConfig)
     """What `geograft serve` shows besides."""
+    copies: tuple[CopiedImage, ...] = ()
+    """What the images in the folder were made from: scenes and remote rasters. For information only."""
 
     def __post_init__(self) -> None:
         names = Counter(each.name for each in self.classes)
@@ -268,7 +296,8 @@ class ProjectSettings:
         for table, values in content.items():
             if isinstance(values, dict) and table != "areas":
                 content[table] = {key: value for key, value in values.items() if value != defaults[table][key]}
-        return tomli_w.dumps({key: value for key, value in content.items() if value != {}}, multiline_strings=False)
+        content = {key: value for key, value in content.items() if value not in ({}, ())}
+        return tomli_w.dumps(content, multiline_strings=False)
 
 
 def read_project(folder: Path) -> tuple[ProjectSettings, frozenset[str]]:

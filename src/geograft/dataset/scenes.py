@@ -24,7 +24,7 @@ from geograft.geo.measure import check_on_earth
 from geograft.geo.rasters.nodata import ValidityRule
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.scene_image import read_info, scene_of_raster
-from geograft.geo.scene import ALL_BANDS, BandChoice, band_numbers, is_named, only_numbers
+from geograft.geo.scene import ALL_BANDS, BandChoice, RasterInput, band_numbers, is_named, only_numbers
 from geograft.legend import Legend
 from geograft.locations import Place
 from geograft.memory import check_scene_size
@@ -83,7 +83,7 @@ class LabelSource(Protocol):
         """
 
 
-def read_image_infos(paths: Iterable[Place], choice: BandChoice = ALL_BANDS) -> tuple[ImageInfo, ...]:
+def read_image_infos(paths: Iterable[RasterInput], choice: BandChoice = ALL_BANDS) -> tuple[ImageInfo, ...]:
     """Return the metadata of images; of scenes with the bands of `choice`.
 
     Raises:
@@ -93,8 +93,8 @@ def read_image_infos(paths: Iterable[Place], choice: BandChoice = ALL_BANDS) -> 
     infos = []
     for path in paths:
         info = read_info(path, choice)
-        check_scene_size(str(path), info.grid.height, info.grid.width)
-        check_on_earth(str(path), info.grid)
+        check_scene_size(str(info.path), info.grid.height, info.grid.width)
+        check_on_earth(str(info.path), info.grid)
         infos.append(info)
     for info in infos:
         _check_same_format(infos[0], info, choice)

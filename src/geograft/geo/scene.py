@@ -229,6 +229,11 @@ def to_inputs(given: "StrPath | RasterInput | Sequence[StrPath | RasterInput]") 
     return tuple(one if isinstance(one, SceneFiles) else to_place(one) for one in several)
 
 
+def place_of(image: RasterInput) -> Place:
+    """Return where a raster or a scene is, for messages and the names of outputs."""
+    return image.place if isinstance(image, SceneFiles) else image
+
+
 def find_band(bands: Sequence[BandFile], name: str) -> BandFile | None:
     """Return the band whose own name this is, otherwise the first that is also called so; None without one."""
     own = [band for band in bands if band.names[0].casefold() == name.casefold()]

@@ -28,6 +28,7 @@ from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_ge
 from geograft.geo.rasters.opening import open_raster, open_whole
 from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.rasters.resample import WindowReader
+from geograft.geo.rasters.scene_image import open_image
 from geograft.geo.rasters.styles import VIRIDIS, aux_xml, classes_style, has_gaps, ramp_style, sidecar_paths
 from geograft.labels import MAX_CODE
 from geograft.legend import IGNORE, Legend
@@ -305,6 +306,21 @@ def copy_tiled(source: Place, path: Path) -> None:
         except (*RASTER_ERRORS, OutputError):
             read_all(source)  # raises an error that names the window when the source is damaged
             raise
+
+
+def write_local_copy(info: ImageInfo, path: Path) -> None:
+    """Write a scene, or a raster that is remote or slow to read in windows, as a GeoTIFF with the pixels of `info`.
+
+    Raises:
+        InputError: when it cannot be read, or is remote and has changed since it was described.
+        OutputError: when the copy cannot be written.
+    """
+    if info.scene:
+        with open_image(info) as image:
+            write_image(image.info, image.read, path)
+    else:
+        copy_tiled(info.path, path)
+        open_image(info).close()  # raises an error if a remote one has changed
 
 
 def write_image(info: ImageInfo, read: WindowReader, path: Path) -> None:
