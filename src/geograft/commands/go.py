@@ -229,7 +229,8 @@ def _inference(settings: PredictConfig) -> InferenceConfig:
 
 def _recipe(work: Work) -> Recipe:
     """Return the recipe of the project; with an encoder from a package if the hub of the default does not respond."""
-    recipe = work.settings.recipe
+    # `calibrate` follows, with windows and backend of the project's maps.
+    recipe = work.settings.recipe.with_settings(train={"calibrate": False})
     if work.chosen & {"architecture", "encoder", "weights", "start"}:
         return recipe
     available, origin = with_weights(recipe)
