@@ -32,7 +32,7 @@ from geograft.exports.deepness import open_plugin_model
 from geograft.exports.onnx import open_onnx, open_openvino
 from geograft.exports.program import GraphRunner, open_program
 from geograft.inference.predictor import EnsemblePredictor
-from geograft.training.loader import image_mask
+from geograft.labels import image_mask
 
 WINDOWS = 4
 TARGETS: dict[str, tuple[str, Callable[[Path], GraphRunner]]] = {

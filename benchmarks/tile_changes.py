@@ -12,8 +12,8 @@ from numpy import ndarray
 from scipy.ndimage import gaussian_filter
 
 from geograft.dataset.tileset import Samples
+from geograft.labels import image_mask
 from geograft.training.augment import TrainingTile
-from geograft.training.loader import image_mask
 
 APPLIED = 0.5
 """Fraction of the tiles that are changed."""

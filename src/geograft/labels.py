@@ -1,9 +1,9 @@
-"""Label arrays, class indices or fractional (soft) labels, and the encoding of fractions as uint8."""
+"""Labels of tiles: arrays of class indices or fractional (soft) labels, and the encoding of fractions as uint8."""
 
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 from numpy import ndarray
 
 from geograft.legend import IGNORE, Legend
@@ -53,6 +53,12 @@ def decode_fractions(codes: UInt8[ndarray, "*n"]) -> Float32[ndarray, "*n"]:
 def labelled_mask(label: Label) -> Bool[ndarray, "h w"]:
     """Return the mask of labelled pixels: the class, or the fraction of at least one output, is known."""
     return np.asarray(label != IGNORE if label.ndim == 2 else np.isfinite(label).any(axis=0))
+
+
+def image_mask(image: Shaped[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
+    """Return the mask of a tile's pixels with image data: all but those that are 0 in every band and unlabelled."""
+    mask: Bool[ndarray, "h w"] = labelled_mask(label) | image.any(axis=0)
+    return mask
 
 
 def missing_value(label: Label) -> np.uint8 | np.float32:

@@ -15,10 +15,9 @@ from geograft.config import ModelConfig
 from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import non_overlapping_tiles, sample_non_overlapping_tiles
 from geograft.geo.grid import Grid, Window
-from geograft.inference.embedding import CellEncoder, cell_sizes
+from geograft.inference.embedding import CellEncoder, cell_sizes, fit_training_features
 from geograft.inference.runners import LoadedBackend, TileWorkers
 from geograft.inference.torch_networks import CellFeatures, TorchRunner
-from geograft.inference.training_features import fit_training_features
 from geograft.mapping.batches import MirroredSource, batch_tiles, coarsen_grid, frame_lanes, iterate_tiles
 from geograft.networks.network import build
 from tests.inference.test_backends import CARD

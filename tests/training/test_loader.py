@@ -11,11 +11,11 @@ from torch import Tensor
 
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
-from geograft.labels import class_fractions
+from geograft.labels import class_fractions, image_mask
 from geograft.legend import Legend
 from geograft.losses.targets import class_index
 from geograft.training import loader
-from geograft.training.loader import Scaling, TileLoader, image_mask, worker_count
+from geograft.training.loader import Scaling, TileLoader, worker_count
 from geograft.training.sampling import epoch_order, make_batches, shard
 from tests.support.training import Tile, blocks, training_data
 

@@ -30,6 +30,7 @@ from geograft.errors import SettingError
 from geograft.figures import ExampleTile, examples_figure, loss_figure
 from geograft.figures.pictures import stretch, stretch_limits
 from geograft.files import StrPath, write_bytes, write_json, write_text
+from geograft.labels import image_mask
 from geograft.locks import lock_output
 from geograft.mapping.held_out import evenly_spaced, predict_classes
 from geograft.mapping.models import RunModel
@@ -47,7 +48,6 @@ from geograft.progress import announce
 from geograft.text import format_table
 from geograft.training.distributed import rank_of
 from geograft.training.history import read_history
-from geograft.training.loader import image_mask
 
 FoldRun = tuple[str, int, int, Path]
 """Variant, fold, seed and run folder."""

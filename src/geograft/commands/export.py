@@ -35,13 +35,13 @@ from geograft.indices import append_indices
 from geograft.inference.graphs import suppress_warnings
 from geograft.inference.predictor import EnsemblePredictor, PixelBatch, typical_tile
 from geograft.inference.runners import EXPORT_BACKENDS
+from geograft.labels import image_mask
 from geograft.locks import locks_output
 from geograft.mapping.held_out import evenly_spaced
 from geograft.mapping.places import read_cards_at
 from geograft.networks.network import padded_size
 from geograft.runs import to_runs
 from geograft.text import join_names
-from geograft.training.loader import image_mask
 
 TOLERANCE = 1e-4
 """Largest allowed difference of the probabilities of a file from torch's."""

@@ -23,8 +23,7 @@ from geograft.dataset.tileset import Tile, TileSet, TileSetMeta
 from geograft.dataset.units import sample_non_overlapping_tiles
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.files import UPDATE, StrPath, complete_update, scratch_path
-from geograft.inference.embedding import load_cell_encoder
-from geograft.inference.training_features import MAX_CELLS, fit_training_features
+from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_cell_encoder
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config

@@ -289,7 +289,7 @@ class BatchAugmenter:
 
 
 def image_masks(images: Shaped[Tensor, "n b h w"], label: LabelTensor) -> Bool[Tensor, "n h w"]:
-    """Return the masks of pixels with image data, as `geograft.training.loader.image_mask`."""
+    """Return the masks of pixels with image data, as `geograft.labels.image_mask`."""
     labelled = label != IGNORE if label.ndim == 3 else label.isfinite().any(dim=1)
     return labelled | (images != 0).any(dim=1)
 

@@ -23,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from geograft.config import TrainConfig
 from geograft.errors import InputError
+from geograft.labels import image_mask
 from geograft.losses.segmentation import build_loss_config, segmentation_loss
 from geograft.losses.targets import LabelTensor, Targets, class_index
 from geograft.metrics.confusion import ConfusionScheme
@@ -33,7 +34,7 @@ from geograft.progress import track
 from geograft.training.augment import TrainingTile
 from geograft.training.checkpoint import EpochTotals, RunFolder, TrainingProgress, load_state, run_identity
 from geograft.training.history import Epoch, History
-from geograft.training.loader import Scaling, Tiles, TrainingData, image_mask
+from geograft.training.loader import Scaling, Tiles, TrainingData
 from geograft.training.sampling import generator
 from geograft.training.step import confusion, overlapping_confusion
 

@@ -21,7 +21,7 @@ from geograft.config import TrainConfig
 from geograft.cores import usable_cores
 from geograft.errors import GeograftError, SettingError
 from geograft.interrupts import block_signals_in_children
-from geograft.labels import Label, labelled_mask
+from geograft.labels import Label, image_mask
 from geograft.legend import Legend
 from geograft.networks.device import memory_format_for
 from geograft.training.augment import (
@@ -124,12 +124,6 @@ class TileKey(NamedTuple):
     tile: int
     repetition: int = 0
     """How often the tile has come earlier in the epoch."""
-
-
-def image_mask(image: Shaped[ndarray, "b h w"], label: Label) -> Bool[ndarray, "h w"]:
-    """Return the mask of pixels with image data: all but those that are 0 in every band and unlabelled."""
-    mask: Bool[ndarray, "h w"] = labelled_mask(label) | image.any(axis=0)
-    return mask
 
 
 def worker_count(workers: int, device: str) -> int:

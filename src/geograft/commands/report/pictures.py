@@ -11,11 +11,10 @@ from numpy import ndarray
 
 from geograft.dataset.tileset import SPLITS, Samples, Scene, Split, Tile, TileSet
 from geograft.figures.pictures import ExampleTile, Limits, Picture, stretch, stretch_limits, tile_iou
-from geograft.labels import Label
+from geograft.labels import Label, image_mask
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.held_out import evenly_spaced
 from geograft.metrics.confusion import ConfusionScheme
-from geograft.training.loader import image_mask
 
 MapTiles = Callable[[Sequence[Tile]], list[UInt8[ndarray, "*k h w"]]]
 """Predict the classes of tiles, as in a map of their scenes."""
