@@ -55,18 +55,6 @@ def jaccard_index(counts: Float64[ndarray, "*n k 3"]) -> Float64[ndarray, "*n k"
     return index
 
 
-def dstl_score(
-    predicted: Mapping[str, LayersByClass], true: Mapping[str, LayersByClass], classes: Sequence[int]
-) -> tuple[float, tuple[float, ...]]:
-    """Return the competition's score and the index per class. Classes without any polygon are NaN and left out.
-
-    Raises:
-        InputError: when a predicted scene has no labels.
-    """
-    by_class = jaccard_index(area_counts(predicted, true, classes).sum(axis=0))
-    return float(nanmean(by_class)), tuple(by_class.tolist())
-
-
 def _areas(
     predicted: Sequence[shapely.Geometry] | ndarray, true: Sequence[shapely.Geometry] | ndarray
 ) -> tuple[float, float, float]:

@@ -24,26 +24,6 @@ from geograft.losses.targets import LabelTensor, Targets, boundary_proximity
 SMOOTH = 1.0
 
 
-def dice_loss(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
-    """Return 1 - Dice of each class over all pixels, with the article's smoothing of 1.
-
-    With fractional targets the minimum, 0, is reached only where the prediction equals them. Wang et al. (2023), "Dice
-    semimetric losses", (6).
-    """
-    return _dice_from_sums(region_sums(probability, target))
-
-
-def tversky_loss(
-    probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"], beta: float
-) -> Float32[Tensor, " c"]:
-    """Return 1 - Tversky index of each class: false negatives weigh `beta`, false positives 1 - `beta`.
-
-    Salehi, Erdogmus and Gholipour (2017), "Tversky loss function for image segmentation", (3). The smoothing makes it
-    equal to `dice_loss` at 0.5.
-    """
-    return _tversky_from_sums(region_sums(probability, target), beta)
-
-
 def lovasz_loss(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c p"]) -> Float32[Tensor, " c"]:
     """Return the Lovász extension of 1 - IoU of each class, at the errors of the probabilities.
 
@@ -65,12 +45,22 @@ def region_sums(probability: Float32[Tensor, "c p"], target: Float32[Tensor, "c 
     return torch.stack([each.sum(dim=1) for each in (intersection, probability, target)])
 
 
-def _dice_from_sums(sums: Float32[Tensor, "3 c"]) -> Float32[Tensor, " c"]:
+def dice_loss(sums: Float32[Tensor, "3 c"]) -> Float32[Tensor, " c"]:
+    """Return 1 - Dice of each class from the sums of `region_sums`, with the article's smoothing of 1.
+
+    With fractional targets the minimum, 0, is reached only where the prediction equals them. Wang et al. (2023), "Dice
+    semimetric losses", (6).
+    """
     intersection, predicted, target = sums[0], sums[1], sums[2]
     return 1 - (2 * intersection + SMOOTH) / (predicted + target + SMOOTH)
 
 
-def _tversky_from_sums(sums: Float32[Tensor, "3 c"], beta: float) -> Float32[Tensor, " c"]:
+def tversky_loss(sums: Float32[Tensor, "3 c"], beta: float) -> Float32[Tensor, " c"]:
+    """Return 1 - Tversky index of each class: false negatives weigh `beta`, false positives 1 - `beta`.
+
+    Salehi, Erdogmus and Gholipour (2017), "Tversky loss function for image segmentation", (3). The smoothing makes it
+    equal to `dice_loss` at 0.5.
+    """
     intersection, predicted, target = sums[0], sums[1], sums[2]
     missed, false = target - intersection, predicted - intersection
     return 1 - (intersection + SMOOTH / 2) / (intersection + beta * missed + (1 - beta) * false + SMOOTH / 2)
@@ -313,8 +303,8 @@ def _class_losses(
         return lovasz_loss(probability, target), (target > 0.5).any(dim=1)
     sums = all_reduce(region_sums(probability, target))
     if config.region_loss == "dice":
-        return _dice_from_sums(sums), sums[2] > 0
-    return _tversky_from_sums(sums, config.tversky_beta), sums[2] > 0
+        return dice_loss(sums), sums[2] > 0
+    return tversky_loss(sums, config.tversky_beta), sums[2] > 0
 
 
 def _class_weights(
