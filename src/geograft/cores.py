@@ -1,6 +1,9 @@
-"""What this process may use: processor cores; and limits of memory, time and file size for one that reads uploads."""
+"""What this process may use: cores, network interfaces; and limits of memory, time and file size for uploads."""
 
 import os
+import socket
+import sys
+from pathlib import Path
 
 try:
     import resource
@@ -12,6 +15,24 @@ def usable_cores() -> int:
     """Return the number of cores: containers and batch systems often allow fewer than the machine has."""
     # Windows and macOS have no sched_getaffinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+ROUTES = Path("/proc/net/route")
+
+
+def interface_to(host: str, routes: Path = ROUTES) -> str:
+    """Return the network interface that leads to a host, by the most specific route of a table as Linux has it.
+
+    Empty if there is none: on other systems, for loopback addresses, for names without an IPv4 address.
+    """
+    try:
+        address, lines = socket.gethostbyname(host), routes.read_text(encoding="ascii").splitlines()[1:]
+    except (OSError, UnicodeError):
+        return ""
+    number = int.from_bytes(socket.inet_aton(address), sys.byteorder)
+    rows = [(fields[0], int(fields[1], 16), int(fields[7], 16)) for fields in map(str.split, lines)]
+    fitting = [(mask.bit_count(), name) for name, start, mask in rows if number & mask == start]
+    return max(fitting)[1] if fitting and not address.startswith("127.") else ""
 
 
 def can_limit_process() -> bool:

@@ -9,6 +9,7 @@
   + SettingError    a recipe, a flag or an argument has an invalid value
   + WeightsError    pretrained weights cannot be downloaded, read or loaded into the network
   + OutputError     a result cannot be written (disk full, no permission, file exists)
+  + ProcessLostError  another process of a training in several ended or cannot be reached
 
 Every message is one line: what was found, what is expected, what to do. The command line prints it and exits with
 code 1. Bugs raise ordinary Python exceptions with a traceback.
@@ -53,6 +54,10 @@ class WeightsError(GeograftError):
 
 class OutputError(GeograftError):
     """A result cannot be written."""
+
+
+class ProcessLostError(GeograftError):
+    """Another process of a training in several ended, or cannot be reached."""
 
 
 def first_line(error: Exception) -> str:

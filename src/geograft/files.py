@@ -170,15 +170,14 @@ def complete_update(folder: Path) -> None:
     update = folder / UPDATE
     if not os.path.lexists(update):
         return
-    with translate_write_errors(folder):
-        if update.is_symlink() or not update.is_dir() or any(path.is_dir() for path in update.iterdir()):
+    # Another process may move each file, and remove the folder, in the meantime.
+    with translate_write_errors(folder), suppress(FileNotFoundError):
+        if not stat.S_ISDIR(update.lstat().st_mode) or any(path.is_dir() for path in update.iterdir()):
             raise foreign_folder_error(update)
         for path in update.iterdir():
-            # Another process may have moved it in the meantime.
             with suppress(FileNotFoundError):
                 _move_or_remove(path, folder / path.name)
-        with suppress(FileNotFoundError):
-            update.rmdir()
+        update.rmdir()
 
 
 def refuse_existing(path: Path) -> None:

@@ -19,7 +19,7 @@ class Fuse:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_in_child(work: Callable[[], None]) -> int:
+def run_in_child(work: Callable[[], object]) -> int:
     """Run `work` in a forked process; return the signal that ended it, 0 for a normal exit."""
     child = os.fork()
     if child == 0:

@@ -196,6 +196,35 @@ def test_an_update_is_completed_by_any_reader(
         assert content(folder) == epochs[1]
 
 
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_an_update_that_another_process_completes_meanwhile_is_complete(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when all processes of a training start again. The other one acts after so many looks at the folder."""
+    update, looks, iterdir = tmp_path / UPDATE, 0, Path.iterdir
+    update.mkdir()
+    (update / "file").write_text("new")
+
+    def after(look: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def looking(path: Path) -> Any:
+            nonlocal looks
+            seen = look(path)
+            looks += path == update
+            if path == update and looks == moment:
+                (update / "file").replace(tmp_path / "file")
+                update.rmdir()
+            return seen
+
+        return looking
+
+    monkeypatch.setattr("os.path.lexists", after(os.path.lexists))
+    monkeypatch.setattr(Path, "lstat", after(Path.lstat))
+    monkeypatch.setattr(Path, "iterdir", after(lambda path: list(iterdir(path))))
+    complete_update(tmp_path)
+    assert looks == moment
+    assert {path.name: path.read_text() for path in iterdir(tmp_path)} == {"file": "new"}
+
+
 def test_a_foreign_file_with_the_name_of_an_update_is_refused_and_kept(tmp_path: Path) -> None:
     begin(tmp_path)
     (tmp_path / UPDATE).write_text("mine")

@@ -35,7 +35,8 @@ def print_result(result: Printable) -> None:
     text = "\n".join(result.lines())
     if json_progress():
         write_event("result", exit_code=0, text=text)
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)
+    if text:  # nothing, where another process of a training prints the result
+        Console(highlight=False, markup=False, soft_wrap=True).print(text)
 
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -9,15 +9,21 @@ all processes. The gradients are summed once before each optimizer step.
 On CPU, gradients are summed in one transfer, and `SyncBatchNormMode` synchronises batch norm, because SyncBatchNorm
 supports GPUs only. On CUDA, DistributedDataParallel reduces the gradients during the backward pass, and batch norm is
 converted to SyncBatchNorm. Tests cover the wrapper on CPU and the choice of both; the CUDA path never ran on a GPU.
+
+A process that ends closes its connections, so that each of the others fails in its next collective and raises
+`ProcessLostError`; when a machine disappears without closing them, after `PATIENCE`.
 """
 
 import inspect
 import logging
 import os
+import re
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
@@ -35,7 +41,8 @@ from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
 from geograft.config import TrainConfig
-from geograft.errors import GeograftError, SettingError
+from geograft.cores import interface_to
+from geograft.errors import GeograftError, ProcessLostError, SettingError, first_line
 from geograft.interrupts import (
     Interrupted,
     handle_signals,
@@ -50,14 +57,38 @@ from geograft.text import pluralise
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others, when they start and in each collective. Longer than the main process needs
+to write an epoch to slow storage; torch's default for CPUs is half an hour."""
+GRACE_S = 1.0
+"""How long a process that lost another one waits before it ends, so that the spawning process sees the other first."""
+
 
 class _QuietDDPStrategy(DDPStrategy):
     """DDP without Fabric's log messages about the process group."""
 
     def setup_environment(self) -> None:
-        """Join the process group."""
-        with _quiet_fabric():
-            super().setup_environment()
+        """Join the process group.
+
+        Raises:
+            ProcessLostError: if the processes cannot connect to each other.
+        """
+        if self.num_nodes > 1 and self.cluster_environment is not None:
+            # By default gloo uses the address of the host's name, often a loopback address that no other host reaches.
+            interface = interface_to(self.cluster_environment.main_address)
+            if interface and not os.environ.get("GLOO_SOCKET_IFNAME"):
+                os.environ["GLOO_SOCKET_IFNAME"] = interface
+        try:
+            with _quiet_fabric():
+                super().setup_environment()
+        except RuntimeError as error:
+            if not _is_connection_error(error):
+                raise
+            raise ProcessLostError(
+                f"The processes of this training cannot connect to each other ({_reason(error)}). Start all of them "
+                "with one MASTER_ADDR that every machine reaches, and set GLOO_SOCKET_IFNAME (with GPUs "
+                "NCCL_SOCKET_IFNAME) to the network interface between the machines."
+            ) from error
 
 
 class _UnwrappedDDPStrategy(_QuietDDPStrategy):
@@ -213,6 +244,7 @@ def launch(config: TrainConfig, function: Callable[..., Result], *args: Any) -> 
 
     Raises:
         SettingError: if a device is not available, or torchrun or Slurm started another number of processes.
+        ProcessLostError: if another process ended or cannot be reached.
     """
     fabric = _fabric(config)
     if fabric.world_size == 1:
@@ -228,7 +260,7 @@ def launch(config: TrainConfig, function: Callable[..., Result], *args: Any) -> 
         # A process that was interrupted while it started has no handler yet.
         if received_signal():
             raise Interrupted from error
-        raise
+        raise ProcessLostError(f"A process of this training ended: {error}. {HOW_TO_CONTINUE}") from error
     if outcome.interrupt is not None:
         raise outcome.interrupt
     result: Result = outcome.result
@@ -244,8 +276,29 @@ def _run_process(function: Callable[..., Any], args: tuple[Any, ...], handled: b
     except Interrupted as error:
         # Returned, because torch drops a KeyboardInterrupt of a process.
         return SimpleNamespace(interrupt=error)
+    except RuntimeError as error:
+        if not _is_connection_error(error):
+            raise
+        if not _externally_launched():
+            time.sleep(GRACE_S)
+        raise ProcessLostError(
+            f"Another process of this training ended or cannot be reached ({_reason(error)}). {HOW_TO_CONTINUE}"
+        ) from error
     finally:
         distributed.destroy_process_group()
+
+
+HOW_TO_CONTINUE = "Start it again, on all machines, with --resume: it continues from the last saved state."
+
+
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Return whether a collective failed because of another process or the network. Gloo's errors have no class."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the first line of an error of torch.distributed without the places in its source."""
+    return first_line(RuntimeError(re.sub(r"\[\S+\.(cc|cpp|h):\d+\] *", "", str(error))))
 
 
 def _fabric(config: TrainConfig) -> Fabric:
@@ -283,10 +336,10 @@ def _quiet_fabric() -> Iterator[None]:
 def _ddp_strategy(device: str) -> DDPStrategy:
     start: Literal["popen", "spawn"] = "popen" if _externally_launched() else "spawn"
     if device != "cuda":
-        return _UnwrappedDDPStrategy(start_method=start)
+        return _UnwrappedDDPStrategy(start_method=start, timeout=PATIENCE)
     # Frozen stages and unused auxiliary heads get no gradient. SyncBatchNorm keeps the buffers equal; broadcasting them
     # would block processes in validation, where one may have no tile of a batch.
-    return _QuietDDPStrategy(start_method=start, find_unused_parameters=True, broadcast_buffers=False)
+    return _QuietDDPStrategy(start_method=start, timeout=PATIENCE, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def check_devices(config: TrainConfig) -> None:

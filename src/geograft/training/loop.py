@@ -16,6 +16,7 @@ import torch
 from geograft.card import STATE
 from geograft.config import TrainConfig
 from geograft.errors import DivergedError, InputError
+from geograft.files import json_digest
 from geograft.interrupts import Interrupted, received_signal
 from geograft.losses.segmentation import build_loss_config
 from geograft.metrics.confusion import ConfusionScheme
@@ -83,6 +84,7 @@ def fit(
         InputError: without training tiles, or if a tile cannot be read; DivergedError for a NaN or infinite loss.
         SettingError: if the device is not available, the state belongs to another run, or memory is too short for one
             tile.
+        ProcessLostError: if another process ended or cannot be reached.
         OutputError: if a file cannot be written; the last saved state remains.
     """
     check_start(data, config)
@@ -168,6 +170,7 @@ class _Run:
         self._schedule = Schedule(config, -(-len(self._loader.batch_indices(0)) // config.accumulate))
         self._identity = run_identity(config, data)
         self.progress = self._initial_progress(resume)
+        self._check_equal_start()
         self._step.chunks = max(self._step.chunks, chunks)
         self._trackers = (
             trackers(config, folder.path, self.progress.epoch) if group.is_main and not self.finished() else []
@@ -323,6 +326,18 @@ class _Run:
                 "run again, or train it again."
             )
         return progress
+
+    def _check_equal_start(self) -> None:
+        """Raise InputError if the processes do not begin with the same state, settings and data."""
+        digest = json_digest(self._identity)[:12]
+        start = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, settings and data {digest}"
+        lines = self._group.all_gather_lines([start])
+        for rank, line in enumerate(lines):
+            if line != lines[0]:
+                raise InputError(
+                    f"Process 0 of {len(lines)} begins with {lines[0]}, and process {rank} with {line}. All of them "
+                    "need the same run folder, tile set and settings."
+                )
 
     @property
     def _parts(self) -> dict[str, Stateful]:
