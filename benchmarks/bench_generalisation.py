@@ -2,17 +2,18 @@
 
     python benchmarks/bench_generalisation.py --data ../shared/data/places [--folder build/generalisation] [--write]
 
-Kinds: street trees in three cities, roads in two and landslides in two places. A variant trains in each place on two
-thirds of its scenes, and is scored on the others ("in place") and on all scenes of the other places ("elsewhere"). All
-trainings take about STEPS optimizer steps, whose last weights are scored; each scene is predicted as one window. From
-Nepal, where 0.6 % of the pixels are landslides, nothing is trained, and it is reported by itself.
+Kinds: street trees in three cities, roads in two and landslides in two places, forest in the Amazon (in place only),
+and the tree crowns of the two scenes in the package, cut into pieces. A variant trains in each place on two thirds of
+its scenes, and is scored on the others ("in place") and on all scenes of the other places ("elsewhere"). All trainings
+take about STEPS optimizer steps, whose last weights are scored; each scene is predicted as one window. From Nepal,
+where 0.6 % of the pixels are landslides, nothing is trained, and it is reported by itself.
 
 The screen trains every variant with one seed. The three that are best elsewhere are then trained with the fresh seeds,
 and their differences from the default get p-values and confidence intervals by Holm's method. Scenes are resampled, the
 same ones for both of a pair; the differences are means over all transfers.
 
 Results are cached by variant, place and seed, so that the same command resumes. --write puts the tables into
-docs/places.md.
+docs/places.md, those of each encoder into a section of its own.
 """
 
 import argparse
@@ -177,6 +178,23 @@ def screen_table(comparisons: Sequence[Comparison]) -> str:
     return page.table(head, rows)
 
 
+def in_place_table(comparisons: Sequence[Comparison]) -> str:
+    """Return the table of the scores where the variants were trained, by kind."""
+    kinds, rows = comparisons[0].kinds, []
+    for one in comparisons:
+        cells = []
+        for kind in kinds:
+            own = replace(one, kinds=(kind,))
+            if kind not in one.kinds:
+                cells.append("")
+            elif one.variant is VARIANTS[0]:
+                cells.append(f"{own.means(elsewhere=False).value:.3f}")
+            else:
+                cells.append(difference_text(own.difference(elsewhere=False)))
+        rows.append([f"**{one.variant.name}**" if one.variant is VARIANTS[0] else one.variant.name, *cells])
+    return page.table(["in place", *kinds], rows)
+
+
 def transfer_table(laboratory: Laboratory, kinds: Sequence[str], seeds: Sequence[int]) -> str:
     """Return the table of the default's IoU by transfer."""
     default, rows = VARIANTS[0], []
@@ -272,7 +290,7 @@ def main() -> None:
     if not given.finished:
         laboratory.fill(planned(variants, kinds, seeds))
     screened = compared(laboratory, variants, kinds, seeds)
-    tables = [screen_table(screened), transfer_table(laboratory, screened[0].kinds, seeds)]
+    tables = [screen_table(screened), in_place_table(screened), transfer_table(laboratory, screened[0].kinds, seeds)]
     print(tables[0], flush=True)
     chosen = best_of(screened)
     if fresh and not given.finished:
@@ -281,13 +299,14 @@ def main() -> None:
     if confirmed:
         tables.append(confirmation_table(confirmed))
     about = (
-        f"Screen: seed {' '.join(map(str, seeds))}; fresh seeds: {' '.join(map(str, fresh)) or 'none'}. "
-        f"{machine.describe(('torch', 'timm'))}"
+        f"Encoder: {given.encoder}. Screen: seed {' '.join(map(str, seeds))}; fresh seeds: "
+        f"{' '.join(map(str, fresh)) or 'none'}. {machine.describe(('torch', 'timm'))}"
     )
     content = "\n\n".join([*tables, about])
     print(content)
     if given.write:
-        page.write_section("generalisation", content, page.PAGE.with_name("places.md"))
+        section = "generalisation" if given.encoder == LITE0["encoder"] else f"generalisation of {given.encoder}"
+        page.write_section(section, content, page.PAGE.with_name("places.md"))
 
 
 if __name__ == "__main__":

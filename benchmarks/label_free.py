@@ -1,6 +1,6 @@
 """What can be done in another place without any label: thresholds, batch norm, TTA, ensembles, self-training.
 
-    python benchmarks/label_free.py --data ../shared/data/places [--folder build/generalisation] [--seeds 0 1 2]
+    python benchmarks/label_free.py --data ../shared/data/places [--folder build/generalisation] [--write]
 
 The runs are those of `bench_generalisation.py`, which trains them. Each remedy is applied to the first seed's runs, in
 place and elsewhere; the ensemble has all seeds. Self-training is elsewhere only: where a run is sure of a pixel of the
@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument("--remedies", nargs="+", default=list(ALL), choices=ALL, help="default: all")
     parser.add_argument("--encoder", default=LITE0["encoder"], help=f"of the runs; default {LITE0['encoder']}")
     parser.add_argument("--weights", default=LITE0["weights"], help=f"of the runs; default {LITE0['weights']}")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/places.md")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     torch.set_num_threads(1)
@@ -252,8 +253,14 @@ def main() -> None:
     laboratory = Laboratory(given.data, given.folder, load_recipe(Path("default")).with_settings(model=model))
     found = LabelFree(laboratory, given.seeds)
     rows = [found.row(remedy, given.kinds) for remedy in dict.fromkeys((AS_IT_IS, *given.remedies))]
-    print(page.table(["without labels", "in place", "elsewhere", "elsewhere, best thresholds"], rows))
-    print(f"\nSeeds: {' '.join(map(str, given.seeds))}. {machine.describe(('torch', 'timm'))}")
+    text = page.table(["without labels", "in place", "elsewhere", "elsewhere, best thresholds"], rows)
+    text += (
+        f"\n\nEncoder: {given.encoder}; kinds: {' '.join(given.kinds)}; seeds: {' '.join(map(str, given.seeds))}. "
+        f"{machine.describe(('torch', 'timm'))}"
+    )
+    print(text)
+    if given.write:
+        page.write_section("label-free", text, page.PAGE.with_name("places.md"))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from geograft.mapping.adaptation import count_tiles
 from geograft.mapping.models import RunModel
 
 COUNTS = (5, 10, 20, 40)
-STEPS = 240
-"""Optimizer steps of the run of a place: twice as many as `geograft adapt` adds."""
+STEPS = 180
+"""Optimizer steps of the run of a place; `geograft adapt` adds 120."""
 MIN_GAP = 0.02
 """A smaller gap in IoU is no larger than what another seed changes."""
 STRATEGIES = ("suggest", "random")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import geograft.commands.training_plan as training
 from geograft.card import WEIGHTS, read_card
@@ -90,6 +90,23 @@ def test_another_tile_size_is_advised(tile_set: TileSet, tile_px: int, advised: 
     plan = plan_training(replace(with_training_tiles(tile_set, 200), meta=meta), Recipe())
     assert plan.recipe == Recipe()
     assert any("--tile-px" in line for line in plan.lines) == advised
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_no_stage_is_frozen_under_weights_for_other_bands(tile_set: TileSet, tmp_path: Path, bands: int) -> None:
+    names = tuple(f"band {number}" for number in range(bands))
+    meta = replace(tile_set.meta, band_names=names, mean=(0.0,) * bands, std=(1.0,) * bands)
+    tiles = replace(with_training_tiles(tile_set, 200), meta=meta)
+    own = tmp_path / "own.safetensors"
+    # The names sort before that of the first convolution, whose inputs count.
+    save_file({"blocks.0.conv_dw.weight": torch.ones(8, 1, 3, 3), "conv_stem.weight": torch.ones(8, bands, 3, 3)}, own)
+    for weights in ("hub", "package", "none", str(own)):
+        recipe = Recipe().with_settings(model={"weights": weights})
+        plan = plan_training(tiles, recipe)
+        released = weights in ("hub", "package") and bands != 3
+        assert plan.recipe == (recipe.with_settings(model={"frozen_stages": 0}) if released else recipe)
+        assert any("frozen" in line for line in plan.lines) == released
+        assert plan_training(tiles, recipe, {"frozen_stages"}).recipe == recipe
 
 
 class StopError(Exception):

@@ -126,8 +126,12 @@ def _fitted(key: str, own: Tensor, other: str, given: Tensor, stems: Sequence[st
 
 def _stems(network: nn.Module) -> list[str]:
     config: Any = network.pretrained_cfg
-    convolutions = config.get("first_conv") or ()
-    return [_flat(f"{each}.weight") for each in ((convolutions,) if isinstance(convolutions, str) else convolutions)]
+    return [_flat(f"{each}.weight") for each in _first_convolutions(config.get("first_conv"))]
+
+
+def _first_convolutions(names: str | Sequence[str] | None) -> Sequence[str]:
+    """Return timm's names of the convolutions that see the image; of most networks a single one."""
+    return (names,) if isinstance(names, str) else names or ()
 
 
 def _flat(key: str) -> str:
@@ -229,6 +233,26 @@ def pretrained_network(name: str, bands: int, source: str, features: bool = Fals
         path = package_file(name)
         return _from_file(name, bands, path, f"package {PACKAGES[_without_tag(name)].module}", features)
     return _from_file(name, bands, Path(source), f"file {Path(source).name}", features)
+
+
+def pretrained_bands(name: str, source: str) -> int | None:
+    """Return the number of bands that the weights of timm's network `name` from `source` were trained on.
+
+    Of a file, these are the inputs of its first convolution. None for random weights, and where that is not found.
+
+    Raises:
+        WeightsError: if a file cannot be read.
+    """
+    if source in ("hub", "package"):
+        return PRETRAINED_BANDS
+    if source == "none":
+        return None
+    config = timm.get_pretrained_cfg(name)
+    stems = tuple(_flat(f"{each}.weight") for each in _first_convolutions(config.first_conv if config else ()))
+    kernels = {key: tensor for key, tensor in read_tensors(Path(source)).items() if tensor.ndim == 4}
+    named = [tensor for key, tensor in kernels.items() if stems and _flat(key).endswith(stems)]
+    first = next(iter(named or kernels.values()), None)
+    return None if first is None else int(first.shape[1])
 
 
 def read_tensors(path: Path | BundleMember) -> dict[str, Tensor]:
