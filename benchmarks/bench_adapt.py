@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--only-cached", action="store_true", help="print what is cached, and compute nothing")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    recipe, weights_from = with_weights(load_recipe(Path("demo")))
+    recipe, weights_from = with_weights(load_recipe(Path("demo")).with_settings(train={"calibrate": False}))
     cache = given.folder / "adapt.json"
     known = json.loads(cache.read_bytes()) if cache.exists() else {}
     found = () if given.only_cached else cases(given.folder, given.data, recipe)
