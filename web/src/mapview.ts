@@ -48,7 +48,7 @@ export class MapView {
     this.map.addControl(new NavigationControl({ showCompass: false }), "top-right");
     if (model.project.georeferenced) this.map.addControl(new ScaleControl({ maxWidth: 120 }), "bottom-left");
     this.map.on("mousemove", ({ lngLat }) => { this.showPosition(lngLat.lng, lngLat.lat); });
-    this.map.on("moveend", () => { this.model.view = this.visibleBounds(); });
+    this.map.on("moveend", () => { this.model.view = shownBounds(this.map); });
     this.map.on("click", (event) => { this.click(event); });
     this.map.on("load", () => { this.ready(); });
     for (const [event, busy] of [["dataloading", "true"], ["idle", "false"]] as const) {
@@ -83,11 +83,6 @@ export class MapView {
     return map;
   }
 
-  private visibleBounds(): Bounds {
-    const bounds = this.map.getBounds();
-    return [bounds.getWest(), bounds.getSouth(), bounds.getEast(), bounds.getNorth()];
-  }
-
   private requestOf(url: string): RequestParameters {
     if (url.startsWith(`${location.origin}/api/`)) return { url, headers: this.model.api.headers };
     // Servers of tiles ask who shows them; they learn this page's host and port, never its token.
@@ -117,7 +112,7 @@ export class MapView {
     model.on(["tool"], () => { this.applyTool(); });
     model.on(["selection"], () => { this.applySelection(); });
     model.on(["task"], () => { this.goToTask(); });
-    model.view = this.visibleBounds();
+    model.view = shownBounds(map);
     this.drawRasters();
     this.drawShapes();
     this.applyTool();
