@@ -38,8 +38,7 @@ from tests.commands.test_train import SMALL
 from tests.support.tilewise import TILEWISE, tile_logits
 
 # Without warm-up and EMA the run is confident after a few steps.
-FAST = SMALL.with_settings(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
-QUICK = FAST.with_settings(train={"calibrate": False})
+QUICK = SMALL.with_settings(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_training_ends_with_the_same_calibration(run: Path, tiles: Path) -> None
     plain = read_card(run)
     assert (plain.temperature, plain.threshold, plain.calibrated) == (1, 0.5, "")
     # A resumed run may be calibrated, which does not change its weights.
-    trained = train(tiles, run, FAST, resume=True)
+    trained = train(tiles, run, QUICK.with_settings(train={"calibrate": True}), resume=True)
     assert trained.card == read_card(run) == calibrate(run, config=InferenceConfig(backend="torch", device="cpu")).card
     assert trained.card.weights_digest == plain.weights_digest and trained.card.temperature != 1
     assert any(f"threshold {trained.card.threshold:.3f}" in note for note in trained.notes)

@@ -24,8 +24,10 @@ from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.training.checkpoint import LAST
 from geograft.training.history import read_history
 
+# Without calibration: maps and scores at a threshold of 0.5, as in training.
 SMALL = Recipe().with_settings(
-    model={"architecture": "unet"}, train={"epochs": 3, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
+    model={"architecture": "unet"},
+    train={"epochs": 3, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu", "calibrate": False},
 )
 
 
