@@ -71,7 +71,7 @@ bench-places: $(READY)  ## thresholds from a few labelled tiles of another place
 B0_IN_PLACE = --encoder tf_efficientnet_b0 --weights $(WEIGHTS) --folder build/in-place
 bench-generalisation: $(READY)  ## what in training helps in other places, at no cost in place; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places --kinds trees roads $(BENCH)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places $(B0_IN_PLACE) --variants "nothing frozen" "colour augmentation" --fresh-seeds 1 $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places $(B0_IN_PLACE) --variants "nothing frozen" --fresh-seeds 1 $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/label_free.py --data $(DATA)/../places $(B0_IN_PLACE) --seeds 0 1 $(BENCH)
 
 bench-labelling: $(READY)  ## tiles to label in a new place, simulated; BENCH=--write: docs/suggest.md

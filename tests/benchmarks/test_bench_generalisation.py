@@ -20,6 +20,7 @@ from bench_generalisation import (
     compared,
     confirmation_table,
     holm,
+    in_place_table,
     ious,
     scene_weights,
     screen_table,
@@ -158,6 +159,10 @@ def test_the_table_has_the_kinds_that_are_finished(tmp_path: Path) -> None:
     assert len(default) == len(frozen) == len(smoothing)
     assert frozen[2] == "+0.000 (+0.000 to +0.000)"
     assert smoothing[-1] == " |"
+    own = [line.split(" | ") for line in in_place_table(found).splitlines()[2:]]
+    assert [len(cells) for cells in own] == [3, 3, 3]
+    assert own[1][1] == "+0.000 (+0.000 to +0.000)"
+    assert own[2][2] == " |"
     assert len(transfer_table(found[0].laboratory, ["roads"], [0]).splitlines()) == 2 + 4
     assert confirmation_table(found[1:]).count("+0.000 (+0.000 to +0.000)") == 6
 
