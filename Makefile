@@ -14,7 +14,8 @@ article: $(READY)  ## the same with the article's three networks beside Geograft
 
 # One thread per worker: two workers with two threads each would wait for each other on two cores.
 test: lint  ## everything: lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/mapping/test_ray.py
 
 quick: lint  ## lint, types, and the tests of modules that differ from HEAD or import one that does
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/quick.py

@@ -22,7 +22,7 @@ NOT_RUN = {
     "docs/export.md": "each format is tested in tests/commands/test_export.py and tests/exports",
     "docs/find.md": "trains many networks",
     "docs/jobs.md": "needs a job of several workers; see tests/mapping/test_worker.py",
-    "docs/scale.md": "needs several machines; tests/mapping/test_worker.py shares a folder between workers",
+    "docs/scale.md": "needs several machines; tests/mapping/test_worker.py and test_ray.py have several processes",
     "docs/jaccard.md": "the files of the competition may not be redistributed",
     "docs/models.md": "needs trained runs and a model hub; see tests/test_bundle.py and tests/commands/test_push.py",
     "docs/places.md": "needs tile sets of two places; see tests/commands/test_places.py",

@@ -12,8 +12,8 @@ def names(changed: str) -> set[str]:
 
 
 def test_a_changed_module_selects_its_tests_and_those_of_its_importers() -> None:
-    selected = names("src/geograft/mapping/prefetch.py")
-    assert {"tests/mapping/test_prefetch.py", "tests/mapping/test_blend.py"} <= selected
+    selected = names("src/geograft/mapping/batches.py")
+    assert {"tests/mapping/test_batches.py", "tests/mapping/test_blend.py"} <= selected
     assert "tests/geo/test_grid.py" not in selected
 
 

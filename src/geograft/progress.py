@@ -118,6 +118,27 @@ class ProgressBar:
             announce(text)
 
 
+class UnitsShown:
+    """The progress of a job on a bar: the units that are done, by all workers, and a part of those in hand."""
+
+    def __init__(self, bar: ProgressBar, done: float) -> None:
+        self._bar, self._shown, self._done, self._part = bar, float(done), float(done), 0.0
+
+    def update(self, done: int) -> None:
+        """Show the number of units that are done, with none in hand."""
+        self._done, self._part = done, 0.0
+        self._advance()
+
+    def add(self, fraction: float) -> None:
+        """Add a fraction of a unit in hand."""
+        self._part += fraction
+        self._advance()
+
+    def _advance(self) -> None:
+        self._bar.advance(max(0.0, self._done + self._part - self._shown))
+        self._shown = max(self._shown, self._done + self._part)
+
+
 @contextmanager
 def progress_bar(
     description: str, total: float, unit: str, enabled: bool = True, done: float = 0, line_s: float | None = None

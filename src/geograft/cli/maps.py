@@ -58,11 +58,11 @@ def predict(
     config = config_from(PredictConfig, PredictConfig(), chosen)
     places = (*rasters, *band_files, *stac_rasters(chosen))
     options = config_from(WorkerConfig, WorkerConfig(), chosen)
-    if worker and dry_run:
-        raise SettingError("--dry-run estimates the cost of a map on one machine. Omit --worker.")
-    if not worker and options != WorkerConfig():
-        raise SettingError("--part, --tolerance and --one-file are settings of a worker. Add --worker.")
-    if worker:
+    if (worker or options.ray) and dry_run:
+        raise SettingError("--dry-run estimates the cost of a map on one machine. Omit --worker and --ray.")
+    if not (worker or options.ray) and options != WorkerConfig():
+        raise SettingError("--part, --tolerance and --one-file are settings of a worker. Add --worker or --ray.")
+    if worker or options.ray:
         print_result(predict_units((run, *ensemble), places, out, config, aoi, options))
     else:
         prediction = predict((run, *ensemble), places, out, config, aoi, dry_run)

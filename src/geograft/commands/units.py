@@ -4,20 +4,20 @@ A job (`UnitJob`) is what the user asked for. It can be pickled; each process jo
 units, and when all are done, makes one result of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from geograft.commands.predict import describe_model, load_task, task_notes
 from geograft.config import PredictConfig, WorkerConfig
+from geograft.errors import SettingError
 from geograft.files import StrPath, optional_path
 from geograft.geo.scene import RasterInput, to_inputs
 from geograft.locations import Location, Place, to_place, to_places
 from geograft.locks import lock_output
 from geograft.mapping.map_units import MapUnitWriter, propose_map
 from geograft.mapping.plan import MapTask, map_card, map_sources
-from geograft.mapping.unit_ledger import JobState
 from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
 from geograft.mapping.worker import Proposal, Worker, check_done, join_job
 from geograft.runs import to_runs
@@ -33,6 +33,14 @@ class UnitJob(Protocol[Result_co]):
     def out(self) -> Place:
         """The folder or bucket that the processes share."""
 
+    @property
+    def worker(self) -> WorkerConfig:
+        """How this process takes part."""
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether units are computed on a GPU where there is one."""
+
     def join(self) -> Worker[Any]:
         """Join the job, or start it if there is none in `out`. Loads what the units need, such as the network.
 
@@ -44,18 +52,23 @@ class UnitJob(Protocol[Result_co]):
         """Make one result of the units, which are all done, unless another process has; return it."""
 
 
-def run_job(job: UnitJob[Result_co], compute: Callable[[Worker[Any]], JobState] = Worker.run) -> Result_co:
-    """Take part in a job until all of its units are done, and return the result.
-
-    `compute` computes units by the worker that it is given, and returns the last state.
+def run_job(job: UnitJob[Result_co]) -> Result_co:
+    """Take part in a job until all of its units are done, or let a Ray cluster compute them, and return the result.
 
     Raises:
         InputError: if units failed.
+        SettingError: if the cluster cannot be reached or used.
         GeograftError: as `UnitJob.join`, `Worker.run` and `UnitJob.finish`.
     """
     with lock_output(Path(str(job.out)), enabled=isinstance(job.out, Path), shared=True):
+        if job.worker.ray:
+            from geograft.mapping.ray_workers import run_on_ray  # noqa: PLC0415  (an extra)
+
+            if job.worker.part:
+                raise SettingError("--part is for workers that start by themselves. Omit it with --ray.")
+            return run_on_ray(job.worker.ray, job.out, job.join, job.finish, job.uses_gpu)
         worker = job.join()
-        check_done(worker.ledger, compute(worker), len(worker.job.units))
+        check_done(worker.ledger, worker.run(), len(worker.job.units))
         return job.finish(worker)
 
 
@@ -85,7 +98,7 @@ class UnitsPrediction:
         width = max(map(len, counts), default=0)
         classes = [f"  {name:{width}} {count / total:7.1%}" for name, count in counts.items()]
         return [
-            f"{self.path}: {self.done:,} of {self.units:,} units are done, {self.computed:,} of them by this worker",
+            f"{self.path}: {self.done:,} of {self.units:,} units are done, {self.computed:,} of them by this command",
             *classes,
             *(f"{path}" for path in self.outputs),
             f"predicted with {self.model}",
@@ -103,6 +116,11 @@ class MapJob:
     config: PredictConfig
     aoi: Path | None
     worker: WorkerConfig
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether units are computed on a GPU where there is one."""
+        return self.config.device != "cpu"
 
     def join(self) -> Worker[MapUnitWriter]:
         """Join the job, or start it: see `UnitJob`."""

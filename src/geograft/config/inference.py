@@ -103,6 +103,8 @@ class WorkerConfig:
     than this on two windows of the raster. Default: such a worker is refused."""
     one_file: bool = False
     """Also assemble the units into one file, OUT/map.tif, with the bytes that one process would have written."""
+    ray: str = ""
+    """Compute the units on a Ray cluster: HOST:PORT of its head, or local for this machine (docs/scale.md)."""
 
 
 Area = Annotated[float, Field(ge=0)]

@@ -1,11 +1,14 @@
 """Reading a raster as batches of tiles, skipping tiles that need no prediction.
 
-Also frames: adjacent tiles without overlap that consist of whole cells, for results with one pixel per cell.
+Also frames: adjacent tiles without overlap that consist of whole cells, for results with one pixel per cell; and
+iterators that compute their next items in a thread while the current one is used.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from affine import Affine
@@ -13,7 +16,10 @@ from jaxtyping import Bool, Shaped
 from numpy import ndarray
 
 from geograft.geo.grid import Grid, Window
+from geograft.interrupts import postpone_interrupts
 from geograft.mapping.windows import Lanes, Reflection, TileGrid, panel_width
+
+Item = TypeVar("Item")
 
 CHUNK_TILES = 8
 """Maximum number of adjacent tiles read with one call."""
@@ -178,3 +184,24 @@ class MirroredSource:
 
     def _inside(self, window: Window) -> Window | None:
         return window.intersection(Window(0, 0, self.height, self.width))
+
+
+def prefetch(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
+    """Yield the same items in the same order; up to `depth` of them are computed in advance in a thread.
+
+    All items are computed in that one thread, so an open file is never used by two threads at once. An error is raised
+    at the position of its item. Closing the generator waits for the item that is being computed, and so does an
+    interrupt: the caller may then close the file.
+    """
+    end = object()
+    thread = ThreadPoolExecutor(1, "prefetch")
+    try:
+        # An interrupt while the thread starts would leave it out of those that `shutdown` waits for.
+        with postpone_interrupts():
+            pending = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(thread.submit(next, items, end))
+            yield item  # type: ignore[misc]
+    finally:
+        with postpone_interrupts():
+            thread.shutdown(cancel_futures=True)

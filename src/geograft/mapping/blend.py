@@ -15,8 +15,7 @@ from numpy import ndarray
 
 from geograft.geo.grid import Window
 from geograft.inference.predictor import EnsemblePredictor
-from geograft.mapping.batches import CHUNK_TILES, RasterSource, RasterTile, batch_tiles, iterate_tiles
-from geograft.mapping.prefetch import prefetch
+from geograft.mapping.batches import CHUNK_TILES, RasterSource, RasterTile, batch_tiles, iterate_tiles, prefetch
 from geograft.mapping.sums import ArrayBlending, ArrayPanel, ArraySums, Model, blend_weights, shift_rows
 from geograft.mapping.windows import Lanes
 

@@ -12,7 +12,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ from geograft.mapping.unit_ledger import (
     Verb,
 )
 from geograft.mapping.units import UnitGrid, UnitResult, parse_part, unit_order
-from geograft.progress import ProgressBar, progress_bar
+from geograft.progress import UnitsShown, progress_bar
 from geograft.resume import MAX_SHOWN, differences, to_json_types
 
 MAX_ATTEMPTS = 5
@@ -95,12 +95,14 @@ class Claims:
         self._listed = -float("inf")
         self.state = JobState()
 
-    def refresh(self) -> JobState:
-        """List the job again.
+    def refresh(self, after_s: float = 0.0) -> JobState:
+        """List the job again, if the last listing is at least `after_s` old.
 
         Raises:
             OutputError: if it was stopped.
         """
+        if time.monotonic() - self._listed < after_s:
+            return self.state
         self.state, self._listed = self._ledger.state(), time.monotonic()
         self._watch.observe(self.state)
         for name, attempt in self._watch.new:
@@ -111,20 +113,19 @@ class Claims:
             raise OutputError(f"{self._ledger.out} was stopped by {why.worker}: {why.reason}")
         return self.state
 
-    def next(self) -> Claim | None:
-        """Claim a unit; None if there is none to claim now.
+    def next(self, avoided: Collection[str] = ()) -> Claim | None:
+        """Claim a unit that is not `avoided`; None if there is none to claim now.
 
         Raises:
             OutputError: as `refresh`.
         """
-        if time.monotonic() - self._listed >= self._timing.list_s:
-            self.refresh()
+        self.refresh(self._timing.list_s)
         for index in self._order:
             name = self._units.name(index)
             unit = self.state.of(name)
-            if not self._is_free(name, unit):
+            if name in avoided or not self._is_free(name, unit):
                 continue
-            claim = Claim(index, name, unit.attempts + 1, _new_lease())
+            claim = Claim(index, name, unit.attempts + 1, new_lease())
             if not self._ledger.claim(name, claim.attempt, claim.lease):
                 # Of another worker; the next listing tells more.
                 self.state.units[name] = UnitState(attempts=claim.attempt, lease="new")
@@ -132,6 +133,7 @@ class Claims:
                 self._ledger.release(name, claim.attempt)
                 self.mark_done(name)
             else:
+                self.state.units[name] = UnitState(attempts=claim.attempt, lease="own")
                 return claim
         return None
 
@@ -160,7 +162,8 @@ class Claims:
         return not running and (name in self._given_up or unit.attempts >= MAX_ATTEMPTS)
 
 
-def _new_lease() -> Lease:
+def new_lease() -> Lease:
+    """Return a lease of this process."""
     return Lease(worker_name(), platform.node(), os.getpid(), uuid4().hex)
 
 
@@ -218,7 +221,7 @@ class Worker(Generic[Writer]):
             progress_bar(f"{self.job.verb} {self.ledger.out}", len(units), "units", done=done) as bar,
             note_kept("the job", kept, lambda: None),
         ):
-            shown = _Shown(bar, done)
+            shown = UnitsShown(bar, done)
             while True:
                 claim = claims.next()
                 shown.update(claims.state.done)
@@ -364,27 +367,6 @@ class Worker(Generic[Writer]):
         finally:
             ended.set()
             thread.join()
-
-
-class _Shown:
-    """The progress of a job: the units that are done, by all workers, and a part of that in hand."""
-
-    def __init__(self, bar: ProgressBar, done: float) -> None:
-        self._bar, self._shown, self._done, self._part = bar, float(done), float(done), 0.0
-
-    def update(self, done: int) -> None:
-        """Show the number of units that are done, with none in hand."""
-        self._done, self._part = done, 0.0
-        self._advance()
-
-    def add(self, fraction: float) -> None:
-        """Add a fraction of the unit in hand."""
-        self._part += fraction
-        self._advance()
-
-    def _advance(self) -> None:
-        self._bar.advance(max(0.0, self._done + self._part - self._shown))
-        self._shown = max(self._shown, self._done + self._part)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from geograft.errors import InputError
-from geograft.mapping.prefetch import prefetch
+from geograft.mapping.batches import prefetch
 
 
 def failing() -> Iterator[int]:
@@ -51,7 +51,7 @@ def test_items_are_computed_in_one_thread_other_than_the_caller() -> None:
 SLOW_START = """
 import os, signal, threading, time
 from geograft.interrupts import Interrupted, handle_signals
-from geograft.mapping.prefetch import prefetch
+from geograft.mapping.batches import prefetch
 
 begin, finished, start = threading.Event(), threading.Event(), threading.Thread.start
 
