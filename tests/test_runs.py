@@ -34,7 +34,8 @@ from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.runs import make_run
 
 SMALL = Recipe().with_settings(
-    model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
+    model={"architecture": "unet"},
+    train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu", "calibrate": False},
 )
 
 

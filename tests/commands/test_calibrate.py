@@ -75,7 +75,7 @@ def test_training_ends_with_the_same_calibration(run: Path, tiles: Path) -> None
     trained = train(tiles, run, QUICK.with_settings(train={"calibrate": True}), resume=True)
     assert trained.card == read_card(run) == calibrate(run, config=InferenceConfig(backend="torch", device="cpu")).card
     assert trained.card.weights_digest == plain.weights_digest and trained.card.temperature != 1
-    assert any(f"threshold {trained.card.threshold:.3f}" in note for note in trained.notes)
+    assert any(f"threshold {trained.card.threshold:.3f}" in line for line in trained.lines())
 
 
 def test_a_threshold_that_the_tiles_do_not_decide_is_that_of_the_uncalibrated_run(

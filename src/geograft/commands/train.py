@@ -169,8 +169,16 @@ class Training:
             f"{self.parameters:,} parameters, {self.trainable:,} trained; encoder weights: {self.card.weights_from}",
             f"{epochs} in {self.history.seconds:.0f} s; best: epoch {best.epoch}, "
             f"val loss {best.val_loss:.4f}, IoU {best.val_iou:.3f}, F1 {best.val_f1:.3f}",
+            *self._calibration(),
             f"run: {self.run}",
         ]
+
+    def _calibration(self) -> list[str]:
+        if not self.card.calibrated:
+            return []
+        thresholds = ", ".join(f"{threshold:.3f}" for threshold in self.card.used_thresholds)
+        named = f", threshold {thresholds}" if thresholds else ""
+        return [f"calibrated on {self.card.calibrated}: temperature {self.card.temperature:.3f}{named}"]
 
 
 def train(
@@ -255,14 +263,13 @@ def train_tile_set(
         card = with_window(card, window_candidates(card.tile_px)[-1])
     else:
         card = choose_window(out, card, tile_set, recipe.train.device)
-    calibration_notes: tuple[str, ...] = ()
     # One that is there is of the same epoch, from an earlier training or `calibrate`.
     if recipe.train.calibrate and not card.calibrated:
-        card, calibration_notes = calibrated_card(out, card, tile_set, recipe.train.device)
+        card = calibrated_card(out, card, tile_set, recipe.train.device)
     features, feature_notes = _training_features(out, card, tile_set, recipe.train.device)
     folder.finish(card, features)
     leakage_notes = (leakage,) if leakage else ()
-    notes = (*notes, *leakage_notes, *history.notes, *feature_notes, *calibration_notes)
+    notes = (*notes, *leakage_notes, *history.notes, *feature_notes)
     return Training(out, card, history, *parameter_counts(network), notes=notes)
 
 

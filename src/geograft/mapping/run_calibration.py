@@ -25,6 +25,8 @@ FEW_TILES = 30
 LIMITS, TEMPERATURE_FACTOR = (0.1, 0.9), 2.0
 """Range of thresholds with few tiles, which may all lie in one corner of the place; range of the temperature, relative
 to the one before."""
+MIN_TEMPERATURE = 0.5
+"""Pixels that are all right would else make every probability 0 or 1."""
 UNCALIBRATED = 0.5
 """Threshold of a run that is not calibrated."""
 
@@ -50,7 +52,7 @@ def fit_to_tiles(model: RunModel, tile_set: TileSet, own: Sequence[float], own_t
     `model` is opened at temperature 1; `own` and `own_temperature` are from before. A threshold is the one with the
     highest F1, and with it IoU, if it is better than its own in at least 80 % of the bootstrap samples of the tiles,
     else its own. For `few` tiles, thresholds are limited to LIMITS, and the temperature to a factor of
-    TEMPERATURE_FACTOR. Deterministic.
+    TEMPERATURE_FACTOR. Otherwise the temperature is at least MIN_TEMPERATURE. Deterministic.
 
     Raises:
         InputError: if the tiles have no labelled pixel, or an image cannot be read.
@@ -75,8 +77,8 @@ def fit_run(model: RunModel, tile_set: TileSet) -> tuple[ModelCard, RunFit]:
     return replace(card.with_thresholds(fit.thresholds), temperature=fit.temperature, calibrated=chosen_on), fit
 
 
-def calibrated_card(run: Path, card: ModelCard, tile_set: TileSet, device: str) -> tuple[ModelCard, tuple[str, ...]]:
-    """Return the card of a run with temperature and thresholds fitted to its validation tiles, and what they are.
+def calibrated_card(run: Path, card: ModelCard, tile_set: TileSet, device: str) -> ModelCard:
+    """Return the card of a run with temperature and thresholds fitted to its validation tiles.
 
     Without labelled validation tiles, it is the same card.
 
@@ -84,12 +86,9 @@ def calibrated_card(run: Path, card: ModelCard, tile_set: TileSet, device: str) 
         InputError: if an image cannot be read.
     """
     if not sum(tile.valid for tile in tile_set.split("val")):
-        return card, ()
+        return card
     settings = InferenceConfig(backend="torch", device=device)
-    card, _ = fit_run(RunModel((run,), card, settings, {"cards": (card,), "temperature": 1.0}), tile_set)
-    thresholds = ", ".join(f"{threshold:.3f}" for threshold in card.used_thresholds)
-    named = f", threshold {thresholds}" if thresholds else ""
-    return card, (f"calibrated on {card.calibrated}: temperature {card.temperature:.3f}{named}",)
+    return fit_run(RunModel((run,), card, settings, {"cards": (card,), "temperature": 1.0}), tile_set)[0]
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,9 @@ def fit_place(
 
 def _temperature(sample: LogitSample, own: float, few: bool) -> float:
     best = best_temperature(sample.logits, sample.label)
-    limits = (own / TEMPERATURE_FACTOR, own * TEMPERATURE_FACTOR) if few else (best, best)
-    return float(np.clip(best, *limits))
+    if few:
+        return float(np.clip(best, own / TEMPERATURE_FACTOR, own * TEMPERATURE_FACTOR))
+    return max(best, MIN_TEMPERATURE)
 
 
 def limited_choice(
