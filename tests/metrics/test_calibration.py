@@ -18,8 +18,8 @@ from geograft.metrics.calibration import (
     EDGES,
     average_precision,
     best_temperature,
-    best_threshold,
     brier_sum,
+    choose_threshold,
     expected_calibration_error,
     precision_recall_curve,
     probability_counts,
@@ -71,13 +71,13 @@ def test_average_precision_and_curve_match_scikit_learn() -> None:
 def test_average_precision_is_nan_without_positive_pixels() -> None:
     counts = probability_counts(np.array([0.2, 0.7], np.float32), np.array([False, False]))
     assert np.isnan(average_precision(counts))
-    assert best_threshold(counts) == 0.5
+    assert choose_threshold(counts[None], 0.5, 0.001, 0.999).threshold == 0.5
 
 
 def test_best_threshold_has_the_highest_f1() -> None:
     logits, label = two_classes(1)
     probability = expit(logits[:, 0]).astype(np.float32)
-    chosen = best_threshold(probability_counts(probability, label == 1))
+    chosen = choose_threshold(probability_counts(probability, label == 1)[None], 0.5, 0.001, 0.999).best
     found = {float(t): f1_score(label, probability >= t) for t in EDGES[10:991:10]}
     assert f1_score(label, probability >= np.float32(chosen)) >= max(found.values())
     assert 0 < chosen < 0.5
@@ -85,7 +85,9 @@ def test_best_threshold_has_the_highest_f1() -> None:
 
 def test_ties_of_thresholds_are_resolved_by_the_middle() -> None:
     probability, true = np.array([0.1, 0.2, 0.8, 0.9], np.float32), np.array([False, False, True, True])
-    assert best_threshold(probability_counts(probability, true)) == pytest.approx(0.5, abs=2e-3)
+    assert choose_threshold(probability_counts(probability, true)[None], 0.3, 0.001, 0.999).best == pytest.approx(
+        0.5, abs=2e-3
+    )
 
 
 @pytest.mark.parametrize("hot", [1.0, 3.0])

@@ -63,19 +63,6 @@ def average_precision(counts: ndarray) -> Float64[ndarray, "*n"]:
     return np.asarray((precision * gain).sum(axis=-1))
 
 
-def best_threshold(counts: Int64[ndarray, "2 1001"]) -> float:
-    """Return the threshold with the highest F1, which also has the highest IoU, because IoU = F1 / (2 - F1).
-
-    Candidates are 0.001 to 1. Ties are resolved by the middle one. Returns 0.5 if the class has no pixel.
-    """
-    false_positive, true_positive = (_reverse_cumsum(counts[row]) for row in (0, 1))
-    if not true_positive[0]:
-        return 0.5
-    f1 = (2 * true_positive / np.maximum(true_positive + false_positive + true_positive[0], 1))[1:]
-    best = np.flatnonzero(f1 == f1.max())
-    return float(THRESHOLDS[1:][best[len(best) // 2]])
-
-
 @dataclass(frozen=True)
 class ThresholdChoice:
     """A threshold chosen on few tiles, or kept."""
@@ -97,6 +84,7 @@ def choose_threshold(
 ) -> ThresholdChoice:
     """Choose between the threshold `own` and that with the highest F1 on some tiles, from `lowest` to `highest`.
 
+    It also has the highest IoU, because IoU = F1 / (2 - F1). Of several such thresholds it is the middle one.
     `own` is kept unless the other is better in at least 80 % of 1,000 bootstrap samples of the tiles, with a fixed
     seed; it is rounded to 0.001 in the comparison. `counts` are those of `probability_counts`, by tile.
     """
