@@ -245,13 +245,13 @@ class ServeConfig:
     """Address of map tiles to show behind the images, with {z}, {x} and {y}. Nothing is loaded from there before the
     user of the page asks for it. Default: none."""
     attribution: str = ""
-    """Whom the terms of the basemap demand to name. Default: its server."""
+    """Attribution that the terms of the basemap require. Default: its server."""
 
     def __post_init__(self) -> None:
         if self.basemap and not self.basemap_origin:
             raise ValueError(
-                f"{self.basemap} is no address of map tiles: it needs http:// or https://, a server, {{z}}, {{x}} and "
-                "{y}, and nothing else in braces"
+                f"{self.basemap} is not an address of map tiles: it needs http:// or https://, a server, {{z}}, {{x}} "
+                "and {y}, and nothing else in braces"
             )
 
     @property

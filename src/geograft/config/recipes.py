@@ -269,7 +269,7 @@ class ProjectSettings:
     suggest: SuggestConfig = field(default_factory=SuggestConfig)
     """Settings of the suggestions."""
     serve: ServeConfig = field(default_factory=ServeConfig)
-    """What `geograft serve` shows besides."""
+    """What `geograft serve` shows beside the layers of the project."""
     copies: tuple[CopiedImage, ...] = ()
     """What the images in the folder were made from: scenes and remote rasters. For information only."""
 

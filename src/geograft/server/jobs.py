@@ -105,7 +105,7 @@ def task_of(subject: Subject, kind: Kind, first: Mapping[str, Window]) -> Task:
     if subject.run is None or path is None:
         raise InputError("There is no run to export yet. Train first.")
     if path.exists():
-        raise InputError(f"{path.name} is there already.")
+        raise InputError(f"{path.name} exists already. Download it, or delete it to export again.")
     return Task((*START, "export", str(subject.run), "--out", str(path), "--for", kind), path)
 
 

@@ -295,7 +295,8 @@ def refuse_if_random(layer: str, row: Row, changed: set[str]) -> None:
     """Raise FeatureError if more than its label state would change in a random area."""
     if layer == AREAS_LAYER and row.values.get(ORIGIN) == "random" and changed - RANDOM_FIELDS:
         raise FeatureError(
-            f"Area {row.id} is at a random place, and scores stand on that: it is neither moved, changed nor removed."
+            f"Area {row.id} belongs to the random sample that scores rest on: it can be labelled, but not moved, "
+            "changed or removed."
         )
 
 

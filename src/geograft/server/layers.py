@@ -1,4 +1,4 @@
-"""What is shown: the layers of a project or of a run with rasters, found anew when their files change.
+"""What the server shows: the layers of a project, or of a run with rasters, looked up again when their files change.
 
 A client names a layer by its id, which is looked up in this list: no path, address or expression comes from outside.
 """
@@ -160,7 +160,7 @@ class Layer:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the page is told of the layer."""
+        """The layer as the page gets it."""
         coarsest, finest = self.raster.place.zooms
         return {
             "id": self.id,

@@ -47,7 +47,7 @@ class QuickState:
 
 
 class QuickMaps:
-    """The process of a project's quick maps, and what it is asked for."""
+    """The process that makes a project's quick maps, and the requests to it."""
 
     def __init__(
         self, subject: Callable[[], Subject], publish: Callable[[str, Mapping[str, Any]], None], folder: Path,
@@ -116,7 +116,7 @@ class QuickMaps:
         self._ask()
 
     def _ask(self) -> None:
-        """Request a map of the view, once a page has told one."""
+        """Request a map of the view, if a page has reported one."""
         if self._view is None or self._process is None or self._process.stdin is None:
             return
         views = views_of(self._subject(), self._view)
@@ -211,7 +211,7 @@ def _part(values: "np.ndarray", length: int, max_px: int) -> tuple[int, int]:
 
 
 def parse_state(line: bytes) -> QuickState | None:
-    """Return the state that a line tells; None if it tells none."""
+    """Return the state in a line of the process; None if there is none."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

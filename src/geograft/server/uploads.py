@@ -38,7 +38,7 @@ MEMORY_BYTES, PROCESSOR_S, WALL_S = 4 * 2**30, 120, 300.0
 EXTRA_BYTES = 2**30
 """What that process may write beyond the size of the file, and what the disk must have free after it."""
 IDLE_S = 30.0
-"""Time after which a client that sends nothing more is given up."""
+"""Time without data after which an upload is given up."""
 HEAD_BYTES, MAX_ANSWER_BYTES = 4096, 2**16
 APPLICATION_ID = slice(68, 72)
 MAGIC = {b"II*\0": ".tif", b"MM\0*": ".tif", b"II+\0": ".tif", b"MM\0+": ".tif", b"\x89PNG\r\n\x1a\n": ".png"}
