@@ -150,7 +150,7 @@ def test_a_file_that_another_program_writes_to_is_an_error_in_one_line(
     with closing(sqlite3.connect(tmp_path / "labels.gpkg")) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = send(client, "POST", "labels", label(square(50, 50, 5)), seen)
-        assert answer.status_code == 422 and "locked" in answer.json()["detail"]
+        assert answer.status_code == 503 and "locked" in answer.json()["detail"]
 
 
 def test_of_changes_at_the_same_time_one_wins_and_none_is_lost(client: TestClient, tmp_path: Path) -> None:

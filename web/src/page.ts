@@ -57,7 +57,7 @@ function header(model: Model, showHelp: () => void): HTMLElement {
     about.textContent = parts.filter((part) => part !== null).join(" · ");
   };
   const showStatus = () => {
-    const saving = { saved: model.canLabel ? "Saved" : "", saving: "Saving …", waiting: "Not saved: the server does not answer" }[model.status];
+    const saving = { saved: model.canLabel ? "Saved" : "", saving: "Saving …", waiting: "Not saved yet; trying again" }[model.status];
     const lost = { connected: "", lost: "No connection to the server; trying again", refused: "The server was started again: open the address that it printed" }[model.connection];
     status.textContent = lost || saving;
     status.classList.toggle("warn", lost !== "" || model.status === "waiting");

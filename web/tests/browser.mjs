@@ -315,7 +315,7 @@ const tests = {
     await page.keyboard.press("r");
     await page.mouse.click(450, 430);
     await page.mouse.click(490, 470);
-    await page.getByText("Not saved: the server does not answer").waitFor();
+    await page.getByText("Not saved yet; trying again").waitFor();
     server.state.down = false;
     await until(() => server.state.labels.length === 3, "saved");
     return { page, server };

@@ -27,7 +27,7 @@ from starlette.types import Scope
 from geograft.errors import GeograftError
 from geograft.geo.measure import resolution_m
 from geograft.geo.rasters.raster import Image
-from geograft.geo.vectors.label_edits import ConflictError
+from geograft.geo.vectors.label_edits import ConflictError, LockedError
 from geograft.geo.webmap import REDUCED_ZOOMS, Place, WebTile, is_on_earth, read_tile
 from geograft.server import measures, pictures
 from geograft.server.guard import Access, Guard
@@ -60,6 +60,7 @@ STATUS: tuple[tuple[type[GeograftError], int], ...] = (
     (MissingFeatureError, 404),
     (MissingJobError, 404),
     (BusyError, 409),
+    (LockedError, 503),
     (GeograftError, 422),
 )
 PAGE = Path(__file__).with_name("page")

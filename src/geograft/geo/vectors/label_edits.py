@@ -37,6 +37,10 @@ class ConflictError(GeograftError):
     """A file has been changed by somebody else since it was read."""
 
 
+class LockedError(OutputError):
+    """Another program keeps a file locked: the same change can be made later."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A feature of a table."""
@@ -228,8 +232,10 @@ def _connected(path: Path, kind: type[GeograftError]) -> Iterator[sqlite3.Connec
         _define_functions(connection)
         yield connection
     except sqlite3.Error as error:
-        hint = "Save or undo the edits in your GIS and try again." if "locked" in str(error) else "Check or restore it."
-        raise kind(f"{path} cannot be {'read' if kind is InputError else 'written'}: {error}. {hint}") from error
+        locked, reads = "locked" in str(error), kind is InputError
+        hint = "Save or undo the edits in your GIS and try again." if locked else "Check or restore it."
+        raised = LockedError if locked and not reads else kind
+        raise raised(f"{path} cannot be {'read' if reads else 'written'}: {error}. {hint}") from error
     finally:
         # Rolls back a transaction that was not committed.
         connection.close()
