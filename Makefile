@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-generalisation bench-export bench-serve bench-first-map bench-gpu bench-scale bench-quick docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-generalisation bench-export bench-serve bench-first-map bench-gpu bench-scale bench-cost bench-quick docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -103,8 +103,11 @@ bench-first-map: $(READY)  ## seconds from the first labels in `geograft serve` 
 bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
 	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
 
-bench-scale: $(READY)  ## one map by one process, one worker and two, one thread each: the halo, and what two do in the time of one
+bench-scale: $(READY)  ## one map by one process, one worker and two, one thread each: the halo, and what two do in the time of one; BENCH=--write: docs/scale.md
 	$(BIN)/python benchmarks/bench_scale.py $(BENCH)
+
+bench-cost: $(READY)  ## a cost model of maps, fitted on small rasters, checked on larger, and a million km²; BENCH=--write: docs/scale.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_cost.py $(RUN) $(BENCH)
 
 docs: $(READY)  ## docs/commands.md from the commands' help
 	$(BIN)/python scripts/make_docs.py
