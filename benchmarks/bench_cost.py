@@ -45,7 +45,7 @@ from cost_model import (
 )
 from extrapolate import ASSUMED, extrapolation
 from measured import fastest_backend
-from rasters import dense_raster
+from rasters import BLOCK, dense_raster
 
 PAGE = page.PAGE.with_name("scale.md")
 LIMIT = 0.15
@@ -55,7 +55,7 @@ def raster(folder: Path, case: Case) -> Path:
     """Return the raster of a case."""
     import rasterio.shutil
 
-    source = dense_raster(folder / f"{case.side}-deflate.tif", case.side)
+    source = dense_raster(folder / f"{case.side}-deflate.tif", case.side, patch=BLOCK)
     path = folder / f"{case.side}-{case.compression}.tif"
     if not path.exists():
         options = {"tiled": True, "blockxsize": 512, "blockysize": 512, "interleave": "pixel"}
@@ -197,8 +197,9 @@ def check(model: CostModel, found: Mapping[Case, Measured], stored: Callable[[Ca
     for case, measured in found.items():
         pairs = {
             "processor s": (measured.cpu_s, model.cpu_s(case)),
-            "MB written": (measured.output_bytes / 1e6, model.output_bytes(case) / 1e6),
         }
+        if case.network:
+            pairs["MB written"] = measured.output_bytes / 1e6, model.output_bytes(case) / 1e6
         if case.remote:
             pairs["MB read"] = measured.read_bytes / 1e6, model.read_bytes(case, stored(case)) / 1e6
             pairs["requests"] = measured.requests, model.requests_of(case)
@@ -213,19 +214,27 @@ def coefficients_table(model: CostModel) -> str:
     """Return the table of what was fitted."""
     pipeline = {
         "start": ("a worker's start", "s"),
+        "units": ("a unit", "s"),
         **{f"decode {name}": (f"decoding blocks, {name}", "s per Mpx") for name in COMPRESSIONS},
         "window pixels": ("windows, without the network", "s per Mpx of windows"),
         "map pixels": ("blending, writing, checking", "s per Mpx of the map"),
         "requests": ("a request", "s"),
     }
     rows = [[text, f"{model.pipeline[name]:.3g}", unit] for name, (text, unit) in pipeline.items()]
+    rows.append(["network, its first call", f"{model.network['first call']:.3g}", "s"])
     for window_px, _ in WINDOWS:
-        rows.append([f"network, a window of {window_px}", f"{model.network[window_px]:.3g}", "s"])
+        rows.append([f"network, a window of {window_px}", f"{model.network[str(window_px)]:.3g}", "s"])
     rows += [
         ["blocks read, relative to those that units touch", f"{model.read['units']:.3f}", ""],
         ["blocks read, relative to those of a worker's sample", f"{model.read['sample']:.3f}", ""],
         ["requests of a job", f"{model.requests['job']:.3g}", ""],
-        ["requests per row of blocks under a row of windows", f"{model.requests['rows of blocks']:.3g}", ""],
+        ["requests of a unit", f"{model.requests['units']:.3g}", ""],
+        ["requests per row of blocks under a unit", f"{model.requests['rows of blocks']:.3g}", ""],
+        [
+            "requests per row of blocks under windows read at once",
+            f"{model.requests['rows of blocks of a read']:.3g}",
+            "",
+        ],
         ["bytes written", f"{model.output:.3g}", "per pixel of the map"],
         ["bytes written beside", f"{model.unit_files:,.0f}", "per unit"],
     ]

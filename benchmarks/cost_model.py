@@ -1,7 +1,7 @@
 """A model of what a map costs: maps to measure, the terms of the model, and their fit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,14 +53,11 @@ class Measured:
 
 def fitted_cases() -> list[Case]:
     """Return the small rasters: of one unit, and without the network also of four."""
-    silent = [
-        Case(side, *window, compression, remote, network=False)
-        for side in (1024, 2560)
-        for window in WINDOWS
-        for compression, remote in (("deflate", True), *((name, False) for name in COMPRESSIONS))
-    ]
     large, small = WINDOWS
-    return [*silent, Case(1024, *large), Case(2048, *large), Case(1024, *small), Case(1536, *small)]
+    remote = [Case(side, *window, remote=True, network=False) for side in (1024, 2560, 2048) for window in WINDOWS]
+    local = [Case(side, *large, name, network=False) for side in (1024, 2560) for name in COMPRESSIONS]
+    network = [Case(side, *large) for side in (1024, 2048, 2560)] + [Case(side, *small) for side in (1024, 1536)]
+    return [*remote, *local, *network]
 
 
 def held_out_cases() -> list[Case]:
@@ -83,8 +80,8 @@ class CostModel:
 
     pipeline: dict[str, float]
     """Processor seconds without the network: of a start, and per million of what `pipeline_terms` counts."""
-    network: dict[int, float]
-    """Processor seconds of the network per window, by its size."""
+    network: dict[str, float]
+    """Processor seconds of the network: of its first call, and per window by its size."""
     requests: dict[str, float]
     read: dict[str, float]
     """Blocks that are read, relative to those that the units touch, and to those of a worker's sample."""
@@ -96,19 +93,17 @@ class CostModel:
     def cpu_s(self, case: Case) -> float:
         """Return the processor seconds of a map."""
         terms = pipeline_terms(case, self.requests_of(case))
-        silent = sum(self.pipeline[name] * value for name, value in terms.items())
-        return silent + (self.network[case.window_px] * network_windows(case) if case.network else 0)
+        return _sum(self.pipeline, terms) + (_sum(self.network, network_terms(case)) if case.network else 0)
 
     def requests_of(self, case: Case) -> float:
         """Return the number of requests of a map."""
         if not case.remote:
             return 0.0
-        return sum(self.requests[name] * value for name, value in request_terms(case.size).items())
+        return _sum(self.requests, request_terms(case.size))
 
     def read_bytes(self, case: Case, block_bytes: float) -> float:
         """Return the bytes that a map reads from a web server, by the mean size of a stored block."""
-        terms = read_terms(case)
-        return block_bytes * sum(self.read[name] * value for name, value in terms.items()) if case.remote else 0.0
+        return block_bytes * _sum(self.read, read_terms(case)) if case.remote else 0.0
 
     def output_bytes(self, case: Case) -> float:
         """Return the bytes of the files of a map."""
@@ -121,6 +116,7 @@ def pipeline_terms(case: Case, requests: float) -> dict[str, float]:
     decoded = {f"decode {name}": size.block_px / 1e6 * (name == case.compression) for name in COMPRESSIONS}
     return {
         "start": 1.0,
+        "units": float(size.units),
         **decoded,
         "window pixels": size.window_px / 1e6,
         "map pixels": size.output_px / 1e6,
@@ -130,12 +126,23 @@ def pipeline_terms(case: Case, requests: float) -> dict[str, float]:
 
 def request_terms(size: JobSize) -> dict[str, float]:
     """Return what the number of requests is proportional to."""
-    return {"job": 1.0, "rows of blocks": float(size.lane_rows)}
+    return {
+        "job": 1.0,
+        "units": float(size.units),
+        "rows of blocks": float(size.unit_rows),
+        "rows of blocks of a read": float(size.chunk_rows),
+    }
 
 
 def read_terms(case: Case) -> dict[str, float]:
     """Return what the number of blocks that are read is proportional to."""
     return {"units": float(case.size.blocks), "sample": SAMPLE_WINDOWS * (1 + case.window_px / BLOCK) ** 2}
+
+
+def network_terms(case: Case) -> dict[str, float]:
+    """Return what the network's processor time is proportional to."""
+    windows = {str(size): float(network_windows(case) * (size == case.window_px)) for size, _ in WINDOWS}
+    return {"first call": 1.0, **windows}
 
 
 def network_windows(case: Case) -> int:
@@ -155,23 +162,29 @@ def fit(found: Mapping[Case, Measured], block_bytes: Callable[[Case], float]) ->
     silent = [case for case in found if not case.network]
     terms = [pipeline_terms(case, found[case].requests) for case in silent]
     pipeline = _fit(terms, [found[case].cpu_s for case in silent])
-    model = CostModel(pipeline, {}, requests, blocks, 0.0, 0.0)
     real = [case for case in found if case.network]
-    for window_px, _ in WINDOWS:
-        own = [case for case in real if case.window_px == window_px]
-        left = sum(found[case].cpu_s - model.cpu_s(replace(case, network=False)) for case in own)
-        model.network[window_px] = left / sum(map(network_windows, own))
+    silent_s = [_sum(pipeline, pipeline_terms(case, 0.0)) for case in real]
+    left = [found[case].cpu_s - seconds for case, seconds in zip(real, silent_s, strict=True)]
+    network = _fit([network_terms(case) for case in real], left, [found[case].cpu_s for case in real])
     written = _fit(
         [{"pixels": case.size.output_px, "units": case.size.units} for case in real],
         [found[case].output_bytes for case in real],
     )
-    return replace(model, output=written["pixels"], unit_files=written["units"])
+    return CostModel(pipeline, network, requests, blocks, written["pixels"], written["units"])
 
 
-def _fit(terms: Sequence[dict[str, float]], values: Sequence[float]) -> dict[str, float]:
+def _sum(coefficients: Mapping[str, float], terms: Mapping[str, float]) -> float:
+    return sum(coefficients[name] * value for name, value in terms.items())
+
+
+def _fit(
+    terms: Sequence[dict[str, float]], values: Sequence[float], errors: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Return coefficients for which the sums of `terms` are the values; `errors`, by default the values, weigh them."""
     from scipy.optimize import nnls
 
-    matrix = np.array([[*each.values()] for each in terms]) / np.array(values)[:, None]
+    weights = 1 / np.array(errors or values)
+    matrix = np.array([[*each.values()] for each in terms]) * weights[:, None]
     scale = np.maximum(matrix.max(axis=0), 1e-300)
-    solution, _ = nnls(matrix / scale, np.ones(len(values)))
+    solution, _ = nnls(matrix / scale, np.array(values) * weights)
     return dict(zip(terms[0], (solution / scale).tolist(), strict=True))

@@ -83,7 +83,7 @@ class Estimate:
 def estimate(model: CostModel, window: tuple[int, int], flop: float, stored: float) -> Estimate:
     """Return the cost of the map from remote deflate, with `flop` per window and `stored` bytes per pixel."""
     case = Case(SIDE, *window, remote=True)
-    network_s, block = model.network[case.window_px] * network_windows(case), stored * BLOCK**2
+    network_s, block = model.network[str(case.window_px)] * network_windows(case), stored * BLOCK**2
     return Estimate(
         size=case.size,
         whole_windows=count_whole_windows(SIDE, *window),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from geograft.mapping.batches import CHUNK_TILES
 from geograft.mapping.units import UnitGrid, plan_units
 from geograft.mapping.windows import Lanes, TileGrid
 from rasters import BLOCK
@@ -18,10 +19,10 @@ class JobSize:
     """Pixels of all windows."""
     blocks: int
     """Blocks of the raster that the windows of a unit touch."""
-    lane_blocks: int
-    """Blocks that each row of windows touches: those shared by two rows count twice."""
-    lane_rows: int
-    """Rows of blocks that each row of windows touches, over all units and rows of windows."""
+    unit_rows: int
+    """Rows of blocks that a unit touches."""
+    chunk_rows: int
+    """Rows of blocks that each group of windows touches which is read with one call."""
     output_px: int
 
     @property
@@ -44,8 +45,8 @@ def count_job(side: int, window_px: int, overlap_px: int) -> JobSize:
         windows=sum(each.windows for each in rows) * wide,
         window_px=sum(each.windows for each in rows) * wide * window_px**2,
         blocks=sum(each.blocks for each in rows) * across,
-        lane_blocks=sum(each.lane_blocks for each in rows) * across,
-        lane_rows=sum(each.lane_blocks for each in rows) * units.columns,
+        unit_rows=sum(each.blocks for each in rows) * units.columns,
+        chunk_rows=sum(each.blocks for each in rows) * sum(-(-each.windows // CHUNK_TILES) for each in columns),
         output_px=side**2,
     )
 
@@ -61,7 +62,6 @@ class _Along:
 
     windows: int
     blocks: int
-    lane_blocks: int
 
 
 def _along(tiles: TileGrid, units: UnitGrid, index: int, by_row: bool) -> _Along:
@@ -69,8 +69,7 @@ def _along(tiles: TileGrid, units: UnitGrid, index: int, by_row: bool) -> _Along
     lanes = Lanes(tiles, tiles.width, unit)
     begins, length = (tiles.tops, tiles.height) if by_row else (tiles.lefts, tiles.width)
     starts = [begins[place] for place in (lanes.rows if by_row else lanes.columns)]
-    each = [_blocks(start, start + tiles.tile_px, length) for start in starts]
-    return _Along(len(starts), _blocks(starts[0], starts[-1] + tiles.tile_px, length), sum(each))
+    return _Along(len(starts), _blocks(starts[0], starts[-1] + tiles.tile_px, length))
 
 
 def _blocks(start: int, stop: int, length: int) -> int:

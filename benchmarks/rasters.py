@@ -29,10 +29,16 @@ def mirror_window(pixels: ndarray, row: int, col: int, height: int, width: int) 
     return window
 
 
-def dense_raster(path: Path, size: int, shift: int = 0) -> Path:
-    """Write `size` x `size` pixels of the mirrored scene from (shift, shift), unless it exists; return its path."""
+def dense_raster(path: Path, size: int, shift: int = 0, patch: int = 0) -> Path:
+    """Write `size` x `size` pixels of the mirrored scene from (shift, shift), unless it exists; return its path.
+
+    With `patch`, that many pixels in the middle of the scene are mirrored, so that rasters of all sizes are alike.
+    """
     if not path.exists():
         pixels = scene()
+        if patch:
+            top, left = ((length - patch) // 2 for length in pixels.shape[1:])
+            pixels = pixels[:, top : top + patch, left : left + patch]
         part = path.with_suffix(".part.tif")
         with rasterio.open(part, "w", **_profile(size), num_threads="all_cpus") as target:
             for row in range(0, size, BLOCK):

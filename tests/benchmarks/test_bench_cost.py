@@ -52,10 +52,11 @@ def test_counts_are_those_of_the_units(benchmarks: Any, side: int, window_px: in
 
 def test_the_fit_finds_the_coefficients_that_made_the_figures(benchmarks: Any) -> None:
     cost = benchmarks.bench_cost
-    pipeline = {"start": 2.0, "decode deflate": 0.04, "decode zstd": 0.02, "decode none": 0.01}
+    pipeline = {"start": 2.0, "units": 0.1, "decode deflate": 0.04, "decode zstd": 0.02, "decode none": 0.01}
     pipeline |= {"window pixels": 0.03, "map pixels": 0.05, "requests": 0.001}
-    requests = {"job": 3.0, "rows of blocks": 1.5}
-    true = cost.CostModel(pipeline, {640: 0.3, 224: 0.05}, requests, {"units": 1.1, "sample": 0.9}, 0.2, 5000.0)
+    requests = {"job": 3.0, "units": 2.0, "rows of blocks": 1.5, "rows of blocks of a read": 0.1}
+    network, read = {"first call": 0.5, "640": 0.3, "224": 0.05}, {"units": 1.1, "sample": 0.9}
+    true = cost.CostModel(pipeline, network, requests, read, 0.2, 5000.0)
     cases = [*cost.fitted_cases(), *cost.held_out_cases()]
     found = {
         case: cost.Measured(
