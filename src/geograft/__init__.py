@@ -46,12 +46,13 @@ if TYPE_CHECKING:
     from geograft.commands.show import show
     from geograft.commands.suggest import suggest
     from geograft.commands.train import train
-    from geograft.commands.units import predict_units
+    from geograft.commands.units import polygon_units, predict_units
     from geograft.config import (
         AdaptConfig,
         EvaluateConfig,
         ExportConfig,
         ModelConfig,
+        PartConfig,
         PolygonConfig,
         PredictConfig,
         PrepareConfig,
@@ -86,12 +87,13 @@ _MODULES = {
             "TrainConfig",
             "Variant",
             "WorkerConfig",
+            "PartConfig",
         ),
         "geograft.config",
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
     **dict.fromkeys(("CocoSource", "DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
-    "predict_units": "geograft.commands.units",
+    **dict.fromkeys(("predict_units", "polygon_units"), "geograft.commands.units"),
     "TileSet": "geograft.dataset.tileset",
     **dict.fromkeys(("Run", "load"), "geograft.api.run"),
     **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),
@@ -144,6 +146,7 @@ __all__ = [
     "MaskSource",
     "ModelConfig",
     "OutputError",
+    "PartConfig",
     "PolygonConfig",
     "PredictConfig",
     "PrepareConfig",
@@ -176,6 +179,7 @@ __all__ = [
     "load",
     "load_recipe",
     "model",
+    "polygon_units",
     "polygons",
     "predict",
     "predict_units",

@@ -29,10 +29,10 @@ from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import map_legend
 from geograft.interrupts import Interrupted
 from geograft.locks import lock_output
-from geograft.mapping.unit_ledger import JobState, Lease, LeaseWatch, UnitLedger, UnitState
+from geograft.mapping.claims import LeaseWatch, Timing
+from geograft.mapping.unit_ledger import JobState, Lease, UnitLedger, UnitState
 from geograft.mapping.unit_outputs import read_receipts
 from geograft.mapping.units import UnitGrid, parse_part, unit_order
-from geograft.mapping.worker import Timing
 from geograft.storage import open_storage
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, make_run

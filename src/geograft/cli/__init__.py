@@ -143,7 +143,7 @@ add_command(
 )  # fmt: skip
 add_command(
     app, 9, "maps:jobs",
-    "List the units of a map that workers compute: done, running, failed and why.",
+    "List the units of a job that workers share: done, running, failed and why.",
     "jobs region-map/",
 )  # fmt: skip
 add_command(

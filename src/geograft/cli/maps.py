@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from geograft.cli.flags import BandFiles, config_from, print_result, settings, stac_rasters, with_progress
 from geograft.config import (
     ExportConfig,
+    PartConfig,
     PolygonConfig,
     PredictConfig,
     ReviewConfig,
@@ -83,10 +84,10 @@ def jobs(
     *,
     clean: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """List the units of a map that workers compute: done, running, failed and why.
+    """List the units of a job that workers share: done, running, failed and why.
 
     Args:
-        out: The folder or bucket that the workers share: --out of `geograft predict --worker`.
+        out: The folder or bucket that the workers share: --out of a command with --worker.
         clean: Remove claims, failures and a stop, so that workers try again what is not done. No worker may be running.
     """
     from geograft.commands.jobs import jobs
@@ -94,26 +95,42 @@ def jobs(
     print_result(jobs(out, clean))
 
 
+POLYGON_FILE = "polygons.gpkg"
+
+
 @with_progress
-@settings(polygons=PolygonConfig)
+@settings(polygons=PolygonConfig, worker=PartConfig)
 def polygons(
     map: str,  # noqa: A002 (the word on the command line)
     /,
     *,
     out: Path,
     dstl_grid: Path | None = None,
+    worker: Annotated[bool, Parameter(negative=())] = False,
+    file: str = POLYGON_FILE,
     **chosen: Any,
 ) -> None:
     """Polygonise a class map; each polygon has its class and area. Run the same command again to resume.
 
     Args:
-        map: Class map, a GeoTIFF from `geograft predict`.
-        out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for a DSTL submission.
+        map: Class map, a GeoTIFF from `geograft predict`; with --worker also the folder of a map by workers.
+        out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for a DSTL submission; with --worker a folder.
         dstl_grid: grid_sizes.csv of the DSTL competition, for .csv; the map must have the name of its image.
+        worker: Trace units of the map together with other processes that share the folder --out (docs/scale.md).
+        file: With --worker, the file to write in the folder --out; its suffix selects the format.
     """
     from geograft.commands.polygons import polygons
 
-    print_result(polygons(map, out, config_from(PolygonConfig, PolygonConfig(), chosen), dstl_grid))
+    config = config_from(PolygonConfig, PolygonConfig(), chosen)
+    options = config_from(PartConfig, PartConfig(), chosen)
+    if worker:
+        from geograft.commands.units import polygon_units
+
+        print_result(polygon_units(map, out, config, dstl_grid, file, options))
+        return
+    if options != PartConfig() or file != POLYGON_FILE:
+        raise SettingError("--part, --tolerance and --file are settings of a worker. Add --worker.")
+    print_result(polygons(map, out, config, dstl_grid))
 
 
 @with_progress

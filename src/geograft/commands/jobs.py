@@ -1,4 +1,4 @@
-"""`geograft jobs`: the units of a map that workers compute, from one listing of the folder that they share."""
+"""`geograft jobs`: the units that workers compute of one job, from one listing of the folder that they share."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,9 +8,10 @@ from geograft.errors import InputError
 from geograft.files import StrPath
 from geograft.locations import Place, to_place
 from geograft.locks import lock_output
-from geograft.mapping.unit_ledger import Failure, Job, JobState, UnitLedger
+from geograft.mapping.claims import MAX_ATTEMPTS
+from geograft.mapping.unit_ledger import RESULT, Failure, Job, JobState, UnitLedger
 from geograft.mapping.unit_outputs import Summary, read_summary
-from geograft.mapping.worker import MAX_ATTEMPTS, TIMING
+from geograft.mapping.worker import TIMING
 from geograft.text import pluralise
 
 MAX_SHOWN = 20
@@ -48,7 +49,8 @@ class JobStatus:
     def lines(self) -> list[str]:
         """Return the state as text."""
         units, window = self.job.units, f"{self.job.units.unit_px:,}"
-        waiting = len(units) - self.done - len(self.running) - len(self.failed)
+        busy = {*(one.name for one in self.running), *self.failed} - {RESULT}
+        waiting = len(units) - self.done - len(busy)
         text = [
             f"{self.path}: `geograft {self.job.verb}`, {len(units):,} units of {window} x {window} pixels, started by "
             f"{self.job.started_by}",
@@ -99,7 +101,9 @@ def jobs(out: StrPath, clean: bool = False) -> JobStatus:
     ledger = UnitLedger(place)
     job = ledger.read_job()
     if job is None:
-        raise InputError(f"{place} is not a job of workers: it has no job.json. Give the --out of `predict --worker`.")
+        raise InputError(
+            f"{place} is not a job of workers: it has no job.json. Give the --out of a command with --worker."
+        )
     cleaned = None
     if clean:
         with lock_output(Path(str(place)), enabled=isinstance(place, Path)):

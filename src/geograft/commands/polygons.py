@@ -1,6 +1,6 @@
 """`geograft polygons`: polygonize a class map of any size, with class, area and mean probability of each polygon."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -10,122 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Integer
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from geograft.config import Cleaning, PolygonConfig
+from geograft.config import PolygonConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, json_digest, optional_path, refuse_existing, scratch_path
-from geograft.geo.grid import Window
 from geograft.geo.measure import measurement_method
 from geograft.geo.rasters.opening import raster_state, remote_state
 from geograft.geo.rasters.raster import Image
-from geograft.geo.rasters.tags import check_class_map, map_cleaning, map_legend, sibling_path
+from geograft.geo.rasters.tags import check_class_map
 from geograft.geo.vectors.reader import Features, read_frame
 from geograft.interrupts import note_kept
-from geograft.legend import PALETTE, Legend
+from geograft.legend import PALETTE
 from geograft.locations import Location, Place, to_place
 from geograft.mapping.polygons.ledger import LazyArrays, PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder, inside_holes
 from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource
 from geograft.mapping.polygons.shapes import as_array, unpack_wkb
 from geograft.mapping.polygons.writer import PolygonTarget, check_target, write_polygon_file
-from geograft.mapping.polygons.zonal import ProbabilityRaster, match_probabilities
-from geograft.metrics.cleaning import close_mask
+from geograft.mapping.polygons.zonal import ClassMap, class_map_source, open_class_map
 from geograft.outputs import local_file, writes_output
 from geograft.progress import progress_bar
 from geograft.resume import is_complete, keep_ledger_on_error
 from geograft.text import html_table
 
-
-@dataclass(frozen=True)
-class ClassMap:
-    """A class map with its classes and, if available, their probabilities.
-
-    It has one layer of regions; with overlapping classes, one layer per class, whose regions do not affect the others.
-    """
-
-    image: Image
-    legend: Legend | None
-    settings: PolygonConfig
-    """With areas and closing set: see `_with_cleaning`."""
-    cleaning: Cleaning | None
-    """What the run chose for the objects of a class, whether it is used or not."""
-    probabilities: ProbabilityRaster | None
-
-    @property
-    def background(self) -> int | None:
-        """The background value, which is not polygonized; None if there is none."""
-        if self.settings.background or (self.legend and not self.legend.binary):
-            return None
-        return self.legend.values[0] if self.legend else 0
-
-    def is_of_objects(self, cleaning: Cleaning) -> bool:
-        """Return whether all polygons are objects of the class that `cleaning` was chosen for."""
-        legend = self.legend
-        return bool(legend and legend.binary and legend.names[1] == cleaning.objects and not self.settings.background)
-
-    @property
-    def layer_count(self) -> int:
-        """Number of layers."""
-        return len(self.legend.names) if self.legend and self.legend.overlapping else 1
-
-    def name(self, value: int) -> str:
-        """Return the name of a class."""
-        names = dict(zip(self.legend.values, self.legend.names, strict=True)) if self.legend else {}
-        return names.get(value, str(value))
-
-    def colours(self, names: Iterable[str]) -> dict[str, str]:
-        """Return a colour for each of the classes `names`, in the order of the legend, if there is one."""
-        own = dict(zip(self.legend.names, self.legend.colours, strict=True)) if self.legend else {}
-        present = sorted(names, key=[*own, *names].index)
-        return {name: own.get(name, PALETTE[i % len(PALETTE)]) for i, name in enumerate(present)}
-
-
-def class_map_source(class_map: ClassMap, layer: int, on_done: Callable[[Window], None]) -> ClassMapSource:
-    """Return a layer of a class map as a source of regions; `on_done` is called with each window that is processed."""
-    image, background, close_px = class_map.image, class_map.background, class_map.settings.close_px or 0
-
-    def read(window: Window) -> tuple[Integer[ndarray, "h w"], Bool[ndarray, "h w"]]:
-        wide = window.pad(2 * close_px).intersection(image.info.grid.window)
-        assert wide is not None
-        pixels, valid = image.read(wide, [layer + 1])
-        values, kept = pixels[0], valid if background is None else valid & (pixels[0] != background)
-        if class_map.layer_count > 1 and class_map.legend:
-            values, kept = np.full(values.shape, class_map.legend.values[layer]), valid & (values == 1)
-        if close_px:
-            values, kept = _close_gaps(values, kept, valid & ~kept, close_px)
-        own = window.relative_to(wide).slices
-        return values[own], kept[own]
-
-    def is_empty(window: Window) -> bool:
-        on_done(window)
-        return image.is_empty(window)
-
-    def sum_pixels(
-        window: Window, labels: Int32[ndarray, "h w"], label_values: Int64[ndarray, " n"]
-    ) -> Int64[ndarray, "n k"]:
-        if class_map.probabilities:
-            return class_map.probabilities.sum_by_label(window, labels, label_values)
-        return np.zeros((len(label_values), 3), np.int64)
-
-    return ClassMapSource(image.info.grid.height, image.info.grid.width, read, is_empty, sum_pixels)
-
-
-def _close_gaps(
-    values: Integer[ndarray, "h w"], kept: Bool[ndarray, "h w"], free: Bool[ndarray, "h w"], close_px: int
-) -> tuple[Integer[ndarray, "h w"], Bool[ndarray, "h w"]]:
-    """Return values and kept pixels after closing each value, from the lowest; only `free` pixels are taken."""
-    for value in np.unique(values[kept]):
-        gaps = close_mask(kept & (values == value), close_px) & free & ~kept
-        values, kept = np.where(gaps, value, values), kept | gaps
-    return values, kept
-
-
-CLEANED = ("min_area_m2", "fill_holes_m2", "close_px")
-"""Settings that a run may have chosen for the objects of a class."""
-NO_CLEANING = Cleaning("")
-LEDGER_LAYOUT = 2
+LEDGER_LAYOUT = 3
 """Version of the files of partial results: those of another version cannot be resumed."""
 BATCH_SIZE = 10_000
 """Number of polygons written at a time."""
@@ -328,52 +238,79 @@ def polygons(
     """
     map, out, dstl_grid = to_place(map), Path(out), optional_path(dstl_grid)  # noqa: A001
     settings = config or PolygonConfig()
-    _check_settings(settings)
     folder = scratch_path(out)
     if not is_complete(folder):
         refuse_existing(out)
     with ExitStack() as files:
-        image = files.enter_context(Image.open(map))
-        check_class_map(image.info)
-        target = PolygonTarget(out, image.info.grid, map.stem, dstl_grid, _modified(map))
-        check_target(target)
-        PolygonBuilder(image.info.grid, settings).check_tolerance()
-        class_map = _open_class_map(image, settings, files)
-        settings = class_map.settings
-        ledger = PolygonLedger(folder, _origin(class_map, settings), image.info.grid.height * class_map.layer_count)
+        task = open_task(map, out, settings, dstl_grid, files)
+        return task.write(folder, lambda ledger: _find_polygons(task.class_map, ledger, out.name))
+
+
+@dataclass(frozen=True)
+class PolygonTask:
+    """A map that is open, and where its polygons go."""
+
+    class_map: ClassMap
+    target: PolygonTarget
+
+    @property
+    def builder(self) -> PolygonBuilder:
+        """Builds the polygons."""
+        return PolygonBuilder(self.target.grid, self.class_map.settings)
+
+    def origin(self) -> dict[str, Any]:
+        """Return everything that determines the result."""
+        files = [raster_state(place) for place in self.class_map.places]
+        files[0] |= {"metadata": json_digest(self.class_map.image.info.tags)}
+        named = dict(zip(("map", "probabilities"), files, strict=False))
+        return {"layout": LEDGER_LAYOUT, "settings": asdict(self.class_map.settings), **named}
+
+    def write(self, folder: Path, find: Callable[[PolygonLedger], None]) -> PolygonSummary:
+        """Write the polygons that `find` adds to a ledger in `folder`, which is removed at the end; return a summary.
+
+        Raises:
+            InputError: when the ledger belongs to another map or other settings, or the polygons cannot be written.
+            OutputError: when the file cannot be written.
+        """
+        class_map = self.class_map
+        ledger = PolygonLedger(folder, self.origin(), self.target.grid.height * class_map.layer_count)
         progress = partial(_progress, ledger)
         with note_kept("the polygons", progress, ledger.remove), keep_ledger_on_error(folder, progress):
-            _find_polygons(class_map, settings, ledger, out.name)
-            result = PolygonResult(ledger, class_map, settings)
+            find(ledger)
+            result = PolygonResult(ledger, class_map, class_map.settings)
             counts = result.classes(), result.too_small(), result.forms()
-            summary = PolygonSummary(out, result.unit, *counts, tuple(result.notes()))
+            summary = PolygonSummary(self.target.path, result.unit, *counts, tuple(result.notes()))
+            target = replace(self.target, colours=class_map.colours(counts[0]))
             try:
-                write_polygon_file(folder, replace(target, colours=class_map.colours(counts[0])), result.batches())
+                write_polygon_file(folder, target, result.batches())
             except InputError:
                 # The polygons themselves cannot be written: the same command would fail again.
                 ledger.remove()
                 raise
-    ledger.remove()
-    return summary
+        ledger.remove()
+        return summary
 
 
-def _open_class_map(image: Image, settings: PolygonConfig, files: ExitStack) -> ClassMap:
-    """Return the map with its classes, and with their probabilities if the file exists."""
-    legend, own = map_legend(image.info), image.info.path
-    cleaning = map_cleaning(image.info)
-    found = ClassMap(image, legend, settings, cleaning, None)
-    used = cleaning if cleaning and found.is_of_objects(cleaning) else NO_CLEANING
-    chosen = {name: getattr(used, name) for name in CLEANED if getattr(settings, name) is None}
-    found = replace(found, settings=replace(settings, **chosen))
-    if found.settings.close_px and found.background is None and found.layer_count == 1:
-        raise SettingError(f"--close-px fills background, and {image.info.path} has none. Leave it out.")
-    # Nothing but the map is asked of a server.
-    if not isinstance(own, Path) or not sibling_path(own, "probabilities").exists():
-        return found
-    names = dict(zip(legend.values, legend.names, strict=True)) if legend else {}
-    raster = files.enter_context(Image.open(sibling_path(own, "probabilities")))
-    probabilities = match_probabilities(raster, image.info.grid, names, settings.uncertain_below)
-    return replace(found, probabilities=probabilities)
+def open_task(
+    map: Place,  # noqa: A002 (the word of `polygons`)
+    out: Path,
+    settings: PolygonConfig,
+    dstl_grid: Path | None,
+    files: ExitStack,
+) -> PolygonTask:
+    """Return the task of `polygons`, whose rasters are closed with `files`.
+
+    Raises:
+        InputError, SettingError, OutputError: as `polygons`, for everything that is known before any work is done.
+    """
+    if settings.smooth and settings.square:
+        raise SettingError("--smooth and --square exclude each other: give one of them.")
+    image = files.enter_context(Image.open(map))
+    check_class_map(image.info)
+    target = PolygonTarget(out, image.info.grid, map.stem, dstl_grid, _modified(map))
+    check_target(target)
+    PolygonBuilder(image.info.grid, settings).check_tolerance()
+    return PolygonTask(open_class_map(image, settings, files), target)
 
 
 def _cleaning_notes(class_map: ClassMap) -> Iterator[str]:
@@ -394,13 +331,14 @@ def _cleaning_notes(class_map: ClassMap) -> Iterator[str]:
         )
 
 
-def _find_polygons(class_map: ClassMap, settings: PolygonConfig, ledger: PolygonLedger, name: str) -> None:
+def _find_polygons(class_map: ClassMap, ledger: PolygonLedger, name: str) -> None:
     """Process the rows of blocks that are not in the ledger yet, and mark the ledger as complete."""
     mpx = class_map.image.info.grid.width / 1e6
     with progress_bar(f"polygons {name}", ledger.rows * mpx, "Mpx", done=ledger.rows_done * mpx) as bar:
         for layer in range(class_map.layer_count):
             source = class_map_source(class_map, layer, lambda window: bar.advance(window.height * window.width / 1e6))
-            _find_layer(source, PolygonBuilder(class_map.image.info.grid, settings), ledger, layer * source.height)
+            builder = PolygonBuilder(class_map.image.info.grid, class_map.settings)
+            _find_layer(source, builder, ledger, layer * source.height)
     ledger.finish()
 
 
@@ -410,26 +348,12 @@ def _find_layer(source: ClassMapSource, builder: PolygonBuilder, ledger: Polygon
         return
     # No region is open at the end of a layer.
     merger = builder.merger(ledger.state() if ledger.rows_done > rows_before else None, ledger.row_above)
-    for row in source.block_rows(start_row=ledger.rows_done - rows_before):
+    for row in source.block_rows(BLOCK_PX, ledger.rows_done - rows_before):
         ended = builder.polygons_of_row(source, merger, row)
         continued, open_below = merger.take_parts(), merger.state()
         # Recomputing an empty row of blocks is cheaper than saving it.
         if len(ended["value"]) or ended["left_out"] or len(open_below["roots"]) or row.stop_row == source.height:
             ledger.add(rows_before + row.stop_row, {**ended, **continued}, open_below)
-
-
-def _check_settings(settings: PolygonConfig) -> None:
-    if settings.smooth and settings.square:
-        raise SettingError("--smooth and --square exclude each other: give one of them.")
-
-
-def _origin(class_map: ClassMap, settings: PolygonConfig) -> dict[str, Any]:
-    """Return everything that determines the result."""
-    info = class_map.image.info
-    files = {"map": raster_state(info.path) | {"metadata": json_digest(info.tags)}}
-    if class_map.probabilities:
-        files["probabilities"] = raster_state(class_map.probabilities.image.info.path)
-    return {"layout": LEDGER_LAYOUT, "settings": asdict(settings), **files}
 
 
 def _modified(place: Place) -> datetime:

@@ -4,21 +4,36 @@ A job (`UnitJob`) is what the user asked for. It can be pickled; each process jo
 units, and when all are done, makes one result of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from pydantic import TypeAdapter, ValidationError
+
+from geograft.commands.polygons import PolygonSummary, open_task
 from geograft.commands.predict import describe_model, load_task, task_notes
-from geograft.config import PredictConfig, WorkerConfig
-from geograft.errors import SettingError
-from geograft.files import StrPath, optional_path
+from geograft.config import PartConfig, PolygonConfig, PredictConfig, WorkerConfig
+from geograft.errors import InputError, SettingError
+from geograft.files import StrPath, file_digest, optional_path, scratch_path
+from geograft.geo.rasters.opening import raster_state
 from geograft.geo.scene import RasterInput, to_inputs
 from geograft.locations import Location, Place, to_place, to_places
 from geograft.locks import lock_output
 from geograft.mapping.map_units import MapUnitWriter, propose_map
 from geograft.mapping.plan import MapTask, map_card, map_sources
-from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
+from geograft.mapping.polygons.units import (
+    OutlineFiles,
+    PolygonUnitWriter,
+    join_units,
+    plan_polygon_units,
+    propose_polygons,
+)
+from geograft.mapping.unit_ledger import JOB, RESULT, STATE
+from geograft.mapping.unit_outputs import INDEX_NAME, MAP_NAME, Summary, check_one_file, write_unit_outputs
 from geograft.mapping.worker import Proposal, Worker, check_done, join_job
 from geograft.runs import to_runs
 
@@ -34,7 +49,7 @@ class UnitJob(Protocol[Result_co]):
         """The folder or bucket that the processes share."""
 
     @property
-    def worker(self) -> WorkerConfig:
+    def worker(self) -> PartConfig:
         """How this process takes part."""
 
     @property
@@ -61,7 +76,7 @@ def run_job(job: UnitJob[Result_co]) -> Result_co:
         GeograftError: as `UnitJob.join`, `Worker.run` and `UnitJob.finish`.
     """
     with lock_output(Path(str(job.out)), enabled=isinstance(job.out, Path), shared=True):
-        if job.worker.ray:
+        if isinstance(job.worker, WorkerConfig) and job.worker.ray:
             from geograft.mapping.ray_workers import run_on_ray  # noqa: PLC0415  (an extra)
 
             if job.worker.part:
@@ -70,6 +85,9 @@ def run_job(job: UnitJob[Result_co]) -> Result_co:
         worker = job.join()
         check_done(worker.ledger, worker.run(), len(worker.job.units))
         return job.finish(worker)
+
+
+# ---------------------------------------------------------------------------------------------------------------- maps
 
 
 @dataclass(frozen=True)
@@ -192,3 +210,126 @@ def map_job(
         optional_path(aoi),
         worker or WorkerConfig(),
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ polygons
+
+
+@dataclass(frozen=True)
+class UnitsPolygons:
+    """What a worker did, and the polygons of all units."""
+
+    path: Place
+    """The folder or bucket of the job."""
+    units: int
+    computed: int
+    """Units that this worker has traced."""
+    joined: bool
+    """Whether this worker has joined the units."""
+    summary: PolygonSummary
+
+    def lines(self) -> list[str]:
+        """Return the result as plain text."""
+        own = f"{self.computed:,} of them by this command" + (", which joined them" if self.joined else "")
+        return [f"{self.path}: {self.units:,} of {self.units:,} units are done, {own}", *self.summary.lines()]
+
+
+@dataclass(frozen=True)
+class PolygonJob:
+    """The arguments of `polygon_units`."""
+
+    map: Place
+    out: Place
+    config: PolygonConfig
+    dstl_grid: Path | None
+    file: str
+    worker: PartConfig
+    uses_gpu: bool = False
+
+    def join(self) -> Worker[PolygonUnitWriter]:
+        """Join the job, or start it: see `UnitJob`."""
+        with ExitStack() as files:
+            task = open_task(self.map, self._path(Path()), self.config, self.dstl_grid, files)
+            grid = {"dstl_grid": file_digest(self.dstl_grid)} if self.dstl_grid else {}
+            states = tuple((place, raster_state(place)) for place in task.class_map.places)
+            writer = PolygonUnitWriter(self.map, task.class_map.settings, plan_polygon_units(task.target.grid), states)
+            origin = task.origin() | {"file": self.file, **grid}
+        return join_job(self.out, "polygons", lambda _: propose_polygons(writer, origin), self.worker)
+
+    def finish(self, worker: Worker[PolygonUnitWriter]) -> UnitsPolygons:
+        """Join the units and write the file, or wait until another worker has."""
+        found, joined = worker.make_result(partial(self._join_units, worker))
+        units = len(worker.job.units)
+        return UnitsPolygons(self.out, units, len(worker.computed), joined, self._summary(found))
+
+    def _join_units(self, worker: Worker[PolygonUnitWriter]) -> dict[str, Any]:
+        local = isinstance(self.out, Path)
+        with TemporaryDirectory(prefix="geograft-polygons-") as folder, ExitStack() as files:
+            out = self._path(Path(folder))
+            files.enter_context(lock_output(out, enabled=local))
+            task = open_task(self.map, out, self.config, self.dstl_grid, files)
+            outlines = OutlineFiles(worker.ledger, worker.job.units, Path(folder))
+            summary = task.write(scratch_path(out), partial(join_units, outlines, task.builder))
+            if not local:
+                worker.ledger.files.put(self.file, out)
+        return {name: value for name, value in asdict(summary).items() if name != "path"}
+
+    def _path(self, folder: Path) -> Path:
+        """Return where the file is written on this machine; in `folder` if it is then put into a bucket."""
+        return (self.out if isinstance(self.out, Path) else folder) / self.file
+
+    def _summary(self, found: Mapping[str, Any]) -> PolygonSummary:
+        try:
+            summary: PolygonSummary = TypeAdapter(PolygonSummary).validate_python(
+                {**found, "path": self.out / self.file}
+            )
+        except ValidationError as error:
+            path = f"{self.out}/{STATE}/{RESULT}.done.json"
+            raise InputError(f"{path} is corrupt. Remove it to join the units again.") from error
+        return summary
+
+
+def polygon_units(
+    map: StrPath | Location,  # noqa: A002 (the word of `polygons`)
+    out: StrPath,
+    config: PolygonConfig | None = None,
+    dstl_grid: StrPath | None = None,
+    file: str = "polygons.gpkg",
+    worker: PartConfig | None = None,
+) -> UnitsPolygons:
+    """Take part in polygonizing one class map by several processes, on one machine or many; see docs/scale.md.
+
+    All of them call this with the same arguments. Each traces units, squares of whole blocks, and one joins them and
+    writes OUT/`file`, whose suffix selects the format as in `polygons`. `out` is a folder that the processes share, or
+    a bucket. `map` may also be the folder of a map that workers have computed. The polygons are those that `polygons`
+    writes for the whole map, to the bit: the same order, outlines and attributes.
+
+    Raises:
+        InputError: as `polygons`; if units failed, or the job is of another command, or has other inputs or settings.
+        SettingError: as `polygons`; if this worker's hardware or libraries differ from the first one's, and `worker`
+            has no tolerance.
+        OutputError: as `polygons`; if the folder has other files, or the job was stopped.
+    """
+    return run_job(polygon_job(map, out, config, dstl_grid, file, worker))
+
+
+def polygon_job(
+    map: StrPath | Location,  # noqa: A002 (the word of `polygons`)
+    out: StrPath,
+    config: PolygonConfig | None = None,
+    dstl_grid: StrPath | None = None,
+    file: str = "polygons.gpkg",
+    worker: PartConfig | None = None,
+) -> PolygonJob:
+    """Return the job of a map's polygons, by the arguments of `polygon_units`. Opens nothing.
+
+    Raises:
+        SettingError: if `file` is not a plain name.
+    """
+    if not file or Path(file).name != file or file.startswith("."):
+        raise SettingError(f"--file {file} is not the name of a file. Give a name without folders, as polygons.gpkg.")
+    place = to_place(map)
+    if isinstance(place, Path) and (place / JOB).is_file():
+        place /= INDEX_NAME
+    grid = optional_path(dstl_grid)
+    return PolygonJob(place, to_place(out), config or PolygonConfig(), grid, file, worker or PartConfig())

@@ -92,15 +92,22 @@ class StacConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class WorkerConfig:
-    """How a process takes part in a map that several compute."""
+class PartConfig:
+    """How a process takes part in a job that several compute."""
 
     part: str = ""
     """Number of this worker and number of workers, such as 2/8; says only which units it takes first. Default: from the
     variables of an array job of Slurm, AWS Batch or Kubernetes."""
     tolerance: Annotated[float | None, Field(ge=0, lt=1)] = None
     """Accept a worker whose hardware or libraries differ from the first one's, if its probabilities differ by no more
-    than this on two windows of the raster. Default: such a worker is refused."""
+    than this on two windows of the raster; for polygons, which need no network, any number does. Default: such a worker
+    is refused."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class WorkerConfig(PartConfig):
+    """How a process takes part in a map that several compute."""
+
     one_file: bool = False
     """Also assemble the units into one file, OUT/map.tif, with the bytes that one process would have written."""
     ray: str = ""
@@ -266,11 +273,12 @@ class ServeConfig:
         return found[1].lower() if found and is_fixed and has_fields else ""
 
 
-def _describe_inherited(config: Any) -> None:
+def _describe_inherited(base: Any, config: Any) -> None:
     """Give inherited settings their descriptions: pydantic reads docstrings of fields only in their own class."""
-    for name, info in InferenceConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+    for name, info in base.__pydantic_fields__.items():
         config.__pydantic_fields__[name].description = info.description
 
 
 for _config in (PredictConfig, EvaluateConfig, SuggestConfig, ReviewConfig):
-    _describe_inherited(_config)
+    _describe_inherited(InferenceConfig, _config)
+_describe_inherited(PartConfig, WorkerConfig)

@@ -52,6 +52,11 @@ class Environment:
         return differences(asdict(self), asdict(other))
 
 
+def describe_libraries(backend: str) -> Environment:
+    """Return the environment of this process where no network is needed; `backend` names the libraries."""
+    return Environment(backend, "float64", _instruction_set(), versions={"geograft": library_version("geograft")})
+
+
 def describe_environment(backend: str, precision: str, device: str) -> Environment:
     """Return the environment of this process, which predicts with a backend on cpu, cuda or mps."""
     libraries = EXPORT_BACKENDS[backend].needs if backend in EXPORT_BACKENDS else (TORCH,)
@@ -214,7 +219,7 @@ def arrays_digest(path: Path) -> str:
     """Return the SHA-256 of the arrays of an .npz file, which does not depend on how they are compressed."""
     digest = hashlib.sha256()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for name in sorted(arrays.files):
                 digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
                 digest.update(arrays[name].tobytes())

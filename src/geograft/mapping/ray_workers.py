@@ -19,10 +19,11 @@ from geograft.errors import GeograftError, InputError
 from geograft.inference.runners import library_version
 from geograft.interrupts import note_kept
 from geograft.locations import Place
+from geograft.mapping.claims import MAX_ATTEMPTS, Claim, Claims, new_lease
 from geograft.mapping.environment import worker_name
 from geograft.mapping.ray_cluster import actors_by_node, connect_to_ray
 from geograft.mapping.unit_ledger import Failure, Job, UnitLedger, UnitState
-from geograft.mapping.worker import MAX_ATTEMPTS, MAX_FAILURES, TIMING, Claim, Claims, Worker, check_done, new_lease
+from geograft.mapping.worker import MAX_FAILURES, TIMING, Worker, check_done
 from geograft.progress import UnitsShown, announce, progress_bar
 
 POLL_S, NODES_S = 0.5, 5.0
@@ -262,7 +263,9 @@ class RayDriver(Generic[Result]):
         own = library_version("geograft")
         if self._job is None and (found := self._ledger.read_job(job.verb)):
             self._job = found
-            self._claims = Claims(self._ledger, found.units, list(range(len(found.units))), TIMING)
+            self._claims = Claims(
+                self._ledger, {found.units.name(index): index for index in range(len(found.units))}, TIMING
+            )
         if version != own:
             self._refuse(node, f"it has geograft {version}, the driver {own}. Install one version on all nodes.")
         elif job != self._job:

@@ -6,6 +6,7 @@
     OUT/state/r00000-c00012.done.json   its receipt: digest, files, counts, and who computed it where
     OUT/state/r00000-c00012.lease-1.json    who computes it; the second lease after the first has expired
     OUT/state/r00000-c00012.failed-1.json   why that failed
+    OUT/state/result.done.json          what was made of all units, if one worker makes it; also leases and failures
     OUT/state/stopped.json              why the job must not go on
 
 All but leases are written if absent, so that nothing that is finished is ever replaced. Leases avoid that two workers
@@ -13,7 +14,6 @@ compute one unit, but nothing depends on that: the second one to arrive must hav
 """
 
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -29,11 +29,12 @@ from geograft.mapping.units import UnitGrid
 from geograft.storage import open_storage
 
 JOB, STATE, UNITS = "job.json", "state", "units"
-STOPPED = "stopped.json"
+STOPPED, RESULT = "stopped.json", "result"
+"""Name of the file of a stopped job; the name that stands for the result where others are of units."""
 Verb: TypeAlias = Literal["predict", "polygons"]
 LAYOUT = 1
 """Version of the folder's layout."""
-ENTRY = re.compile(r"(r\d{5,}-c\d{5,})\.(?:(done)|(lease|failed)-(\d+))\.json")
+ENTRY = re.compile(r"(r\d{5,}-c\d{5,}|result)\.(?:(done)|(lease|failed)-(\d+))\.json")
 ABOUT = "A job that workers share. Every worker with the same command goes on with it; `geograft jobs` shows its state."
 
 
@@ -137,7 +138,7 @@ class JobState:
     @property
     def done(self) -> int:
         """Number of finished units."""
-        return sum(unit.done for unit in self.units.values())
+        return sum(unit.done for name, unit in self.units.items() if name != RESULT)
 
 
 class UnitLedger:
@@ -286,7 +287,8 @@ class UnitLedger:
         keys = [one.key for one in self._state.list() if one.key == STOPPED or _is_attempt(one.key)]
         for key in keys:
             self._state.delete(key)
-        own = {file for name, unit in state.units.items() if unit.done for file in self.receipt(name).files}
+        done = [name for name, unit in state.units.items() if unit.done and name != RESULT]
+        own = {file for name in done for file in self.receipt(name).files}
         orphans = [one.key for one in self.files.list(f"{UNITS}/") if one.key.rpartition("/")[2] not in own]
         for key in orphans:
             self.files.delete(key)
@@ -315,13 +317,27 @@ class UnitLedger:
             raise InputError(f"{self.out}/{STATE}/{key} is of another unit. Remove it to compute the unit again.")
         return found
 
+    def add_result(self, content: Mapping[str, Any]) -> None:
+        """Record that the result of all units is made, and what it is, as JSON."""
+        self._state.put_new(f"{RESULT}.done.json", to_json(content).encode())
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return what the result of all units is; None if it is not made.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        key = f"{RESULT}.done.json"
+        content = self._read(key)
+        return self._parsed(dict[str, Any], content, key) if content else None
+
     def _read(self, key: str) -> bytes | None:
         try:
             return self._state.get(key)
         except FileNotFoundError:
             return None
 
-    def _parsed(self, kind: type[Any], content: bytes, key: str) -> Any:
+    def _parsed(self, kind: Any, content: bytes, key: str) -> Any:
         try:
             return TypeAdapter(kind).validate_json(content)
         except ValidationError as error:
@@ -330,42 +346,6 @@ class UnitLedger:
             path = f"{self.out}/{key}" if key == JOB else f"{self.out}/{STATE}/{key}"
             remedy = f"Remove {self.out} to start over" if key == JOB else "Remove the file"
             raise InputError(f"{path} is corrupt: {where or 'content'}: {fault['msg']}. {remedy}.") from error
-
-
-class LeaseWatch:
-    """Tells which leases have expired: those that were not renewed while this process watched them for a time.
-
-    Only the clock of this process is used. Clocks of machines may differ.
-    """
-
-    def __init__(self, expiry_s: float) -> None:
-        self._expiry_s = expiry_s
-        self._seen: dict[tuple[str, int], tuple[str, float]] = {}
-        """ETag of each lease, and when it was first seen."""
-        self.new: list[tuple[str, int]] = []
-        """Units and attempts of the leases that the last observation found for the first time."""
-
-    def observe(self, state: JobState) -> None:
-        """Take note of the leases of a listing."""
-        now = time.monotonic()
-        current = {
-            (name, unit.attempts): unit.lease for name, unit in state.units.items() if unit.lease and not unit.done
-        }
-        self.new = [key for key in current if key not in self._seen]
-        self._seen = {
-            key: self._seen[key] if key in self._seen and self._seen[key][0] == etag else (etag, now)
-            for key, etag in current.items()
-        }
-
-    def end(self, name: str, attempt: int) -> None:
-        """Let a lease expire now: its worker is known to have ended."""
-        if (name, attempt) in self._seen:
-            self._seen[name, attempt] = (self._seen[name, attempt][0], -float("inf"))
-
-    def has_expired(self, name: str, unit: UnitState) -> bool:
-        """Return whether the lease of a unit has expired."""
-        seen = self._seen.get((name, unit.attempts))
-        return seen is not None and time.monotonic() - seen[1] >= self._expiry_s
 
 
 def combined_counts(receipts: Iterable[Receipt]) -> Mapping[str, int]:

@@ -49,7 +49,8 @@ from geograft.text import xml_attribute, xml_text
 if TYPE_CHECKING:
     from geograft.mapping.applicability import ApplicabilityCounts
 
-MAP_NAME, SUMMARY, COLLECTION, INDEX_SUFFIX = "map.tif", "summary.json", "collection.json", ".gti.gpkg"
+MAP_NAME, INDEX_NAME, SUMMARY, COLLECTION = "map.tif", "map.vrt", "summary.json", "collection.json"
+INDEX_SUFFIX = ".gti.gpkg"
 STAC_VERSION = "1.1.0"
 COORDINATE_DIGITS = 7
 """Decimals of degrees: about a centimetre."""
@@ -111,7 +112,7 @@ def write_unit_outputs(
         ledger.files.put(SUMMARY, to_json(asdict(summary)).encode())
     if one_file:
         _write_one_file(ledger, job, task)
-    names = ("map.vrt", f"map{INDEX_SUFFIX}", COLLECTION, MAP_NAME)
+    names = (INDEX_NAME, f"map{INDEX_SUFFIX}", COLLECTION, MAP_NAME)
     present = {one.key for one in ledger.files.list("map")} | {one.key for one in ledger.files.list(COLLECTION)}
     return summary, tuple(ledger.out / name for name in names if name in present)
 

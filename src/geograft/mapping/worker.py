@@ -9,23 +9,22 @@ What is computed of a unit is the matter of a `UnitWriter`; the units of a map a
 
 import hashlib
 import os
-import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
-from uuid import uuid4
 
-from geograft.config import WorkerConfig
+from geograft.config import PartConfig
 from geograft.errors import GeograftError, InputError, OutputError
 from geograft.files import json_digest
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
-from geograft.interrupts import is_running, note_kept
+from geograft.interrupts import note_kept
 from geograft.locations import Place
+from geograft.mapping.claims import Claim, Claims, Timing
 from geograft.mapping.environment import (
     DIGESTED,
     NO_DIFFERENCE,
@@ -37,134 +36,24 @@ from geograft.mapping.environment import (
 )
 from geograft.mapping.unit_ledger import (
     JOB,
+    RESULT,
     UNITS,
     Failure,
     Job,
     JobState,
-    Lease,
-    LeaseWatch,
     Receipt,
     UnitLedger,
-    UnitState,
     Verb,
 )
 from geograft.mapping.units import UnitGrid, UnitResult, parse_part, unit_order
-from geograft.progress import UnitsShown, progress_bar
+from geograft.progress import UnitsShown, announce, progress_bar
 from geograft.resume import MAX_SHOWN, differences, to_json_types
 
-MAX_ATTEMPTS = 5
-"""Leases of a unit without a receipt after which it is not tried again: a unit may kill its worker."""
 MAX_FAILURES = 3
 """Units in a row that fail, after which a worker gives up."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Times in seconds."""
-
-    heartbeat_s: float = 15.0
-    """Between two signs of life of a claim."""
-    expiry_s: float = 120.0
-    """Without a sign of life, after which a claim no longer holds."""
-    poll_s: float = 3.0
-    """Between two listings of a worker that waits for others."""
-    list_s: float = 20.0
-    """Between two listings of a worker that works."""
-
-
 TIMING = Timing()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A unit that this worker has claimed."""
-
-    index: int
-    name: str
-    attempt: int
-    lease: Lease
-
-
-class Claims:
-    """What this worker knows of a job, and which unit it takes next."""
-
-    def __init__(self, ledger: UnitLedger, units: UnitGrid, order: list[int], timing: Timing) -> None:
-        self._ledger, self._units, self._order, self._timing = ledger, units, order, timing
-        self._watch = LeaseWatch(timing.expiry_s)
-        self._given_up: set[str] = set()
-        self._listed = -float("inf")
-        self.state = JobState()
-
-    def refresh(self, after_s: float = 0.0) -> JobState:
-        """List the job again, if the last listing is at least `after_s` old.
-
-        Raises:
-            OutputError: if it was stopped.
-        """
-        if time.monotonic() - self._listed < after_s:
-            return self.state
-        self.state, self._listed = self._ledger.state(), time.monotonic()
-        self._watch.observe(self.state)
-        for name, attempt in self._watch.new:
-            lease = self._ledger.lease(name, attempt)
-            if lease is not None and lease.host == platform.node() and not is_running(lease.process):
-                self._watch.end(name, attempt)
-        if self.state.stopped and (why := self._ledger.stopped()):
-            raise OutputError(f"{self._ledger.out} was stopped by {why.worker}: {why.reason}")
-        return self.state
-
-    def next(self, avoided: Collection[str] = ()) -> Claim | None:
-        """Claim a unit that is not `avoided`; None if there is none to claim now.
-
-        Raises:
-            OutputError: as `refresh`.
-        """
-        self.refresh(self._timing.list_s)
-        for index in self._order:
-            name = self._units.name(index)
-            unit = self.state.of(name)
-            if name in avoided or not self._is_free(name, unit):
-                continue
-            claim = Claim(index, name, unit.attempts + 1, new_lease())
-            if not self._ledger.claim(name, claim.attempt, claim.lease):
-                # Of another worker; the next listing tells more.
-                self.state.units[name] = UnitState(attempts=claim.attempt, lease="new")
-            elif self._ledger.is_done(name):
-                self._ledger.release(name, claim.attempt)
-                self.mark_done(name)
-            else:
-                self.state.units[name] = UnitState(attempts=claim.attempt, lease="own")
-                return claim
-        return None
-
-    def mark_done(self, name: str) -> None:
-        """Take note of a finished unit before the next listing."""
-        self.state.units.setdefault(name, UnitState()).done = True
-
-    def give_up(self, name: str) -> None:
-        """Leave a unit that failed to other workers."""
-        self._given_up.add(name)
-
-    def are_settled(self) -> bool:
-        """Return whether this worker has nothing left to do or to wait for."""
-        return all(self._is_settled(self._units.name(index)) for index in self._order)
-
-    def _is_free(self, name: str, unit: UnitState) -> bool:
-        if unit.done or name in self._given_up or unit.attempts >= MAX_ATTEMPTS:
-            return False
-        return not unit.lease or self._watch.has_expired(name, unit)
-
-    def _is_settled(self, name: str) -> bool:
-        unit = self.state.of(name)
-        if unit.done:
-            return True
-        running = bool(unit.lease) and not self._watch.has_expired(name, unit)
-        return not running and (name in self._given_up or unit.attempts >= MAX_ATTEMPTS)
-
-
-def new_lease() -> Lease:
-    """Return a lease of this process."""
-    return Lease(worker_name(), platform.node(), os.getpid(), uuid4().hex)
 
 
 @runtime_checkable
@@ -211,7 +100,8 @@ class Worker(Generic[Writer]):
             InputError: if a raster has changed, or several units in a row cannot be read.
         """
         units = self.job.units
-        claims = Claims(self.ledger, units, unit_order(len(units), *self.part), self.timing)
+        order = unit_order(len(units), *self.part)
+        claims = Claims(self.ledger, {units.name(index): index for index in order}, self.timing)
         done, failures = claims.refresh().done, 0
 
         def kept() -> str:
@@ -234,6 +124,32 @@ class Worker(Generic[Writer]):
                 elif self._waited(claims):
                     return claims.state
 
+    def make_result(self, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+        """Let one worker make the result of all units, while the others wait for it.
+
+        `make` writes its files, if they are not there, and returns what the others need to know, as JSON; it comes back
+        with whether this worker made it. The result of a worker that was killed is made by another.
+
+        Raises:
+            GeograftError: from `make`.
+            InputError: if the other workers have failed.
+        """
+        claims, told = Claims(self.ledger, {RESULT: len(self.job.units)}, self.timing), False
+        while (found := self.ledger.read_result()) is None:
+            claims.refresh()
+            claim = claims.next()
+            if claim is not None:
+                with self._recorded(claim):
+                    self.ledger.add_result(make())
+                return self.ledger.read_result() or {}, True
+            if claims.are_settled() and self.ledger.read_result() is None:
+                raise _result_error(self.ledger, claims.state)
+            if not told:
+                announce(f"{self.ledger.out}: all units are done; waiting for another worker, which puts them together")
+            told = True
+            time.sleep(self.timing.poll_s)
+        return found, False
+
     def _waited(self, claims: Claims) -> bool:
         """Look again; wait for others if there is nothing to claim, and return whether there is nothing to wait for."""
         claims.refresh()
@@ -249,14 +165,25 @@ class Worker(Generic[Writer]):
             OutputError, InputError: if the job is stopped, because pixels differ or an input has changed.
         """
         try:
-            with self._heartbeat(claim):
+            with self._recorded(claim):
                 self.compute(claim.index, advance)
         except GeograftError as error:
-            self.ledger.fail(claim.name, claim.attempt, Failure(worker_name(), str(error)))
             if self.ledger.stopped():
                 raise
             self._stop_if_changed()
             return error
+        self.computed.append(claim.name)
+        return None
+
+    @contextmanager
+    def _recorded(self, claim: Claim) -> Iterator[None]:
+        """Hold a claim while the block runs; release it at the end, or record why the block failed."""
+        try:
+            with self._heartbeat(claim):
+                yield
+        except GeograftError as error:
+            self.ledger.fail(claim.name, claim.attempt, Failure(worker_name(), str(error)))
+            raise
         except KeyboardInterrupt:
             # Others need not wait until it expires.
             self.ledger.release(claim.name, claim.attempt)
@@ -265,8 +192,6 @@ class Worker(Generic[Writer]):
             self.ledger.fail(claim.name, claim.attempt, Failure(worker_name(), repr(error)))
             raise
         self.ledger.release(claim.name, claim.attempt)
-        self.computed.append(claim.name)
-        return None
 
     def compute(self, index: int, advance: Callable[[float], None] = lambda fraction: None) -> Receipt:
         """Compute a unit and put it into the folder, claimed or not; return the receipt that holds.
@@ -397,7 +322,7 @@ def new_job(
 
 
 def join_job(
-    out: Place, verb: Verb, propose: Callable[[str], Proposal[Writer]], options: WorkerConfig, backend: str = ""
+    out: Place, verb: Verb, propose: Callable[[str], Proposal[Writer]], options: PartConfig, backend: str = ""
 ) -> Worker[Writer]:
     """Join the job of a folder, or start it; return a worker of it.
 
@@ -468,6 +393,15 @@ def _without_path(entry: Any) -> Any:
 
 def _mapping(entry: Any) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {}
+
+
+def _result_error(ledger: UnitLedger, state: JobState) -> InputError:
+    """Return the error for a result that no worker makes any more."""
+    why = next((f" {one.reason}" for one in ledger.failures(state).values()), "")
+    return InputError(
+        f"{ledger.out}: all units are done, but workers could not put them together.{why} `geograft jobs {ledger.out} "
+        "--clean` lets them try again."
+    )
 
 
 def check_done(ledger: UnitLedger, state: JobState, units: int) -> None:

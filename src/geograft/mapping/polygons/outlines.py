@@ -3,7 +3,7 @@
 Regions inside a filled hole are dropped when the polygons are written, since a hole may be completed later than they.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from geograft.errors import InputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.measure import areas_and_perimeters, central_pixel_size_m, pixel_size_m
 from geograft.mapping.polygons.arcs import point_keys
-from geograft.mapping.polygons.open_parts import RowReader
+from geograft.mapping.polygons.ledger import RowReader
 from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource, FinishedRegions, RegionMerger, finish_row
 from geograft.mapping.polygons.shapes import as_array, assemble_shapes, pack_wkb
 from geograft.mapping.polygons.simplify import (
@@ -78,6 +78,8 @@ def _touching(rings: ndarray, shape_of: Int64[ndarray, " r"]) -> Bool[ndarray, "
 
 
 Columns = dict[str, ndarray]
+COLUMNS = ("value", "area", "perimeter", "sums", "first", "forms", "shapes")
+"""Names of the arrays with an entry for each polygon."""
 MAX_TOLERANCE_PX = 100
 """Maximum simplification tolerance in pixels: memory and time per corner grow with its square."""
 
@@ -118,18 +120,18 @@ class PolygonBuilder:
         return merger
 
     def polygons_of_row(self, source: ClassMapSource, merger: RegionMerger, row: Window) -> Columns:
-        """Return the polygons that end in a row of blocks as arrays: see `_columns`; shapes as WKB; filled holes."""
-        batches = [self._columns(found) for found in finish_row(source, merger, row, BLOCK_PX, self.reach_px)]
-        names = ("value", "area", "perimeter", "sums", "first", "forms", "shapes")
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-        left_out = sum(int(batch["left_out"]) for batch in batches)
-        holes = np.concatenate([batch["holes"] for batch in batches])
-        content, ends = pack_wkb(columns.pop("shapes"))
-        shapes = {"wkb": content, "wkb_ends": ends, "left_out": np.array(left_out)}
-        return {**columns, **shapes, **_holes_by_row(holes)}
+        """Return the polygons that end in a row of blocks as arrays: see `pack_row`.
 
-    def _columns(self, found: FinishedRegions) -> Columns:
-        """Return the value, area, perimeter, pixel sums, first pixel, form and shape (in pixels) of each polygon."""
+        Those inside blocks come block by block, then those that cross borders of blocks by their first pixels.
+        """
+        batches = [self.columns(found) for found in finish_row(source, merger, row, BLOCK_PX, self.reach_px)]
+        return pack_row([*batches[:-1], sort_by_first(batches[-1])])
+
+    def columns(self, found: FinishedRegions) -> Columns:
+        """Return the value, area, perimeter, pixel sums, first pixel, form and shape (in pixels) of each polygon.
+
+        Also the filled holes (in pixels), and how many polygons were left out as too small.
+        """
         shapes, holes = self._filled(as_array(region.shape for region in found.regions))
         large = self._large(shapes)
         regions = [region for region, kept in zip(found.regions, large, strict=True) if kept]
@@ -193,6 +195,25 @@ def _check_measurable(values: Float64[ndarray, " n"], first: Int64[ndarray, "n 2
             f"The polygon at row {row}, column {col} of the map has no finite area: it lies outside the area of the "
             "map's projection. Correct the map's CRS or transform, or crop the map."
         )
+
+
+def sort_by_first(columns: Columns) -> Columns:
+    """Return the polygons of `PolygonBuilder.columns` in the order of their first pixels, row by row."""
+    order = np.lexsort(columns["first"].T)
+    return columns | {name: columns[name][order] for name in COLUMNS}
+
+
+def concatenate_columns(batches: Sequence[Columns]) -> Columns:
+    """Return the polygons of several outputs of `PolygonBuilder.columns`, at least one, as one."""
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in (*COLUMNS, "holes")}
+    return columns | {"left_out": np.array(sum(int(batch["left_out"]) for batch in batches))}
+
+
+def pack_row(batches: Sequence[Columns]) -> Columns:
+    """Return the polygons that end in a row of blocks as plain arrays: shapes as WKB, and filled holes by row."""
+    columns = concatenate_columns(batches)
+    holes, (content, ends) = columns.pop("holes"), pack_wkb(columns.pop("shapes"))
+    return {**columns, "wkb": content, "wkb_ends": ends, **_holes_by_row(holes)}
 
 
 def _holes_by_row(holes: ndarray) -> Columns:

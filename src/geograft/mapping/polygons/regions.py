@@ -2,7 +2,7 @@
 
 Each block is labelled and polygonized by itself. Regions that cross block borders are merged by union-find over the
 labels on both sides. A region is returned as soon as no later block can touch it. Until then its parts are handed over
-to the caller after each row of blocks (`RegionMerger.take_parts`), and read back when it ends (see `open_parts`): what
+to the caller after each row of blocks (`RegionMerger.take_parts`), and read back when it ends (see `ledger`): what
 stays in memory does not grow with the raster, and each part is stored once.
 """
 
@@ -16,7 +16,7 @@ from numpy import ndarray
 from shapely import MultiPolygon, Polygon
 
 from geograft.geo.grid import Window, block_windows
-from geograft.mapping.polygons.open_parts import OpenParts, RowReader, load_parts, pack_parts
+from geograft.mapping.polygons.ledger import OpenParts, RowReader, load_parts, pack_parts
 from geograft.mapping.polygons.shapes import (
     NO_CORNERS,
     Corners,
@@ -84,8 +84,8 @@ def _facing(connectivity: int) -> list[tuple[slice, slice]]:
 
 
 @dataclass
-class _OpenRegion:
-    """A region that later blocks may still extend."""
+class OpenRegion:
+    """A region that crosses the borders of blocks, and that later blocks may still extend."""
 
     value: int
     sums: Int64[ndarray, " k"]
@@ -93,7 +93,8 @@ class _OpenRegion:
     """Number of parts in all blocks so far."""
     parts: OpenParts
 
-    def merge(self, other: "_OpenRegion") -> None:
+    def merge(self, other: "OpenRegion") -> None:
+        """Add the parts and sums of `other`."""
         self.sums = self.sums + other.sums
         self.count += other.count
         self.parts.extend(other.parts)
@@ -102,15 +103,18 @@ class _OpenRegion:
 class RegionMerger:
     """Merges regions across block borders. Blocks are added row by row, from left to right."""
 
-    def __init__(self, width: int, connectivity: int, reach: int = 0, read_row: RowReader | None = None) -> None:
-        """`width` is the raster's. With `reach`, regions come with all corners within that many pixels of them.
+    def __init__(
+        self, width: int, connectivity: int, reach: int = 0, read_row: RowReader | None = None, left: int = 0
+    ) -> None:
+        """`width` is that of the raster, or of a part of it whose first column is `left`.
 
-        `read_row` reads back what `take_parts` returned; it is not needed where that is never called.
+        With `reach`, regions come with all corners within that many pixels of them. `read_row` reads back what
+        `take_parts` returned; it is not needed where that is never called.
         """
-        self.connectivity, self._reach, self._read_row = connectivity, reach, read_row
+        self.connectivity, self._reach, self._read_row, self._left_col = connectivity, reach, read_row, left
         self._next = 1
         self._parent: dict[int, int] = {}
-        self._open: dict[int, _OpenRegion] = {}
+        self._open: dict[int, OpenRegion] = {}
         """Open regions by root label."""
         self._above = _Border.empty(width)
         """The last pixel row of the row of blocks above."""
@@ -127,7 +131,7 @@ class RegionMerger:
         for label, polygons in polygonize(labels, block.window).items():
             value, sums = int(block.label_values[label - 1]), block.sums[label - 1]
             if on_border[label]:
-                self._open[label + self._next] = _OpenRegion(value, sums, len(polygons), OpenParts([*polygons]))
+                self._open[label + self._next] = OpenRegion(value, sums, len(polygons), OpenParts([*polygons]))
                 self._parent[label + self._next] = label + self._next
             else:
                 regions.append(Region(value, merge_polygons(polygons), sums))
@@ -136,32 +140,23 @@ class RegionMerger:
         self._next += len(block.label_values) + 1
         return FinishedRegions(regions, block.corners)
 
-    def close_row(self, last: bool, block_px: int) -> FinishedRegions:
+    def end_row(self, last: bool) -> list[OpenRegion]:
         """End a row of blocks; return the regions that do not reach its last pixel row, or all after the last row."""
         if not self._open:
             self._left = None
-            return FinishedRegions([], NO_CORNERS)
+            return []
         self._join(self._above.matching_labels(self._top, self.connectivity))
         numbers, index = np.unique(self._bottom.labels, return_inverse=True)
         roots = np.array([self._root(int(number)) if number else 0 for number in numbers], np.int64)
         alive = set() if last else set(roots.tolist())
-        done = [self._open.pop(root) for root in list(self._open) if root not in alive]
+        ended = [self._open.pop(root) for root in list(self._open) if root not in alive]
         self._parent = {root: root for root in self._open}
         width = len(self._above.labels)
         self._above, self._left = _Border(roots[index], self._bottom.values), None
         self._top, self._bottom = _Border.empty(width), _Border.empty(width)
-        return self._finish(done, block_px)
-
-    def _finish(self, done: list[_OpenRegion], block_px: int) -> FinishedRegions:
         if self._read_row is not None:
-            load_parts([region.parts for region in done], self._read_row)
-        corners = [region.parts.corners() for region in done]
-        found = [np.unique(concatenate_points([[a for pair in corners for a in pair[i]]])[0], axis=0) for i in (0, 1)]
-        regions = []
-        for region in done:
-            polygons, region.parts = region.parts.polygons(), OpenParts([])
-            regions.append(Region(region.value, _merge(polygons, block_px), region.sums))
-        return FinishedRegions(regions, Corners(*found))
+            load_parts([region.parts for region in ended], self._read_row)
+        return ended
 
     def take_parts(self) -> dict[str, ndarray]:
         """Return the parts of the open regions in the row of blocks that was closed, to be stored; forget them here."""
@@ -194,7 +189,7 @@ class RegionMerger:
             self._above = _Border(state["above_labels"], state["above_values"])
         rows = zip(state["roots"], state["values"], state["sums"], state["counts"], strict=False)
         self._open = {
-            int(root): _OpenRegion(int(value), sums, int(count), OpenParts([index]))
+            int(root): OpenRegion(int(value), sums, int(count), OpenParts([index]))
             for index, (root, value, sums, count) in enumerate(rows)
         }
         self._parent = {root: root for root in self._open}
@@ -208,7 +203,7 @@ class RegionMerger:
 
     def _add_borders(self, block: Block) -> None:
         window, labels = block.window, block.labels
-        columns = slice(window.col, window.stop_col)
+        columns = slice(window.col - self._left_col, window.stop_col - self._left_col)
         for border, row in ((self._top, 0), (self._bottom, -1)):
             border.labels[columns], border.values[columns] = self._numbers(labels[row]), block.values[row]
         if self._left is not None and self._left[0] == window.col:
@@ -240,10 +235,28 @@ MAX_UNION_VERTICES = 2**20
 """Maximum number of vertices of a region's parts whose union is left to GEOS."""
 
 
-def _merge(parts: list[Polygon], block_px: int) -> Polygon | MultiPolygon:
-    """Return the union of the parts of a region."""
+def merge_parts(parts: list[Polygon], block_px: int) -> Polygon | MultiPolygon:
+    """Return the union of the parts of a region, each inside a block of `block_px` pixels; the order does not matter.
+
+    A single part is returned as it is, the union of several in shapely's normal form. May empty `parts`.
+    """
     large = int(shapely.get_num_coordinates(np.array(parts, object)).sum()) > MAX_UNION_VERTICES
-    return stitch_polygons(parts, block_px) if large else merge_polygons(parts)
+    if large:
+        return stitch_polygons(parts, block_px)
+    return parts[0] if len(parts) == 1 else shapely.normalize(merge_polygons(parts))
+
+
+def finish_regions(ended: list[OpenRegion], block_px: int) -> FinishedRegions:
+    """Return regions that have all of their parts, each inside a block of `block_px` pixels. Takes the parts."""
+    if not ended:
+        return FinishedRegions([], NO_CORNERS)
+    corners = [region.parts.corners() for region in ended]
+    found = [np.unique(concatenate_points([[a for pair in corners for a in pair[i]]])[0], axis=0) for i in (0, 1)]
+    regions = []
+    for region in ended:
+        polygons, region.parts = region.parts.polygons(), OpenParts([])
+        regions.append(Region(region.value, merge_parts(polygons, block_px), region.sums))
+    return FinishedRegions(regions, Corners(*found))
 
 
 BLOCK_PX = 1024
@@ -293,11 +306,17 @@ def finish_row(
 
     They come with all corners within `reach` pixels of them; `merger` must have the same `reach`.
     """
-    connectivity = merger.connectivity
+    yield from add_row(source, merger, row, block_px, reach)
+    yield finish_regions(merger.end_row(row.stop_row == source.height), block_px)
+
+
+def add_row(
+    source: ClassMapSource, merger: RegionMerger, row: Window, block_px: int, reach: int
+) -> Iterator[FinishedRegions]:
+    """Add the blocks of a row, or of a part of one, to `merger`; yield the regions inside each."""
     for window in block_windows(row, block_px, block_px):
         if not source.is_empty(window):
-            yield merger.add(_block(source, window, connectivity, reach))
-    yield merger.close_row(row.stop_row == source.height, block_px)
+            yield merger.add(_block(source, window, merger.connectivity, reach))
 
 
 def _block(source: ClassMapSource, window: Window, connectivity: int, reach: int) -> Block:

@@ -1,0 +1,159 @@
+"""Which unit a worker takes next: claims, and when those of others no longer hold."""
+
+import os
+import platform
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+from geograft.errors import OutputError
+from geograft.interrupts import is_running
+from geograft.mapping.environment import worker_name
+from geograft.mapping.unit_ledger import JobState, Lease, UnitLedger, UnitState
+
+MAX_ATTEMPTS = 5
+"""Leases of a unit without a receipt after which it is not tried again: a unit may kill its worker."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times in seconds."""
+
+    heartbeat_s: float = 15.0
+    """Between two signs of life of a claim."""
+    expiry_s: float = 120.0
+    """Without a sign of life, after which a claim no longer holds."""
+    poll_s: float = 3.0
+    """Between two listings of a worker that waits for others."""
+    list_s: float = 20.0
+    """Between two listings of a worker that works."""
+
+
+class LeaseWatch:
+    """Tells which leases have expired: those that were not renewed while this process watched them for a time.
+
+    Only the clock of this process is used. Clocks of machines may differ.
+    """
+
+    def __init__(self, expiry_s: float) -> None:
+        self._expiry_s = expiry_s
+        self._seen: dict[tuple[str, int], tuple[str, float]] = {}
+        """ETag of each lease, and when it was first seen."""
+        self.new: list[tuple[str, int]] = []
+        """Units and attempts of the leases that the last observation found for the first time."""
+
+    def observe(self, state: JobState) -> None:
+        """Take note of the leases of a listing."""
+        now = time.monotonic()
+        current = {
+            (name, unit.attempts): unit.lease for name, unit in state.units.items() if unit.lease and not unit.done
+        }
+        self.new = [key for key in current if key not in self._seen]
+        self._seen = {
+            key: self._seen[key] if key in self._seen and self._seen[key][0] == etag else (etag, now)
+            for key, etag in current.items()
+        }
+
+    def end(self, name: str, attempt: int) -> None:
+        """Let a lease expire now: its worker is known to have ended."""
+        if (name, attempt) in self._seen:
+            self._seen[name, attempt] = (self._seen[name, attempt][0], -float("inf"))
+
+    def has_expired(self, name: str, unit: UnitState) -> bool:
+        """Return whether the lease of a unit has expired."""
+        seen = self._seen.get((name, unit.attempts))
+        return seen is not None and time.monotonic() - seen[1] >= self._expiry_s
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A unit that this worker has claimed, or the result of all units."""
+
+    index: int
+    """Of a unit; of the result the number of units."""
+    name: str
+    attempt: int
+    lease: Lease
+
+
+class Claims:
+    """What this worker knows of a job, and which unit it takes next."""
+
+    def __init__(self, ledger: UnitLedger, units: Mapping[str, int], timing: Timing) -> None:
+        """`units` are the indices of units by name, in the order in which this worker takes them."""
+        self._ledger, self._units, self._timing = ledger, units, timing
+        self._watch = LeaseWatch(timing.expiry_s)
+        self._given_up: set[str] = set()
+        self._listed = -float("inf")
+        self.state = JobState()
+
+    def refresh(self, after_s: float = 0.0) -> JobState:
+        """List the job again, if the last listing is at least `after_s` old.
+
+        Raises:
+            OutputError: if it was stopped.
+        """
+        if time.monotonic() - self._listed < after_s:
+            return self.state
+        self.state, self._listed = self._ledger.state(), time.monotonic()
+        self._watch.observe(self.state)
+        for name, attempt in self._watch.new:
+            lease = self._ledger.lease(name, attempt)
+            if lease is not None and lease.host == platform.node() and not is_running(lease.process):
+                self._watch.end(name, attempt)
+        if self.state.stopped and (why := self._ledger.stopped()):
+            raise OutputError(f"{self._ledger.out} was stopped by {why.worker}: {why.reason}")
+        return self.state
+
+    def next(self, avoided: Collection[str] = ()) -> Claim | None:
+        """Claim a unit that is not `avoided`; None if there is none to claim now.
+
+        Raises:
+            OutputError: as `refresh`.
+        """
+        self.refresh(self._timing.list_s)
+        for name, index in self._units.items():
+            unit = self.state.of(name)
+            if name in avoided or not self._is_free(name, unit):
+                continue
+            claim = Claim(index, name, unit.attempts + 1, new_lease())
+            if not self._ledger.claim(name, claim.attempt, claim.lease):
+                # Of another worker; the next listing tells more.
+                self.state.units[name] = UnitState(attempts=claim.attempt, lease="new")
+            elif self._ledger.is_done(name):
+                self._ledger.release(name, claim.attempt)
+                self.mark_done(name)
+            else:
+                self.state.units[name] = UnitState(attempts=claim.attempt, lease="own")
+                return claim
+        return None
+
+    def mark_done(self, name: str) -> None:
+        """Take note of a finished unit before the next listing."""
+        self.state.units.setdefault(name, UnitState()).done = True
+
+    def give_up(self, name: str) -> None:
+        """Leave a unit that failed to other workers."""
+        self._given_up.add(name)
+
+    def are_settled(self) -> bool:
+        """Return whether this worker has nothing left to do or to wait for."""
+        return all(map(self._is_settled, self._units))
+
+    def _is_free(self, name: str, unit: UnitState) -> bool:
+        if unit.done or name in self._given_up or unit.attempts >= MAX_ATTEMPTS:
+            return False
+        return not unit.lease or self._watch.has_expired(name, unit)
+
+    def _is_settled(self, name: str) -> bool:
+        unit = self.state.of(name)
+        if unit.done:
+            return True
+        running = bool(unit.lease) and not self._watch.has_expired(name, unit)
+        return not running and (name in self._given_up or unit.attempts >= MAX_ATTEMPTS)
+
+
+def new_lease() -> Lease:
+    """Return a claim of this process."""
+    return Lease(worker_name(), platform.node(), os.getpid(), uuid4().hex)
