@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from geograft.config import WorkerConfig
 from geograft.errors import GeograftError, InputError, SettingError
 from geograft.mapping import ray_workers
+from geograft.mapping.claims import MAX_ATTEMPTS, Timing
 from geograft.mapping.environment import Environment
 from geograft.mapping.ray_cluster import actors_by_node, connect_to_ray
 from geograft.mapping.ray_workers import RayDriver
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.unit_outputs import read_receipts
 from geograft.mapping.units import UnitGrid, UnitResult
-from geograft.mapping.worker import MAX_ATTEMPTS, Proposal, Timing, Worker, join_job, new_job
+from geograft.mapping.worker import Proposal, Worker, join_job, new_job
 
 UNITS = UnitGrid(128, 192, 64)
 OUTCOMES = ("ok", "ok", "ok", "fail", "lost", "lost late")
