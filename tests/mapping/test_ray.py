@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from geograft.commands.jobs import jobs
+from geograft.commands.polygons import polygons
 from geograft.commands.predict import predict
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.unit_outputs import read_receipts
 from tests.support.rasters import textured, write_raster
+from tests.support.ray_map import BLOCKED
 from tests.support.runs import COVERS, ContextPredictor, make_run
 
 pytestmark = [
@@ -80,8 +82,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start_driver(address: str, place: Path, batch_s: float = BATCH_S, **variables: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tests.support.ray_map", address, str(place), str(batch_s)]
+def start_driver(address: str, place: Path, what: float | str = BATCH_S, **variables: str) -> "subprocess.Popen[str]":
+    """Map the scene with batches of so many seconds, or trace the polygons of its map."""
+    command = [sys.executable, "-m", "tests.support.ray_map", address, str(place), str(what)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | VARIABLES | variables, **pipes)
 
@@ -138,7 +141,7 @@ def receipts(place: Path) -> list[Any]:
 
 def test_units_of_a_slow_node_are_computed_by_another(cluster: Cluster, place: Path) -> None:
     cluster.ask(f"add BATCH_S={FOREVER_S}")
-    out, _ = ended(start_driver(cluster.address, place, batch_s=0.01))
+    out, _ = ended(start_driver(cluster.address, place, what=0.01))
     cluster.ask("kill")
     assert out.split() == [str(UNITS), str(UNITS)]
     check_map(place)
@@ -156,6 +159,18 @@ def test_a_node_that_differs_is_refused_by_name(cluster: Cluster, place: Path) -
     assert len({receipt.worker for receipt in receipts(place)}) == 1
 
 
+def test_polygons_are_those_of_one_process(cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in BLOCKED:
+        monkeypatch.setattr(f"geograft.{module}.BLOCK_PX", 64)
+    polygons(place / "plain" / "map.tif", place / "plain" / "polygons.gpkg")
+    cluster.ask("add")
+    out, _ = ended(start_driver(cluster.address, place, "polygons"))
+    cluster.ask("kill")
+    assert out.split() == ["9", "9"]
+    assert (place / "traced" / "polygons.gpkg").read_bytes() == (place / "plain" / "polygons.gpkg").read_bytes()
+    assert jobs(place / "traced").running == ()
+
+
 def test_a_driver_without_the_token_is_told_in_one_line(cluster: Cluster, place: Path) -> None:
     driver = start_driver(cluster.address, place, RAY_AUTH_TOKEN="0" * 32)
     out, err = driver.communicate(timeout=120)
@@ -165,7 +180,7 @@ def test_a_driver_without_the_token_is_told_in_one_line(cluster: Cluster, place:
 
 def test_a_local_cluster_listens_on_loopback_alone_and_leaves_nothing(place: Path) -> None:
     psutil = pytest.importorskip("psutil", reason="psutil is not installed")
-    before = set(Path("/tmp").glob("geograft-*"))
+    before = set(Path("/tmp").glob("geograft-ray-*"))
     driver = start_driver("local", place)
     wait_for(place, 3, driver)
     listening = {
@@ -180,6 +195,6 @@ def test_a_local_cluster_listens_on_loopback_alone_and_leaves_nothing(place: Pat
     assert 3 <= done(place) < UNITS
     # Claims were given back.
     assert jobs(place / "out").running == ()
-    ended(start_driver("local", place, batch_s=0.0))
+    ended(start_driver("local", place, what=0.0))
     check_map(place)
-    assert set(Path("/tmp").glob("geograft-*")) <= before
+    assert set(Path("/tmp").glob("geograft-ray-*")) <= before

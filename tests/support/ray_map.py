@@ -1,26 +1,30 @@
 """A map computed on a Ray cluster by a network that needs no torch. Run by tests/mapping/test_ray.py as the driver.
 
     python -m tests.support.ray_map ADDRESS FOLDER BATCH_S
+    python -m tests.support.ray_map ADDRESS FOLDER polygons
 
-FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. The
-nodes of the cluster import this module too. Two variables of a node change what its actors do: BATCH_S is used in place
-of the driver's, and INSTRUCTION_SET is that of its processor.
+FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. With
+polygons, those of FOLDER/plain/map.tif are traced into FOLDER/traced. The nodes of the cluster import this module too.
+Two variables of a node change what its actors do: BATCH_S is used in place of the driver's, and INSTRUCTION_SET is that
+of its processor.
 """
 
 import os
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import geograft.commands.units
 import geograft.mapping.environment
 import geograft.mapping.map_units
 import geograft.mapping.models
-from geograft.commands.units import MapJob, map_job, run_job
-from geograft.config import WorkerConfig
+from geograft.commands.units import MapJob, PolygonJob, map_job, polygon_job, run_job
+from geograft.config import PartConfig, WorkerConfig
 from geograft.errors import GeograftError
 from geograft.mapping.units import UnitGrid
 from geograft.mapping.windows import TileGrid
@@ -63,9 +67,36 @@ def slow_map_job(folder: Path, address: str, batch_s: float) -> SlowMapJob:
     return SlowMapJob(one.runs, one.rasters, one.out, one.config, one.aoi, one.worker, batch_s)
 
 
+BLOCKED = ("mapping.polygons.outlines", "mapping.polygons.units", "commands.polygons")
+"""Modules of the package that process blocks of BLOCK_PX pixels."""
+
+
+class SmallPolygonJob(PolygonJob):
+    """Polygons in units of 128 pixels and blocks of 64."""
+
+    def join(self) -> Any:
+        for module in BLOCKED:
+            vars(import_module(f"geograft.{module}"))["BLOCK_PX"] = 64
+        geograft.commands.units.plan_polygon_units = lambda grid: UnitGrid(grid.height, grid.width, 128)
+        return super().join()
+
+
+def small_polygon_job(folder: Path, address: str) -> SmallPolygonJob:
+    one = polygon_job(folder / "plain" / "map.tif", folder / "traced", worker=PartConfig(ray=address))
+    return SmallPolygonJob(one.map, one.out, one.config, one.dstl_grid, one.file, one.worker)
+
+
+def main(address: str, folder: Path, what: str) -> None:
+    if what == "polygons":
+        traced = run_job(small_polygon_job(folder, address))
+        sys.stdout.write(f"{traced.units} {traced.computed}\n")
+    else:
+        made = run_job(slow_map_job(folder, address, float(what)))
+        sys.stdout.write(f"{made.done} {made.computed}\n")
+
+
 if __name__ == "__main__":
     try:
-        result = run_job(slow_map_job(Path(sys.argv[2]), sys.argv[1], float(sys.argv[3])))
+        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
     except GeograftError as error:
         sys.exit(str(error))
-    sys.stdout.write(f"{result.done} {result.computed}\n")

@@ -123,13 +123,13 @@ def polygons(
 
     config = config_from(PolygonConfig, PolygonConfig(), chosen)
     options = config_from(PartConfig, PartConfig(), chosen)
-    if worker:
+    if worker or options.ray:
         from geograft.commands.units import polygon_units
 
         print_result(polygon_units(map, out, config, dstl_grid, file, options))
         return
     if options != PartConfig() or file != POLYGON_FILE:
-        raise SettingError("--part, --tolerance and --file are settings of a worker. Add --worker.")
+        raise SettingError("--part, --tolerance and --file are settings of a worker. Add --worker or --ray.")
     print_result(polygons(map, out, config, dstl_grid))
 
 

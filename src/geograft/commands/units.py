@@ -76,7 +76,7 @@ def run_job(job: UnitJob[Result_co]) -> Result_co:
         GeograftError: as `UnitJob.join`, `Worker.run` and `UnitJob.finish`.
     """
     with lock_output(Path(str(job.out)), enabled=isinstance(job.out, Path), shared=True):
-        if isinstance(job.worker, WorkerConfig) and job.worker.ray:
+        if job.worker.ray:
             from geograft.mapping.ray_workers import run_on_ray  # noqa: PLC0415  (an extra)
 
             if job.worker.part:
@@ -244,7 +244,11 @@ class PolygonJob:
     dstl_grid: Path | None
     file: str
     worker: PartConfig
-    uses_gpu: bool = False
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether units are computed on a GPU where there is one."""
+        return False
 
     def join(self) -> Worker[PolygonUnitWriter]:
         """Join the job, or start it: see `UnitJob`."""

@@ -102,6 +102,8 @@ class PartConfig:
     """Accept a worker whose hardware or libraries differ from the first one's, if its probabilities differ by no more
     than this on two windows of the raster; for polygons, which need no network, any number does. Default: such a worker
     is refused."""
+    ray: str = ""
+    """Compute the units on a Ray cluster: HOST:PORT of its head, or local for this machine (docs/scale.md)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -110,8 +112,6 @@ class WorkerConfig(PartConfig):
 
     one_file: bool = False
     """Also assemble the units into one file, OUT/map.tif, with the bytes that one process would have written."""
-    ray: str = ""
-    """Compute the units on a Ray cluster: HOST:PORT of its head, or local for this machine (docs/scale.md)."""
 
 
 Area = Annotated[float, Field(ge=0)]

@@ -44,7 +44,7 @@ def connect_to_ray(address: str) -> Iterator[Any]:
     with ExitStack() as stack:
         if address == LOCAL:
             # The path of Ray's sockets must be short.
-            folder = TemporaryDirectory(prefix="geograft-", dir="/tmp" if os.name == "posix" else None)
+            folder = TemporaryDirectory(prefix="geograft-ray-", dir="/tmp" if os.name == "posix" else None)
             variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             # Ray's name for a cluster that listens on loopback, on any system.
             variables |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
