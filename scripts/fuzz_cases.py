@@ -9,6 +9,7 @@ from typing import Any
 
 import fuzz_files as f
 import fuzz_geodata as g
+import fuzz_scenes as s
 import numpy as np
 from fuzz_files import ACCEPTED, ANY, REFUSED, SAME, Case, Edit, Place
 
@@ -38,6 +39,7 @@ def all_cases(inputs: Path) -> list[Case]:
         option_cases(),
         recipe_cases(),
         project_cases(),
+        s.scene_cases(inputs),
         damage_cases(),
     )
     return [case for family in families for case in family]

@@ -14,7 +14,7 @@ Each case is one command in a folder of its own, in a process forked after all l
     refused         an error with valid input
     other result    success with another result than with the valid input
 
-The cases are in fuzz_cases.py and fuzz_geodata.py. Exits with 1 if a case fails; prints the failures, and the totals by family.
+The cases are in fuzz_cases.py, fuzz_geodata.py and fuzz_scenes.py. Exits with 1 if a case fails; prints the failures, and the totals by family.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from random import Random
 
 from fuzz_cases import all_cases
 from fuzz_files import ACCEPTED, REFUSED, SAME, Case, Command, Place, write_inputs
+from fuzz_scenes import write_scenes
 
 LIMIT_S = 60.0
 LIMIT_BYTES = 2 * 10**9
@@ -307,6 +308,7 @@ def main() -> None:
         with counting_server() as (server, connections):
             shutil.rmtree(folder / "inputs", ignore_errors=True)
             write_inputs(folder / "inputs", run_command)
+            write_scenes(folder / "inputs")
             cases = [
                 case
                 for case in all_cases(folder / "inputs")

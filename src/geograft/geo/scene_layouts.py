@@ -7,6 +7,7 @@ Level 2 product, a STAC item, and band files that are listed one by one: "B02=a.
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -214,7 +215,7 @@ def stac_scene(item: Mapping[str, Any], place: Place, locate: Callable[[str], Pl
     if not bands:
         raise InputError(f"{place} has no asset with bands (eo:bands or bands). Give rasters instead.")
     # Of several assets with a band, that with the fewest others, and a GeoTIFF rather than a JPEG 2000.
-    count = {band.place: sum(other.place == band.place for other in bands) for band in bands}
+    count = Counter(band.place for band in bands)
     bands.sort(key=lambda band: (count[band.place], band.place.suffix.lower() == ".jp2"))
     return SceneFiles(place, tuple(bands), str(properties.get("datetime") or properties.get("start_datetime") or ""))
 
