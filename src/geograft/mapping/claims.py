@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from uuid import uuid4
@@ -85,6 +86,8 @@ class Claims:
         self._ledger, self._units, self._timing = ledger, units, timing
         self._watch = LeaseWatch(timing.expiry_s)
         self._given_up: set[str] = set()
+        self._free: deque[str] = deque()
+        """Units that were free at the last listing and were not tried since, in order."""
         self._listed = -float("inf")
         self.state = JobState()
 
@@ -104,6 +107,7 @@ class Claims:
                 self._watch.end(name, attempt)
         if self.state.stopped and (why := self._ledger.stopped()):
             raise OutputError(f"{self._ledger.out} was stopped by {why.worker}: {why.reason}")
+        self._free = deque(name for name in self._units if self._is_free(name))
         return self.state
 
     def next(self, avoided: Collection[str] = ()) -> Claim | None:
@@ -113,25 +117,40 @@ class Claims:
             OutputError: as `refresh`.
         """
         self.refresh(self._timing.list_s)
-        for name, index in self._units.items():
-            unit = self.state.of(name)
-            if name in avoided or not self._is_free(name, unit):
-                continue
-            claim = Claim(index, name, unit.attempts + 1, new_lease())
-            if not self._ledger.claim(name, claim.attempt, claim.lease):
-                # Of another worker; the next listing tells more.
-                self.state.units[name] = UnitState(attempts=claim.attempt, lease="new")
-            elif self._ledger.is_done(name):
-                self._ledger.release(name, claim.attempt)
-                self.mark_done(name)
-            else:
-                self.state.units[name] = UnitState(attempts=claim.attempt, lease="own")
-                return claim
+        left = []
+        try:
+            while self._free:
+                name = self._free.popleft()
+                if name in avoided:
+                    left.append(name)
+                elif self._is_free(name) and (claim := self._claim(name)):
+                    return claim
+        finally:
+            self._free.extendleft(reversed(left))
         return None
+
+    def _claim(self, name: str) -> Claim | None:
+        """Claim a unit; None if another worker has it, or has finished it."""
+        claim = Claim(self._units[name], name, self.state.of(name).attempts + 1, new_lease())
+        if not self._ledger.claim(name, claim.attempt, claim.lease):
+            # The next listing tells more.
+            self.state.units[name] = UnitState(attempts=claim.attempt, lease="new")
+            return None
+        if self._ledger.is_done(name):
+            self._ledger.release(name, claim.attempt)
+            self.mark_done(name)
+            return None
+        self.state.units[name] = UnitState(attempts=claim.attempt, lease="own")
+        return claim
 
     def mark_done(self, name: str) -> None:
         """Take note of a finished unit before the next listing."""
         self.state.units.setdefault(name, UnitState()).done = True
+
+    def mark_failed(self, name: str, attempt: int) -> None:
+        """Take note that an attempt has ended without result, before the next listing: the unit is free."""
+        self.state.units[name] = UnitState(attempts=attempt, failed=True)
+        self._free.append(name)
 
     def give_up(self, name: str) -> None:
         """Leave a unit that failed to other workers."""
@@ -141,7 +160,8 @@ class Claims:
         """Return whether this worker has nothing left to do or to wait for."""
         return all(map(self._is_settled, self._units))
 
-    def _is_free(self, name: str, unit: UnitState) -> bool:
+    def _is_free(self, name: str) -> bool:
+        unit = self.state.of(name)
         if unit.done or name in self._given_up or unit.attempts >= MAX_ATTEMPTS:
             return False
         return not unit.lease or self._watch.has_expired(name, unit)

@@ -57,26 +57,28 @@ class MapUnitWriter:
         task = replace(self.task, source=replace(self.task.source, path=path))
         ledger = Ledger(task.folder, {"unit": str(unit)}, unit_plan(task.plan, unit).lanes)
         try:
-            self._predict(unit, ledger, lambda px: advance(px / (unit.height * unit.width)))
+            windows = self._predict(unit, ledger, lambda px: advance(px / (unit.height * unit.width)))
             self.check_unchanged()
-            windows = sum(ledger.tile_counts)
             if not any(entry.data_width for entry in ledger.entries):
                 return UnitResult(windows)
             return _unit_result(windows, write_files(task, ledger, partial(self._write_cells, unit), unit))
         finally:
             ledger.remove()
 
-    def _predict(self, unit: Window, ledger: Ledger, advance: Callable[[int], None]) -> None:
-        source = PartOfInterest(self.task.source, (unit,))
+    def _predict(self, unit: Window, ledger: Ledger, advance: Callable[[int], None]) -> int:
+        """Add the pixels of a unit to its ledger, and return how many windows were predicted, halo included."""
+        source, windows = PartOfInterest(self.task.source, (unit,)), 0
         with (
             closing(self.task.source.mosaic),
             closing(blend(unit_plan(self.task.plan, unit), source, self.model)) as strips,
         ):
             for strip in strips:
+                windows += strip.tiles
                 finished = strip.window.intersection(unit)
                 if finished is not None:
                     _add(ledger, strip, finished, unit, map_values(self.task, strip))
                     advance(finished.height * finished.width)
+        return windows
 
     def _write_cells(self, unit: Window, path: Path, tags: dict[str, str]) -> "ApplicabilityCounts":
         assert self.cells is not None

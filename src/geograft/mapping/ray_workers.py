@@ -308,7 +308,7 @@ class RayDriver(Generic[Result]):
     def _note_free(self, claim: Claim) -> None:
         """Take note that an attempt has ended; another one may go on."""
         if self._claims.state.of(claim.name).attempts == claim.attempt and not self._is_done(claim):
-            self._claims.state.units[claim.name] = UnitState(attempts=claim.attempt, failed=True)
+            self._claims.mark_failed(claim.name, claim.attempt)
 
     def _count_failure(self, node: _Node, reason: str) -> None:
         node.failures += 1
