@@ -17,10 +17,11 @@ import pytest
 from geograft.commands.jobs import jobs
 from geograft.commands.polygons import polygons
 from geograft.commands.predict import predict
+from geograft.files import write_text
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.unit_outputs import read_receipts
 from tests.support.rasters import textured, write_raster
-from tests.support.ray_map import BLOCKED
+from tests.support.ray_map import BLOCKED, LIMIT, done
 from tests.support.runs import COVERS, ContextPredictor, make_run
 
 pytestmark = [
@@ -96,10 +97,6 @@ def ended(driver: "subprocess.Popen[str]") -> tuple[str, str]:
     return out, err
 
 
-def done(place: Path) -> int:
-    return len(list((place / "out" / "state").glob("*.done.json")))
-
-
 def wait_for(place: Path, units: int, driver: "subprocess.Popen[str]") -> None:
     while done(place) < units:
         assert driver.poll() is None, driver.communicate()
@@ -116,7 +113,9 @@ def test_nodes_and_the_driver_may_be_killed_at_any_moment(cluster: Cluster, plac
     cluster.ask("add")
     driver = start_driver(cluster.address, place)
     for kill in range(3):
-        wait_for(place, done(place) + draw.randint(2, 5), driver)
+        units = done(place) + draw.randint(2, 5)
+        write_text(place / LIMIT, str(units))
+        wait_for(place, units, driver)
         time.sleep(draw.random() * 0.5)
         cluster.ask("kill")
         assert done(place) < UNITS
@@ -125,6 +124,7 @@ def test_nodes_and_the_driver_may_be_killed_at_any_moment(cluster: Cluster, plac
             driver.communicate()
             driver = start_driver(cluster.address, place)
         cluster.ask("add")
+    (place / LIMIT).unlink()
     out, _ = ended(driver)
     cluster.ask("kill")
     assert out.split()[0] == str(UNITS)
@@ -181,6 +181,7 @@ def test_a_driver_without_the_token_is_told_in_one_line(cluster: Cluster, place:
 def test_a_local_cluster_listens_on_loopback_alone_and_leaves_nothing(place: Path) -> None:
     psutil = pytest.importorskip("psutil", reason="psutil is not installed")
     before = set(Path("/tmp").glob("geograft-ray-*"))
+    write_text(place / LIMIT, "5")
     driver = start_driver("local", place)
     wait_for(place, 3, driver)
     listening = {
@@ -193,6 +194,7 @@ def test_a_local_cluster_listens_on_loopback_alone_and_leaves_nothing(place: Pat
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=60)
     assert 3 <= done(place) < UNITS
+    (place / LIMIT).unlink()
     # Claims were given back.
     assert jobs(place / "out").running == ()
     ended(start_driver("local", place, what=0.0))

@@ -3,7 +3,8 @@
     python -m tests.support.ray_map ADDRESS FOLDER BATCH_S
     python -m tests.support.ray_map ADDRESS FOLDER polygons
 
-FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. With
+FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. It
+waits while as many units are done as FOLDER/limit says, if there is that file. With
 polygons, those of FOLDER/plain/map.tif are traced into FOLDER/traced. The nodes of the cluster import this module too.
 Two variables of a node change what its actors do: BATCH_S is used in place of the driver's, and INSTRUCTION_SET is that
 of its processor.
@@ -30,14 +31,25 @@ from geograft.mapping.units import UnitGrid
 from geograft.mapping.windows import TileGrid
 from tests.support.runs import ContextPredictor
 
+LIMIT = "limit"
+"""File in FOLDER with the number of units from which on no further one is computed, for as long as it exists."""
+
+
+def done(folder: Path) -> int:
+    """Return the number of units of the map that are done."""
+    return len(list((folder / "out" / "state").glob("*.done.json")))
+
 
 class SlowPredictor(ContextPredictor):
-    """Takes some time for each batch, but for those of the sample."""
+    """Takes some time for each batch, but for those of the sample, and waits while enough units are done."""
 
     batch_s = 0.0
+    folder = Path()
 
     def __call__(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
         time.sleep(self.batch_s)
+        while (limit := self.folder / LIMIT).exists() and done(self.folder) >= int(limit.read_text() or 0):
+            time.sleep(0.02)
         return super().__call__(pixels, valid)
 
 
@@ -58,6 +70,7 @@ class SlowMapJob(MapJob):
             geograft.mapping.environment._instruction_set = lambda: name
         worker = super().join()
         SlowPredictor.batch_s = float(os.environ.get("BATCH_S", self.batch_s))
+        SlowPredictor.folder = Path(str(self.out)).parent
         return worker
 
 
