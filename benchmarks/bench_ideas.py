@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the table into LOG.md")
     given = parser.parse_args(arguments)
     model = {"encoder": ENCODER, "weights": str(given.weights.resolve())}
-    recipe = load_recipe(Path("ideas")).with_settings(model=model)
+    recipe = load_recipe(Path("ideas")).with_settings(model=model, train={"calibrate": False})
     seeds = {name: getattr(given, name) for name in DATA_SETS}
     ablations = [
         Ablation(tiles(given.folder), replace(recipe, seeds=tuple(seeds[name])), given.folder / name)

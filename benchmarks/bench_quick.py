@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = {"encoder": ENCODER, "weights": str(given.weights.resolve())}
-    full = replace(Recipe(), seeds=(0,), variants=(Variant(DEFAULT),)).with_settings(model=model)
+    full = replace(Recipe(), seeds=(0,), variants=(Variant(DEFAULT),))
+    full = full.with_settings(model=model, train={"calibrate": False})
     quick = replace(full.with_settings(model={"architecture": "linear"}), variants=(Variant(QUICK),))
     rows = []
     for data, prepare in DATA_SETS.items():

@@ -118,7 +118,7 @@ def main() -> None:
     from geograft.commands.demo import with_weights
 
     given.folder.mkdir(parents=True, exist_ok=True)
-    recipe, weights_from = with_weights(load_recipe(Path("demo")))
+    recipe, weights_from = with_weights(load_recipe(Path("demo")).with_settings(train={"calibrate": False}))
     parts = [f"Encoder weights: {weights_from}. {machine.describe(('torch', 'onnxruntime', 'openvino'))}"]
     for name, tile_sets in sets(given.folder, recipe, given.data).items():
         run, tiles = given.folder / f"run-{name.replace(' ', '-')}", next(iter(tile_sets.values()))
