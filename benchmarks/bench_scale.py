@@ -2,8 +2,8 @@
 
     python benchmarks/bench_scale.py [--side 8192] [--folder FOLDER] [--write]
 
-A network with random weights (speed does not depend on them) maps a textured raster in windows of 640 pixels with one
-thread: one process without units, one worker, and two workers that share a folder, on 16 units of 2,048 pixels. All
+A network with random weights (speed does not depend on them) maps a textured raster in windows of 640 pixels on one
+core each: one process without units, one worker, and two workers that share a folder, on 16 units of 2,048 pixels. All
 give the same pixels, which is checked. What workers do is counted in units per minute of the time in which all of them
 compute, by the receipts of the units: starts, and the last unit of one of them, do not count. Processor seconds of a
 unit are without the start, which is measured by a worker that finds nothing to do.
@@ -91,16 +91,16 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
-    """Start a command of geograft on one thread."""
-    command = [sys.executable, "-m", "geograft", *arguments]
+def start(arguments: list[str], core: int) -> "subprocess.Popen[bytes]":
+    """Start a command of geograft on one core, which it shares with its own threads that read and write."""
+    command = ["taskset", "--cpu-list", str(core), sys.executable, "-m", "geograft", *arguments]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
 
 def measure(commands: list[list[str]]) -> tuple[float, float]:
-    """Return the seconds of wall clock and of CPU of commands that run at the same time."""
+    """Return the seconds of wall clock and of CPU of commands that run at the same time, each on a core of its own."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    running = [start(command) for command in commands]
+    running = [start(command, core) for core, command in enumerate(commands)]
     codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit("a worker failed")
@@ -159,7 +159,7 @@ def report(folder: Path, side: int) -> tuple[str, float]:
     halo = (times[1][1] - idle[1]) / (alone[1] - idle[1]) - 1
     head = ["", "wall s", "processor s", "processor s per unit", "units per minute together"]
     content = (
-        f"{side:,} x {side:,} pixels, {units} units, windows of {WINDOW_PX} pixels, one thread each, "
+        f"{side:,} x {side:,} pixels, {units} units, windows of {WINDOW_PX} pixels, one core each, "
         f"backend {backend}. "
         f"{machine.describe(('torch', 'openvino', 'onnxruntime', 'rasterio'))}\n\n{page.table(head, rows)}\n\n"
         f"Two workers do **{ratio:.2f} of twice one** while both compute. Units of 2,048 pixels take {halo:.0%} more "

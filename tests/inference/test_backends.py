@@ -1,10 +1,13 @@
 """ONNX Runtime and OpenVINO: agreement with torch, cached graphs, and torch as fallback."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -414,3 +417,24 @@ def test_openvino_leaves_the_stack_of_signal_handlers_alone(kept: Path) -> None:
     before = SignalStack.current()
     assert load(kept, "openvino").backend == "openvino"
     assert SignalStack.current() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_threads_of_openvino_are_bound_to_no_core(kept: Path) -> None:
+    """Threads of several processes would be bound to the same cores, and wait for each other."""
+    mapper, pixels = load(kept, "openvino"), tiles(CARD)
+    mine, seen, ended = frozenset(os.sched_getaffinity(0)), set(), threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            for task in Path("/proc/self/task").iterdir():
+                with suppress(OSError):  # it has ended
+                    seen.add(frozenset(os.sched_getaffinity(int(task.name))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(20):
+        mapper(*pixels)
+    ended.set()
+    watcher.join()
+    assert seen == {mine}

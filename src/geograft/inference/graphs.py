@@ -176,6 +176,8 @@ def _compile_openvino(folder: Path, workers: int) -> list[Any]:
     core.set_property({"ENABLE_MMAP": False})  # the folder may be temporary
     settings = {
         "PERFORMANCE_HINT": "THROUGHPUT",
+        # Otherwise the threads of several processes are bound to the same first cores, and wait for each other.
+        "ENABLE_CPU_PINNING": False,
         "NUM_STREAMS": workers,
         "INFERENCE_NUM_THREADS": workers,
         # The default is bfloat16 on processors that support it.
