@@ -17,7 +17,7 @@ from numpy import ndarray
 from geograft.card import STATE, TILES_FILE, WEIGHTS, ModelCard, read_card, unfinished_notes
 from geograft.commands.evaluate import score_split
 from geograft.commands.rehearsal import adaptation_recipe, choose_rehearsal, step_tiles
-from geograft.commands.train import THRESHOLD, holds_run, train_tile_set
+from geograft.commands.train import holds_run, train_tile_set
 from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, Recipe
 from geograft.dataset.folds import TileFold, derived_fingerprint, independent_units, plan_tile_folds, write_derived_set
 from geograft.dataset.joined import TileSetPaths, check_fit, join_tile_sets, open_run_tiles
@@ -45,7 +45,7 @@ from geograft.mapping.places import (
     refuse_adapted_tiles,
     used_tiles,
 )
-from geograft.mapping.run_calibration import fit_place
+from geograft.mapping.run_calibration import UNCALIBRATED, fit_place
 from geograft.metrics.calibration import MIN_CERTAINTY
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.progress import announce
@@ -385,7 +385,7 @@ def _compare_on_target(job: _Job, before: TileCounts, after: TileCounts) -> Plac
     maps = {RUN: before.confusion}
     if own:
         maps[FITTED] = before.with_fitted_thresholds(job.folds, own)
-    maps[ADAPTED] = after.with_fitted_thresholds(job.folds, (THRESHOLD,) * len(own))
+    maps[ADAPTED] = after.with_fitted_thresholds(job.folds, (UNCALIBRATED,) * len(own))
     units = independent_units(job.tiles)
     count = len(set(units))
     words = pluralise(count, "tile") if count == len(units) else f"{count} scenes or blocks"
@@ -396,7 +396,7 @@ def _compare_on_target(job: _Job, before: TileCounts, after: TileCounts) -> Plac
 
 def _final_card(job: _Job, card: ModelCard, after: TileCounts) -> ModelCard:
     """Return the card of the adapted run, with the thresholds of all folds and the windows of the run."""
-    own = (THRESHOLD,) * len(job.card.used_thresholds)
+    own = (UNCALIBRATED,) * len(job.card.used_thresholds)
     thresholds = [choice.threshold for choice in after.choose_thresholds(range(len(after.confusion)), own)]
     words = f"{len(after.confusion):,} tiles of {job.tiles.folder.resolve().name}, out of fold"
     size, overlap = job.card.window

@@ -27,7 +27,7 @@ from geograft.inference.embedding import MAX_CELLS, fit_training_features, load_
 from geograft.legend import Legend
 from geograft.locks import lock_output
 from geograft.losses.segmentation import build_loss_config
-from geograft.mapping.run_calibration import calibrated_card
+from geograft.mapping.run_calibration import UNCALIBRATED, calibrated_card
 from geograft.mapping.window_choice import choose_window, window_candidates, with_window
 from geograft.memory import check_batch, check_training
 from geograft.metrics.applicability import Applicability
@@ -133,7 +133,6 @@ RECIPE = "recipe.toml"
 LINEAR = "linear"
 """The architecture that is fitted, not trained."""
 DEFAULT_RECIPE = Recipe()
-THRESHOLD = 0.5
 
 
 def read_recipe(run: Path) -> Recipe | None:
@@ -481,7 +480,7 @@ def _card(name: str, meta: TileSetMeta, recipe: Recipe, network: Network, scalin
         std=scaling.std,
         tile_px=meta.settings.tile_px,
         resolution_m=meta.resolution_m,
-        threshold=THRESHOLD,
+        threshold=UNCALIBRATED,
         epoch=1,
         data_fingerprint=meta.fingerprint,
         versions=library_versions() | compiler,

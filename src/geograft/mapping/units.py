@@ -83,10 +83,17 @@ def plan_units(tiles: TileGrid, cell_px: int = 1) -> UnitGrid:
     (8192, 12800)
     """
     side = UNIT_PX if halo_cost(tiles.tile_px, UNIT_PX) <= MAX_HALO else LARGE_UNIT_PX
-    while side > MIN_UNIT_PX and len(UnitGrid(tiles.height, tiles.width, side)) < MIN_UNITS:
-        side //= 2
+    side = unit_side(tiles.height, tiles.width, side)
     step = math.lcm(BLOCK_PX, cell_px)
     return UnitGrid(tiles.height, tiles.width, max(step, side // step * step))
+
+
+def unit_side(height: int, width: int, largest_px: int = UNIT_PX) -> int:
+    """Return the side of units, at most `largest_px` and halved until there are MIN_UNITS, but at least MIN_UNIT_PX."""
+    side = largest_px
+    while side > MIN_UNIT_PX and len(UnitGrid(height, width, side)) < MIN_UNITS:
+        side //= 2
+    return side
 
 
 def halo_cost(tile_px: int, unit_px: int) -> float:

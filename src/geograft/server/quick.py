@@ -173,13 +173,22 @@ def views_of(subject: Subject, bounds: Bounds) -> list[dict[str, Any]]:
         InputError: when an image cannot be read.
     """
     missing = {name for name, path in subject.maps if not path.is_file()}
-    places = {layer.raster.group: layer.raster.place for layer in layers_of(subject) if layer.kind == "image"}
-    found = [(name, window_within(place, bounds, MAX_SIDE_PX)) for name, place in places.items() if name in missing]
     return [
         {"scene": name, "window": [window.row, window.col, window.height, window.width]}
-        for name, window in found
-        if window is not None
+        for name, window in windows_of(subject, bounds, MAX_SIDE_PX).items()
+        if name in missing
     ]
+
+
+def windows_of(subject: Subject, bounds: Bounds, max_px: int) -> dict[str, Window]:
+    """Return the windows of the images within bounds, at most `max_px` a side, by name; without those that are empty.
+
+    Raises:
+        InputError: when an image cannot be read.
+    """
+    places = {layer.raster.group: layer.raster.place for layer in layers_of(subject) if layer.kind == "image"}
+    windows = {name: window_within(place, bounds, max_px) for name, place in places.items()}
+    return {name: window for name, window in windows.items() if window is not None}
 
 
 def window_within(place: Place, bounds: Bounds, max_px: int) -> Window | None:

@@ -18,7 +18,7 @@ from geograft.server.guard import Access
 from geograft.server.jobs import Jobs, Kind, Latest, Task, model_files, task_of
 from geograft.server.labels import Labels
 from geograft.server.layers import Layer, Subject, error_layers, file_revision, layers_of
-from geograft.server.quick import QuickMaps, window_within
+from geograft.server.quick import QuickMaps, windows_of
 from geograft.server.rounds import Rounds
 
 POLL_S, HEARTBEAT_S = 1.0, 15.0
@@ -102,11 +102,7 @@ class Service:
 
     def windows_in_view(self) -> dict[str, Window]:
         """Return the windows of the images, by name, in the view of the page that started the last job."""
-        if self.view is None:
-            return {}
-        places = {each.raster.group: each.raster.place for each in layers_of(self.subject) if each.kind == "image"}
-        windows = {name: window_within(place, self.view, MAX_VIEW_PX) for name, place in places.items()}
-        return {name: window for name, window in windows.items() if window is not None}
+        return {} if self.view is None else windows_of(self.subject, self.view, MAX_VIEW_PX)
 
     def watch(self) -> None:
         """Report changes of files until `close`."""

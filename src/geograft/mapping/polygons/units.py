@@ -54,7 +54,7 @@ from geograft.mapping.polygons.regions import (
 from geograft.mapping.polygons.shapes import NO_CORNERS, pack_wkb, unpack_wkb
 from geograft.mapping.polygons.zonal import class_map_source, open_class_map
 from geograft.mapping.unit_ledger import UNITS, UnitLedger
-from geograft.mapping.units import MIN_UNIT_PX, MIN_UNITS, UNIT_PX, UnitGrid, UnitResult
+from geograft.mapping.units import UnitGrid, UnitResult, unit_side
 from geograft.mapping.worker import Proposal, new_job
 from geograft.progress import progress_bar
 from geograft.resume import save_arrays
@@ -68,10 +68,7 @@ OPPOSITE = (("bottom", "top"), ("right", "left"))
 
 def plan_polygon_units(grid: Grid) -> UnitGrid:
     """Return the units of a map, which depend on its size alone."""
-    side = UNIT_PX
-    while side > MIN_UNIT_PX and len(UnitGrid(grid.height, grid.width, side)) < MIN_UNITS:
-        side //= 2
-    return UnitGrid(grid.height, grid.width, side)
+    return UnitGrid(grid.height, grid.width, unit_side(grid.height, grid.width))
 
 
 # --------------------------------------------------------------------------------------------------------- in one unit
