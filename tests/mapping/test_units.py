@@ -25,7 +25,8 @@ from geograft.mapping.blend import BlendPlan, blend
 from geograft.mapping.held_out import PartOfInterest
 from geograft.mapping.map_units import MapUnitWriter
 from geograft.mapping.plan import MapTask, map_card, map_sources, origin
-from geograft.mapping.units import UnitGrid, UnitResult, count_windows, halo_cost, plan_units, unit_plan
+from geograft.mapping.unit_ledger import ENTRY
+from geograft.mapping.units import SceneUnits, UnitGrid, UnitResult, count_windows, halo_cost, plan_units, unit_plan
 from geograft.mapping.windows import Lanes, TileGrid
 from geograft.metrics.applicability import fit_applicability
 from tests.support.blending import GRIDS, PANELS, Scene, assemble, blend_strips, contextual, noise
@@ -104,6 +105,16 @@ def test_units_are_whole_blocks_and_cells(height: int, width: int, tile_px: int,
     assert units.window(len(units) - 1).stop_row == height
     assert units.window(len(units) - 1).stop_col == width
     assert len({units.name(index) for index in range(min(len(units), 500))}) == min(len(units), 500)
+
+
+@given(st.lists(st.integers(0, 4), max_size=6))
+def test_units_of_scenes_are_in_order_and_have_names_of_the_ledger(counts: list[int]) -> None:
+    units = SceneUnits(tuple(counts))
+    places = [units.place(index) for index in range(len(units))]
+    assert places == [(scene, number) for scene, count in enumerate(counts) for number in range(count)]
+    names = [units.name(index) for index in range(len(units))]
+    assert all(ENTRY.fullmatch(f"{name}.done.json") for name in names)
+    assert names == sorted(set(names))
 
 
 # ----------------------------------------------------------------------------------------------------- files of units

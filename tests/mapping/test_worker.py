@@ -363,6 +363,7 @@ def test_the_folder_is_of_workers_or_of_one_process(place: Path) -> None:
     [
         ("job.json", b"{"),
         ("job.json", b'{"origin": {}}'),
+        ("job.json", b"units of scenes"),
         ("state/r00000-c00000.done.json", b"[]"),
         ("state/r00000-c00000.done.json", b"\xff"),
         ("sample", b"PK"),
@@ -372,6 +373,8 @@ def test_edited_files_are_errors_of_one_line(place: Path, name: str, content: by
     work(place)
     (place / "out" / "summary.json").unlink()
     path = next((place / "out").glob("sample-*")) if name == "sample" else place / "out" / name
+    if content == b"units of scenes":
+        content = json.dumps(json.loads(path.read_bytes()) | {"units": {"counts": [2, 4]}}).encode()
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
         work(place)

@@ -48,12 +48,10 @@ class JobStatus:
 
     def lines(self) -> list[str]:
         """Return the state as text."""
-        units, window = self.job.units, f"{self.job.units.unit_px:,}"
         busy = {*(one.name for one in self.running), *self.failed} - {RESULT}
-        waiting = len(units) - self.done - len(busy)
+        waiting = len(self.job.units) - self.done - len(busy)
         text = [
-            f"{self.path}: `geograft {self.job.verb}`, {len(units):,} units of {window} x {window} pixels, started by "
-            f"{self.job.started_by}",
+            f"{self.path}: `geograft {self.job.verb}`, {self.job.units.description}, started by {self.job.started_by}",
             f"  done     {self.done:,}",
             f"  running  {len(self.running):,}",
             f"  failed   {len(self.failed):,}" + (f", {self.ended:,} of them for good" if self.ended else ""),

@@ -272,7 +272,7 @@ class PolygonJob:
             out = self._path(Path(folder))
             files.enter_context(lock_output(out, enabled=local))
             task = open_task(self.map, out, self.config, self.dstl_grid, files)
-            outlines = OutlineFiles(worker.ledger, worker.job.units, Path(folder))
+            outlines = OutlineFiles(worker.ledger, worker.job.grid, Path(folder))
             summary = task.write(scratch_path(out), partial(join_units, outlines, task.builder))
             if not local:
                 worker.ledger.files.put(self.file, out)

@@ -135,7 +135,7 @@ def propose_map(task: MapTask, model: EnsemblePredictor) -> Proposal[MapUnitWrit
 
     def writer(found: Job) -> MapUnitWriter:
         shared = replace(task, origin=found.origin, precision=found.precision)
-        return MapUnitWriter(shared, model, found.units, tuple(task.origin["rasters"]), cells)
+        return MapUnitWriter(shared, model, found.grid, tuple(task.origin["rasters"]), cells)
 
     def compare(content: bytes) -> Agreement:
         return Sample.from_bytes(content, sample.levels.shape).agreement(sample, task.card)

@@ -3,6 +3,7 @@
     OUT/job.json                        what determines the result, written once by the first worker
     OUT/sample-DIGEST.npz               what its network computes for two windows
     OUT/units/r00000-c00012.tif         a finished unit of a map, with the files beside it
+    OUT/units/s00003-u00012.npz         one of several scenes: number of the scene, and of the unit in it
     OUT/state/r00000-c00012.done.json   its receipt: digest, files, counts, and who computed it where
     OUT/state/r00000-c00012.lease-1.json    who computes it; the second lease after the first has expired
     OUT/state/r00000-c00012.failed-1.json   why that failed
@@ -25,16 +26,17 @@ from geograft.errors import InputError, OutputError
 from geograft.files import to_json
 from geograft.locations import Place
 from geograft.mapping.environment import Environment
-from geograft.mapping.units import UnitGrid
+from geograft.mapping.units import SceneUnits, UnitGrid
 from geograft.storage import open_storage
 
 JOB, STATE, UNITS = "job.json", "state", "units"
 STOPPED, RESULT = "stopped.json", "result"
 """Name of the file of a stopped job; the name that stands for the result where others are of units."""
-Verb: TypeAlias = Literal["predict", "polygons"]
+Verb: TypeAlias = Literal["predict", "polygons", "evaluate", "suggest"]
+OF_ONE_RASTER: tuple[Verb, ...] = ("predict", "polygons")
 LAYOUT = 1
 """Version of the folder's layout."""
-ENTRY = re.compile(r"(r\d{5,}-c\d{5,}|result)\.(?:(done)|(lease|failed)-(\d+))\.json")
+ENTRY = re.compile(r"((?:r\d{5,}-c|s\d{5,}-u)\d{5,}|result)\.(?:(done)|(lease|failed)-(\d+))\.json")
 ABOUT = "A job that workers share. Every worker with the same command goes on with it; `geograft jobs` shows its state."
 
 
@@ -46,7 +48,8 @@ class Job:
     """Inputs and settings, as those of one process (of a map, `geograft.mapping.plan.origin`)."""
     precision: str
     """The precision of the network in words, for the tags of maps."""
-    units: UnitGrid
+    units: UnitGrid | SceneUnits
+    """Of one raster, or of several scenes."""
     environment: Environment
     """Of the first worker."""
     sample: str
@@ -59,6 +62,12 @@ class Job:
     """The command that computes it."""
     layout: int = LAYOUT
     about: str = ABOUT
+
+    @property
+    def grid(self) -> UnitGrid:
+        """The units of a job on one raster (`OF_ONE_RASTER`)."""
+        assert isinstance(self.units, UnitGrid), "checked where the job was read"
+        return self.units
 
 
 @dataclass(frozen=True)
@@ -167,11 +176,13 @@ class UnitLedger:
         except FileNotFoundError:
             return None
         job: Job = self._parsed(Job, content, JOB)
-        if job.layout != LAYOUT or job.units.unit_px < 1:
+        if job.layout != LAYOUT:
             raise InputError(
                 f"{self.out}/{JOB} has layout {job.layout}; this version needs {LAYOUT}. Use the version of geograft "
                 "that wrote it, or another --out."
             )
+        if isinstance(job.units, UnitGrid) != (job.verb in OF_ONE_RASTER):
+            raise InputError(f"{self.out}/{JOB} is corrupt: units. Remove {self.out} to start over.")
         if verb is not None and job.verb != verb:
             raise InputError(
                 f"{self.out} is a job of `geograft {job.verb}`; nothing was changed. Choose another --out."

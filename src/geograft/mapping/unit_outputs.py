@@ -208,7 +208,7 @@ def _read_kind(
     # A file of the area of applicability has one pixel for each cell.
     cell_px = _cell_px(info, task.source.grid)
     grid = coarsen_grid(task.source.grid, cell_px)
-    places = {name: _cells(job.units.window(index), cell_px) for index, name in names.items()}
+    places = {name: _cells(job.grid.window(index), cell_px) for index, name in names.items()}
     return _Kind(sibling_path(Path(MAP_NAME), kind).name if kind else MAP_NAME, info, nodata, aux, style, grid, places)
 
 
@@ -314,7 +314,7 @@ def _write_stac(ledger: UnitLedger, job: Job, task: MapTask, receipts: Sequence[
     named = [(index, one) for index, one in enumerate(receipts) if one.files]
     if grid.crs is None or not named:
         return
-    outlines = np.array([grid.footprint(job.units.window(index)) for index, _ in named], object)
+    outlines = np.array([grid.footprint(job.grid.window(index)) for index, _ in named], object)
     placed = reproject(outlines, grid.crs, WGS84)
     time = _raster_time(job)
     items = [
@@ -405,7 +405,7 @@ class UnitFiles:
     @cached_property
     def panels(self) -> list[tuple[int, int]]:
         """First column and width of each column of units."""
-        units = self.job.units
+        units = self.job.grid
         return [(window.col, window.width) for window in map(units.window, range(units.columns))]
 
     def data_extent(self, window: Window) -> Window | None:
@@ -416,7 +416,7 @@ class UnitFiles:
         """Return the array `name` in `window`, which lies in one column of units; `blank` where a unit has no files."""
         kind, result = "" if name == CLASSES else name, blank.copy()
         for index in self._touching(window):
-            unit = self.job.units.window(index)
+            unit = self.job.grid.window(index)
             part = window.intersection(unit)
             if part is not None and self._has_files(index):
                 pixels = self.image(_file_name(self.job, index, kind), index).read_raw(part.relative_to(unit))
@@ -431,7 +431,7 @@ class UnitFiles:
             (self.scratch / name).unlink(missing_ok=True)
 
     def _touching(self, window: Window) -> list[int]:
-        units = self.job.units
+        units = self.job.grid
         rows = range(window.row // units.unit_px, -(-window.stop_row // units.unit_px))
         return [row * units.columns + window.col // units.unit_px for row in rows]
 
@@ -440,7 +440,7 @@ class UnitFiles:
 
     def image(self, name: str, index: int) -> Image:
         """Return an open file of a unit."""
-        row = index // self.job.units.columns
+        row = index // self.job.grid.columns
         if row != self.row:
             self.close()
             self.row = row
@@ -478,7 +478,7 @@ def _assemble_cells(values: UnitFiles, task: MapTask, path: Path, tags: dict[str
     """Assemble the area of applicability, whose counts are those of the receipts."""
     from geograft.mapping.applicability import ApplicabilityCounts, applicability_layout  # noqa: PLC0415  (SciPy)
 
-    units = values.job.units
+    units = values.job.grid
     grid = task.source.grid
     parts = [
         (index, name)

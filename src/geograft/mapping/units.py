@@ -7,8 +7,11 @@ computed twice.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Annotated, TypeAlias
 
 from pydantic import Field
@@ -18,6 +21,7 @@ from geograft.geo.grid import Window
 from geograft.geo.rasters.writer import BLOCK_PX
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.windows import TileGrid
+from geograft.text import pluralise
 
 UNIT_PX, LARGE_UNIT_PX, MIN_UNIT_PX = 8192, 16384, 2048
 """Side of a unit; of one for windows so large that the halo of the first would cost more than MAX_HALO; and the side
@@ -68,8 +72,54 @@ class UnitGrid:
         row, col = divmod(index, self.columns)
         return f"r{row:05d}-c{col:05d}"
 
+    @property
+    def description(self) -> str:
+        """The number and size of the units."""
+        return f"{len(self):,} units of {self.unit_px:,} x {self.unit_px:,} pixels"
+
     def __iter__(self) -> Iterator[Window]:
         return (self.window(index) for index in range(len(self)))
+
+
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class SceneUnits:
+    """The units of several scenes, such as rasters or the scenes of a tile set, scene by scene."""
+
+    counts: tuple[Count, ...]
+    """Number of units of each scene. What they are, the command knows: squares of a raster, or some of its tiles."""
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the index of a unit's scene, and that of the unit among those of the scene.
+
+        >>> SceneUnits((2, 0, 3)).place(2)
+        (2, 0)
+        """
+        scene = bisect_right(self._ends, index)
+        return scene, index - (self._ends[scene] - self.counts[scene])
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(self.counts))
+
+    def name(self, index: int) -> str:
+        """Return the name of a unit.
+
+        >>> SceneUnits((2, 0, 3)).name(4)
+        's00002-u00002'
+        """
+        scene, number = self.place(index)
+        return f"s{scene:05d}-u{number:05d}"
+
+    @property
+    def description(self) -> str:
+        """The number of units and scenes."""
+        return f"{pluralise(len(self), 'unit')} of {pluralise(len(self.counts), 'scene')}"
 
 
 def plan_units(tiles: TileGrid, cell_px: int = 1) -> UnitGrid:

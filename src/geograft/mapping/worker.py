@@ -45,7 +45,7 @@ from geograft.mapping.unit_ledger import (
     UnitLedger,
     Verb,
 )
-from geograft.mapping.units import UnitGrid, UnitResult, parse_part, unit_order
+from geograft.mapping.units import SceneUnits, UnitGrid, UnitResult, parse_part, unit_order
 from geograft.progress import UnitsShown, announce, progress_bar
 from geograft.resume import MAX_SHOWN, differences, to_json_types
 
@@ -307,7 +307,7 @@ class Proposal(Generic[Writer]):
 
 
 def new_job(
-    verb: Verb, origin: Mapping[str, Any], units: UnitGrid, environment: Environment, sample: bytes = b""
+    verb: Verb, origin: Mapping[str, Any], units: UnitGrid | SceneUnits, environment: Environment, sample: bytes = b""
 ) -> Job:
     """Return a job that this process would start; `sample` as of a `Proposal`."""
     return Job(
