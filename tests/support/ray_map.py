@@ -24,7 +24,7 @@ import geograft.commands.units
 import geograft.mapping.environment
 import geograft.mapping.map_units
 import geograft.mapping.models
-from geograft.commands.units import MapJob, PolygonJob, map_job, polygon_job, run_job
+from geograft.commands.units import MapJob, PolygonJob, run_job
 from geograft.config import PartConfig, WorkerConfig
 from geograft.errors import GeograftError
 from geograft.mapping.units import UnitGrid
@@ -61,7 +61,7 @@ def small_units(tiles: TileGrid, *_: int) -> UnitGrid:
 class SlowMapJob(MapJob):
     """A map by `SlowPredictor` in small units."""
 
-    batch_s: float
+    batch_s: float = 0.0
 
     def join(self) -> Any:
         geograft.mapping.models.EnsemblePredictor = SlowPredictor  # type: ignore[misc, assignment]
@@ -75,9 +75,8 @@ class SlowMapJob(MapJob):
 
 
 def slow_map_job(folder: Path, address: str, batch_s: float) -> SlowMapJob:
-    worker = WorkerConfig(one_file=True, ray=address)
-    one = map_job(folder / "run", folder / "scene.tif", folder / "out", worker=worker)
-    return SlowMapJob(one.runs, one.rasters, one.out, one.config, one.aoi, one.worker, batch_s)
+    places = (folder / "run",), (folder / "scene.tif",), folder / "out"
+    return SlowMapJob(*places, worker=WorkerConfig(one_file=True, ray=address), batch_s=batch_s)
 
 
 BLOCKED = ("mapping.polygons.outlines", "mapping.polygons.units", "commands.polygons")
@@ -95,8 +94,7 @@ class SmallPolygonJob(PolygonJob):
 
 
 def small_polygon_job(folder: Path, address: str) -> SmallPolygonJob:
-    one = polygon_job(folder / "plain" / "map.tif", folder / "traced", worker=PartConfig(ray=address))
-    return SmallPolygonJob(one.map, one.out, one.config, one.dstl_grid, one.file, one.worker)
+    return SmallPolygonJob(folder / "plain" / "map.tif", folder / "traced", worker=PartConfig(ray=address))
 
 
 def main(address: str, folder: Path, what: str) -> None:

@@ -6,7 +6,7 @@ units, and when all are done, makes one result of them.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,6 +87,12 @@ def run_job(job: UnitJob[Result_co]) -> Result_co:
         return job.finish(worker)
 
 
+def check_file_name(file: str) -> None:
+    """Raise SettingError if the file that a job makes in its folder has not a plain name."""
+    if not file or Path(file).name != file or file.startswith("."):
+        raise SettingError(f"--file {file} is not the name of a file. Give a name without folders, as polygons.gpkg.")
+
+
 # ---------------------------------------------------------------------------------------------------------------- maps
 
 
@@ -126,14 +132,14 @@ class UnitsPrediction:
 
 @dataclass(frozen=True)
 class MapJob:
-    """The arguments of `predict_units`."""
+    """One map, by several processes; see `predict_units`."""
 
     runs: tuple[Place, ...]
     rasters: tuple[RasterInput, ...]
     out: Place
-    config: PredictConfig
-    aoi: Path | None
-    worker: WorkerConfig
+    config: PredictConfig = field(default_factory=PredictConfig)
+    aoi: Path | None = None
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
 
     @property
     def uses_gpu(self) -> bool:
@@ -190,26 +196,9 @@ def predict_units(
         OutputError: if the folder cannot be written, has other files, or the job was stopped, because two workers
             computed different pixels or a raster has changed.
     """
-    return run_job(map_job(run, rasters, out, config, aoi, worker))
-
-
-def map_job(
-    run: StrPath | Sequence[StrPath],
-    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
-    out: StrPath,
-    config: PredictConfig | None = None,
-    aoi: StrPath | None = None,
-    worker: WorkerConfig | None = None,
-) -> MapJob:
-    """Return the job of a map, by the arguments of `predict_units`. Opens nothing."""
-    return MapJob(
-        to_places(run),
-        to_inputs(rasters),
-        to_place(out),
-        config or PredictConfig(),
-        optional_path(aoi),
-        worker or WorkerConfig(),
-    )
+    settings, options = config or PredictConfig(), worker or WorkerConfig()
+    job = MapJob(to_places(run), to_inputs(rasters), to_place(out), settings, optional_path(aoi), options)
+    return run_job(job)
 
 
 # ------------------------------------------------------------------------------------------------------------ polygons
@@ -236,14 +225,21 @@ class UnitsPolygons:
 
 @dataclass(frozen=True)
 class PolygonJob:
-    """The arguments of `polygon_units`."""
+    """The polygons of one class map, by several processes; see `polygon_units`.
+
+    Raises:
+        SettingError: if `file` is not a plain name.
+    """
 
     map: Place
     out: Place
-    config: PolygonConfig
-    dstl_grid: Path | None
-    file: str
-    worker: PartConfig
+    config: PolygonConfig = field(default_factory=PolygonConfig)
+    dstl_grid: Path | None = None
+    file: str = "polygons.gpkg"
+    worker: PartConfig = field(default_factory=PartConfig)
+
+    def __post_init__(self) -> None:
+        check_file_name(self.file)
 
     @property
     def uses_gpu(self) -> bool:
@@ -314,26 +310,7 @@ def polygon_units(
             has no tolerance.
         OutputError: as `polygons`; if the folder has other files, or the job was stopped.
     """
-    return run_job(polygon_job(map, out, config, dstl_grid, file, worker))
-
-
-def polygon_job(
-    map: StrPath | Location,  # noqa: A002 (the word of `polygons`)
-    out: StrPath,
-    config: PolygonConfig | None = None,
-    dstl_grid: StrPath | None = None,
-    file: str = "polygons.gpkg",
-    worker: PartConfig | None = None,
-) -> PolygonJob:
-    """Return the job of a map's polygons, by the arguments of `polygon_units`. Opens nothing.
-
-    Raises:
-        SettingError: if `file` is not a plain name.
-    """
-    if not file or Path(file).name != file or file.startswith("."):
-        raise SettingError(f"--file {file} is not the name of a file. Give a name without folders, as polygons.gpkg.")
-    place = to_place(map)
+    place, settings, options = to_place(map), config or PolygonConfig(), worker or PartConfig()
     if isinstance(place, Path) and (place / JOB).is_file():
         place /= INDEX_NAME
-    grid = optional_path(dstl_grid)
-    return PolygonJob(place, to_place(out), config or PolygonConfig(), grid, file, worker or PartConfig())
+    return run_job(PolygonJob(place, to_place(out), settings, optional_path(dstl_grid), file, options))
