@@ -30,6 +30,7 @@ from geograft.mapping.logit_sample import sample_logits
 from geograft.mapping.models import RunModel
 from geograft.mapping.run_calibration import LIMITS, UNCALIBRATED
 from geograft.metrics.calibration import STEPS, choose_threshold
+from geograft.networks.network import FROZEN_STAGES
 from rasters import SCENE
 
 COUNTS = (3, 5, 10)
@@ -140,7 +141,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/places.md")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    recipe, weights_from = with_weights(load_recipe(Path("demo")))
+    # The tables are of runs with the same number on four bands, too.
+    same = {"frozen_stages": FROZEN_STAGES}
+    recipe, weights_from = with_weights(load_recipe(Path("demo")).with_settings(model=same))
     rows, results, in_place = [], [], {}
     for name, tiles, run, target in transfers(given.folder, recipe, given.data):
         if not (run / CARD).exists() or not read_card(run).calibrated:

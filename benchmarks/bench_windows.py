@@ -18,7 +18,6 @@ from pathlib import Path
 import machine
 import page
 from geograft import EvaluateConfig, MaskSource, VectorSource, evaluate, load_recipe
-from geograft.card import CARD
 from geograft.config import Recipe
 from measured import peak_mb, run_script
 from rasters import SCENE
@@ -116,13 +115,14 @@ def main() -> None:
     # Not imported above: the processes that score need no torch.
     from geograft import train
     from geograft.commands.demo import with_weights
+    from models import is_finished
 
     given.folder.mkdir(parents=True, exist_ok=True)
     recipe, weights_from = with_weights(load_recipe(Path("demo")).with_settings(train={"calibrate": False}))
     parts = [f"Encoder weights: {weights_from}. {machine.describe(('torch', 'onnxruntime', 'openvino'))}"]
     for name, tile_sets in sets(given.folder, recipe, given.data).items():
         run, tiles = given.folder / f"run-{name.replace(' ', '-')}", next(iter(tile_sets.values()))
-        if not (run / CARD).exists():
+        if not is_finished(run):
             train(tiles, run, recipe, resume=True)
         parts.append(f"{name.capitalize()}:\n\n{table(run, tile_sets, 0.8 if name == 'forest' else 1.0)}")
     content = "\n\n".join(parts)

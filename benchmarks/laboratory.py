@@ -24,7 +24,7 @@ from geograft.dataset.tileset import META, TileSet
 from geograft.files import atomic_write, json_digest
 from geograft.legend import IGNORE
 from geograft.metrics.calibration import probability_counts
-from geograft.networks.network import Network, build
+from geograft.networks.network import FROZEN_STAGES, Network, build
 from geograft.training.checkpoint import load_weights
 from geograft.training.loader import Scaling
 from geograft.training.loop import fit
@@ -118,7 +118,9 @@ class Laboratory:
     """Tile sets, trainings and scores in a folder."""
 
     def __init__(self, data: Path, folder: Path, recipe: Recipe) -> None:
-        self.data, self.folder, self.recipe = data, folder, recipe
+        self.data, self.folder = data, folder
+        # The same in all kinds, whatever their bands.
+        self.recipe = recipe.with_settings(model={"frozen_stages": FROZEN_STAGES})
 
     def tiles(self, kind: str, place: str) -> TileSet:
         """Return the tile set of one place, prepared once: a third of the scenes is the test split."""

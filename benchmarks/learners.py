@@ -15,7 +15,7 @@ from geograft.config import Recipe, TrainConfig, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.legend import IGNORE
 from geograft.losses.segmentation import build_loss_config, segmentation_loss
-from geograft.networks.network import Network, build
+from geograft.networks.network import FROZEN_STAGES, Network, build
 from geograft.training.loader import TrainingData
 from geograft.training.optim import ModelEMA, build_optimizer
 from peernets import smp_in_geograft, smp_network
@@ -66,7 +66,7 @@ def build_engine_parts(job: TrainingJob, recipe: Recipe) -> tuple[Network, Train
     """Return the network (smp's for "smp-" names), training data and tile set for Geograft's engine."""
     tiles = open_tiles(job)
     if job.name.startswith("smp-"):
-        network = smp_in_geograft(job.name.split("-")[1], job.weights, recipe.model.frozen_stages)
+        network = smp_in_geograft(job.name.split("-")[1], job.weights, FROZEN_STAGES)
     else:
         network = build(recipe.model, len(tiles.meta.band_names), tiles.meta.legend.outputs)
     scaling = scaling_of(tiles.meta, network, recipe.train.normalise)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from geograft import VectorSource, load_recipe, prepare, train
-from geograft.card import CARD
+from geograft.card import CARD, read_card
 from geograft.commands.demo import with_weights
 from geograft.config import Recipe
 from rasters import SCENE
@@ -16,7 +16,7 @@ def trained_run(folder: Path, epochs: int) -> Path:
     epochs take about a minute on two cores.
     """
     run = folder / f"run-{epochs}"
-    if not (run / CARD).exists():
+    if not is_finished(run):
         recipe = _recipe(epochs)
         tiles = folder / "tiles"
         if not tiles.exists():
@@ -24,6 +24,11 @@ def trained_run(folder: Path, epochs: int) -> Path:
             prepare(source, tiles, recipe.prepare)
         train(tiles, run, recipe, resume=True)
     return run
+
+
+def is_finished(run: Path) -> bool:
+    """Return whether a folder has a run that was trained to its end."""
+    return (run / CARD).exists() and read_card(run).finished
 
 
 def _recipe(epochs: int) -> Recipe:

@@ -25,7 +25,7 @@ import machine
 import page
 from bench_adapt import CPU, THRESHOLDS, continue_training, iou_at
 from geograft import MaskSource, load_recipe, prepare, train
-from geograft.card import CARD, ModelCard, read_card
+from geograft.card import ModelCard, read_card
 from geograft.commands.demo import with_weights
 from geograft.commands.suggest import suggest
 from geograft.config import AdaptConfig, PrepareConfig, Recipe, SuggestConfig
@@ -33,6 +33,8 @@ from geograft.dataset.tileset import Tile, TileSet
 from geograft.files import write_json
 from geograft.mapping.adaptation import count_tiles
 from geograft.mapping.models import RunModel
+from geograft.networks.network import FROZEN_STAGES
+from models import is_finished
 
 COUNTS = (5, 10, 20, 40)
 STEPS = 180
@@ -80,7 +82,7 @@ class Place:
     def run(self, recipe: Recipe) -> Path:
         """Return a run trained in the place, trained if it is missing."""
         run, tiles = self.folder / f"run-{self.kind}-{self.name}", self.tiles()
-        if not (run / CARD).exists():
+        if not is_finished(run):
             epochs = max(1, round(STEPS * recipe.train.batch_size / len(tiles.split("train"))))
             settings = {"epochs": epochs, "repeat": 1, "device": "cpu"}
             train(tiles.folder, run, recipe.with_settings(train=settings), resume=True)
@@ -233,7 +235,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/suggest.md")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    recipe, weights_from = with_weights(load_recipe(Path("demo")))
+    # The tables are of runs with the same number on four bands, too.
+    same = {"frozen_stages": FROZEN_STAGES}
+    recipe, weights_from = with_weights(load_recipe(Path("demo")).with_settings(model=same))
     simulation = Simulation(given.data, given.folder, recipe)
     for curve in () if given.table else steps(given.seeds, given.transfers):
         simulation.fill(*curve)

@@ -16,10 +16,12 @@ import geograft.commands.training_plan as training
 from geograft.card import WEIGHTS, read_card
 from geograft.cli import app
 from geograft.commands.train import read_recipe, train
-from geograft.commands.training_plan import PLANNED_STEPS, fit_minutes, plan_training, should_compile
-from geograft.config import Recipe, TrainConfig, load_recipe
+from geograft.commands.training_plan import PLANNED_STEPS, fit_minutes, plan_freezing, plan_training, should_compile
+from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
+from geograft.networks.network import build
+from geograft.networks.pyramid import build_pyramid
 from geograft.training.checkpoint import LAST
 from geograft.training.loop import expected_epoch_seconds, fit
 from geograft.training.sampling import make_batches
@@ -93,20 +95,30 @@ def test_another_tile_size_is_advised(tile_set: TileSet, tile_px: int, advised: 
 
 
 @pytest.mark.parametrize("bands", [1, 3, 4])
-def test_no_stage_is_frozen_under_weights_for_other_bands(tile_set: TileSet, tmp_path: Path, bands: int) -> None:
-    names = tuple(f"band {number}" for number in range(bands))
-    meta = replace(tile_set.meta, band_names=names, mean=(0.0,) * bands, std=(1.0,) * bands)
-    tiles = replace(with_training_tiles(tile_set, 200), meta=meta)
+def test_no_stage_is_frozen_under_weights_for_other_bands(tmp_path: Path, bands: int) -> None:
     own = tmp_path / "own.safetensors"
     # The names sort before that of the first convolution, whose inputs count.
     save_file({"blocks.0.conv_dw.weight": torch.ones(8, 1, 3, 3), "conv_stem.weight": torch.ones(8, bands, 3, 3)}, own)
     for weights in ("hub", "package", "none", str(own)):
         recipe = Recipe().with_settings(model={"weights": weights})
-        plan = plan_training(tiles, recipe)
+        plan = plan_freezing(recipe, bands, 5)
         released = weights in ("hub", "package") and bands != 3
-        assert plan.recipe == (recipe.with_settings(model={"frozen_stages": 0}) if released else recipe)
-        assert any("frozen" in line for line in plan.lines) == released
-        assert plan_training(tiles, recipe, {"frozen_stages"}).recipe == recipe
+        assert plan.recipe == recipe.with_settings(model={"frozen_stages": 0 if released else 2})
+        assert len(plan.lines) == released
+    one = recipe.with_settings(model={"frozen_stages": 1, "weights": "package"})
+    assert plan_freezing(one, bands, 5).recipe == one
+
+
+@pytest.mark.parametrize(("bands", "frozen"), [(3, 1), (4, 0)])
+def test_a_built_network_has_the_frozen_stages_of_the_plan(tmp_path: Path, bands: int, frozen: int) -> None:
+    """Plain vision transformers have one stage, so that is what can be frozen."""
+    source, path = build(ModelConfig(encoder="test_vit", weights="none"), 3, 1), tmp_path / "vit.safetensors"
+    pyramid = build_pyramid("test_vit", 3, "none")[0]
+    assert source.frozen == 0
+    save_file({key: tensor.contiguous() for key, tensor in pyramid.state_dict().items()}, path)
+    recipe = Recipe().with_settings(model={"encoder": "test_vit", "weights": str(path)})
+    network = build(recipe.model, bands, 1, pretrained=False)
+    assert network.frozen == frozen == plan_freezing(recipe, bands, 1).recipe.model.frozen_stages
 
 
 class StopError(Exception):

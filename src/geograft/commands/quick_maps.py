@@ -27,7 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from geograft.commands.demo import with_weights
 from geograft.commands.prepare import prepare
 from geograft.commands.project_work import Work, predict_window
-from geograft.commands.train import LINEAR, train
+from geograft.commands.train import train
+from geograft.commands.training_plan import LINEAR
 from geograft.config import Recipe
 from geograft.config.recipes import LABEL_FILE, QUICK, RUN, TILES, read_project
 from geograft.dataset.sources import VectorSource

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from geograft.card import CARD, STATE, TILES_FILE, WEIGHTS, ModelCard, check_weights, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
-from geograft.commands.training_plan import fit_minutes, plan_training, should_compile
+from geograft.commands.training_plan import LINEAR, fit_minutes, plan_freezing, plan_training, should_compile
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
 from geograft.dataset.joined import GivenTiles, TileSetPaths
 from geograft.dataset.tileset import Tile, TileSet, TileSetMeta
@@ -130,7 +130,6 @@ def _ends(bands: tuple[str, ...], legend: Legend) -> Signature:
 
 
 RECIPE = "recipe.toml"
-LINEAR = "linear"
 """The architecture that is fitted, not trained."""
 DEFAULT_RECIPE = Recipe()
 
@@ -301,7 +300,12 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
         recipe = _without_repeats(recipe)
     recipe = replace(recipe, model=start.model_config(recipe.model, tile_set.meta)) if start else recipe
     torch.manual_seed(recipe.train.seed)
-    network = build(recipe.model, len(tile_set.meta.band_names), tile_set.meta.legend.outputs)
+    bands = len(tile_set.meta.band_names)
+    network = build(recipe.model, bands, tile_set.meta.legend.outputs)
+    plan = plan_freezing(recipe, bands, len(network.stages))
+    recipe = plan.recipe
+    for line in plan.lines if rank_of(recipe.train) == 0 else ():
+        announce(line)
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
     notes = () if tile_set.split("val") else ("no validation tiles: the weights are those of the last epoch.",)
     if start:

