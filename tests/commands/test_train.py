@@ -45,7 +45,7 @@ def test_a_run_learns_and_writes_its_files(run: Path) -> None:
     assert card.scores["iou"] == history.best.val_iou
     assert card.resolution_m == pytest.approx(0.1, rel=0.01)
     # Whether to compile was left open, and is recorded as decided.
-    assert load_recipe(run / "recipe.toml") == SMALL.with_settings(train={"compile": False})
+    assert load_recipe(run / "recipe.toml") == SMALL.with_settings(model={"frozen_stages": 2}, train={"compile": False})
     assert {WEIGHTS, LAST, STATE, "history.csv", "card.json", "tiles.json"} <= {path.name for path in run.iterdir()}
 
 
