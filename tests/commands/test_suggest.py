@@ -327,7 +327,7 @@ def test_another_resolution_is_noted(trained_m: float, noted: bool, tmp_path: Pa
 def candidates(values: ndarray) -> list[pool.Candidate]:
     """Return tiles with these values as uncertainty, probability of the positive class and embedding."""
     return [
-        pool.Candidate(0, Window(i, 0, 1, 1), v, 1.0, np.array([[v]]), np.array([v]), None, (1 - v, v), 0)
+        pool.Candidate(0, Window(i, 0, 1, 1), v, 1.0, np.array([[v]], np.float32), np.array([v]), None, (1 - v, v), 0)
         for i, v in enumerate(values.tolist())
     ]
 

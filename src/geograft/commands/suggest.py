@@ -5,7 +5,7 @@ yet, and written as a styled layer for a GIS.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,10 +32,10 @@ from geograft.mapping.pool import (
     Embedder,
     Pool,
     PoolRaster,
-    check_candidates,
     collect_candidates,
     labelled_area,
-    open_pool_model,
+    load_pool_model,
+    no_candidate_error,
 )
 from geograft.metrics.applicability import Applicability
 from geograft.metrics.selection import draw_balanced_sample, select_batch
@@ -255,30 +255,105 @@ def suggest(
         SettingError: when the device or backend is not available, or for disagreement of one run without TTA.
         OutputError: when `out` exists, is not a .gpkg, or cannot be written.
     """
-    runs, rasters = to_runs(run), to_inputs(rasters)
-    out, known, aoi = Path(out), optional_path(known), optional_path(aoi)
+    out = Path(out)
     refuse_existing(out)
     check_suffix(out)
+    task = open_task(to_runs(run), to_inputs(rasters), config, optional_path(known), optional_path(aoi))
+    embedder = task.load_embedder(config.backend)
+    found = task.rank(collect_candidates(embedder, task.rasters), out)
+    return task.suggestions(out, found, embedder)
+
+
+@dataclass(frozen=True)
+class RankedTiles:
+    """The tiles to label, and of how many tiles they were chosen."""
+
+    tiles: tuple[Suggestion, ...]
+    unlabelled_tiles: int
+    labelled_tiles: int
+
+
+@dataclass(frozen=True)
+class SuggestTask:
+    """The rasters to search, and everything else that determines what is suggested."""
+
+    runs: tuple[Path, ...]
+    card: ModelCard
+    """Card of the first run."""
+    inputs: "_Inputs"
+    config: SuggestConfig
+    aoi: Path | None
+    labels: TileSet | None
+    """The tile set whose tiles are labelled; None if it is unknown."""
+    rasters: tuple[PoolRaster, ...]
+
+    @property
+    def sources(self) -> list[MapSource]:
+        """The rasters as the sources of their tiles."""
+        return [raster.source for raster in self.rasters]
+
+    def load_embedder(self, backend: Any) -> Embedder:
+        """Load the runs and the encoder of the first one with the same backend; "auto" means the fastest for pixels.
+
+        Raises:
+            InputError: if a run cannot be used, a raster cannot be read, or no pixel is valid.
+            SettingError: if the device or the backend is not available.
+        """
+        config = replace(self.config, backend=backend)
+        pixels = load_pool_model(self.runs, config, config.acquisition, self.sources)
+        if pixels is None:
+            raise no_candidate_error(self.inputs.places, 0)
+        path = run_file(self.runs[0], FEATURES_FILE)
+        features = Applicability.read(path) if path.exists() else None
+        encoder = load_cell_encoder(
+            self.runs[0], self.card, config.device, pixels.predictor.backend, pixels.model.card.tile_px
+        )
+        return Embedder(pixels, config.acquisition, encoder, features, config.seed)
+
+    def rank(self, pool: Pool, out: Path) -> RankedTiles:
+        """Choose the tiles to label of a pruned pool, and write them.
+
+        Raises:
+            InputError: if there is no tile to suggest.
+            OutputError: if the file cannot be written.
+        """
+        if not pool.unlabelled_tiles:
+            raise no_candidate_error(self.inputs.places, pool.labelled_tiles)
+        first = draw_first(pool.sample, _random_tiles(self.config, pool), self.config.seed)
+        tiles = rank_candidates(pool.candidates, self.config.tiles, first)
+        write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in self.sources])
+        return RankedTiles(tiles, pool.unlabelled_tiles, pool.labelled_tiles)
+
+    def suggestions(self, path: Place, found: RankedTiles, embedder: Embedder) -> Suggestions:
+        """Return the result of `suggest`: what was written to `path`, with notes for the user."""
+        notes = [*embedder.pixels.model.notes, *_notes(self.runs[0], embedder.training_features, self.labels)]
+        notes += _band_order_notes(self.card, self.inputs, self.sources, self.config)
+        sizes = (resolution_note(one.mosaic.name, resolution_m(one.grid), self.card) for one in self.sources)
+        notes += [note for note in sizes if note][:1]
+        return Suggestions(
+            path, self.inputs.places, found.tiles, found.unlabelled_tiles, found.labelled_tiles, tuple(notes)
+        )
+
+
+def open_task(
+    runs: Sequence[Path], rasters: Sequence[RasterInput], config: SuggestConfig, known: Path | None, aoi: Path | None
+) -> SuggestTask:
+    """Return what is to be searched by the arguments of `suggest`, without loading a network.
+
+    Raises:
+        InputError: when the first run cannot be used; when a raster or the tile set `known` does not fit it or cannot
+            be read.
+        SettingError: for disagreement of one run without TTA.
+    """
     _check_views(config, runs)
     card = read_card(runs[0])
     inputs = _inputs(card, rasters)
     sources = _sources(card, inputs, config, aoi)
     labels = _labelled_tiles(runs[0], known, inputs.tile_set)
     areas = [labelled_area(source.rasters[0], source.grid, labels) for source in sources]
-    embedder = _load_embedder(runs, card, config)
     again = _sources(card, inputs, config, aoi)
-    pool = collect_candidates(
-        embedder, [PoolRaster(i, *each) for i, each in enumerate(zip(sources, areas, again, strict=True))]
-    )
-    check_candidates(inputs.places, pool.unlabelled_tiles, pool.labelled_tiles)
-    first = draw_first(pool.sample, _random_tiles(config, pool), config.seed)
-    tiles = rank_candidates(pool.candidates, config.tiles, first)
-    write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in sources])
-    notes = _notes(runs[0], embedder.training_features, labels)
-    notes = (*embedder.model.notes, *notes, *_band_order_notes(card, inputs, sources, config))
-    sizes = (resolution_note(source.mosaic.name, resolution_m(source.grid), card) for source in sources)
-    notes = (*notes, *[note for note in sizes if note][:1])
-    return Suggestions(out, inputs.places, tiles, pool.unlabelled_tiles, pool.labelled_tiles, notes)
+    pool_rasters = tuple(PoolRaster(i, *each) for i, each in enumerate(zip(sources, areas, again, strict=True)))
+    return SuggestTask(tuple(runs), card, inputs, config, aoi, labels, pool_rasters)
 
 
 def _random_tiles(config: SuggestConfig, pool: Pool) -> int:
@@ -349,14 +424,6 @@ def _labelled_tiles(run: Path, known: Path | None, given: TileSet | None) -> Til
         return open_run_tiles(run)
     except InputError:
         return None
-
-
-def _load_embedder(runs: Sequence[Path], card: ModelCard, config: SuggestConfig) -> Embedder:
-    model = open_pool_model(runs, config, config.acquisition)
-    path = run_file(runs[0], FEATURES_FILE)
-    features = Applicability.read(path) if path.exists() else None
-    encoder = load_cell_encoder(runs[0], card, config.device, config.backend, model.card.tile_px)
-    return Embedder(model, config.acquisition, encoder, features, config.seed)
 
 
 def _check_views(config: SuggestConfig, runs: Sequence[Path]) -> None:

@@ -5,12 +5,13 @@ run's encoder. Tiles inside the labelled area of a tile set are skipped.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import shapely
@@ -23,14 +24,16 @@ from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window, block_windows
 from geograft.geo.vectors.reader import read_polygons
 from geograft.inference.embedding import CellEncoder
+from geograft.inference.predictor import EnsemblePredictor, PixelBatch
 from geograft.legend import Legend
 from geograft.locations import Place
 from geograft.mapping.batches import MirroredSource
-from geograft.mapping.blend import Strip
+from geograft.mapping.blend import BlendPlan, Strip, blend
 from geograft.mapping.classmap import class_entropy, class_margin, class_probabilities, ensemble_std
-from geograft.mapping.held_out import PartOfInterest, assemble, blend_part
+from geograft.mapping.held_out import PartOfInterest, assemble
 from geograft.mapping.models import RunModel
-from geograft.mapping.plan import MapSource
+from geograft.mapping.plan import MapSource, plan_windows, sample_windows
+from geograft.mapping.units import unit_plan
 from geograft.metrics.applicability import Applicability
 from geograft.progress import progress_bar
 
@@ -82,14 +85,12 @@ def _shapes(raster: Place, grid: Grid, tile_set: TileSet) -> Shaped[ndarray, " n
     return np.concatenate([np.zeros(0, object), *shapes])
 
 
-def check_candidates(rasters: Sequence[Place], tiles: int, labelled: int) -> None:
-    """Raise InputError if there is no tile to suggest, with the reason."""
-    if tiles:
-        return
+def no_candidate_error(rasters: Sequence[Place], labelled: int) -> InputError:
+    """Return the error for rasters without a tile to suggest, of which `labelled` are labelled."""
     name = f"{rasters[0]}{f' and {len(rasters) - 1} more' if len(rasters) > 1 else ''}"
     if labelled:
-        raise InputError(f"{name}: all tiles with valid pixels are labelled already. Give rasters of another area.")
-    raise InputError(
+        return InputError(f"{name}: all tiles with valid pixels are labelled already. Give rasters of another area.")
+    return InputError(
         f"{name} has no valid pixel to label: all is nodata or outside --aoi. Check nodata value and mask."
     )
 
@@ -114,7 +115,7 @@ class Candidate:
     """Mean uncertainty over its pixels, 0 to 1."""
     valid_fraction: float
     """Valid pixels as a fraction of a whole tile."""
-    embeddings: Float[ndarray, "q d"]
+    embeddings: Float32[ndarray, "q d"]
     """Embedding of each quarter of the tile: the mean of the encoder's features in its cells."""
     quarter_uncertainty: Float[ndarray, " q"]
     """Total uncertainty of each quarter."""
@@ -146,9 +147,14 @@ class Pool:
 
     def add(self, candidate: Candidate) -> None:
         """Add a candidate; it is kept while it is among the most uncertain, or those with the lowest lots."""
-        self.unlabelled_tiles += 1
-        self.candidates.append(candidate)
-        self.sample.append(candidate)
+        self.merge(Pool([candidate], [candidate], 1))
+
+    def merge(self, other: "Pool") -> None:
+        """Add the tiles of another pool. In which order pools are merged does not matter, once they are pruned."""
+        self.unlabelled_tiles += other.unlabelled_tiles
+        self.labelled_tiles += other.labelled_tiles
+        self.candidates += other.candidates
+        self.sample += other.sample
         if max(len(self.candidates), len(self.sample)) >= 2 * MAX_CANDIDATES:
             self.prune()
 
@@ -177,26 +183,59 @@ ACQUISITIONS: Mapping[Acquisition, Callable[[Strip, Legend], Float32[ndarray, "1
 """Functions from a strip to the uncertainty of its pixels, 0 to 1."""
 
 
-def open_pool_model(runs: Sequence[Path], settings: InferenceConfig, acquisition: Acquisition) -> RunModel:
-    """Return the model of runs whose strips have what the acquisition function needs.
+@dataclass(frozen=True)
+class PoolModel:
+    """The model of runs whose strips have what an acquisition function needs, with one backend for all rasters."""
+
+    model: RunModel
+    predictor: EnsemblePredictor
+    """That of the windows in `sample`."""
+    sample: PixelBatch
+    """The first windows with valid pixels."""
+
+
+def load_pool_model(
+    runs: Sequence[Path], settings: InferenceConfig, acquisition: Acquisition, sources: Sequence[MapSource]
+) -> PoolModel | None:
+    """Load runs with the backend that is chosen on the first windows of the rasters; None if no pixel is valid.
 
     Raises:
-        InputError: if one of `runs` is not a run, or differs from the first in classes, bands or dtype.
+        InputError: if one of `runs` is not a run, or differs from the first in classes, bands or dtype; if its weights
+            cannot be used; if a raster cannot be read.
+        SettingError: if the device or the backend is not available.
     """
     spread = acquisition == "disagreement"
-    return RunModel.open(runs, settings, spread=spread, spread_views=spread)
+    model = RunModel.open(runs, settings, spread=spread, spread_views=spread)
+    for source in sources:
+        plan = plan_windows(source.mosaic, model.card, settings, model.layers)
+        with closing(source.mosaic):
+            sample = sample_windows(plan, source)
+        if sample is not None:
+            return _with_sample(model, plan, sample)
+    return None
+
+
+def _with_sample(model: RunModel, plan: BlendPlan, sample: PixelBatch) -> PoolModel:
+    predictor = model.predictor(plan.lanes.tiles.tile_px, plan.batch_size, lambda: sample)
+    backend: Any = predictor.backend
+    return PoolModel(replace(model, settings=replace(model.settings, backend=backend)), predictor, sample)
 
 
 @dataclass(frozen=True)
 class Embedder:
     """Computes the uncertainty and the embeddings of tiles, and their dissimilarity to the training data."""
 
-    model: RunModel
+    pixels: PoolModel
     acquisition: Acquisition
     encoder: CellEncoder
     training_features: Applicability | None
     seed: int = 0
     """Seed of the tiles' lots."""
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a tile in pixels: the largest of the training tiles' of all runs."""
+        return self.pixels.model.card.tile_px
 
 
 @dataclass(frozen=True)
@@ -209,15 +248,12 @@ class PoolRaster:
     frames: MapSource
     """The same raster, opened a second time: it is read in another thread than `source`."""
 
-    def unlabelled(self, tile_px: int) -> tuple[list[Window], int]:
-        """Return the unlabelled tiles that may have data, and the number of labelled ones.
+    def unlabelled(self, tile_px: int, part: Window) -> tuple[list[Window], int]:
+        """Return the unlabelled tiles in a part of the raster that may have data, and the number of labelled ones.
 
-        Tiles start at the upper left corner; the last ones are cut at the raster's border.
+        Tiles start at the upper left corner; the last ones are cut at the raster's border. The part has whole tiles.
         """
-        grid = self.source.grid
-        windows = [
-            window for window in block_windows(grid.window, tile_px, tile_px) if not self.source.is_empty(window)
-        ]
+        windows = [window for window in block_windows(part, tile_px, tile_px) if not self.source.is_empty(window)]
         free = [window for window in windows if self.labelled.fraction(window) <= MAX_LABELLED_FRACTION]
         return free, len(windows) - len(free)
 
@@ -233,23 +269,36 @@ def collect_candidates(embedder: Embedder, rasters: Sequence[PoolRaster]) -> Poo
         InputError: when a raster cannot be read.
     """
     pool = Pool()
-    size = embedder.model.card.tile_px
     for raster in rasters:
-        free, labelled = raster.unlabelled(size)
+        free, labelled = raster.unlabelled(embedder.tile_px, raster.source.grid.window)
         pool.labelled_tiles += labelled
-        title = f"scoring {raster.source.rasters[0].name}"
-        with (
-            closing(raster.source.mosaic),
-            closing(raster.frames.mosaic),
-            progress_bar(title, len(free), "tiles") as bar,
-        ):
-            tiles = _uncertain_tiles(embedder, raster, free)
-            while batch := list(islice(tiles, BATCH)):
-                for candidate in _candidates(embedder, raster, batch):
-                    pool.add(candidate)
-                bar.advance(len(batch))
+        with progress_bar(f"scoring {raster.source.rasters[0].name}", len(free), "tiles") as bar:
+            add_candidates(pool, embedder, raster, free, bar.advance)
     pool.prune()
     return pool
+
+
+def add_candidates(
+    pool: Pool, embedder: Embedder, raster: PoolRaster, windows: Sequence[Window], advance: Callable[[int], None]
+) -> None:
+    """Add the candidates among the tiles `windows` of a raster to a pool.
+
+    On a CPU a candidate has the same bits whichever tiles are given with it: it depends on its own pixels, and on those
+    windows of the whole raster that share a pixel with it, which are added in whole numbers. `advance` is called with
+    numbers of finished tiles.
+
+    Raises:
+        InputError: when the raster cannot be read.
+    """
+    with (
+        closing(raster.source.mosaic),
+        closing(raster.frames.mosaic),
+        closing(_uncertain_tiles(embedder, raster, windows)) as tiles,
+    ):
+        while batch := list(islice(tiles, BATCH)):
+            for candidate in _candidates(embedder, raster, batch):
+                pool.add(candidate)
+            advance(len(batch))
 
 
 @dataclass(frozen=True)
@@ -264,9 +313,11 @@ class _UncertainTile:
     """Whether a pixel of the whole tile has a prediction."""
 
 
-def _uncertain_tiles(embedder: Embedder, raster: PoolRaster, windows: Sequence[Window]) -> Iterator[_UncertainTile]:
+def _uncertain_tiles(
+    embedder: Embedder, raster: PoolRaster, windows: Sequence[Window]
+) -> Generator[_UncertainTile, None, None]:
     """Yield the tiles with enough valid pixels and their uncertainty, in the order in which they are complete."""
-    model, size = embedder.model, embedder.model.card.tile_px
+    model, size = embedder.pixels.model, embedder.tile_px
 
     def extract(strip: Strip) -> list[ndarray]:
         legend = model.card.legend
@@ -278,8 +329,10 @@ def _uncertain_tiles(embedder: Embedder, raster: PoolRaster, windows: Sequence[W
 
     if not windows:
         return
-    part = PartOfInterest(raster.source, tuple(windows))
-    with closing(blend_part(model, part, raster.source.mosaic)) as strips:
+    of_interest, bounds = PartOfInterest(raster.source, tuple(windows)), _bounding_window(windows)
+    plan = unit_plan(plan_windows(raster.source.mosaic, model.card, model.settings, model.layers), bounds)
+    predictor = model.predictor(plan.lanes.tiles.tile_px, plan.batch_size, partial(sample_windows, plan, of_interest))
+    with closing(blend(plan, of_interest, predictor)) as strips:
         for position, (uncertainty, (mapped,), probabilities) in assemble(strips, windows, extract):
             window = windows[position]
             padding = [(0, size - window.height), (0, size - window.width)]
@@ -289,34 +342,52 @@ def _uncertain_tiles(embedder: Embedder, raster: PoolRaster, windows: Sequence[W
                 yield tile
 
 
+def _bounding_window(windows: Sequence[Window]) -> Window:
+    row, col = min(one.row for one in windows), min(one.col for one in windows)
+    stop_row, stop_col = max(one.stop_row for one in windows), max(one.stop_col for one in windows)
+    return Window(row, col, stop_row - row, stop_col - col)
+
+
 def _candidates(embedder: Embedder, raster: PoolRaster, tiles: Sequence[_UncertainTile]) -> Iterator[Candidate]:
-    """Yield the tiles of a batch that have at least one cell with features and valid pixels."""
-    mapped = np.stack([tile.mapped for tile in tiles])
-    uncertainty = np.stack([tile.uncertainty for tile in tiles])
-    means = mean_over_mask(uncertainty, mapped)
-    cell_uncertainty = cell_means(
-        np.where(mapped, np.maximum(uncertainty, MIN_UNCERTAINTY), 0), embedder.encoder.cell_px
-    )
-    grid, size = raster.frames.grid, embedder.model.card.tile_px
+    """Yield the tiles of a batch that have at least one cell with features and valid pixels.
+
+    Only the encoder sees the batch; on a CPU it too computes tile by tile. NumPy's sums may depend on the number of
+    tiles that are added at once.
+    """
+    grid, size = raster.frames.grid, embedder.tile_px
     source = MirroredSource(raster.frames, grid.height, grid.width)
     frames = [source.read(Window(tile.window.row, tile.window.col, size, size)) for tile in tiles]
     cells, has_features = embedder.encoder(*(np.stack(arrays) for arrays in zip(*frames, strict=True)))
-    usable = has_features & (cell_uncertainty > 0)
-    ends = has_features.sum(axis=(1, 2)).cumsum()
-    for i, (tile, mine) in enumerate(zip(tiles, np.split(cells, ends)[: len(tiles)], strict=True)):
-        if usable[i].any():
-            dissimilarity = _dissimilarity(mine, embedder.training_features)
-            quarters = pool_quarters(mine[usable[i][has_features[i]]], cell_uncertainty[i], usable[i])
-            yield Candidate(
-                raster.index,
-                tile.window,
-                float(means[i]),
-                float(tile.mapped.mean()),
-                *quarters,
-                dissimilarity,
-                tile.predicted,
-                draw_lot(embedder.seed, raster.source.rasters[0].name, tile.window),
-            )
+    each = np.split(cells, has_features.sum(axis=(1, 2)).cumsum())[: len(tiles)]
+    for tile, own, seen in zip(tiles, each, has_features, strict=True):
+        candidate = _candidate(embedder, raster, tile, own, seen)
+        if candidate is not None:
+            yield candidate
+
+
+def _candidate(
+    embedder: Embedder,
+    raster: PoolRaster,
+    tile: _UncertainTile,
+    cells: Float32[ndarray, "m d"],
+    has_features: Bool[ndarray, "rows cols"],
+) -> Candidate | None:
+    """Return a tile with the features of its cells; None if no cell with features has valid pixels."""
+    uncertainty = np.where(tile.mapped, np.maximum(tile.uncertainty, MIN_UNCERTAINTY), 0)
+    by_cell = cell_means(uncertainty[None], embedder.encoder.cell_px)[0]
+    usable = has_features & (by_cell > 0)
+    if not usable.any():
+        return None
+    return Candidate(
+        raster.index,
+        tile.window,
+        float(mean_over_mask(tile.uncertainty[None], tile.mapped[None])[0]),
+        float(tile.mapped.mean()),
+        *pool_quarters(cells[usable[has_features]], by_cell, usable),
+        _dissimilarity(cells, embedder.training_features),
+        tile.predicted,
+        draw_lot(embedder.seed, raster.source.rasters[0].name, tile.window),
+    )
 
 
 def mean_over_mask(values: Float32[ndarray, "n h w"], mask: Bool[ndarray, "n h w"]) -> Float64[ndarray, " n"]:
@@ -338,7 +409,7 @@ def cell_means(uncertainty: Float[ndarray, "n t t"], cell_px: int) -> Float64[nd
 
 def pool_quarters(
     cells: Float32[ndarray, "m d"], uncertainty: Float64[ndarray, "rows cols"], mask: Bool[ndarray, "rows cols"]
-) -> tuple[Float64[ndarray, "q d"], Float64[ndarray, " q"]]:
+) -> tuple[Float32[ndarray, "q d"], Float64[ndarray, " q"]]:
     """Return the mean features and the total uncertainty of each quarter of a tile that contains cells.
 
     `cells` are the features of the cells in `mask`.
@@ -347,7 +418,7 @@ def pool_quarters(
     quarter = 2 * (2 * rows // mask.shape[0]) + 2 * cols // mask.shape[1]
     each = [quarter == one for one in np.unique(quarter)]
     embeddings = np.stack([cells[mine].mean(axis=0, dtype=np.float64) for mine in each])
-    return embeddings, np.array([uncertainty[mask][mine].sum() for mine in each])
+    return embeddings.astype(np.float32), np.array([uncertainty[mask][mine].sum() for mine in each])
 
 
 def _dissimilarity(cells: Float32[ndarray, "m d"], known: Applicability | None) -> float | None:
