@@ -117,8 +117,9 @@ class Run:
 class Laboratory:
     """Tile sets, trainings and scores in a folder."""
 
-    def __init__(self, data: Path, folder: Path, recipe: Recipe) -> None:
-        self.data, self.folder = data, folder
+    def __init__(self, data: Path, folder: Path, recipe: Recipe, bands: tuple[int, ...] = ()) -> None:
+        """Use the data in a folder; `bands` are those of the images in the network's order, by default all."""
+        self.data, self.folder, self.bands = data, folder, bands
         # The same in all kinds, whatever their bands.
         self.recipe = recipe.with_settings(model={"frozen_stages": FROZEN_STAGES})
 
@@ -127,6 +128,7 @@ class Laboratory:
         out = self.folder / "tiles" / f"{kind}-{place}"
         if not (out / META).exists():
             settings = {"tile_px": TILE_PX, "overlap": OVERLAP.get(kind, 0.0), "split": "scene", "val": 0, "test": TEST}
+            settings |= {"bands": self.bands}
             prepare(self.source(kind, place), out, self.recipe.with_settings(prepare=settings).prepare)
         return TileSet.open(out)
 
@@ -294,8 +296,9 @@ def held_out_scenes(tiles: TileSet, place: str, run: Run) -> list[str]:
 
 def read_scene(tiles: TileSet, scene: str) -> tuple[ndarray, ndarray]:
     """Return the image of a scene, float32 (B, H, W), and its label, uint8 (H, W)."""
+    bands = list(tiles.meta.settings.bands) or None
     with rasterio.open(tiles.image_path(scene)) as image, rasterio.open(tiles.mask_path(scene)) as mask:
-        return image.read().astype(np.float32), mask.read(1)
+        return image.read(bands).astype(np.float32), mask.read(1)
 
 
 def probability_histogram(network: Network, image: ndarray, label: ndarray) -> ndarray:

