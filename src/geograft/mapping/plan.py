@@ -401,6 +401,17 @@ def _resolution(card: ModelCard) -> float:
     return card.resolution_m
 
 
+def runs_origin(runs: Sequence[Path], settings: InferenceConfig) -> dict[str, Any]:
+    """Return what determines how runs predict, as digests: weights, cards, and the place of the settings."""
+    return {
+        "runs": [
+            {"path": run_location(run), "weights": run_file_digest(run, WEIGHTS), "card": run_file_digest(run, CARD)}
+            for run in runs
+        ],
+        "places": [run_file_digest(run, place_file(settings.place)) for run in runs] if settings.place else [],
+    }
+
+
 def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str, Any]:
     """Return everything that determines a map: runs, rasters, area, settings and backend. Reads the weights once."""
     job, settings = task.source, task.settings
@@ -410,11 +421,7 @@ def origin(task: MapTask, backend: str, precision: str = "float32") -> dict[str,
     given = {name: value for name, value in asdict(settings).items() if name not in ("overlap", "keep_going", "mask")}
     given |= {"mask": list(settings.mask)} if settings.mask else {}  # so that other maps keep their origin
     return {
-        "runs": [
-            {"path": run_location(run), "weights": run_file_digest(run, WEIGHTS), "card": run_file_digest(run, CARD)}
-            for run in task.runs
-        ],
-        "places": [run_file_digest(run, place_file(settings.place)) for run in task.runs] if settings.place else [],
+        **runs_origin(task.runs, settings),
         "known": run_file_digest(task.runs[0], FEATURES_FILE) if settings.applicability else None,
         "settings": given | {"bands": list(settings.bands)} | used,
         "backend": backend,

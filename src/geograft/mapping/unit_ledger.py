@@ -18,16 +18,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.errors import InputError, OutputError
-from geograft.files import to_json
+from geograft.files import json_digest, to_json
 from geograft.locations import Place
-from geograft.mapping.environment import Environment
+from geograft.mapping.environment import Environment, content_digest
 from geograft.mapping.units import SceneUnits, UnitGrid
-from geograft.storage import open_storage
+from geograft.storage import LocalFolder, open_storage
 
 JOB, STATE, UNITS = "job.json", "state", "units"
 STOPPED, RESULT = "stopped.json", "result"
@@ -327,6 +328,32 @@ class UnitLedger:
         if found.unit != name or any("/" in file or not file.startswith(name) for file in found.files):
             raise InputError(f"{self.out}/{STATE}/{key} is of another unit. Remove it to compute the unit again.")
         return found
+
+    def unit_file(self, unit: str, suffix: str, scratch: Path) -> Path | None:
+        """Return the file of a finished unit on this machine, compared with its receipt; None if it has none.
+
+        That of a bucket is downloaded into `scratch`.
+
+        Raises:
+            InputError: if it cannot be read, or has other values than its receipt says.
+        """
+        receipt, name = self.receipt(unit), f"{unit}{suffix}"
+        if name not in receipt.files:
+            return None
+        local = self.files.root if isinstance(self.files, LocalFolder) else None
+        path = local / UNITS / name if local else scratch / name
+        try:
+            if not local:
+                self.files.download(f"{UNITS}/{name}", path)
+            digest = json_digest({name: content_digest(path)}) if path.exists() else ""
+        except (FileNotFoundError, InputError):
+            digest = ""
+        if digest != receipt.digest:
+            raise InputError(
+                f"{self.out}/{UNITS}/{name} is not the file that its receipt describes. Remove it and "
+                f"{self.out}/{STATE}/{unit}.done.json, and give the command of the workers again."
+            )
+        return path
 
     def add_result(self, content: Mapping[str, Any]) -> None:
         """Record that the result of all units is made, and what it is, as JSON."""

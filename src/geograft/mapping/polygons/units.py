@@ -25,12 +25,11 @@ from scipy.sparse.csgraph import connected_components
 
 from geograft.config import PolygonConfig
 from geograft.errors import InputError
-from geograft.files import json_digest
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.opening import raster_state
 from geograft.geo.rasters.raster import Image
 from geograft.locations import Place
-from geograft.mapping.environment import content_digest, describe_libraries
+from geograft.mapping.environment import describe_libraries
 from geograft.mapping.polygons.arcs import expand_ranges
 from geograft.mapping.polygons.ledger import LazyArrays, OpenParts, PolygonLedger, pack_parts, unpack_parts
 from geograft.mapping.polygons.outlines import (
@@ -53,12 +52,11 @@ from geograft.mapping.polygons.regions import (
 )
 from geograft.mapping.polygons.shapes import NO_CORNERS, pack_wkb, unpack_wkb
 from geograft.mapping.polygons.zonal import class_map_source, open_class_map
-from geograft.mapping.unit_ledger import UNITS, UnitLedger
+from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.units import UnitGrid, UnitResult, unit_side
 from geograft.mapping.worker import Proposal, new_job
 from geograft.progress import progress_bar
 from geograft.resume import save_arrays
-from geograft.storage import LocalFolder
 
 INSIDE, CROSSING = "inside", "crossing"
 """Polygons inside a block, and those that cross borders of blocks."""
@@ -230,27 +228,8 @@ class OutlineFiles:
             InputError: if it cannot be read, or has other values than its receipt says.
         """
         if index not in self.known:
-            self.known[index] = self._checked(self.units.name(index))
+            self.known[index] = self.ledger.unit_file(self.units.name(index), ".npz", self.scratch)
         return self.known[index]
-
-    def _checked(self, unit: str) -> Path | None:
-        receipt, name = self.ledger.receipt(unit), f"{unit}.npz"
-        if name not in receipt.files:
-            return None
-        files = self.ledger.files
-        path = files.root / UNITS / name if isinstance(files, LocalFolder) else self.scratch / name
-        try:
-            if not isinstance(files, LocalFolder):
-                files.download(f"{UNITS}/{name}", path)
-            digest = json_digest({name: content_digest(path)}) if path.exists() else ""
-        except (FileNotFoundError, InputError):
-            digest = ""
-        if digest != receipt.digest:
-            raise InputError(
-                f"{self.ledger.out}/{UNITS}/{name} is not the file that its receipt describes. Remove it and "
-                f"{self.ledger.out}/state/{unit}.done.json, and give the command of the workers again."
-            )
-        return path
 
 
 @dataclass(frozen=True)
