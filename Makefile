@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-generalisation bench-export bench-serve bench-first-map bench-gpu bench-scale bench-cost bench-quick docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-generalisation bench-weights bench-export bench-serve bench-first-map bench-gpu bench-scale bench-cost bench-quick docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -72,8 +72,12 @@ bench-places: $(READY)  ## thresholds from a few labelled tiles of another place
 B0_IN_PLACE = --encoder tf_efficientnet_b0 --weights $(WEIGHTS) --folder build/in-place
 bench-generalisation: $(READY)  ## what in training helps in other places, at no cost in place; BENCH=--write: docs/places.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places --kinds trees roads $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places --kinds landslides forest crowns --section "generalisation of other kinds" $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_generalisation.py --data $(DATA)/../places $(B0_IN_PLACE) --variants "nothing frozen" --fresh-seeds 1 $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/label_free.py --data $(DATA)/../places $(B0_IN_PLACE) --seeds 0 1 $(BENCH)
+
+bench-weights: $(READY)  ## pretrained weights of several encoders, in place and elsewhere; BENCH="--csmask FILE --write": docs/places.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pretrained_weights.py --data $(DATA)/../places --b0 $(WEIGHTS) $(BENCH)
 
 bench-labelling: $(READY)  ## tiles to label in a new place, simulated; BENCH=--write: docs/suggest.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simulate_labelling.py --data $(DATA)/../places $(BENCH)

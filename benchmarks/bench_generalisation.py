@@ -278,6 +278,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=LITE0["encoder"], help=f"default {LITE0['encoder']}; another --folder too")
     parser.add_argument("--weights", default=LITE0["weights"], help=f"default {LITE0['weights']}")
     parser.add_argument("--finished", action="store_true", help="train nothing: tables of the finished runs")
+    parser.add_argument("--section", default="", help="of docs/places.md; default by encoder")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/places.md")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -305,8 +306,8 @@ def main() -> None:
     content = "\n\n".join([*tables, about])
     print(content)
     if given.write:
-        section = "generalisation" if given.encoder == LITE0["encoder"] else f"generalisation of {given.encoder}"
-        page.write_section(section, content, page.PAGE.with_name("places.md"))
+        own = "generalisation" if given.encoder == LITE0["encoder"] else f"generalisation of {given.encoder}"
+        page.write_section(given.section or own, content, page.PAGE.with_name("places.md"))
 
 
 if __name__ == "__main__":

@@ -33,12 +33,11 @@ from geograft import load_recipe
 from geograft.files import write_json
 from geograft.networks.network import Network
 from idea_costs import PREDICTION, STEP, Idea, Runner, relative_costs
-from laboratory import APART, PLACES, Laboratory, Run, Variant
+from laboratory import APART, LONGER, PLACES, Laboratory, Run, Variant
 from peernets import use_smp_unet
 from trainees import ENCODER
 
 DEFAULT, PEER = Variant("the default"), Variant("smp's U-Net", rebuild=use_smp_unet, train={"auxiliary_weight": 0})
-LONGER = 3
 KINDS = ("trees", "roads", "landslides")
 VARIANTS = (
     DEFAULT,
@@ -49,7 +48,7 @@ VARIANTS = (
     Variant("boundaries weighted", train={"boundary_weight": 2}),
     Variant("Lovász instead of Dice", train={"region_loss": "lovasz"}),
     Variant("EMA of 0.98", train={"ema": 0.98}),
-    Variant(f"{LONGER} times as many steps", lengthening=LONGER),
+    LONGER,
 )
 COSTS = "costs.json"
 ROUNDS = 7

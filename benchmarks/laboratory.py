@@ -81,6 +81,7 @@ class Variant:
     """Factor of the number of steps."""
 
 
+LONGER = Variant("3 times as many steps", lengthening=3)
 VARIANTS = (
     Variant("the default"),
     Variant("colour augmentation", train={"augment": "colour"}),
@@ -95,6 +96,7 @@ VARIANTS = (
     Variant("EMA of 0.98", train={"ema": 0.98}),
     Variant("no EMA", train={"ema": 0.0}),
     Variant("label smoothing", train={"label_smoothing": 0.1}),
+    LONGER,
     Variant("two source places", all_others=True),
 )
 
