@@ -1,7 +1,8 @@
-"""Storage: the same facts of a local folder and of an S3 bucket."""
+"""Storage: the same facts of a local folder and of buckets of S3, Google and Azure."""
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
-from geograft.storage import Storage, open_storage, s3_settings
+from geograft.storage import Storage, google_settings, open_storage, s3_settings
+from tests.support import azure, gs
+from tests.support.azure import az_container
+from tests.support.gs import gs_bucket
 from tests.support.s3 import SECRET, bucket
 from tests.support.web_server import WebServer, serve_web
 
-__all__ = ["bucket"]
+__all__ = ["az_container", "bucket", "gs_bucket"]
 
 CONTENT = bytes(range(256)) * 40
 
@@ -30,11 +34,11 @@ def faulty() -> Iterator[WebServer]:
         yield server
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", "bucket", "gs_bucket", "az_container"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "folder":
         return open_storage(tmp_path / "root")
-    return open_storage(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+    return open_storage(f"{request.getfixturevalue(request.param)}/{tmp_path.name}")
 
 
 def test_what_is_put_is_read_back(storage: Storage, tmp_path: Path) -> None:
@@ -78,6 +82,23 @@ def test_of_many_threads_one_puts(storage: Storage) -> None:
     assert storage.get("lease") == f"{won[0]}".encode() * 1000
 
 
+def test_names_may_have_spaces_and_any_letters(storage: Storage) -> None:
+    keys = ["a b/50%.bin", "a b/é+&=#?.bin"]
+    for number, key in enumerate(keys):
+        assert storage.put_new(key, bytes([number]))
+        assert not storage.put_new(key, b"other")
+    assert [one.key for one in storage.list("a b/")] == keys
+    assert [storage.get(key) for key in keys] == [b"\x00", b"\x01"]
+
+
+def test_large_files_are_put_in_parts_and_read_back(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(CONTENT * 2000)
+    storage.put("large", tmp_path / "large")
+    assert storage.get_range("large", 2**24 - 2, 2**24 + 2) == (CONTENT * 2000)[2**24 - 2 : 2**24 + 2]
+    storage.download("large", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == CONTENT * 2000
+
+
 def test_the_etag_changes_with_the_content(storage: Storage) -> None:
     assert storage.head("a") is None
     storage.put("a", b"one")
@@ -115,11 +136,15 @@ def test_a_key_that_leads_elsewhere_is_a_mistake(storage: Storage, key: str) -> 
         storage.put(key, b"")
 
 
-def test_a_missing_bucket_is_one_clear_error(bucket: str) -> None:
-    storage = open_storage("s3://no-such-bucket/maps")
-    with pytest.raises(OutputError, match="s3://no-such-bucket/maps/a"):
+@pytest.mark.parametrize(("server", "code"), [
+    ("bucket", "NoSuchBucket"), ("gs_bucket", "NoSuchBucket"), ("az_container", "ContainerNotFound")
+])  # fmt: skip
+def test_a_missing_bucket_is_one_clear_error(server: str, code: str, request: pytest.FixtureRequest) -> None:
+    scheme = request.getfixturevalue(server).partition(":")[0]
+    storage = open_storage(f"{scheme}://no-such-bucket/maps")
+    with pytest.raises(OutputError, match=f"{scheme}://no-such-bucket/maps/a"):
         storage.put("a", b"1")
-    with pytest.raises(InputError, match="NoSuchBucket"):
+    with pytest.raises(InputError, match=code):
         storage.list()
 
 
@@ -134,6 +159,52 @@ def test_no_message_has_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert SECRET not in str(caught.value)
         assert "AKID" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["gs other account", "gs none", "az other key"])
+def test_wrong_credentials_are_one_line_without_them(
+    wrong: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = request.getfixturevalue({"gs": "gs_bucket", "az": "az_container"}[wrong[:2]])
+    account, connection = (
+        os.environ.get(name, "") for name in ("GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_CONNECTION_STRING")
+    )
+    if wrong == "gs other account":
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(Path(account).with_name("other.json")))
+    elif wrong == "gs none":
+        monkeypatch.setenv("GS_NO_SIGN_REQUEST", "YES")
+    else:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection.replace(azure.KEY, "b3RoZXI="))
+    storage = open_storage(f"{address}/refused")
+    read: list[Callable[[], object]] = [storage.list, lambda: storage.get("a"), lambda: storage.head("a")]
+    write: list[Callable[[], object]] = [lambda: storage.put("a", b"1"), lambda: storage.put_new("a", b"1")]
+    for use in read if wrong == "gs none" else read + write:
+        with pytest.raises(GeograftError, match="403") as caught:
+            use()
+        said = str(caught.value)
+        assert address in said
+        assert "\n" not in said
+        assert not any(secret in said for secret in (azure.KEY, azure.ACCOUNT, gs.TOKEN, gs.EMAIL, "Bearer", "eyJ"))
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"type": "service_account", "private_key": "never-to-be-seen"}'])
+def test_a_damaged_service_account_is_one_line_without_its_key(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    if content is not None:
+        (tmp_path / "key.json").write_bytes(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(SettingError, match="gs://maps") as caught:
+        open_storage("gs://maps")
+    assert "\n" not in str(caught.value)
+    assert "never-to-be-seen" not in str(caught.value)
+
+
+def test_google_is_reached_as_gdal_does() -> None:
+    assert google_settings({}) == {}
+    assert google_settings({"GS_NO_SIGN_REQUEST": "YES"}) == {"skip_signature": "true"}
+    assert google_settings({"CPL_GS_ENDPOINT": "http://host:1/"}) == {"base_url": "http://host:1"}
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -398,6 +398,16 @@ def _aws_profile(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def google_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return how Google Cloud Storage is reached, from the environment as GDAL reads it, by obstore's names.
+
+    GOOGLE_APPLICATION_CREDENTIALS is read by both.
+    """
+    unsigned = environment.get("GS_NO_SIGN_REQUEST", "").lower() in YES
+    endpoint = environment.get("CPL_GS_ENDPOINT", "").rstrip("/")
+    return ({"base_url": endpoint} if endpoint else {}) | ({"skip_signature": "true"} if unsigned else {})
+
+
 def _azure_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return how Azure is reached, from the names that GDAL reads in the environment, by obstore's names."""
     text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
@@ -430,10 +440,9 @@ def _bucket_store(root: Location) -> Any:
         "retry_config": {"max_retries": ATTEMPTS - 1, "backoff": pauses},
         "client_options": {"timeout": timedelta(minutes=10), "connect_timeout": timedelta(seconds=TIMEOUT_S)},
     }
-    unsigned = os.environ.get("GS_NO_SIGN_REQUEST", "").lower() in YES
-    settings = {"s3": s3_settings, "az": _azure_settings, "gs": lambda: {"skip_signature": "true"} if unsigned else {}}
-    config: Any = settings[root.scheme]()
-    common["client_options"]["allow_http"] = str(config.get("endpoint", "")).startswith("http://")
+    config: Any = {"s3": s3_settings, "az": _azure_settings, "gs": google_settings}[root.scheme]()
+    endpoint = str(config.get("endpoint") or config.get("base_url"))
+    common["client_options"]["allow_http"] = endpoint.startswith("http://")
     kinds: dict[str, Any] = {"s3": S3Store, "az": AzureStore, "gs": GCSStore}
     try:
         return kinds[root.scheme](root.host, config=config, **common)

@@ -34,9 +34,13 @@ from geograft.mapping.unit_ledger import JobState, Lease, UnitLedger, UnitState
 from geograft.mapping.unit_outputs import read_receipts
 from geograft.mapping.units import UnitGrid, parse_part, unit_order
 from geograft.storage import open_storage
+from tests.support.azure import az_container
+from tests.support.gs import gs_bucket
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import COVERS, ContextPredictor, make_run
-from tests.support.s3 import serve_s3
+from tests.support.s3 import bucket
+
+__all__ = ["az_container", "bucket", "gs_bucket"]
 
 ROOT = Path(__file__).parents[2]
 FAST = Timing(heartbeat_s=0.05, expiry_s=0.4, poll_s=0.02, list_s=0.0)
@@ -405,21 +409,32 @@ def test_orders_have_each_unit_once_and_begin_apart(units: int, parts: int) -> N
     assert len({order[0] for order in orders}) == min(units, parts)
 
 
-def test_workers_share_a_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = plain(place)
-    with serve_s3(monkeypatch) as bucket:
-        out = f"{bucket}/region"
-        made = [
-            predict_units(place / "run", place / "scene.tif", out, worker=WorkerConfig(one_file=assembled))
-            for assembled in (False, True)
-        ]
-        assert [one.computed for one in made] == [6, 0]
-        storage = open_storage(out)
-        for path in sorted(expected.parent.iterdir()):
-            assert storage.get(path.name) == path.read_bytes(), path.name
-        status = jobs(out)
-        assert (status.done, len(status.running), status.summary) == (6, 0, made[0].summary)
-        assert jobs(out, clean=True).cleaned == 0
+@pytest.mark.parametrize("server", ["bucket", "gs_bucket", "az_container"])
+def test_workers_share_a_bucket(
+    place: Path, server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers at once make the files of one process."""
+    expected, bucket = plain(place), request.getfixturevalue(server)
+    monkeypatch.setattr("geograft.mapping.worker.TIMING", Timing(0.5, 30.0, 0.1, 0.1))
+    storage, out = open_storage(bucket), f"{bucket}/region"
+    made: list[Any] = []
+
+    def run(**options: Any) -> None:
+        made.append(predict_units(place / "run", place / "scene.tif", out, worker=WorkerConfig(**options)))
+
+    threads = [threading.Thread(target=run, kwargs={"part": f"{number}/2"}) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run(one_file=True)
+    assert sum(one.computed for one in made) == 6
+    assert made[2].computed == 0
+    for path in sorted(expected.parent.iterdir()):
+        assert storage.get(f"region/{path.name}") == path.read_bytes(), path.name
+    status = jobs(out)
+    assert (status.done, len(status.running), status.summary) == (6, 0, made[2].summary)
+    assert jobs(out, clean=True).cleaned == 0
 
 
 @pytest.mark.parametrize("option", ["--part=1/2", "--tolerance=0.1", "--one-file"])

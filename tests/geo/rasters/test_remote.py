@@ -1,5 +1,6 @@
 """Rasters on web servers and in object stores: equal pixels, few bytes, and one clear error for whatever fails."""
 
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,10 +20,15 @@ from geograft.geo.rasters.opening import raster_state, unchanged_condition
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.writer import copy_tiled
 from geograft.locations import to_place
+from geograft.storage import open_storage
 from geograft.web import StoredObject
+from tests.support.azure import az_container
+from tests.support.gs import gs_bucket
 from tests.support.rasters import textured, write_raster
-from tests.support.s3 import serve_s3
+from tests.support.s3 import bucket
 from tests.support.web_server import Fault, WebServer, serve_web
+
+__all__ = ["az_container", "bucket", "gs_bucket"]
 
 SIDE, BLOCK = 1400, 256
 
@@ -201,23 +207,31 @@ def test_a_server_without_range_requests_is_refused(web: WebServer) -> None:
         Image.open(f"{web.url}/scene.tif")
 
 
-def test_a_bucket_is_read_like_a_file(cog: Path) -> None:
-    obstore = pytest.importorskip("obstore", reason="obstore is not installed")
-    assert obstore
-    from geograft.storage import open_storage
+@pytest.mark.parametrize("server", ["bucket", "gs_bucket", "az_container"])
+def test_a_bucket_is_read_like_a_file(cog: Path, server: str, request: pytest.FixtureRequest) -> None:
+    bucket = request.getfixturevalue(server)
+    storage, address = open_storage(bucket), f"{bucket}/a b/scene.tif"
+    storage.put("a b/scene.tif", cog)
+    window = Window(500, 600, 300, 300)
+    with Image.open(address) as remote, Image.open(cog) as local:
+        assert np.array_equal(remote.read(window)[0], local.read(window)[0])
+        assert str(remote.info.path) == address
+        storage.put("a b/scene.tif", cog.read_bytes()[:-1] + b"x")
+        with pytest.raises(RasterChangedError, match=re.escape(address)):
+            remote.read(Window(0, 0, 300, 300))
+    assert raster_state(to_place(address))["etag"]
+    with pytest.raises(InputError, match="does not exist"):
+        Image.open(f"{bucket}/missing.tif")
 
-    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as bucket:
-        open_storage(bucket).put("a b/scene.tif", cog)
-        window = Window(500, 600, 300, 300)
-        with Image.open(f"{bucket}/a b/scene.tif") as remote, Image.open(cog) as local:
-            assert np.array_equal(remote.read(window)[0], local.read(window)[0])
-            assert str(remote.info.path) == "s3://maps/a b/scene.tif"
-            open_storage(bucket).put("a b/scene.tif", cog.read_bytes()[:-1] + b"x")
-            with pytest.raises(RasterChangedError, match=re.escape(f"{bucket}/a b/scene.tif")):
-                remote.read(Window(0, 0, 300, 300))
-        assert raster_state(to_place(f"{bucket}/a b/scene.tif"))["etag"]
-        with pytest.raises(InputError, match="does not exist"):
-            Image.open(f"{bucket}/missing.tif")
+
+def test_a_raster_at_google_is_refused_without_credentials(
+    cog: Path, gs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_storage(gs_bucket).put("scene.tif", cog)
+    account = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"])
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account.with_name("other.json")))
+    with pytest.raises(InputError, match="403"):
+        Image.open(f"{gs_bucket}/scene.tif")
 
 
 def test_a_small_raster_without_tiles_is_read_too(web: WebServer, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from geograft.files import json_digest
 from geograft.geo.formats import RASTER_MAGIC, raster_driver, remote_name
 from geograft.geo.rasters.gdal import RASTER_ERRORS, error_reason, ignore_not_georeferenced, strict_decoding
 from geograft.locations import Location, Place, redact
-from geograft.storage import s3_settings, storage_of
+from geograft.storage import google_settings, s3_settings, storage_of
 from geograft.web import StoredObject, environment_headers, pause_s, request_headers
 
 Result = TypeVar("Result")
@@ -301,6 +301,9 @@ def remote_options(
         scheme, _, host = endpoint.rpartition("://")
         options |= {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO" if scheme == "http" else "YES"}
         options |= {} if "AWS_VIRTUAL_HOSTING" in os.environ else {"AWS_VIRTUAL_HOSTING": "FALSE"}
+    if location.scheme == "gs" and (url := google_settings().get("base_url")):
+        # GDAL appends the bucket to it.
+        options["CPL_GS_ENDPOINT"] = f"{url}/"
     settings: AbstractContextManager[Any] = rasterio.Env(**options)
     return settings
 
