@@ -17,8 +17,9 @@ from geograft.training.sampling import make_batches
 
 LINEAR = "linear"
 """The architecture that is fitted, not trained."""
-PLANNED_STEPS = 120
-"""Optimizer steps of a planned training with few tiles: those of the default in docs/training.md."""
+PLANNED_STEPS = 360
+"""Optimizer steps of a planned training with few tiles: three times those of the tables in docs/places.md, which gains
+most of all that is compared there."""
 LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
 SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
 RARE_FRACTION, RARE_TILES = 0.01, 0.5
