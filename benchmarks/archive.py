@@ -17,7 +17,7 @@ from geograft.config import PrepareConfig
 from geograft.dataset.sources import MaskSource, VectorSource
 from geograft.dataset.tileset import SPLITS, Tile, TileSet
 from geograft.legend import IGNORE
-from geograft.metrics.scores import confusion_matrix, scores
+from geograft.metrics.confusion import confusion_matrix, scores
 from geograft.networks.pyramid import build_pyramid
 
 TILE_PX, STRIDE, CELL_PX = 128, 4, 64

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, Dataset
 
 from geograft.legend import IGNORE
-from geograft.metrics.scores import scores
+from geograft.metrics.confusion import scores
 from geograft.training.loader import Scaling, Tiles
 from geograft.training.step import confusion
 from learners import MEMORY_FORMATS, Learner

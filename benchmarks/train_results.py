@@ -14,8 +14,8 @@ from numpy import ndarray
 from geograft.config import Recipe, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.files import file_digest, json_digest, write_json
+from geograft.metrics.confusion import class_scores
 from geograft.metrics.intervals import confidence_intervals, paired_confidence_intervals
-from geograft.metrics.scores import class_scores
 from trainees import ARTICLE, OURS, TRAINEES, TrainingJob, default_recipe, needs_own_run
 
 Interval = tuple[float, float]

@@ -18,7 +18,7 @@ from geograft.labels import (
     missing_value,
 )
 from geograft.legend import IGNORE, Legend
-from geograft.losses.targets import Targets
+from geograft.losses.segmentation import Targets
 
 PAIR = Legend(("rest", "tree"))
 COVERS = Legend(("background", "tree", "road"))

@@ -8,8 +8,9 @@ from numpy import ndarray
 
 import unlabelled
 from geograft.dataset.tileset import TileSet
-from geograft.geo.rasters.raster import close_labels, read_labels
+from geograft.geo.rasters.raster import close_labels
 from geograft.legend import IGNORE
+from tests.support.rasters import read_labels
 from tests.support.runs import PixelwisePredictor, make_run
 from unlabelled import TEACHER, PseudoLabelTrial, TrialResults, pseudo_labels, student_name, table_rows
 

@@ -85,7 +85,8 @@ def test_published_example_from_map_to_json(tmp_path: Path) -> None:
         references[mapped == i + 1] = np.repeat(CHANGE.names, row)
     report = area(path, labelled(tmp_path / "points.gpkg", references, path), tmp_path / "area.json")
     content = json.loads((tmp_path / "area.json").read_text(encoding="utf-8"))
-    expected = estimate_accuracy(ErrorMatrix.from_counts(matrix), np.array([0.2, 0.15, 3.2, 6.45]) * 1e6 * 900)
+    of_equal_pixels = ErrorMatrix(matrix, matrix.astype(np.float64), matrix.astype(np.float64))
+    expected = estimate_accuracy(of_equal_pixels, np.array([0.2, 0.15, 3.2, 6.45]) * 1e6 * 900)
     assert report.error_matrix.points.tolist() == content["error_matrix"]["points"] == matrix.tolist()
     for i, row in enumerate(content["classes"]):
         assert row["class"] == CHANGE.names[i]

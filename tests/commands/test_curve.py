@@ -38,8 +38,8 @@ from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError, SettingError
 from geograft.figures.curves import LearningCurve, ScoreSeries, learning_curve_figure
 from geograft.figures.style import DARK, LIGHT
+from geograft.metrics.confusion import scores
 from geograft.metrics.intervals import confidence_intervals
-from geograft.metrics.scores import scores
 from geograft.training.checkpoint import LAST
 from geograft.training.loader import Scaling
 

@@ -29,8 +29,8 @@ from geograft.geo.grid import Window
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.models import RunModel
 from geograft.mapping.shapes import ShapeConfig, ShapeCounter
+from geograft.metrics.confusion import confusion_matrix
 from geograft.metrics.objects import boundary_counts, object_counts
-from geograft.metrics.scores import confusion_matrix
 from geograft.training.history import read_history
 from tests.commands.test_train import SMALL
 from tests.dataset.test_units import grid_of, tile_set

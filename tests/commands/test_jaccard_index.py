@@ -13,7 +13,7 @@ from geograft.dataset import dstl
 from geograft.errors import InputError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.rasterize import PixelShapes, rasterize_window, to_pixel_shapes
-from geograft.metrics.scores import scores
+from geograft.metrics.confusion import scores
 
 GRID = Grid(3348, 3403, Affine.identity(), None)
 CORNER = Window(0, 0, 900, 900)

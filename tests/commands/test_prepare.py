@@ -29,10 +29,10 @@ from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import units_of
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.raster import Image, read_labels
+from geograft.geo.rasters.raster import Image
 from geograft.legend import IGNORE
 from tests.support.full_disk import max_file_size
-from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
+from tests.support.rasters import TENTH_METRE, UTM12, read_labels, textured, write_raster
 
 GRID = Grid(256, 256, TENTH_METRE, CRS.from_user_input(UTM12))
 SQUARES = [Window(16 + 64 * row, 16 + 64 * col, 32, 32) for row in range(4) for col in range(4)]

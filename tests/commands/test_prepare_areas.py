@@ -14,11 +14,12 @@ from geograft.commands.train import train
 from geograft.dataset.tileset import TileSet
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image, read_labels
+from geograft.geo.rasters.raster import Image
 from geograft.geo.vectors.label_file import write_label_file
 from geograft.legend import IGNORE, Legend
 from tests.commands.test_train import SMALL
 from tests.support.labelled_areas import GRID, SCORING, TRAINING, project_areas, trees, write_project
+from tests.support.rasters import read_labels
 from tests.support.runs import PixelwisePredictor, make_run
 
 FLAGS = ["--tile-px", "48", "--buffer-px", "6", "--val", "0.25"]

@@ -37,8 +37,8 @@ from geograft.figures.curves import OperatingPoint, precision_recall_figure, rel
 from geograft.figures.style import DARK
 from geograft.legend import Legend
 from geograft.metrics.calibration import expected_calibration_error, reliability_counts, reliability_diagram
+from geograft.metrics.confusion import overall_scores
 from geograft.metrics.intervals import confidence_intervals, paired_confidence_intervals
-from geograft.metrics.scores import overall_scores
 from geograft.training.history import Epoch, History
 
 LEGEND = Legend(("rest", "tree"))

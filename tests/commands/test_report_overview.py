@@ -22,10 +22,10 @@ from geograft.config import PredictConfig, Recipe, Variant
 from geograft.dataset.thumbnails import majority
 from geograft.errors import InputError
 from geograft.geo.grid import Window
-from geograft.geo.rasters.raster import Image, read_labels
+from geograft.geo.rasters.raster import Image
 from geograft.legend import IGNORE
 from tests.commands.test_report import Page
-from tests.support.rasters import write_raster
+from tests.support.rasters import read_labels, write_raster
 
 RECIPE = Recipe(variants=(Variant("slow", train={"decoder_lr": 1e-5}), Variant("quick"))).with_settings(
     model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 8, "decoder_lr": 3e-3, "device": "cpu"}

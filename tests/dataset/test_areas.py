@@ -34,13 +34,13 @@ from geograft.dataset.vector_labels import LabelEncoding, pixel_windows
 from geograft.errors import InputError, SettingError
 from geograft.geo.coverage import ignored_windows
 from geograft.geo.grid import Grid, Window
-from geograft.geo.rasters.raster import Image, ImageInfo, read_labels
+from geograft.geo.rasters.raster import Image, ImageInfo
 from geograft.geo.vectors.label_file import Area, Label, write_label_file
 from geograft.geo.vectors.reader import reproject
 from geograft.legend import IGNORE, Legend
 from tests.geo.vectors.test_reader import write_layer
 from tests.support.labelled_areas import GRID, SCORING, TRAINING, area, project_areas, shrink, trees, write_project
-from tests.support.rasters import textured, write_raster
+from tests.support.rasters import read_labels, textured, write_raster
 
 AREAS = PrepareConfig(tile_px=48, overlap=0.5, buffer_px=6, val=0.25)
 SIZE = 160

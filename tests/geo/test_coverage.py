@@ -40,7 +40,7 @@ def plain_overlap(tiles: list[SceneWindow], others: list[SceneWindow]) -> Overla
         found += Overlap(1, int(inside.all()), int(not inside.any()), inside.size, int(inside.sum()))
     for scene in ("one", "two"):
         mine = tile_count(tiles, scene) > 0
-        found += Overlap(unique_pixels=int(mine.sum()), shared_unique_pixels=int((mine & held[scene]).sum()))
+        found += Overlap(unique_pixels=int(mine.sum()))
     return found
 
 
@@ -60,13 +60,13 @@ def test_overlap_does_not_depend_on_the_chunk_size(tiles: list[SceneWindow], oth
 
 def test_fractions_of_no_tiles_are_zero() -> None:
     nothing = tile_overlap([], [("one", Window(0, 0, 2, 2))])
-    assert (nothing.pixel_fraction, nothing.unique_pixel_fraction, nothing.contained_fraction) == (0, 0, 0)
+    assert (nothing.pixel_fraction, nothing.contained_fraction) == (0, 0)
 
 
 def test_pixels_are_counted_per_tile_and_unique_pixels_once() -> None:
     left, right = ("a", Window(0, 0, 2, 4)), ("a", Window(0, 2, 2, 4))
     found = tile_overlap([left, right], [("a", Window(0, 0, 2, 4)), ("b", Window(0, 0, 9, 9))])
-    assert (found.pixels, found.shared_pixels, found.unique_pixels, found.shared_unique_pixels) == (16, 12, 12, 8)
+    assert (found.pixels, found.shared_pixels, found.unique_pixels) == (16, 12, 12)
     assert (found.tiles, found.contained, found.disjoint) == (2, 1, 0)
 
 

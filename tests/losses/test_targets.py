@@ -11,8 +11,7 @@ from scipy.ndimage import distance_transform_cdt
 from torch import Tensor
 
 from geograft.legend import IGNORE
-from geograft.losses.segmentation import LossConfig, segmentation_loss
-from geograft.losses.targets import BOUNDARY_PX, Targets, boundary_proximity
+from geograft.losses.segmentation import BOUNDARY_PX, LossConfig, Targets, boundary_proximity, segmentation_loss
 
 seeds = st.integers(0, 10**6)
 

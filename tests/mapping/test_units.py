@@ -26,7 +26,7 @@ from geograft.mapping.held_out import PartOfInterest
 from geograft.mapping.map_units import MapUnitWriter
 from geograft.mapping.plan import MapTask, map_card, map_sources, origin
 from geograft.mapping.unit_ledger import ENTRY
-from geograft.mapping.units import SceneUnits, UnitGrid, UnitResult, count_windows, halo_cost, plan_units, unit_plan
+from geograft.mapping.units import SceneUnits, UnitGrid, UnitResult, halo_cost, plan_units, unit_plan
 from geograft.mapping.windows import Lanes, TileGrid
 from geograft.metrics.applicability import fit_applicability
 from tests.support.blending import GRIDS, PANELS, Scene, assemble, blend_strips, contextual, noise
@@ -92,9 +92,10 @@ def test_a_unit_has_the_windows_that_share_a_pixel_with_it(tiles: TileGrid, unit
 
 def test_the_halo_is_as_computed() -> None:
     tiles = TileGrid(65536, 65536, 224, 0.5)
-    plan, units = BlendPlan(Lanes(tiles, 10**9), 1), plan_units(tiles)
+    units = plan_units(tiles)
+    parts = [Lanes(tiles, 10**9, unit) for unit in units]
     assert units.unit_px == 8192
-    measured = count_windows(plan, units) / (len(tiles.tops) * len(tiles.lefts)) - 1
+    measured = sum(len(lanes.rows) * len(lanes.columns) for lanes in parts) / (len(tiles.tops) * len(tiles.lefts)) - 1
     assert measured == pytest.approx(halo_cost(224, 8192), abs=0.01)
 
 

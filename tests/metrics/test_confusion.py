@@ -15,8 +15,14 @@ from sklearn.metrics import (
 )
 
 from geograft.legend import IGNORE, Legend
-from geograft.metrics.confusion import ConfusionScheme, known_mask
-from geograft.metrics.scores import HEADLINE_SCORES, class_scores, overall_scores, scores
+from geograft.metrics.confusion import (
+    HEADLINE_SCORES,
+    ConfusionScheme,
+    class_scores,
+    known_mask,
+    overall_scores,
+    scores,
+)
 
 pairs = st.integers(2, 4).flatmap(lambda k: arrays(np.uint8, (2, k, 4, 5), elements=st.sampled_from([0, 1, 255])))
 THEIRS = {"iou": jaccard_score, "f1": f1_score, "precision": precision_score, "recall": recall_score}

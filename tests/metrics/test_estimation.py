@@ -20,13 +20,18 @@ POINTS = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313
 MAPPED = np.array([200_000.0, 150_000, 3_200_000, 6_450_000])
 
 
+def equal_pixels(points: ndarray) -> ErrorMatrix:
+    """Return the error matrix of point counts in pixels of area 1."""
+    return ErrorMatrix(points, points.astype(np.float64), points.astype(np.float64))
+
+
 def test_published_example() -> None:
     """Section 5.2, its tables 8 and 9; a pixel is 0.09 ha.
 
     The paper also prints 0.23 and 0.01 as the margins of the second and fourth producer's accuracies; its equation 7
     gives 0.25 and 0.02 (see the next test), so these two are left out.
     """
-    found = estimate_accuracy(ErrorMatrix.from_counts(POINTS), MAPPED)
+    found = estimate_accuracy(equal_pixels(POINTS), MAPPED)
     assert round(found.area.value[0]) == 235_086
     assert round(found.area.margin[0]) == 68_418
     assert (found.area.value * 0.09).round().tolist() == [21_158, 11_686, 285_770, 581_386]
@@ -43,7 +48,7 @@ def test_published_example() -> None:
 
 def test_producers_accuracy_margins_match_equation_7() -> None:
     """Term by term as the paper prints it, from pixel counts."""
-    rows, found = POINTS.sum(axis=1), estimate_accuracy(ErrorMatrix.from_counts(POINTS), MAPPED)
+    rows, found = POINTS.sum(axis=1), estimate_accuracy(equal_pixels(POINTS), MAPPED)
     for j in range(4):
         users, total = POINTS[j, j] / rows[j], sum(MAPPED[i] * POINTS[i, j] / rows[i] for i in range(4))
         producers = MAPPED[j] * users / total
@@ -98,9 +103,7 @@ def test_estimates_match_residuals_of_single_points(seed: int, equal: bool) -> N
         figures = [found.area.value, found.area.standard_error, found.producers.value, found.producers.standard_error]
         assert [figure[j] for figure in figures] == pytest.approx(by_points(mapped, reference, size, areas, j))
     if equal:
-        same = estimate_accuracy(
-            ErrorMatrix.from_counts(ErrorMatrix.from_points(mapped, reference, size, 3).points), areas
-        )
+        same = estimate_accuracy(equal_pixels(ErrorMatrix.from_points(mapped, reference, size, 3).points), areas)
         assert found.area.standard_error == pytest.approx(same.area.standard_error)
         assert found.users.standard_error == pytest.approx(same.users.standard_error)
 
@@ -109,37 +112,35 @@ def test_estimates_match_residuals_of_single_points(seed: int, equal: bool) -> N
 def test_areas_and_proportions_sum_to_the_total(rows: list[list[int]]) -> None:
     points = np.array(rows) + 2 * np.eye(3, dtype=np.int64)
     areas = np.array([5.0, 70, 900])
-    found = estimate_accuracy(ErrorMatrix.from_counts(points), areas)
+    found = estimate_accuracy(equal_pixels(points), areas)
     assert found.area.value.sum() == pytest.approx(areas.sum())
     assert found.proportions.sum() == pytest.approx(1)
     assert found.proportions.sum(axis=1) == pytest.approx(areas / areas.sum())
 
 
 def test_a_perfect_map_keeps_its_areas() -> None:
-    found = estimate_accuracy(ErrorMatrix.from_counts(np.diag([3, 4, 5])), np.array([1.0, 2, 3]))
+    found = estimate_accuracy(equal_pixels(np.diag([3, 4, 5])), np.array([1.0, 2, 3]))
     assert found.area.value.tolist() == pytest.approx([1, 2, 3])
     assert found.area.standard_error.tolist() == [0, 0, 0]
     assert found.overall.value[0] == 1
 
 
 def test_class_without_reference_points() -> None:
-    found = estimate_accuracy(
-        ErrorMatrix.from_counts(np.array([[9, 0, 1], [2, 0, 0], [0, 0, 5]])), np.array([50.0, 10, 40])
-    )
+    found = estimate_accuracy(equal_pixels(np.array([[9, 0, 1], [2, 0, 0], [0, 0, 5]])), np.array([50.0, 10, 40]))
     assert found.area.value[1] == 0
     assert np.isnan([found.area.standard_error[1], found.producers.value[1]]).all()
     assert found.users.value[1] == 0
 
 
 def test_class_that_is_not_mapped() -> None:
-    found = estimate_accuracy(ErrorMatrix.from_counts(np.array([[8, 2], [0, 0]])), np.array([50.0, 0]))
+    found = estimate_accuracy(equal_pixels(np.array([[8, 2], [0, 0]])), np.array([50.0, 0]))
     assert found.area.value.tolist() == [40, 10]
     assert np.isnan(found.users.value[1])
     assert found.producers.value.tolist() == [1, 0]
 
 
 def test_strata_with_one_point_are_undersampled_unless_complete() -> None:
-    matrix, areas = ErrorMatrix.from_counts(np.array([[8, 2], [0, 1]])), np.array([50.0, 1])
+    matrix, areas = equal_pixels(np.array([[8, 2], [0, 1]])), np.array([50.0, 1])
     assert undersampled_strata(matrix, areas).tolist() == [False, True]
     with pytest.raises(ValueError, match=r"2 points, got \[10  1\]"):
         estimate_accuracy(matrix, areas)
@@ -202,7 +203,7 @@ def test_areas_from_random_areas_are_those_of_equation_9(rows: list[list[int]]) 
     units = np.array(rows).reshape(-1, 3, 3)
     mapped = np.array([100.0, 0.0, 900.0])
     found = estimate_class_areas(units, mapped)
-    expected = estimate_accuracy(ErrorMatrix.from_counts(units.sum(axis=0).T), mapped).area.value
+    expected = estimate_accuracy(equal_pixels(units.sum(axis=0).T), mapped).area.value
     np.testing.assert_allclose(found[:, 0], expected)
     assert (found[:, 1] <= found[:, 0] + 1e-9).all() and (found[:, 0] <= found[:, 2] + 1e-9).all()
 

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from geograft.metrics.scores import HEADLINE_SCORES, class_scores, kappa, overall_scores, scores
+from geograft.metrics.confusion import HEADLINE_SCORES, class_scores, kappa, overall_scores, scores
 
 counts = st.integers(2, 5).flatmap(lambda k: arrays(np.int64, (k, k), elements=st.integers(0, 6)))
 

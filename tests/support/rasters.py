@@ -8,6 +8,9 @@ import rasterio
 from affine import Affine
 from numpy import ndarray
 
+from geograft.geo.grid import Window
+from geograft.geo.rasters.raster import read_mask
+
 UTM12 = "EPSG:32612"
 TENTH_METRE = Affine(0.1, 0, 528000, 0, -0.1, 4979000)
 
@@ -23,6 +26,11 @@ def write_raster(
     with rasterio.open(path, "w", **profile) as raster:
         raster.write(pixels)
     return path
+
+
+def read_labels(path: Path, window: Window) -> ndarray:
+    """Return the class indices of `window` of a label mask, (H, W); 255 outside the file."""
+    return read_mask(path, window)[0]
 
 
 def textured(bands: int, height: int, width: int, seed: int = 0) -> ndarray:

@@ -30,6 +30,10 @@ IDENTITY = {"seed": 0, "tiles": "blocks"}
 ROW = Epoch(1, *[0.25] * 5, float("nan"), *[0.5] * 4, lr=1e-3, seconds=2.0, tiles_per_second=9.0)
 
 
+def nothing() -> EpochTotals:
+    return EpochTotals(np.zeros((2, 2), np.int64))
+
+
 def trained(seed: int = 0) -> tuple[TinyNetwork, dict[str, Stateful]]:
     """Return a network trained for two steps, and its parts."""
     network = TinyNetwork(seed=seed)
@@ -56,7 +60,7 @@ def test_load_state_restores_everything(tmp_path: Path) -> None:
 
 
 def test_the_mean_loss_is_over_pixels() -> None:
-    totals = EpochTotals.zero(2)
+    totals = nothing()
     assert np.isnan(totals.mean_loss)
     totals.add(1.0, np.array([[1, 0], [0, 0]]))
     totals.add(0.5, np.array([[0, 1], [1, 1]]))
@@ -67,7 +71,7 @@ def test_the_mean_loss_is_over_pixels() -> None:
 
 def test_a_state_of_another_run_is_refused_with_the_differences(tmp_path: Path) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(nothing()), IDENTITY)
     with pytest.raises(SettingError, match="seed was 0 and is 4"):
         load_state(tmp_path, parts, {**IDENTITY, "seed": 4}, 9)
     with pytest.raises(SettingError, match="version"):
@@ -79,7 +83,7 @@ def test_a_state_of_another_run_is_refused_with_the_differences(tmp_path: Path) 
 def test_a_state_with_more_epochs_leaves_nothing_to_train(tmp_path: Path) -> None:
     _, parts = trained()
     rows = tuple(replace(ROW, epoch=number) for number in (1, 2, 3))
-    progress = TrainingProgress(EpochTotals.zero(2), epoch=3, history=History(rows))
+    progress = TrainingProgress(nothing(), epoch=3, history=History(rows))
     save_state(tmp_path, parts, progress, {**IDENTITY, "epochs": 5})
     for epochs in (2, 3):
         assert load_state(tmp_path, parts, {**IDENTITY, "epochs": epochs}, epochs).epoch == 3
@@ -90,7 +94,7 @@ def test_a_state_with_more_epochs_leaves_nothing_to_train(tmp_path: Path) -> Non
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -30])
 def test_a_truncated_state_is_a_one_line_error(tmp_path: Path, length: int) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(nothing()), IDENTITY)
     content = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(content[:length])
     with pytest.raises(InputError, match=STATE) as caught:
@@ -119,7 +123,7 @@ def test_a_state_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_state_holds_plain_values_only(tmp_path: Path) -> None:
     _, parts = trained()
-    save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2), history=History((ROW,))), IDENTITY)
+    save_state(tmp_path, parts, TrainingProgress(nothing(), history=History((ROW,))), IDENTITY)
     torch.load(io.BytesIO((tmp_path / STATE).read_bytes()), weights_only=True)
 
 
@@ -160,7 +164,7 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path: Path, file: str) -> None
 
     def write() -> None:
         if file == "state":
-            save_state(tmp_path, parts, TrainingProgress(EpochTotals.zero(2)), IDENTITY)
+            save_state(tmp_path, parts, TrainingProgress(nothing()), IDENTITY)
         else:
             save_weights(path, network)
 

@@ -13,7 +13,7 @@ from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.labels import class_fractions, image_mask
 from geograft.legend import Legend
-from geograft.losses.targets import class_index
+from geograft.losses.segmentation import class_index
 from geograft.training import loader
 from geograft.training.loader import Scaling, TileLoader, worker_count
 from geograft.training.sampling import epoch_order, make_batches, shard

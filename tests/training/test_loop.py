@@ -16,7 +16,7 @@ from geograft.card import WEIGHTS
 from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.losses.segmentation import LossConfig, segmentation_loss
-from geograft.metrics.scores import scores
+from geograft.metrics.confusion import scores
 from geograft.networks.network import Network
 from geograft.training.checkpoint import LAST, STATE
 from geograft.training.history import HISTORY, History, read_history

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from numpy import ndarray
@@ -34,7 +35,7 @@ def train_to(folder: Path, epoch: int) -> None:
     rows = tuple(replace(ROW, epoch=number, val_loss=loss) for number, loss in enumerate(losses, start=1))
     torch.manual_seed(epoch)
     network = build(model, 3, 1)
-    progress = TrainingProgress(EpochTotals.zero(2), epoch, history=History(rows))
+    progress = TrainingProgress(EpochTotals(np.zeros((2, 2), np.int64)), epoch, history=History(rows))
     RunFolder(folder, card).write_epoch(network, {"o": Adam(network.parameters())}, progress, {})
 
 

@@ -34,8 +34,8 @@ from geograft.files import StrPath, write_bytes, write_json, write_text
 from geograft.geo.coverage import tile_overlap
 from geograft.locks import lock_output
 from geograft.mapping.scoring import BootstrapEstimator, MetricFunction, Metrics
+from geograft.metrics.confusion import nanmean, overall_scores
 from geograft.metrics.intervals import LEVEL, few_units_warning
-from geograft.metrics.scores import nanmean, overall_scores
 from geograft.progress import announce
 from geograft.text import format_table, pluralise
 from geograft.training.distributed import rank_of

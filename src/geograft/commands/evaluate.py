@@ -47,9 +47,8 @@ from geograft.metrics.calibration import (
     precision_recall_curve,
     reliability_diagram,
 )
-from geograft.metrics.confusion import ConfusionScheme
+from geograft.metrics.confusion import HEADLINE_SCORES, ConfusionScheme
 from geograft.metrics.intervals import DRAWS, LEVEL, few_units_warning
-from geograft.metrics.scores import HEADLINE_SCORES
 from geograft.runs import is_bundle, to_runs, unchanged_bundle_error
 from geograft.text import format_table, html_table
 
@@ -243,7 +242,7 @@ class Evaluation:
 
     def plot(self, score: str = "iou", ax: Any = None) -> Any:
         """Draw a score of each class (iou, f1, precision or recall) with its interval; return the matplotlib Axes."""
-        from geograft.figures.axes import draw_scores  # noqa: PLC0415  (imports matplotlib)
+        from geograft.figures.style import draw_scores  # noqa: PLC0415  (imports matplotlib)
 
         found = {name: self.metrics["classes"][class_key(i, score)] for i, name in enumerate(self.classes)}
         scores = {name: (_or_nan(metric.json_value), metric.interval) for name, metric in found.items()}

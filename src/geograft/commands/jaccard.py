@@ -18,8 +18,8 @@ from geograft.dataset.dstl import CLASS_NAMES, labels_table, read_wkt, scene_gro
 from geograft.errors import InputError
 from geograft.files import StrPath, optional_path, refuse_existing, to_paths, write_json
 from geograft.locks import locks_output
+from geograft.metrics.confusion import nanmean
 from geograft.metrics.intervals import confidence_intervals, few_units_warning
-from geograft.metrics.scores import nanmean
 from geograft.text import format_table, pluralise
 
 LayersByClass = Mapping[int, Sequence[shapely.Geometry] | ndarray]

@@ -190,7 +190,7 @@ class PolygonSummary:
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the polygons in the colours of their classes; return the matplotlib Axes."""
-        from geograft.figures.axes import draw_legend, new_axes  # noqa: PLC0415  (imports matplotlib)
+        from geograft.figures.style import draw_legend, new_axes  # noqa: PLC0415  (imports matplotlib)
 
         axes, frame = new_axes(ax), self.to_geodataframe()
         colours = dict(zip(self.classes, cycle(PALETTE), strict=False))

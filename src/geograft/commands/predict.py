@@ -110,7 +110,7 @@ class Prediction:
     def plot(self, index: int = 0, ax: Any = None) -> Any:
         """Draw one of the maps in the colours of its classes; return the matplotlib Axes."""
         from geograft.dataset.thumbnails import map_thumbnail  # noqa: PLC0415  (imports matplotlib)
-        from geograft.figures.axes import draw_picture  # noqa: PLC0415
+        from geograft.figures.style import draw_picture  # noqa: PLC0415
 
         path = self.maps[index].path
         with Image.open(path) as image:

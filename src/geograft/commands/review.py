@@ -33,9 +33,9 @@ from geograft.mapping.models import RunModel
 from geograft.mapping.plan import tile_set_band_notes
 from geograft.mapping.polygons.shapes import as_array
 from geograft.mapping.suspects import confidence_thresholds, find_suspects, self_confidence
+from geograft.metrics.confusion import confusion_matrix
 from geograft.metrics.errors import CORRECT, FALSE_POSITIVE, error_names, error_raster, tile_counts, worst_tiles
 from geograft.metrics.errors import FALSE_NEGATIVE as MISSED_VALUE
-from geograft.metrics.scores import confusion_matrix
 from geograft.runs import to_runs
 
 

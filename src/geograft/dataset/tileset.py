@@ -265,7 +265,7 @@ class TileSet:
 
     def plot(self, scene: str = "", ax: Any = None) -> Any:
         """Draw a scene, by default the first, with the area of each split; return the matplotlib Axes."""
-        from geograft.figures.axes import draw_picture  # noqa: PLC0415  (imports matplotlib)
+        from geograft.figures.style import draw_picture  # noqa: PLC0415  (imports matplotlib)
 
         name = scene or self.meta.scenes[0].name
         return draw_picture(self.picture(name), name, SPLIT_COLOURS, ax)

@@ -52,17 +52,11 @@ class Overlap:
     shared_pixels: int = 0
     unique_pixels: int = 0
     """Pixels, each counted once however many tiles contain it."""
-    shared_unique_pixels: int = 0
 
     @property
     def pixel_fraction(self) -> float:
         """Fraction of the pixels, counted per tile, that other tiles cover; 0 without tiles."""
         return self.shared_pixels / max(self.pixels, 1)
-
-    @property
-    def unique_pixel_fraction(self) -> float:
-        """Fraction of the pixels, each counted once, that other tiles cover; 0 without tiles."""
-        return self.shared_unique_pixels / max(self.unique_pixels, 1)
 
     @property
     def contained_fraction(self) -> float:
@@ -180,13 +174,12 @@ def _by_scene(tiles: Iterable[SceneWindow]) -> dict[str, Int64[ndarray, "_ 4"]]:
 
 def _scene_overlap(boxes: Int64[ndarray, "n 4"], others: Int64[ndarray, "m 4"]) -> Overlap:
     pixels, shared = box_areas(boxes), covered_pixels(boxes, others)
-    unique = shared_unique = 0
-    for rows, cols in _bands(boxes, others):
+    unique = 0
+    for rows, cols in _bands(boxes):
         area, covered = np.outer(np.diff(rows), np.diff(cols)), _covered_cells(boxes, rows, cols)
         unique += int(area[covered].sum())
-        shared_unique += int(area[covered & _covered_cells(others, rows, cols)].sum())
     contained, disjoint = int((shared == pixels).sum()), int((shared == 0).sum())
-    return Overlap(len(boxes), contained, disjoint, int(pixels.sum()), int(shared.sum()), unique, shared_unique)
+    return Overlap(len(boxes), contained, disjoint, int(pixels.sum()), int(shared.sum()), unique)
 
 
 def _bands(*kinds: Int64[ndarray, "_ 4"]) -> Iterator[tuple[Int64[ndarray, " _"], Int64[ndarray, " _"]]]:

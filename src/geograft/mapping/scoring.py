@@ -30,14 +30,13 @@ from geograft.metrics.calibration import (
     class_reliability_counts,
     probability_counts,
 )
-from geograft.metrics.confusion import ConfusionScheme
+from geograft.metrics.confusion import ConfusionScheme, nanmean
 from geograft.metrics.intervals import (
     Statistic,
     certainty_of_gain,
     confidence_intervals,
     paired_confidence_intervals,
 )
-from geograft.metrics.scores import nanmean
 from geograft.runs import run_file
 from geograft.text import format_table
 

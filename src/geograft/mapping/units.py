@@ -149,7 +149,7 @@ def unit_side(height: int, width: int, largest_px: int = UNIT_PX) -> int:
 def halo_cost(tile_px: int, unit_px: int) -> float:
     """Return how many more windows of `tile_px` pixels units compute than the whole map, as a fraction; on average.
 
-    A window shares pixels with a unit if it begins in the unit or less than its size before; see `count_windows`.
+    A window shares pixels with a unit if it begins in the unit or less than its size before.
 
     >>> f"{halo_cost(224, 8192):.1%}"
     '5.5%'
@@ -160,12 +160,6 @@ def halo_cost(tile_px: int, unit_px: int) -> float:
 def unit_plan(plan: BlendPlan, unit: Window) -> BlendPlan:
     """Return how a unit is computed: the windows of the whole map that share a pixel with it."""
     return replace(plan, lanes=replace(plan.lanes, part=unit))
-
-
-def count_windows(plan: BlendPlan, units: UnitGrid) -> int:
-    """Return how many windows all units compute, if none is empty."""
-    parts = (replace(plan.lanes, part=unit) for unit in units)
-    return sum(len(lanes.rows) * len(lanes.columns) for lanes in parts)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from numpy import ndarray
 
 from geograft.geo.grid import Window
 from geograft.legend import IGNORE
-from geograft.metrics.confusion import ConfusionScheme
-from geograft.metrics.scores import confusion_matrix
+from geograft.metrics.confusion import ConfusionScheme, confusion_matrix
 
 CORRECT, FALSE_NEGATIVE, FALSE_POSITIVE = 0, 1, 2
 """Values of a binary error raster."""

@@ -48,11 +48,6 @@ class ErrorMatrix:
         points, area, squared_area = (np.bincount(cell, w, k * k).reshape(k, k) for w in (None, areas, areas**2))
         return cls(points.astype(np.int64), area.astype(np.float64), squared_area.astype(np.float64))
 
-    @classmethod
-    def from_counts(cls, points: Int64[ndarray, "k k"]) -> "ErrorMatrix":
-        """Return the error matrix of point counts for pixels of equal size."""
-        return cls(points, points.astype(np.float64), points.astype(np.float64))
-
 
 @dataclass(frozen=True)
 class Estimate:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geograft.labels import Label
 from geograft.legend import IGNORE
-from geograft.losses.targets import LabelTensor
+from geograft.losses.segmentation import LabelTensor
 from geograft.networks.device import memory_format_for, stored_values, transfer_form
 
 Augment = Literal["none", "dihedral", "colour"]

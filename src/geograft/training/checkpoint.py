@@ -34,7 +34,6 @@ from geograft.config import TrainConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import atomic_update, complete_update, write_bytes, write_text
 from geograft.metrics.applicability import Applicability
-from geograft.metrics.confusion import ConfusionScheme
 from geograft.training.history import History, checked_epoch
 from geograft.training.loader import TrainingData
 
@@ -70,11 +69,6 @@ class EpochTotals:
     """As in `geograft.metrics.confusion.ConfusionScheme`."""
     loss: float = 0.0
     """Sum of each batch's loss times its labelled pixels (overlapping classes: times its labels of all classes)."""
-
-    @classmethod
-    def zero(cls, k: int) -> "EpochTotals":
-        """Return zero sums for `k` mutually exclusive classes."""
-        return cls(ConfusionScheme(k).zeros())
 
     def add(self, loss: float, confusion: Int64[ndarray, "..."]) -> None:
         """Add one batch."""

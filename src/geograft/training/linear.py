@@ -24,8 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 from geograft.config import TrainConfig
 from geograft.errors import InputError
 from geograft.labels import image_mask
-from geograft.losses.segmentation import build_loss_config, segmentation_loss
-from geograft.losses.targets import LabelTensor, Targets, class_index
+from geograft.losses.segmentation import LabelTensor, Targets, build_loss_config, class_index, segmentation_loss
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.networks.bodies import LinearClassifier, pixel_features
 from geograft.networks.device import deterministic_algorithms, find_device, memory_format_for

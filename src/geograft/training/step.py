@@ -19,14 +19,15 @@ from geograft.errors import SettingError, first_line
 from geograft.interrupts import received_signal
 from geograft.legend import IGNORE
 from geograft.losses.segmentation import (
+    LabelTensor,
     Logits,
     LossConfig,
     MultiScaleLogits,
+    class_index,
     main_logits,
     segmentation_loss,
     segmentation_losses,
 )
-from geograft.losses.targets import LabelTensor, class_index
 from geograft.metrics.confusion import ConfusionScheme
 from geograft.networks.network import Network
 from geograft.progress import announce

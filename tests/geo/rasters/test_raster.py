@@ -18,9 +18,9 @@ from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.nodata import NodataRule, ValidityRule, valid_pixels
-from geograft.geo.rasters.raster import MAX_OPEN_FILES, Image, close_labels, read_labels
+from geograft.geo.rasters.raster import MAX_OPEN_FILES, Image, close_labels
 from geograft.legend import IGNORE
-from tests.support.rasters import textured, write_raster
+from tests.support.rasters import read_labels, textured, write_raster
 
 ALL = Window(0, 0, 20, 30)
 WINDOWS = st.builds(Window, st.integers(-40, 160), st.integers(-40, 260), st.integers(1, 90), st.integers(1, 90))

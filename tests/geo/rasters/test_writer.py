@@ -15,11 +15,11 @@ from pyproj import CRS
 
 from geograft.errors import InputError, OutputError
 from geograft.geo.grid import Grid, Window, block_windows
-from geograft.geo.rasters.raster import Image, read_labels, read_mask
+from geograft.geo.rasters.raster import Image, read_mask
 from geograft.geo.rasters.writer import MapLayout, WrittenBlocks, copy_tiled, create_labels, create_map
 from geograft.legend import IGNORE, Legend
 from tests.support.full_disk import max_file_size
-from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
+from tests.support.rasters import TENTH_METRE, UTM12, read_labels, textured, write_raster
 
 GRID = Grid(700, 900, TENTH_METRE, CRS.from_user_input(UTM12))
 LEGEND = Legend(("background", "trees"))

@@ -13,9 +13,8 @@ from geograft.commands.report.scores import FoldScores, Interval, ScoreTable
 from geograft.commands.report.sources import NetworkRuns, Subject, mean
 from geograft.commands.report.text import NBSP, format_number
 from geograft.mapping.scoring import BootstrapEstimator
-from geograft.metrics.confusion import ConfusionScheme
+from geograft.metrics.confusion import ConfusionScheme, nanmean
 from geograft.metrics.intervals import Statistic
-from geograft.metrics.scores import nanmean
 
 CI_TEXT = f"95{NBSP}% confidence interval"
 MIN_DIFFERENCE = 0.005

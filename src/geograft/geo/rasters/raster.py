@@ -319,16 +319,6 @@ def _describe(window: Window) -> str:
     return f"rows {window.row} to {window.stop_row}, columns {window.col} to {window.stop_col}"
 
 
-def read_labels(path: Path, window: Window) -> UInt8[ndarray, "h w"]:
-    """Return the class indices of `window` of a label mask; 255 outside the file. Caches files as `read_mask` does.
-
-    Raises:
-        InputError: when the mask is missing or cannot be decoded.
-    """
-    labels: UInt8[ndarray, "h w"] = read_mask(path, window)[0]
-    return labels
-
-
 def read_mask(path: Path, window: Window) -> UInt8[ndarray, "o h w"]:
     """Return all bands of `window` of a label mask, class indices or class fractions; 255 outside the file.
 
@@ -346,7 +336,7 @@ def read_mask(path: Path, window: Window) -> UInt8[ndarray, "o h w"]:
 
 
 def close_labels() -> None:
-    """Close the files that `read_labels` cached in this thread. Some systems cannot move a folder with open files."""
+    """Close the files that `read_mask` cached in this thread. Some systems cannot move a folder with open files."""
     cache: dict[object, Image] = _labels.__dict__.setdefault("files", {})
     while cache:
         cache.popitem()[1].close()
