@@ -29,7 +29,7 @@ from geograft.errors import DivergedError, InputError, ProcessLostError, Setting
 from geograft.losses.segmentation import Logits, MultiScaleLogits
 from geograft.networks.network import Network, build
 from geograft.training import distributed
-from geograft.training.checkpoint import LAST, STATE
+from geograft.training.checkpoint import LAST, STATE, RunFolder
 from geograft.training.distributed import (
     ProcessGroup,
     SyncBatchNormMode,
@@ -42,7 +42,7 @@ from geograft.training.distributed import (
 )
 from geograft.training.history import HISTORY, History
 from geograft.training.loader import TrainingData
-from geograft.training.loop import fit
+from geograft.training.loop import _fit_process, fit
 from geograft.training.optim import freeze_encoder
 from tests.support.overlapping import overlapping_blocks, overlapping_data
 from tests.support.training import Tile, TinyNetwork, blocks, training_data
@@ -128,19 +128,32 @@ CASES: dict[str, tuple[Callable[[], Network], Callable[[], TrainingData], dict[s
 }
 
 
+def fit_cases(group: ProcessGroup, folder: Path) -> dict[str, History]:
+    """Train every case in this group of processes, which start once for all of them."""
+    return {
+        case: _fit_process(
+            group, network(), data(), replace(TWO, **FEATURES, **settings), RunFolder(folder / case), False
+        )
+        for case, (network, data, settings) in CASES.items()
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_reach_the_weights_and_scores_of_one(case: str, tmp_path: Path) -> None:
-    network, data, settings = CASES[case]
-    one, two = network(), network()
-    expected = fit(one, data(), replace(CONFIG, **FEATURES, **settings), tmp_path / "one")
-    found = fit(two, data(), replace(TWO, **FEATURES, **settings), tmp_path / "two")
-    np.testing.assert_allclose(figures(found), figures(expected), rtol=1e-3)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {WEIGHTS, LAST, STATE, HISTORY}
-    kept = load_file(tmp_path / "two" / LAST)
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-5)
-        assert torch.equal(two.state_dict()[name], kept[name])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["own collectives", "DDP"])
+def test_two_processes_reach_the_weights_and_scores_of_one(
+    wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = _ddp_strategy("cuda" if wrapped else "cpu")
+    monkeypatch.setattr(distributed, "_ddp_strategy", lambda _device: strategy)
+    found = launch(TWO, fit_cases, tmp_path / "two")
+    for case, (network, data, settings) in CASES.items():
+        one = network()
+        expected = fit(one, data(), replace(CONFIG, **FEATURES, **settings), tmp_path / "one" / case)
+        np.testing.assert_allclose(figures(found[case]), figures(expected), rtol=1e-3, err_msg=case)
+        assert {path.name for path in (tmp_path / "two" / case).iterdir()} == {WEIGHTS, LAST, STATE, HISTORY}
+        kept = load_file(tmp_path / "two" / case / LAST)
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -155,10 +168,13 @@ def test_two_processes_interrupted_and_resumed_end_with_the_same_bits(tmp_path: 
         fit(TinyNetwork(), data(train=stopping), config, tmp_path / "stopped")
     progress = torch.load(tmp_path / "stopped" / STATE, weights_only=True)["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 1)
-    resumed = fit(TinyNetwork(seed=9), data(train=tiles), config, tmp_path / "stopped", resume=True)
+    network = TinyNetwork(seed=9)
+    resumed = fit(network, data(train=tiles), config, tmp_path / "stopped", resume=True)
     assert figures(resumed) == figures(whole)
     for file in (LAST, WEIGHTS):
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    for name, value in load_file(tmp_path / "stopped" / LAST).items():
+        assert torch.equal(network.state_dict()[name], value)
 
 
 class SmallOnOne(Deterministic):
@@ -244,21 +260,6 @@ def test_a_slurm_job_of_one_process_spawns_the_others(tmp_path: Path, monkeypatc
     assert spawns_processes(TWO)
     assert launch(TWO, ranks) == [0, 1]
     assert launch(CONFIG, ranks) == [0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_with_the_ddp_wrapper_two_processes_reach_the_weights_of_one(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network, data, settings = CASES[case]
-    one, two = network(), network()
-    fit(one, data(), replace(CONFIG, **FEATURES, **settings), tmp_path / "one")
-    wrapped = _ddp_strategy("cuda")
-    monkeypatch.setattr(distributed, "_ddp_strategy", lambda _device: wrapped)
-    fit(two, data(), replace(TWO, **FEATURES, **settings), tmp_path / "two")
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
 def group_of(device: str, world_size: int = 2) -> ProcessGroup:
