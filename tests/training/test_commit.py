@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import Adam
@@ -47,7 +48,7 @@ def write_epoch(folder: Path, epoch: int) -> None:
     network = TinyNetwork(seed=epoch)
     parts: dict[str, Stateful] = {"network": network, "optimizer": Adam(network.parameters())}
     rows = tuple(replace(ROW, epoch=number, val_loss=1 / number) for number in range(1, epoch + 1))
-    progress = TrainingProgress(EpochTotals.zero(2), epoch, history=History(rows))
+    progress = TrainingProgress(EpochTotals(np.zeros((2, 2), np.int64)), epoch, history=History(rows))
     run = RunFolder(folder, CARD_OF_RUN, {"recipe.toml": f"epoch {epoch}"})
     run.write_epoch(network, parts, progress, {"seed": 0})
 
