@@ -40,11 +40,10 @@ from archive import (
     train_head,
     write_archive,
 )
-from geograft.commands.suggest import rank_candidates
 from geograft.files import write_json
 from geograft.geo.grid import Window
 from geograft.mapping.classmap import entropy
-from geograft.mapping.pool import Candidate, cell_means, pool_quarters
+from geograft.mapping.pool import Candidate, cell_means, pool_quarters, rank_candidates
 from geograft.metrics.intervals import confidence_intervals
 
 PAGE = Path(__file__).parents[1] / "docs" / "suggest.md"

@@ -19,9 +19,8 @@ from geograft.config import PredictConfig, PrepareConfig, SuggestConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError
 from tests.commands.test_predict import read
-from tests.commands.test_suggest import BandMeans
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.runs import ContextPredictor, PixelwisePredictor, make_run
+from tests.support.runs import BandMeans, ContextPredictor, PixelwisePredictor, make_run
 
 NAMES = ("nir", "red", "green")
 

@@ -18,28 +18,23 @@ from geograft.card import FEATURES_FILE
 from geograft.cli import main
 from geograft.commands.predict import predict
 from geograft.commands.prepare import prepare
-from geograft.commands.suggest import draw_first, suggest
+from geograft.commands.suggest import suggest
 from geograft.commands.train import train
+from geograft.commands.units import suggest_units
 from geograft.config import PredictConfig, PrepareConfig, Recipe, SuggestConfig
 from geograft.dataset.sources import VectorSource
 from geograft.errors import InputError, OutputError, SettingError
 from geograft.geo.grid import Window
-from geograft.inference.embedding import CellEncoder
 from geograft.legend import Legend
 from geograft.mapping import pool
+from geograft.mapping.units import UnitGrid
 from geograft.metrics.applicability import fit_applicability
 from tests.support.full_disk import max_file_size
 from tests.support.rasters import TENTH_METRE, UTM12, textured, write_raster
-from tests.support.runs import ContextPredictor, MeanEmbedder, PixelwisePredictor, make_run
+from tests.support.runs import BandMeans, ContextPredictor, PixelwisePredictor, make_run
 
 FIELDS = Legend(("background", "fields"))
 CPU = SuggestConfig(device="cpu", backend="torch", tiles=100, first=0)
-
-
-class BandMeans(MeanEmbedder, CellEncoder):
-    """Returns the means of the bands as features."""
-
-    def __init__(self) -> None: ...
 
 
 @pytest.fixture
@@ -78,7 +73,9 @@ def half(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiles"
 
 
-def test_a_trained_run_suggests_only_unlabelled_tiles(half: Path, tmp_path: Path) -> None:
+def test_a_trained_run_suggests_only_unlabelled_tiles(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = Recipe().with_settings(model={"architecture": "unet"}, train={"epochs": 1, "device": "cpu"})
     run = train(half, tmp_path / "run", recipe).run
     found = suggest(run, (half,), tmp_path / "next.gpkg", CPU)
@@ -90,6 +87,12 @@ def test_a_trained_run_suggests_only_unlabelled_tiles(half: Path, tmp_path: Path
     assert (frame["dissimilarity"] > 0).all()
     assert (frame["score"].diff().dropna() <= 1e-6).all()
     assert found.labelled_tiles == 32
+    # By workers, in units of 3 x 3 tiles: the same bytes by a real network.
+    units = "geograft.mapping.pool_units.plan_units"
+    monkeypatch.setattr(units, lambda tiles, *_, **__: UnitGrid(tiles.height, tiles.width, 96))
+    shared = suggest_units(run, half, tmp_path / "shared", CPU)
+    assert (shared.units, shared.suggestions.tiles) == (9, found.tiles)
+    assert (tmp_path / "shared" / "suggestions.gpkg").read_bytes() == (tmp_path / "next.gpkg").read_bytes()
     five = suggest(run, (half,), tmp_path / "five.gpkg", SuggestConfig(device="cpu", backend="torch", tiles=5))
     assert five.tiles == found.tiles[:5]
     disagreement = SuggestConfig(device="cpu", backend="torch", acquisition="disagreement", tta=2)
@@ -342,7 +345,7 @@ def test_what_is_estimated_from_the_first_tiles_is_unbiased(monkeypatch: pytest.
         for one in candidates(values):
             found.add(replace(one, lot=pool.draw_lot(seed, "scene.tif", one.window)))
         found.prune()
-        means.append(np.mean([one.uncertainty for one in draw_first(found.sample, 5, seed)]))
+        means.append(np.mean([one.uncertainty for one in pool.draw_first(found.sample, 5, seed)]))
     assert abs(np.mean(means) - values.mean()) < 4 * np.std(means) / np.sqrt(len(means))
     assert np.mean([one.uncertainty for one in found.candidates]) > values.mean() + 0.1
 

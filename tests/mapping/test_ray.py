@@ -17,12 +17,13 @@ import pytest
 from geograft.commands.jobs import jobs
 from geograft.commands.polygons import polygons
 from geograft.commands.predict import predict
+from geograft.commands.suggest import suggest
 from geograft.files import write_text
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.unit_outputs import read_receipts
 from tests.support.rasters import textured, write_raster
 from tests.support.ray_map import BLOCKED, LIMIT, done
-from tests.support.runs import COVERS, ContextPredictor, make_run
+from tests.support.runs import COVERS, BandMeans, ContextPredictor, make_run
 
 pytestmark = [
     pytest.mark.ray,
@@ -169,6 +170,17 @@ def test_polygons_are_those_of_one_process(cluster: Cluster, place: Path, monkey
     assert out.split() == ["9", "9"]
     assert (place / "traced" / "polygons.gpkg").read_bytes() == (place / "plain" / "polygons.gpkg").read_bytes()
     assert jobs(place / "traced").running == ()
+
+
+def test_suggestions_are_those_of_one_process(cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geograft.commands.suggest.load_cell_encoder", lambda *_: BandMeans())
+    suggest(place / "run", place / "scene.tif", place / "plain.gpkg")
+    cluster.ask("add")
+    out, _ = ended(start_driver(cluster.address, place, "suggest"))
+    cluster.ask("kill")
+    assert out.split() == [str(UNITS), str(UNITS)]
+    assert (place / "next" / "suggestions.gpkg").read_bytes() == (place / "plain.gpkg").read_bytes()
+    assert jobs(place / "next").running == ()
 
 
 def test_a_driver_without_the_token_is_told_in_one_line(cluster: Cluster, place: Path) -> None:

@@ -1,11 +1,12 @@
 """A map computed on a Ray cluster by a network that needs no torch. Run by tests/mapping/test_ray.py as the driver.
 
     python -m tests.support.ray_map ADDRESS FOLDER BATCH_S
-    python -m tests.support.ray_map ADDRESS FOLDER polygons
+    python -m tests.support.ray_map ADDRESS FOLDER polygons|suggest
 
 FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. It
 waits while as many units are done as FOLDER/limit says, if there is that file. With
-polygons, those of FOLDER/plain/map.tif are traced into FOLDER/traced. The nodes of the cluster import this module too.
+polygons, those of FOLDER/plain/map.tif are traced into FOLDER/traced; with suggest, tiles of the scene are written into
+FOLDER/next. The nodes of the cluster import this module too.
 Two variables of a node change what its actors do: BATCH_S is used in place of the driver's, and INSTRUCTION_SET is that
 of its processor.
 """
@@ -20,16 +21,19 @@ from typing import Any
 
 import numpy as np
 
+import geograft.commands.suggest
 import geograft.commands.units
 import geograft.mapping.environment
 import geograft.mapping.map_units
 import geograft.mapping.models
+import geograft.mapping.pool_units
+from geograft.commands.suggest import SuggestJob
 from geograft.commands.units import MapJob, PolygonJob, run_job
 from geograft.config import PartConfig, WorkerConfig
 from geograft.errors import GeograftError
 from geograft.mapping.units import UnitGrid
 from geograft.mapping.windows import TileGrid
-from tests.support.runs import ContextPredictor
+from tests.support.runs import BandMeans, ContextPredictor
 
 LIMIT = "limit"
 """File in FOLDER with the number of units from which on no further one is computed, for as long as it exists."""
@@ -97,10 +101,24 @@ def small_polygon_job(folder: Path, address: str) -> SmallPolygonJob:
     return SmallPolygonJob(folder / "plain" / "map.tif", folder / "traced", worker=PartConfig(ray=address))
 
 
+class SmallSuggestJob(SuggestJob):
+    """Suggestions from units of 64 pixels, without a network."""
+
+    def join(self) -> Any:
+        geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
+        geograft.mapping.pool_units.plan_units = lambda tiles, *_, **__: small_units(tiles)
+        geograft.commands.suggest.load_cell_encoder = lambda *_: BandMeans()
+        return super().join()
+
+
 def main(address: str, folder: Path, what: str) -> None:
     if what == "polygons":
         traced = run_job(small_polygon_job(folder, address))
         sys.stdout.write(f"{traced.units} {traced.computed}\n")
+    elif what == "suggest":
+        shared = (folder / "run",), (folder / "scene.tif",), folder / "next"
+        found = run_job(SmallSuggestJob(*shared, worker=PartConfig(ray=address)))
+        sys.stdout.write(f"{found.units} {found.computed}\n")
     else:
         made = run_job(slow_map_job(folder, address, float(what)))
         sys.stdout.write(f"{made.done} {made.computed}\n")

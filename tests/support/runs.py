@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from geograft.card import WEIGHTS, ModelCard, read_card
 from geograft.config import ModelConfig
+from geograft.inference.embedding import CellEncoder
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.legend import Legend
 from geograft.mapping.plan import MAX_BATCH_WINDOWS
@@ -92,6 +93,18 @@ class MeanEmbedder:
         features = pixels.reshape(n, bands, size // 16, 16, size // 16, 16).mean(axis=(3, 5), dtype=np.float32)
         known = valid.reshape(n, size // 16, 16, size // 16, 16).mean(axis=(2, 4)) >= 0.5
         return features.transpose(0, 2, 3, 1)[known], known
+
+
+class BandMeans(MeanEmbedder, CellEncoder):
+    """The same, times `scale`, in place of a loaded encoder."""
+
+    scale = 1.0
+
+    def __init__(self) -> None: ...
+
+    def __call__(self, pixels: ndarray, valid: ndarray) -> tuple[ndarray, ndarray]:
+        features, known = super().__call__(pixels, valid)
+        return features * np.float32(self.scale), known
 
 
 def make_run(folder: Path, legend: Legend = TREES, **changes: object) -> Path:

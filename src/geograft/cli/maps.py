@@ -95,7 +95,7 @@ def jobs(
     print_result(jobs(out, clean))
 
 
-POLYGON_FILE = "polygons.gpkg"
+POLYGON_FILE, SUGGESTIONS_FILE = "polygons.gpkg", "suggestions.gpkg"
 
 
 @with_progress
@@ -134,7 +134,7 @@ def polygons(
 
 
 @with_progress
-@settings(suggest=SuggestConfig, stac=StacConfig)
+@settings(suggest=SuggestConfig, stac=StacConfig, worker=PartConfig)
 def suggest(
     run: Path,
     rasters: Annotated[tuple[str, ...], Parameter(negative=())] = (),
@@ -145,6 +145,8 @@ def suggest(
     ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     known: Path | None = None,
     aoi: Path | None = None,
+    worker: Annotated[bool, Parameter(negative=())] = False,
+    file: str = SUGGESTIONS_FILE,
     **chosen: Any,
 ) -> None:
     """Choose the tiles to label next (active learning): the most uncertain and representative ones.
@@ -153,15 +155,26 @@ def suggest(
         run: A run: its folder, a bundle (.graft), hf:USER/NAME on the hub, or an address (https://, s3://).
         rasters: Rasters or scenes with the bands that the run was trained on, or a tile set, for its images.
         band_files: Files of one scene by band, such as "B02=a.tif,B8A=b.tif"; once per scene.
-        out: GeoPackage to write, .gpkg.
+        out: GeoPackage to write, .gpkg; with --worker a folder.
         ensemble: Further runs, to measure their disagreement.
         known: Tile set of the area that is already labelled; default: the run's own.
         aoi: Vector file; only tiles inside its polygons are suggested.
+        worker: Score units of the rasters together with other processes that share the folder --out (docs/scale.md).
+        file: With --worker, the GeoPackage to write in the folder --out.
     """
     from geograft.commands.suggest import suggest
 
     config = config_from(SuggestConfig, SuggestConfig(), chosen)
-    print_result(suggest((run, *ensemble), (*rasters, *band_files, *stac_rasters(chosen)), out, config, known, aoi))
+    options = config_from(PartConfig, PartConfig(), chosen)
+    shared = (run, *ensemble), (*rasters, *band_files, *stac_rasters(chosen)), out, config
+    if worker or options.ray:
+        from geograft.commands.units import suggest_units
+
+        print_result(suggest_units(*shared, options, known=known, aoi=aoi, file=file))
+        return
+    if options != PartConfig() or file != SUGGESTIONS_FILE:
+        raise SettingError("--part, --tolerance and --file are settings of a worker. Add --worker or --ray.")
+    print_result(suggest(*shared, known, aoi))
 
 
 Target = Literal["onnx", "deepness", "openvino", "torch", "bundle", "stac"]

@@ -4,21 +4,24 @@ Tiles are ranked by how much of the runs' uncertainty they cover, after a few ra
 yet, and written as a styled layer for a GIS.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
+from pydantic import TypeAdapter
 
 from geograft.card import FEATURES_FILE, ModelCard, read_card
-from geograft.config import PredictConfig, SuggestConfig
+from geograft.config import PartConfig, PredictConfig, SuggestConfig
 from geograft.dataset.joined import check_fit, open_run_tiles
 from geograft.dataset.tileset import META, TileSet
 from geograft.errors import InputError, OutputError, SettingError
-from geograft.files import StrPath, optional_path, refuse_existing
-from geograft.geo.grid import Grid, Window
+from geograft.files import StrPath, file_digest, optional_path, refuse_existing
+from geograft.geo.grid import Grid
 from geograft.geo.measure import resolution_m
 from geograft.geo.scene import RasterInput, place_of, to_inputs
 from geograft.geo.vectors.reader import Features, read_frame
@@ -26,86 +29,34 @@ from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import Layer, tile_outlines, write_polygons
 from geograft.inference.embedding import load_cell_encoder
 from geograft.locations import Place
-from geograft.mapping.plan import MapSource, band_order_notes, map_sources, resolution_note, tile_set_band_notes
+from geograft.locks import lock_output
+from geograft.mapping.plan import (
+    MapSource,
+    band_order_notes,
+    map_sources,
+    resolution_note,
+    runs_origin,
+    tile_set_band_notes,
+)
 from geograft.mapping.pool import (
-    Candidate,
     Embedder,
     Pool,
     PoolRaster,
+    Suggestion,
     collect_candidates,
+    draw_first,
     labelled_area,
     load_pool_model,
     no_candidate_error,
+    rank_candidates,
 )
+from geograft.mapping.pool_units import PoolUnitWriter, merge_units, propose_pool
+from geograft.mapping.unit_ledger import RESULT, STATE
+from geograft.mapping.worker import Proposal, Worker, check_file_name, join_job
 from geograft.metrics.applicability import Applicability
-from geograft.metrics.selection import draw_balanced_sample, select_batch
 from geograft.outputs import local_file, writes_output
-from geograft.runs import run_file, to_runs
+from geograft.runs import run_file, run_file_digest, to_runs
 from geograft.text import format_table, html_table, pluralise
-
-Origin = Literal["random", "suggested"]
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """One tile to label."""
-
-    rank: int
-    """The order in which to label, from 1."""
-    raster: int
-    """Index of the raster."""
-    window: Window
-    score: float
-    """Fraction of the total uncertainty that it covers in addition to the tiles before it."""
-    uncertainty: float
-    """Mean uncertainty over its pixels, 0 to 1."""
-    dissimilarity: float | None
-    """See `Candidate.dissimilarity`: above 1, the tile is outside the run's area of applicability."""
-    origin: Origin = "suggested"
-    """Whether it was drawn at random, all tiles with the same probability, or selected by its uncertainty."""
-
-
-def draw_first(sample: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
-    """Return `count` random candidates, all with the same probability, that represent all kinds of tiles.
-
-    Kinds are what the run predicts in a tile and the embeddings of its quarters: see `draw_balanced_sample`.
-    """
-    if not count or not sample:
-        return []
-    predicted = np.array([one.predicted for one in sample])
-    embeddings = np.stack([one.embeddings.mean(axis=0) for one in sample])
-    chosen = draw_balanced_sample([predicted, embeddings], count, np.random.default_rng(seed))
-    return [sample[position] for position in chosen]
-
-
-def rank_candidates(
-    candidates: Sequence[Candidate], count: int, first: Sequence[Candidate] = ()
-) -> tuple[Suggestion, ...]:
-    """Return the best `count` candidates to label together; the first n of them are the best n.
-
-    They begin with the random ones in `first`, which cover what resembles them. See `geograft.metrics.selection`; the
-    pieces are the quarters of the tiles. The order of the candidates does not matter.
-    """
-    drawn = {(one.raster, one.window) for one in first}
-    candidates = [*first, *(one for one in candidates if (one.raster, one.window) not in drawn)]
-    owners = np.repeat(np.arange(len(candidates)), [len(one.quarter_uncertainty) for one in candidates])
-    features = np.concatenate([one.embeddings for one in candidates])
-    weights = np.concatenate([one.quarter_uncertainty for one in candidates])
-    found = select_batch(features, weights, owners, count, range(len(first)))
-    chosen = [candidates[position] for position in found.positions]
-    return tuple(
-        Suggestion(
-            rank,
-            one.raster,
-            one.window,
-            float(gain),
-            one.uncertainty,
-            one.dissimilarity,
-            "random" if rank <= len(first) else "suggested",
-        )
-        for rank, (one, gain) in enumerate(zip(chosen, found.gains, strict=True), start=1)
-    )
-
 
 NEW_PLACE_TILES = 5
 """Random tiles with which the suggestions for a place without labels begin."""
@@ -225,6 +176,8 @@ def write_suggestions(path: Path, suggestions: Sequence[Suggestion], rasters: Se
 
 
 DEFAULT = SuggestConfig()
+FILE = "suggestions.gpkg"
+"""Name of the file that workers make in their folder."""
 
 
 @writes_output
@@ -324,6 +277,17 @@ class SuggestTask:
         write_suggestions(out, tiles, [(source.rasters[0], source.grid) for source in self.sources])
         return RankedTiles(tiles, pool.unlabelled_tiles, pool.labelled_tiles)
 
+    def origin(self, backend: str) -> dict[str, Any]:
+        """Return the runs, settings and area of a job of workers; the states of its rasters and labels are added."""
+        features = run_file(self.runs[0], FEATURES_FILE).exists()
+        return {
+            **runs_origin(self.runs, self.config),
+            "features": run_file_digest(self.runs[0], FEATURES_FILE) if features else None,
+            "settings": asdict(self.config),
+            "backend": backend,
+            "area": {"path": str(self.aoi.resolve()), "digest": file_digest(self.aoi)} if self.aoi else None,
+        }
+
     def suggestions(self, path: Place, found: RankedTiles, embedder: Embedder) -> Suggestions:
         """Return the result of `suggest`: what was written to `path`, with notes for the user."""
         notes = [*embedder.pixels.model.notes, *_notes(self.runs[0], embedder.training_features, self.labels)]
@@ -354,6 +318,93 @@ def open_task(
     again = _sources(card, inputs, config, aoi)
     pool_rasters = tuple(PoolRaster(i, *each) for i, each in enumerate(zip(sources, areas, again, strict=True)))
     return SuggestTask(tuple(runs), card, inputs, config, aoi, labels, pool_rasters)
+
+
+@dataclass(frozen=True)
+class UnitsSuggestions:
+    """What a worker did, and the suggestions from all units."""
+
+    path: Place
+    """The folder or bucket of the job."""
+    units: int
+    computed: int
+    """Units that this worker has finished."""
+    merged: bool
+    """Whether this worker has merged the units."""
+    suggestions: Suggestions
+
+    def lines(self) -> list[str]:
+        """Return the result as plain text."""
+        own = f"{self.computed:,} of them by this command" + (", which merged them" if self.merged else "")
+        return [f"{self.path}: {self.units:,} of {self.units:,} units are done, {own}", *self.suggestions.lines()]
+
+
+@dataclass(frozen=True)
+class SuggestJob:
+    """The tiles to label next, by several processes; see `geograft.commands.units.suggest_units`.
+
+    Raises:
+        SettingError: if `file` is not a plain name.
+        OutputError: if it is not a .gpkg.
+    """
+
+    runs: tuple[Place, ...]
+    rasters: tuple[RasterInput, ...]
+    out: Place
+    config: SuggestConfig = DEFAULT
+    known: Path | None = None
+    aoi: Path | None = None
+    file: str = FILE
+    worker: PartConfig = field(default_factory=PartConfig)
+
+    def __post_init__(self) -> None:
+        check_file_name(self.file)
+        check_suffix(Path(self.file))
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether units are computed on a GPU where there is one."""
+        return self.config.device != "cpu"
+
+    def join(self) -> Worker[PoolUnitWriter]:
+        """Join the job, or start it: see `geograft.commands.units.UnitJob`."""
+        task = self._open()
+
+        def propose(backend: str) -> Proposal[PoolUnitWriter]:
+            embedder = task.load_embedder(backend)
+            origin = task.origin(embedder.pixels.predictor.backend) | {"file": self.file}
+            return propose_pool(embedder, task.rasters, task.labels, origin, self.config.device)
+
+        return join_job(self.out, "suggest", propose, self.worker, self.config.backend)
+
+    def finish(self, worker: Worker[PoolUnitWriter]) -> UnitsSuggestions:
+        """Merge the units and write the file, or wait until another worker has."""
+        task, units = self._open(), len(worker.job.units)
+        found, merged = worker.make_result(partial(self._merge, task, worker))
+        suggestions = task.suggestions(self.out / self.file, self._ranked(found, task), worker.writer.embedder)
+        return UnitsSuggestions(self.out, units, len(worker.computed), merged, suggestions)
+
+    def _open(self) -> SuggestTask:
+        return open_task(to_runs(self.runs), self.rasters, self.config, self.known, self.aoi)
+
+    def _merge(self, task: SuggestTask, worker: Worker[PoolUnitWriter]) -> dict[str, Any]:
+        with TemporaryDirectory(prefix="geograft-suggest-") as folder:
+            out = (self.out if isinstance(self.out, Path) else Path(folder)) / self.file
+            with lock_output(out, enabled=isinstance(self.out, Path)):
+                found = task.rank(merge_units(worker.ledger, worker.writer, Path(folder)), out)
+            if not isinstance(self.out, Path):
+                worker.ledger.files.put(self.file, out)
+        return asdict(found)
+
+    def _ranked(self, found: Mapping[str, Any], task: SuggestTask) -> RankedTiles:
+        try:
+            ranked: RankedTiles = TypeAdapter(RankedTiles).validate_python(found)
+            if any(one.raster not in range(len(task.rasters)) for one in ranked.tiles):
+                raise ValueError("a tile is of no raster")
+        except ValueError as error:
+            path = f"{self.out}/{STATE}/{RESULT}.done.json"
+            raise InputError(f"{path} is corrupt. Remove it to merge the units again.") from error
+        return ranked
 
 
 def _random_tiles(config: SuggestConfig, pool: Pool) -> int:

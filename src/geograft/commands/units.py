@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.commands.polygons import PolygonSummary, open_task
 from geograft.commands.predict import describe_model, load_task, task_notes
-from geograft.config import PartConfig, PolygonConfig, PredictConfig, WorkerConfig
+from geograft.commands.suggest import FILE, SuggestJob, UnitsSuggestions
+from geograft.config import PartConfig, PolygonConfig, PredictConfig, SuggestConfig, WorkerConfig
 from geograft.errors import InputError, SettingError
 from geograft.files import StrPath, file_digest, optional_path, scratch_path
 from geograft.geo.rasters.opening import raster_state
@@ -34,7 +35,7 @@ from geograft.mapping.polygons.units import (
 )
 from geograft.mapping.unit_ledger import JOB, RESULT, STATE
 from geograft.mapping.unit_outputs import INDEX_NAME, MAP_NAME, Summary, check_one_file, write_unit_outputs
-from geograft.mapping.worker import Proposal, Worker, check_done, join_job
+from geograft.mapping.worker import Proposal, Worker, check_done, check_file_name, join_job
 from geograft.runs import to_runs
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -85,12 +86,6 @@ def run_job(job: UnitJob[Result_co]) -> Result_co:
         worker = job.join()
         check_done(worker.ledger, worker.run(), len(worker.job.units))
         return job.finish(worker)
-
-
-def check_file_name(file: str) -> None:
-    """Raise SettingError if the file that a job makes in its folder has not a plain name."""
-    if not file or Path(file).name != file or file.startswith("."):
-        raise SettingError(f"--file {file} is not the name of a file. Give a name without folders, as polygons.gpkg.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- maps
@@ -314,3 +309,41 @@ def polygon_units(
     if isinstance(place, Path) and (place / JOB).is_file():
         place /= INDEX_NAME
     return run_job(PolygonJob(place, to_place(out), settings, optional_path(dstl_grid), file, options))
+
+
+# --------------------------------------------------------------------------------------------------------- suggestions
+
+
+class SuggestOptions(TypedDict, total=False):
+    """Options of `suggest_units` beside those of all commands: `known` and `aoi` as in `suggest`."""
+
+    known: StrPath | None
+    aoi: StrPath | None
+    file: str
+    """Name of the file in the folder; by default suggestions.gpkg."""
+
+
+def suggest_units(
+    run: StrPath | Sequence[StrPath],
+    rasters: StrPath | RasterInput | Sequence[StrPath | RasterInput],
+    out: StrPath,
+    config: SuggestConfig | None = None,
+    worker: PartConfig | None = None,
+    **options: Unpack[SuggestOptions],
+) -> UnitsSuggestions:
+    """Take part in choosing the tiles to label next by several processes, on one machine or many; see docs/scale.md.
+
+    All of them call this with the same arguments. Each collects the candidates of units, squares of whole tiles of the
+    rasters, and one merges them and writes OUT/suggestions.gpkg. `out` is a folder that the processes share, or a
+    bucket. On a CPU the file has the bytes that `suggest` writes in one process.
+
+    Raises:
+        InputError: as `suggest`; if units failed, or the job is of another command, or has other inputs or settings.
+        SettingError: as `suggest`; if this worker's hardware or libraries differ from the first one's, and `worker`
+            has no tolerance for that.
+        OutputError: as `suggest`; if the folder has other files, or the job was stopped, because two workers computed
+            different candidates.
+    """
+    known, aoi = optional_path(options.get("known")), optional_path(options.get("aoi"))
+    shared = (to_places(run), to_inputs(rasters), to_place(out), config or SuggestConfig(), known, aoi)
+    return run_job(SuggestJob(*shared, options.get("file", FILE), worker or PartConfig()))

@@ -1,4 +1,4 @@
-"""Collect candidates for active learning: the uncertainty and the embeddings of the unlabelled tiles of rasters.
+"""Candidates for active learning, the uncertainty and the embeddings of unlabelled tiles of rasters, and their ranks.
 
 Uncertainty is that of the map that `predict` writes with the same runs and settings; embeddings are those of the first
 run's encoder. Tiles inside the labelled area of a tile set are skipped.
@@ -35,6 +35,7 @@ from geograft.mapping.models import RunModel
 from geograft.mapping.plan import MapSource, plan_windows, sample_windows
 from geograft.mapping.units import unit_plan
 from geograft.metrics.applicability import Applicability
+from geograft.metrics.selection import draw_balanced_sample, select_batch
 from geograft.progress import progress_bar
 
 BATCH = 8
@@ -423,3 +424,67 @@ def pool_quarters(
 
 def _dissimilarity(cells: Float32[ndarray, "m d"], known: Applicability | None) -> float | None:
     return None if known is None else float(known.dissimilarity_index(cells).mean()) / known.threshold
+
+
+Origin = Literal["random", "suggested"]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One tile to label."""
+
+    rank: int
+    """The order in which to label, from 1."""
+    raster: int
+    """Index of the raster."""
+    window: Window
+    score: float
+    """Fraction of the total uncertainty that it covers in addition to the tiles before it."""
+    uncertainty: float
+    """Mean uncertainty over its pixels, 0 to 1."""
+    dissimilarity: float | None
+    """See `Candidate.dissimilarity`: above 1, the tile is outside the run's area of applicability."""
+    origin: Origin = "suggested"
+    """Whether it was drawn at random, all tiles with the same probability, or selected by its uncertainty."""
+
+
+def draw_first(sample: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
+    """Return `count` random candidates, all with the same probability, that represent all kinds of tiles.
+
+    Kinds are what the run predicts in a tile and the embeddings of its quarters: see `draw_balanced_sample`.
+    """
+    if not count or not sample:
+        return []
+    predicted = np.array([one.predicted for one in sample])
+    embeddings = np.stack([one.embeddings.mean(axis=0) for one in sample])
+    chosen = draw_balanced_sample([predicted, embeddings], count, np.random.default_rng(seed))
+    return [sample[position] for position in chosen]
+
+
+def rank_candidates(
+    candidates: Sequence[Candidate], count: int, first: Sequence[Candidate] = ()
+) -> tuple[Suggestion, ...]:
+    """Return the best `count` candidates to label together; the first n of them are the best n.
+
+    They begin with the random ones in `first`, which cover what resembles them. See `geograft.metrics.selection`; the
+    pieces are the quarters of the tiles. The order of the candidates does not matter.
+    """
+    drawn = {(one.raster, one.window) for one in first}
+    candidates = [*first, *(one for one in candidates if (one.raster, one.window) not in drawn)]
+    owners = np.repeat(np.arange(len(candidates)), [len(one.quarter_uncertainty) for one in candidates])
+    features = np.concatenate([one.embeddings for one in candidates])
+    weights = np.concatenate([one.quarter_uncertainty for one in candidates])
+    found = select_batch(features, weights, owners, count, range(len(first)))
+    chosen = [candidates[position] for position in found.positions]
+    return tuple(
+        Suggestion(
+            rank,
+            one.raster,
+            one.window,
+            float(gain),
+            one.uncertainty,
+            one.dissimilarity,
+            "random" if rank <= len(first) else "suggested",
+        )
+        for rank, (one, gain) in enumerate(zip(chosen, found.gains, strict=True), start=1)
+    )

@@ -122,10 +122,11 @@ class SceneUnits:
         return f"{pluralise(len(self), 'unit')} of {pluralise(len(self.counts), 'scene')}"
 
 
-def plan_units(tiles: TileGrid, cell_px: int = 1) -> UnitGrid:
+def plan_units(tiles: TileGrid, cell_px: int = 1, block_px: int = BLOCK_PX) -> UnitGrid:
     """Return the units of a raster. They depend on its size and its windows alone, never on the number of workers.
 
-    Each consists of whole blocks of the map's file, and of whole cells of `cell_px` pixels.
+    Each consists of whole blocks of `block_px` pixels, by default those of a map's file, and of whole cells of
+    `cell_px` pixels.
 
     >>> [plan_units(TileGrid(side, side, 640, 0.125)).unit_px for side in (3000, 20_000, 40_000, 200_000)]
     [2048, 4096, 8192, 16384]
@@ -134,7 +135,7 @@ def plan_units(tiles: TileGrid, cell_px: int = 1) -> UnitGrid:
     """
     side = UNIT_PX if halo_cost(tiles.tile_px, UNIT_PX) <= MAX_HALO else LARGE_UNIT_PX
     side = unit_side(tiles.height, tiles.width, side)
-    step = math.lcm(BLOCK_PX, cell_px)
+    step = math.lcm(block_px, cell_px)
     return UnitGrid(tiles.height, tiles.width, max(step, side // step * step))
 
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from geograft.config import PartConfig
-from geograft.errors import GeograftError, InputError, OutputError
+from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.files import json_digest
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
 from geograft.interrupts import note_kept
@@ -414,3 +414,9 @@ def check_done(ledger: UnitLedger, state: JobState, units: int) -> None:
         f"{ledger.out}: {units - state.done:,} of {units:,} units could not be computed.{why} `geograft jobs "
         f"{ledger.out}` lists them, and with --clean lets workers try again."
     )
+
+
+def check_file_name(file: str) -> None:
+    """Raise SettingError if the file that a job makes in its folder has not a plain name."""
+    if not file or Path(file).name != file or file.startswith("."):
+        raise SettingError(f"--file {file} is not the name of a file. Give a name without folders, as polygons.gpkg.")

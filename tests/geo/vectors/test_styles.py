@@ -8,13 +8,14 @@ import pytest
 from pyproj import CRS
 from shapely import box
 
-from geograft.commands.suggest import Suggestion, write_suggestions
+from geograft.commands.suggest import write_suggestions
 from geograft.geo.grid import Grid, Window
 from geograft.geo.vectors.points import write_points
 from geograft.geo.vectors.reader import Features
 from geograft.geo.vectors.styles import FieldForm, ranked_style
 from geograft.geo.vectors.writer import write_tiles
 from geograft.mapping.polygons.writer import PolygonTarget, write_polygon_file
+from geograft.mapping.pool import Suggestion
 from tests.support.gis import PYTHON, qgis_layers, require_qgis, run_qgis
 from tests.support.rasters import TENTH_METRE, UTM12
 
