@@ -97,6 +97,7 @@ VARIANTS = (
     Variant("no EMA", train={"ema": 0.0}),
     Variant("label smoothing", train={"label_smoothing": 0.1}),
     LONGER,
+    Variant("3 times as many steps, colour augmentation", train={"augment": "colour"}, lengthening=3),
     Variant("two source places", all_others=True),
 )
 
