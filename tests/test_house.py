@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -114,22 +115,42 @@ def package(path: Path) -> str:
     return parts[0] if parts[0] in USES else GROUND
 
 
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(text_of(path))
+
+
+@cache
 def dotted(path: Path) -> str:
     return ".".join(("geograft", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the full names of what a module imports, but for `if TYPE_CHECKING` blocks."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
-    for node in ast.walk(tree):
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Return the full names of what a module imports, but for `if TYPE_CHECKING` blocks."""
+    found: list[str] = []
+    for node in nodes_of(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield str(node.module)
+            found.append(str(node.module))
+    return tuple(found)
+
+
+def nodes_of(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a tree, but for `if TYPE_CHECKING` blocks."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        hidden = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        waiting += node.orelse if hidden else ast.iter_child_nodes(node)
 
 
 def upward(path: Path, name: str) -> bool:
@@ -163,9 +184,7 @@ def test_a_planted_upward_import_is_seen() -> None:
 @pytest.mark.parametrize("library", OPENERS)
 def test_only_the_named_modules_open_files_of_geodata(library: str) -> None:
     opens = {"rasterio": r"rasterio\.open\(", "pyogrio": r"pyogrio", "geopandas": r"geopandas"}
-    found = {
-        str(path.relative_to(SOURCE)) for path in MODULES if re.search(opens[library], path.read_text(encoding="utf-8"))
-    }
+    found = {str(path.relative_to(SOURCE)) for path in MODULES if re.search(opens[library], text_of(path))}
     assert found <= OPENERS[library]
 
 
@@ -180,7 +199,7 @@ def test_there_is_no_import_cycle() -> None:
 
 def test_the_plugin_needs_only_qgis_and_the_standard_library() -> None:
     for path in sorted(PLUGIN.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [str(node.module)]
@@ -189,9 +208,8 @@ def test_the_plugin_needs_only_qgis_and_the_standard_library() -> None:
 
 def test_files_and_functions_stay_small() -> None:
     for path in (*MODULES, *PLUGIN.glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= MAX_LINES_A_FILE, path
-        for node in ast.walk(ast.parse(text)):
+        assert len(text_of(path).splitlines()) <= MAX_LINES_A_FILE, path
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
@@ -208,7 +226,7 @@ def test_modules_stay_few_and_full() -> None:
     small = [
         name
         for name, path in zip(importers, modules, strict=True)
-        if len(path.read_text(encoding="utf-8").splitlines()) < FULL and len(importers[name]) == 1
+        if len(text_of(path).splitlines()) < FULL and len(importers[name]) == 1
     ]
     assert len(small) <= MAX_SMALL_MODULES, small
 

@@ -118,17 +118,33 @@ def test_an_interrupted_map_is_kept_and_resumed_to_the_same_bytes(
     assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole_of_two(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that was not interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "two"
+    command = [sys.executable, "-m", "geograft", "train", str(tiles), *TRAINING, "--devices", "2", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "number", "whole_group"),
+    ("settings", "number", "whole_group", "expected"),
     [
-        (("--workers", "1"), signal.SIGINT, True),
-        (("--devices", "2"), signal.SIGINT, True),
-        (("--devices", "2"), signal.SIGTERM, False),
+        (("--workers", "1"), signal.SIGINT, True, "whole"),
+        (("--devices", "2"), signal.SIGINT, True, "whole_of_two"),
+        (("--devices", "2"), signal.SIGTERM, False, "whole_of_two"),
     ],
 )
 def test_a_signal_ends_all_processes_with_the_state_saved(
-    settings: tuple[str, ...], number: int, whole_group: bool, tiles: Path, tmp_path: Path
+    *,
+    settings: tuple[str, ...],
+    number: int,
+    whole_group: bool,
+    expected: str,
+    tiles: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """The signal arrives while the first workers start; Ctrl-C reaches the whole group of processes."""
     command = [sys.executable, "-m", "geograft", "train", str(tiles), *TRAINING, *settings, "--out"]
@@ -145,8 +161,7 @@ def test_a_signal_ends_all_processes_with_the_state_saved(
     assert [line for line in lines if not line.startswith("epoch ")] == [lines[-1]]
     assert lines[-1].startswith("geograft: Stopped in epoch 1 of 2; ")
     subprocess.run([*command, str(tmp_path / "run"), "--resume"], check=True, capture_output=True)
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (request.getfixturevalue(expected) / WEIGHTS).read_bytes()
 
 
 def test_interrupted_polygons_are_kept_and_resumed_to_the_same_bytes(tmp_path: Path) -> None:

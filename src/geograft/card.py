@@ -79,7 +79,7 @@ class ModelCard:
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     """Divisor of the logits (temperature scaling), from 0.001 to 1000; 1 before calibration."""
     calibrated: str = ""
-    """Data on which threshold and temperature were chosen; empty before `geograft calibrate`."""
+    """Data on which threshold and temperature were chosen; empty before calibration."""
     scores: dict[str, float] = field(default_factory=dict)
     """Validation scores of that epoch, without undefined ones."""
     data_fingerprint: str = ""
@@ -93,7 +93,7 @@ class ModelCard:
     alpha: bool = True
     """Whether a band tagged alpha was a mask, not a band."""
     thresholds: tuple[Probability, ...] = ()
-    """One threshold per overlapping class, replacing `threshold`; empty before `geograft calibrate`."""
+    """One threshold per overlapping class, replacing `threshold`; empty before calibration."""
     finished: bool = True
     """Whether training has ended. If not, the weights are those of the best epoch so far."""
     epochs: Annotated[int, Field(ge=0)] = 0
@@ -142,6 +142,12 @@ class ModelCard:
     def used_thresholds(self) -> tuple[float, ...]:
         """The output thresholds; empty where the most probable of several classes is mapped."""
         return self.output_thresholds if self.legend.overlapping or self.legend.binary else ()
+
+    def describe_calibration(self) -> str:
+        """Return which data the run was calibrated on, and the temperature."""
+        if not self.calibrated:
+            return "not calibrated"
+        return f"calibrated on {self.calibrated}: temperature {self.temperature:.3f}"
 
     def with_thresholds(self, thresholds: Sequence[float]) -> "ModelCard":
         """Return the card with other output thresholds; itself where the most probable of several classes is mapped."""

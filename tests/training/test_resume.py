@@ -1,5 +1,6 @@
 """`geograft train --resume`: the run folder during training and after an error."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,9 +26,15 @@ SMALL = Recipe().with_settings(
 )
 
 
+@pytest.fixture(scope="module")
+def trained(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiles, tmp_path_factory.mktemp("trained") / "run", SMALL).run
+
+
 @pytest.fixture
-def run(tiles: Path, tmp_path: Path) -> Path:
-    return train(tiles, tmp_path / "run", SMALL).run
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a trained run, which a test may change."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def content(run: Path) -> dict[str, bytes]:

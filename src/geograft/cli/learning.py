@@ -29,8 +29,8 @@ def go(
     Args:
         folder: Folder of a project, from `geograft project`.
         minutes: Lower the number of epochs so that training takes about this long.
-        first: Name of an image to map before the others, as its map is called; may be repeated. With
-            NAME@ROW,COL,HEIGHT,WIDTH that part of it, in pixels, is mapped before the rest, into the folder .views.
+        first: Name of an image to map before the others: that of its map, without suffix; may be repeated.
+            NAME@ROW,COL,HEIGHT,WIDTH also maps this part of it, in pixels, before everything else, into .views.
     """
     from geograft.commands.go import go
 
@@ -92,7 +92,7 @@ def train(
         tiles: Folders of tile sets with the same classes, bands and tile size.
         out: Folder of the run.
         recipe: TOML file with the tables [model] and [train]; flags override it.
-        resume: Resume the interrupted run in --out, without --recipe with the settings that it was started with.
+        resume: Resume the interrupted run in --out. Without --recipe it keeps the settings that it was started with.
         quick: Fit a linear classifier on the features of the frozen encoder, in seconds: --architecture linear.
         minutes: Lower the number of epochs so that training takes about this long.
         set_weights: How often tiles of each tile set are drawn, relative to the others, such as 1,3.
@@ -281,7 +281,7 @@ def calibrate(
     Args:
         run: A run: its folder, a bundle (.graft), or hf:USER/NAME on the hub.
         tiles: Folder of its tile set, if it was moved.
-        objects: Class whose objects, such as buildings, polygons and object scores should be cleaned for; choose how.
+        objects: Also choose how polygons of this class, such as building, are cleaned: minimum area, holes and gaps.
         out: Bundle to write with the calibrated card, .graft, if the run is a bundle.
         place_tiles: Folder of a tile set of another place.
         name: Name of the place; default: that of the tile set's folder.

@@ -21,7 +21,7 @@ from geograft.commands.project import QGIS_FILE, RESULTS_FILE, map_layer, result
 from geograft.commands.project_work import TRAIN, Work, map_files, parse_first, predict_window
 from geograft.commands.report import PAGE, report
 from geograft.commands.suggest import ALIASES, LAYER, suggest
-from geograft.commands.train import read_recipe, train
+from geograft.commands.train import describe_thresholds, read_recipe, train
 from geograft.config import InferenceConfig, PredictConfig, Recipe
 from geograft.config.recipes import LABEL_FILE, MAPS, PROJECT_FILE, RUN, SUGGESTED, TILES, VIEWS, read_project
 from geograft.dataset.joined import TileSetPaths
@@ -215,9 +215,7 @@ def _train(work: Work, inputs: str) -> list[str]:
     missing = [name for name in settings.names if name not in tile_set.meta.legend.names]
     lines += [f"not mapped, since no polygon has that class: {join_names(missing)}"] if missing else []
     if tile_set.split("val"):
-        found = calibrate(run, tiles, _inference(settings.predict)).after
-        threshold = "" if found.thresholds else f", threshold {found.threshold:.3f}"
-        lines.append(f"calibrated on the validation tiles: temperature {found.temperature:.3f}{threshold}")
+        lines.append(describe_thresholds(calibrate(run, tiles, _inference(settings.predict)).card))
     write_text(run / TILES_FILE, TileSetPaths.of(work.folder / TILES).text())
     return lines
 

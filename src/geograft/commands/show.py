@@ -147,10 +147,9 @@ class Description:
     def _training_lines(self) -> list[str]:
         card = self.card
         epochs = f" of {card.epochs}" if card.epochs else ""
-        calibrated = f"calibrated on {card.calibrated}: temperature {card.temperature:.3f}"
         return [
             _describe_data(self.origin.training_data),
-            f"weights of epoch {card.epoch}{epochs}; {calibrated if card.calibrated else 'not calibrated'}",
+            f"weights of epoch {card.epoch}{epochs}; {card.describe_calibration()}",
             ", ".join(f"{name} {version}" for name, version in card.versions.items()),
         ]
 

@@ -167,16 +167,15 @@ class Training:
             f"{self.parameters:,} parameters, {self.trainable:,} trained; encoder weights: {self.card.weights_from}",
             f"{epochs} in {self.history.seconds:.0f} s; best: epoch {best.epoch}, "
             f"val loss {best.val_loss:.4f}, IoU {best.val_iou:.3f}, F1 {best.val_f1:.3f}",
-            *self._calibration(),
+            *([describe_thresholds(self.card)] if self.card.calibrated else []),
             f"run: {self.run}",
         ]
 
-    def _calibration(self) -> list[str]:
-        if not self.card.calibrated:
-            return []
-        thresholds = ", ".join(f"{threshold:.3f}" for threshold in self.card.used_thresholds)
-        named = f", threshold {thresholds}" if thresholds else ""
-        return [f"calibrated on {self.card.calibrated}: temperature {self.card.temperature:.3f}{named}"]
+
+def describe_thresholds(card: ModelCard) -> str:
+    """Return what a run was calibrated on, its temperature, and its thresholds if it has any."""
+    thresholds = ", ".join(f"{threshold:.3f}" for threshold in card.used_thresholds)
+    return card.describe_calibration() + (f", threshold {thresholds}" if thresholds else "")
 
 
 def train(

@@ -17,8 +17,8 @@ class InferenceConfig:
     """How pixels are predicted: the same in maps, scores, calibration, reviews and suggestions."""
 
     window_px: Annotated[int, Field(ge=0, le=MAX_TILE_PX)] = 0
-    """Size in pixels of the square windows that the network predicts at once; smaller where a raster is. 0: the run's
-    own, which training chose on the validation tiles."""
+    """Size in pixels of the square windows that the network predicts at once; a smaller raster gets a smaller one. 0:
+    the run's own, which training chose on the validation tiles."""
     overlap: Annotated[float | None, Field(ge=0, le=0.75)] = None
     """Overlap of adjacent windows, as a fraction of their size; predictions are blended there. Default: the run's
     own, in pixels."""
@@ -88,7 +88,7 @@ class StacConfig:
     """Hosts and buckets from which assets are read, besides that of the catalogue, such as
     sentinel-cogs.s3.us-west-2.amazonaws.com or s3://bucket."""
     max_items: Positive = 100
-    """A search that finds more items is an error."""
+    """Maximum number of items; a search that finds more is an error."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -143,14 +143,14 @@ class PolygonConfig:
     """Fill holes smaller than this area. Filled pixels belong only to the surrounding polygon. Default: what calibrate
     chose for objects, else 0."""
     close_px: Annotated[int | None, Field(ge=0, le=MAX_CLOSE_PX)] = None
-    """Close gaps of up to twice this many pixels in the pixels of a class. Default: what calibrate chose for objects,
+    """Close gaps between pixels of a class that are up to twice this wide. Default: what calibrate chose for objects,
     else 0."""
     simplify_m: Annotated[float, Field(ge=0)] = 0.0
     """Simplification tolerance: maximum distance that an outline may move. 0: none, or two pixels with square."""
     smooth: Annotated[int, Field(ge=0, le=5)] = 0
     """Iterations of corner cutting (Chaikin), for natural shapes."""
     square: bool = False
-    """Make outlines right-angled along their main direction, for buildings. Implies a simplification."""
+    """Make outlines right-angled along their main direction, for buildings. Outlines are simplified, too."""
     connectivity: Literal[4, 8] = 4
     """Whether pixels that touch only at a corner belong to the same polygon (8) or not (4)."""
     background: bool = False

@@ -211,9 +211,9 @@ class AreaConfig:
     scoring_areas: Annotated[int, Field(ge=0, le=10_000)] = 12
     """Number of random scoring areas."""
     area_px: Annotated[int, Field(ge=16, le=MAX_TILE_PX)] = 128
-    """Length of their sides in pixels."""
+    """Length of the sides of the scoring areas in pixels."""
     seed: Seed = 0
-    """Random seed of their positions."""
+    """Random seed of the positions of the scoring areas."""
 
 
 @dataclass(frozen=True, config=STRICT)

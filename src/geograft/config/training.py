@@ -68,7 +68,7 @@ class PrepareConfig:
     val_groups: tuple[str, ...] = ()
     """Groups or scenes that are the validation split, instead of a fraction of the area; for split = group or scene."""
     test_groups: tuple[str, ...] = ()
-    """Groups or scenes that are the test split, such as a place that the map is to work in without labels."""
+    """Groups or scenes that are the test split, such as a place where the map must work without labels of its own."""
     block_px: Annotated[int, Field(ge=0)] = 0
     """Block size in pixels for split = block. 0: two tiles."""
     buffer_px: Annotated[int, Field(ge=0)] = 32
@@ -79,8 +79,8 @@ class PrepareConfig:
     """Bands of the images to use, in the order of the network's inputs: numbers, counted from 1, or names, such as
     red,green,blue,nir. Default: all bands, in file order."""
     nodata: Literal["auto", "any", "all"] = "auto"
-    """Invalid pixels: those with nodata in any band in use, or in all. auto: any, but all for integers whose nodata is
-    0 or the maximum of their dtype, which are also values of dark or saturated pixels."""
+    """Invalid pixels: those with nodata in any band in use, or in all. auto: any; but all for integers whose nodata is
+    0 or the maximum of their dtype, because dark or saturated pixels have that value, too."""
     alpha: bool = True
     """Use a band tagged alpha as a mask. --no-alpha: it is a band like the others, such as near infrared."""
     index: tuple[str, ...] = ()
@@ -89,8 +89,8 @@ class PrepareConfig:
     """Pixels to leave out, by a quality band: its name and values, such as scl:3,8,9,10, or its bits, such as
     qa_pixel:bits:1-4."""
     resolution_m: Annotated[float, Field(ge=0)] = 0.0
-    """Pixel size in metres to which images are resampled. 0: their own, and of a scene with a file per band that of
-    the finest band in use."""
+    """Pixel size in metres to which images are resampled. 0: images keep theirs, and a scene with a file per band gets
+    that of the finest band in use."""
     seed: Seed = 0
     """Random seed of the split."""
 
