@@ -1,5 +1,6 @@
 """Settings of Hypothesis and fixtures shared by several test files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import geopandas
@@ -24,6 +25,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data next to the project are not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def only_torch() -> Iterator[None]:
+    """Let `auto` be torch: spares the export of graphs, which takes longer than small trainings and maps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geograft.inference.backends._installed", lambda name: False)
+        yield
 
 
 @pytest.fixture(scope="session")

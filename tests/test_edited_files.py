@@ -30,6 +30,8 @@ from geograft.training.checkpoint import save_weights
 from tests.support.rasters import textured, write_raster
 from tests.support.runs import USES, PixelwisePredictor, make_run
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 NAN, INF = float("nan"), float("inf")
 
 

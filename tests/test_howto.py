@@ -13,6 +13,8 @@ from geograft.cli import app
 from tests.support.docs import ROOT, code_blocks, commands_of, expand_globs
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 SIZE, SIDE = 256, 32
 SHORT_TRAINING = ("--architecture", "unet", "--batch-size", "8", "--device", "cpu", "--normalise", "data")
 SMALL_TILES = ("--tile-px", "32", "--val", "0.2", "--test", "0.2")

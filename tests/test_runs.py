@@ -33,18 +33,12 @@ from geograft.runs import export_cache, is_bundle, read_members, run_location
 from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.runs import make_run
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 SMALL = Recipe().with_settings(
     model={"architecture": "unet"},
     train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu", "calibrate": False},
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def only_torch() -> Iterator[None]:
-    """Spares the export of graphs, which takes longer than everything else."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "_installed", lambda name: False)
-        yield
 
 
 @pytest.fixture(scope="module")

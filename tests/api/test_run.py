@@ -19,6 +19,8 @@ from geograft.legend import Legend
 from tests.support.rasters import TENTH_METRE, textured, write_raster
 from tests.support.runs import COVERS, TREES, USES, BandPredictor, ContextPredictor, make_run
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 mpl.use("agg")
 METHODS = ("predict", "evaluate", "calibrate", "suggest", "review", "report")
 

@@ -40,6 +40,8 @@ from geograft.training.checkpoint import LAST
 from tests.support.overlapping import overlapping_set
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 SMALL = Recipe().with_settings(
     model={"architecture": "light", "encoder": "test_efficientnet", "weights": "none"},
     train={"epochs": 2, "batch_size": 4, "decoder_lr": 0.01, "encoder_lr": 0.01, "device": "cpu", "workers": 0},

@@ -44,6 +44,8 @@ from tests.commands.test_predict import read
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.training import TinyNetwork
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 TINY = Recipe().with_settings(model={"architecture": "unet"}, train={"epochs": 1, "augment": "none", "workers": 0})
 BLOCKS = PrepareConfig(tile_px=32, overlap=0.0, split="block", block_px=32, buffer_px=0, val=0.2, test=0.2)
 MAPPED = PredictConfig(

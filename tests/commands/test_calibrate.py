@@ -37,6 +37,8 @@ from tests.commands.test_evaluate_equals_map import (
 from tests.commands.test_train import SMALL
 from tests.support.tilewise import TILEWISE, tile_logits
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 # Without warm-up and EMA the run is confident after a few steps.
 QUICK = SMALL.with_settings(train={"optimizer": "adam", "schedule": "exponential", "warmup_epochs": 0, "ema": 0})
 

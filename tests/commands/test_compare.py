@@ -17,6 +17,8 @@ from geograft.training.checkpoint import LAST
 from geograft.training.history import read_history
 from tests.commands.test_train import SMALL
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 RECIPE = parse_recipe(
     {
         "title": "Two rates",

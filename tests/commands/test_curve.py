@@ -43,6 +43,8 @@ from geograft.metrics.intervals import confidence_intervals
 from geograft.training.checkpoint import LAST
 from geograft.training.loader import Scaling
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 RECIPE = parse_recipe(
     {
         "title": "Two rates",

@@ -38,6 +38,8 @@ from tests.support.rasters import TENTH_METRE, write_raster
 from tests.support.runs import ContextPredictor, make_run
 from tests.support.tilewise import SCORED
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 
 @pytest.fixture(scope="module")
 def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

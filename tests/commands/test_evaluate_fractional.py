@@ -18,6 +18,8 @@ from geograft.dataset.tileset import META, TileSet
 from geograft.files import write_json
 from tests.commands.test_train import SMALL
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 
 @pytest.fixture(scope="module")
 def run(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

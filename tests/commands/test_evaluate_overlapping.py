@@ -21,6 +21,8 @@ from tests.commands.test_train import SMALL
 from tests.support.overlapping import LEGEND, overlapping_set
 from tests.support.tilewise import SCORED, TILEWISE, split_logits
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:

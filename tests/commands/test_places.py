@@ -28,6 +28,8 @@ from geograft.mapping.places import read_place
 from geograft.metrics.calibration import STEPS, choose_threshold, probability_counts
 from tests.commands.test_train import SMALL
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 AWAY = InferenceConfig(backend="torch", device="cpu")
 
 

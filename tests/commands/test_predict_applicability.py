@@ -23,6 +23,8 @@ from tests.commands.test_predict import left_in
 from tests.support.rasters import TENTH_METRE, UTM12, write_raster
 from tests.support.runs import PixelwisePredictor
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 SMALL = Recipe().with_settings(model={"architecture": "unet"}, train={"epochs": 1, "device": "cpu"})
 ASKED = PredictConfig(applicability=True, device="cpu", overlap=0.0)
 

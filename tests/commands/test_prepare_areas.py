@@ -22,6 +22,8 @@ from tests.support.labelled_areas import GRID, SCORING, TRAINING, project_areas,
 from tests.support.rasters import read_labels
 from tests.support.runs import PixelwisePredictor, make_run
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 FLAGS = ["--tile-px", "48", "--buffer-px", "6", "--val", "0.25"]
 
 

@@ -47,6 +47,8 @@ from geograft.legend import Legend
 from geograft.training.history import Epoch, History, read_history
 from tests.support.rasters import write_raster
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 QUICK = Recipe(title="Fields & <b>more</b>").with_settings(
     model={"architecture": "unet"}, train={"epochs": 2, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
 )

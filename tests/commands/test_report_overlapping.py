@@ -32,6 +32,8 @@ from tests.commands.test_report import Page
 from tests.commands.test_train import SMALL
 from tests.support.overlapping import LEGEND, overlapping_set
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,8 @@ from geograft.training.history import read_history
 from geograft.training.loader import TileLoader
 from tests.support.training import training_data
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 SMALL = Recipe().with_settings(
     model={"architecture": "unet"}, train={"epochs": 1, "batch_size": 4, "decoder_lr": 3e-3, "device": "cpu"}
 )
