@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,31 @@ def exit_of(*arguments: str | Path) -> Any:
     return 0
 
 
+Interrupt = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def interrupt() -> Iterator[Interrupt]:
+    """Runs a command that gets a signal at a moment; returns exit code and stderr: tests/support/interrupt_train.py.
+
+    In processes of their own: a signal that went astray would end the process that runs the tests, and there Python
+    runs handlers on the alternate stack of pytest's faulthandler, which some library damages (LOG.md, 2026-11-30).
+    """
+    script = [sys.executable, "-m", "tests.support.interrupt_train"]
+    with subprocess.Popen(script, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        questions, answers = process.stdin, process.stdout
+        assert questions and answers
+
+        def ask(number: int, moment: tuple[str, ...], *command: str | Path) -> tuple[int, str]:
+            questions.write(json.dumps([int(number), moment, [str(each) for each in command]]) + "\n")
+            questions.flush()
+            code, text = json.loads(answers.readline())
+            return code, text
+
+        yield ask
+        questions.close()
+
+
 @pytest.fixture(scope="module")
 def whole(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was not interrupted."""
@@ -74,43 +99,34 @@ def test_an_interrupted_training_resumes_to_identical_weights(
     call: int,
     after: bool,
     kept: str,
+    interrupt: Interrupt,
     whole: Path,
     tiles: Path,
     tmp_path: Path,
 ) -> None:
     command = ("train", str(tiles), "--out", str(tmp_path / "run"), *TRAINING)
     moment = (owner.__module__, owner.__name__, name, str(call), "after" if after else "before")
-    done = interrupt(number, moment, *command)
-    assert done.returncode == 128 + number, done.stderr
+    code, text = interrupt(number, moment, *command)
+    assert code == 128 + number, text
     card = tmp_path / "run" / "card.json"
     assert not card.exists() or not json.loads(card.read_text())["finished"]
     assert (tmp_path / "run" / STATE).exists()
-    assert done.stderr.splitlines()[-1] == f"geograft: {kept}; continue with --resume."
+    assert text.splitlines()[-1] == f"geograft: {kept}; continue with --resume."
     assert exit_of(*command, "--resume") == 0
     for file in (WEIGHTS, LAST):
         assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
 
 
-def interrupt(number: int, moment: tuple[str, ...], *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command that sends itself a signal at a moment; see tests/support/interrupt_train.py.
-
-    In a process of its own: a signal that went astray would end the process that runs the tests, and there Python runs
-    handlers on the alternate stack of pytest's faulthandler, which some library damages (LOG.md, 2026-11-30).
-    """
-    script = [sys.executable, "-m", "tests.support.interrupt_train", str(int(number)), *moment, *map(str, command)]
-    return subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(("number", "call", "kept"), [(signal.SIGINT, 40, True), (signal.SIGTERM, 1, False)])
 def test_an_interrupted_map_is_kept_and_resumed_to_the_same_bytes(
-    *, number: int, call: int, kept: bool, whole: Path, fields: Path, tmp_path: Path
+    *, number: int, call: int, kept: bool, interrupt: Interrupt, whole: Path, fields: Path, tmp_path: Path
 ) -> None:
     windows = ("--window-px", "32", "--overlap", "0.5", "--batch-size", "2", "--backend", "torch")
     command = ("predict", whole, fields / "scene.tif", *windows, "--out")
     moment = ("geograft.inference.predictor", "EnsemblePredictor", "__call__", str(call), "before")
-    done = interrupt(number, moment, *command, tmp_path / "map.tif")
-    assert done.returncode == 128 + number, done.stderr
-    assert ("% of the map is kept; run the same command again" in done.stderr.splitlines()[-1]) == kept
+    code, text = interrupt(number, moment, *command, tmp_path / "map.tif")
+    assert code == 128 + number, text
+    assert ("% of the map is kept; run the same command again" in text.splitlines()[-1]) == kept
     assert not (tmp_path / "map.tif").exists()
     assert bool(list(tmp_path.glob(".map*"))) == kept
     for name in ("map.tif", "whole.tif"):
@@ -164,27 +180,27 @@ def test_a_signal_ends_all_processes_with_the_state_saved(
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (request.getfixturevalue(expected) / WEIGHTS).read_bytes()
 
 
-def test_interrupted_polygons_are_kept_and_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+def test_interrupted_polygons_are_kept_and_resumed_to_the_same_bytes(interrupt: Interrupt, tmp_path: Path) -> None:
     rows = 2 * 512 + 40
     classes = np.random.default_rng(0).integers(0, 2, (1, rows // 8, 8), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     image = write_raster(tmp_path / "map.tif", classes)
     assert exit_of("polygons", image, "--out", tmp_path / "whole" / "map.geojson") == 0
     moment = ("geograft.mapping.polygons.ledger", "PolygonLedger", "add", "1", "after")
-    done = interrupt(signal.SIGTERM, moment, "polygons", image, "--out", tmp_path / "map.geojson")
-    assert done.returncode == 143
-    assert done.stderr.splitlines()[-1].startswith("geograft: Stopped; ")
+    code, text = interrupt(signal.SIGTERM, moment, "polygons", image, "--out", tmp_path / "map.geojson")
+    assert code == 143
+    assert text.splitlines()[-1].startswith("geograft: Stopped; ")
     assert not (tmp_path / "map.geojson").exists()
     assert exit_of("polygons", image, "--out", tmp_path / "map.geojson") == 0
     assert (tmp_path / "map.geojson").read_bytes() == (tmp_path / "whole" / "map.geojson").read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_prepare_writes_nothing(number: int, fields: Path, tmp_path: Path) -> None:
+def test_an_interrupted_prepare_writes_nothing(number: int, interrupt: Interrupt, fields: Path, tmp_path: Path) -> None:
     command = ("prepare", "vector", fields / "scene.tif", "--labels", fields / "fields.gpkg")
     command = (*command, "--tile-px", "32", "--val", "0", "--test", "0", "--out", tmp_path / "tiles")
-    done = interrupt(number, ("geograft.commands.prepare", "", "write_json", "1", "before"), *command)
-    assert done.returncode == 128 + number, done.stderr
-    assert done.stderr.splitlines()[-1] == "geograft: Stopped; nothing was written."
+    code, text = interrupt(number, ("geograft.commands.prepare", "", "write_json", "1", "before"), *command)
+    assert code == 128 + number, text
+    assert text.splitlines()[-1] == "geograft: Stopped; nothing was written."
     assert not list(tmp_path.iterdir())
 
 

@@ -20,6 +20,8 @@ from geograft.training.history import History, read_history
 from geograft.training.loop import _Run
 from geograft.training.step import Step
 
+pytestmark = pytest.mark.usefixtures("only_torch")
+
 SMALL = Recipe().with_settings(
     model={"architecture": "transfer", "encoder": "mobilenetv3_small_050", "weights": "none"},
     train={"epochs": 1, "batch_size": 4, "schedule": "constant", "device": "cpu"},
