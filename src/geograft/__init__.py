@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from geograft.commands.show import show
     from geograft.commands.suggest import suggest
     from geograft.commands.train import train
-    from geograft.commands.units import polygon_units, predict_units, suggest_units
+    from geograft.commands.units import evaluate_units, polygon_units, predict_units, suggest_units
     from geograft.config import (
         AdaptConfig,
         EvaluateConfig,
@@ -93,7 +93,7 @@ _MODULES = {
     ),
     **dict.fromkeys(("InputError", "OutputError", "SettingError", "GeograftError", "WeightsError"), "geograft.errors"),
     **dict.fromkeys(("CocoSource", "DstlSource", "MaskSource", "VectorSource"), "geograft.dataset.sources"),
-    **dict.fromkeys(("predict_units", "polygon_units", "suggest_units"), "geograft.commands.units"),
+    **dict.fromkeys(("evaluate_units", "predict_units", "polygon_units", "suggest_units"), "geograft.commands.units"),
     "TileSet": "geograft.dataset.tileset",
     **dict.fromkeys(("Run", "load"), "geograft.api.run"),
     **dict.fromkeys(("prepare_coco", "prepare_dstl", "prepare_masks", "prepare_vector"), "geograft.api.tile_sets"),
@@ -170,6 +170,7 @@ __all__ = [
     "curve",
     "demo",
     "evaluate",
+    "evaluate_units",
     "export",
     "find",
     "go",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from geograft.cli.flags import config_from, print_result, recipe_from, recipe_with, settings, with_progress
-from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, ModelConfig, TrainConfig
+from geograft.config import AdaptConfig, EvaluateConfig, InferenceConfig, ModelConfig, PartConfig, TrainConfig
 from geograft.errors import SettingError
 
 Split = Literal["train", "val", "test"]
@@ -303,7 +303,7 @@ def calibrate(
 
 
 @with_progress
-@settings(evaluate=EvaluateConfig)
+@settings(evaluate=EvaluateConfig, worker=PartConfig)
 def evaluate(
     run: Path,
     /,
@@ -313,6 +313,7 @@ def evaluate(
     against: Path | None = None,
     ensemble: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     out: Path | None = None,
+    worker: Annotated[bool, Parameter(negative=())] = False,
     **chosen: Any,
 ) -> None:
     """Score a run on the tiles of one split, with 95 % confidence intervals. Each pixel counts once.
@@ -325,9 +326,22 @@ def evaluate(
         tiles: Another tile set with the same classes, instead of the run's own.
         ensemble: Further runs; the probabilities of all runs are averaged, as in a map.
         against: Another run; the paired difference in scores is reported with its confidence interval.
-        out: JSON file of the scores; default: scores-SPLIT.json in the run. A bundle needs it.
+        out: JSON file of the scores; default: scores-SPLIT.json in the run. A bundle needs it. With --worker a folder.
+        worker: Score units of the split together with other processes that share the folder --out (docs/scale.md).
     """
     from geograft.commands.evaluate import evaluate
 
     config = config_from(EvaluateConfig, EvaluateConfig(), chosen)
-    print_result(evaluate((run, *ensemble), split, tiles, out, against, config))
+    options = config_from(PartConfig, PartConfig(), chosen)
+    if not worker and not options.ray:
+        if options != PartConfig():
+            raise SettingError("--part and --tolerance are settings of a worker. Add --worker or --ray.")
+        print_result(evaluate((run, *ensemble), split, tiles, out, against, config))
+        return
+    if against is not None:
+        raise SettingError("--against compares two runs in one process. Omit it with --worker and --ray.")
+    if out is None:
+        raise SettingError("--worker and --ray need --out, a folder that all workers share.")
+    from geograft.commands.units import evaluate_units
+
+    print_result(evaluate_units((run, *ensemble), out, split, tiles, config, options))

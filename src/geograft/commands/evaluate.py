@@ -16,13 +16,12 @@ from geograft.config import EvaluateConfig
 from geograft.dataset.joined import check_fit, open_run_tiles
 from geograft.dataset.places import known_scenes_in_place, place_names
 from geograft.dataset.tileset import Split, TileSet
-from geograft.dataset.units import units_of
-from geograft.errors import InputError, SettingError
+from geograft.errors import SettingError
 from geograft.files import StrPath, optional_path, refuse_existing, write_json
 from geograft.locks import lock_output
 from geograft.mapping.models import RunModel
-from geograft.mapping.places import refuse_adapted_tiles, refuse_used_tiles
 from geograft.mapping.plan import resolution_note, tile_set_band_notes
+from geograft.mapping.score_units import ScoreTask
 from geograft.mapping.scoring import (
     Confusion,
     Metric,
@@ -30,7 +29,6 @@ from geograft.mapping.scoring import (
     ScoresByPlace,
     SplitCounts,
     class_key,
-    count_split,
     estimators,
     format_interval,
     format_value,
@@ -40,7 +38,6 @@ from geograft.mapping.scoring import (
     read_scores_in_place,
     score_places,
 )
-from geograft.mapping.shapes import ShapeConfig, ShapeCounter, object_class_index
 from geograft.metrics.calibration import (
     THRESHOLDS,
     expected_calibration_error,
@@ -413,13 +410,18 @@ def _score_with_baseline(
     tile_set = open_run_tiles(runs[0], tiles)
     baseline = None if against is None else _open_baseline(against, model.card, tile_set, config)
     result = score_split(model, tile_set, split, config)
-    if result.places and "in place" not in result.places.parts:
-        beside = read_scores_in_place(runs[0], result.prediction)
-        result = replace(result, places=replace(result.places, beside=beside))
     if baseline is not None and against is not None:
         theirs = score_split(baseline, tile_set, split, config)
         result = replace(result, baseline=theirs, notes=(*result.notes, *_leakage_notes(against, tile_set)))
-    if tile_set.meta.fingerprint == model.card.data_fingerprint:
+    return with_context(result, tile_set)
+
+
+def with_context(result: Evaluation, tile_set: TileSet) -> Evaluation:
+    """Return scores with those in place of the run's own test tiles beside them, and whether the split leaks."""
+    if result.places and "in place" not in result.places.parts:
+        beside = read_scores_in_place(result.run, result.prediction)
+        result = replace(result, places=replace(result.places, beside=beside))
+    if tile_set.meta.fingerprint == result.card.data_fingerprint:
         result = replace(result, verdict=audit_tile_set(tile_set).verdict)
     return result
 
@@ -431,38 +433,28 @@ def score_split(model: RunModel, tile_set: TileSet, split: Split, config: Evalua
         InputError: when run and tile set do not match, or the split has no tiles.
         SettingError: when the class of objects does not exist.
     """
-    card = model.card
-    check_fit(card, tile_set)
-    tile_set.check_masks()
-    tiles = tile_set.split(split)
-    if not tiles:
-        raise InputError(f"{tile_set.title} has no {split} tiles. Choose another --split.")
-    for run in model.runs if config.place else ():
-        refuse_used_tiles(run, config.place, tile_set, tiles)
-    for run in model.runs if tile_set.meta.fingerprint != card.data_fingerprint else ():
-        refuse_adapted_tiles(run, tile_set, tiles)
-    names = card.legend.names
-    objects = object_class_index(config.objects, names)
-    cleaning = card.cleaning if card.cleaning and card.cleaning.objects == config.objects else None
-    shape_config = ShapeConfig(len(names), config.boundary_m, objects, card.legend.overlapping, cleaning)
-    units = units_of(tile_set, split)
-    shapes = ShapeCounter(shape_config, tile_set, tiles, units)
-    samples = tile_set.samples(split, unique_pixels=True, means=card.mean)
-    counts = count_split(model, tile_set, samples, units, shapes)
-    biased = split == "val" and card.calibrated
+    task = ScoreTask.plan(model, tile_set, split, config)
+    counts = task.count()
+    return scores_of(task, counts, model.notes)
+
+
+def scores_of(task: ScoreTask, counts: SplitCounts, model_notes: Sequence[str]) -> Evaluation:
+    """Return the scores that follow from the counts of all cells; `model_notes` are those of the networks."""
+    model, tile_set, config, card = task.model, task.tile_set, task.config, task.model.card
+    biased = task.split == "val" and card.calibrated
     notes = ("threshold and temperature were fitted on validation tiles: scores are optimistic.",) if biased else ()
     resolution = resolution_note(tile_set.title, tile_set.meta.resolution_m, card)
-    if cleaning:
+    if task.shapes.cleaning:
         notes = (*notes, f"objects of {config.objects} are cleaned as by `geograft polygons`, with the run's settings.")
-    notes = (*model.notes, *notes, *tile_set_band_notes(tile_set, card), *([resolution] if resolution else []))
-    in_place = known_scenes_in_place(model.runs, tile_set, split)
+    notes = (*model_notes, *notes, *tile_set_band_notes(tile_set, card), *([resolution] if resolution else []))
+    in_place = known_scenes_in_place(model.runs, tile_set, task.split)
     places = None if in_place is None else score_places(counts, place_names(tile_set), in_place)
     return Evaluation(
         model.runs[0],
-        split,
+        task.split,
         tile_set.folder,
         card,
-        len(tiles),
+        len(task.tiles),
         counts,
         asdict(config),
         notes=notes,

@@ -14,17 +14,21 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
+from geograft.commands.evaluate import scores_of, with_context
 from geograft.commands.polygons import PolygonSummary, open_task
 from geograft.commands.predict import describe_model, load_task, task_notes
 from geograft.commands.suggest import FILE, SuggestJob, UnitsSuggestions
-from geograft.config import PartConfig, PolygonConfig, PredictConfig, SuggestConfig, WorkerConfig
+from geograft.config import EvaluateConfig, PartConfig, PolygonConfig, PredictConfig, SuggestConfig, WorkerConfig
+from geograft.dataset.joined import open_run_tiles
+from geograft.dataset.tileset import Split
 from geograft.errors import InputError, SettingError
-from geograft.files import StrPath, file_digest, optional_path, scratch_path
+from geograft.files import StrPath, file_digest, optional_path, scratch_path, to_json
 from geograft.geo.rasters.opening import raster_state
 from geograft.geo.scene import RasterInput, to_inputs
 from geograft.locations import Location, Place, to_place, to_places
 from geograft.locks import lock_output
 from geograft.mapping.map_units import MapUnitWriter, propose_map
+from geograft.mapping.models import RunModel
 from geograft.mapping.plan import MapTask, map_card, map_sources
 from geograft.mapping.polygons.units import (
     OutlineFiles,
@@ -33,6 +37,7 @@ from geograft.mapping.polygons.units import (
     plan_polygon_units,
     propose_polygons,
 )
+from geograft.mapping.score_units import ScoreTask, ScoreUnitWriter, notes_of_job, propose_scores
 from geograft.mapping.unit_ledger import JOB, RESULT, STATE
 from geograft.mapping.unit_outputs import INDEX_NAME, MAP_NAME, Summary, check_one_file, write_unit_outputs
 from geograft.mapping.worker import Proposal, Worker, check_done, check_file_name, join_job
@@ -347,3 +352,102 @@ def suggest_units(
     known, aoi = optional_path(options.get("known")), optional_path(options.get("aoi"))
     shared = (to_places(run), to_inputs(rasters), to_place(out), config or SuggestConfig(), known, aoi)
     return run_job(SuggestJob(*shared, options.get("file", FILE), worker or PartConfig()))
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class UnitsScores:
+    """What a worker did, and the scores of all units."""
+
+    path: Place
+    """The folder or bucket of the job."""
+    units: int
+    computed: int
+    """Units that this worker has counted."""
+    joined: bool
+    """Whether this worker has joined the units."""
+    scores: Mapping[str, Any]
+    """The content of OUT/scores.json."""
+    text: tuple[str, ...]
+    """The scores as text, as `geograft evaluate` prints them."""
+
+    def lines(self) -> list[str]:
+        """Return the result as plain text."""
+        own = f"{self.computed:,} of them by this command" + (", which joined them" if self.joined else "")
+        return [f"{self.path}: {self.units:,} of {self.units:,} units are done, {own}", *self.text]
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """The scores of one split, by several processes; see `evaluate_units`."""
+
+    runs: tuple[Place, ...]
+    out: Place
+    split: Split = "test"
+    tiles: Path | None = None
+    config: EvaluateConfig = field(default_factory=EvaluateConfig)
+    worker: PartConfig = field(default_factory=PartConfig)
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether units are computed on a GPU where there is one."""
+        return self.config.device != "cpu"
+
+    def join(self) -> Worker[ScoreUnitWriter]:
+        """Join the job, or start it: see `UnitJob`."""
+        runs = to_runs(self.runs)
+        tile_set = open_run_tiles(runs[0], self.tiles)
+
+        def propose(backend: Any) -> Proposal[ScoreUnitWriter]:
+            model = RunModel.open(runs, self.config).with_backend(backend)
+            return propose_scores(ScoreTask.plan(model, tile_set, self.split, self.config))
+
+        return join_job(self.out, "evaluate", propose, self.worker, self.config.backend)
+
+    def finish(self, worker: Worker[ScoreUnitWriter]) -> UnitsScores:
+        """Join the units and write the scores, or wait until another worker has."""
+        found, joined = worker.make_result(partial(self._write, worker))
+        try:
+            content = TypeAdapter(dict[str, Any]).validate_json(worker.ledger.files.get(SCORES))
+            text = TypeAdapter(tuple[str, ...]).validate_python(found.get("text"))
+        except (FileNotFoundError, ValidationError) as error:
+            path = f"{self.out}/{STATE}/{RESULT}.done.json"
+            raise InputError(f"{path} or {SCORES} is corrupt. Remove the former to join the units again.") from error
+        return UnitsScores(self.out, len(worker.job.units), len(worker.computed), joined, content, text)
+
+    def _write(self, worker: Worker[ScoreUnitWriter]) -> dict[str, Any]:
+        task, notes = worker.writer.task, notes_of_job(worker.ledger, worker.job)
+        with TemporaryDirectory(prefix="geograft-scores-") as folder:
+            counts = worker.writer.join(worker.ledger, Path(folder))
+        result = with_context(scores_of(task, counts, notes), task.tile_set)
+        worker.ledger.files.put(SCORES, to_json(result.content(Path(SCORES).stem)).encode())
+        return {"text": result.lines()}
+
+
+def evaluate_units(
+    run: StrPath | Sequence[StrPath],
+    out: StrPath,
+    split: Split = "test",
+    tiles: StrPath | None = None,
+    config: EvaluateConfig | None = None,
+    worker: PartConfig | None = None,
+) -> UnitsScores:
+    """Take part in scoring a run on one split by several processes, on one machine or many; see docs/scale.md.
+
+    All of them call this with the same arguments. Each counts units, some blocks or scenes of the tile set, and one
+    joins them and writes OUT/scores.json. `out` is a folder that the processes share, or a bucket. On a CPU the file
+    has the bytes that `evaluate` writes with `out` = scores.json.
+
+    Raises:
+        InputError: as `evaluate`; if units failed, or the job is of another command, or has other inputs or settings.
+        SettingError: as `evaluate`; if this worker's hardware or libraries differ from the first one's, and `worker`
+            has no tolerance for that.
+        OutputError: if the folder has other files, or the job was stopped, because two workers counted differently or
+            the tile set has changed.
+    """
+    places, settings = to_places(run), config or EvaluateConfig()
+    return run_job(ScoreJob(places, to_place(out), split, optional_path(tiles), settings, worker or PartConfig()))

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from geograft.dataset.splits import MIN_GROUPS, SplitScene, split_blocks, splits_by_block, unit_names, whole_scenes
@@ -67,6 +67,12 @@ class Units:
         if self.kind == SAMPLE:
             return f"They are a sample of {pluralise(self.scenes, 'scene')}: other places may differ by more."
         return f"All {self.kind}s lie in {pluralise(self.scenes, 'scene')}: other areas may differ by more."
+
+    def part(self, inside: Bool[ndarray, " cells"]) -> "Units":
+        """Return the units of some of the cells, and of the tiles in these."""
+        cells = tuple(cell for cell, chosen in zip(self.cells, inside, strict=True) if chosen)
+        cell_of = (inside.cumsum() - 1)[self.cell_of[inside[self.cell_of]]]
+        return replace(self, scenes=len({cell.scene for cell in cells}), cells=cells, cell_of=cell_of)
 
     def sum_by_unit(self, counts: ndarray) -> ndarray:
         """Return counts by unit from counts by cell (cells, ...)."""

@@ -14,7 +14,15 @@ from geograft.dataset.tileset import TileSet
 from geograft.dataset.units import Cell, Units
 from geograft.mapping.models import RunModel
 from geograft.mapping.run_calibration import FEW_TILES, limited_choice
-from geograft.mapping.scoring import BootstrapEstimator, Confusion, Metrics, count_split, json_intervals, json_values
+from geograft.mapping.scoring import (
+    BootstrapEstimator,
+    Confusion,
+    Metrics,
+    choose_samples,
+    count_split,
+    json_intervals,
+    json_values,
+)
 from geograft.mapping.shapes import ShapeConfig, ShapeCounter
 from geograft.metrics.calibration import MIN_CERTAINTY, STEPS, ThresholdChoice
 from geograft.metrics.confusion import ConfusionScheme
@@ -77,8 +85,8 @@ def count_tiles(model: RunModel, tile_set: TileSet, positions: Sequence[int]) ->
     """
     whole = replace(tile_set, tiles=tuple(replace(tile, split="val") for tile in tile_set.tiles))
     samples = whole.samples("val", unique_pixels=True, means=model.card.mean)
-    tiles = [samples.tiles[position] for position in positions]
-    samples = replace(samples, tiles=tiles, masked_windows=[samples.masked_windows[i] for i in positions])
+    samples = choose_samples(samples, positions)
+    tiles = samples.tiles
     cells = tuple(Cell(tile.scene, tile.window, str(i)) for i, tile in zip(positions, tiles, strict=True))
     units = Units("block", len({tile.scene for tile in tiles}), cells, np.arange(len(tiles)))
     shapes = ShapeCounter(ShapeConfig(len(model.card.legend.names)), whole, tiles, units)

@@ -17,12 +17,13 @@ from geograft.geo.grid import Window, WindowIndex
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
 from geograft.geo.scene import only_numbers
+from geograft.inference.predictor import EnsemblePredictor, PixelBatch
 from geograft.legend import IGNORE, Legend
 from geograft.mapping.batches import RasterSource
 from geograft.mapping.blend import Strip, blend
 from geograft.mapping.classmap import class_indices, class_probabilities
 from geograft.mapping.models import RunModel
-from geograft.mapping.plan import decoding_threads, plan_windows, sample_windows
+from geograft.mapping.plan import decoding_threads, plan_blend, plan_windows, sample_windows
 from geograft.progress import progress_bar
 
 Extract = Callable[[Strip], Sequence[Shaped[ndarray, "bands h w"]]]
@@ -74,6 +75,8 @@ class TilePrediction:
 def predict_tiles(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile], title: str) -> Iterator[TilePrediction]:
     """Yield the predictions of tiles, scene by scene, each tile as soon as its last pixel is complete.
 
+    Without a title no progress is shown.
+
     Memory: that of `blend`, and the tiles that are not complete: those of a row, and along the border of a panel.
 
     Raises:
@@ -82,7 +85,7 @@ def predict_tiles(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile], tit
     """
     legend, thresholds = model.card.legend, model.card.output_thresholds
     total = sum(tile.window.height * tile.window.width for tile in tiles) / 1e6
-    with progress_bar(title, total, "Mpx of tiles") as bar:
+    with progress_bar(title, total, "Mpx of tiles", enabled=bool(title)) as bar:
         for scene, indices in _by_scene(tiles).items():
             mosaic = _scene_mosaic(tile_set, scene, model)
             windows = tuple(tiles[index].window for index in indices)
@@ -94,6 +97,35 @@ def predict_tiles(model: RunModel, tile_set: TileSet, tiles: Sequence[Tile], tit
                     probabilities[:, ~mapped], classes[:, ~mapped] = 0, IGNORE
                     classes = classes if legend.overlapping else classes[0]
                     yield TilePrediction(indices[position], probabilities, classes)
+
+
+def load_predictors(
+    model: RunModel, tile_set: TileSet, tiles: Sequence[Tile]
+) -> tuple[EnsemblePredictor, PixelBatch | None]:
+    """Load the predictors for the windows of all scenes with tiles, and return the one that is used first.
+
+    Also returns two windows that it predicts; None if no pixel of the tiles is valid.
+
+    Raises:
+        InputError: if a run or an image cannot be used.
+        SettingError: if the device or the backend is not available.
+    """
+    found: EnsemblePredictor | None = None
+    windows: PixelBatch | None = None
+    for scene, indices in _by_scene(tiles).items():
+        own = tile_set.scenes[scene]
+        size = plan_blend((own.height, own.width), 1, model.card, model.settings, model.layers).lanes.tiles.tile_px
+        if size in model.loaded and (windows is not None or model.loaded[size] is not found):
+            continue
+        with closing(_scene_mosaic(tile_set, scene, model)) as mosaic:
+            part = PartOfInterest(mosaic, tuple(tiles[index].window for index in indices))
+            plan = plan_windows(mosaic, model.card, model.settings, model.layers)
+            sample = partial(sample_windows, plan, part)
+            predictor = model.predictor(size, plan.batch_size, sample)
+            found = found or predictor
+            windows = sample() if windows is None and predictor is found else windows
+    assert found is not None, "there are tiles"
+    return found, windows
 
 
 def blend_part(model: RunModel, source: RasterSource, mosaic: Mosaic) -> Generator[Strip, None, None]:

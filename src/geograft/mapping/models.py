@@ -52,6 +52,8 @@ class RunModel:
     def predictor(self, window_px: int, batch_size: int, sample: Callable[[], PixelBatch | None]) -> EnsemblePredictor:
         """Return the predictor for windows of `window_px` pixels. Backends are compared on the windows of `sample`.
 
+        The backend of the first size is that of all: which is the fastest may differ between sizes and from day to day.
+
         Raises:
             InputError: if weights cannot be used.
             SettingError: if the device or the backend is not available.
@@ -59,10 +61,11 @@ class RunModel:
         if window_px not in self.loaded:
             found = sample()
             options = {"sample": found} if found else {}
+            backend = next((one.backend for one in self.loaded.values()), self.settings.backend)
             self.loaded[window_px] = EnsemblePredictor.load(
                 self.runs,
                 device=self.settings.device,
-                backend=self.settings.backend,
+                backend=backend,
                 tta=self.settings.tta,
                 batch_size=batch_size,
                 window_px=window_px,

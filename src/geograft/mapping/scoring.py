@@ -101,17 +101,34 @@ class SplitCounts:
             self.probability[cell] += probability_counts(probability[1], truth == 1)
 
 
+def choose_samples(samples: Samples, positions: Sequence[int]) -> Samples:
+    """Return some of the samples. What is not labelled in them, because an earlier tile has it, stays so."""
+    tiles = [samples.tiles[position] for position in positions]
+    return replace(samples, tiles=tiles, masked_windows=[samples.masked_windows[position] for position in positions])
+
+
 def count_split(
-    model: RunModel, tile_set: TileSet, samples: Samples, units: Units, shapes: ShapeCounter
+    model: RunModel,
+    tile_set: TileSet,
+    samples: Samples,
+    units: Units,
+    shapes: ShapeCounter,
+    advance: Callable[[], None] | None = None,
 ) -> SplitCounts:
-    """Return the counts of all labelled pixels of the samples by cell, predicted as in a map of their scenes."""
+    """Return the counts of all labelled pixels of the samples by cell, predicted as in a map of their scenes.
+
+    Shows progress, unless `advance` is given, which is called after each tile.
+    """
+    title = "" if advance else f"scoring {tile_set.title}"
     scheme = ConfusionScheme.from_legend(model.card.legend)
     counts = SplitCounts(units, scheme)
-    for tile in predict_tiles(model, tile_set, samples.tiles, f"scoring {tile_set.title}"):
+    for tile in predict_tiles(model, tile_set, samples.tiles, title):
         cell, (_, label) = int(units.cell_of[tile.index]), samples[tile.index]
         truth = scheme.to_classes(label)
         counts.add(cell, truth, tile.probabilities, tile.classes)
         shapes.add(cell, samples.tiles[tile.index], truth, tile.classes)
+        if advance:
+            advance()
     counts.shapes = shapes.counts()
     return counts
 
@@ -273,9 +290,7 @@ def score_part(counts: SplitCounts, scenes: Collection[str]) -> PartScores | Non
     inside = np.array([cell.scene in scenes for cell in counts.units.cells], bool)
     if not inside.any():
         return None
-    cells = tuple(cell for cell, chosen in zip(counts.units.cells, inside, strict=True) if chosen)
-    cell_of = (inside.cumsum() - 1)[counts.units.cell_of[inside[counts.units.cell_of]]]
-    units = replace(counts.units, scenes=len({cell.scene for cell in cells}), cells=cells, cell_of=cell_of)
+    units = counts.units.part(inside)
     estimator = BootstrapEstimator(units.sum_by_unit(counts.confusion[inside]), counts.scheme.overall)
     return PartScores(len(units.cell_of), len(units.names), estimator.estimate())
 

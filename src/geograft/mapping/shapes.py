@@ -69,7 +69,7 @@ class ShapeCounter:
 
     def __init__(self, config: ShapeConfig, tile_set: TileSet, tiles: Sequence[Tile], units: Units) -> None:
         self._config, self._units, self._scenes = config, units, tile_set.scenes
-        self._pixel_m = _pixel_sizes(tile_set, tiles) if config.tolerance_m else {}
+        self._pixel_m = pixel_sizes(tile_set, tiles) if config.tolerance_m else {}
         n = len(units.cells)
         self._boundary = np.zeros((n, config.classes, 4), np.int64) if config.tolerance_m else None
         self._objects = np.zeros((n, 3), np.int64) if config.object_class is not None else None
@@ -143,8 +143,12 @@ def object_class_index(name: str, names: Sequence[str]) -> int | None:
     return names.index(name) if name else None
 
 
-def _pixel_sizes(tile_set: TileSet, tiles: Sequence[Tile]) -> dict[str, float]:
-    """Return the pixel size in metres of every scene with a tile."""
+def pixel_sizes(tile_set: TileSet, tiles: Sequence[Tile]) -> dict[str, float]:
+    """Return the pixel size in metres of every scene with a tile.
+
+    Raises:
+        InputError: when a scene is not georeferenced.
+    """
     used = {tile.scene for tile in tiles}
     sizes = {scene.name: scene.resolution_m for scene in tile_set.meta.scenes if scene.name in used}
     for scene, size in sizes.items():

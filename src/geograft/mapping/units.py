@@ -168,9 +168,9 @@ class UnitResult:
     """What was computed of one unit."""
 
     windows: int
-    """Windows that were predicted, or blocks that were read."""
+    """Windows that were predicted, blocks that were read, or tiles that were scored."""
     pixels: int = 0
-    """Mapped pixels."""
+    """Mapped or scored pixels."""
     classes: dict[str, int] = field(default_factory=dict)
     """Mapped pixels by class."""
     applicability: tuple[int, int] | None = None

@@ -379,7 +379,7 @@ def _inputs(origin: Mapping[str, Any]) -> dict[str, Any]:
     return inputs | {"settings": settings}
 
 
-OF_A_WORKER = ("settings", "backend", "precision", "versions")
+OF_A_WORKER = ("settings", "backend", "precision", "versions", "notes")
 """Entries of an origin that are compared by the environment, or in part."""
 
 
