@@ -21,6 +21,7 @@ from geograft.commands.serve import served_subject
 from geograft.commands.stac import find_assets
 from geograft.commands.suggest import suggest
 from geograft.commands.train import train
+from geograft.commands.units import suggest_units
 from geograft.config import PredictConfig, PrepareConfig, Recipe, StacConfig, SuggestConfig
 from geograft.config.recipes import AreaConfig, CopiedImage, ImageConfig, read_project
 from geograft.dataset.sources import VectorSource
@@ -212,6 +213,8 @@ def test_suggestions_come_from_scenes_too(chain: SimpleNamespace, tmp_path: Path
     settings = SuggestConfig(tiles=2, first=2, device="cpu", backend="torch", mask=("scl:3",))
     found = suggest(run, (place,), tmp_path / "next.gpkg", settings)
     assert len(geopandas.read_file(tmp_path / "next.gpkg")) == len(found.tiles) == 2
+    suggest_units(run, place, tmp_path / "shared", settings)
+    assert (tmp_path / "shared" / "suggestions.gpkg").read_bytes() == (tmp_path / "next.gpkg").read_bytes()
 
 
 def test_the_commands(chain: SimpleNamespace, tmp_path: Path) -> None:
@@ -328,6 +331,8 @@ def test_results_of_a_search_become_a_project_and_suggestions(chain: SimpleNames
         given = ["--tiles", "2", "--first", "2", "--device", "cpu", "--backend", "torch"]
         run = str(without_tiles(chain.folder / "run", tmp_path / "run"))
         assert run_command("suggest", run, "--out", str(tmp_path / "next.gpkg"), *search, *given) == 0
+        assert run_command("suggest", run, "--out", str(tmp_path / "shared"), *search, *given, "--worker") == 0
+        assert (tmp_path / "shared/suggestions.gpkg").read_bytes() == (tmp_path / "next.gpkg").read_bytes()
         plain = ["project", str(tmp_path / "plain"), f"{web.url}/s2/assets/B04.tif", *options]
         assert run_command(*plain) == 0
         assert run_command(*plain[:1], str(tmp_path / "none"), "--bbox", "1", "2", "3", "4", *options) not in (0, None)

@@ -48,6 +48,18 @@ def test_overlapping_classes_have_the_mean_of_binary_values() -> None:
     assert float(class_margin(pixel(*p), USES)[0, 0, 0]) == pytest.approx((1 - abs(2 * p - 1)).mean(), abs=1e-5)
 
 
+@given(st.integers(0, 10**6), st.integers(2, 12), st.booleans())
+def test_a_pixel_has_the_same_bits_in_every_strip(seed: int, classes: int, overlapping: bool) -> None:
+    legend = Legend(tuple("abcdefghijkl"[:classes]), overlapping=overlapping)
+    rng = np.random.default_rng(seed)
+    raw = rng.gamma(0.3, size=(classes, 3, 5)) + 1e-9
+    layers = np.concatenate([(raw / raw.sum(axis=0))[-legend.outputs :], 0.5 * rng.random((1, 3, 5))])
+    row, col = rng.integers(3), rng.integers(5)
+    for measure in ACQUISITIONS.values():
+        whole = measure(strip_of(layers), legend)[:, row:, col:]
+        assert whole.tobytes() == measure(strip_of(layers[:, row:, col:]), legend).tobytes()
+
+
 @given(st.integers(0, 10**6), st.sampled_from([TREES, THREE, USES]))
 def test_acquisition_functions_lie_between_0_and_1(seed: int, legend: Legend) -> None:
     raw = np.random.default_rng(seed).gamma(0.3, size=(3, 3, 3)) + 1e-9

@@ -186,8 +186,7 @@ def test_units_are_whole_tiles(height: int, width: int, tile_px: int, window_px:
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-@pytest.mark.parametrize("acquisition", ["entropy", "disagreement"])
-@pytest.mark.parametrize("first", [None, 0])
+@pytest.mark.parametrize(("acquisition", "first"), [("entropy", None), ("disagreement", 0)])
 def test_the_file_has_the_bytes_of_one_process(place: Path, acquisition: Any, first: int | None) -> None:
     runs = [place / "run"] * (1 + (acquisition == "disagreement"))
     config = replace(CONFIG, acquisition=acquisition, first=first)

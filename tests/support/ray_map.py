@@ -4,11 +4,10 @@
     python -m tests.support.ray_map ADDRESS FOLDER polygons|suggest
 
 FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. It
-waits while as many units are done as FOLDER/limit says, if there is that file. With
-polygons, those of FOLDER/plain/map.tif are traced into FOLDER/traced; with suggest, tiles of the scene are written into
-FOLDER/next. The nodes of the cluster import this module too.
-Two variables of a node change what its actors do: BATCH_S is used in place of the driver's, and INSTRUCTION_SET is that
-of its processor.
+waits while as many units are done as FOLDER/limit says, if there is that file. With polygons, those of
+FOLDER/plain/map.tif are traced into FOLDER/traced; with suggest, tiles of the scene are suggested in FOLDER/next. The
+nodes of the cluster import this module too. Two variables of a node change what its actors do: BATCH_S is used in place
+of the driver's, and INSTRUCTION_SET is that of its processor.
 """
 
 import os

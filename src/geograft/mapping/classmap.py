@@ -124,7 +124,7 @@ def class_entropy(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
     """
     if legend.overlapping:
         each = [entropy(np.stack([1 - p, p])) for p in class_probabilities(strip, legend)]
-        return np.asarray(np.mean(each, axis=0))
+        return sum_classes(np.concatenate(each)) / np.float32(len(each))
     return entropy(class_probabilities(strip, legend))
 
 
@@ -136,8 +136,7 @@ def class_margin(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
     """
     probabilities = class_probabilities(strip, legend)
     if legend.overlapping:
-        binary: ndarray = (1 - np.abs(2 * probabilities - 1)).mean(axis=0, keepdims=True)
-        return binary
+        return sum_classes(1 - np.abs(2 * probabilities - 1)) / np.float32(len(probabilities))
     ranked = np.sort(probabilities, axis=0)
     closeness: ndarray = 1 - (ranked[-1:] - ranked[-2:-1])
     return closeness.clip(0, 1)
@@ -146,8 +145,20 @@ def class_margin(strip: Strip, legend: Legend) -> Float32[ndarray, "1 h w"]:
 def entropy(p: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:
     """Return the entropy of the probabilities of K classes divided by log K."""
     terms = p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
-    normalised: ndarray = -terms.sum(axis=0, keepdims=True) / np.float32(np.log(len(p)))
+    normalised: ndarray = -sum_classes(terms) / np.float32(np.log(len(p)))
     return normalised.clip(0, 1)
+
+
+def sum_classes(values: Float32[ndarray, "k h w"]) -> Float32[ndarray, "1 h w"]:
+    """Return the sum over the classes, added in their order.
+
+    So a pixel's value does not depend on the strip that it is in: NumPy's sum of eight or more values has another order
+    where there is a single pixel.
+    """
+    total = values[:1].copy()
+    for each in values[1:]:
+        total += each
+    return total
 
 
 def ensemble_std(strip: Strip) -> Float32[ndarray, "1 h w"]:

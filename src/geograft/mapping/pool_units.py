@@ -164,7 +164,7 @@ class PoolUnitWriter:
         raster, pool = self.rasters[scene], Pool()
         tiles, pool.labelled_tiles = raster.unlabelled(self.embedder.tile_px, self.grids[scene].window(number))
         add_candidates(pool, self.embedder, raster, tiles, lambda count: advance(count / len(tiles)))
-        self.check_unchanged()
+        self._check([scene])
         pool.prune()
         if pool.unlabelled_tiles or pool.labelled_tiles:
             save_arrays(scratch / f"{units.name(index)}.npz", pool_to_arrays(pool))
@@ -172,7 +172,11 @@ class PoolUnitWriter:
 
     def check_unchanged(self) -> None:
         """Raise InputError if a raster or the labelled area has changed since the job was planned."""
-        changed = differences(self.states, read_states(self.rasters, self.labels))
+        self._check(range(len(self.rasters)))
+
+    def _check(self, scenes: Sequence[int]) -> None:
+        before = self.states | {"rasters": [self.states["rasters"][scene] for scene in scenes]}
+        changed = differences(before, read_states([self.rasters[scene] for scene in scenes], self.labels))
         if changed:
             raise InputError(
                 f"The rasters or the labelled tiles changed while they were read: {changed[0]}. Start a new job once "
