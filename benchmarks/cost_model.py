@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from geograft.mapping.environment import SAMPLE_WINDOWS
 from job_size import JobSize, count_job
 from rasters import BLOCK
 
 WINDOWS = ((640, 80), (224, 112))
-SAMPLE_WINDOWS = 2
-"""Windows on which a worker compares its network with the first worker's (`geograft.mapping.environment`)."""
 COMPRESSIONS = ("deflate", "zstd", "none")
 
 

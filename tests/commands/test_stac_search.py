@@ -1,17 +1,21 @@
 """STAC as input: searches, collections and items; requests only to the hosts that were named."""
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from geograft.cli import app
 from geograft.commands.stac import find_assets
 from geograft.config import StacConfig
-from geograft.errors import InputError, SettingError
+from geograft.errors import GeograftError, InputError, SettingError
 from geograft.geo.rasters.raster import Image
 from geograft.locations import Location
 from tests.support.rasters import textured, write_raster
@@ -159,6 +163,143 @@ def test_an_api_that_fails_is_one_clear_error(api: WebServer, monkeypatch: pytes
     api.answer = lambda *asked: (500, b"no") if asked[1].endswith("search") else before(*asked)
     with pytest.raises(InputError, match="cannot be searched"):
         find_assets(StacConfig(f"{api.url}/api"))
+
+
+@pytest.mark.parametrize("body", [b"no json", b"[]", b'{"features": 5}', b'{"features": [5]}', b"[" * 10**5, b"\xff"])
+def test_an_answer_that_is_no_page_is_one_clear_error(api: WebServer, body: bytes) -> None:
+    """The first page is right; the second is not."""
+    before = api.answer
+    api.answer = lambda *asked: (200, body) if b'"page"' in asked[2] else before(*asked)
+    with pytest.raises(InputError, match="cannot be searched"):
+        find_assets(StacConfig(f"{api.url}/api"))
+
+
+def test_a_page_that_fails_is_asked_for_again(api: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geograft.commands.stac.FIRST_PAUSE_S", 0.0)
+    before, failures = api.answer, [(503, b"busy"), (500, b"no")]
+    api.answer = lambda *asked: failures.pop() if failures and b'"page"' in asked[2] else before(*asked)
+    assert len(find_assets(StacConfig(f"{api.url}/api"))) == 3
+    assert not failures
+
+
+@pytest.mark.parametrize("way", ["next", "redirect"])
+def test_credentials_stay_at_the_host_of_the_catalogue(
+    api: WebServer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GDAL_HTTP_HEADERS", "X-Key: never-to-be-seen")
+    before = api.answer
+    source = api.url.replace("://", "://me:never-to-be-seen@") + "/api"
+    with serve_web() as other:
+        empty = json.dumps({"type": "FeatureCollection", "features": [item("d", f"{api.url}/d.tif")], "links": []})
+        other.answer = lambda *_: (200, empty.encode())
+        if way == "redirect":
+            api.redirects["/api/search"] = f"{other.url}/api/search"
+        else:
+            api.answer = lambda *asked: _elsewhere(before(*asked), other.url)
+        with pytest.raises(InputError, match=re.escape(other.url.partition("://")[2])) as caught:
+            find_assets(StacConfig(source))
+        assert other.requests == []
+        assert "never-to-be-seen" not in str(caught.value)
+        sent = {header for request in api.requests for header in request.headers}
+        assert {"Authorization", "X-Key"} <= sent
+        if way == "next":
+            named = StacConfig(source, asset_hosts=(other.url.partition("://")[2],))
+            assert len(find_assets(named)) == 3, "two of the first page, and that of the other host"
+            assert other.requests
+            assert all("never-to-be-seen" not in str(request.headers) for request in other.requests)
+            assert not {header for request in other.requests for header in request.headers} & {"Authorization", "X-Key"}
+
+
+def _elsewhere(answer: tuple[int, bytes] | None, url: str) -> tuple[int, bytes] | None:
+    """Return a page whose next one is on another host."""
+    if answer is None or b'"next"' not in answer[1]:
+        return answer
+    page = json.loads(answer[1])
+    page["links"] = [{"rel": "next", "href": f"{url}/api/search", "method": "GET"}]
+    return 200, json.dumps(page).encode()
+
+
+def test_an_item_on_two_pages_is_one_and_links_lead_from_the_item(api: WebServer) -> None:
+    before = api.answer
+
+    def answer(*asked: Any) -> tuple[int, bytes] | None:
+        found = before(*asked)
+        if found is None or not asked[1].startswith("/api/search"):
+            return found
+        page = json.loads(found[1])
+        again = item("again", "./scene.tif", "2026-05-01")
+        again["links"] = [{"rel": "self", "href": f"{api.url}/collections/scenes/items/again.json"}]
+        return 200, json.dumps(page | {"features": [*page["features"], again]}).encode()
+
+    api.answer = answer
+    found = find_assets(StacConfig(f"{api.url}/api"))
+    assert [str(place) for place in found] == [
+        f"{api.url}/collections/scenes/items/scene.tif", *(f"{api.url}/{name}/scene.tif" for name in "abc")
+    ]  # fmt: skip
+
+
+def test_a_search_leads_to_no_local_file(api: WebServer, tmp_path: Path) -> None:
+    (tmp_path / "page.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item("a", "a.tif")]}))
+    before = api.answer
+
+    def answer(*asked: Any) -> tuple[int, bytes] | None:
+        found = before(*asked)
+        assert found is not None
+        return found[0], found[1].replace(f"{api.url}/api/search".encode(), f"{tmp_path}/page.json".encode())
+
+    api.answer = answer
+    with pytest.raises(InputError):
+        find_assets(StacConfig(f"{api.url}/api"))
+
+
+def test_links_of_pages_may_be_relative(api: WebServer) -> None:
+    before = api.answer
+
+    def answer(*asked: Any) -> tuple[int, bytes] | None:
+        found = before(*asked)
+        return found and (found[0], found[1].replace(f'"{api.url}/api/search"'.encode(), b'"./search"'))
+
+    api.answer = answer
+    before = _with_slash(before)
+    assert len(find_assets(StacConfig(f"{api.url}/api/"))) == 3
+
+
+def _with_slash(answer: Any) -> Any:
+    return lambda method, path, body: answer(method, path.rstrip("/"), body)
+
+
+def test_a_catalogue_of_catalogues_names_them(web: WebServer) -> None:
+    links = [{"rel": "child", "href": "./2026/catalog.json"}]
+    address = web.put("catalog.json", json.dumps({"type": "Catalog", "links": links}).encode())
+    with pytest.raises(InputError, match=re.escape(f"{web.url}/2026/catalog.json")):
+        find_assets(StacConfig(address))
+
+
+ODD = st.sampled_from([None, 5, -1.5, "", "x", "http://[", "\x00", [], {}, [5], {"a": 1}, True, 1e300, "../../a.tif"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_value_in_an_item_gives_a_traceback(tmp_path: Path, data: st.DataObject) -> None:
+    """One value of an item is another one: rasters are found, or one line says what is wrong."""
+    content = item("one", "scene.tif", red="b04.tif")
+    content["assets"]["red"] |= {"eo:bands": [{"name": "B04", "common_name": "red"}], "raster:bands": [{"scale": 1e-4}]}
+    content["links"] = [{"rel": "self", "href": "http://127.0.0.1:9/item.json"}]
+    whole: Any = data.draw(st.sampled_from([content, {"type": "FeatureCollection", "features": [content]}]))
+    where = whole
+    while True:
+        key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else list(range(len(where)))))
+        if not isinstance(where[key], (dict, list)) or not where[key] or data.draw(st.booleans()):
+            where[key] = data.draw(ODD)
+            break
+        where = where[key]
+    (tmp_path / "item.json").write_text(json.dumps(whole))
+    with suppress(GeograftError):
+        find_assets(StacConfig(
+            str(tmp_path / "item.json"),
+            assets=data.draw(st.sampled_from([(), ("visual",)])),
+            bbox=data.draw(st.sampled_from([(), (0.0, 0.0, 20.0, 60.0)])),
+        ))  # fmt: skip
 
 
 def test_choices_without_a_catalogue_are_refused() -> None:

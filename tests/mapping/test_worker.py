@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from hypothesis import strategies as st
 from geograft.cli import app
 from geograft.commands.jobs import jobs
 from geograft.commands.predict import predict
-from geograft.commands.units import predict_units
+from geograft.commands.units import MapJob, predict_units
 from geograft.config import PredictConfig, WorkerConfig
 from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.rasters.mosaic import Mosaic
 from geograft.geo.rasters.raster import Image
 from geograft.geo.rasters.styles import sidecar_paths
 from geograft.geo.rasters.tags import map_legend
+from geograft.geo.scene import to_inputs
 from geograft.interrupts import Interrupted
+from geograft.locations import to_places
 from geograft.locks import lock_output
 from geograft.mapping.claims import LeaseWatch, Timing
 from geograft.mapping.unit_ledger import JobState, Lease, UnitLedger, UnitState
@@ -249,7 +252,38 @@ def test_a_worker_that_gives_other_bits_is_refused_or_tolerated(place: Path, mon
     assert made.computed == 1
     receipt = UnitLedger(place / "out").receipt("r00000-c00000")
     assert receipt.difference == pytest.approx(1e-3, abs=1e-5)
-    assert list(made.summary.differing.values()) == [receipt.flips]
+    (accepted,) = UnitLedger(place / "out").accepted()
+    assert (accepted.difference, accepted.flips) == (receipt.difference, receipt.flips)
+    assert accepted.pixels % 32**2 == 0
+    assert made.summary.accepted == (accepted,)
+    assert made.summary.accepted_pixels == receipt.pixels
+    assert any(f"{accepted.flips:,}" in line for line in jobs(place / "out").lines() if accepted.worker in line)
+
+
+def test_class_flips_of_a_unit_that_was_computed_twice_are_counted(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(place)
+    kept = files(place / "out" / "units")
+    monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", Rival)
+    monkeypatch.setattr(Rival, "change", 0.2)
+    changed = pixels_of(plain(place))
+    job = MapJob(to_places(place / "run"), to_inputs(place / "scene.tif"), place / "out")
+    late = replace(job, worker=WorkerConfig(tolerance=0.9)).join()
+    flips = 0
+    for index, unit in enumerate(late.job.grid):
+        holding = late.compute(index)
+        assert holding.difference == 0, "the receipt of the first worker holds"
+        if path := next(iter((place / "out" / "units").glob(f"{holding.unit}.tif")), None):
+            flips += int((pixels_of(path) != changed[:, *unit.slices]).sum())
+    status = jobs(place / "out")
+    assert sum(one.flips for one in status.differing) == flips > 0
+    assert sum(one.pixels for one in status.differing) == sum(
+        UnitLedger(place / "out").receipt(one.unit).pixels for one in status.differing
+    )
+    assert {name: content for name, content in files(place / "out" / "units").items() if name in kept} == kept
+    (place / "out" / "summary.json").unlink()
+    monkeypatch.undo()
 
 
 def test_other_hardware_is_refused_by_name_though_its_bits_agree(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

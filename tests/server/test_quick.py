@@ -51,6 +51,7 @@ for number, line in enumerate(sys.stdin):
     say(state="done", seconds=number, text="x" * 1000)
 """
 EVERYWHERE = (-180.0, -90.0, 180.0, 90.0)
+WRONG_BOUNDS = ([0, 0, 0], [0, 0, 0, 91], [0, 0, 181, 1], [-200, 0, 0, 1], "x", [None] * 4)
 
 
 @pytest.fixture
@@ -247,8 +248,10 @@ def test_the_server_takes_views_of_a_project_only(tmp_path: Path) -> None:
     with client_of(subject) as client:
         assert client.get("/api/project").json()["quick"]
         assert client.put("/api/view", json={"bounds": EVERYWHERE}, headers=WRITE).status_code == 204
-        for bounds in ([0, 0, 0], [0, 0, 0, 91], "x", [None] * 4):
+        for bounds in WRONG_BOUNDS:
             assert client.put("/api/view", json={"bounds": bounds}, headers=WRITE).status_code == 422
+            job = client.post("/api/jobs", json={"kind": "go", "view": bounds}, headers=WRITE)
+            assert job.status_code == 422, "one check of views for both"
     with client_of(subject, read_only=True) as client:
         assert not client.get("/api/project").json()["quick"]
     with client_of(replace(subject, kind="run", folder=None)) as client:

@@ -40,6 +40,8 @@ class WebServer:
     """By path; without one, a digest of the content."""
     fault: Callable[[int], Fault] = lambda _: ""
     """The fault of each GET request, by its number."""
+    redirects: dict[str, str] = field(default_factory=dict)
+    """Addresses that paths lead to, with status 307."""
     conditions: Conditions = "kept"
     answer: Callable[[str, str, bytes], tuple[int, bytes] | None] = lambda *_: None
     """Status and JSON for method, path with query, and body; None: as the files say."""
@@ -113,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         elif fault == "status":
             self._send(500, b"", {}, path, None)
+        elif path in self.web.redirects:
+            self._send(307, b"", {"Location": self.web.redirects[path]}, path, None)
         elif answered := self.web.answer(self.command, self.path, sent):
             self._send(answered[0], answered[1], {"Content-Type": "application/json"}, path, None)
         elif path not in self.web.files:

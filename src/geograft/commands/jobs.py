@@ -9,7 +9,7 @@ from geograft.files import StrPath
 from geograft.locations import Place, to_place
 from geograft.locks import lock_output
 from geograft.mapping.claims import MAX_ATTEMPTS
-from geograft.mapping.unit_ledger import RESULT, Failure, Job, JobState, UnitLedger
+from geograft.mapping.unit_ledger import RESULT, Accepted, Differing, Failure, Job, JobState, UnitLedger
 from geograft.mapping.unit_outputs import Summary, read_summary
 from geograft.mapping.worker import TIMING
 from geograft.text import pluralise
@@ -45,6 +45,10 @@ class JobStatus:
     """Counts of the map, once all units are done."""
     cleaned: int | None = None
     """Files that were removed; None if none were to be."""
+    accepted: tuple[Accepted, ...] = ()
+    """Workers that take part although they differ from the first one."""
+    differing: tuple[Differing, ...] = ()
+    """Units that two workers computed with other values."""
 
     def lines(self) -> list[str]:
         """Return the state as text."""
@@ -61,7 +65,7 @@ class JobStatus:
             text.append(f"Stopped by {self.stopped.worker}: {self.stopped.reason}")
         text += [self._running_line(one) for one in self.running[:MAX_SHOWN]]
         text += [f"{name} failed ({why.worker}): {why.reason}" for name, why in list(self.failed.items())[:MAX_SHOWN]]
-        return text + self._summary_lines() + self._cleaned_lines()
+        return text + self._summary_lines() + self._accepted_lines() + self._cleaned_lines()
 
     def _running_line(self, unit: RunningUnit) -> str:
         late = unit.silent_s > TIMING.expiry_s
@@ -75,11 +79,30 @@ class JobStatus:
         workers = pluralise(len(found.workers), "worker")
         lines = [f"{found.windows:,} windows by {workers} in {found.seconds:,.0f} s of their time together"]
         lines += [f"  {name} {count / max(found.pixels, 1):.1%}" for name, count in found.classes.items()]
-        differing = (
-            f"Note: {worker} differs from the first one, and was accepted: {flips:,} pixels of the sample changed class"
-            for worker, flips in found.differing.items()
-        )
-        return [*lines, *differing]
+        if found.accepted_pixels:
+            fraction = found.accepted_pixels / max(found.pixels, 1)
+            lines.append(f"{fraction:.1%} of the map is by workers that differ from the first one")
+        return lines
+
+    def _accepted_lines(self) -> list[str]:
+        """Return a line for each worker that differs from the first one, and for all units with other values."""
+        lines = []
+        for one in self.accepted[:MAX_SHOWN]:
+            measured = (
+                f"; on {one.pixels:,} pixels of the raster probabilities differ by at most {one.difference:.2g}, and "
+                f"the class of {one.flips:,} ({one.flips / one.pixels:.2g})"
+                if one.pixels
+                else ""
+            )
+            lines.append(f"Note: {one.worker} differs from the first one, and was accepted{measured}")
+        if self.differing:
+            units, flips = len(self.differing), sum(one.flips for one in self.differing)
+            pixels = sum(one.pixels for one in self.differing)
+            lines.append(
+                f"Note: {pluralise(units, 'unit')} had other values from a second worker; those of the first one stay. "
+                f"The class of {flips:,} of {pixels:,} pixels differs"
+            )
+        return lines
 
     def _cleaned_lines(self) -> list[str]:
         return [] if self.cleaned is None else [f"{pluralise(self.cleaned, 'file')} removed"]
@@ -110,7 +133,17 @@ def jobs(out: StrPath, clean: bool = False) -> JobStatus:
     failed = ledger.failures(state)
     ended = sum(state.of(name).attempts >= MAX_ATTEMPTS for name in failed)
     return JobStatus(
-        place, job, state.done, _running(ledger, state), failed, ended, ledger.stopped(), read_summary(ledger), cleaned
+        place,
+        job,
+        state.done,
+        _running(ledger, state),
+        failed,
+        ended,
+        ledger.stopped(),
+        read_summary(ledger),
+        cleaned,
+        ledger.accepted(),
+        ledger.differing(),
     )
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -29,7 +30,7 @@ from geograft.locations import Location, Place, redact, to_place
 from geograft.runs import HUB, HUB_FILE, is_bundle
 from geograft.storage import open_storage, storage_of
 from geograft.text import join_names
-from geograft.web import ATTEMPTS, TIMEOUT_S, request_headers
+from geograft.web import ATTEMPTS, FIRST_PAUSE_S, MAX_PAUSE_S, RETRIED, TIMEOUT_S, request_headers
 
 STAC_VERSION = "1.1.0"
 EXTENSIONS = (
@@ -255,13 +256,18 @@ def _items(source: Place, search: StacConfig) -> list[dict[str, Any]]:
     if kind == "Feature":
         return [content | {"base": source}]
     if kind == "FeatureCollection":
-        items = [item | {"base": source} for item in content.get("features", []) if isinstance(item, dict)]
+        features = content.get("features")
+        listed = features if isinstance(features, list) else []
+        items = [item | {"base": _base(item, source)} for item in listed if isinstance(item, dict)]
         if any(link.get("rel") == "next" for link in links):
             raise InputError(f"{source} is one page of several. Give the address of the API or the collection.")
     elif isinstance(source, Location) and any(link.get("rel") in ("search", "items") for link in links):
         return _searched(source, content, search)
     elif kind in ("Collection", "Catalog"):
         places = [_resolve(str(link.get("href")), source) for link in links if link.get("rel") == "item"]
+        children = [str(_resolve(str(link.get("href")), source)) for link in links if link.get("rel") == "child"]
+        if children and not places:
+            raise InputError(f"{source} has no items, but other catalogues. Give one of these: {join_names(children)}.")
         items = [_read_json(_checked_host(place, source, search)) | {"base": place} for place in places]
     else:
         raise InputError(f"{source} is neither a STAC API nor a STAC item or collection. Check the address.")
@@ -277,9 +283,13 @@ def _searched(source: Location, content: dict[str, Any], search: StacConfig) -> 
     except ImportError as error:
         raise SettingError(f"Searching {source} needs pystac-client: pip install 'geograft[cloud]'.") from error
 
+    asked_before = source.url
+
     def check(request: Any) -> Any:
+        nonlocal asked_before
+        request.url = asked_before = urljoin(asked_before, request.url)
         asked = _checked_host(to_place(request.url), source, search)
-        if isinstance(asked, Location) and _host(asked) == _host(source):
+        if isinstance(asked, Location) and _host(asked) == _host(source) and asked.scheme in (source.scheme, "https"):
             request.headers.update(request_headers(source))
         return request
 
@@ -287,18 +297,66 @@ def _searched(source: Location, content: dict[str, Any], search: StacConfig) -> 
     roots = [str(link.get("href")) for link in _links(content) if link.get("rel") == "root"]
     root = to_place(urljoin(source.url, roots[0])) if is_collection and roots else source
     collections = [str(content.get("id"))] if is_collection else list(search.collections)
+    address = root.url if isinstance(root, Location) else source.url
+    reader = StacApiIO(max_retries=_retries())
+    reader.session.hooks["response"].append(_check_redirection)
     try:
-        reader = StacApiIO(request_modifier=check, timeout=TIMEOUT_S, max_retries=ATTEMPTS - 1)
-        found = Client.open(root.url if isinstance(root, Location) else source.url, stac_io=reader).search(
-            collections=collections or None,
-            bbox=list(search.bbox) or None,
-            datetime=search.datetime or None,
-            max_items=search.max_items + 1,
-        )
-        return [item | {"base": source} for item in found.items_as_dicts()]
-    except (APIError, ValueError, KeyError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+        with closing(reader.session):
+            # This replaces the settings of `reader`.
+            client = Client.open(address, stac_io=reader, request_modifier=check, timeout=TIMEOUT_S)
+            _check_search_link(client)
+            found = client.search(
+                collections=collections or None,
+                bbox=list(search.bbox) or None,
+                datetime=search.datetime or None,
+                max_items=search.max_items + 1,
+            )
+            # While it is read, a catalogue may change, so that an item is on two pages.
+            items = {(str(item.get("collection")), str(item.get("id"))): item for item in found.items_as_dicts()}
+        return [item | {"base": _base(item, source)} for item in items.values()]
+    except (APIError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RecursionError) as error:
         reason = redact(" ".join(str(error).split()))[:200] or type(error).__name__
         raise InputError(f"{source} cannot be searched: {reason}. Check the address and the search.") from None
+
+
+def _check_redirection(response: Any, **_: Any) -> None:
+    """Raise InputError if a request, whose headers go with it, is led to another host or out of encryption."""
+    if not response.is_redirect:
+        return
+    before, there = to_place(response.url), to_place(urljoin(response.url, response.headers["Location"]))
+    same = isinstance(before, Location) and isinstance(there, Location) and _host(before) == _host(there)
+    if not same or (response.url.startswith("https:") and str(there).startswith("http:")):
+        response.close()
+        raise InputError(f"{before} leads to {there}. Give that address, if you trust it.")
+
+
+def _check_search_link(client: Any) -> None:
+    """Raise InputError if the link by which an API is searched is a local file, which the library would read."""
+    link = client.get_search_link()
+    if link is not None and not isinstance(to_place(link.absolute_href), Location):
+        raise InputError(f"{client.self_href} is searched by {redact(link.absolute_href)}, which is not on the web.")
+
+
+def _retries() -> Any:
+    """Return how requests of a search are repeated, as all others are."""
+    from urllib3 import Retry  # noqa: PLC0415  (of an extra)
+
+    return Retry(
+        ATTEMPTS - 1,
+        status_forcelist=RETRIED,
+        allowed_methods=None,
+        backoff_factor=FIRST_PAUSE_S,
+        backoff_max=MAX_PAUSE_S,
+        respect_retry_after_header=False,
+        raise_on_status=False,
+        redirect=False,
+    )
+
+
+def _base(item: dict[str, Any], source: Place) -> Place:
+    """Return where the links of an item in a list on the web lead from: the item's own address, if it says it."""
+    own = next((str(link.get("href")) for link in _links(item) if link.get("rel") == "self"), "")
+    return _resolve(own, source) if own and isinstance(source, Location) else source
 
 
 def _item_rasters(item: dict[str, Any], source: Place, search: StacConfig) -> list[RasterInput]:
@@ -370,7 +428,7 @@ def _is_wanted(item: dict[str, Any], search: StacConfig) -> bool:
     """Return whether an item of a static catalogue is in the box, the time and the collections of a search."""
     if search.collections and item.get("collection") not in search.collections:
         return False
-    box = [float(value) for value in item.get("bbox") or ()]
+    box = _box(item)
     if search.bbox and len(box) in (4, 6):
         west, south, east, north = box[0], box[1], box[len(box) // 2], box[len(box) // 2 + 1]
         if west > search.bbox[2] or east < search.bbox[0] or south > search.bbox[3] or north < search.bbox[1]:
@@ -384,9 +442,19 @@ def _is_wanted(item: dict[str, Any], search: StacConfig) -> bool:
     return after and before
 
 
+def _box(item: dict[str, Any]) -> list[float]:
+    """Return the bounding box of an item; empty if it has none."""
+    box = item.get("bbox")
+    try:
+        return [float(value) for value in box] if isinstance(box, list) else []
+    except (TypeError, ValueError):
+        raise InputError(f"The item {item.get('id')} has the bbox {box!r:.80}, not numbers. Correct it.") from None
+
+
 def _interval(item: dict[str, Any]) -> tuple[str, str]:
     """Return the first and the last time of an item, as ISO 8601 in UTC, which sorts as text."""
-    properties = item.get("properties") or {}
+    found = item.get("properties")
+    properties = found if isinstance(found, dict) else {}
     one = properties.get("datetime")
     return str(one or properties.get("start_datetime") or ""), str(one or properties.get("end_datetime") or "9999")
 

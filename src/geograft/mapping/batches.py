@@ -21,6 +21,10 @@ from geograft.mapping.windows import Lanes, Reflection, TileGrid, panel_width
 
 Item = TypeVar("Item")
 
+SPREAD = (0.7548776662466927, 0.5698402909980532)
+"""Steps of points that are spread evenly over a square, however many are taken: powers of the inverse of the plastic
+number (Roberts, 2018, "The unreasonable effectiveness of quasirandom sequences")."""
+POINTS_PER_TILE = 4
 CHUNK_TILES = 8
 """Maximum number of adjacent tiles read with one call."""
 
@@ -73,6 +77,24 @@ def iterate_tiles(
         columns, row = lanes.position(lane)
         for some in nonempty_columns(lanes.tiles, source, row, columns, chunk_tiles):
             yield from _read_chunk(lanes, source, lane, some)
+
+
+def spread_tiles(tiles: TileGrid, source: RasterSource, count: int) -> TileBatch | None:
+    """Return up to `count` tiles with at least one pixel of the map, spread over the raster; None if none was found.
+
+    Depends on the raster and the tiles alone. Reads at most POINTS_PER_TILE x `count` tiles, so it may find none in a
+    raster that is almost empty.
+    """
+    rows, columns = len(tiles.tops), len(tiles.lefts)
+    points = np.arange(POINTS_PER_TILE * count)[:, None] * SPREAD % 1 * (rows, columns)
+    places, found = dict.fromkeys(map(tuple, points.astype(int).tolist())), list[RasterTile]()
+    one_panel = Lanes(tiles, columns * tiles.tile_px)
+    for row, column in places:
+        if not source.is_empty(_reflection(tiles, _window(tiles, row, range(column, column + 1))).inside):
+            found.extend(_read_chunk(one_panel, source, row, range(column, column + 1)))
+        if len(found) == count:
+            break
+    return _batch(found) if found else None
 
 
 def nonempty_columns(

@@ -1,7 +1,7 @@
 """What a map's bits depend on besides inputs and settings: the hardware and libraries of a worker, and their results.
 
 Workers of one map must give the same bits. They are compared by name (backend, versions, instruction set, GPU, driver)
-and by what the network computes in them for two windows of the raster, the sample.
+and by what the network computes in them for a few windows of the raster, the sample.
 """
 
 import hashlib
@@ -114,6 +114,19 @@ class Agreement:
 
 NO_DIFFERENCE = Agreement(0.0, 0, 0)
 DIGEST_ROWS = 512
+SAMPLE_WINDOWS = 8
+SAMPLE_BYTES = 2**24
+"""Size of a sample's layers, above which it has fewer windows."""
+WINDOWS_AT_ONCE = 2
+
+
+def sample_count(layers: int, window_px: int) -> int:
+    """Return the number of windows of a sample, at least 2.
+
+    >>> sample_count(1, 640), sample_count(1, 224), sample_count(5, 640)
+    (8, 8, 2)
+    """
+    return max(2, min(SAMPLE_WINDOWS, SAMPLE_BYTES // (4 * layers * window_px**2)))
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,8 @@ class Sample:
         Raises:
             InputError: for NaN.
         """
-        layers = model(*windows)
+        some = range(0, len(windows[0]), WINDOWS_AT_ONCE)
+        layers = np.concatenate([model(*(array[i : i + WINDOWS_AT_ONCE] for array in windows)) for i in some])
         if np.isnan(layers).any():
             raise nan_error()
         return cls(np.rint(layers.clip(0, 1) * np.float32(PROBABILITY_STEPS)).astype(np.uint32))
@@ -153,7 +167,8 @@ class Sample:
     def to_bytes(self) -> bytes:
         """Return the content of its file. Equal samples have equal content."""
         file = io.BytesIO()
-        np.savez_compressed(file, levels=self.levels)
+        # Compression would take longer than the network, and save a third.
+        np.savez(file, levels=self.levels)
         return file.getvalue()
 
     def agreement(self, other: "Sample", card: ModelCard) -> Agreement:
@@ -173,8 +188,11 @@ def _classes(levels: UInt32[ndarray, "layers t t"], card: ModelCard) -> ndarray:
 
 def check_agreement(
     first: tuple[str, Environment], environment: Environment, agreement: Agreement, tolerance: float | None
-) -> None:
+) -> tuple[str, ...]:
     """Check that this worker gives the bits of the job's first worker, given by name and environment, or is tolerated.
+
+    Returns:
+        In what it differs, if it is tolerated; nothing if it does not differ.
 
     Raises:
         SettingError: if it differs by name or in its results and `tolerance` is None; if the largest difference of
@@ -182,8 +200,9 @@ def check_agreement(
     """
     named = first[1].differences(environment)
     if not named and agreement.same_bits:
-        return
-    how = "; ".join(named) or "its hardware and libraries have the same names, but the network gives other bits"
+        return ()
+    named = named or ["its hardware and libraries have the same names, but the network gives other bits"]
+    how = "; ".join(named)
     measured = (
         f" On {agreement.pixels:,} pixels of the raster probabilities differ by at most {agreement.difference:.2g}, "
         f"and the class of {agreement.flips:,}."
@@ -200,6 +219,7 @@ def check_agreement(
             f"This worker ({worker_name()}) differs from the job's first one ({first[0]}) by more than "
             f"--tolerance {tolerance:g}: {how}.{measured} Use workers of one kind, or a larger tolerance."
         )
+    return tuple(named)
 
 
 DIGESTED = (".tif", ".npz")
@@ -213,6 +233,21 @@ def content_digest(path: Path) -> str:
         InputError: if the file cannot be read.
     """
     return pixels_digest(path) if path.suffix == ".tif" else arrays_digest(path)
+
+
+def count_flips(path: Path, other: Path) -> int:
+    """Return the number of pixels whose class differs between two class maps of the same size, in any band.
+
+    Raises:
+        InputError: if a file cannot be read.
+    """
+    flips = 0
+    with Image.open(path) as one, Image.open(other) as two:
+        grid = one.info.grid
+        for row in range(0, grid.height, DIGEST_ROWS):
+            window = Window(row, 0, min(DIGEST_ROWS, grid.height - row), grid.width)
+            flips += int((one.read_raw(window) != two.read_raw(window)).any(axis=0).sum())
+    return flips
 
 
 def arrays_digest(path: Path) -> str:

@@ -16,7 +16,7 @@ from geograft.errors import InputError
 from geograft.geo.grid import Window
 from geograft.inference.predictor import EnsemblePredictor
 from geograft.mapping.blend import Strip, blend
-from geograft.mapping.environment import Agreement, Sample, describe_environment
+from geograft.mapping.environment import Agreement, Sample, describe_environment, sample_count
 from geograft.mapping.held_out import PartOfInterest
 from geograft.mapping.job import OutputCounts, map_values, no_pixel_error, raster_changes, write_files
 from geograft.mapping.ledger import Ledger
@@ -122,7 +122,7 @@ def propose_map(task: MapTask, model: EnsemblePredictor) -> Proposal[MapUnitWrit
     Raises:
         InputError: if no pixel of the rasters is valid.
     """
-    windows = task.sample_windows()
+    windows = task.spread_windows(sample_count(task.layers, task.window[0]))
     if windows is None:
         raise no_pixel_error(task.source)
     sample = Sample.compute(model, windows)

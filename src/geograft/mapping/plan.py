@@ -36,7 +36,7 @@ from geograft.inference.backends import backend_device
 from geograft.inference.predictor import PixelBatch
 from geograft.inference.runners import EXPORT_BACKENDS, TORCH
 from geograft.locations import Location, Place
-from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles
+from geograft.mapping.batches import CHUNK_TILES, RasterSource, TileBatch, batch_tiles, iterate_tiles, spread_tiles
 from geograft.mapping.blend import BlendPlan
 from geograft.mapping.places import place_file, read_cards_at
 from geograft.mapping.windows import Lanes, TileGrid, fit_window, panel_width
@@ -157,6 +157,12 @@ class MapTask:
         """Return the windows to compare backends on; None if no pixel is valid."""
         with closing(self.source.mosaic):
             return sample_windows(self.plan, self.source)
+
+    def spread_windows(self, count: int) -> PixelBatch | None:
+        """Return up to `count` windows, spread over the raster, and their valid pixels; None if no pixel is valid."""
+        with closing(self.source.mosaic):
+            found = spread_tiles(self.plan.lanes.tiles, self.source, count)
+            return (found.pixels, found.valid) if found else sample_windows(self.plan, self.source)
 
 
 def plan_windows(mosaic: Mosaic, card: ModelCard, settings: InferenceConfig, layers: int) -> BlendPlan:

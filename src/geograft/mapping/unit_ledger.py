@@ -1,7 +1,7 @@
 """The units of a job that several workers compute: a folder, or a bucket, that they share.
 
     OUT/job.json                        what determines the result, written once by the first worker
-    OUT/sample-DIGEST.npz               what its network computes for two windows
+    OUT/sample-DIGEST.npz               what its network computes for a few windows
     OUT/units/r00000-c00012.tif         a finished unit of a map, with the files beside it
     OUT/units/s00003-u00012.npz         one of several scenes: number of the scene, and of the unit in it
     OUT/state/r00000-c00012.done.json   its receipt: digest, files, counts, and who computed it where
@@ -9,11 +9,14 @@
     OUT/state/r00000-c00012.failed-1.json   why that failed
     OUT/state/result.done.json          what was made of all units, if one worker makes it; also leases and failures
     OUT/state/stopped.json              why the job must not go on
+    OUT/state/accepted/DIGEST.json      a worker that was accepted with --tolerance, and how it differs
+    OUT/state/differing/UNIT-DIGEST.json    a unit that such a worker has computed a second time, with other values
 
 All but leases are written if absent, so that nothing that is finished is ever replaced. Leases avoid that two workers
 compute one unit, but nothing depends on that: the second one to arrive must have the same values.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,6 +34,8 @@ from geograft.mapping.units import SceneUnits, UnitGrid
 from geograft.storage import LocalFolder, open_storage
 
 JOB, STATE, UNITS = "job.json", "state", "units"
+ACCEPTED, DIFFERING = "accepted", "differing"
+"""Folders of records in that of the state."""
 STOPPED, RESULT = "stopped.json", "result"
 """Name of the file of a stopped job; the name that stands for the result where others are of units."""
 Verb: TypeAlias = Literal["predict", "polygons", "evaluate", "suggest"]
@@ -54,7 +59,7 @@ class Job:
     environment: Environment
     """Of the first worker."""
     sample: str
-    """Key of what its network computes for two windows; empty if there is no network."""
+    """Key of what its network computes for a few windows; empty if there is no network."""
     started_by: str
     """Its name."""
     outputs: tuple[str, ...] = ("",)
@@ -95,6 +100,35 @@ class Receipt:
     """Largest difference of the worker's probabilities from those of the first worker, on the sample."""
     flips: int = 0
     """Pixels of the sample whose class differs."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A worker that takes part although it differs from the first one."""
+
+    worker: str
+    how: tuple[str, ...]
+    """In what it differs, one line each."""
+    difference: float
+    """Largest difference of its probabilities on the sample."""
+    flips: int
+    """Pixels of the sample whose class differs."""
+    pixels: int
+    """Pixels of the sample; 0 if there is no network."""
+
+
+@dataclass(frozen=True)
+class Differing:
+    """A unit that two workers computed with other values. Those of the first one to arrive are kept."""
+
+    unit: str
+    kept: str
+    """The worker whose values are kept."""
+    other: str
+    flips: int
+    """Pixels whose class differs."""
+    pixels: int
+    """Mapped pixels."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +327,38 @@ class UnitLedger:
         """Return why the job was stopped; None if it was not."""
         content = self._read(STOPPED)
         return self._parsed(Failure, content, STOPPED) if content else None
+
+    def accept(self, worker: Accepted) -> None:
+        """Record that a worker takes part although it differs."""
+        self._add_record(ACCEPTED, "", worker)
+
+    def accepted(self) -> tuple[Accepted, ...]:
+        """Return the workers that take part although they differ, by name.
+
+        Raises:
+            InputError: if a record cannot be read.
+        """
+        return tuple(sorted(self._records(ACCEPTED, Accepted), key=lambda one: one.worker))
+
+    def add_differing(self, unit: Differing) -> None:
+        """Record that a unit was computed twice with other values."""
+        self._add_record(DIFFERING, f"{unit.unit}-", unit)
+
+    def differing(self) -> tuple[Differing, ...]:
+        """Return the units that were computed twice with other values, in order.
+
+        Raises:
+            InputError: if a record cannot be read.
+        """
+        return tuple(sorted(self._records(DIFFERING, Differing), key=lambda one: one.unit))
+
+    def _add_record(self, folder: str, prefix: str, record: Any) -> None:
+        content = _json(record)
+        self._state.put_new(f"{folder}/{prefix}{hashlib.sha256(content).hexdigest()[:16]}.json", content)
+
+    def _records(self, folder: str, kind: Any) -> list[Any]:
+        keys = [one.key for one in self._state.list(f"{folder}/")]
+        return [self._parsed(kind, content, key) for key in keys if (content := self._read(key))]
 
     def clean(self, state: JobState) -> int:
         """Remove leases, failures and the stop, so that what is not done is claimed again; return their number."""

@@ -41,7 +41,7 @@ from geograft.mapping.batches import coarsen_grid
 from geograft.mapping.classmap import CLASSES
 from geograft.mapping.job import write_files
 from geograft.mapping.plan import MapTask
-from geograft.mapping.unit_ledger import UNITS, Job, Receipt, UnitLedger, combined_counts
+from geograft.mapping.unit_ledger import UNITS, Accepted, Job, Receipt, UnitLedger, combined_counts
 from geograft.memory import MAX_SCENE_PX
 from geograft.storage import LocalFolder
 from geograft.text import xml_attribute, xml_text
@@ -74,9 +74,12 @@ class Summary:
     classes: dict[str, int]
     """Mapped pixels by class."""
     workers: tuple[str, ...]
-    differing: dict[str, int] = field(default_factory=dict)
-    """Workers that were accepted although they differ from the first one, and on how many pixels of the sample the
-    class differs."""
+    accepted: tuple[Accepted, ...] = ()
+    """Workers that were accepted although they differ from the first one."""
+    accepted_pixels: int = 0
+    """Mapped pixels of the units that they computed."""
+    flips: int = 0
+    """Pixels whose class differs in units that two workers computed."""
     outside_fraction: float | None = None
     """Fraction of the mapped area outside the area of applicability; None if that was not requested."""
 
@@ -104,7 +107,7 @@ def write_unit_outputs(
     summary = read_summary(ledger)
     if summary is None:
         receipts = read_receipts(ledger, job)
-        summary = _summarise(receipts)
+        summary = _summarise(receipts, ledger, job)
         with TemporaryDirectory(prefix="geograft-index-") as scratch:
             for kind in job.outputs:
                 _write_indices(ledger, job, task, receipts, kind, Path(scratch))
@@ -135,7 +138,7 @@ def read_receipts(ledger: UnitLedger, job: Job) -> list[Receipt]:
         return list(pool.map(ledger.receipt, map(job.units.name, range(len(job.units)))))
 
 
-def _summarise(receipts: Sequence[Receipt]) -> Summary:
+def _summarise(receipts: Sequence[Receipt], ledger: UnitLedger, job: Job) -> Summary:
     cells = [one.applicability for one in receipts if one.applicability is not None]
     indexed = sum(pixels for pixels, _ in cells)
     return Summary(
@@ -145,7 +148,9 @@ def _summarise(receipts: Sequence[Receipt]) -> Summary:
         pixels=sum(one.pixels for one in receipts),
         classes=dict(combined_counts(receipts)),
         workers=tuple(sorted({one.worker for one in receipts})),
-        differing={one.worker: one.flips for one in receipts if one.difference},
+        accepted=ledger.accepted(),
+        accepted_pixels=sum(r.pixels for r in receipts if r.difference or r.environment != job.environment),
+        flips=sum(one.flips for one in ledger.differing()),
         outside_fraction=sum(outside for _, outside in cells) / max(indexed, 1) if cells else None,
     )
 

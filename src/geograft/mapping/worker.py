@@ -32,12 +32,15 @@ from geograft.mapping.environment import (
     Environment,
     check_agreement,
     content_digest,
+    count_flips,
     worker_name,
 )
 from geograft.mapping.unit_ledger import (
     JOB,
     RESULT,
     UNITS,
+    Accepted,
+    Differing,
     Failure,
     Job,
     JobState,
@@ -215,7 +218,19 @@ class Worker(Generic[Writer]):
             holding = self.ledger.add_receipt(receipt)
             if holding.digest != receipt.digest:
                 self._refuse_or_keep(receipt, holding)
+                self._record_flips(receipt, holding, scratch)
         return holding
+
+    def _record_flips(self, own: Receipt, holding: Receipt, scratch: Path) -> None:
+        """Record how many classes of a unit differ between the worker that was faster and this one."""
+        name = f"{own.unit}.tif"
+        if name not in own.files or name not in holding.files:
+            return
+        there = scratch / "there" / name
+        there.parent.mkdir(exist_ok=True)
+        self.ledger.files.download(f"{UNITS}/{name}", there)
+        flips = count_flips(there, scratch / name)
+        self.ledger.add_differing(Differing(own.unit, holding.worker, own.worker, flips, holding.pixels))
 
     def _put(self, file: Path, digest: str, receipt: Receipt) -> None:
         """Put a file of a unit into the folder, unless the same values are there."""
@@ -301,7 +316,7 @@ class Proposal(Generic[Writer]):
     job: Job
     writer: Callable[[Job], Writer]
     sample: bytes = b""
-    """What the network computes for two windows, if there is a network (`geograft.mapping.environment.Sample`)."""
+    """What the network computes for a few windows, if there is a network (`geograft.mapping.environment.Sample`)."""
     compare: Callable[[bytes], Agreement] = lambda content: NO_DIFFERENCE
     """Compares the sample of the job's first worker with this process's."""
 
@@ -346,7 +361,9 @@ def join_job(
         break
     _check_same_job(ledger, job, own.job)
     agreement = own.compare(ledger.read_sample(job)) if job.sample else NO_DIFFERENCE
-    check_agreement((job.started_by, job.environment), own.job.environment, agreement, options.tolerance)
+    how = check_agreement((job.started_by, job.environment), own.job.environment, agreement, options.tolerance)
+    if how:
+        ledger.accept(Accepted(worker_name(), how, agreement.difference, agreement.flips, agreement.pixels))
     return Worker(ledger, job, own.writer(job), own.job.environment, agreement, options.tolerance, part)
 
 

@@ -19,7 +19,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -229,14 +229,10 @@ def get_area(service: Shared, identity: Identity, threshold: Annotated[float, Qu
     return measures.area_above(layer, threshold) | measures.iou_at(layer, threshold, service.labels.sample(layer))
 
 
-Longitude = Annotated[float, Field(ge=-180, le=180)]
-Latitude = Annotated[float, Field(ge=-90, le=90)]
-
-
 class ViewBody(BaseModel):
-    """What a page shows: west, south, east and north, in degrees."""
+    """What a page shows."""
 
-    bounds: tuple[Longitude, Latitude, Longitude, Latitude]
+    bounds: Bounds
 
 
 @api.put("/view", status_code=204)

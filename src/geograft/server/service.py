@@ -29,11 +29,10 @@ MAX_VIEW_PX = 2048
 """Largest side of what is mapped before the rest of an image, around the middle of the view."""
 
 
-Bounds = tuple[
-    Annotated[float, Field(ge=-540, le=540)], Annotated[float, Field(ge=-90, le=90)],
-    Annotated[float, Field(ge=-540, le=540)], Annotated[float, Field(ge=-90, le=90)],
-]  # fmt: skip
-"""West, south, east and north, in degrees."""
+Longitude = Annotated[float, Field(ge=-180, le=180)]
+Latitude = Annotated[float, Field(ge=-90, le=90)]
+Bounds = tuple[Longitude, Latitude, Longitude, Latitude]
+"""West, south, east and north, in degrees. The page cuts what it shows at the antimeridian."""
 
 
 class Service:
