@@ -29,7 +29,9 @@ def serve_azure(patch: pytest.MonkeyPatch) -> Iterator[str]:
         pytest.skip("azurite is not installed (npm install azurite), or not on the PATH")
     options = ["--blobPort", "0", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
-    with subprocess.Popen([program, *options], stdout=subprocess.PIPE, text=True, env=environment) as server:
+    with subprocess.Popen(
+        [program, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as server:
         try:
             assert server.stdout is not None
             listening = next(line for line in server.stdout if "listens" in line)
