@@ -19,6 +19,7 @@ from geograft.commands.evaluate import evaluate, score_split
 from geograft.commands.prepare import prepare
 from geograft.commands.report.sources import ScoreTable, read_json
 from geograft.commands.train import train
+from geograft.commands.units import evaluate_units
 from geograft.config import EvaluateConfig, PrepareConfig
 from geograft.dataset.places import place_names, scenes_in_place
 from geograft.dataset.sources import MaskSource, VectorSource
@@ -115,6 +116,17 @@ def test_difference_to_itself_is_zero_and_to_a_worse_run_positive(run: Path, til
     against = json.loads((run / "scores-test.json").read_text())["against"]
     assert against["overall"]["iou"] == pytest.approx(gain.value)
     assert any(str(worse) in line for line in found.lines())
+
+
+def test_units_of_a_network_give_the_bytes_of_one_process(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geograft.mapping.score_units.MIN_UNIT_TILES", 1)
+    config = EvaluateConfig(boundary_m=0.2, objects="fields", device="cpu", backend="torch")
+    evaluate(run, out=tmp_path / "scores.json", config=config)
+    made = evaluate_units(run, tmp_path / "job", config=config)
+    assert made.units == made.computed > 1
+    assert (tmp_path / "job" / "scores.json").read_bytes() == (tmp_path / "scores.json").read_bytes()
 
 
 def counter_of(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -115,7 +116,8 @@ def test_units_in_any_order_and_twice_give_the_bytes_of_one_process(
 ) -> None:
     place, config = made(kind), EvaluateConfig(**({"device": "cpu", "backend": "torch", "boundary_m": 0.3} | options))
     expected = one_process(place, tmp_path, config, runs)
-    job = ScoreJob((place / "run",) * runs, tmp_path / "job", config=config)
+    # As Ray sends it to its nodes.
+    job: ScoreJob = pickle.loads(pickle.dumps(ScoreJob((place / "run",) * runs, tmp_path / "job", config=config)))
     worker = job.join()
     count = len(worker.job.units)
     assert count > 5
