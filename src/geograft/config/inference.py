@@ -100,7 +100,7 @@ class PartConfig:
     variables of an array job of Slurm, AWS Batch or Kubernetes."""
     tolerance: Annotated[float | None, Field(ge=0, lt=1)] = None
     """Accept a worker whose hardware or libraries differ from the first one's, if its probabilities differ by no more
-    than this on two windows, and embeddings by no more than this fraction; for polygons, which need no
+    than this on a few windows, and embeddings by no more than this fraction; for polygons, which need no
     network, any number does. Default: such a worker is refused."""
     ray: str = ""
     """Compute the units on a Ray cluster: HOST:PORT of its head, or local for this machine (docs/scale.md)."""
