@@ -88,7 +88,7 @@ bench-adapt: $(READY)  ## five labelled tiles of another place: adapted runs, an
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_adapt.py --data $(DATA)/../places $(BENCH)
 
 bench-in-place: $(READY)  ## what makes a model better where it was trained, and its cost; BENCH=--write: docs/training.md
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_in_place.py --data $(DATA)/../places --weights $(WEIGHTS) $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_in_place.py --data $(DATA)/../places --weights $(WEIGHTS) --fresh-seeds 1 $(BENCH)
 
 bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shapely, GDAL and torch; BENCH=ema: one of them
 	$(BIN)/python benchmarks/bench_libraries.py $(BENCH)

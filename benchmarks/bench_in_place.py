@@ -2,11 +2,11 @@
 
     python benchmarks/bench_in_place.py --data ../shared/data/places --weights FILE [--folder build/in-place] [--write]
 
-The data sets are the places of `laboratory.py`: street trees in three cities, roads in two places and landslides in
-one. A variant trains in each place on two thirds of its scenes, for about STEPS optimizer steps or a multiple of them,
-and is scored at a threshold of 0.5 on the others. Beside the default and its variants stands the U-Net of
-segmentation_models.pytorch (smp), with the same encoder, weights, frozen stages and training. Other settings are in the
-tables of `bench_generalisation.py`, which is about other places.
+The data sets are the places of `laboratory.py`: street trees in three cities, roads in two places, landslides in one,
+forest in one, and the tree crowns of two scenes. A variant trains in each place on two thirds of its scenes, for about
+STEPS optimizer steps or a multiple of them, and is scored at a threshold of 0.5 on the others. Beside the default and
+its variants stands the U-Net of segmentation_models.pytorch (smp), with the same encoder, weights, frozen stages and
+training. Other settings are in the tables of `bench_generalisation.py`, which is about other places.
 
 The screen trains every variant with one seed. The three best are trained again with the fresh seeds, and their
 differences from the default get p-values and confidence intervals by Holm's method; scenes are resampled. The cost is
@@ -38,7 +38,6 @@ from peernets import use_smp_unet
 from trainees import ENCODER
 
 DEFAULT, PEER = Variant("the default"), Variant("smp's U-Net", rebuild=use_smp_unet, train={"auxiliary_weight": 0})
-KINDS = ("trees", "roads", "landslides")
 VARIANTS = (
     DEFAULT,
     PEER,
@@ -79,7 +78,7 @@ def relative_step_costs(laboratory: Laboratory, path: Path) -> dict[str, dict[st
     if path.exists():
         found: dict[str, dict[str, float]] = json.loads(path.read_bytes())
         return found
-    kind, place, _ = in_place(KINDS)[0]
+    kind, place, _ = in_place(tuple(PLACES))[0]
     tiles = laboratory.tiles(kind, place)
     own = [one for one in VARIANTS if one.lengthening == 1]
     ideas = [Idea(one.name, laboratory.recipe_of(Run(one, kind, (place,), 0)), one.rebuild or unchanged) for one in own]
@@ -155,9 +154,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with trees/, roads/ and landslides/")
     parser.add_argument("--weights", type=Path, required=True, help=f"encoder weights of timm's {ENCODER}")
     parser.add_argument("--folder", type=Path, default=Path("build/in-place"), help="where results are cached")
-    parser.add_argument(
-        "--kinds", nargs="+", default=list(KINDS), choices=list(PLACES), help=f"default {' '.join(KINDS)}"
-    )
+    parser.add_argument("--kinds", nargs="+", default=list(PLACES), choices=list(PLACES), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the screen (default 0)")
     parser.add_argument("--fresh-seeds", type=int, nargs="*", default=[1, 2], help="of the best three (default 1 2)")
     parser.add_argument("--finished", action="store_true", help="train nothing: tables of the finished runs")
@@ -181,7 +178,8 @@ def main() -> None:
     if fresh and not given.finished:
         laboratory.fill(runs([DEFAULT, *chosen], kinds, fresh))
     if fresh:
-        tables.append(fresh_table(laboratory, chosen, kinds, fresh))
+        again = [kind for kind in kinds if names([DEFAULT, *chosen]) <= names(finished(laboratory, [kind], fresh))]
+        tables.append(fresh_table(laboratory, chosen, again, fresh))
     about = f"Encoder: {ENCODER}. Screen: seed {' '.join(map(str, seeds))}. {machine.describe(('torch', 'timm'))}"
     content = "\n\n".join([*tables, about])
     print(content)

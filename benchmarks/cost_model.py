@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geograft.mapping.environment import SAMPLE_WINDOWS
-from job_size import JobSize, count_job
+from job_size import JobSize, count_job, count_whole_windows
 from rasters import BLOCK
 
 WINDOWS = ((640, 80), (224, 112))
@@ -135,7 +135,7 @@ def request_terms(size: JobSize) -> dict[str, float]:
 
 def read_terms(case: Case) -> dict[str, float]:
     """Return what the number of blocks that are read is proportional to."""
-    return {"units": float(case.size.blocks), "sample": SAMPLE_WINDOWS * (1 + case.window_px / BLOCK) ** 2}
+    return {"units": float(case.size.blocks), "sample": sample_windows(case) * (1 + case.window_px / BLOCK) ** 2}
 
 
 def network_terms(case: Case) -> dict[str, float]:
@@ -146,7 +146,12 @@ def network_terms(case: Case) -> dict[str, float]:
 
 def network_windows(case: Case) -> int:
     """Return how many windows the network computes."""
-    return case.size.windows + SAMPLE_WINDOWS
+    return case.size.windows + sample_windows(case)
+
+
+def sample_windows(case: Case) -> int:
+    """Return on how many windows a worker compares its network with the first worker's."""
+    return min(SAMPLE_WINDOWS, count_whole_windows(case.side, case.window_px, case.overlap_px))
 
 
 def fit(found: Mapping[Case, Measured], block_bytes: Callable[[Case], float]) -> CostModel:
