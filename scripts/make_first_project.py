@@ -83,6 +83,7 @@ def with_output(page: str, command: str, output: str) -> str:
 def make(folder: Path) -> None:
     """Run the commands of the page in `folder`, and write its pictures and the page."""
     PICTURES.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copy2(SCENE.with_suffix(".tif"), folder / "scene.tif")
     commands = ["project trees scene.tif --classes tree", "go trees"]
     project = folder / "trees" / "project.qgz"

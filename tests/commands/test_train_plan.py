@@ -16,7 +16,15 @@ import geograft.commands.training_plan as training
 from geograft.card import WEIGHTS, read_card
 from geograft.cli import app
 from geograft.commands.train import read_recipe, train
-from geograft.commands.training_plan import PLANNED_STEPS, fit_minutes, plan_freezing, plan_training, should_compile
+from geograft.commands.training_plan import (
+    MAX_PASSES,
+    MIN_STEPS,
+    PLANNED_STEPS,
+    fit_minutes,
+    plan_freezing,
+    plan_training,
+    should_compile,
+)
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe
 from geograft.dataset.tileset import TileSet
 from geograft.errors import SettingError
@@ -58,9 +66,12 @@ def test_few_tiles_are_repeated_for_about_a_number_of_steps(tile_set: TileSet, c
     planned = plan.recipe.train
     assert replace(planned, repeat=1) == default
     assert (planned.repeat > 1) == (count <= 192) == (steps(count, default) <= PLANNED_STEPS / 1.5)
-    if planned.repeat > 1:
-        # To half a repetition, and a step per epoch for the remainder.
-        assert abs(steps(count, planned) - PLANNED_STEPS) <= steps(count, default) / 2 + planned.epochs * planned.repeat
+    passes = planned.epochs * planned.repeat
+    # To half a repetition, and a step per epoch for the remainder.
+    tolerance = steps(count, default) / 2 + passes
+    assert count > 192 or steps(count, planned) <= PLANNED_STEPS + tolerance
+    assert passes <= MAX_PASSES or abs(steps(count, planned) - MIN_STEPS) <= tolerance
+    assert count > 192 or passes >= MAX_PASSES
     few = [line for line in plan.lines if "few" in line]
     assert [f"comes {planned.repeat} times" in line for line in few] == [True] * (count <= 192)
 

@@ -17,9 +17,10 @@ from geograft.training.sampling import make_batches
 
 LINEAR = "linear"
 """The architecture that is fitted, not trained."""
-PLANNED_STEPS = 360
+PLANNED_STEPS, MIN_STEPS, MAX_PASSES = 360, 120, 20
 """Optimizer steps of a planned training with few tiles: three times those of the tables in docs/places.md, which gains
-most of all that is compared there."""
+most of all that is compared there. There it is 9 to 16 passes over the tiles, so very few tiles are trained for fewer
+steps: those of MAX_PASSES passes, but at least MIN_STEPS."""
 LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
 SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
 RARE_FRACTION, RARE_TILES = 0.01, 0.5
@@ -41,18 +42,19 @@ class Plan:
 def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = ()) -> Plan:
     """Return `recipe` with settings for few tiles and rare classes, unless settings in `chosen` concern these.
 
-    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all. With a rare class, tiles are sampled by
-    class. All other settings stay, so that a tile set without any of these is trained as the recipe says.
+    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all, very few for about MIN_STEPS. With a rare
+    class, tiles are sampled by class. All other settings stay, so that a tile set without any of these is trained as
+    the recipe says.
     """
     lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
     tiles = tile_set.split("train")
-    repeat = int(PLANNED_STEPS / max(1, _optimizer_steps(len(tiles), config)) + 0.5) * config.repeat
+    repeat = _planned_repeat(_optimizer_steps(len(tiles), config), config)
     if tiles and repeat > config.repeat and not LENGTH_SETTINGS & set(chosen):
+        config = replace(config, repeat=repeat)
         lines.append(
             f"plan: {pluralise(len(tiles), 'training tile')} are few, so each comes {repeat} times in an epoch, "
-            f"for about {PLANNED_STEPS} steps in all (--repeat 1: once)"
+            f"for about {round(_optimizer_steps(len(tiles), config), -1)} steps in all (--repeat 1: once)"
         )
-        config = replace(config, repeat=repeat)
     rare = _rare_classes(tile_set)
     if rare and config.sampling == "tiles" and not SAMPLING_SETTINGS & set(chosen):
         lines.append(f"plan: {'; '.join(rare)}. Their tiles are drawn more often (--sampling tiles: not)")
@@ -75,6 +77,13 @@ def plan_freezing(recipe: Recipe, bands: int, stages: int) -> Plan:
         f"stage is frozen (--frozen-stages {min(FROZEN_STAGES, stages)}: freeze them)"
     )
     return Plan(replace(recipe, model=replace(model, frozen_stages=frozen)), () if frozen else (line,))
+
+
+def _planned_repeat(steps: int, config: TrainConfig) -> int:
+    """Return how often a tile comes in an epoch, where all epochs of `config` have `steps` optimizer steps."""
+    needed, wanted = (int(goal / max(1, steps) + 0.5) for goal in (MIN_STEPS, PLANNED_STEPS))
+    allowed = MAX_PASSES // (config.epochs * config.repeat)
+    return max(needed, min(wanted, allowed)) * config.repeat
 
 
 def _optimizer_steps(tiles: int, config: TrainConfig) -> int:
