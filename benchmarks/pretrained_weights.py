@@ -88,7 +88,7 @@ class Candidate:
 
     def seconds(self) -> float:
         """Return the processor seconds of a forward pass of eight tiles."""
-        images = torch.zeros(8, self.bands, TILE_PX, TILE_PX).to(memory_format=torch.channels_last)
+        images = torch.rand(8, self.bands, TILE_PX, TILE_PX).to(memory_format=torch.channels_last)
         began = time.process_time()
         with torch.inference_mode():
             self.network(images)
@@ -117,7 +117,7 @@ def encoders(b0: Path, csmask: Path | None) -> list[Encoder]:
 
 def relative_times(candidates: Sequence[Candidate]) -> list[float]:
     """Return the time of a forward pass of each, relative to the first: medians of rounds in which they alternate."""
-    rounds = np.array([[one.seconds() for one in candidates] for _ in range(ROUNDS)])
+    rounds = np.array([[one.seconds() for one in candidates] for _ in range(1 + ROUNDS)])[1:]  # the first warms up
     relative: list[float] = np.median(rounds / rounds[:, :1], axis=0).tolist()
     return relative
 
