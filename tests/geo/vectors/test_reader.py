@@ -103,6 +103,12 @@ def test_shapes_outside_a_projection_become_empty() -> None:
     assert shapely.is_empty(reproject(far, WGS84, antipodal)).tolist() == [True, True]
 
 
+def test_a_local_crs_cannot_be_reprojected() -> None:
+    local = CRS.from_wkt('LOCAL_CS["x",UNIT["metre",1]]')
+    with pytest.raises(InputError, match="no transformation from the CRS x to WGS 84"):
+        reproject(np.array([shapely.box(0, 0, 1, 1)], object), local, WGS84)
+
+
 def test_integer_classes_have_no_decimal_point(tmp_path: Path) -> None:
     path = write_layer(tmp_path / "a.gpkg", [box(0, 0, 1, 1)] * 2, code=[1.0, 2.0])
     assert read_polygons(path, UTM12, "code").classes == ("1", "2")

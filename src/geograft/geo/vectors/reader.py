@@ -196,10 +196,19 @@ def reproject(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
     """Return shapes reprojected to `target`, densified so that long edges stay straight in `source`.
 
     A shape that `target` cannot represent becomes an empty polygon.
+
+    Raises:
+        InputError: when there is no transformation, as from a CRS of a building site.
     """
     unit_m = source.axis_info[0].unit_conversion_factor * (6371000 if source.is_geographic else 1)
     dense = geopandas.GeoSeries(shapely.segmentize(shapes, MAX_EDGE_M / unit_m), crs=source)
-    projected = np.array(dense.to_crs(target), object)
+    try:
+        projected = np.array(dense.to_crs(target), object)
+    except ProjError as error:
+        raise InputError(
+            f"There is no transformation from the CRS {source.name} to {target.name}. Give all inputs in CRSs with a "
+            "place on the Earth."
+        ) from error
     projected[~np.isfinite(shapely.bounds(projected)).all(axis=1)] = shapely.Polygon()
     return projected
 
