@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from geograft.card import CARD, STATE, TILES_FILE, WEIGHTS, ModelCard, check_weights, read_card, unfinished_notes
 from geograft.commands.audit import leakage_warning
-from geograft.commands.training_plan import LINEAR, fit_minutes, plan_freezing, plan_training, should_compile
+from geograft.commands.training_plan import LINEAR, Plan, fit_minutes, plan_freezing, plan_training, should_compile
 from geograft.config import ModelConfig, Recipe, TrainConfig, load_recipe, recipe_toml
 from geograft.dataset.joined import GivenTiles, TileSetPaths
 from geograft.dataset.tileset import Tile, TileSet, TileSetMeta
@@ -217,10 +217,7 @@ def train(
         is_main = rank_of(recipe.train) == 0
         resuming = _refuse_other_run(out, resume) if is_main else holds_run(out)
         if chosen is not None and not resuming and recipe.model.architecture != LINEAR:
-            plan = plan_training(tile_set, recipe, chosen)
-            recipe = plan.recipe
-            for line in plan.lines if is_main else ():
-                announce(line)
+            recipe = _announced(plan_training(tile_set, recipe, chosen))
         began = read_recipe(out) if resuming and minutes is not None else None
         if began is not None:
             recipe, minutes = replace(recipe, train=replace(recipe.train, epochs=began.train.epochs)), None
@@ -301,10 +298,7 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
     torch.manual_seed(recipe.train.seed)
     bands = len(tile_set.meta.band_names)
     network = build(recipe.model, bands, tile_set.meta.legend.outputs)
-    plan = plan_freezing(recipe, bands, len(network.stages))
-    recipe = plan.recipe
-    for line in plan.lines if rank_of(recipe.train) == 0 else ():
-        announce(line)
+    recipe = _announced(plan_freezing(recipe, bands, len(network.stages)))
     scaling = scaling_of(tile_set.meta, network, recipe.train.normalise)
     notes = () if tile_set.split("val") else ("no validation tiles: the weights are those of the last epoch.",)
     if start:
@@ -314,6 +308,13 @@ def _prepare_training(tile_set: TileSet, recipe: Recipe) -> tuple[Recipe, Networ
     data = training_data(tile_set, recipe, scaling)
     check_start(data, recipe.train)
     return recipe, network, data, notes
+
+
+def _announced(plan: Plan) -> Recipe:
+    """Return the recipe of a plan, whose lines are printed once, by the first of several processes."""
+    for line in plan.lines if rank_of(plan.recipe.train) == 0 else ():
+        announce(line)
+    return plan.recipe
 
 
 def _without_repeats(recipe: Recipe) -> Recipe:

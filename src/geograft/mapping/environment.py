@@ -10,8 +10,10 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import UInt32
@@ -57,12 +59,17 @@ def describe_libraries(backend: str) -> Environment:
     return Environment(backend, "float64", _instruction_set(), versions={"geograft": library_version("geograft")})
 
 
-def describe_environment(backend: str, precision: str, device: str) -> Environment:
-    """Return the environment of this process, which predicts with a backend on cpu, cuda or mps."""
+def describe_environment(
+    backend: str, precision: str, device: str, further: Mapping[str, str] = MappingProxyType({})
+) -> Environment:
+    """Return the environment of this process, which predicts with a backend on cpu, cuda or mps.
+
+    `further` are the versions of other libraries, on which the bits depend.
+    """
     libraries = EXPORT_BACKENDS[backend].needs if backend in EXPORT_BACKENDS else (TORCH,)
     versions = ", ".join(f"{name} {library_version(name)}".strip() for name in libraries)
     gpu, driver = ("", "") if device == "cpu" else _gpu(device)
-    shared = {name: library_version(name) for name in ("geograft", "torch")}
+    shared = {name: library_version(name) for name in ("geograft", "torch")} | dict(further)
     return Environment(f"{backend} ({versions})", precision, _instruction_set(), gpu, driver, shared)
 
 

@@ -272,9 +272,9 @@ def propose_pool(
 
 def _environment(embedder: Embedder, device: str) -> Environment:
     predictor = embedder.pixels.predictor
-    found = describe_environment(predictor.backend, predictor.precision, backend_device(predictor.backend, device))
     libraries = {"numpy": np.__version__, "GEOS": shapely.geos_version_string, "GDAL": rasterio.__gdal_version__}
-    return replace(found, versions=found.versions | libraries)
+    used = backend_device(predictor.backend, device)
+    return describe_environment(predictor.backend, predictor.precision, used, libraries)
 
 
 # ------------------------------------------------------------------------------------------------------------ all units

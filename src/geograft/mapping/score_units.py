@@ -221,8 +221,7 @@ def propose_scores(task: ScoreTask) -> Proposal[ScoreUnitWriter]:
     sample = None if windows is None else Sample.compute(predictor, windows)
     content = b"" if sample is None else sample.to_bytes()
     device = backend_device(predictor.backend, task.config.device)
-    environment = describe_environment(predictor.backend, predictor.precision, device)
-    environment = replace(environment, versions=environment.versions | {"numpy": version("numpy")})
+    environment = describe_environment(predictor.backend, predictor.precision, device, {"numpy": version("numpy")})
     parts, units = plan_score_units(task.units)
     scenes = tuple(scene_state(task.tile_set, name) for name in dict.fromkeys(cell.scene for cell in task.units.cells))
     chosen = {"backend": predictor.backend, "precision": predictor.precision, "notes": list(task.model.notes)}
