@@ -390,7 +390,7 @@ def _mask(path: Path, target: ProjectLabels, choice: ClassChoice) -> Outlines:
     )
     assert grid.crs is not None
     if not grid.crs.equals(target.crs, ignore_axis_order=True):
-        shapes = repair_polygons(reproject(shapes, grid.crs, target.crs), str(path))[0]
+        shapes = repair_polygons(reproject(shapes, grid.crs, target.crs, str(path)), str(path))[0]
     return Outlines(path, shapes, classes)
 
 

@@ -153,7 +153,7 @@ class PolygonLayer:
             return self.shapes
         with input_errors(self.path, f"polygons in {crs.name}"):
             moved = self.shapes.copy()
-            moved[self.kept] = reproject(self.shapes[self.kept], self.crs, crs)
+            moved[self.kept] = reproject(self.shapes[self.kept], self.crs, crs, str(self.path))
         return moved
 
 
@@ -192,8 +192,8 @@ def repair_polygons(shapes: ndarray, name: str = "the layer") -> tuple[ndarray, 
     return shapes, int((invalid & ~shapely.is_empty(shapes)).sum())
 
 
-def reproject(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
-    """Return shapes reprojected to `target`, densified so that long edges stay straight in `source`.
+def reproject(shapes: ndarray, source: CRS, target: CRS, name: str = "the layer") -> ndarray:
+    """Return the shapes of the layer `name` in `target`, densified so that long edges stay straight in `source`.
 
     A shape that `target` cannot represent becomes an empty polygon.
 
@@ -206,8 +206,8 @@ def reproject(shapes: ndarray, source: CRS, target: CRS) -> ndarray:
         projected = np.array(dense.to_crs(target), object)
     except ProjError as error:
         raise InputError(
-            f"There is no transformation from the CRS {source.name} to {target.name}. Give all inputs in CRSs with a "
-            "place on the Earth."
+            f"{name}: there is no transformation from the CRS {source.name} to {target.name}. Give all inputs in CRSs "
+            "with a place on the Earth."
         ) from error
     projected[~np.isfinite(shapely.bounds(projected)).all(axis=1)] = shapely.Polygon()
     return projected
