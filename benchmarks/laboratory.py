@@ -77,7 +77,7 @@ class Variant:
     """Whether it trains on all places but the one that it is scored in, for as many steps."""
     rebuild: Callable[[Network], None] | None = None
     """Changes the network after it was built with its pretrained weights."""
-    lengthening: int = 1
+    lengthening: float = 1
     """Factor of the number of steps."""
 
 
