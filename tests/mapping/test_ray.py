@@ -1,5 +1,6 @@
 """Maps on Ray: nodes and the driver may be killed, nodes may be slow or differ; the map is that of one process."""
 
+import json
 import os
 import random
 import signal
@@ -14,15 +15,18 @@ from typing import Any
 
 import pytest
 
+from geograft.commands.evaluate import evaluate
 from geograft.commands.jobs import jobs
 from geograft.commands.polygons import polygons
 from geograft.commands.predict import predict
 from geograft.commands.suggest import suggest
+from geograft.dataset.tileset import TileSet
 from geograft.files import write_text
 from geograft.mapping.unit_ledger import UnitLedger
 from geograft.mapping.unit_outputs import read_receipts
+from tests.support.overlapping import overlapping_set
 from tests.support.rasters import textured, write_raster
-from tests.support.ray_map import BLOCKED, LIMIT, done
+from tests.support.ray_map import BLOCKED, LIMIT, SCORED, done
 from tests.support.runs import COVERS, BandMeans, ContextPredictor, make_run
 
 pytestmark = [
@@ -181,6 +185,19 @@ def test_suggestions_are_those_of_one_process(cluster: Cluster, place: Path, mon
     assert out.split() == [str(UNITS), str(UNITS)]
     assert (place / "next" / "suggestions.gpkg").read_bytes() == (place / "plain.gpkg").read_bytes()
     assert jobs(place / "next").running == ()
+
+
+def test_scores_are_those_of_one_process(cluster: Cluster, place: Path) -> None:
+    tile_set = TileSet.open(overlapping_set(place / "tiles", scenes=2))
+    run = make_run(place / "scored", tile_set.meta.legend, data_fingerprint=tile_set.meta.fingerprint)
+    write_text(run / "tiles.json", json.dumps({"tiles": str(place / "tiles")}))
+    evaluate(run, out=place / "scores.json", config=SCORED)
+    cluster.ask("add")
+    units, computed = ended(start_driver(cluster.address, place, "evaluate"))[0].split()
+    cluster.ask("kill")
+    assert int(units) == int(computed) > 1
+    assert (place / "scores" / "scores.json").read_bytes() == (place / "scores.json").read_bytes()
+    assert jobs(place / "scores").running == ()
 
 
 def test_a_driver_without_the_token_is_told_in_one_line(cluster: Cluster, place: Path) -> None:

@@ -1,13 +1,14 @@
 """A map computed on a Ray cluster by a network that needs no torch. Run by tests/mapping/test_ray.py as the driver.
 
     python -m tests.support.ray_map ADDRESS FOLDER BATCH_S
-    python -m tests.support.ray_map ADDRESS FOLDER polygons|suggest
+    python -m tests.support.ray_map ADDRESS FOLDER polygons|suggest|evaluate
 
 FOLDER has a run and scene.tif; the map is FOLDER/out, in units of 64 pixels, and each batch takes BATCH_S seconds. It
 waits while as many units are done as FOLDER/limit says, if there is that file. With polygons, those of
-FOLDER/plain/map.tif are traced into FOLDER/traced; with suggest, tiles of the scene are suggested in FOLDER/next. The
-nodes of the cluster import this module too. Two variables of a node change what its actors do: BATCH_S is used in place
-of the driver's, and INSTRUCTION_SET is that of its processor.
+FOLDER/plain/map.tif are traced into FOLDER/traced; with suggest, tiles of the scene are suggested in FOLDER/next; with
+evaluate, the run FOLDER/scored is scored in FOLDER/scores. The nodes of the cluster import this module too. Two
+variables of a node change what its actors do: BATCH_S is used in place of the driver's, and INSTRUCTION_SET is that of
+its processor.
 """
 
 import os
@@ -26,9 +27,10 @@ import geograft.mapping.environment
 import geograft.mapping.map_units
 import geograft.mapping.models
 import geograft.mapping.pool_units
+import geograft.mapping.score_units
 from geograft.commands.suggest import SuggestJob
-from geograft.commands.units import MapJob, PolygonJob, run_job
-from geograft.config import PartConfig, WorkerConfig
+from geograft.commands.units import MapJob, PolygonJob, ScoreJob, run_job
+from geograft.config import EvaluateConfig, PartConfig, WorkerConfig
 from geograft.errors import GeograftError
 from geograft.mapping.units import UnitGrid
 from geograft.mapping.windows import TileGrid
@@ -110,6 +112,18 @@ class SmallSuggestJob(SuggestJob):
         return super().join()
 
 
+SCORED = EvaluateConfig(device="cpu", backend="torch", boundary_m=0.3)
+
+
+class SmallScoreJob(ScoreJob):
+    """Scores of units of at most five tiles, without a network."""
+
+    def join(self) -> Any:
+        geograft.mapping.models.EnsemblePredictor = ContextPredictor  # type: ignore[misc, assignment]
+        vars(geograft.mapping.score_units).update(UNIT_TILES=5, MIN_UNIT_TILES=1)
+        return super().join()
+
+
 def main(address: str, folder: Path, what: str) -> None:
     if what == "polygons":
         traced = run_job(small_polygon_job(folder, address))
@@ -118,6 +132,10 @@ def main(address: str, folder: Path, what: str) -> None:
         shared = (folder / "run",), (folder / "scene.tif",), folder / "next"
         found = run_job(SmallSuggestJob(*shared, worker=PartConfig(ray=address)))
         sys.stdout.write(f"{found.units} {found.computed}\n")
+    elif what == "evaluate":
+        worker = PartConfig(ray=address)
+        scored = run_job(SmallScoreJob((folder / "scored",), folder / "scores", config=SCORED, worker=worker))
+        sys.stdout.write(f"{scored.units} {scored.computed}\n")
     else:
         made = run_job(slow_map_job(folder, address, float(what)))
         sys.stdout.write(f"{made.done} {made.computed}\n")
