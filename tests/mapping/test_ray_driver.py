@@ -4,6 +4,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -20,12 +21,13 @@ from geograft.mapping.claims import MAX_ATTEMPTS, Timing
 from geograft.mapping.environment import Environment
 from geograft.mapping.ray_cluster import actors_by_node, connect_to_ray
 from geograft.mapping.ray_workers import RayDriver
-from geograft.mapping.unit_ledger import UnitLedger
+from geograft.mapping.unit_ledger import UnitLedger, Verb
 from geograft.mapping.unit_outputs import read_receipts
-from geograft.mapping.units import UnitGrid, UnitResult
+from geograft.mapping.units import JoinTree, UnitGrid, UnitResult
 from geograft.mapping.worker import Proposal, Worker, join_job, new_job
 
-UNITS = UnitGrid(128, 192, 64)
+SQUARES = UnitGrid(128, 192, 64)
+KINDS: dict[Verb, UnitGrid | JoinTree] = {"predict": SQUARES, "polygons": JoinTree(SQUARES)}
 OUTCOMES = ("ok", "ok", "ok", "fail", "lost", "lost late")
 
 
@@ -50,15 +52,17 @@ class RayTaskError(RayError):
 
 
 class Writer:
-    """Writes a file for each unit, unless it is told to fail."""
+    """Writes a file for each unit, unless it is told to fail; the units that it needs must be there."""
 
-    def __init__(self, fails: Callable[[], bool]) -> None:
-        self.fails = fails
+    def __init__(self, folder: Path, units: UnitGrid | JoinTree, fails: Callable[[], bool]) -> None:
+        self.folder, self.units, self.fails = folder, units, fails
 
     def write(self, index: int, scratch: Path, advance: Callable[[float], None]) -> UnitResult:
         if self.fails():
             raise InputError(f"unit {index} cannot be read")
-        (scratch / f"{UNITS.name(index)}.txt").write_text(str(index))
+        for needed in chain.from_iterable(self.units.joined(index) if isinstance(self.units, JoinTree) else []):
+            assert (self.folder / "state" / f"{self.units.name(needed)}.done.json").exists()
+        (scratch / f"{self.units.name(index)}.txt").write_text(str(index))
         advance(1.0)
         return UnitResult(1)
 
@@ -74,8 +78,8 @@ class Simulation:
         scheduling_strategies=SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
     )
 
-    def __init__(self, folder: Path, nodes: int, draw: random.Random) -> None:
-        self.folder, self.draw, self.calls = folder, draw, Counter[str]()
+    def __init__(self, folder: Path, verb: Verb, nodes: int, draw: random.Random) -> None:
+        self.folder, self.verb, self.draw, self.calls = folder, verb, draw, Counter[str]()
         self.alive = {f"node{number}": {"CPU": 8.0} for number in range(nodes)}
         self.outcome = ""
 
@@ -105,9 +109,9 @@ class Simulation:
 
     def join(self) -> Worker[Writer]:
         environment = Environment("torch", "float32", "x86_64")
-        job = new_job("predict", {"settings": {}}, UNITS, environment)
-        writer = Writer(lambda: self.outcome == "fail")
-        return join_job(self.folder, "predict", lambda _: Proposal(job, lambda _: writer), WorkerConfig())
+        job = new_job(self.verb, {"settings": {}}, KINDS[self.verb], environment)
+        writer = Writer(self.folder, KINDS[self.verb], lambda: self.outcome == "fail")
+        return join_job(self.folder, self.verb, lambda _: Proposal(job, lambda _: writer), WorkerConfig())
 
 
 class Handle:
@@ -147,11 +151,12 @@ def test_room_is_that_of_one_kind_of_node() -> None:
     assert actors_by_node({"head": {}}, use_gpus=True) == {}
 
 
-@settings(max_examples=15)
-@given(st.integers(0, 2**32), st.integers(1, 3))
-def test_no_unit_is_forgotten_whatever_fails_or_is_lost(seed: int, nodes: int) -> None:
+@settings(max_examples=20)
+@given(st.sampled_from(sorted(KINDS)), st.integers(0, 2**32), st.integers(1, 3))
+def test_no_unit_is_forgotten_whatever_fails_or_is_lost(verb: Verb, seed: int, nodes: int) -> None:
+    units = KINDS[verb]
     with TemporaryDirectory() as folder:
-        ray = Simulation(Path(folder) / "out", nodes, random.Random(seed))
+        ray = Simulation(Path(folder) / "out", verb, nodes, random.Random(seed))
         ledger = UnitLedger(ray.folder)
         driver = RayDriver[list[str]](ray, ledger, ray.join, use_gpus=True)
         try:
@@ -163,10 +168,10 @@ def test_no_unit_is_forgotten_whatever_fails_or_is_lost(seed: int, nodes: int) -
             driver.close()
         state = ledger.state()
         if computed is not None:
-            assert state.done == len(UNITS)
-            assert len(set(computed)) == len(computed) <= len(UNITS)
+            assert state.done == len(units)
+            assert len(set(computed)) == len(computed) <= len(units)
             assert {receipt.unit for receipt in read_receipts(ledger, ledger.read_job())} == set(  # type: ignore[arg-type]
-                map(UNITS.name, range(len(UNITS)))
+                map(units.name, range(len(units)))
             )
         assert all(unit.attempts <= MAX_ATTEMPTS for unit in state.units.values())
         # What is not done has failed, and why is known; nothing is claimed for longer.

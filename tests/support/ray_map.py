@@ -84,7 +84,7 @@ def slow_map_job(folder: Path, address: str, batch_s: float) -> SlowMapJob:
     return SlowMapJob(*places, worker=WorkerConfig(one_file=True, ray=address), batch_s=batch_s)
 
 
-BLOCKED = ("mapping.polygons.outlines", "mapping.polygons.units", "commands.polygons")
+BLOCKED = ("mapping.polygons.outlines", "mapping.polygons.units", "mapping.polygons.joins", "commands.polygons")
 """Modules of the package that process blocks of BLOCK_PX pixels."""
 
 

@@ -30,16 +30,12 @@ from geograft.locks import lock_output
 from geograft.mapping.map_units import MapUnitWriter, propose_map
 from geograft.mapping.models import RunModel
 from geograft.mapping.plan import MapTask, map_card, map_sources
-from geograft.mapping.polygons.units import (
-    OutlineFiles,
-    PolygonUnitWriter,
-    join_units,
-    plan_polygon_units,
-    propose_polygons,
-)
+from geograft.mapping.polygons.joins import OutlineFiles, gather_polygons
+from geograft.mapping.polygons.units import PolygonUnitWriter, plan_polygon_units, propose_polygons
 from geograft.mapping.score_units import ScoreTask, ScoreUnitWriter, notes_of_job, propose_scores
 from geograft.mapping.unit_ledger import JOB, RESULT, STATE
 from geograft.mapping.unit_outputs import INDEX_NAME, MAP_NAME, Summary, check_one_file, write_unit_outputs
+from geograft.mapping.units import JoinTree
 from geograft.mapping.worker import Proposal, Worker, check_done, check_file_name, join_job
 from geograft.runs import to_runs
 
@@ -212,15 +208,15 @@ class UnitsPolygons:
     """The folder or bucket of the job."""
     units: int
     computed: int
-    """Units that this worker has traced."""
-    joined: bool
-    """Whether this worker has joined the units."""
+    """Units that this worker has traced or joined."""
+    written: bool
+    """Whether this worker has written the file."""
     summary: PolygonSummary
 
     def lines(self) -> list[str]:
         """Return the result as plain text."""
-        own = f"{self.computed:,} of them by this command" + (", which joined them" if self.joined else "")
-        return [f"{self.path}: {self.units:,} of {self.units:,} units are done, {own}", *self.summary.lines()]
+        own = f"{self.computed:,} of them by this command" + (", which wrote the file" if self.written else "")
+        return [f"{self.path}: {self.units:,} of {self.units:,} units and joins are done, {own}", *self.summary.lines()]
 
 
 @dataclass(frozen=True)
@@ -252,24 +248,25 @@ class PolygonJob:
             task = open_task(self.map, self._path(Path()), self.config, self.dstl_grid, files)
             grid = {"dstl_grid": file_digest(self.dstl_grid)} if self.dstl_grid else {}
             states = tuple((place, raster_state(place)) for place in task.class_map.places)
-            writer = PolygonUnitWriter(self.map, task.class_map.settings, plan_polygon_units(task.target.grid), states)
+            units = JoinTree(plan_polygon_units(task.target.grid))
+            writer = PolygonUnitWriter(self.map, self.out, task.builder, task.class_map.layer_count, units, states)
             origin = task.origin() | {"file": self.file, **grid}
         return join_job(self.out, "polygons", lambda _: propose_polygons(writer, origin), self.worker)
 
     def finish(self, worker: Worker[PolygonUnitWriter]) -> UnitsPolygons:
-        """Join the units and write the file, or wait until another worker has."""
-        found, joined = worker.make_result(partial(self._join_units, worker))
+        """Write the file of all polygons, or wait until another worker has."""
+        found, written = worker.make_result(partial(self._gather, worker))
         units = len(worker.job.units)
-        return UnitsPolygons(self.out, units, len(worker.computed), joined, self._summary(found))
+        return UnitsPolygons(self.out, units, len(worker.computed), written, self._summary(found))
 
-    def _join_units(self, worker: Worker[PolygonUnitWriter]) -> dict[str, Any]:
+    def _gather(self, worker: Worker[PolygonUnitWriter]) -> dict[str, Any]:
         local = isinstance(self.out, Path)
         with TemporaryDirectory(prefix="geograft-polygons-") as folder, ExitStack() as files:
             out = self._path(Path(folder))
             files.enter_context(lock_output(out, enabled=local))
             task = open_task(self.map, out, self.config, self.dstl_grid, files)
-            outlines = OutlineFiles(worker.ledger, worker.job.grid, Path(folder))
-            summary = task.write(scratch_path(out), partial(join_units, outlines, task.builder))
+            outlines = OutlineFiles(worker.ledger, worker.writer.units, Path(folder))
+            summary = task.write(scratch_path(out), partial(gather_polygons, outlines, task.builder))
             if not local:
                 worker.ledger.files.put(self.file, out)
         return {name: value for name, value in asdict(summary).items() if name != "path"}
@@ -285,7 +282,7 @@ class PolygonJob:
             )
         except ValidationError as error:
             path = f"{self.out}/{STATE}/{RESULT}.done.json"
-            raise InputError(f"{path} is corrupt. Remove it to join the units again.") from error
+            raise InputError(f"{path} is corrupt. Remove it to write the file again.") from error
         return summary
 
 
@@ -299,10 +296,11 @@ def polygon_units(
 ) -> UnitsPolygons:
     """Take part in polygonizing one class map by several processes, on one machine or many; see docs/scale.md.
 
-    All of them call this with the same arguments. Each traces units, squares of whole blocks, and one joins them and
-    writes OUT/`file`, whose suffix selects the format as in `polygons`. `out` is a folder that the processes share, or
-    a bucket. `map` may also be the folder of a map that workers have computed. The polygons are those that `polygons`
-    writes for the whole map, to the bit: the same order, outlines and attributes.
+    All of them call this with the same arguments. Each traces units, squares of whole blocks, and joins those that are
+    done two by two, up to the whole map. One of them then writes OUT/`file`, whose suffix selects the format as in
+    `polygons`. `out` is a folder that the processes share, or a bucket. `map` may also be the folder of a map that
+    workers have computed. The polygons are those that `polygons` writes for the whole map, to the bit: the same order,
+    outlines and attributes.
 
     Raises:
         InputError: as `polygons`; if units failed, or the job is of another command, or has other inputs or settings.

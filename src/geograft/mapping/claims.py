@@ -4,17 +4,23 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 from uuid import uuid4
 
 from geograft.errors import OutputError
 from geograft.interrupts import is_running
 from geograft.mapping.environment import worker_name
-from geograft.mapping.unit_ledger import JobState, Lease, UnitLedger, UnitState
+from geograft.mapping.unit_ledger import Job, JobState, Lease, UnitLedger, UnitState
+from geograft.mapping.units import JoinTree
 
 MAX_ATTEMPTS = 5
 """Leases of a unit without a receipt after which it is not tried again: a unit may kill its worker."""
+
+
+NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,30 @@ class Claim:
 class Claims:
     """What this worker knows of a job, and which unit it takes next."""
 
-    def __init__(self, ledger: UnitLedger, units: Mapping[str, int], timing: Timing) -> None:
-        """`units` are the indices of units by name, in the order in which this worker takes them."""
-        self._ledger, self._units, self._timing = ledger, units, timing
+    def __init__(
+        self, ledger: UnitLedger, units: Mapping[str, int], timing: Timing, needs: Mapping[str, Sequence[str]] = NOTHING
+    ) -> None:
+        """`units` are the indices of units by name, in the order in which this worker takes them.
+
+        A unit in `needs` can be computed when those that it needs are done.
+        """
+        self._ledger, self._units, self._timing, self._needs = ledger, units, timing, needs
         self._watch = LeaseWatch(timing.expiry_s)
         self._given_up: set[str] = set()
         self._free: deque[str] = deque()
         """Units that were free at the last listing and were not tried since, in order."""
         self._listed = -float("inf")
         self.state = JobState()
+
+    @classmethod
+    def of_job(cls, ledger: UnitLedger, job: Job, timing: Timing, order: Sequence[int] | None = None) -> "Claims":
+        """Return the claims of a job's units, by default in their own order."""
+        units = job.units
+        names = {units.name(index): index for index in (range(len(units)) if order is None else order)}
+        if not isinstance(units, JoinTree):
+            return cls(ledger, names, timing)
+        joined = {name: list(chain.from_iterable(units.joined(index))) for name, index in names.items()}
+        return cls(ledger, names, timing, {name: [*map(units.name, below)] for name, below in joined.items()})
 
     def refresh(self, after_s: float = 0.0) -> JobState:
         """List the job again, if the last listing is at least `after_s` old.
@@ -156,6 +177,11 @@ class Claims:
         """Leave a unit that failed to other workers."""
         self._given_up.add(name)
 
+    @property
+    def any_free(self) -> bool:
+        """Whether a unit was free at the last listing and was not tried since."""
+        return bool(self._free)
+
     def are_settled(self) -> bool:
         """Return whether this worker has nothing left to do or to wait for."""
         return all(map(self._is_settled, self._units))
@@ -164,6 +190,8 @@ class Claims:
         unit = self.state.of(name)
         if unit.done or name in self._given_up or unit.attempts >= MAX_ATTEMPTS:
             return False
+        if not all(self.state.of(needed).done for needed in self._needs.get(name, ())):
+            return False
         return not unit.lease or self._watch.has_expired(name, unit)
 
     def _is_settled(self, name: str) -> bool:
@@ -171,7 +199,10 @@ class Claims:
         if unit.done:
             return True
         running = bool(unit.lease) and not self._watch.has_expired(name, unit)
-        return not running and (name in self._given_up or unit.attempts >= MAX_ATTEMPTS)
+        if not running and (name in self._given_up or unit.attempts >= MAX_ATTEMPTS):
+            return True
+        # What it needs cannot be had any more.
+        return any(not self.state.of(needed).done and self._is_settled(needed) for needed in self._needs.get(name, ()))
 
 
 def new_lease() -> Lease:

@@ -263,8 +263,7 @@ class RayDriver(Generic[Result]):
         own = library_version("geograft")
         if self._job is None and (found := self._ledger.read_job(job.verb)):
             self._job = found
-            names = {found.units.name(index): index for index in range(len(found.units))}
-            self._claims = Claims(self._ledger, names, TIMING)
+            self._claims = Claims.of_job(self._ledger, found, TIMING)
         if version != own:
             self._refuse(node, f"it has geograft {version}, the driver {own}. Install one version on all nodes.")
         elif job != self._job:

@@ -4,6 +4,7 @@
     OUT/sample-DIGEST.npz               what its network computes for a few windows
     OUT/units/r00000-c00012.tif         a finished unit of a map, with the files beside it
     OUT/units/s00003-u00012.npz         one of several scenes: number of the scene, and of the unit in it
+    OUT/units/j2-r00000-c00003.npz      a join of units: its level, row and column
     OUT/state/r00000-c00012.done.json   its receipt: digest, files, counts, and who computed it where
     OUT/state/r00000-c00012.lease-1.json    who computes it; the second lease after the first has expired
     OUT/state/r00000-c00012.failed-1.json   why that failed
@@ -30,7 +31,7 @@ from geograft.errors import InputError, OutputError
 from geograft.files import json_digest, to_json
 from geograft.locations import Place
 from geograft.mapping.environment import Environment, content_digest
-from geograft.mapping.units import SceneUnits, UnitGrid
+from geograft.mapping.units import JoinTree, SceneUnits, UnitGrid
 from geograft.storage import LocalFolder, open_storage
 
 JOB, STATE, UNITS = "job.json", "state", "units"
@@ -39,10 +40,16 @@ ACCEPTED, DIFFERING = "accepted", "differing"
 STOPPED, RESULT = "stopped.json", "result"
 """Name of the file of a stopped job; the name that stands for the result where others are of units."""
 Verb: TypeAlias = Literal["predict", "polygons", "evaluate", "suggest"]
-OF_ONE_RASTER: tuple[Verb, ...] = ("predict", "polygons")
+UNITS_OF: dict[Verb, type] = {
+    "predict": UnitGrid,
+    "polygons": JoinTree,
+    "evaluate": SceneUnits,
+    "suggest": SceneUnits,
+}
+"""How the job of each command is divided."""
 LAYOUT = 1
 """Version of the folder's layout."""
-ENTRY = re.compile(r"((?:r\d{5,}-c|s\d{5,}-u)\d{5,}|result)\.(?:(done)|(lease|failed)-(\d+))\.json")
+ENTRY = re.compile(r"((?:(?:j\d+-)?r\d{5,}-c|s\d{5,}-u)\d{5,}|result)\.(?:(done)|(lease|failed)-(\d+))\.json")
 ABOUT = "A job that workers share. Every worker with the same command goes on with it; `geograft jobs` shows its state."
 
 
@@ -54,8 +61,8 @@ class Job:
     """Inputs and settings, as those of one process (of a map, `geograft.mapping.plan.origin`)."""
     precision: str
     """The precision of the network in words, for the tags of maps."""
-    units: UnitGrid | SceneUnits
-    """Of one raster, or of several scenes."""
+    units: UnitGrid | JoinTree | SceneUnits
+    """Those of its command (`UNITS_OF`)."""
     environment: Environment
     """Of the first worker."""
     sample: str
@@ -71,7 +78,7 @@ class Job:
 
     @property
     def grid(self) -> UnitGrid:
-        """The units of a job on one raster (`OF_ONE_RASTER`)."""
+        """The units of a map."""
         assert isinstance(self.units, UnitGrid), "checked where the job was read"
         return self.units
 
@@ -216,7 +223,7 @@ class UnitLedger:
                 f"{self.out}/{JOB} has layout {job.layout}; this version needs {LAYOUT}. Use the version of geograft "
                 "that wrote it, or another --out."
             )
-        if isinstance(job.units, UnitGrid) != (job.verb in OF_ONE_RASTER):
+        if not isinstance(job.units, UNITS_OF[job.verb]):
             raise InputError(f"{self.out}/{JOB} is corrupt: units. Remove {self.out} to start over.")
         if verb is not None and job.verb != verb:
             raise InputError(

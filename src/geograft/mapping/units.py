@@ -122,6 +122,73 @@ class SceneUnits:
         return f"{pluralise(len(self), 'unit')} of {pluralise(len(self.counts), 'scene')}"
 
 
+@dataclass(frozen=True)
+class JoinTree:
+    """The units of a raster, and the joins of each two by two of them, of these, and so on up to the whole raster.
+
+    Both are units of the job. The units of the raster come first, then the joins, level by level.
+    """
+
+    base: UnitGrid
+
+    @cached_property
+    def levels(self) -> tuple[UnitGrid, ...]:
+        """The units of the raster, and the joins of each level, down to one."""
+        found = [self.base]
+        while len(found[-1]) > 1:
+            found.append(replace(found[-1], unit_px=2 * found[-1].unit_px))
+        return tuple(found)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.levels))
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the level of a unit, 0 for one of the raster, and its index in that level.
+
+        >>> JoinTree(UnitGrid(3000, 5000, 1024)).place(16), len(JoinTree(UnitGrid(3000, 5000, 1024)))
+        ((1, 1), 24)
+        """
+        level = bisect_right(self._ends, index)
+        return level, index - (self._ends[level] - len(self.levels[level]))
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(map(len, self.levels)))
+
+    def window(self, index: int) -> Window:
+        """Return the pixels of a unit."""
+        level, place = self.place(index)
+        return self.levels[level].window(place)
+
+    def name(self, index: int) -> str:
+        """Return the name of a unit: its row and column in its level.
+
+        >>> JoinTree(UnitGrid(3000, 5000, 1024)).name(16)
+        'j1-r00000-c00001'
+        """
+        level, place = self.place(index)
+        return (f"j{level}-" if level else "") + self.levels[level].name(place)
+
+    def joined(self, index: int) -> list[list[int]]:
+        """Return the units that a join joins, one to four, row by row; none for a unit of the raster.
+
+        >>> JoinTree(UnitGrid(3000, 5000, 1024)).joined(17)
+        [[4], [9]]
+        """
+        level, place = self.place(index)
+        if not level:
+            return []
+        row, col = (2 * side for side in divmod(place, self.levels[level].columns))
+        below, first = self.levels[level - 1], self._ends[level - 1] - len(self.levels[level - 1])
+        rows, columns = range(row, min(row + 2, below.rows)), range(col, min(col + 2, below.columns))
+        return [[first + above * below.columns + left for left in columns] for above in rows]
+
+    @property
+    def description(self) -> str:
+        """The number and size of the units."""
+        return f"{self.base.description} and {pluralise(len(self) - len(self.base), 'join')}"
+
+
 def plan_units(tiles: TileGrid, cell_px: int = 1, block_px: int = BLOCK_PX) -> UnitGrid:
     """Return the units of a raster. They depend on its size and its windows alone, never on the number of workers.
 

@@ -48,7 +48,7 @@ from geograft.mapping.unit_ledger import (
     UnitLedger,
     Verb,
 )
-from geograft.mapping.units import SceneUnits, UnitGrid, UnitResult, parse_part, unit_order
+from geograft.mapping.units import JoinTree, SceneUnits, UnitGrid, UnitResult, parse_part, unit_order
 from geograft.progress import UnitsShown, announce, progress_bar
 from geograft.resume import MAX_SHOWN, differences, to_json_types
 
@@ -104,7 +104,7 @@ class Worker(Generic[Writer]):
         """
         units = self.job.units
         order = unit_order(len(units), *self.part)
-        claims = Claims(self.ledger, {units.name(index): index for index in order}, self.timing)
+        claims = Claims.of_job(self.ledger, self.job, self.timing, order)
         done, failures = claims.refresh().done, 0
 
         def kept() -> str:
@@ -158,7 +158,8 @@ class Worker(Generic[Writer]):
         claims.refresh()
         if claims.are_settled():
             return True
-        time.sleep(self.timing.poll_s)
+        if not claims.any_free:
+            time.sleep(self.timing.poll_s)
         return False
 
     def try_claimed(self, claim: Claim, advance: Callable[[float], None]) -> GeograftError | None:
@@ -322,7 +323,11 @@ class Proposal(Generic[Writer]):
 
 
 def new_job(
-    verb: Verb, origin: Mapping[str, Any], units: UnitGrid | SceneUnits, environment: Environment, sample: bytes = b""
+    verb: Verb,
+    origin: Mapping[str, Any],
+    units: UnitGrid | JoinTree | SceneUnits,
+    environment: Environment,
+    sample: bytes = b"",
 ) -> Job:
     """Return a job that this process would start; `sample` as of a `Proposal`."""
     return Job(

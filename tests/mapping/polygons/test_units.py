@@ -3,6 +3,7 @@
 import pickle
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,16 +26,18 @@ from geograft.errors import GeograftError, InputError, OutputError, SettingError
 from geograft.geo.grid import Grid, Window
 from geograft.geo.rasters.opening import raster_state
 from geograft.mapping.claims import Timing
+from geograft.mapping.polygons.joins import OutlineFiles, gather_polygons, join_units
 from geograft.mapping.polygons.ledger import PolygonLedger
 from geograft.mapping.polygons.outlines import PolygonBuilder
 from geograft.mapping.polygons.regions import ClassMapSource, RegionMerger
 from geograft.mapping.polygons.shapes import unpack_wkb
-from geograft.mapping.polygons.units import OutlineFiles, join_units, trace_unit
+from geograft.mapping.polygons.units import trace_unit
 from geograft.mapping.unit_ledger import UnitLedger
-from geograft.mapping.units import UnitGrid
+from geograft.mapping.units import JoinTree, UnitGrid
 from geograft.storage import open_storage
 from tests.mapping.polygons.test_shapes import class_maps, reader
 from tests.support.rasters import write_raster
+from tests.support.ray_map import BLOCKED
 from tests.support.runs import USES, BandPredictor, make_run
 from tests.support.s3 import serve_s3
 
@@ -53,7 +56,7 @@ SETTINGS = st.builds(
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few pixels, and quick leases."""
-    for module in ("mapping.polygons.outlines", "mapping.polygons.units", "commands.polygons"):
+    for module in BLOCKED:
         monkeypatch.setattr(f"geograft.{module}.BLOCK_PX", BLOCK)
     monkeypatch.setattr("geograft.mapping.worker.TIMING", FAST)
 
@@ -81,17 +84,36 @@ def whole(source: ClassMapSource, builder: PolygonBuilder) -> list[dict[str, Any
 
 
 def by_units(
-    source: ClassMapSource, builder: PolygonBuilder, unit_px: int, order: Sequence[int] | None = None
+    source: ClassMapSource, builder: PolygonBuilder, unit_px: int, order: Sequence[int] = (), again: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
-    units, known = UnitGrid(source.height, source.width, unit_px), {}
-    with TemporaryDirectory() as folder:
-        for index in range(len(units)) if order is None else order:
-            arrays = trace_unit(source, builder, units.window(index % len(units)))
-            path = Path(folder) / f"{index % len(units)}.npz"
-            np.savez(path, **{f"0_{name}": array for name, array in arrays.items()})  # type: ignore[arg-type]
-            known[index % len(units)] = path if arrays else None
-        ledger = PolygonLedger(Path(folder) / "part", {}, source.height)
-        join_units(OutlineFiles(UnitLedger(Path(folder)), units, Path(folder), known), builder, ledger)
+    """Return the polygons by units and joins, in `order` as far as what they need is there; some are made `again`."""
+    tree = JoinTree(UnitGrid(source.height, source.width, unit_px))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        files = OutlineFiles(UnitLedger(folder), tree, folder)
+
+        def make(index: int) -> dict[str, Any]:
+            if tree.joined(index):
+                found = join_units(files, builder, index, 1, lambda part: None)
+            else:
+                traced = trace_unit(source, builder, tree.window(index), index)
+                found = {f"0_{name}": array for name, array in traced.items()}
+            path = folder / f"{index}.npz"
+            np.savez(path, **found)  # type: ignore[arg-type]
+            files.known[index] = path if found else None
+            return found
+
+        waiting, made = list(order) or list(range(len(tree))), {}
+        while waiting:
+            index = next(one for one in waiting if made.keys() >= set(chain.from_iterable(tree.joined(one))))
+            made[index] = make(index)
+            waiting.remove(index)
+        for index in again:
+            repeated = make(index)
+            assert repeated.keys() == made[index].keys()
+            assert all(np.array_equal(repeated[name], made[index][name]) for name in repeated)
+        ledger = PolygonLedger(folder / "part", {}, source.height)
+        gather_polygons(files, builder, ledger)
         return [{name: arrays[name] for name in arrays.names} for _, arrays in ledger.parts()]
 
 
@@ -116,9 +138,9 @@ def test_units_in_any_order_and_twice_are_the_whole(
 ) -> None:
     source = map_source(*scene)
     builder = PolygonBuilder(pixel_grid(source.height, source.width), config)
-    count = len(UnitGrid(source.height, source.width, unit_px))
-    order = data.draw(st.permutations(range(count))) + data.draw(st.lists(st.integers(0, count - 1), max_size=3))
-    assert content(by_units(source, builder, unit_px, order)) == content(whole(source, builder))
+    count = len(JoinTree(UnitGrid(source.height, source.width, unit_px)))
+    order, again = data.draw(st.permutations(range(count))), data.draw(st.lists(st.integers(0, count - 1), max_size=3))
+    assert content(by_units(source, builder, unit_px, order, again)) == content(whole(source, builder))
 
 
 def road_net(side: int) -> tuple[ndarray, ndarray]:
@@ -168,7 +190,7 @@ def test_units_that_touch_at_a_corner_only() -> None:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a map of overlapping classes and its probabilities, and small units."""
     monkeypatch.setattr("geograft.mapping.models.EnsemblePredictor", BandPredictor)
-    for module in ("mapping.polygons.outlines", "mapping.polygons.units", "commands.polygons"):
+    for module in BLOCKED:
         monkeypatch.setattr(f"geograft.{module}.BLOCK_PX", 8)
     plan = "geograft.commands.units.plan_polygon_units"
     monkeypatch.setattr(plan, lambda grid: UnitGrid(grid.height, grid.width, 16))
@@ -196,10 +218,10 @@ def test_the_file_has_the_bytes_of_one_process(place: Path) -> None:
         plain = polygons(place / "map.tif", place / "plain" / name, CONFIG)
         made = polygon_units(place / "map.tif", place / f"out-{name}", CONFIG, file=name)
         assert (place / f"out-{name}" / name).read_bytes() == (place / "plain" / name).read_bytes()
-        assert (made.units, made.computed, made.joined) == (4, 4, True)
+        assert (made.units, made.computed, made.written) == (5, 5, True)
         assert made.summary.lines()[1:] == plain.lines()[1:]
     again = polygon_units(place / "map.tif", place / f"out-{name}", CONFIG, file=name)
-    assert (again.computed, again.joined, again.summary) == (0, False, made.summary)
+    assert (again.computed, again.written, again.summary) == (0, False, made.summary)
     listed = sorted(path.name for path in (place / f"out-{name}").iterdir())
     assert listed == sorted(["job.json", "state", "units", name])
 
@@ -223,12 +245,13 @@ def test_workers_share_the_units_and_one_joins_them(place: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(one.computed for one in results) == 4
-    assert sum(one.joined for one in results) == 1
+    # Four units and a join of them.
+    assert sum(one.computed for one in results) == 5
+    assert sum(one.written for one in results) == 1
     assert {one.summary.lines()[1] for one in results} == {plain.lines()[1]}
     assert (place / "out" / "polygons.gpkg").read_bytes() == (place / "polygons.gpkg").read_bytes()
     status = jobs(place / "out")
-    assert (status.job.verb, status.done, status.running, status.failed) == ("polygons", 4, (), {})
+    assert (status.job.verb, status.done, status.running, status.failed) == ("polygons", 5, (), {})
 
 
 def test_a_joining_worker_that_is_killed_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,22 +268,37 @@ def test_a_joining_worker_that_is_killed_is_replaced(place: Path, monkeypatch: p
     with pytest.raises(MemoryError):
         work(place)
     status = jobs(place / "out")
-    assert (status.done, list(status.failed)) == (4, ["result"])
+    assert (status.done, list(status.failed)) == (5, ["result"])
     assert "result failed" in "\n".join(status.lines())
     made = work(place)
-    assert (made.computed, made.joined) == (0, True)
+    assert (made.computed, made.written) == (0, True)
     polygons(place / "map.tif", place / "polygons.gpkg", CONFIG)
     assert (place / "out" / "polygons.gpkg").read_bytes() == (place / "polygons.gpkg").read_bytes()
-    # It went on from the rows that were joined.
+    # It went on from the rows that were read.
     rows = 3 * -(-30 // 8)
     assert calls < 2 * rows
+
+
+def test_a_join_does_not_wait_for_a_unit_that_failed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> Any:
+        if arguments[-1] == 2:
+            raise InputError("the map cannot be read here")
+        return trace_unit(*arguments)
+
+    monkeypatch.setattr("geograft.mapping.polygons.units.trace_unit", fails)
+    with pytest.raises(InputError, match=r"2 of 5 units could not be computed. r00001-c00000: the map cannot be read"):
+        work(place)
+    status = jobs(place / "out")
+    assert (status.done, list(status.failed)) == (3, ["r00001-c00000"])
+    monkeypatch.setattr("geograft.mapping.polygons.units.trace_unit", trace_unit)
+    assert work(place).computed == 2
 
 
 def test_a_bucket_gets_the_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     polygons(place / "map.tif", place / "polygons.gpkg", CONFIG)
     with serve_s3(monkeypatch) as bucket:
         made = polygon_units(place / "map.tif", f"{bucket}/trees", CONFIG)
-        assert made.joined
+        assert made.written
         storage = open_storage(f"{bucket}/trees")
         assert storage.get("polygons.gpkg") == (place / "polygons.gpkg").read_bytes()
         assert polygon_units(place / "map.tif", f"{bucket}/trees", CONFIG).summary == made.summary
@@ -291,10 +329,10 @@ def test_a_job_can_be_sent_to_another_process(place: Path) -> None:
     job = PolygonJob(place / "map.tif", place / "out", CONFIG)
     assert pickle.loads(pickle.dumps(job)) == job
     worker = pickle.loads(pickle.dumps(job)).join()
-    receipts = [worker.compute(index) for index in (3, 0, 1, 2, 1)]
-    assert [one.unit for one in receipts[2:]] == ["r00000-c00001", "r00001-c00000", "r00000-c00001"]
+    receipts = [worker.compute(index) for index in (3, 0, 1, 2, 1, 4)]
+    assert [one.unit for one in receipts[3:]] == ["r00001-c00000", "r00000-c00001", "j1-r00000-c00000"]
     assert receipts[2] == receipts[4]
-    assert (work(place).computed, jobs(place / "out").done) == (0, 4)
+    assert (work(place).computed, jobs(place / "out").done) == (0, 5)
 
 
 def test_a_map_that_changes_stops_the_job(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +383,7 @@ def test_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SettingError, match="Add --worker"):
             app([*arguments, option], exit_on_error=False, print_error=False)
     app([*arguments, "--worker", "--part=1/2"], exit_on_error=False, print_error=False, result_action="return_value")
-    assert "4 of 4 units are done, 4 of them by this command, which joined them" in capsys.readouterr().out
+    assert "5 of 5 units and joins are done, 5 of them by this command, which wrote the file" in capsys.readouterr().out
 
 
 def test_hardware_that_differs_is_refused_by_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
