@@ -33,7 +33,7 @@ from geograft.interrupts import Interrupted
 from geograft.locations import to_places
 from geograft.locks import lock_output
 from geograft.mapping.claims import LeaseWatch, Timing
-from geograft.mapping.unit_ledger import JobState, Lease, UnitLedger, UnitState
+from geograft.mapping.unit_ledger import JobState, Lease, Receipt, UnitLedger, UnitState
 from geograft.mapping.unit_outputs import read_receipts
 from geograft.mapping.units import UnitGrid, parse_part, unit_order
 from geograft.storage import open_storage
@@ -227,6 +227,9 @@ def test_leases_expire_by_the_watchers_clock_alone() -> None:
 # ------------------------------------------------------------------------------------------------ bits, and who differs
 
 
+TOLERANT = WorkerConfig(tolerance=0.9)
+
+
 class Rival(ContextPredictor):
     """Predicts like a machine that rounds differently."""
 
@@ -269,7 +272,7 @@ def test_class_flips_of_a_unit_that_was_computed_twice_are_counted(
     monkeypatch.setattr(Rival, "change", 0.2)
     changed = pixels_of(plain(place))
     job = MapJob(to_places(place / "run"), to_inputs(place / "scene.tif"), place / "out")
-    late = replace(job, worker=WorkerConfig(tolerance=0.9)).join()
+    late = replace(job, worker=TOLERANT).join()
     flips = 0
     for index, unit in enumerate(late.job.grid):
         holding = late.compute(index)
@@ -284,6 +287,29 @@ def test_class_flips_of_a_unit_that_was_computed_twice_are_counted(
     assert {name: content for name, content in files(place / "out" / "units").items() if name in kept} == kept
     (place / "out" / "summary.json").unlink()
     monkeypatch.undo()
+
+
+def test_the_file_is_that_of_the_receipt_that_holds(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers that differ finish a unit at the same moment: one is first with its file, and then its receipt."""
+    work(place)
+    (place / "out" / "summary.json").unlink()
+    kept, path = files(place / "out" / "units"), place / "out" / "state" / "r00000-c00000.done.json"
+    receipt, add = path.read_bytes(), UnitLedger.add_receipt
+    path.unlink()
+
+    def added(self: UnitLedger, own: Receipt) -> Receipt:
+        path.write_bytes(receipt)
+        return add(self, own)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitLedger, "add_receipt", added)
+        patch.setattr("geograft.mapping.models.EnsemblePredictor", Rival)
+        patch.setattr(Rival, "change", 0.2)
+        late = MapJob(to_places(place / "run"), to_inputs(place / "scene.tif"), place / "out", worker=TOLERANT).join()
+        assert late.compute(0).difference == 0
+    assert jobs(place / "out").differing
+    assert files(place / "out" / "units") == kept
+    work(place)
 
 
 def test_other_hardware_is_refused_by_name_though_its_bits_agree(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

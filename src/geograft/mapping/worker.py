@@ -214,11 +214,13 @@ class Worker(Generic[Writer]):
             digests = {file.name: content_digest(file) for file in files if file.suffix in DIGESTED}
             receipt = self._receipt(name, result, digests, time.perf_counter() - started)
             receipt = replace(receipt, files={file.name: file.stat().st_size for file in files})
-            for file in files:
-                self._put(file, digests.get(file.name, ""), receipt)
+            replaced = [file for file in files if self._put(file, digests.get(file.name, ""), receipt)]
             holding = self.ledger.add_receipt(receipt)
             if holding.digest != receipt.digest:
                 self._refuse_or_keep(receipt, holding)
+                for file in replaced:
+                    # Of a worker that was not killed, but slower with its receipt than this one with the file.
+                    self.ledger.files.put(f"{UNITS}/{file.name}", _there(file))
                 self._record_flips(receipt, holding, scratch)
         return holding
 
@@ -227,28 +229,31 @@ class Worker(Generic[Writer]):
         name = f"{own.unit}.tif"
         if name not in own.files or name not in holding.files:
             return
-        there = scratch / "there" / name
-        there.parent.mkdir(exist_ok=True)
+        there = _there(scratch / name)
         self.ledger.files.download(f"{UNITS}/{name}", there)
         flips = count_flips(there, scratch / name)
         self.ledger.add_differing(Differing(own.unit, holding.worker, own.worker, flips, holding.pixels))
 
-    def _put(self, file: Path, digest: str, receipt: Receipt) -> None:
-        """Put a file of a unit into the folder, unless the same values are there."""
-        key = f"{UNITS}/{file.name}"
+    def _put(self, file: Path, digest: str, receipt: Receipt) -> bool:
+        """Put a file of a unit into the folder, unless the same values are there; return whether others were replaced.
+
+        What was replaced is then in `_there`.
+        """
+        key, there, replaced = f"{UNITS}/{file.name}", _there(file), False
+        there.parent.mkdir(exist_ok=True)
         while not self.ledger.files.put_new(key, file):
-            there = file.parent / "there" / file.name
-            there.parent.mkdir(exist_ok=True)
             with suppress(FileNotFoundError):  # another worker may have replaced it
                 self.ledger.files.download(key, there)
                 if not digest or content_digest(there) == digest:
-                    return
+                    return False
                 holding = self.ledger.receipt(receipt.unit) if self.ledger.is_done(receipt.unit) else None
                 self._refuse_or_keep(receipt, holding)
                 if holding is not None:
-                    return
+                    return False
                 # Of a worker that was killed before it could write its receipt.
                 self.ledger.files.delete(key)
+                replaced = True
+        return replaced
 
     def _refuse_or_keep(self, own: Receipt, holding: Receipt | None) -> None:
         """Stop the job if a unit was computed with other values before, unless differences are tolerated."""
@@ -308,6 +313,11 @@ class Worker(Generic[Writer]):
         finally:
             ended.set()
             thread.join()
+
+
+def _there(file: Path) -> Path:
+    """Return where the file of a unit that another worker has put is downloaded to."""
+    return file.parent / "there" / file.name
 
 
 @dataclass(frozen=True)
