@@ -15,7 +15,7 @@ from fuzz_files import ACCEPTED, ANY, REFUSED, SAME, Case, Edit, Place
 
 NAN, INF = float("nan"), float("inf")
 WRONG_KIND = ("text", None, [], {}, NAN, INF, -INF)
-FREE_TEXT = {"name", "names", "calibrated", "weights_from", "data_fingerprint", "versions"}
+FREE_TEXT = {"name", "names", "calibrated", "weights_from", "data_fingerprint", "versions", "started_by", "about"}
 WAYS = ("flip", "flip", "flip", "cut", "drop", "zero")
 
 

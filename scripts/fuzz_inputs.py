@@ -14,7 +14,7 @@ Each case is one command in a folder of its own, in a process forked after all l
     refused         an error with valid input
     other result    success with another result than with the valid input
 
-The cases are in fuzz_cases.py, fuzz_geodata.py and fuzz_scenes.py. Exits with 1 if a case fails; prints the failures, and the totals by family.
+The cases are in fuzz_cases.py, fuzz_geodata.py, fuzz_jobs.py and fuzz_scenes.py. Exits with 1 if a case fails; prints the failures, and the totals by family.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from random import Random
 
 from fuzz_cases import all_cases
 from fuzz_files import ACCEPTED, REFUSED, SAME, Case, Command, Place, write_inputs
+from fuzz_jobs import job_cases, write_jobs
 from fuzz_scenes import write_scenes
 
 LIMIT_S = 60.0
@@ -231,9 +232,12 @@ class Harness:
         outcome.connections = self._connections() - connections
         after = list_files(folder)
         changed = [name for name, state in after.items() if files.get(name) != state] + sorted(files.keys() - after)
-        if case.family == "ledger":
+        if case.family in ("ledger", "job"):
             # A job that cannot be resumed stays as it is, or is removed.
-            changed = [name for name in changed if not name.partition("/")[0].endswith(".part")]
+            changed = [name for name in changed if not any(part.endswith(".part") for part in name.split("/"))]
+        if case.family == "job":
+            # What was computed is kept, and why the rest failed.
+            changed = [name for name in changed if not {"state", "units"} & set(name.split("/"))]
         succeeded = outcome.code == 0
         outcome.written = {name: digest_result(folder / name) if succeeded else "" for name in changed}
         return outcome
@@ -309,9 +313,10 @@ def main() -> None:
             shutil.rmtree(folder / "inputs", ignore_errors=True)
             write_inputs(folder / "inputs", run_command)
             write_scenes(folder / "inputs")
+            write_jobs(folder / "inputs", run_command)
             cases = [
                 case
-                for case in all_cases(folder / "inputs")
+                for case in (*all_cases(folder / "inputs"), *job_cases(folder / "inputs"))
                 if chosen.family in (None, case.family) and chosen.case in case.name
             ]
             failed = _run(Harness(folder, server, connections, chosen.seed), cases, chosen.every, bool(chosen.case))

@@ -100,6 +100,22 @@ def test_one_file_has_the_bytes_of_one_process(place: Path) -> None:
     assert again.summary == made.summary
 
 
+def test_a_unit_whose_file_was_lost_is_named(place: Path) -> None:
+    """What it held would be nodata in one file, and nobody would notice."""
+    work(place)
+    unit = place / "out" / "units" / "r00000-c00000.tif"
+    content = unit.read_bytes()
+    for damaged in (None, content[:-1]):
+        unit.unlink() if damaged is None else unit.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"r00000-c00000\.tif is not the file that its receipt describes"):
+            work(place, one_file=True)
+        assert not (place / "out" / "map.tif").exists()
+    unit.unlink()
+    (place / "out" / "state" / "r00000-c00000.done.json").unlink()
+    assert work(place, one_file=True).computed == 1
+    assert (place / "out" / "map.tif").read_bytes() == plain(place).read_bytes()
+
+
 def test_indices_are_the_map_with_names_and_colours(place: Path) -> None:
     config = PredictConfig(probabilities="uint8")
     expected = plain(place, config)

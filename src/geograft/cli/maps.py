@@ -113,7 +113,7 @@ def polygons(
     """Polygonise a class map; each polygon has its class and area. Run the same command again to resume.
 
     Args:
-        map: Class map, a GeoTIFF from `geograft predict`; with --worker also the folder of a map by workers.
+        map: Class map, a GeoTIFF from `geograft predict`, or the folder of a map by workers.
         out: File to write: .gpkg, .geojson, .fgb, .parquet, or .csv for a DSTL submission; with --worker a folder.
         dstl_grid: grid_sizes.csv of the DSTL competition, for .csv; the map must have the name of its image.
         worker: Trace units of the map together with other processes that share the folder --out (docs/scale.md).

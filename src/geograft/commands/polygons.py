@@ -30,6 +30,8 @@ from geograft.mapping.polygons.regions import BLOCK_PX, ClassMapSource
 from geograft.mapping.polygons.shapes import as_array, unpack_wkb
 from geograft.mapping.polygons.writer import PolygonTarget, check_target, write_polygon_file
 from geograft.mapping.polygons.zonal import ClassMap, class_map_source, open_class_map
+from geograft.mapping.unit_ledger import JOB
+from geograft.mapping.unit_outputs import INDEX_NAME
 from geograft.outputs import local_file, writes_output
 from geograft.progress import progress_bar
 from geograft.resume import is_complete, keep_ledger_on_error
@@ -218,9 +220,10 @@ def polygons(
     perimeter_m; also mean_probability and uncertain_fraction if MAP.probabilities.tif is next to the map. Without a CRS
     the fields are area_px and perimeter_px, and all settings are in pixels. Areas and perimeters are those of the
     written polygons, probabilities those of the region's pixels in the map. Nodata is never part of a polygon.
-    In a binary map the first class is background and is not written unless `config.background` is set, nor is value 0
-    in a map without class names. In a map of overlapping classes, with a band per class, each class is polygonized by
-    itself, and polygons may overlap. `dstl_grid` is DSTL's grid_sizes.csv, for the .csv submission.
+    In a binary map the first class is background and is not written unless `config.background` is set, nor is value
+    0 in a map without class names. `map` may also be the folder of a map by workers. In a map of overlapping
+    classes, with a band per class, each class is polygonized by itself, and polygons may overlap. `dstl_grid` is
+    DSTL's grid_sizes.csv, for the .csv submission.
 
     If the map's run has a cleaning chosen by `calibrate` for the objects of its positive class, that is the default of
     `config.min_area_m2`, `fill_holes_m2` and `close_px`; otherwise they are 0.
@@ -236,7 +239,7 @@ def polygons(
         SettingError: when settings contradict each other.
         OutputError: when `out` exists, has an unknown suffix, or cannot be written.
     """
-    map, out, dstl_grid = to_place(map), Path(out), optional_path(dstl_grid)  # noqa: A001
+    map, out, dstl_grid = map_place(map), Path(out), optional_path(dstl_grid)  # noqa: A001
     settings = config or PolygonConfig()
     folder = scratch_path(out)
     if not is_complete(folder):
@@ -244,6 +247,12 @@ def polygons(
     with ExitStack() as files:
         task = open_task(map, out, settings, dstl_grid, files)
         return task.write(folder, lambda ledger: _find_polygons(task.class_map, ledger, out.name))
+
+
+def map_place(map: StrPath | Location) -> Place:  # noqa: A002 (the word of `polygons`)
+    """Return where a class map is: of a folder of workers, the index of its units."""
+    place = to_place(map)
+    return place / INDEX_NAME if isinstance(place, Path) and (place / JOB).is_file() else place
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, Unpack, runtime_checkable
 from pydantic import TypeAdapter, ValidationError
 
 from geograft.commands.evaluate import scores_of, with_context
-from geograft.commands.polygons import PolygonSummary, open_task
+from geograft.commands.polygons import PolygonSummary, map_place, open_task
 from geograft.commands.predict import describe_model, load_task, task_notes
 from geograft.commands.suggest import FILE, SuggestJob, UnitsSuggestions
 from geograft.config import EvaluateConfig, PartConfig, PolygonConfig, PredictConfig, SuggestConfig, WorkerConfig
@@ -33,8 +33,8 @@ from geograft.mapping.plan import MapTask, map_card, map_sources
 from geograft.mapping.polygons.joins import OutlineFiles, gather_polygons
 from geograft.mapping.polygons.units import PolygonUnitWriter, plan_polygon_units, propose_polygons
 from geograft.mapping.score_units import ScoreTask, ScoreUnitWriter, notes_of_job, propose_scores
-from geograft.mapping.unit_ledger import JOB, RESULT, STATE
-from geograft.mapping.unit_outputs import INDEX_NAME, MAP_NAME, Summary, check_one_file, write_unit_outputs
+from geograft.mapping.unit_ledger import RESULT, STATE
+from geograft.mapping.unit_outputs import MAP_NAME, Summary, check_one_file, write_unit_outputs
 from geograft.mapping.units import JoinTree
 from geograft.mapping.worker import Proposal, Worker, check_done, check_file_name, join_job
 from geograft.runs import to_runs
@@ -308,9 +308,7 @@ def polygon_units(
             has no tolerance.
         OutputError: as `polygons`; if the folder has other files, or the job was stopped.
     """
-    place, settings, options = to_place(map), config or PolygonConfig(), worker or PartConfig()
-    if isinstance(place, Path) and (place / JOB).is_file():
-        place /= INDEX_NAME
+    place, settings, options = map_place(map), config or PolygonConfig(), worker or PartConfig()
     return run_job(PolygonJob(place, to_place(out), settings, optional_path(dstl_grid), file, options))
 
 

@@ -422,11 +422,22 @@ class UnitLedger:
         except (FileNotFoundError, InputError):
             digest = ""
         if digest != receipt.digest:
-            raise InputError(
-                f"{self.out}/{UNITS}/{name} is not the file that its receipt describes. Remove it and "
-                f"{self.out}/{STATE}/{unit}.done.json, and give the command of the workers again."
-            )
+            raise self._unit_error(unit, name)
         return path
+
+    def check_files(self, receipts: Iterable[Receipt]) -> None:
+        """Raise InputError if a raster of a finished unit is missing, or has another size than its receipt says."""
+        there = {one.key.rpartition("/")[2]: one.size for one in self.files.list(f"{UNITS}/")}
+        for receipt in receipts:
+            for name in (name for name in receipt.files if name.endswith(".tif")):
+                if there.get(name) != receipt.files[name]:
+                    raise self._unit_error(receipt.unit, name)
+
+    def _unit_error(self, unit: str, name: str) -> InputError:
+        return InputError(
+            f"{self.out}/{UNITS}/{name} is not the file that its receipt describes. Remove it and "
+            f"{self.out}/{STATE}/{unit}.done.json, and give the command of the workers again."
+        )
 
     def add_result(self, content: Mapping[str, Any]) -> None:
         """Record that the result of all units is made, and what it is, as JSON."""

@@ -104,9 +104,11 @@ def write_unit_outputs(
         InputError: if a file of a unit is missing or damaged.
         OutputError: if a file cannot be written.
     """
-    summary = read_summary(ledger)
-    if summary is None:
+    summary, receipts = read_summary(ledger), []
+    if summary is None or one_file:
         receipts = read_receipts(ledger, job)
+        ledger.check_files(receipts)
+    if summary is None:
         summary = _summarise(receipts, ledger, job)
         with TemporaryDirectory(prefix="geograft-index-") as scratch:
             for kind in job.outputs:
@@ -114,7 +116,7 @@ def write_unit_outputs(
         _write_stac(ledger, job, task, receipts)
         ledger.files.put(SUMMARY, to_json(asdict(summary)).encode())
     if one_file:
-        _write_one_file(ledger, job, task)
+        _write_one_file(ledger, job, task, frozenset(name for receipt in receipts for name in receipt.files))
     names = (INDEX_NAME, f"map{INDEX_SUFFIX}", COLLECTION, MAP_NAME)
     present = {one.key for one in ledger.files.list("map")} | {one.key for one in ledger.files.list(COLLECTION)}
     return summary, tuple(ledger.out / name for name in names if name in present)
@@ -458,11 +460,10 @@ class UnitFiles:
         return self.open[name]
 
 
-def _write_one_file(ledger: UnitLedger, job: Job, task: MapTask) -> None:
-    """Assemble the files of the units into those that one process would have written."""
+def _write_one_file(ledger: UnitLedger, job: Job, task: MapTask, names: frozenset[str]) -> None:
+    """Assemble the files of the units, with these names, into those that one process would have written."""
     if ledger.files.head(MAP_NAME) is not None:
         return
-    names = frozenset(one.key.rpartition("/")[2] for one in ledger.files.list(f"{UNITS}/"))
     local = isinstance(ledger.out, Path)
     with TemporaryDirectory(prefix="geograft-map-") as folder:
         path = ledger.out / MAP_NAME if isinstance(ledger.out, Path) else Path(folder) / MAP_NAME
@@ -483,8 +484,7 @@ def _assemble_cells(values: UnitFiles, task: MapTask, path: Path, tags: dict[str
     """Assemble the area of applicability, whose counts are those of the receipts."""
     from geograft.mapping.applicability import ApplicabilityCounts, applicability_layout  # noqa: PLC0415  (SciPy)
 
-    units = values.job.grid
-    grid = task.source.grid
+    units, grid = values.job.grid, task.source.grid
     parts = [
         (index, name)
         for index in range(len(units))

@@ -230,8 +230,10 @@ def test_a_map_of_workers_gives_the_polygons_of_the_map(place: Path) -> None:
     predict_units(place / "run", place / "scene.tif", place / "by-workers", PredictConfig(probabilities="uint8"))
     polygons(place / "map.tif", place / "plain.geojson", CONFIG)
     polygon_units(place / "by-workers", place / "out", CONFIG, file="plain.geojson")
-    mine, plain = ((path / "plain.geojson").read_text() for path in (place / "out", place))
-    assert mine == plain
+    (place / "whole").mkdir()
+    polygons(place / "by-workers", place / "whole" / "plain.geojson", CONFIG)
+    mine, plain, whole = ((path / "plain.geojson").read_text() for path in (place / "out", place, place / "whole"))
+    assert mine == plain == whole
     assert "mean_probability" in mine
 
 
