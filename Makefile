@@ -88,7 +88,7 @@ bench-adapt: $(READY)  ## five labelled tiles of another place: adapted runs, an
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_adapt.py --data $(DATA)/../places $(BENCH)
 
 bench-in-place: $(READY)  ## what makes a model better where it was trained, and its cost; BENCH=--write: docs/training.md
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_in_place.py --data $(DATA)/../places --weights $(WEIGHTS) --fresh-seeds 1 $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_in_place.py --data $(DATA)/../places --weights $(WEIGHTS) $(BENCH)
 
 bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shapely, GDAL and torch; BENCH=ema: one of them
 	$(BIN)/python benchmarks/bench_libraries.py $(BENCH)
@@ -109,8 +109,9 @@ bench-first-map: $(READY)  ## seconds from the first labels in `geograft serve` 
 bench-gpu: $(READY)  ## one NVIDIA GPU in six minutes: bits, speeds and memory; BENCH="--device cpu --small": rehearse it
 	$(BIN)/python benchmarks/bench_gpu.py $(BENCH)
 
-bench-scale: $(READY)  ## one map by one process, one worker and two, one thread each: the halo, and what two do in the time of one; BENCH=--write: docs/scale.md
+bench-scale: $(READY)  ## one map by one process, one worker and two, one thread each: the halo, and what two do in the time of one; polygons by units; BENCH=--write: docs/scale.md
 	$(BIN)/python benchmarks/bench_scale.py $(BENCH)
+	$(BIN)/python benchmarks/polygon_units.py $(BENCH)
 
 bench-cost: $(READY)  ## a cost model of maps, fitted on small rasters, checked on larger, and a million km²; BENCH=--write: docs/scale.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_cost.py $(RUN) $(BENCH)
