@@ -78,14 +78,14 @@ class Reaching:
         own = {name: getattr(self, name) for name in NUMBERS}
         return {f"held_{name}": array for name, array in (own | dict(self.sides)).items()}
 
-    def kept(self, kept: Bool[ndarray, " n"]) -> "Reaching":
-        """Return some of the regions."""
+    def only(self, chosen: Bool[ndarray, " n"]) -> "Reaching":
+        """Return the chosen regions, numbered anew."""
         counts = np.diff(self.ends, prepend=0)
-        parts, number = np.repeat(kept, counts), np.cumsum(kept) - 1
-        sides = {side: runs[kept[runs[:, 2]]] for side, runs in self.sides.items()}
+        parts, number = np.repeat(chosen, counts), np.cumsum(chosen) - 1
+        sides = {side: runs[chosen[runs[:, 2]]] for side, runs in self.sides.items()}
         sides = {side: np.column_stack([runs[:, :2], number[runs[:, 2]]]) for side, runs in sides.items()}
-        rows = (self.values[kept], self.sums[kept], self.bottoms[kept])
-        return Reaching(*rows, self.units[parts], self.places[parts], np.cumsum(counts[kept]), sides)
+        rows = (self.values[chosen], self.sums[chosen], self.bottoms[chosen])
+        return Reaching(*rows, self.units[parts], self.places[parts], np.cumsum(counts[chosen]), sides)
 
 
 NUMBERS = ("values", "sums", "bottoms", "units", "places", "ends")
@@ -312,7 +312,7 @@ def join_units(
             packed = pack_polygons([builder.columns(files.united(layer, found, regions))]) if regions else {}
             arrays |= {f"{layer}_{row}_{CROSSING}_{name}": array for name, array in packed.items()}
             advance(min(BLOCK_PX, window.stop_row - row) / window.height / layers)
-        arrays |= {f"{layer}_{name}": array for name, array in found.kept(reach).arrays().items()}
+        arrays |= {f"{layer}_{name}": array for name, array in found.only(reach).arrays().items()}
     return arrays
 
 
