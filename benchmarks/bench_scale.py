@@ -20,6 +20,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,6 +110,15 @@ def measure(commands: list[list[str]]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@contextmanager
+def empty_folder(chosen: Path | None) -> Iterator[Path]:
+    """Yield a folder for files: the chosen one, emptied, or a temporary one."""
+    with TemporaryDirectory() as scratch:
+        if chosen:
+            shutil.rmtree(chosen, ignore_errors=True)
+        yield chosen or Path(scratch)
+
+
 def main() -> None:
     """Parse the options, and report in a folder that is removed at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,10 +126,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="folder for the files, which is emptied")
     parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
     chosen = parser.parse_args()
-    with TemporaryDirectory() as scratch:
-        folder = chosen.folder or Path(scratch)
-        if chosen.folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    with empty_folder(chosen.folder) as folder:
         content, ratio = report(folder, chosen.side)
     print(content)
     if chosen.write:

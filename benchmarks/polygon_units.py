@@ -10,9 +10,7 @@ of the worker's time, without its start, is what one worker alone can do: it gat
 
 import argparse
 import json
-import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import rasterio
@@ -22,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 import machine
 import page
-from bench_scale import measure
+from bench_scale import empty_folder, measure
 from geograft.text import pluralise
 
 PAGE = page.PAGE.with_name("scale.md")
@@ -100,10 +98,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="folder for the files, which is emptied")
     parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
     chosen = parser.parse_args()
-    with TemporaryDirectory() as scratch:
-        folder = chosen.folder or Path(scratch)
-        if chosen.folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    with empty_folder(chosen.folder) as folder:
         content = report(folder, chosen.side)
     print(content)
     if chosen.write:
