@@ -14,7 +14,8 @@ Each case is one command in a folder of its own, in a process forked after all l
     refused         an error with valid input
     other result    success with another result than with the valid input
 
-The cases are in fuzz_cases.py, fuzz_geodata.py, fuzz_jobs.py and fuzz_scenes.py. Exits with 1 if a case fails; prints the failures, and the totals by family.
+The cases are in fuzz_cases.py, fuzz_own_files.py, fuzz_geodata.py, fuzz_jobs.py and fuzz_scenes.py. Exits with 1 if a
+case fails; prints the failures, and the totals by family.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from random import Random
 
 from fuzz_cases import all_cases
 from fuzz_files import ACCEPTED, REFUSED, SAME, Case, Command, Place, write_inputs
-from fuzz_jobs import job_cases, write_jobs
+from fuzz_jobs import write_jobs
 from fuzz_scenes import write_scenes
 
 LIMIT_S = 60.0
@@ -316,7 +317,7 @@ def main() -> None:
             write_jobs(folder / "inputs", run_command)
             cases = [
                 case
-                for case in (*all_cases(folder / "inputs"), *job_cases(folder / "inputs"))
+                for case in all_cases(folder / "inputs")
                 if chosen.family in (None, case.family) and chosen.case in case.name
             ]
             failed = _run(Harness(folder, server, connections, chosen.seed), cases, chosen.every, bool(chosen.case))

@@ -9,8 +9,8 @@ from typing import Any
 import fuzz_files as f
 import fuzz_geodata as g
 import numpy as np
-from fuzz_cases import WAYS, broken_json, edited_entries
 from fuzz_files import ACCEPTED, REFUSED, SAME, Case
+from fuzz_own_files import WAYS, broken_json, edited_entries
 
 SIDE = 2080
 """Side of the map whose polygons four workers may trace: units have at least 2,048 pixels."""
