@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-generalisation bench-weights bench-export bench-serve bench-first-map bench-gpu bench-scale bench-cost bench-quick docs site clean
+.PHONY: demo article test quick fuzz fuzz-inputs lint bench bench-predict bench-windows bench-threads bench-steps bench-train bench-memory bench-suggest bench-unlabelled bench-ideas bench-libraries bench-places bench-labelling bench-adapt bench-in-place bench-few bench-generalisation bench-weights bench-export bench-serve bench-first-map bench-gpu bench-scale bench-cost bench-quick docs site clean
 
 demo: $(READY)  ## the main job on the embedded scene: train, score, map another scene; polygons, a report
 	$(BIN)/geograft demo --out demo-out
@@ -89,6 +89,9 @@ bench-adapt: $(READY)  ## five labelled tiles of another place: adapted runs, an
 
 bench-in-place: $(READY)  ## what makes a model better where it was trained, and its cost; BENCH=--write: docs/training.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_in_place.py --data $(DATA)/../places --weights $(WEIGHTS) $(BENCH)
+
+bench-few: $(READY)  ## how long to train on very few tiles; BENCH=--write: docs/training.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/few_tiles.py --data $(DATA)/../places $(BENCH)
 
 bench-libraries: $(READY)  ## our outlines, overviews and EMA, and those of shapely, GDAL and torch; BENCH=ema: one of them
 	$(BIN)/python benchmarks/bench_libraries.py $(BENCH)

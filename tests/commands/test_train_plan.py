@@ -21,6 +21,7 @@ from geograft.commands.training_plan import (
     MIN_STEPS,
     PLANNED_STEPS,
     fit_minutes,
+    mean_overlap,
     plan_freezing,
     plan_training,
     should_compile,
@@ -51,9 +52,10 @@ def run(*arguments: str) -> None:
 
 
 def with_training_tiles(tile_set: TileSet, count: int, **changes: Any) -> TileSet:
-    """Return the tile set with `count` training tiles, of which each is the first one with `changes`."""
+    """Return the tile set with `count` training tiles side by side, of which each is the first one with `changes`."""
     first = replace(tile_set.split("train")[0], **changes)
-    return replace(tile_set, tiles=(first,) * count)
+    windows = (replace(first.window, col=number * first.window.width) for number in range(count))
+    return replace(tile_set, tiles=tuple(replace(first, window=window) for window in windows))
 
 
 def steps(tiles: int, config: TrainConfig) -> int:
@@ -71,9 +73,21 @@ def test_few_tiles_are_repeated_for_about_a_number_of_steps(tile_set: TileSet, c
     tolerance = steps(count, default) / 2 + passes
     assert count > 192 or steps(count, planned) <= PLANNED_STEPS + tolerance
     assert passes <= MAX_PASSES or abs(steps(count, planned) - MIN_STEPS) <= tolerance
-    assert count > 192 or passes >= MAX_PASSES
+    assert count > 192 or passes >= MAX_PASSES or abs(steps(count, planned) - PLANNED_STEPS) <= tolerance
     few = [line for line in plan.lines if "few" in line]
     assert [f"comes {planned.repeat} times" in line for line in few] == [True] * (count <= 192)
+
+
+@pytest.mark.parametrize(("step", "passes"), [(1.0, 40), (0.5, 20), (0.25, 20)])
+def test_passes_over_overlapping_tiles_count_by_pixel(tile_set: TileSet, step: float, passes: int) -> None:
+    """Or there are as many as give 120 steps."""
+    apart = with_training_tiles(tile_set, 64)
+    windows = (replace(tile.window, col=int(step * tile.window.col)) for tile in apart.tiles)
+    tiles = tuple(replace(tile, window=window) for tile, window in zip(apart.tiles, windows, strict=True))
+    near = replace(apart, tiles=tiles)
+    assert mean_overlap(near.tiles) == pytest.approx(1 / step, rel=0.05)
+    planned = plan_training(near, Recipe()).recipe.train
+    assert planned.epochs * planned.repeat == passes
 
 
 @pytest.mark.parametrize("name", ["epochs", "repeat", "batch_size", "accumulate"])

@@ -1,12 +1,15 @@
 """Plan a training: settings for few tiles and rare classes, and the number of epochs that fits into a time."""
 
 import math
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import shapely
+
 from geograft.config import Recipe, TrainConfig
-from geograft.dataset.tileset import TileSet
+from geograft.dataset.tileset import Tile, TileSet
 from geograft.errors import SettingError
 from geograft.networks.device import find_device
 from geograft.networks.network import FROZEN_STAGES, Network, frozen_stages
@@ -17,10 +20,10 @@ from geograft.training.sampling import make_batches
 
 LINEAR = "linear"
 """The architecture that is fitted, not trained."""
-PLANNED_STEPS, MIN_STEPS, MAX_PASSES = 360, 120, 20
+PLANNED_STEPS, MIN_STEPS, MAX_PASSES = 360, 120, 40
 """Optimizer steps of a planned training with few tiles: three times those of the tables in docs/places.md, which gains
-most of all that is compared there. There it is 9 to 16 passes over the tiles, so very few tiles are trained for fewer
-steps: those of MAX_PASSES passes, but at least MIN_STEPS."""
+most of all that is compared there. Very few tiles are trained for fewer steps, those of MAX_PASSES passes over their
+pixels, but at least MIN_STEPS: more gain nothing (docs/training.md, "Very few tiles")."""
 LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
 SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
 RARE_FRACTION, RARE_TILES = 0.01, 0.5
@@ -48,7 +51,7 @@ def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = (
     """
     lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
     tiles = tile_set.split("train")
-    repeat = _planned_repeat(_optimizer_steps(len(tiles), config), config)
+    repeat = _planned_repeat(tiles, config)
     if tiles and repeat > config.repeat and not LENGTH_SETTINGS & set(chosen):
         config = replace(config, repeat=repeat)
         lines.append(
@@ -79,11 +82,24 @@ def plan_freezing(recipe: Recipe, bands: int, stages: int) -> Plan:
     return Plan(replace(recipe, model=replace(model, frozen_stages=frozen)), () if frozen else (line,))
 
 
-def _planned_repeat(steps: int, config: TrainConfig) -> int:
-    """Return how often a tile comes in an epoch, where all epochs of `config` have `steps` optimizer steps."""
-    needed, wanted = (int(goal / max(1, steps) + 0.5) for goal in (MIN_STEPS, PLANNED_STEPS))
-    allowed = MAX_PASSES // (config.epochs * config.repeat)
-    return max(needed, min(wanted, allowed)) * config.repeat
+def _planned_repeat(tiles: Sequence[Tile], config: TrainConfig) -> int:
+    """Return how often a tile comes in an epoch."""
+    steps = max(1, _optimizer_steps(len(tiles), config))
+    needed, wanted = (int(goal / steps + 0.5) for goal in (MIN_STEPS, PLANNED_STEPS))
+    if wanted <= 1:
+        return config.repeat
+    allowed = int(MAX_PASSES / mean_overlap(tiles)) // (config.epochs * config.repeat)
+    return max(needed, min(wanted, allowed), 1) * config.repeat
+
+
+def mean_overlap(tiles: Sequence[Tile]) -> float:
+    """Return in how many of some tiles a pixel of theirs is, on average; 1 if none overlap."""
+    shapes: dict[str, list[shapely.Polygon]] = defaultdict(list)
+    for tile in tiles:
+        window = tile.window
+        shapes[tile.scene].append(shapely.box(window.col, window.row, window.stop_col, window.stop_row))
+    pixels = sum(shapely.area(shapely.union_all(own)) for own in shapes.values())
+    return float(sum(tile.window.height * tile.window.width for tile in tiles) / max(pixels, 1))
 
 
 def _optimizer_steps(tiles: int, config: TrainConfig) -> int:
