@@ -78,14 +78,14 @@ def test_few_tiles_are_repeated_for_about_a_number_of_steps(tile_set: TileSet, c
     assert [f"comes {planned.repeat} times" in line for line in few] == [True] * (count <= 192)
 
 
-@pytest.mark.parametrize(("step", "passes"), [(1.0, 40), (0.5, 20), (0.25, 20)])
+@pytest.mark.parametrize(("step", "passes"), [(1.0, 80), (0.5, 40), (0.25, 40)])
 def test_passes_over_overlapping_tiles_count_by_pixel(tile_set: TileSet, step: float, passes: int) -> None:
     """Or there are as many as give 120 steps."""
-    apart = with_training_tiles(tile_set, 64)
+    apart = with_training_tiles(tile_set, 24)
     windows = (replace(tile.window, col=int(step * tile.window.col)) for tile in apart.tiles)
     tiles = tuple(replace(tile, window=window) for tile, window in zip(apart.tiles, windows, strict=True))
     near = replace(apart, tiles=tiles)
-    assert mean_overlap(near.tiles) == pytest.approx(1 / step, rel=0.05)
+    assert mean_overlap(near.tiles) == pytest.approx(1 / step, rel=0.15)
     planned = plan_training(near, Recipe()).recipe.train
     assert planned.epochs * planned.repeat == passes
 

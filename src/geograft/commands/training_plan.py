@@ -20,10 +20,10 @@ from geograft.training.sampling import make_batches
 
 LINEAR = "linear"
 """The architecture that is fitted, not trained."""
-PLANNED_STEPS, MIN_STEPS, MAX_PASSES = 360, 120, 40
+PLANNED_STEPS, MIN_STEPS, MAX_PASSES = 360, 120, 80
 """Optimizer steps of a planned training with few tiles: three times those of the tables in docs/places.md, which gains
 most of all that is compared there. Very few tiles are trained for fewer steps, those of MAX_PASSES passes over their
-pixels, but at least MIN_STEPS: more gain nothing (docs/training.md, "Very few tiles")."""
+pixels, but at least MIN_STEPS (docs/training.md, "Very few tiles")."""
 LENGTH_SETTINGS = {"epochs", "repeat", "batch_size", "accumulate"}
 SAMPLING_SETTINGS = {"sampling", "class_weights", "copy_paste"}
 RARE_FRACTION, RARE_TILES = 0.01, 0.5
