@@ -10,7 +10,8 @@ where 0.6 % of the pixels are landslides, nothing is trained, and it is reported
 
 The screen trains every variant with one seed. The three that are best elsewhere are then trained with the fresh seeds,
 and their differences from the default get p-values and confidence intervals by Holm's method. Scenes are resampled, the
-same ones for both of a pair; the differences are means over all transfers.
+same ones for both of a pair; the differences are means over all transfers. What augmented colours change on top of
+longer training, if both were trained, is in a table of its own, over all seeds.
 
 Results are cached by variant, place and seed, so that the same command resumes. --write puts the tables into
 docs/places.md, those of each encoder into a section of its own.
@@ -34,7 +35,19 @@ from geograft import load_recipe
 from geograft.commands.demo import LITE0
 from geograft.metrics.calibration import STEPS as BINS
 from geograft.metrics.intervals import expanded_tail
-from laboratory import APART, PLACES, VARIANTS, Laboratory, Variant, is_possible, planned, runs_for, transfers
+from laboratory import (
+    APART,
+    LONGER,
+    LONGER_COLOURED,
+    PLACES,
+    VARIANTS,
+    Laboratory,
+    Variant,
+    is_possible,
+    planned,
+    runs_for,
+    transfers,
+)
 
 DRAWS, CONFIRMED = 2000, 3
 THRESHOLDS = np.arange(20, BINS, 20)
@@ -260,6 +273,21 @@ def confirmation_table(comparisons: Sequence[Comparison]) -> str:
     return page.table(["fresh seeds", "elsewhere", "p", "elsewhere, best thresholds", "in place"], rows)
 
 
+def colours_table(laboratory: Laboratory, kinds: Sequence[str], seeds: Sequence[int]) -> str:
+    """Return the table of what augmented colours change on top of longer training, by kind."""
+    rows = []
+    for elsewhere in (True, False):
+        cells = []
+        for some in (kinds, *([kind] for kind in kinds)):
+            pairs = pairs_of(LONGER, some, elsewhere)
+            own, plain = (
+                mean_iou(laboratory, one, pairs, seeds) if pairs else None for one in (LONGER_COLOURED, LONGER)
+            )
+            cells.append(difference_text(own - plain) if own and plain else "")
+        rows.append(["elsewhere" if elsewhere else "in place", *cells])
+    return page.table(["augmented colours on top of longer training", "all", *kinds], rows)
+
+
 def best_of(comparisons: Sequence[Comparison]) -> list[Variant]:
     """Return the variants, other than the default, that are best elsewhere at a threshold of 0.5."""
     others = sorted(comparisons[1:], key=lambda each: -each.difference(elsewhere=True).value)
@@ -299,6 +327,11 @@ def main() -> None:
     confirmed = compared(laboratory, chosen, kinds, fresh) if fresh else []
     if confirmed:
         tables.append(confirmation_table(confirmed))
+    every = [*seeds, *fresh]
+    both = compared(laboratory, [LONGER, LONGER_COLOURED], kinds, every)
+    if LONGER_COLOURED in variants and len(both) == len([LONGER, LONGER_COLOURED]):
+        common = [kind for kind in kinds if all(kind in each.kinds for each in both)]
+        tables.append(colours_table(laboratory, common, every))
     about = (
         f"Encoder: {given.encoder}. Screen: seed {' '.join(map(str, seeds))}; fresh seeds: "
         f"{' '.join(map(str, fresh)) or 'none'}. {machine.describe(('torch', 'timm'))}"

@@ -82,6 +82,7 @@ class Variant:
 
 
 LONGER = Variant("3 times as many steps", lengthening=3)
+LONGER_COLOURED = Variant("3 times as many steps, colour augmentation", train={"augment": "colour"}, lengthening=3)
 VARIANTS = (
     Variant("the default"),
     Variant("colour augmentation", train={"augment": "colour"}),
@@ -97,7 +98,7 @@ VARIANTS = (
     Variant("no EMA", train={"ema": 0.0}),
     Variant("label smoothing", train={"label_smoothing": 0.1}),
     LONGER,
-    Variant("3 times as many steps, colour augmentation", train={"augment": "colour"}, lengthening=3),
+    LONGER_COLOURED,
     Variant("two source places", all_others=True),
 )
 
