@@ -12,6 +12,7 @@ its processor.
 """
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ def main(address: str, folder: Path, what: str) -> None:
 
 
 if __name__ == "__main__":
+    # Shells start jobs in the background with SIGINT ignored, and processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
     except GeograftError as error:
