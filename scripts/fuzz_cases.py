@@ -10,8 +10,6 @@ import fuzz_own_files as o
 import fuzz_scenes as s
 from fuzz_files import ACCEPTED, ANY, REFUSED, Case
 
-NAN, INF = float("nan"), float("inf")
-
 
 def all_cases(inputs: Path) -> list[Case]:
     """Return all cases, for the valid inputs in a folder."""

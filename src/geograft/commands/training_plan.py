@@ -45,9 +45,9 @@ class Plan:
 def plan_training(tile_set: TileSet, recipe: Recipe, chosen: Collection[str] = ()) -> Plan:
     """Return `recipe` with settings for few tiles and rare classes, unless settings in `chosen` concern these.
 
-    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all, very few for about MIN_STEPS. With a rare
-    class, tiles are sampled by class. All other settings stay, so that a tile set without any of these is trained as
-    the recipe says.
+    Few tiles are repeated for about PLANNED_STEPS optimizer steps in all, very few for MAX_PASSES passes over their
+    pixels, or MIN_STEPS where that is more. With a rare class, tiles are sampled by class. All other settings stay, so
+    that a tile set without any of these is trained as the recipe says.
     """
     lines, config = list(_tile_size_advice(tile_set.meta.settings.tile_px)), recipe.train
     tiles = tile_set.split("train")

@@ -116,7 +116,7 @@ def write_unit_outputs(
         _write_stac(ledger, job, task, receipts)
         ledger.files.put(SUMMARY, to_json(asdict(summary)).encode())
     if one_file:
-        _write_one_file(ledger, job, task, frozenset(name for receipt in receipts for name in receipt.files))
+        _write_one_file(ledger, job, task, receipts)
     names = (INDEX_NAME, f"map{INDEX_SUFFIX}", COLLECTION, MAP_NAME)
     present = {one.key for one in ledger.files.list("map")} | {one.key for one in ledger.files.list(COLLECTION)}
     return summary, tuple(ledger.out / name for name in names if name in present)
@@ -401,8 +401,8 @@ class UnitFiles:
 
     ledger: UnitLedger
     job: Job
-    names: frozenset[str]
-    """Names of all files."""
+    receipts: Sequence[Receipt]
+    """Of all units, in order."""
     scratch: Path
     """Folder for files of a bucket, of one row of units at a time."""
     open: dict[str, Image] = field(default_factory=dict)
@@ -443,7 +443,7 @@ class UnitFiles:
         return [row * units.columns + window.col // units.unit_px for row in rows]
 
     def _has_files(self, index: int) -> bool:
-        return _file_name(self.job, index, "") in self.names
+        return _file_name(self.job, index, "") in self.receipts[index].files
 
     def image(self, name: str, index: int) -> Image:
         """Return an open file of a unit."""
@@ -460,14 +460,14 @@ class UnitFiles:
         return self.open[name]
 
 
-def _write_one_file(ledger: UnitLedger, job: Job, task: MapTask, names: frozenset[str]) -> None:
-    """Assemble the files of the units, with these names, into those that one process would have written."""
+def _write_one_file(ledger: UnitLedger, job: Job, task: MapTask, receipts: Sequence[Receipt]) -> None:
+    """Assemble the files of the units into those that one process would have written."""
     if ledger.files.head(MAP_NAME) is not None:
         return
     local = isinstance(ledger.out, Path)
     with TemporaryDirectory(prefix="geograft-map-") as folder:
         path = ledger.out / MAP_NAME if isinstance(ledger.out, Path) else Path(folder) / MAP_NAME
-        values = UnitFiles(ledger, job, names, Path(folder))
+        values = UnitFiles(ledger, job, receipts, Path(folder))
         with lock_output(path, enabled=local):
             try:
                 named = replace(task, source=replace(task.source, path=path))
@@ -488,7 +488,7 @@ def _assemble_cells(values: UnitFiles, task: MapTask, path: Path, tags: dict[str
     parts = [
         (index, name)
         for index in range(len(units))
-        if (name := _file_name(values.job, index, "applicability")) in values.names
+        if (name := _file_name(values.job, index, "applicability")) in values.receipts[index].files
     ]
     first = values.image(parts[0][1], parts[0][0])
     cell_px = _cell_px(first.info, grid)
@@ -496,5 +496,5 @@ def _assemble_cells(values: UnitFiles, task: MapTask, path: Path, tags: dict[str
         for index, name in parts:
             image = values.image(name, index)
             writer.write(image.read_raw(image.info.grid.window), _cells(units.window(index), cell_px))
-    cells = [one.applicability or (0, 0) for one in read_receipts(values.ledger, values.job)]
+    cells = [one.applicability or (0, 0) for one in values.receipts]
     return ApplicabilityCounts(*(sum(column) for column in zip(*cells, strict=True)))
